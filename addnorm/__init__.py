@@ -1,0 +1,99 @@
+"""addnorm: the residual stream you can choose, measure and trust."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from addnorm import branches, joins, norms, ops, positions, recurrent, schemes, stream
+    from addnorm.models.transformer import EncoderDecoder, decoder, encoder
+    from addnorm.norms import (
+        BatchNorm,
+        ChannelsFirstLayerNorm,
+        DyT,
+        GroupNorm,
+        L2Norm,
+        LayerNorm,
+        RMSNorm,
+        ScaleNorm,
+        UnbiasedLayerNorm,
+    )
+    from addnorm.recurrent import LayerNormGRU, LayerNormLSTM
+    from addnorm.stream import AddNorm, Context, Stack, init_table
+
+# Public name -> the module that defines it; a module that is public itself maps to itself. Resolved
+# on first use, so that `import addnorm` costs nothing.
+_PUBLIC = {
+    **{
+        name: f"addnorm.{name}"
+        for name in (
+            "branches",
+            "joins",
+            "norms",
+            "ops",
+            "positions",
+            "recurrent",
+            "schemes",
+            "stream",
+        )
+    },
+    **dict.fromkeys(
+        (
+            "BatchNorm",
+            "ChannelsFirstLayerNorm",
+            "DyT",
+            "GroupNorm",
+            "L2Norm",
+            "LayerNorm",
+            "RMSNorm",
+            "ScaleNorm",
+            "UnbiasedLayerNorm",
+        ),
+        "addnorm.norms",
+    ),
+    **dict.fromkeys(("AddNorm", "Context", "Stack", "init_table"), "addnorm.stream"),
+    **dict.fromkeys(("LayerNormGRU", "LayerNormLSTM"), "addnorm.recurrent"),
+    **dict.fromkeys(("EncoderDecoder", "decoder", "encoder"), "addnorm.models.transformer"),
+}
+
+__all__ = [
+    "AddNorm",
+    "BatchNorm",
+    "ChannelsFirstLayerNorm",
+    "Context",
+    "DyT",
+    "EncoderDecoder",
+    "GroupNorm",
+    "L2Norm",
+    "LayerNorm",
+    "LayerNormGRU",
+    "LayerNormLSTM",
+    "RMSNorm",
+    "ScaleNorm",
+    "Stack",
+    "UnbiasedLayerNorm",
+    "branches",
+    "decoder",
+    "encoder",
+    "init_table",
+    "joins",
+    "norms",
+    "ops",
+    "positions",
+    "recurrent",
+    "schemes",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'addnorm' has no attribute {name!r}")
+    from importlib import import_module
+
+    module = import_module(_PUBLIC[name])
+    return module if _PUBLIC[name] == f"addnorm.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,545 @@
+"""The branches: what a sublayer computes, called as ``branch(u, ctx)``.
+
+Every one takes ``inner=`` (a rule width -> norm, or None) and ``init=`` (a rule (role, weight)),
+which is how a ``Stack`` passes on what the scheme decided: ``partial(MLP, dim, hidden)`` is a make.
+
+softmax(q k^T * scale) v: the scale, 1 / sqrt(head_dim) unless given, is inside the softmax.
+"""
+
+import difflib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from typing import TypedDict, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addnorm.norms import as_norm
+from addnorm.ops.reference import accumulate_dtype, autocast_applies, without_autocast
+from addnorm.positions import AttentionPosition
+from addnorm.stream import PLAIN, Context, InitRule, Make
+
+NormRule = Callable[[int], nn.Module]
+
+# --- multilayer perceptrons -----------------------------------------------------------------------
+
+
+def _relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,  # GPT-2
+    "relu": F.relu,
+    "relu2": _relu2,  # So et al. 2021, Primer
+    "silu": F.silu,
+}
+
+
+def _activation(name: str) -> Callable[[Tensor], Tensor]:
+    if name not in ACTIVATIONS:
+        near = difflib.get_close_matches(name, ACTIVATIONS) or sorted(ACTIVATIONS)
+        raise ValueError(f"unknown activation {name!r}; did you mean {' or '.join(near)}?")
+    return ACTIVATIONS[name]
+
+
+class MLP(nn.Module):
+    """down(inner(activation(up(u))))."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        activation: str = "gelu",
+        *,
+        bias: bool = True,
+        dropout: float = 0.0,
+        out_dropout: float = 0.0,
+        inner: NormRule | None = None,
+        init: InitRule = PLAIN,
+    ) -> None:
+        super().__init__()
+        self.activation, self.act, self.init = activation, _activation(activation), init
+        self.dropout, self.out_dropout = dropout, out_dropout
+        self.up = nn.Linear(dim, hidden, bias=bias)
+        self.inner = None if inner is None else as_norm(inner(hidden))
+        self.down = nn.Linear(hidden, dim, bias=bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights by the scheme's rule, biases 0."""
+        _reset(self.init, up=self.up, down=self.down)
+
+    def forward(self, u: Tensor, ctx: Context | None = None) -> Tensor:
+        a = self.act(self.up(_for(self.up, u)))  # (B, T, hidden)
+        a = F.dropout(a, self.dropout, self.training)
+        if self.inner is not None:
+            a = self.inner(a, valid=None if ctx is None else ctx.valid)
+        return F.dropout(self.down(_for(self.down, a)), self.out_dropout, self.training)
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"
+
+
+class GatedMLP(nn.Module):
+    """down(inner(activation(gate(u)) * up(u))): SwiGLU and its kin (Shazeer 2020)."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        activation: str = "silu",
+        *,
+        bias: bool = True,
+        dropout: float = 0.0,
+        out_dropout: float = 0.0,
+        inner: NormRule | None = None,
+        init: InitRule = PLAIN,
+    ) -> None:
+        super().__init__()
+        self.activation, self.act, self.init = activation, _activation(activation), init
+        self.dropout, self.out_dropout = dropout, out_dropout
+        self.gate = nn.Linear(dim, hidden, bias=bias)
+        self.up = nn.Linear(dim, hidden, bias=bias)
+        self.inner = None if inner is None else as_norm(inner(hidden))
+        self.down = nn.Linear(hidden, dim, bias=bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights by the scheme's rule, biases 0."""
+        _reset(self.init, gate=self.gate, up=self.up, down=self.down)
+
+    def forward(self, u: Tensor, ctx: Context | None = None) -> Tensor:
+        u = _for(self.up, u)
+        a = self.act(self.gate(u)) * self.up(u)  # (B, T, hidden)
+        a = F.dropout(a, self.dropout, self.training)
+        if self.inner is not None:
+            a = self.inner(a, valid=None if ctx is None else ctx.valid)
+        return F.dropout(self.down(_for(self.down, a)), self.out_dropout, self.training)
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"
+
+
+class Parallel(nn.Module):
+    """The sum of several branches of one input, in one sublayer: attention and MLP side by side."""
+
+    def __init__(self, *makes: Make, inner: NormRule | None = None, init: InitRule = PLAIN) -> None:
+        super().__init__()
+        if not makes:
+            raise ValueError("Parallel needs at least one branch")
+        self.branches = nn.ModuleList(make(inner=inner, init=init) for make in makes)
+
+    def forward(self, u: Tensor, ctx: Context) -> Tensor:
+        out = [branch(u, ctx._replace(key=(ctx.key, i))) for i, branch in enumerate(self.branches)]
+        return sum(out[1:], out[0])
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+class Heads(TypedDict, total=False):
+    """The options that self- and cross-attention share, see ``MultiHead``."""
+
+    n_kv_heads: int | None
+    head_dim: int | None
+    qk_norm: NormRule | None
+    scale: float | None
+    softcap: float | None
+    bias: bool
+    dropout: float
+    out_dropout: float
+    inner: NormRule | None
+    init: InitRule
+
+
+class MultiHead(nn.Module, ABC):
+    """What self- and cross-attention share: projections, heads, norms on heads, the way out.
+
+    ``n_kv_heads`` < ``n_heads``: grouped-query attention, a key head serves a group of query heads.
+    ``qk_norm``: a rule head_dim -> norm for queries and keys (Dehghani et al. 2023).
+    ``scale``: 1 / sqrt(head_dim) unless given.
+    ``softcap``: logits become softcap * tanh(logits / softcap) before masking (Gemma 2).
+    ``inner``: a norm over the concatenated heads, before the output projection.
+    ``dropout`` acts on the attention weights, ``out_dropout`` on the output.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_heads: int,
+        *,
+        n_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        qk_norm: NormRule | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        out_dropout: float = 0.0,
+        inner: NormRule | None = None,
+        init: InitRule = PLAIN,
+    ) -> None:
+        super().__init__()
+        n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+        if head_dim is None:
+            if dim % n_heads:
+                raise ValueError(f"{n_heads} heads do not divide the width {dim}: give head_dim")
+            head_dim = dim // n_heads
+        if n_heads % n_kv_heads:
+            raise ValueError(f"{n_kv_heads} key-value heads do not divide {n_heads} query heads")
+        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
+        self.scale = head_dim**-0.5 if scale is None else scale
+        self.softcap, self.dropout, self.out_dropout = softcap, dropout, out_dropout
+        self.init = init
+        self.q = nn.Linear(dim, n_heads * head_dim, bias=bias)
+        self.k = nn.Linear(dim, n_kv_heads * head_dim, bias=bias)
+        self.v = nn.Linear(dim, n_kv_heads * head_dim, bias=bias)
+        self.q_norm = None if qk_norm is None else as_norm(qk_norm(head_dim))
+        self.k_norm = None if qk_norm is None else as_norm(qk_norm(head_dim))
+        self.inner = None if inner is None else as_norm(inner(n_heads * head_dim))
+        self.out = nn.Linear(n_heads * head_dim, dim, bias=bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights by the scheme's rule, biases 0."""
+        _reset(self.init, q=self.q, k=self.k, v=self.v, out=self.out)
+
+    @abstractmethod
+    def forward(self, u: Tensor, ctx: Context) -> Tensor:
+        """(B, T, dim) -> (B, T, dim)."""
+
+    def queries(self, u: Tensor) -> Tensor:
+        """(B, T, dim) -> (B, H, T, head_dim), normed."""
+        q = self.q(_for(self.q, u)).unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)
+        return q if self.q_norm is None else self.q_norm(q)
+
+    def keys(self, u: Tensor) -> Tensor:
+        """(B, S, dim) -> (B, Hkv, S, head_dim), normed."""
+        k = self.k(_for(self.k, u)).unflatten(-1, (self.n_kv_heads, self.head_dim)).transpose(1, 2)
+        return k if self.k_norm is None else self.k_norm(k)
+
+    def values(self, u: Tensor) -> Tensor:
+        """(B, S, dim) -> (B, Hkv, S, head_dim)."""
+        v = self.v(_for(self.v, u))
+        return v.unflatten(-1, (self.n_kv_heads, self.head_dim)).transpose(1, 2)
+
+    def look(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        allowed: Tensor | None,
+        bias: Tensor | None,
+        valid: Tensor | None,
+        causal: bool = False,
+    ) -> Tensor:
+        """Attend, concatenate the heads, project: (B, H, T, head_dim) -> (B, T, dim)."""
+        y = attend(
+            q,
+            k,
+            v,
+            allowed,
+            bias,
+            scale=self.scale,
+            causal=causal,
+            softcap=self.softcap,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        y = y.transpose(1, 2).flatten(2)
+        if self.inner is not None:
+            y = self.inner(y, valid=valid)
+        return F.dropout(self.out(_for(self.out, y)), self.out_dropout, self.training)
+
+    def extra_repr(self) -> str:
+        kv = "" if self.n_kv_heads == self.n_heads else f", n_kv_heads={self.n_kv_heads}"
+        return f"n_heads={self.n_heads}{kv}, head_dim={self.head_dim}"
+
+
+class Attention(MultiHead):
+    """Self-attention, with the options of ``MultiHead``.
+
+    ``window``: a token sees itself and the ``window - 1`` before it. ``position``: RoPE or ALiBi.
+    ``value_residual=(a, b)``: values become a * (those of the first attention in the stack) + b *
+    (their own), except in the first (Zhou et al. 2024, arXiv 2410.17897; its code has 0.5, 0.5).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_heads: int,
+        *,
+        causal: bool = False,
+        window: int | None = None,
+        position: AttentionPosition | None = None,
+        value_residual: tuple[float, float] | None = None,
+        **heads: Unpack[Heads],
+    ) -> None:
+        if window is not None and (window < 1 or not causal):
+            raise ValueError(
+                f"a window is at least 1 (the token itself) and looks back only, so it needs "
+                f"causal=True; got window={window}, causal={causal}"
+            )
+        super().__init__(dim, n_heads, **heads)
+        self.causal, self.window = causal, window
+        self.position, self.value_residual = position, value_residual
+
+    def forward(self, u: Tensor, ctx: Context) -> Tensor:
+        batch, new, _ = u.shape
+        past = 0 if ctx.cache is None else ctx.cache.length(ctx.key)
+        q, k, v = self.queries(u), self.keys(u), self.values(u)
+        if self.value_residual is not None:
+            v = self._with_first_values(v, ctx)
+        if self.position is not None:
+            positions = ctx.positions
+            if positions is None:
+                positions = torch.arange(past, past + new, device=u.device)
+            q, k = self.position.rotate(q, positions), self.position.rotate(k, positions)
+        if ctx.cache is not None:
+            k, v = ctx.cache.update(ctx.key, k, v)
+        shape = (batch, self.n_heads, new, past + new)
+        order = self.causal and (new > 1 or self.window is not None)
+        plain = order and past == 0 and self.window is None
+        plain = plain and ctx.valid is None and ctx.attend is None
+        allowed = None
+        if not plain:
+            window = self.window
+            allowed = visible(shape, u.device, ctx.valid, ctx.attend, causal=order, window=window)
+        bias = None if ctx.bias is None else full_shape("bias", ctx.bias, shape)
+        if self.position is not None:
+            number = torch.arange(past + new, device=u.device)
+            code = self.position.bias(number[past:], number)
+            bias = code if bias is None else bias if code is None else bias + code
+        return self.look(q, k, v, allowed, bias, ctx.valid, causal=plain)
+
+    def _with_first_values(self, v: Tensor, ctx: Context) -> Tensor:
+        assert self.value_residual is not None
+        first, own = self.value_residual
+        if ctx.taps is not None and "v0" in ctx.taps:
+            return first * ctx.taps["v0"] + own * v
+        if ctx.offers is None:
+            raise ValueError("value_residual needs a Stack around the attention, to carry values")
+        ctx.offers["v0"] = v
+        return v
+
+    def extra_repr(self) -> str:
+        window = "" if self.window is None else f", window={self.window}"
+        return f"{super().extra_repr()}, causal={self.causal}{window}"
+
+
+class CrossAttention(MultiHead):
+    """Attention to ``ctx.memory``, the encoder's output, with the options of ``MultiHead``."""
+
+    def forward(self, u: Tensor, ctx: Context) -> Tensor:
+        memory = ctx.memory
+        if memory is None:
+            raise ValueError("cross-attention needs Context(memory=...), the encoder's output")
+        q = self.queries(u)
+        if ctx.cache is None:
+            k, v = self.keys(memory), self.values(memory)
+        else:
+            k, v = ctx.cache.memory(ctx.key, lambda: (self.keys(memory), self.values(memory)))
+        shape = (u.shape[0], self.n_heads, u.shape[1], memory.shape[1])
+        allowed = visible(shape, u.device, ctx.memory_valid, ctx.memory_attend, of="memory_")
+        bias = ctx.memory_bias
+        if bias is not None:
+            bias = full_shape("memory_bias", bias, shape)
+        return self.look(q, k, v, allowed, bias, ctx.valid)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Tensor | None,
+    bias: Tensor | None,
+    *,
+    scale: float,
+    causal: bool = False,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(scale * q k^T + bias, over what is allowed) v; a query that sees nothing gets 0.
+
+    q (B, H, T, D), k and v (B, Hkv, S, D); ``allowed`` boolean and ``bias`` broadcast to
+    (B, H, T, S); ``causal`` is for T = S without another mask. The one place where it is decided
+    who computes this: PyTorch's fused attention, or plain products where it lacks the feature.
+    """
+    seen = None
+    if allowed is not None:
+        seen = allowed.any(-1, keepdim=True)
+        allowed = allowed | ~seen  # a softmax over nothing is NaN, and so is its gradient
+    if softcap is None:
+        y = _fused_attention(q, k, v, allowed, bias, scale, causal, dropout)
+    else:
+        y = _plain_attention(q, k, v, allowed, bias, scale, causal, softcap, dropout)
+    return y if seen is None else y.masked_fill(~seen, 0.0)
+
+
+def _fused_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+    causal: bool,
+    dropout: float,
+) -> Tensor:
+    mask = allowed
+    if bias is not None:
+        if causal:
+            allowed = torch.ones(q.shape[-2], k.shape[-2], device=q.device).tril().bool()
+        mask = bias.to(q.dtype)
+        if allowed is not None:
+            mask = mask.masked_fill(~allowed, -math.inf)
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=causal and mask is None,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+def _plain_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+    causal: bool,
+    softcap: float,
+    dropout: float,
+) -> Tensor:
+    wide = accumulate_dtype(q)
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    with without_autocast(q):
+        logits = q.to(wide) @ k.to(wide).transpose(-1, -2) * scale  # (B, H, T, S)
+        logits = softcap * torch.tanh(logits / softcap)
+        if bias is not None:
+            logits = logits + bias.to(wide)
+        if causal:
+            allowed = torch.ones(logits.shape[-2:], device=q.device).tril().bool()
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, -math.inf)
+        weights = F.dropout(logits.softmax(-1), dropout)
+        return (weights @ v.to(wide)).to(q.dtype)
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def visible(
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+    valid: Tensor | None,
+    attend: Tensor | None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    of: str = "",
+) -> Tensor | None:
+    """Who may look at what, all masks together, broadcastable to shape (B, H, T, S).
+
+    The T queries are the last of the S keys. None if everything is visible.
+    """
+    batch, _, new, total = shape
+    parts = []
+    if valid is not None:
+        if valid.shape != (batch, total):
+            raise ValueError(
+                f"{of}valid must have shape (B, S) = ({batch}, {total}), one entry per key, "
+                f"got {tuple(valid.shape)}"
+            )
+        parts.append(valid[:, None, None, :])
+    if attend is not None:
+        parts.append(full_shape(f"{of}attend", attend, shape))
+    if causal:
+        i = torch.arange(total - new, total, device=device)[:, None]
+        j = torch.arange(total, device=device)[None, :]
+        parts.append(j <= i)
+        if window is not None:
+            parts.append(j > i - window)
+    if not parts:
+        return None
+    allowed = parts[0]
+    for part in parts[1:]:
+        allowed = allowed & part
+    return allowed
+
+
+def full_shape(name: str, mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """A mask (T, S), (B, T, S) or (B, H, T, S) as four axes that broadcast to (B, H, T, S)."""
+    if mask.dim() not in (2, 3, 4):
+        raise ValueError(
+            f"{name} must be (T, S), (B, T, S) or (B, H, T, S), got {mask.dim()} axes: "
+            f"{tuple(mask.shape)}"
+        )
+    full = mask[:, None] if mask.dim() == 3 else mask[(None,) * (4 - mask.dim())]
+    axes = ("B (batch)", "H (heads)", "T (queries)", "S (keys)")
+    for axis, got, want in zip(axes, full.shape, shape, strict=True):
+        if got not in (1, want):
+            raise ValueError(
+                f"{name}: axis {axis} has {got} entries, expected {want} or 1; "
+                f"(B, H, T, S) = {shape}, got {tuple(mask.shape)}"
+            )
+    return full
+
+
+# --- the cache ------------------------------------------------------------------------------------
+
+
+class GrowingCache:
+    """The simplest ``Cache``: keys and values appended by concatenation."""
+
+    def __init__(self) -> None:
+        self._own: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self._memory: dict[Hashable, tuple[Tensor, Tensor]] = {}
+
+    def length(self, key: Hashable) -> int:
+        """How many tokens this sublayer has seen."""
+        return self._own[key][0].shape[-2] if key in self._own else 0
+
+    def update(self, key: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B, Hkv, T, D) and return all."""
+        if key in self._own:
+            old_k, old_v = self._own[key]
+            k, v = torch.cat((old_k, k), -2), torch.cat((old_v, v), -2)
+        self._own[key] = (k, v)
+        return k, v
+
+    def memory(
+        self, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Made at the first call and kept."""
+        if key not in self._memory:
+            self._memory[key] = make()
+        return self._memory[key]
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def _reset(init: InitRule, **layers: nn.Linear) -> None:
+    for role, layer in layers.items():
+        init(role, layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def _for(layer: nn.Linear, u: Tensor) -> Tensor:
+    """A branch casts its own input: the stream may be wider than the weights."""
+    return u if autocast_applies(u) else u.to(layer.weight.dtype)

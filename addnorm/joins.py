@@ -1,0 +1,295 @@
+"""The joins: how a branch reads the stream and how its output is written back, one paper each.
+
+Plain addition is ``addnorm.stream.Add``. A join that is not of the form keep * h + gain * v adds at
+once. What a join needs at the two ends of the stack (Stream -> Stream) stands beside it.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from addnorm import ops
+from addnorm.norms import as_norm
+from addnorm.ops.reference import accumulate_dtype, without_autocast
+from addnorm.stream import AddNorm, Join, Site, Stream, read
+
+# --- in place of plain addition -------------------------------------------------------------------
+
+
+class Replace(Join):
+    """f(x): what is left of a sublayer without its residual connection."""
+
+    keeps = False
+
+    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        return read(s, pre, valid)
+
+    def write(self, carry: Tensor, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        return Stream(v.to(carry.dtype), taps=taps)
+
+
+class Scaled(Join):
+    """keep * x + f(x), DeepNorm's alpha (Wang et al. 2022, arXiv 2203.00555)."""
+
+    defers = True
+
+    def __init__(self, keep: float) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        return read(s, pre, valid)
+
+    def write(self, carry: Tensor, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        return Stream(carry, v, keep=self.keep, taps=taps)
+
+    def extra_repr(self) -> str:
+        return f"keep={self.keep:.6g}"
+
+
+class Dual(Join):
+    """x + f(x), and f(x) also onto a second stream that is never normalized: d + f(x).
+
+    ResiDual (Xie et al. 2023, arXiv 2304.14802). The second stream travels as the tap "dual"; the
+    stack begins with ``Fork`` and ends with ``Rejoin``.
+    """
+
+    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        return read(s, pre, valid)
+
+    def write(self, carry: Tensor, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        return Stream(carry, v, taps={**taps, "dual": ops.settle(v, taps["dual"])})
+
+
+class Fork(nn.Module):
+    """d_0 = x_0, at the entrance of a ResiDual stack."""
+
+    def forward(self, s: Stream) -> Stream:
+        return s._replace(taps={**(s.taps or {}), "dual": s.h})
+
+
+class Rejoin(nn.Module):
+    """x + N(d), at the exit of a ResiDual stack."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = as_norm(norm)
+
+    def forward(self, s: Stream) -> Stream:
+        assert s.taps is not None, "Rejoin needs the tap that Fork set"
+        return Stream(s.settle(), self.norm(s.taps["dual"]), taps=s.taps)
+
+
+class Slerp(Join):
+    """unit(h + a * (unit(f(h)) - h)): a step along the sphere (nGPT, Loshchilov et al. 2024,
+    arXiv 2410.01131).
+
+    a = |alpha| * start * sqrt(dim) elementwise; alpha is stored at 1 / sqrt(dim), the scale of the
+    weights, so that one learning rate fits both.
+    """
+
+    normalizes = "the stream itself, to unit length"
+
+    def __init__(self, dim: int, start: float = 0.05) -> None:
+        super().__init__()
+        self.dim, self.start = dim, start
+        self.alpha = nn.Parameter(torch.full((dim,), 1.0 / math.sqrt(dim)))
+
+    def reset_parameters(self) -> None:
+        """An effective step of ``start``."""
+        nn.init.constant_(self.alpha, 1.0 / math.sqrt(self.dim))
+
+    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        return read(s, pre, valid)
+
+    def write(self, carry: Tensor, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        wide = accumulate_dtype(carry, v)
+        h = carry.to(wide)  # (B, T, D), already of unit length
+        step = self.alpha.to(wide).abs() * (self.start * math.sqrt(self.dim))
+        h = unit(h + step * (unit(v.to(wide)) - h))
+        return Stream(h.to(carry.dtype), taps=taps)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, start={self.start:g}"
+
+
+def unit(x: Tensor, dim: int = -1) -> Tensor:
+    """x / ||x||, and 0 where x is 0."""
+    return nn.functional.normalize(x, dim=dim, eps=torch.finfo(x.dtype).tiny)
+
+
+class Unit(nn.Module):
+    """What enters an nGPT stack is put on the unit sphere."""
+
+    def forward(self, s: Stream) -> Stream:
+        h = s.settle()
+        return Stream(unit(h.to(accumulate_dtype(h))).to(h.dtype), taps=s.taps)
+
+
+class Hyper(Join):
+    """n streams, read as a mixture and written with a mixture (dynamic hyper-connections, Zhu et
+    al. 2024, arXiv 2409.19606, eq. 2 and 10-13).
+
+        u = A_m^T H,   H' = A_r^T H + B^T f(N(u))
+        [A_m A_r] = alpha + alpha_scale * tanh(N(H) alpha_fn),   B = beta + beta_scale * tanh(...)
+
+    At init A_m picks stream (index mod n), A_r is the identity, B is all ones and the dynamic part
+    is 0: every stream is then the one of pre-norm. H has shape (n, B, T, D). The mixing runs in
+    float32 whatever autocast says: it *is* the residual stream.
+    """
+
+    normalizes = "what the mixtures depend on"
+
+    def __init__(self, site: Site, n: int) -> None:
+        super().__init__()
+        self.n, self.first = n, site.index % n
+        self.norm = as_norm(site.norm(site.dim))
+        self.alpha = nn.Parameter(torch.empty(n, n + 1))
+        self.alpha_fn = nn.Parameter(torch.empty(site.dim, n + 1))
+        self.alpha_scale = nn.Parameter(torch.empty(()))
+        self.beta = nn.Parameter(torch.empty(n))
+        self.beta_fn = nn.Parameter(torch.empty(site.dim))
+        self.beta_scale = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Equal to pre-norm; the dynamic part may grow from 0."""
+        with torch.no_grad():
+            self.alpha.zero_()
+            self.alpha[self.first, 0] = 1.0
+            self.alpha[:, 1:].fill_diagonal_(1.0)
+        nn.init.ones_(self.beta)
+        for dynamic in (self.alpha_fn, self.beta_fn):
+            nn.init.zeros_(dynamic)
+        for scale in (self.alpha_scale, self.beta_scale):
+            nn.init.constant_(scale, 0.01)
+
+    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
+        stored = s.settle()  # (n, B, T, D)
+        wide = accumulate_dtype(stored)
+        h = stored.to(wide)
+        normed = self.norm(h, valid=None if valid is None else valid.expand(self.n, *valid.shape))
+        with without_autocast(h):
+            mix = torch.tanh(normed @ self.alpha_fn.to(wide)) * self.alpha_scale.to(wide)
+            mix = mix + self.alpha.to(wide)[:, None, None, :]  # (n, B, T, n + 1)
+            depth = torch.tanh(normed @ self.beta_fn.to(wide)) * self.beta_scale.to(wide)
+            depth = depth + self.beta.to(wide)[:, None, None]  # (n, B, T)
+            mixed = torch.einsum("kbtj,kbtd->jbtd", mix, h)  # (n + 1, B, T, D)
+        u, _ = read(Stream(mixed[0].to(stored.dtype)), pre, valid)
+        return u, (mixed[1:], depth, stored.dtype)
+
+    def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        rest, depth, dtype = carry
+        return Stream((rest + depth[..., None] * v).to(dtype), taps=taps)
+
+    def extra_repr(self) -> str:
+        return f"n={self.n}, reads stream {self.first} at first"
+
+
+class Expand(nn.Module):
+    """x repeated n times, at the entrance of a hyper-connected stack."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+
+    def forward(self, s: Stream) -> Stream:
+        h = s.settle()
+        return Stream(h.expand(self.n, *h.shape), taps=s.taps)
+
+
+class Collapse(nn.Module):
+    """The sum of the n streams, at the exit."""
+
+    def forward(self, s: Stream) -> Stream:
+        return Stream(s.settle().sum(0), taps=s.taps)
+
+
+# --- around another join --------------------------------------------------------------------------
+
+
+class Gained(Join):
+    """A learned factor on f(x), whatever the join does with it.
+
+    ReZero: a scalar that starts at 0 (Bachlechner et al. 2020, arXiv 2003.04887). LayerScale: a
+    vector that starts small (Touvron et al. 2021, arXiv 2103.17239).
+    """
+
+    def __init__(self, base: Join, shape: tuple[int, ...], start: float) -> None:
+        super().__init__()
+        self.base, self.start = base, start
+        self.defers, self.keeps, self.normalizes = base.defers, base.keeps, base.normalizes
+        self.gain = nn.Parameter(torch.full(shape, start))
+
+    def reset_parameters(self) -> None:
+        """Back to the value at init."""
+        nn.init.constant_(self.gain, self.start)
+
+    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
+        return self.base.read(s, pre, valid)
+
+    def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        return self.base.weigh(carry, v, self.gain.clone(), taps)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.gain.shape)}, start={self.start:g}"
+
+
+class DropPath(Join):
+    """f(x) left out for a whole sample with probability p in training, and scaled up by 1 / (1 - p)
+    otherwise (stochastic depth, Huang et al. 2016, arXiv 1603.09382)."""
+
+    def __init__(self, base: Join, p: float) -> None:
+        super().__init__()
+        self.base, self.p = base, p
+        self.defers, self.keeps, self.normalizes = base.defers, base.keeps, base.normalizes
+
+    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
+        return self.base.read(s, pre, valid)
+
+    def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        if not self.training or self.p == 0.0:
+            return self.base.write(carry, v, taps)
+        shape = (v.shape[0],) + (1,) * (v.dim() - 1)  # (B, 1, 1)
+        survives = torch.empty(shape, device=v.device).bernoulli_(1.0 - self.p) / (1.0 - self.p)
+        return self.base.weigh(carry, v, survives, taps)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:.4g}"
+
+
+class Share(Join):
+    """Opens a parallel block: what its branch reads is kept for the block's other branches."""
+
+    def __init__(self, base: Join) -> None:
+        super().__init__()
+        self.base = base
+        self.defers, self.keeps, self.normalizes = base.defers, base.keeps, base.normalizes
+
+    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
+        u, carry = self.base.read(s, pre, valid)
+        return u, (u, carry)
+
+    def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        u, carry = carry
+        return self.base.write(carry, v, {**taps, "block_input": u})
+
+
+class Beside(Join):
+    """In a parallel block: reads what the block's first branch read (Wang & Komatsuzaki 2021,
+    GPT-J; Chowdhery et al. 2022, PaLM)."""
+
+    def __init__(self, base: Join) -> None:
+        super().__init__()
+        self.base = base
+        self.defers, self.keeps, self.normalizes = base.defers, base.keeps, base.normalizes
+
+    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
+        _, carry = self.base.read(s, None, valid)
+        assert s.taps is not None, "Beside needs the tap that Share set"
+        return s.taps["block_input"], carry
+
+    def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        return self.base.write(carry, v, taps)

@@ -1,0 +1,147 @@
+"""Encoder, decoder and encoder-decoder on any scheme, from (B, T, dim) to (B, T, dim).
+
+What comes before (tokens, positions) and after (a head) is the caller's. The published Transformer
+(Vaswani et al. 2017) is ``EncoderDecoder(512, 8, 6, schemes.post_norm, activation="relu")``.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypedDict, Unpack
+
+from torch import Tensor, nn
+
+from addnorm.branches import MLP, Attention, CrossAttention, Heads
+from addnorm.norms import LayerNorm
+from addnorm.positions import AttentionPosition
+from addnorm.stream import Cache, Context, Make, Scheme, Stack
+
+
+class Options(TypedDict, total=False):
+    """What encoder and decoder share. ``hidden`` is 4 * dim unless given."""
+
+    hidden: int | None
+    norm: Callable[[int], nn.Module]
+    activation: str
+    bias: bool
+    dropout: float
+    position: AttentionPosition | None
+
+
+def encoder(
+    dim: int,
+    n_heads: int,
+    n_layers: int,
+    scheme: Scheme,
+    *,
+    depths: tuple[int, int] | None = None,
+    **options: Unpack[Options],
+) -> Stack:
+    """Blocks of self-attention and MLP in which every token sees every real one."""
+    attention, _, mlp = _makes(dim, n_heads, causal=False, **options)
+    return Stack(
+        [("attn", attention), ("mlp", mlp)] * n_layers,
+        dim,
+        scheme,
+        norm=options.get("norm", LayerNorm),
+        role="encoder",
+        depths=depths,
+    )
+
+
+def decoder(
+    dim: int,
+    n_heads: int,
+    n_layers: int,
+    scheme: Scheme,
+    *,
+    cross: bool = False,
+    depths: tuple[int, int] | None = None,
+    **options: Unpack[Options],
+) -> Stack:
+    """Blocks of causal self-attention, attention to ``ctx.memory`` if ``cross``, and MLP."""
+    attention, memory, mlp = _makes(dim, n_heads, causal=True, **options)
+    between = [("cross", memory)] if cross else []
+    return Stack(
+        [("attn", attention), *between, ("mlp", mlp)] * n_layers,
+        dim,
+        scheme,
+        norm=options.get("norm", LayerNorm),
+        role="decoder",
+        depths=depths,
+    )
+
+
+class EncoderDecoder(nn.Module):
+    """An encoder and a decoder that looks at what it made.
+
+    ``n_layers`` is the depth of both or (encoder, decoder). DeepNorm and Sub-LN take their
+    constants from both.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_heads: int,
+        n_layers: int | tuple[int, int],
+        scheme: Scheme,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__()
+        depths = (n_layers, n_layers) if isinstance(n_layers, int) else n_layers
+        self.encoder = encoder(dim, n_heads, depths[0], scheme, depths=depths, **options)
+        self.decoder = decoder(
+            dim, n_heads, depths[1], scheme, cross=True, depths=depths, **options
+        )
+
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor,
+        source_valid: Tensor | None = None,
+        target_valid: Tensor | None = None,
+    ) -> Tensor:
+        """(B, S, dim), (B, T, dim) -> (B, T, dim); the masks are True for real tokens."""
+        memory = self.encode(source, source_valid)
+        return self.decode(target, memory, target_valid, source_valid)
+
+    def encode(self, source: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What the decoder will look at."""
+        encoded: Tensor = self.encoder(source, Context(valid=valid))
+        return encoded
+
+    def decode(
+        self,
+        target: Tensor,
+        memory: Tensor,
+        valid: Tensor | None = None,
+        memory_valid: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """One pass of the decoder; with a cache ``target`` holds the new tokens only."""
+        ctx = Context(valid=valid, memory=memory, memory_valid=memory_valid, cache=cache)
+        decoded: Tensor = self.decoder(target, ctx)
+        return decoded
+
+    def after_step(self, step: int) -> None:
+        """Call after every optimizer step; ``step`` counts from 1."""
+        self.encoder.after_step(step)
+        self.decoder.after_step(step)
+
+
+def _makes(
+    dim: int, n_heads: int, *, causal: bool, **options: Unpack[Options]
+) -> tuple[Make, Make, Make]:
+    heads: Heads = {"bias": options.get("bias", True)}
+    heads["dropout"] = heads["out_dropout"] = options.get("dropout", 0.0)
+    position = options.get("position")
+    attention = partial(Attention, dim, n_heads, causal=causal, position=position, **heads)
+    mlp = partial(
+        MLP,
+        dim,
+        options.get("hidden") or 4 * dim,
+        options.get("activation", "gelu"),
+        bias=heads["bias"],
+        dropout=heads["dropout"],
+        out_dropout=heads["out_dropout"],
+    )
+    return attention, partial(CrossAttention, dim, n_heads, **heads), mlp

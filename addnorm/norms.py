@@ -1,0 +1,381 @@
+"""The norms: tensor in, tensor out, and the residual addition on the way if one is given.
+
+    y = norm(x)
+    y, stream = norm(x, residual, keep, gain)      stream = keep * residual + gain * x, y its norm
+
+The second form is what ``addnorm.stream.AddNorm`` calls, so that a fused kernel has one place to go
+and forward hooks on the norm fire either way.
+
+Dtype policy, the same for all and independent of autocast: statistics and parameters are used in
+float32 (float64 for float64 inputs), y has the dtype of x, the stream that of the residual.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from addnorm import ops
+from addnorm.ops.reference import Cast, Scale, accumulate_dtype, safe_unit
+
+
+class Norm(nn.Module, ABC):
+    """What every norm is. A subclass says how it normalizes in ``add`` and is final."""
+
+    crosses_tokens: ClassVar[bool] = False
+    """Whether the statistics run over several tokens: then a causal stack must refuse the norm."""
+
+    def __init__(self, **parameters: tuple[tuple[int, ...], float] | None):
+        """Each parameter as (shape, value at init), or None where the norm goes without."""
+        super().__init__()
+        self._initial = {name: p[1] for name, p in parameters.items() if p is not None}
+        for name, p in parameters.items():
+            made = None if p is None else nn.Parameter(torch.full(*p))
+            self.register_parameter(name, made)
+
+    def reset_parameters(self) -> None:
+        """Back to the values at init."""
+        for name, value in self._initial.items():
+            nn.init.constant_(self.get_parameter(name), value)
+
+    @abstractmethod
+    def add(
+        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``(norm(stream), stream)`` with ``stream = keep * residual + gain * x``.
+
+        ``valid`` (B, T), True = real token, matters only where statistics cross tokens.
+        """
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        keep: Scale = 1.0,
+        gain: Scale = 1.0,
+        valid: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """``norm(x)`` alone; with a residual ``(norm(stream), stream)``."""
+        y, stream = self.add(x, residual, keep, gain, valid)
+        return y if residual is None else (y, stream)
+
+
+class LayerNorm(Norm):
+    """y = weight * (x - mean) / sqrt(var + eps) + bias over the last dimension (Ba et al. 2016).
+
+    The variance is the biased one. ``bias=False`` as in PaLM; ``affine=False`` has no parameters
+    at all, as in OLMo 1.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True, *, affine: bool = True):
+        super().__init__(
+            weight=((dim,), 1.0) if affine else None,
+            bias=((dim,), 0.0) if affine and bias else None,
+        )
+        self.dim, self.eps = dim, eps
+
+    def add(
+        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return ops.add_norm(
+            x, residual, self.weight, self.bias, kind="layer", eps=self.eps, keep=keep, gain=gain
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps:g}, bias={self.bias is not None}"
+
+
+class UnbiasedLayerNorm(Norm):
+    """y = weight * (x - mean) / (std + eps) + bias, std with n - 1 and eps outside the root.
+
+    Not LayerNorm, but a widely copied tutorial's; kept for weights that were trained with it.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        if dim < 2:
+            raise ValueError(f"the unbiased standard deviation needs dim >= 2, got {dim}")
+        super().__init__(weight=((dim,), 1.0), bias=((dim,), 0.0))
+        self.dim, self.eps = dim, eps
+
+    def add(
+        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        stream = ops.settle(x, residual, keep, gain)
+        s = stream.to(accumulate_dtype(stream))
+        unit = safe_unit(s)
+        s = s / unit
+        s = s - s.mean(-1, keepdim=True)
+        s = s - s.mean(-1, keepdim=True)
+        std = torch.linalg.vector_norm(s, dim=-1, keepdim=True) / math.sqrt(self.dim - 1)
+        y = s / (std + self.eps / unit)
+        return (y * self.weight.to(y.dtype) + self.bias.to(y.dtype)).to(x.dtype), stream
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps:g}"
+
+
+class RMSNorm(Norm):
+    """y = (weight_offset + weight) * x / sqrt(mean(x^2) + eps) (Zhang & Sennrich 2019).
+
+    ``weight_offset=1`` stores the weight around zero, so that weight decay pulls the factor to 1
+    (Gemma). ``cast="llama"`` rounds to x's dtype before the weight (Llama, T5), ``"fp32"`` after.
+    ``affine=False`` is the norm without a weight (OLMo 1 style).
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        dim: int,
+        eps: float = 1e-6,
+        *,
+        weight_offset: float = 0.0,
+        cast: Cast = "fp32",
+        affine: bool = True,
+    ):
+        super().__init__(weight=((dim,), 1.0 - weight_offset) if affine else None)
+        self.dim, self.eps, self.weight_offset, self.cast = dim, eps, weight_offset, cast
+
+    def add(
+        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return ops.add_norm(
+            x,
+            residual,
+            self.weight,
+            kind="rms",
+            eps=self.eps,
+            keep=keep,
+            gain=gain,
+            weight_offset=self.weight_offset if self.weight is not None else 0.0,
+            cast=self.cast,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps:g}, weight_offset={self.weight_offset:g}"
+
+
+class L2Norm(Norm):
+    """y = sqrt(dim) * x / ||x||, no parameters: RMSNorm without its weight (nanochat, modded)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.dim, self.eps = dim, eps
+
+    def add(
+        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return ops.add_norm(x, residual, kind="rms", eps=self.eps, keep=keep, gain=gain)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps:g}"
+
+
+class ScaleNorm(Norm):
+    """y = g * x / max(||x||, eps), one learned scalar g = sqrt(dim) at first (Nguyen 2019)."""
+
+    weight: Tensor
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__(weight=((), math.sqrt(dim)))
+        self.dim, self.eps = dim, eps
+
+    def add(
+        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        stream = ops.settle(x, residual, keep, gain)
+        s = stream.to(accumulate_dtype(stream))
+        unit = safe_unit(s)
+        s = s / unit
+        length = torch.linalg.vector_norm(s, dim=-1, keepdim=True)
+        y = self.weight.to(s.dtype) * s / torch.maximum(length, self.eps / unit)
+        return y.to(x.dtype), stream
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps:g}"
+
+
+class DyT(Norm):
+    """y = weight * tanh(alpha * x) + bias: no statistics at all (Zhu et al. 2025).
+
+    The published LLaMA runs use another alpha for attention than elsewhere and no bias.
+    """
+
+    alpha: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, dim: int, alpha: float = 0.5, bias: bool = True):
+        super().__init__(
+            alpha=((), alpha), weight=((dim,), 1.0), bias=((dim,), 0.0) if bias else None
+        )
+        self.dim, self.start = dim, alpha
+
+    def add(
+        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        stream = ops.settle(x, residual, keep, gain)
+        s = stream.to(accumulate_dtype(stream))
+        y = torch.tanh(self.alpha.to(s.dtype) * s) * self.weight.to(s.dtype)
+        if self.bias is not None:
+            y = y + self.bias.to(s.dtype)
+        return y.to(x.dtype), stream
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, alpha={self.start:g}, bias={self.bias is not None}"
+
+
+class ChannelsFirstLayerNorm(Norm):
+    """LayerNorm over the channels of an image (B, C, H, W), each pixel on its own (ConvNeXt).
+
+    Not GroupNorm(1, C), which also takes its statistics over the pixels.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__(weight=((dim,), 1.0), bias=((dim,), 0.0))
+        self.dim, self.eps = dim, eps
+
+    def add(
+        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if x.dim() < 3 or x.shape[1] != self.dim:
+            raise ValueError(
+                f"expected an image (B, {self.dim}, ...) with the channels second, "
+                f"got {tuple(x.shape)}"
+            )
+        stream = ops.settle(x, residual, keep, gain)
+        y, _ = ops.add_norm(
+            stream.movedim(1, -1), None, self.weight, self.bias, kind="layer", eps=self.eps
+        )
+        return y.movedim(-1, 1).to(x.dtype), stream
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps:g}"
+
+
+class BatchNorm(Norm):
+    """Each channel over all real tokens of the batch (Ioffe & Szegedy 2015). For comparison only.
+
+    Training and evaluation compute different functions, padding must be masked out of the
+    statistics (``valid``), and a token sees every other one: refused in causal stacks. The running
+    statistics are written in forward, so activation checkpointing updates them twice a step.
+    """
+
+    crosses_tokens = True
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__(weight=((dim,), 1.0), bias=((dim,), 0.0))
+        self.dim, self.eps, self.momentum = dim, eps, momentum
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+
+    def reset_parameters(self) -> None:
+        """Back to the values at init, the running statistics to those of a standard normal."""
+        super().reset_parameters()
+        nn.init.zeros_(self.running_mean)
+        nn.init.ones_(self.running_var)
+
+    def add(
+        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        stream = ops.settle(x, residual, keep, gain)  # (..., T, D)
+        s = stream.to(accumulate_dtype(stream))
+        if self.training:
+            mean, var, count = _masked_moments(s, valid, tuple(range(s.dim() - 1)))
+            with torch.no_grad():
+                unbiased = var.flatten() * count / (count - 1).clamp(min=1)
+                self.running_mean.lerp_(mean.flatten().to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        else:
+            mean, var = self.running_mean.to(s.dtype), self.running_var.to(s.dtype)
+        y = (s - mean) * torch.rsqrt(var + self.eps)
+        return (y * self.weight.to(s.dtype) + self.bias.to(s.dtype)).to(x.dtype), stream
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps:g}, momentum={self.momentum:g}"
+
+
+class GroupNorm(Norm):
+    """Groups of channels over all real tokens of a sample (Wu & He 2018). For comparison only.
+
+    It equals LayerNorm only for one group and one token. Refused in causal stacks.
+    """
+
+    crosses_tokens = True
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, dim: int, groups: int = 1, eps: float = 1e-5):
+        if dim % groups:
+            raise ValueError(f"{groups} groups do not divide {dim} channels")
+        super().__init__(weight=((dim,), 1.0), bias=((dim,), 0.0))
+        self.dim, self.groups, self.eps = dim, groups, eps
+
+    def add(
+        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        stream = ops.settle(x, residual, keep, gain)  # (..., T, D)
+        s = stream.to(accumulate_dtype(stream)).unflatten(-1, (self.groups, -1))  # (..., T, G, C)
+        mean, var, _ = _masked_moments(s, valid, (-3, -1))
+        y = ((s - mean) * torch.rsqrt(var + self.eps)).flatten(-2)
+        return (y * self.weight.to(y.dtype) + self.bias.to(y.dtype)).to(x.dtype), stream
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, groups={self.groups}, eps={self.eps:g}"
+
+
+class Foreign(Norm):
+    """Anybody's tensor-to-tensor module as a Norm: the addition first, then the module."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def add(
+        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        stream = ops.settle(x, residual, keep, gain)
+        return self.module(stream).to(x.dtype), stream
+
+
+def as_norm(module: nn.Module) -> Norm:
+    """The module itself if it is a Norm, otherwise wrapped as one."""
+    return module if isinstance(module, Norm) else Foreign(module)
+
+
+def _masked_moments(
+    s: Tensor, valid: Tensor | None, dims: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance over ``dims``, padding left out, and how many entries went in.
+
+    ``valid`` has the leading dimensions of s; the remaining ones are broadcast.
+    """
+    if valid is None:
+        mask = torch.ones_like(s)
+    else:
+        shape = valid.shape + (1,) * (s.dim() - valid.dim())
+        mask = valid.reshape(shape).to(s.dtype).expand_as(s)
+        s = torch.where(mask.bool(), s, 0.0)  # padding may hold anything, NaN included
+    count = mask.sum(dims, keepdim=True).clamp(min=1.0)
+    mean = (s * mask).sum(dims, keepdim=True) / count
+    centred = (s - mean) * mask
+    mean = mean + centred.sum(dims, keepdim=True) / count
+    centred = (s - mean) * mask
+    var = (centred * centred).sum(dims, keepdim=True) / count
+    return mean, var, count.amax()

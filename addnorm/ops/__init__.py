@@ -1,0 +1,10 @@
+"""The numerics of Add & Norm.
+
+``reference`` is the definition, ``dispatch`` decides which implementation serves a call and can say
+why. See docs/numerics.md.
+"""
+
+from addnorm.ops.dispatch import Kernel, add_norm, explain, register
+from addnorm.ops.reference import settle
+
+__all__ = ["Kernel", "add_norm", "explain", "register", "settle"]

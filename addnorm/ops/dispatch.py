@@ -1,0 +1,252 @@
+"""Which implementation serves a call of ``add_norm``, and why.
+
+There is one door, ``add_norm``. It checks its arguments, asks every registered ``Kernel`` in turn,
+and falls back to the reference. ``explain()`` says afterwards what served and what was declined:
+a kernel that silently never runs looks exactly like one that brings nothing.
+
+Under ``torch.compile`` the reference always serves: the compiler fuses it with its neighbours,
+which it cannot do with an opaque kernel.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from addnorm.ops.reference import (
+    Cast,
+    Kind,
+    Scale,
+    accumulate_dtype,
+    normalize,
+    scaled,
+    settle,
+)
+
+
+class Spec(NamedTuple):
+    """The constants of one call: everything that is not a tensor with a gradient."""
+
+    kind: Kind
+    eps: float
+    weight_offset: float
+    cast: Cast
+
+
+class Call(NamedTuple):
+    """What a kernel may look at when it decides whether to serve."""
+
+    x: Tensor
+    residual: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    keep: Scale
+    gain: Scale
+    spec: Spec
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A fast implementation.
+
+    ``declines(call)`` returns None to serve the call or the reason why not.
+    ``forward(call)`` returns ``(normed, stream, saved)``; ``saved`` are tensors for backward.
+    ``backward(dy, dstream, stream, saved, weight, spec)`` returns the gradients of the stream
+    (``dstream`` included), the weight and the bias. The chain through keep and gain is done here.
+    """
+
+    name: str
+    declines: Callable[[Call], str | None]
+    forward: Callable[[Call], tuple[Tensor, Tensor, tuple[Tensor, ...]]]
+    backward: Callable[
+        [Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor | None, Spec],
+        tuple[Tensor, Tensor | None, Tensor | None],
+    ]
+
+
+@dataclass(frozen=True)
+class Served:
+    """One row of ``explain()``."""
+
+    implementation: str
+    why: str
+    calls: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which implementation served how many calls since the process began, and why."""
+
+    rows: list[Served] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "add_norm has not been called in eager mode yet."
+        lines = [f"{r.implementation}: {r.calls} calls ({r.why})" for r in self.rows]
+        return "\n".join([*lines, "Calls inside torch.compile are the compiler's, not counted."])
+
+
+_kernels: list[Kernel] = []
+_served: Counter[tuple[str, str]] = Counter()
+
+
+def register(kernel: Kernel) -> Callable[[], None]:
+    """Offer a kernel, before those already registered. Returns a function that withdraws it."""
+    _kernels.insert(0, kernel)
+    return lambda: _kernels.remove(kernel)
+
+
+def explain() -> Explanation:
+    """Which implementation served the calls so far, and why the others did not."""
+    rows = [Served(name, why, n) for (name, why), n in _served.most_common()]
+    return Explanation(rows)
+
+
+def add_norm(
+    x: Tensor,
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    kind: Kind = "layer",
+    eps: float,
+    keep: Scale = 1.0,
+    gain: Scale = 1.0,
+    weight_offset: float = 0.0,
+    cast: Cast = "fp32",
+) -> tuple[Tensor, Tensor]:
+    """Add & Norm in one call: ``(normed, stream)``.
+
+    ``stream = keep * residual + gain * x`` in the residual's dtype (without a residual
+    ``gain * x`` in x's dtype, and x itself when gain is 1); ``normed`` is its LayerNorm or RMSNorm
+    over the last dimension, in x's dtype. ``keep`` and ``gain`` are numbers or tensors that
+    broadcast against x, such as (), (dim,) or (B, 1, 1), and receive gradients.
+    """
+    call = Call(x, residual, weight, bias, keep, gain, Spec(kind, eps, weight_offset, cast))
+    _check(call)
+    if torch.compiler.is_compiling():
+        return _reference(call)
+    declined: list[str] = []
+    for kernel in _kernels:
+        reason = kernel.declines(call)
+        if reason is None:
+            _served[kernel.name, "offered first among those that serve this call"] += 1
+            normed, stream = _Fused.apply(kernel, call.spec, *call[:-1])
+            return normed, stream
+        declined.append(f"{kernel.name}: {reason}")
+    _served["reference", "; ".join(declined) or "no kernel is registered"] += 1
+    return _reference(call)
+
+
+def _reference(call: Call) -> tuple[Tensor, Tensor]:
+    stream = settle(call.x, call.residual, call.keep, call.gain)
+    normed = normalize(stream, call.weight, call.bias, **call.spec._asdict(), dtype=call.x.dtype)
+    return normed, stream
+
+
+def _check(call: Call) -> None:
+    x, residual, spec = call.x, call.residual, call.spec
+    if not x.is_floating_point():
+        raise TypeError(f"add_norm: x must be floating point, got {x.dtype}")
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"add_norm: nothing to normalize over in x of shape {tuple(x.shape)}")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(
+            f"add_norm: residual {tuple(residual.shape)} and x {tuple(x.shape)} must have one shape"
+        )
+    for name, p in (("weight", call.weight), ("bias", call.bias)):
+        if p is not None and p.shape != x.shape[-1:]:
+            raise ValueError(
+                f"add_norm: {name} must have shape ({x.shape[-1]},), the last dimension of x, "
+                f"got {tuple(p.shape)}"
+            )
+    if spec.kind not in ("layer", "rms"):
+        raise ValueError(f"add_norm: kind must be 'layer' or 'rms', got {spec.kind!r}")
+    if spec.cast not in ("fp32", "llama"):
+        raise ValueError(f"add_norm: cast must be 'fp32' or 'llama', got {spec.cast!r}")
+
+
+class _Fused(torch.autograd.Function):
+    """A kernel with a gradient. A gradient that must itself be differentiable (create_graph) is
+    taken through the reference, from the stream that the kernel stored."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernel: Kernel,
+        spec: Spec,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        keep: Scale,
+        gain: Scale,
+    ) -> tuple[Tensor, Tensor]:
+        normed, stream, saved = kernel.forward(Call(x, residual, weight, bias, keep, gain, spec))
+        # x and residual are kept only where a learned factor needs them: everything else follows
+        # from the stream, which the next reader keeps anyway.
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(
+            stream if stream is not x else None,
+            x if needs[7] or stream is x else None,
+            residual if needs[6] else None,
+            weight,
+            bias,
+            keep if isinstance(keep, Tensor) else None,
+            gain if isinstance(gain, Tensor) else None,
+            *saved,
+        )
+        ctx.kernel, ctx.spec, ctx.dtype = kernel, spec, x.dtype
+        ctx.keep, ctx.gain, ctx.has_residual = keep, gain, residual is not None
+        if isinstance(keep, Tensor):
+            ctx.keep = None
+        if isinstance(gain, Tensor):
+            ctx.gain = None
+        return normed, stream
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, dstream: Tensor) -> tuple[Any, ...]:
+        stream, x, residual, weight, bias, keep, gain, *saved = ctx.saved_tensors
+        keep = ctx.keep if keep is None else keep
+        gain = ctx.gain if gain is None else gain
+        stream = x if stream is None else stream
+        if torch.is_grad_enabled():
+            d, dweight, dbias = _differentiable(ctx, dy, dstream, stream, weight, bias)
+        else:
+            d, dweight, dbias = ctx.kernel.backward(
+                dy, dstream, stream, tuple(saved), weight, ctx.spec
+            )
+        needs = ctx.needs_input_grad
+        wide = accumulate_dtype(d)
+        dx = scaled(gain, d, wide).to(ctx.dtype) if needs[2] else None
+        dresidual = scaled(keep, d, wide).to(d.dtype) if needs[3] else None
+        dkeep = (d * residual).sum_to_size(keep.shape).to(keep.dtype) if needs[6] else None
+        dgain = (d * x).sum_to_size(gain.shape).to(gain.dtype) if needs[7] else None
+        return (
+            None,
+            None,
+            dx,
+            dresidual,
+            dweight if needs[4] else None,
+            dbias if needs[5] else None,
+            dkeep,
+            dgain,
+        )
+
+
+def _differentiable(
+    ctx: Any, dy: Tensor, dstream: Tensor, stream: Tensor, weight: Any, bias: Any
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of the reference, as a graph of their own."""
+    leaf = stream if stream.requires_grad else stream.detach().requires_grad_()
+    with torch.enable_grad():
+        normed = normalize(leaf, weight, bias, **ctx.spec._asdict(), dtype=ctx.dtype)
+    wanted = [t for t in (leaf, weight, bias) if t is not None and t.requires_grad]
+    grads = iter(torch.autograd.grad(normed, wanted, dy, create_graph=True))
+    d = next(grads) + dstream
+    dweight = next(grads) if weight is not None and weight.requires_grad else None
+    dbias = next(grads) if bias is not None and bias.requires_grad else None
+    return d, dweight, dbias

@@ -1,0 +1,121 @@
+"""The definition of Add & Norm, in plain differentiable PyTorch.
+
+    stream = keep * residual + gain * x          stored, so rounded, in the residual's dtype
+    normed = weight * standardize(stream) + bias in x's dtype
+
+Every faster implementation is tested against this file and may differ from it in rounding only.
+What is decided here, and measured in docs/numerics.md:
+
+* Statistics are taken from the *stored* stream: the next reader sees exactly what was normalized.
+* They are computed in float32 (float64 for a float64 stream), whatever autocast says: every cast
+  below is explicit, so no operation is left for autocast to decide.
+* The mean is subtracted twice. The float32 mean of numbers near 1e4 is off by up to 1e-3, and that
+  error would be squared into the variance; the mean of the remainder removes it.
+* A row so large that its sum of squares could overflow is divided by its largest absolute value
+  first: normalization does not see the factor, except in eps, which is divided by its square.
+* Weight and bias are applied in the precision of the statistics, so that their gradients are
+  accumulated there as well, whatever dtype they are stored in.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["layer", "rms"]
+Cast = Literal["fp32", "llama"]
+Scale = float | Tensor
+
+
+def accumulate_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any of the tensors is, float32 otherwise."""
+    double = any(t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if double else torch.float32
+
+
+def autocast_applies(t: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device (some devices have none)."""
+    device = t.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(t: Tensor) -> AbstractContextManager[Any]:
+    """For products that belong to the residual stream and must keep its precision."""
+    return torch.autocast(t.device.type, enabled=False) if autocast_applies(t) else nullcontext()
+
+
+def is_one(scale: Scale) -> bool:
+    """Whether a factor is the constant 1, so that the multiplication can be left out."""
+    return not isinstance(scale, Tensor) and scale == 1.0
+
+
+def scaled(scale: Scale, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``scale * x`` in ``dtype``; a constant 1 costs no multiplication."""
+    x = x.to(dtype)
+    if is_one(scale):
+        return x
+    return (scale.to(dtype) if isinstance(scale, Tensor) else scale) * x
+
+
+def settle(x: Tensor, residual: Tensor | None, keep: Scale = 1.0, gain: Scale = 1.0) -> Tensor:
+    """The Add: ``keep * residual + gain * x`` in float32 or better, stored as the residual is."""
+    if residual is None:
+        return x if is_one(gain) else scaled(gain, x, accumulate_dtype(x)).to(x.dtype)
+    wide = accumulate_dtype(x, residual)
+    total = scaled(keep, residual, wide) + scaled(gain, x, wide)
+    return total.to(residual.dtype)
+
+
+def safe_unit(s: Tensor) -> Tensor:
+    """What to divide a row by before squaring it: 1, or its peak if its squares could overflow."""
+    limit = 0.5 * math.sqrt(torch.finfo(s.dtype).max / s.shape[-1])  # below: (2|s|)^2 sums safely
+    with torch.no_grad():
+        peak = torch.linalg.vector_norm(s, math.inf, dim=-1, keepdim=True)  # (..., 1)
+        return torch.where(peak > limit, peak, torch.ones_like(peak))
+
+
+def standardize(stream: Tensor, kind: Kind, eps: float) -> Tensor:
+    """The Norm without its parameters, in the precision of the statistics.
+
+    ``layer``: (s - mean(s)) / sqrt(var(s) + eps) with the biased variance (Ba et al. 2016).
+    ``rms``: s / sqrt(mean(s^2) + eps) (Zhang & Sennrich 2019, eps inside the root as LLMs have it).
+    """
+    s = stream.to(accumulate_dtype(stream))  # (..., D)
+    unit = safe_unit(s)
+    s = s / unit
+    if kind == "layer":
+        s = s - s.mean(-1, keepdim=True)
+        s = s - s.mean(-1, keepdim=True)
+    square = (s * s).mean(-1, keepdim=True)  # (..., 1)
+    return s * torch.rsqrt(square + eps / unit / unit)
+
+
+def normalize(
+    stream: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    kind: Kind,
+    eps: float,
+    weight_offset: float,
+    cast: Cast,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The Norm: ``(weight_offset + weight) * standardize(stream) + bias``, rounded to ``dtype``.
+
+    ``cast="llama"`` rounds the standardized value to ``dtype`` before the weight, as Llama and T5
+    do; ``"fp32"`` rounds once, at the end, as Gemma and torch do. In bfloat16 they differ by up to
+    one unit in the last place, which is what a published checkpoint was trained with.
+    """
+    y = standardize(stream, kind, eps)  # (..., D)
+    wide = y.dtype
+    if cast == "llama":
+        y = y.to(dtype).to(wide)
+    if weight is not None:
+        w = weight.to(wide)
+        y = y * (w if weight_offset == 0.0 else w + weight_offset)
+    if bias is not None:
+        y = y + bias.to(wide)
+    return y.to(dtype)

@@ -1,0 +1,573 @@
+"""One residual stream, and the sublayers that read and write it.
+
+    x ──▶ enter ──▶ sublayer ──▶ sublayer ──▶ … ──▶ exit ──▶ final norm ──▶ y
+                       │
+                       └─ u = pre-norm(stream);  v = out-norm(branch(u));  stream = post-norm(join)
+
+A *scheme* is a function from a ``Site`` (where a sublayer sits) to a ``Wiring`` (what is there).
+Everything a published Add & Norm design decides is in that one return value; nothing here knows any
+design by name. See docs/architecture.md for the picture and addnorm/schemes.py for the designs.
+
+The seam. A sublayer does not add its output: it leaves it on the ``Stream`` beside the residual.
+The next reader, an ``AddNorm``, does "add of sublayer i, then norm of sublayer i + 1" in one call
+of ``ops.add_norm``. That is where a fused kernel goes, for every scheme at once, and what lets
+``torch.compile`` fuse across the boundary of two blocks.
+
+References: Vaswani et al. 2017 (arXiv 1706.03762), He et al. 2016 (1603.05027), Xiong et al. 2020
+(2002.04745).
+"""
+
+import math
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from addnorm import ops
+from addnorm.norms import LayerNorm, Norm, as_norm
+from addnorm.ops.reference import Scale
+
+# --- what travels -------------------------------------------------------------------------------
+
+
+class Stream(NamedTuple):
+    """The residual, at most one branch output not yet added, and what later sublayers read again.
+
+    Its value is ``keep * h + gain * v``. A learned factor is put here as a copy: the parameter
+    itself may be gone (resharded) when the next sublayer adds.
+    """
+
+    h: Tensor
+    v: Tensor | None = None
+    keep: Scale = 1.0
+    gain: Scale = 1.0
+    taps: Mapping[str, Tensor] | None = None
+
+    def settle(self) -> Tensor:
+        """The residual with nothing pending."""
+        return self.h if self.v is None else ops.settle(self.v, self.h, self.keep, self.gain)
+
+
+class Cache(Protocol):
+    """What attention needs of a key-value cache. ``key`` names the sublayer that asks."""
+
+    def length(self, key: Hashable) -> int:
+        """How many tokens are there already."""
+
+    def update(self, key: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k and v (B, heads, T, head_dim); return all there are, the new ones last."""
+
+    def memory(
+        self, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """The keys and values of the encoder's output, made at the first call and kept."""
+
+
+class Context(NamedTuple):
+    """What a branch may look at besides its input. Never written in forward, the cache excepted.
+
+    Masks are boolean and say what *may* happen: ``valid`` (B, S) True = real token, ``attend``
+    (T, S), (B, T, S) or (B, H, T, S) True = may look. ``bias`` of the same shapes is added to the
+    attention logits. The ``memory_`` fields say the same of the encoder's output.
+    """
+
+    valid: Tensor | None = None
+    attend: Tensor | None = None
+    bias: Tensor | None = None
+    positions: Tensor | None = None  # (T,) or (B, T), of the tokens in x; default 0, 1, ...
+    memory: Tensor | None = None  # (B, S, D), the encoder's output
+    memory_valid: Tensor | None = None
+    memory_attend: Tensor | None = None
+    memory_bias: Tensor | None = None
+    cache: Cache | None = None
+    # The rest is set for each sublayer by itself:
+    key: Hashable = None  # names the sublayer in the cache
+    taps: Mapping[str, Tensor] | None = None  # what earlier sublayers left on the stream
+    offers: dict[str, Tensor] | None = None  # what this one leaves there; lives for one call
+
+    def here(self, key: Hashable, taps: Mapping[str, Tensor] | None) -> "Context":
+        """The same for one call of one sublayer."""
+        return self._replace(key=key, taps=taps, offers={})
+
+
+# --- what a scheme sees and says ----------------------------------------------------------------
+
+InitRule = Callable[[str, Tensor], None]
+"""``rule(role, weight)`` fills a weight in place; roles are q k v out up gate down embed head."""
+
+
+@runtime_checkable
+class DeclaredRule(Protocol):
+    """An init rule that can say what it does, for the init table."""
+
+    text: str
+
+    def std(self, role: str, shape: tuple[int, ...]) -> float:
+        """The standard deviation of a weight of shape (fan_out, fan_in)."""
+
+
+@dataclass(frozen=True)
+class Init:
+    """The usual rule: a normal distribution whose standard deviation follows from role and shape.
+
+    std = base(role, fan_in, fan_out) * factors.get(role, 1)
+    """
+
+    text: str
+    base: Callable[[str, int, int], float]
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    def std(self, role: str, shape: tuple[int, ...]) -> float:
+        """What is declared for a weight of shape (fan_out, fan_in)."""
+        return self.base(role, math.prod(shape[1:]), shape[0]) * self.factors.get(role, 1.0)
+
+    def __call__(self, role: str, weight: Tensor) -> None:
+        nn.init.normal_(weight, std=self.std(role, tuple(weight.shape)))
+
+
+def plain(role: str, fan_in: int, fan_out: int) -> float:
+    """0.02 for everything, as in GPT and BERT."""
+    return 0.02
+
+
+PLAIN = Init("normal, std 0.02", plain)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a sublayer sits: all that a scheme may depend on."""
+
+    kind: str  # "embed", then "attn", "cross", "mlp" or what the branches are called, then "head"
+    index: int  # among the sublayers: -1 for embed, total for head
+    total: int
+    block: int  # a block begins wherever the first kind of branch comes again
+    blocks: int
+    dim: int
+    norm: Callable[[int], nn.Module]  # the configured factory, dim -> Norm
+    role: str = "decoder"  # "encoder" or "decoder"; a decoder is causal
+    depths: tuple[int, int] = (0, 0)  # blocks of the encoder and of the decoder, 0 = there is none
+    place: int = 0  # within its block, 0 = the sublayer that opens it
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What a scheme decides for one site. None = nothing there."""
+
+    pre: "AddNorm | None" = None  # the stream, normed, is what the branch reads; at head: the end
+    inner: Callable[[int], nn.Module] | None = None  # a norm inside the branch, at its width
+    out: nn.Module | None = None  # on the branch output, before it is added
+    post: "AddNorm | None" = None  # on the stream, after it is added
+    join: "Join | None" = None  # how the stream is read and written; None = plain addition
+    init: InitRule = PLAIN
+    care: Callable[[str, Tensor, int], None] | None = None  # (role, weight, step) after each step
+    enter: nn.Module | None = None  # at embed: Stream -> Stream
+    exit: nn.Module | None = None  # at head: Stream -> Stream
+
+
+Scheme = Callable[[Site], Wiring]
+
+
+class Join(nn.Module, ABC):
+    """How a branch reads the stream, and how its output is written back."""
+
+    defers: bool = False
+    """Whether ``write`` leaves v pending and mentions it nowhere else: a factor can then wait on
+    the stream for the next AddNorm instead of being multiplied here."""
+
+    keeps: bool = True
+    """Whether the stream survives when the branch says nothing."""
+
+    normalizes: str = ""
+    """What the join itself normalizes, in words, for ``explain``."""
+
+    @abstractmethod
+    def read(self, s: Stream, pre: "AddNorm | None", valid: Tensor | None) -> tuple[Tensor, Any]:
+        """The branch's input, and what ``write`` will need."""
+
+    @abstractmethod
+    def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        """The stream after the branch said v. ``taps`` are to be passed on, more may be added."""
+
+    def weigh(self, carry: Any, v: Tensor, gain: Scale, taps: dict[str, Tensor]) -> Stream:
+        """``write`` of ``gain * v``."""
+        if not self.defers:
+            return self.write(carry, ops.settle(v, None, gain=gain), taps)
+        s = self.write(carry, v, taps)
+        return s._replace(gain=s.gain * gain)
+
+
+class Branch(Protocol):
+    """What a sublayer computes."""
+
+    def __call__(self, u: Tensor, ctx: Context) -> Tensor: ...
+
+
+class Make(Protocol):
+    """How a Stack asks for a branch."""
+
+    def __call__(
+        self, *, inner: Callable[[int], nn.Module] | None, init: InitRule
+    ) -> nn.Module: ...
+
+
+# --- the parts of the road ----------------------------------------------------------------------
+
+
+class AddNorm(nn.Module):
+    """Add & Norm, and THE SEAM: ``y, stream = addnorm(x, residual)``.
+
+    stream = keep * residual + gain * x,  y = scale * norm(stream)
+
+    Also for other people's models: ``h = x + f(norm(x))`` written as
+    ``y, h = addnorm(f_out, h)`` at each boundary is the same computation in one call.
+    """
+
+    def __init__(
+        self, dim: int, norm: Callable[[int], nn.Module] = LayerNorm, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.norm = as_norm(norm(dim))
+        self.scale = scale
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        keep: Scale = 1.0,
+        gain: Scale = 1.0,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            stream = ops.settle(x, None, keep, gain)
+            y = self.norm(stream, valid=valid)
+        else:
+            y, stream = self.norm(x, residual, keep, gain, valid)
+        return (y if self.scale == 1.0 else y * self.scale), stream
+
+    def extra_repr(self) -> str:
+        return "" if self.scale == 1.0 else f"scale={self.scale:.6g}"
+
+
+def read(s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What nearly every branch reads: the stream, normed if there is a norm; and the stream."""
+    if pre is not None:
+        return seam(pre, s, valid)
+    h = s.settle()
+    return h, h
+
+
+def seam(norm: AddNorm, s: Stream, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Add what is pending and normalize: (normed, the settled stream)."""
+    if s.v is None:
+        normed, stream = norm(s.h, valid=valid)
+    else:
+        normed, stream = norm(s.v, s.h, s.keep, s.gain, valid)
+    return normed, stream
+
+
+class Add(Join):
+    """x + f(x). ``shortcut`` takes the stream to the branch's width where the two differ, as the
+    projection shortcut of He et al. 2015 does."""
+
+    defers = True
+
+    def __init__(self, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+
+    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        return read(s, pre, valid)
+
+    def write(self, carry: Tensor, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        h = carry if self.shortcut is None else self.shortcut(carry)
+        return Stream(h, v, taps=taps)
+
+
+class Sublayer(nn.Module):
+    """One branch with everything its scheme puts around it."""
+
+    def __init__(self, make: Make, wiring: Wiring, site: Site) -> None:
+        super().__init__()
+        self.site, self.init, self.care = site, wiring.init, wiring.care
+        filled: dict[int, str] = {}
+
+        def init(role: str, weight: Tensor) -> None:
+            wiring.init(role, weight)
+            filled[id(weight)] = role
+
+        self.branch = make(inner=wiring.inner, init=init)
+        self.roles = {
+            name: filled[id(p)] for name, p in self.branch.named_parameters() if id(p) in filled
+        }
+        self.pre, self.out, self.post = wiring.pre, wiring.out, wiring.post
+        self.join = wiring.join or Add()
+
+    def forward(self, s: Stream, ctx: Context) -> Stream:
+        here = ctx.here(self.site.index, s.taps)
+        u, carry = self.join.read(s, self.pre, ctx.valid)
+        v = self.branch(u, here)
+        if self.out is not None:
+            v = self.out(v, valid=ctx.valid)
+        s = self.join.write(carry, v, {**(s.taps or {}), **(here.offers or {})})
+        if self.post is None:
+            return s
+        if s.v is not None:  # the norm answers in its input's dtype: here it *is* the stream
+            s = s._replace(v=s.v.to(s.h.dtype))
+        return Stream(seam(self.post, s, ctx.valid)[0], taps=s.taps)
+
+    def after_step(self, step: int) -> None:
+        """What the scheme wants done to the branch's weights after every optimizer step."""
+        if self.care is not None:
+            for name, role in self.roles.items():
+                self.care(role, self.branch.get_parameter(name), step)
+
+
+class Stack(nn.Module):
+    """Sublayers in a row on one stream: (B, T, dim) -> (B, T, dim).
+
+    ``branches`` is a list of (kind, make); ``make(inner=, init=)`` returns a module that is called
+    as ``branch(u, ctx)``. ``role="decoder"`` says that the stack is causal. ``depths`` are the
+    blocks of encoder and decoder where both exist: some designs depend on them.
+    """
+
+    def __init__(
+        self,
+        branches: Sequence[tuple[str, Make]],
+        dim: int,
+        scheme: Scheme,
+        *,
+        norm: Callable[[int], nn.Module] = LayerNorm,
+        role: str = "decoder",
+        depths: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if role not in ("encoder", "decoder"):
+            raise ValueError(f"role must be 'encoder' or 'decoder', got {role!r}")
+        if not callable(scheme):
+            raise TypeError(
+                f"scheme must be a function Site -> Wiring, got {scheme!r}; "
+                "a name becomes one by addnorm.schemes.parse(name)"
+            )
+        if not branches:
+            raise ValueError("a Stack needs at least one branch")
+        kinds = [kind for kind, _ in branches]
+        starts = [kind == kinds[0] for kind in kinds]
+        blocks, total = sum(starts), len(kinds)
+        if depths is None:
+            depths = (blocks, 0) if role == "encoder" else (0, blocks)
+        self.dim = dim
+
+        here = Site("embed", -1, total, -1, blocks, dim, norm, role, depths)
+        self.enter = _wire(scheme, here).enter
+        self.subs = nn.ModuleList()
+        for (kind, make), opens in zip(branches, starts, strict=True):
+            here = replace(
+                here,
+                kind=kind,
+                index=here.index + 1,
+                block=here.block + opens,
+                place=0 if opens else here.place + 1,
+            )
+            self.subs.append(Sublayer(make, _wire(scheme, here), here))
+        end = _wire(scheme, replace(here, kind="head", index=total, block=blocks, place=0))
+        self.exit, self.final = end.exit, end.pre
+        if role == "decoder":
+            _refuse_crossing(self)
+        self.overdue = False
+        if any(sub.care is not None for sub in self.sublayers()):
+            _careful.add(self)
+
+    def sublayers(self) -> list[Sublayer]:
+        """The sublayers, typed."""
+        return list(self.subs)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
+        ctx = ctx or Context()
+        self._check(x, ctx)
+        s = Stream(x)
+        if self.enter is not None:
+            s = self.enter(s)
+        for sub in self.subs:
+            s = sub(s, ctx)
+        if self.exit is not None:
+            s = self.exit(s)
+        return s.settle() if self.final is None else seam(self.final, s, ctx.valid)[0]
+
+    def after_step(self, step: int) -> None:
+        """Call after every optimizer step; ``step`` counts from 1."""
+        for sub in self.sublayers():
+            sub.after_step(step)
+        self.overdue = False
+
+    def _check(self, x: Tensor, ctx: Context) -> None:
+        if x.dim() != 3 or x.shape[-1] != self.dim:
+            raise ValueError(
+                f"a Stack of width {self.dim} reads (B, T, {self.dim}), got {tuple(x.shape)}"
+            )
+        if self.overdue and self.training and torch.is_grad_enabled():
+            raise RuntimeError(
+                "the optimizer stepped but model.after_step(step) was not called: this scheme "
+                "keeps its weights on a constraint that every optimizer step leaves"
+            )
+        if not torch.compiler.is_compiling():
+            check_masks(ctx)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # a copy needs the same care
+        super().__setstate__(state)
+        if any(sub.care is not None for sub in self.sublayers()):
+            _careful.add(self)
+
+
+# --- guards -------------------------------------------------------------------------------------
+
+_MEANINGLESS = {
+    "embed": ("pre", "inner", "out", "post", "join", "exit"),
+    "head": ("inner", "out", "post", "join", "enter"),
+}
+
+
+def _wire(scheme: Scheme, site: Site) -> Wiring:
+    """What the scheme says of a site, refused where it says something that nothing would read."""
+    wiring = scheme(site)
+    if not isinstance(wiring, Wiring):
+        raise TypeError(
+            f"a scheme returns a Wiring, got {type(wiring).__name__}; a design with parameters is "
+            "called first: mix_ln(0.25), layer_scale()"
+        )
+    for part in _MEANINGLESS.get(site.kind, ("enter", "exit")):
+        if getattr(wiring, part) is not None:
+            raise ValueError(
+                f"the scheme put {part!r} at site {site.kind!r}: nothing reads it there"
+            )
+    return wiring
+
+
+_careful: "weakref.WeakSet[Stack]" = weakref.WeakSet()
+
+
+def _note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """After any optimizer step: the stacks whose weights it moved now await ``after_step``."""
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for stack in _careful:
+        if any(id(p) in moved for p in stack.parameters()):
+            stack.overdue = True
+
+
+register_optimizer_step_post_hook(_note_step)
+
+
+def _refuse_crossing(stack: Stack) -> None:
+    for name, module in stack.named_modules():
+        if isinstance(module, Norm) and module.crosses_tokens:
+            raise ValueError(
+                f"{type(module).__name__} at {name} takes its statistics over several tokens: in a "
+                "causal stack every token would see those after it. Use a norm of one token, or "
+                "role='encoder'"
+            )
+
+
+def check_masks(ctx: Context) -> None:
+    """Raise where a mask says the opposite of what it seems to mean.
+
+    PyTorch's ``key_padding_mask`` and ``attn_mask`` are True where a token must *not* be seen.
+    """
+    for name, valid in (("valid", ctx.valid), ("memory_valid", ctx.memory_valid)):
+        if valid is None:
+            continue
+        _check_bool(name, valid, "real token")
+        some, every = valid.any(-1), valid.all(-1)
+        mixed = some & ~every
+        trailing = ~valid[..., 0] & valid[..., -1]
+        if (~some).any() and mixed.any() and not every.any() and trailing[mixed].all():
+            raise ValueError(
+                f"{name} looks inverted: a row has no real token and the others end in them. True "
+                "means real token; pass ~mask for a mask that is True at padding"
+            )
+    for name, attend in (("attend", ctx.attend), ("memory_attend", ctx.memory_attend)):
+        if attend is None:
+            continue
+        _check_bool(name, attend, "may look")
+        t, s = attend.shape[-2:]
+        if t == s > 1 and torch.equal(attend, attend.new_ones(t, s).triu(1).expand_as(attend)):
+            raise ValueError(
+                f"{name} looks inverted: every token sees only those after it. True means may "
+                "look; pass ~mask for a mask that is True where looking is forbidden"
+            )
+
+
+def _check_bool(name: str, mask: Tensor, meaning: str) -> None:
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            f"{name} must be boolean, True = {meaning}, got {mask.dtype}; numbers to add to the "
+            "attention logits go into Context.bias"
+        )
+
+
+# --- what was initialized, and how --------------------------------------------------------------
+
+
+class InitRow(NamedTuple):
+    """One parameter in the init table."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: str  # "" where no rule of a scheme applies
+    rule: str
+    declared: float | None  # the standard deviation that the rule states
+    measured: float  # root mean square about the mean
+    mean: float
+
+
+def init_table(model: nn.Module) -> list[InitRow]:
+    """Every parameter of a model with the rule that filled it and what is measured now.
+
+    Works on any module; only parameters of a ``Stack`` have a declared rule.
+    """
+    declared: dict[str, tuple[str, InitRule]] = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, Sublayer):
+            for name, role in module.roles.items():
+                declared[f"{prefix}.branch.{name}".lstrip(".")] = (role, module.init)
+    rows = []
+    for name, p in model.named_parameters():
+        role, rule = declared.get(name, ("", None))
+        wide = p.detach().double()
+        rows.append(
+            InitRow(
+                name,
+                tuple(p.shape),
+                role,
+                "" if rule is None else getattr(rule, "text", "custom"),
+                rule.std(role, tuple(p.shape)) if isinstance(rule, DeclaredRule) else None,
+                wide.std(correction=0).item(),
+                wide.mean().item(),
+            )
+        )
+    return rows
+
+
+def format_init_table(rows: Sequence[InitRow]) -> str:
+    """The init table as text."""
+    head = ("parameter", "shape", "role", "mean", "std", "declared", "rule")
+    body = [
+        (
+            r.name,
+            "x".join(map(str, r.shape)) or "scalar",
+            r.role,
+            f"{r.mean:.4g}",
+            f"{r.measured:.4g}",
+            "" if r.declared is None else f"{r.declared:.4g}",
+            r.rule,
+        )
+        for r in rows
+    ]
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in [head, *body]
+    ]
+    return "\n".join(line.rstrip() for line in lines)

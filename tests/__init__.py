@@ -1,0 +1,1 @@
+"""Tests of the library, with independent references in `tests.references`."""
