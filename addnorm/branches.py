@@ -43,11 +43,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    if name not in ACTIVATIONS:
-        near = difflib.get_close_matches(name, ACTIVATIONS) or sorted(ACTIVATIONS)
-        raise ValueError(f"unknown activation {name!r}; did you mean {' or '.join(near)}?")
-    return ACTIVATIONS[name]
+def _activation(
+    activation: str | Callable[[Tensor], Tensor],
+) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """Its name and the function itself; a function or module of the caller's is taken as it is."""
+    if not isinstance(activation, str):
+        return getattr(activation, "__name__", type(activation).__name__), activation
+    if activation not in ACTIVATIONS:
+        near = difflib.get_close_matches(activation, ACTIVATIONS) or sorted(ACTIVATIONS)
+        raise ValueError(f"unknown activation {activation!r}; did you mean {' or '.join(near)}?")
+    return activation, ACTIVATIONS[activation]
 
 
 class MLP(nn.Module):
@@ -57,7 +62,7 @@ class MLP(nn.Module):
         self,
         dim: int,
         hidden: int,
-        activation: str = "gelu",
+        activation: str | Callable[[Tensor], Tensor] = "gelu",
         *,
         bias: bool = True,
         dropout: float = 0.0,
@@ -66,7 +71,8 @@ class MLP(nn.Module):
         init: InitRule = PLAIN,
     ) -> None:
         super().__init__()
-        self.activation, self.act, self.init = activation, _activation(activation), init
+        self.activation, self.act = _activation(activation)
+        self.init = init
         self.dropout, self.out_dropout = dropout, out_dropout
         self.up = nn.Linear(dim, hidden, bias=bias)
         self.inner = None if inner is None else as_norm(inner(hidden))
@@ -95,7 +101,7 @@ class GatedMLP(nn.Module):
         self,
         dim: int,
         hidden: int,
-        activation: str = "silu",
+        activation: str | Callable[[Tensor], Tensor] = "silu",
         *,
         bias: bool = True,
         dropout: float = 0.0,
@@ -104,7 +110,8 @@ class GatedMLP(nn.Module):
         init: InitRule = PLAIN,
     ) -> None:
         super().__init__()
-        self.activation, self.act, self.init = activation, _activation(activation), init
+        self.activation, self.act = _activation(activation)
+        self.init = init
         self.dropout, self.out_dropout = dropout, out_dropout
         self.gate = nn.Linear(dim, hidden, bias=bias)
         self.up = nn.Linear(dim, hidden, bias=bias)

@@ -5,12 +5,13 @@
 
 import ast
 import difflib
+import functools
 import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from addnorm.branches import MLP, Attention
 from addnorm.norms import Norm
-from addnorm.stream import Scheme, Stack, Sublayer, Wiring
+from addnorm.stream import Scheme, Site, Stack, Sublayer, Wiring
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -80,10 +81,24 @@ def _register(where: dict[str, Entry], equation: str, paper: str, year: int) -> 
     def add(function: F) -> F:
         plain = get_type_hints(function)["return"] is Wiring
         name = function.__name__
-        where[name] = Entry(name, function, equation, paper, year, plain)
-        return function
+        kept = function if plain else _family(function)
+        where[name] = Entry(name, kept, equation, paper, year, plain)
+        return kept
 
     return add
+
+
+def _family(function: F) -> F:
+    """A function that returns a scheme, refusing to be taken for one."""
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], Site):
+            usage = entry(function.__name__).usage()
+            raise SchemeError(f"{function.__name__} is a family, to be called first: {usage}")
+        return function(*args, **kwargs)
+
+    return cast(F, called)
 
 
 def names() -> list[str]:

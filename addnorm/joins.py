@@ -148,10 +148,10 @@ class Hyper(Join):
         self.norm = as_norm(site.norm(site.dim))
         self.alpha = nn.Parameter(torch.empty(n, n + 1))
         self.alpha_fn = nn.Parameter(torch.empty(site.dim, n + 1))
-        self.alpha_scale = nn.Parameter(torch.empty(()))
+        self.alpha_scale = nn.Parameter(torch.empty(1))
         self.beta = nn.Parameter(torch.empty(n))
         self.beta_fn = nn.Parameter(torch.empty(site.dim))
-        self.beta_scale = nn.Parameter(torch.empty(()))
+        self.beta_scale = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -28,7 +28,10 @@ class Norm(nn.Module, ABC):
     """Whether the statistics run over several tokens: then a causal stack must refuse the norm."""
 
     def __init__(self, **parameters: tuple[tuple[int, ...], float] | None):
-        """Each parameter as (shape, value at init), or None where the norm goes without."""
+        """Each parameter as (shape, value at init), or None where the norm goes without.
+
+        A single number has shape (1,): FSDP2 cannot shard what has no dimension.
+        """
         super().__init__()
         self._initial = {name: p[1] for name, p in parameters.items() if p is not None}
         for name, p in parameters.items():
@@ -185,7 +188,7 @@ class ScaleNorm(Norm):
     weight: Tensor
 
     def __init__(self, dim: int, eps: float = 1e-5):
-        super().__init__(weight=((), math.sqrt(dim)))
+        super().__init__(weight=((1,), math.sqrt(dim)))
         self.dim, self.eps = dim, eps
 
     def add(
@@ -215,7 +218,7 @@ class DyT(Norm):
 
     def __init__(self, dim: int, alpha: float = 0.5, bias: bool = True):
         super().__init__(
-            alpha=((), alpha), weight=((dim,), 1.0), bias=((dim,), 0.0) if bias else None
+            alpha=((1,), alpha), weight=((dim,), 1.0), bias=((dim,), 0.0) if bias else None
         )
         self.dim, self.start = dim, alpha
 

@@ -11,8 +11,8 @@ Decided here, because the paper or torch leaves it open:
 * ``bias=False`` removes every additive parameter: the b of the LSTM and those of all norms.
 * Matrix products are in the dtype of their matrix, or in autocast's; everything between them, so
   the statistics and the state (h of the GRU is a memory as much as c), in float32 or better.
-  ``output`` has the dtype of the input; the returned state keeps its precision, so that a sequence
-  continued from it is the same to the last bit.
+  ``output`` has the dtype of the input. The returned state is not rounded, so that a sequence can
+  be continued from it without a loss.
 * Init, gate by gate: orthogonal for recurrent matrices, Xavier (uniform) for input matrices. The
   norm hides the scale of a matrix from forward, but the scale still sets how fast it turns.
 """
@@ -72,8 +72,8 @@ class NormedProduct(nn.Module):
         self.norm.reset_parameters()
 
     def forward(self, u: Tensor) -> Tensor:
-        normed: Tensor = self.norm(F.linear(u.to(self.weight.dtype), self.weight))
-        return normed
+        product = F.linear(u.to(self.weight.dtype), self.weight)
+        return cast(Tensor, self.norm(product))
 
 
 class Layer(nn.Module, ABC):
@@ -321,7 +321,7 @@ class LayerNormLSTM(Recurrent):
 
     c itself is never normalized: only what is read from it is. b1, b2 and b add up to one vector,
     as published; ``bias=False`` removes all of them and b3. b begins at 1 for the forget gate and
-    at 0 elsewhere; without b the forget gate begins at sigmoid(0 + noise), like the others.
+    at 0 elsewhere; without b the forget gate begins around sigmoid(0), like the others.
     """
 
     layer = LSTMLayer

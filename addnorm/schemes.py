@@ -264,7 +264,7 @@ def rezero(s: Site) -> Wiring:
     shares one between the two sublayers of a block."""
     if s.kind in ("embed", "head"):
         return Wiring(init=xavier_init())
-    return Wiring(join=Gained(Add(), (), 0.0), init=xavier_init())
+    return Wiring(join=Gained(Add(), (1,), 0.0), init=xavier_init())
 
 
 @design(

@@ -436,8 +436,7 @@ def _wire(scheme: Scheme, site: Site) -> Wiring:
     wiring = scheme(site)
     if not isinstance(wiring, Wiring):
         raise TypeError(
-            f"a scheme returns a Wiring, got {type(wiring).__name__}; a design with parameters is "
-            "called first: mix_ln(0.25), layer_scale()"
+            f"a scheme is a function Site -> Wiring; this one returned a {type(wiring).__name__}"
         )
     for part in _MEANINGLESS.get(site.kind, ("enter", "exit")):
         if getattr(wiring, part) is not None:

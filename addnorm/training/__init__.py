@@ -1,0 +1,1 @@
+"""Training: for now how a model is laid out over several processes."""

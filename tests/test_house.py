@@ -1,0 +1,112 @@
+"""The house keeps its shape: imports run one way, style rules hold, importing is quick."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import addnorm
+
+ROOT = Path(addnorm.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+# Room -> what it may import of the others. The order is that of the road.
+ALLOWED: dict[str, set[str]] = {
+    "ops": set(),
+    "norms": {"ops"},
+    "stream": {"ops", "norms"},
+    "positions": {"ops"},
+    "recurrent": {"ops"},
+    "joins": {"ops", "norms", "stream"},
+    "branches": {"ops", "norms", "stream", "positions"},
+    "catalogue": {"norms", "stream", "branches"},
+    "schemes": {"norms", "stream", "joins", "catalogue"},
+    "models": {"norms", "stream", "positions", "branches", "schemes"},
+    "compat": {"norms", "stream", "joins", "branches", "schemes"},
+    "training": {"norms", "stream", "schemes", "models"},
+    "lab": {"norms", "stream", "branches", "positions", "schemes", "models", "training"},
+    "cli": {"schemes", "models", "training", "lab"},
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_rooms(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            parts = node.module.split(".")
+            if parts[0] == "addnorm":
+                found |= {parts[1]} if len(parts) > 1 else {a.name for a in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("addnorm.")}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    here = room(path)
+    if here == "__init__":
+        return  # the lazily resolved public names
+    assert here in ALLOWED, f"{here} is a new room: give it a place on the road"
+    wrong = imported_rooms(ast.parse(path.read_text())) - ALLOWED[here] - {here, "__version__"}
+    assert not wrong, f"{here} may import {sorted(ALLOWED[here])}, not {sorted(wrong)}"
+
+
+def test_the_table_of_rooms_has_no_way_back() -> None:
+    placed: set[str] = set()
+    for name, allowed in ALLOWED.items():
+        assert allowed <= placed, f"{name} would import {sorted(allowed - placed)}, further down"
+        placed.add(name)
+
+
+# --- style ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_style(path: Path) -> None:
+    """Parts in, not flags in; architecture never from the environment; every public part told."""
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "a file says what it is"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} has no docstring"
+    for part in ast.walk(tree):
+        if isinstance(part, ast.FunctionDef):
+            names = [a.arg for a in part.args.args + part.args.kwonlyargs]
+            assert not [n for n in names if n.startswith("use_")], f"{part.name}: a use_ flag"
+        if isinstance(part, ast.Attribute):
+            assert part.attr not in ("environ", "getenv"), "no architecture from the environment"
+
+
+def test_a_model_is_one_file_of_less_than_350_lines() -> None:
+    for path in (ROOT / "models").glob("*.py"):
+        assert len(path.read_text().splitlines()) < 350, path
+
+
+# --- importing ------------------------------------------------------------------------------------
+
+
+def test_every_public_name_resolves() -> None:
+    for name in addnorm.__all__:
+        assert getattr(addnorm, name) is not None
+    assert set(addnorm.__all__) == set(addnorm._PUBLIC)
+    assert set(addnorm.__all__) <= set(dir(addnorm))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        addnorm.nothing  # noqa: B018
+
+
+def test_importing_loads_nothing_before_it_is_used() -> None:
+    code = (
+        "import sys, addnorm; assert 'torch' not in sys.modules; addnorm.LayerNorm;"
+        "assert 'torch' in sys.modules;"
+        "bad = {'transformers', 'peft', 'wandb', 'triton', 'onnx', 'rich'} & set(sys.modules);"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)

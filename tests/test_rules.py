@@ -1,0 +1,299 @@
+"""The six rules of the road (docs/architecture.md), each as a test over every registered scheme."""
+
+import copy
+import warnings
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from addnorm import EncoderDecoder, schemes
+from addnorm.branches import MLP, Attention
+from addnorm.norms import LayerNorm, Norm
+from addnorm.stream import AddNorm, Context, Scheme, Site, Stack, Stream, Wiring
+from addnorm.training.parallel import shard
+from tests.nets import DECODER_OF_BOTH, DIM, build, decoder, encoder, gradients, inputs, stir
+
+NAMES = schemes.names()
+by_name = pytest.mark.parametrize("name", NAMES)
+
+
+# --- 1: a parameter is read inside the forward of its module, or of the Sublayer around it --------
+
+
+@by_name
+def test_forward_hooks_fire_on_every_norm(name: str) -> None:
+    stack = build(name, DECODER_OF_BOTH)
+    fired: Counter[str] = Counter()
+    expected = set()
+    for path, module in stack.named_modules():
+        if isinstance(module, Norm | AddNorm):
+            expected.add(path)
+            module.register_forward_hook(lambda m, args, out, path=path: fired.update([path]))
+    stack(*inputs(DECODER_OF_BOTH, dtype=torch.float32))
+    assert set(fired) == expected
+    assert set(fired.values()) <= {1}
+
+
+def seen_by_hooks(sub: nn.Module, seen: list[Stream]) -> None:
+    sub.register_forward_hook(lambda m, args, out: seen.append(out))
+
+
+# --- 2: what enters and leaves belongs to the Stack -----------------------------------------------
+
+
+@by_name
+def test_a_stack_holds_no_parameter_it_does_not_use(name: str) -> None:
+    """The ends are modules of their own: nothing is built at embed or head and left over."""
+    used: set[int] = set()
+    stack = stir(build(name, decoder(2)).double())
+    for p in stack.parameters():
+        p.register_hook(lambda g, p=p: used.add(id(p)))
+    gradients(stack, *inputs(decoder(2)))
+    assert used == {id(p) for p in stack.parameters()}
+
+
+# --- 3: what later sublayers read travels on the Stream; the Context is not written ---------------
+
+
+def test_value_residual_survives_recomputation_and_leaves_no_trace() -> None:
+    attention = partial(Attention, DIM, 4, causal=True, value_residual=(0.5, 0.5))
+    torch.manual_seed(0)
+    stack = Stack([("attn", attention), ("mlp", partial(MLP, DIM, 40))] * 3, DIM, schemes.pre_norm)
+    x, ctx = torch.randn(2, 5, DIM), Context()
+    want = gradients(stack, x, ctx)
+    assert ctx == Context()
+    assert all(torch.equal(want[k], g) for k, g in gradients(stack, x, ctx).items())
+    stack.subs = nn.ModuleList(checkpoint_wrapper(sub) for sub in stack.sublayers())
+    got = gradients(stack, x, ctx)
+    assert all(torch.equal(want[k.replace("._checkpoint_wrapped_module", "")], got[k]) for k in got)
+
+
+# --- 4: a Site holds all that a scheme may depend on ----------------------------------------------
+
+
+def sites_of(kinds: list[str], role: str = "decoder") -> list[Site]:
+    seen: list[Site] = []
+
+    def scheme(s: Site) -> Wiring:
+        seen.append(s)
+        return Wiring()
+
+    def make(**_: object) -> nn.Module:
+        return nn.Identity()
+
+    Stack([(kind, make) for kind in kinds], DIM, scheme, role=role)
+    return seen
+
+
+def test_a_block_begins_where_the_first_kind_comes_again() -> None:
+    seen = sites_of(["attn", "cross", "mlp"] * 2 + ["attn", "mlp"])
+    assert [s.kind for s in seen] == ["embed", *["attn", "cross", "mlp"] * 2, "attn", "mlp", "head"]
+    inside = seen[1:-1]
+    assert [s.block for s in inside] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert [s.place for s in inside] == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert [s.index for s in inside] == list(range(8))
+    assert {(s.total, s.blocks, s.dim, s.role, s.depths) for s in seen} == {
+        (8, 3, DIM, "decoder", (0, 3))
+    }
+    assert (seen[0].index, seen[0].block, seen[-1].index, seen[-1].block) == (-1, -1, 8, 3)
+
+
+def test_the_depths_of_both_stacks_reach_the_sites() -> None:
+    seen: list[Site] = []
+
+    def scheme(s: Site) -> Wiring:
+        seen.append(s)
+        return Wiring()
+
+    EncoderDecoder(DIM, 4, (3, 2), scheme)
+    assert {s.depths for s in seen} == {(3, 2)}
+    assert {s.role for s in seen} == {"encoder", "decoder"}
+    assert {s.depths for s in sites_of(["attn"], "encoder")} == {(1, 0)}
+
+
+# --- 5: inner and init are rules ------------------------------------------------------------------
+
+
+def test_inner_is_built_at_the_branch_own_width() -> None:
+    stack = build("sub_ln", decoder(2))
+    widths = {s.site.kind: s.branch.inner.dim for s in stack.sublayers()}
+    assert widths == {"attn": DIM, "mlp": 40}
+
+
+def test_init_is_told_every_role() -> None:
+    stack = build("pre_norm", DECODER_OF_BOTH)
+    for sub in stack.sublayers():
+        attention = {f"{n}.weight": n for n in ("q", "k", "v", "out")}
+        mlp = {"up.weight": "up", "down.weight": "down"}
+        assert sub.roles == (mlp if sub.site.kind == "mlp" else attention)
+
+
+# --- 6: care outside forward ----------------------------------------------------------------------
+
+
+def trained(stack: nn.Module, x: torch.Tensor) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(stack.parameters(), lr=0.1)
+    stack(x).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer
+
+
+def test_ngpt_without_after_step_raises_at_its_next_training_forward() -> None:
+    x = torch.randn(2, 5, DIM)
+    for stack in (build("ngpt", decoder(2)), copy.deepcopy(build("ngpt", decoder(2)))):
+        trained(stack, x)
+        with pytest.raises(RuntimeError, match="after_step"):
+            stack(x)
+        with torch.no_grad():
+            stack(x)  # evaluation is not training
+        stack.after_step(1)
+        stack(x)
+        stack(x)  # accumulation: several forwards to a step
+        trained(stack, x)
+        with pytest.raises(RuntimeError, match="after_step"):
+            torch.compile(stack, backend="eager")(x)
+
+
+def test_after_step_of_an_encoder_decoder_reaches_both() -> None:
+    model = EncoderDecoder(DIM, 4, 1, schemes.ngpt)
+    x = torch.randn(2, 5, DIM)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(x, x).sum().backward()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="after_step"):
+        model(x, x)
+    model.after_step(1)
+    model(x, x)
+
+
+def test_an_optimizer_of_something_else_does_not_count() -> None:
+    stack, other = build("ngpt", decoder(2)), nn.Linear(2, 2)
+    trained(other, torch.randn(1, 2))
+    stack(torch.randn(2, 5, DIM))
+    trained(build("pre_norm", decoder(2)), torch.randn(2, 5, DIM))
+
+
+def test_ngpt_weights_are_back_on_the_sphere_after_a_step() -> None:
+    stack = build("ngpt", decoder(2)).double()
+    trained(stack, torch.randn(2, 5, DIM, dtype=torch.float64))
+    stack.after_step(1)
+    for sub in stack.sublayers():
+        for name, role in sub.roles.items():
+            side = 0 if role in ("out", "down") else 1
+            lengths = sub.branch.get_parameter(name).norm(dim=side)
+            torch.testing.assert_close(lengths, torch.ones_like(lengths))
+
+
+# --- the stream keeps its precision ---------------------------------------------------------------
+
+
+@by_name
+def test_the_fp32_stream_stays_fp32_under_autocast(name: str) -> None:
+    stack = build(name, DECODER_OF_BOTH)
+    seen: list[Stream] = []
+    for sub in stack.sublayers():
+        seen_by_hooks(sub, seen)
+    with torch.autocast("cpu", torch.bfloat16):
+        stack(*inputs(DECODER_OF_BOTH, dtype=torch.float32))
+    assert len(seen) == 6
+    for s in seen:
+        assert s.h.dtype == torch.float32
+        assert (s.taps or {}).get("dual", s.h).dtype == torch.float32
+    # ... while what waits to be added, where something waits, was computed in bfloat16
+    assert all(s.v is None or s.v.dtype == torch.bfloat16 for s in seen)
+
+
+# --- sharded over two processes -------------------------------------------------------------------
+
+SHARDED = [*NAMES, "drop_path(with_layer_scale(pre_norm, 0.3), 0.0)", "parallel(rezero)"]
+
+
+def _step(model: nn.Module, x: torch.Tensor) -> float:
+    """One step of SGD on the mean square of the output."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    loss = (model(x) - 1.0).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    model.after_step(1)
+    return loss.item()
+
+
+def _worker(rank: int, store: str, failures: str) -> None:
+    torch.set_num_threads(1)
+    # FSDP2 warns that outputs are views, which matters to code that writes to them in place
+    warnings.filterwarnings("ignore", ".*returned a view tensor")
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        for name in SHARDED:
+            _compare_with_one_process(name, rank)
+        for name in NAMES:
+            _check_precision(name)
+    except BaseException as error:
+        Path(failures, str(rank)).write_text(f"{name}: {type(error).__name__}: {error}")
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _compare_with_one_process(name: str, rank: int) -> None:
+    torch.manual_seed(0)
+    one = stir(build(name, decoder(2)).double())
+    two = shard(copy.deepcopy(one))
+    assert isinstance(two, FSDPModule)
+    x = torch.randn(4, 7, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    for _ in range(2):
+        _step(one, x)
+        _step(two, x[2 * rank : 2 * rank + 2])
+    for (k, want), (_, p) in zip(one.named_parameters(), two.named_parameters(), strict=True):
+        assert isinstance(p, DTensor)
+        # Other summation order over the batch, twice: float64 rounding.
+        error = (p.full_tensor() - want).abs().max().item()
+        assert error < 1e-8, f"{k} differs by {error:.2g}"
+
+
+def _check_precision(name: str) -> None:
+    """With branches in bfloat16 the stream and the norms' parameters stay in float32."""
+    stack = build(name, decoder(2))
+    shard(stack, dtype=torch.bfloat16)
+    seen: list[Stream] = []
+    for sub in stack.sublayers():
+        seen_by_hooks(sub, seen)
+    branch_dtypes, norm_dtypes = set(), set()
+    for module in stack.modules():
+        if isinstance(module, LayerNorm):
+            module.register_forward_hook(lambda m, a, o: norm_dtypes.add(m.weight.dtype))
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda m, a, o: branch_dtypes.add(m.weight.dtype))
+    stack(torch.randn(2, 7, DIM)).sum().backward()
+    assert {s.h.dtype for s in seen} == {torch.float32}
+    assert branch_dtypes == {torch.bfloat16}
+    assert norm_dtypes <= {torch.float32}
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    try:
+        torch.multiprocessing.spawn(
+            _worker, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2, join=True
+        )
+    except Exception:
+        told = [p.read_text() for p in sorted(tmp_path.glob("[01]"))]
+        raise AssertionError("\n".join(told) or "a process died without a word") from None
+
+
+# --- norms over tokens ----------------------------------------------------------------------------
+
+
+def test_a_scheme_that_is_not_called_is_named() -> None:
+    scheme: Scheme = lambda s: schemes.pre_norm  # noqa: E731
+    with pytest.raises(TypeError, match="Site -> Wiring"):
+        build(scheme, encoder(2))
