@@ -1,0 +1,189 @@
+"""Schemes from text, and what explain says: read off the wiring, counted on an instance."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from addnorm import schemes
+from addnorm.catalogue import combinators, entry
+from addnorm.stream import Stack
+from tests.nets import build, decoder
+
+# --- parse ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", schemes.names())
+def test_every_name_is_a_scheme(name: str) -> None:
+    assert isinstance(build(schemes.parse(name), decoder(2)), Stack)
+    assert isinstance(build(schemes.parse(f" {name}() "), decoder(2)), Stack)
+
+
+@pytest.mark.parametrize("name", combinators())
+def test_every_combinator_takes_a_scheme(name: str) -> None:
+    assert isinstance(build(schemes.parse(f"{name}(pre_norm)"), decoder(2)), Stack)
+
+
+def test_a_composition_is_what_python_composes() -> None:
+    torch.manual_seed(0)
+    text = build(schemes.parse("drop_path(mix_ln(0.5), p=0.1)"), decoder(4))
+    torch.manual_seed(0)
+    python = build(schemes.drop_path(schemes.mix_ln(0.5), p=0.1), decoder(4))
+    assert str(text) == str(python)
+    for a, b in zip(text.parameters(), python.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_arguments_by_place_and_by_name() -> None:
+    for spelled in ("mix_ln(0.5)", "mix_ln(frac=0.5)", "mix_ln( frac = 5e-1 )"):
+        kinds = [s.post is not None for s in build(spelled, decoder(4)).sublayers()]
+        assert kinds == [True] * 4 + [False] * 4
+    assert build("hyper_connections(2)", decoder(1)).enter.n == 2
+    assert build("layer_scale(1)", decoder(1)).sublayers()[0].join.start == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("pre_nrom", "unknown scheme 'pre_nrom'; did you mean pre_norm"),
+        ("PreNorm", "did you mean"),
+        ("drop_path(sandwhich)", "did you mean sandwich"),
+        ("qqq", "known: no_residual"),
+        ("mix_ln(fraction=0.5)", "no argument 'fraction'; did you mean frac"),
+        ("mix_ln(**x)", "no argument"),
+        ("mix_ln(0.2, frac=0.3)", "given twice"),
+        ("mix_ln(0.2, 0.3)", r"takes 1 argument\(s\), got 2: mix_ln\(frac=0.25\)"),
+        ("pre_norm(1)", r"takes 0 argument\(s\), got 1"),
+        ("pre_norm(p=1)", "no argument 'p'; it takes none"),
+        ("drop_path()", r"needs 'base': drop_path\(base, p=0.1\)"),
+        ("drop_path(p=0.1)", "needs 'base'"),
+        ("drop_path(pre_norm, p='0.1')", "p must be a number, got '0.1'"),
+        ("drop_path(pre_norm, p=sandwich)", "p must be a number, got sandwich"),
+        ("drop_path(0.1)", "expected a name or name"),
+        ("mix_ln('0.25')", "frac must be a number"),
+        ("mix_ln(True)", "frac must be a number, got True"),
+        ("mix_ln(None)", "frac must be a number, got None"),
+        ("mix_ln(1e999)", "frac must be a number"),
+        ("mix_ln(1.5)", "frac is a share of the blocks"),
+        ("drop_path(pre_norm, 1.0)", "p is a probability below 1"),
+        ("drop_path(pre_norm, -0.1)", "p is a probability below 1"),
+        ("hyper_connections(4.0)", "n must be a whole number, got 4.0"),
+        ("hyper_connections(0)", "at least 1"),
+        ("fan_in(pre_norm, factors=1)", "factors must be True or False, got 1"),
+        ("", "cannot read ''"),
+        ("pre_norm(", "cannot read"),
+        ("pre_norm; import os", "cannot read"),
+        ("pre_norm.wiring", "expected a name or name"),
+        ("(lambda: 0)()", "expected a name or name"),
+        ("[pre_norm]", "expected a name or name"),
+        ("'pre_norm'", "expected a name or name"),
+        ("__import__('os').system('true')", "expected a name or name"),
+        ("drop_path(__import__('os'))", "unknown scheme '__import__'"),
+        ("drop_path(" * 300 + "pre_norm" + ")" * 300, "1000 characters"),
+        ("pre_norm\0", "cannot read"),
+    ],
+)
+def test_a_wrong_text_is_an_error_that_says_what_would_do(text: str, told: str) -> None:
+    with pytest.raises(schemes.SchemeError, match=told):
+        schemes.parse(text)
+    with pytest.raises(ValueError, match=told):
+        schemes.explain(text)
+
+
+@pytest.mark.parametrize("thing", [None, 3, schemes.pre_norm, ["pre_norm"]])
+def test_what_is_not_text_is_an_error(thing: object) -> None:
+    with pytest.raises(schemes.SchemeError, match="named by text"):
+        schemes.parse(thing)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(
+        st.text(max_size=40),
+        st.lists(
+            st.sampled_from(
+                [*schemes.names(), *combinators(), "(", ")", ",", "=", "p", "0.1", "-", "True", " "]
+            ),
+            max_size=9,
+        ).map("".join),
+    )
+)
+def test_any_text_is_a_scheme_or_a_scheme_error(text: str) -> None:
+    try:
+        scheme = schemes.parse(text)
+    except schemes.SchemeError:
+        return
+    assert callable(scheme)
+
+
+# --- explain --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", schemes.names())
+def test_explain_counts_what_an_instance_has(name: str) -> None:
+    told = schemes.explain(name, dim=24, n_heads=4, blocks=3, tokens=8)
+    from functools import partial
+
+    from addnorm.branches import MLP, Attention
+
+    branches = [("attn", partial(Attention, 24, 4, causal=True)), ("mlp", partial(MLP, 24, 96))]
+    stack = Stack(branches * 3, 24, schemes.parse(name))
+    assert told.parameters == sum(p.numel() for p in stack.parameters())
+    plain = 3 * (4 * (24 * 24 + 24) + 2 * 24 * 96 + 96 + 24)
+    assert told.extra_parameters == told.parameters - plain
+    final = stack.final is not None or stack.exit is not None
+    assert told.final_norm == final
+    text = str(told)
+    assert entry(name).equation in text
+    assert entry(name).paper in text
+    assert str(entry(name).year) in text
+
+
+def test_explain_counts_flops_and_bytes_by_hand() -> None:
+    """One block at T = 8, dim 24: the products by hand; saved bytes against a run with memory."""
+    told = schemes.explain("no_norm", dim=24, n_heads=4, blocks=1, tokens=8)
+    projections = 2 * 8 * (4 * 24 * 24 + 2 * 24 * 96)
+    attention = 2 * (2 * 8 * 8 * 24)  # q k^T and its product with v, the causal half included
+    assert told.matmul_flops == projections + attention
+    deeper = schemes.explain("no_norm", dim=24, n_heads=4, blocks=3, tokens=8)
+    assert deeper.matmul_flops == 3 * told.matmul_flops
+    # Not less than the inputs of the six products and the activation, which no run can avoid.
+    assert told.saved_bytes >= 4 * 8 * (24 + 24 + 24 + 96 + 96)
+    longer = schemes.explain("no_norm", dim=24, n_heads=4, blocks=1, tokens=16)
+    assert 1.9 < longer.saved_bytes / told.saved_bytes < 2.6
+
+
+def test_norms_cost_what_they_cost() -> None:
+    shape = {"dim": 24, "n_heads": 4, "blocks": 2, "tokens": 8}
+    none, pre = schemes.explain("no_norm", **shape), schemes.explain("pre_norm", **shape)
+    two, hyper = schemes.explain("sandwich", **shape), schemes.explain("hyper_connections", **shape)
+    assert none.elementwise < pre.elementwise < two.elementwise
+    assert none.saved_bytes < pre.saved_bytes < two.saved_bytes < hyper.saved_bytes
+    assert none.matmul_flops == pre.matmul_flops == two.matmul_flops < hyper.matmul_flops
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("pre_norm", "blocks 1 to 4: attn and mlp: before the branch"),
+        ("post_norm", "blocks 1 to 4: attn and mlp: after the addition"),
+        ("sandwich", "before the branch, the branch's output"),
+        ("sub_ln", "before the branch, inside the branch"),
+        ("mix_ln(0.25)", "block 1: attn and mlp: after the addition"),
+        ("mix_ln(0.25)", "blocks 2 to 4: attn and mlp: before the branch"),
+        ("rezero", "attn and mlp: nowhere"),
+        ("ngpt", "the stream itself, to unit length"),
+        ("residual_dual", "at the end, the second stream"),
+        ("parallel(pre_norm)", "attn: before the branch; mlp: nowhere"),
+        ("drop_path(ngpt)", "the stream itself, to unit length"),
+    ],
+)
+def test_explain_says_where_the_stream_is_normalized(text: str, where: str) -> None:
+    told = schemes.explain(text, dim=24, n_heads=4, blocks=4, tokens=8)
+    assert where in "\n".join(told.normalized)
+
+
+def test_explain_tells_a_composition_part_by_part() -> None:
+    told = schemes.explain("drop_path(mix_ln(0.25), p=0.1)", dim=24, n_heads=4, blocks=4, tokens=8)
+    assert len(told.equations) == len(told.papers) == len(told.notes) == 2
+    assert told.init == "normal, std 0.02"
