@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from addnorm import ops
+from addnorm.norms import LayerNorm
 from addnorm.ops.reference import accumulate_dtype
 
 __all__ = ["LayerNormGRU", "LayerNormLSTM"]
@@ -36,34 +36,15 @@ Init = Callable[[Tensor], Tensor]
 State = tuple[Tensor, ...]  # (h,) or (h, c): (B, H) each, or (layers * directions, B, H) for all
 
 
-class Norm(nn.Module):
-    """LN(u; g, b), returned in the precision of the statistics."""
-
-    def __init__(self, dim: int, bias: bool, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(dim))
-        self.bias = nn.Parameter(torch.empty(dim)) if bias else None
-
-    def reset_parameters(self) -> None:
-        """g = 1, b = 0."""
-        nn.init.ones_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, u: Tensor) -> Tensor:
-        wide = u.to(accumulate_dtype(u))
-        return ops.add_norm(wide, None, self.weight, self.bias, kind="layer", eps=self.eps)[0]
-
-
 class NormedProduct(nn.Module):
-    """LN(W u; g, b) with one matrix per gate, stacked; ``init`` fills them one by one."""
+    """LN(W u; g, b), in the precision of the statistics, with one matrix per gate, stacked;
+    ``init`` fills them one by one."""
 
     def __init__(self, dim: int, hidden_size: int, gates: int, init: Init, bias: bool, eps: float):
         super().__init__()
         self.gates, self.init = gates, init
         self.weight = nn.Parameter(torch.empty(gates * hidden_size, dim))
-        self.norm = Norm(gates * hidden_size, bias, eps)
+        self.norm = LayerNorm(gates * hidden_size, eps, bias)
 
     def reset_parameters(self) -> None:
         """Every gate's matrix by ``init``, the norm back to 1 and 0."""
@@ -73,7 +54,7 @@ class NormedProduct(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         product = F.linear(u.to(self.weight.dtype), self.weight)
-        return cast(Tensor, self.norm(product))
+        return cast(Tensor, self.norm(product.to(accumulate_dtype(product))))
 
 
 class Layer(nn.Module, ABC):
@@ -120,7 +101,7 @@ class LSTMLayer(Layer):
         orthogonal, xavier = nn.init.orthogonal_, nn.init.xavier_uniform_
         self.hidden = NormedProduct(hidden_size, hidden_size, 4, orthogonal, bias, eps)
         self.input = NormedProduct(input_size, hidden_size, 4, xavier, bias, eps)
-        self.cell = Norm(hidden_size, bias, eps)
+        self.cell = LayerNorm(hidden_size, eps, bias)
         self.bias = nn.Parameter(torch.empty(4 * hidden_size)) if bias else None
         self.reset_parameters()
 

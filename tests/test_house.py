@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "norms": {"ops"},
     "stream": {"ops", "norms"},
     "positions": {"ops"},
-    "recurrent": {"ops"},
+    "recurrent": {"ops", "norms"},
     "joins": {"ops", "norms", "stream"},
     "branches": {"ops", "norms", "stream", "positions"},
     "catalogue": {"norms", "stream", "branches"},

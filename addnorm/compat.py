@@ -1,0 +1,607 @@
+"""``torch.nn``'s Transformer classes on our parts: change one import, then choose a scheme.
+
+    from addnorm.compat import TransformerEncoder, TransformerEncoderLayer
+
+Arguments, defaults, masks, shapes and the names in ``state_dict`` are those of torch.nn. Without
+``scheme=`` so are the numbers and the distributions at init. With it, a function Site -> Wiring or
+a text for ``schemes.parse``, the same blocks get any published Add & Norm around them. What differs
+from torch.nn on purpose is in docs/compat.md, each with its test.
+
+Reference: torch/nn/modules/transformer.py of PyTorch 2.13.
+"""
+
+import copy
+import math
+from abc import ABC
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addnorm.branches import MLP, Attention, CrossAttention, Heads, NormRule
+from addnorm.norms import LayerNorm
+from addnorm.schemes import parse, post_norm, pre_norm
+from addnorm.stream import AddNorm, Context, InitRule, Make, Scheme, Site, Stack, Wiring
+
+Activation = str | Callable[[Tensor], Tensor]
+Device = torch.device | str | int | None
+
+# --- names ----------------------------------------------------------------------------------------
+
+# PyTorch's name within a layer, and ours within a sublayer; in_proj is q, k and v in one matrix.
+BRANCHES: dict[str, dict[str, tuple[str, ...]]] = {
+    "attn": {
+        "self_attn.in_proj_": ("branch.q.", "branch.k.", "branch.v."),
+        "self_attn.out_proj.": ("branch.out.",),
+    },
+    "cross": {
+        "multihead_attn.in_proj_": ("branch.q.", "branch.k.", "branch.v."),
+        "multihead_attn.out_proj.": ("branch.out.",),
+    },
+    "mlp": {
+        "linear1.": ("branch.up.",),
+        "linear2.": ("branch.down.",),
+    },
+}
+# norm1, norm2, norm3   pre.norm or, where there is none, post.norm of the 1st, 2nd, 3rd sublayer
+# activation            branch.act of the MLP, where it is a module with parameters
+# layers.3.             the fourth block: subs 6 and 7 of an encoder, 9 to 11 of a decoder
+# norm                  stack.final.norm
+# Everything else (norms on branch outputs, joins, ...) has no name in PyTorch and keeps ours.
+
+
+def _names(module: "_Coder") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """PyTorch's name of each parameter with ours, in PyTorch's order."""
+    blocks: dict[int, tuple[list[Any], list[Any], list[Any]]] = {}
+    for i, sub in enumerate(module.stack.sublayers()):
+        layer, own = module.layer.format(sub.site.block), f"stack.subs.{i}."
+        branches, norms, last = blocks.setdefault(sub.site.block, ([], [], []))
+        for theirs, ours in BRANCHES[sub.site.kind].items():
+            branches.append((layer + theirs, tuple(own + name for name in ours)))
+        norm = "post" if sub.pre is None else "pre"
+        norms.append((f"{layer}norm{sub.site.place + 1}.", (f"{own}{norm}.norm.",)))
+        last.append((f"{layer}activation.", (f"{own}branch.act.",)))
+    rows = [row for block in blocks.values() for part in block for row in part]
+    modules = dict(module.named_modules())
+    for theirs, ours in [*rows, ("norm.", ("stack.final.norm.",))]:
+        holder = modules.get(ours[0].rstrip("."))
+        for leaf, _ in () if holder is None else holder.named_parameters():
+            yield theirs + leaf, tuple(name + leaf for name in ours)
+
+
+def _to_torch(
+    module: "_Coder", state: MutableMapping[str, Any], prefix: str, metadata: dict[str, Any]
+) -> None:
+    """After ``state_dict``: ours become PyTorch's."""
+    for theirs, ours in _names(module):
+        names = [prefix + name for name in ours]
+        if all(name in state for name in names):
+            parts = [state.pop(name) for name in names]
+            state[prefix + theirs] = parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _from_torch(module: "_Coder", state: MutableMapping[str, Any], prefix: str, *_: object) -> None:
+    """Before ``load_state_dict``: PyTorch's become ours. Our own names are understood as well."""
+    for theirs, ours in _names(module):
+        if prefix + theirs in state:
+            whole = state.pop(prefix + theirs)
+            parts = (whole,) if len(ours) == 1 else whole.chunk(len(ours))
+            state.update(zip((prefix + name for name in ours), parts, strict=False))
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+class _Masks(NamedTuple):
+    """One attention's masks as PyTorch has them: True = may *not* look, numbers are added."""
+
+    mask: Tensor | None  # (T, S) or (B * heads, T, S)
+    padding: Tensor | None  # (B, S), or (S,) for an input without a batch
+    is_causal: bool | None  # a hint, see docs/compat.md
+
+    def read(self, batch: int, heads: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """``valid``, ``attend`` and ``bias`` of a ``Context``."""
+        if self.is_causal and self.mask is None:
+            raise RuntimeError("is_causal is a hint about the mask: give the mask itself as well")
+        attend, bias = self._split(self._by_head(batch, heads))
+        padding = self.padding
+        if padding is not None and padding.dim() == 1:
+            padding = padding.unsqueeze(0)
+        valid, more = self._split(padding)
+        if more is not None:
+            more = more[:, None, None, :]  # (B, 1, 1, S)
+            bias = more if bias is None else bias + more
+        return valid, attend, bias
+
+    def _by_head(self, batch: int, heads: int) -> Tensor | None:
+        if self.mask is None or self.mask.dim() != 3:
+            return self.mask
+        if self.mask.shape[0] != batch * heads:
+            raise ValueError(
+                f"a mask with three axes must be (batch * heads, T, S) = ({batch * heads}, T, S), "
+                f"got {tuple(self.mask.shape)}"
+            )
+        return self.mask.unflatten(0, (batch, heads))  # (B, H, T, S)
+
+    @staticmethod
+    def _split(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What may be looked at, and what is added: -inf is the first kind, however written."""
+        if mask is None:
+            return None, None
+        if mask.dtype == torch.bool:
+            return ~mask, None
+        if not mask.is_floating_point():
+            raise TypeError(f"a mask must be boolean or floating point, got {mask.dtype}")
+        blocked = mask == -math.inf
+        return ~blocked, mask.masked_fill(blocked, 0.0)
+
+
+# --- PyTorch's own design -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """An init rule: uniform about 0, with the standard deviation of torch.nn's modules.
+
+    q, k and v are one matrix of 3 * dim rows there, which Xavier's formula sees.
+    """
+
+    text: str
+    base: Callable[[int, int], float]  # (fan_in, fan_out) -> std, of all but q, k and v
+
+    def std(self, role: str, shape: tuple[int, ...]) -> float:
+        """What is declared for a weight of shape (fan_out, fan_in)."""
+        n_out, n_in = shape
+        return xavier(n_in, 3 * n_out) if role in ("q", "k", "v") else self.base(n_in, n_out)
+
+    def __call__(self, role: str, weight: Tensor) -> None:
+        bound = math.sqrt(3.0) * self.std(role, tuple(weight.shape))
+        nn.init.uniform_(weight, -bound, bound)
+
+
+def xavier(n_in: int, n_out: int) -> float:
+    """sqrt(2 / (fan_in + fan_out))."""
+    return math.sqrt(2.0 / (n_in + n_out))
+
+
+def linear(n_in: int, n_out: int) -> float:
+    """That of nn.Linear, uniform within 1 / sqrt(fan_in)."""
+    return (3.0 * n_in) ** -0.5
+
+
+LAYERS = Uniform("as nn.TransformerEncoderLayer: Xavier for q, k, v; as nn.Linear else", linear)
+TRANSFORMER = Uniform("as nn.Transformer: Xavier, q, k and v as one matrix", xavier)
+
+
+@dataclass(frozen=True)
+class _AsTorch:
+    """The scheme of torch.nn. ``final``: nn.Transformer ends both stacks with a norm, also where
+    the last sublayer ended with one (pytorch#74092)."""
+
+    norm_first: bool
+    init: InitRule = LAYERS
+    final: bool = False
+
+    def __call__(self, s: Site) -> Wiring:
+        if s.kind == "head":
+            return Wiring(pre=AddNorm(s.dim, s.norm) if self.final else None, init=self.init)
+        return replace((pre_norm if self.norm_first else post_norm)(s), init=self.init)
+
+
+# --- blocks and stacks ----------------------------------------------------------------------------
+
+
+def _scheme(scheme: Scheme | str | None) -> Scheme | None:
+    return parse(scheme) if isinstance(scheme, str) else scheme
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What a layer was asked to be, so that others like it can be built at any depth."""
+
+    d_model: int
+    nhead: int
+    dim_feedforward: int
+    dropout: float
+    activation: Activation
+    layer_norm_eps: float
+    batch_first: bool
+    norm_first: bool
+    bias: bool
+    scheme: Scheme | None
+    cross: bool
+
+    def stack(
+        self,
+        n: int,
+        scheme: Scheme | None,
+        device: Device,
+        dtype: torch.dtype | None,
+        depths: tuple[int, int] | None = None,
+    ) -> Stack:
+        """n such blocks with weights of their own. No scheme: PyTorch's."""
+        scheme = _AsTorch(self.norm_first) if scheme is None else scheme
+        as_torch = isinstance(scheme, _AsTorch)
+        if self.norm_first and not as_torch:
+            raise ValueError("scheme says where the norms are: leave norm_first out")
+        heads: Heads = {"bias": self.bias, "dropout": self.dropout, "out_dropout": self.dropout}
+        attention: Make = partial(Attention, self.d_model, self.nhead, **heads)
+        cross: Make = partial(CrossAttention, self.d_model, self.nhead, **heads)
+        between = [("cross", cross)] if self.cross else []
+        with nullcontext() if device is None else torch.device(device):
+            stack = Stack(
+                [("attn", attention), *between, ("mlp", self._mlp(as_torch))] * n,
+                self.d_model,
+                scheme,
+                norm=partial(LayerNorm, eps=self.layer_norm_eps, bias=self.bias),
+                role="decoder" if self.cross else "encoder",
+                depths=depths,
+            )
+        return stack if dtype is None else stack.to(dtype)
+
+    def _mlp(self, as_torch: bool) -> Make:
+        def make(*, inner: NormRule | None, init: InitRule) -> MLP:
+            mlp = MLP(
+                self.d_model,
+                self.dim_feedforward,
+                copy.deepcopy(self.activation),  # a module may have parameters, one set a layer
+                bias=self.bias,
+                dropout=self.dropout,
+                out_dropout=self.dropout,
+                inner=inner,
+                init=init,
+            )
+            for layer in (mlp.up, mlp.down) if as_torch and self.bias else ():
+                bound = layer.in_features**-0.5  # nn.Linear's; attention's biases are 0 there too
+                nn.init.uniform_(layer.bias, -bound, bound)
+            return mlp
+
+        return make
+
+
+class _Coder(nn.Module, ABC):
+    """A Stack behind PyTorch's shapes, masks and names."""
+
+    layer: ClassVar[str]
+    """What PyTorch puts before the names in a block, {} being the block's number."""
+
+    def __init__(self, block: _Block, stack: Stack, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.block, self.stack, self.norm = block, stack, norm
+        self.register_state_dict_post_hook(_to_torch)
+        self.register_load_state_dict_pre_hook(_from_torch)
+
+    def after_step(self, step: int) -> None:
+        """Call after every optimizer step where a scheme needs it (nGPT); counts from 1."""
+        self.stack.after_step(step)
+
+    def _run(
+        self,
+        x: Tensor,
+        masks: _Masks,
+        memory: Tensor | None = None,
+        memory_masks: _Masks | None = None,
+    ) -> Tensor:
+        u = self._batched(x)
+        valid, attend, bias = masks.read(u.shape[0], self.block.nhead)
+        ctx = Context(valid=valid, attend=attend, bias=bias)
+        if memory is not None and memory_masks is not None:
+            m = self._batched(memory)
+            if x.dim() != memory.dim() or u.shape[0] != m.shape[0]:
+                raise ValueError(
+                    f"tgt and memory must be of one batch, got {tuple(x.shape)} and "
+                    f"{tuple(memory.shape)} with batch_first={self.block.batch_first}"
+                )
+            valid, attend, bias = memory_masks.read(u.shape[0], self.block.nhead)
+            ctx = ctx._replace(memory=m, memory_valid=valid, memory_attend=attend, memory_bias=bias)
+        y: Tensor = self.stack(u, ctx)
+        if x.dim() == 2:
+            y = y.squeeze(0)
+        elif not self.block.batch_first:
+            y = y.transpose(0, 1)
+        return y if self.norm is None else self.norm(y)
+
+    def _batched(self, x: Tensor) -> Tensor:
+        """(T, D), (B, T, D) or (T, B, D) -> (B, T, D)."""
+        if x.is_nested:
+            raise TypeError("nested tensors are not supported: pad, and give a key padding mask")
+        if x.dim() == 2:
+            return x.unsqueeze(0)
+        return x if self.block.batch_first or x.dim() != 3 else x.transpose(0, 1)
+
+
+class _Layer(_Coder, ABC):
+    """One block. What the scheme puts at the two ends of a stack is not here."""
+
+    layer = ""
+    cross: ClassVar[bool]
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Activation = F.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        scheme: Scheme | str | None = None,
+    ) -> None:
+        block = _Block(
+            d_model,
+            nhead,
+            dim_feedforward,
+            dropout,
+            activation,
+            layer_norm_eps,
+            batch_first,
+            norm_first,
+            bias,
+            _scheme(scheme),
+            self.cross,
+        )
+        stack = block.stack(1, block.scheme, device, dtype)
+        stack.final = None
+        super().__init__(block, stack)
+
+    def _run(
+        self,
+        x: Tensor,
+        masks: _Masks,
+        memory: Tensor | None = None,
+        memory_masks: _Masks | None = None,
+    ) -> Tensor:
+        ends = [end for end in (self.stack.enter, self.stack.exit) if end is not None]
+        if ends:
+            told = " and ".join(type(end).__name__ for end in ends)
+            raise RuntimeError(
+                f"this scheme puts {told} at the ends of a stack, and a layer alone has no ends: "
+                "give it to TransformerEncoder or TransformerDecoder, be it for one layer"
+            )
+        return super()._run(x, masks, memory, memory_masks)
+
+
+class TransformerEncoderLayer(_Layer):
+    """``nn.TransformerEncoderLayer``: self-attention, then an MLP."""
+
+    cross = False
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        return self._run(src, _Masks(src_mask, src_key_padding_mask, is_causal))
+
+
+class TransformerDecoderLayer(_Layer):
+    """``nn.TransformerDecoderLayer``: self-attention, attention to ``memory``, then an MLP."""
+
+    cross = True
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        own = _Masks(tgt_mask, tgt_key_padding_mask, tgt_is_causal)
+        return self._run(
+            tgt, own, memory, _Masks(memory_mask, memory_key_padding_mask, memory_is_causal)
+        )
+
+
+def _stacked(
+    layer: _Layer,
+    wanted: type[_Layer],
+    n: int,
+    norm: nn.Module | None,
+    scheme: Scheme | str | None,
+    depths: tuple[int, int] | None,
+) -> Stack:
+    """n clones of the layer as PyTorch makes them; with a scheme, n blocks built like it."""
+    if not isinstance(layer, wanted):
+        raise TypeError(f"expected an addnorm.compat.{wanted.__name__}, got {type(layer)}")
+    design = _scheme(scheme) or layer.block.scheme
+    if design is None:
+        stack = layer.block.stack(n, None, "meta", None)
+        for i, sub in enumerate(stack.sublayers()):
+            clone = copy.deepcopy(layer.stack.sublayers()[sub.site.place])
+            clone.site = sub.site
+            stack.subs[i] = clone
+        return stack
+    if norm is not None:
+        raise ValueError("scheme says what normalizes the end of the stack: leave norm out")
+    like = next(layer.parameters())  # the layer may have been moved since it was made
+    return layer.block.stack(n, design, like.device, like.dtype, depths)
+
+
+class TransformerEncoder(_Coder):
+    """``nn.TransformerEncoder``: ``num_layers`` clones of a layer.
+
+    With a scheme, given here or to the layer, that many blocks are built like the layer, each for
+    its place. ``depths`` are the blocks of encoder and decoder where both exist: DeepNorm and
+    Sub-LN need them. ``enable_nested_tensor`` and ``mask_check`` concern a fast path of PyTorch's
+    that does not exist here: accepted, and without effect.
+    """
+
+    layer = "layers.{}."
+
+    def __init__(
+        self,
+        encoder_layer: TransformerEncoderLayer,
+        num_layers: int,
+        norm: nn.Module | None = None,
+        enable_nested_tensor: bool = True,
+        mask_check: bool = True,
+        *,
+        scheme: Scheme | str | None = None,
+        depths: tuple[int, int] | None = None,
+    ) -> None:
+        wanted = TransformerEncoderLayer
+        stack = _stacked(encoder_layer, wanted, num_layers, norm, scheme, depths)
+        super().__init__(encoder_layer.block, stack, norm)
+        self.num_layers = num_layers
+        self.enable_nested_tensor, self.mask_check = enable_nested_tensor, mask_check
+
+    def forward(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> Tensor:
+        return self._run(src, _Masks(mask, src_key_padding_mask, is_causal))
+
+
+class TransformerDecoder(_Coder):
+    """``nn.TransformerDecoder``; ``scheme`` and ``depths`` as in ``TransformerEncoder``."""
+
+    layer = "layers.{}."
+
+    def __init__(
+        self,
+        decoder_layer: TransformerDecoderLayer,
+        num_layers: int,
+        norm: nn.Module | None = None,
+        *,
+        scheme: Scheme | str | None = None,
+        depths: tuple[int, int] | None = None,
+    ) -> None:
+        wanted = TransformerDecoderLayer
+        stack = _stacked(decoder_layer, wanted, num_layers, norm, scheme, depths)
+        super().__init__(decoder_layer.block, stack, norm)
+        self.num_layers = num_layers
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        own = _Masks(tgt_mask, tgt_key_padding_mask, tgt_is_causal)
+        return self._run(
+            tgt, own, memory, _Masks(memory_mask, memory_key_padding_mask, memory_is_causal)
+        )
+
+
+class Transformer(nn.Module):
+    """``nn.Transformer``, its double final norm with ``norm_first=False`` included.
+
+    With a scheme both stacks know the depth of the other, and end as the scheme says.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 512,
+        nhead: int = 8,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Activation = F.relu,
+        custom_encoder: Any | None = None,
+        custom_decoder: Any | None = None,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        scheme: Scheme | str | None = None,
+    ) -> None:
+        super().__init__()
+        options: dict[str, Any] = {
+            "dim_feedforward": dim_feedforward,
+            "dropout": dropout,
+            "activation": activation,
+            "layer_norm_eps": layer_norm_eps,
+            "batch_first": batch_first,
+            "norm_first": norm_first,
+            "bias": bias,
+            "device": device,
+            "dtype": dtype,
+            "scheme": _AsTorch(norm_first, TRANSFORMER, final=True) if scheme is None else scheme,
+        }
+        depths = (num_encoder_layers, num_decoder_layers)
+        self.encoder, self.decoder = custom_encoder, custom_decoder
+        if custom_encoder is None:
+            encoder_layer = TransformerEncoderLayer(d_model, nhead, **options)
+            self.encoder = TransformerEncoder(encoder_layer, num_encoder_layers, depths=depths)
+        if custom_decoder is None:
+            decoder_layer = TransformerDecoderLayer(d_model, nhead, **options)
+            self.decoder = TransformerDecoder(decoder_layer, num_decoder_layers, depths=depths)
+        self.d_model, self.nhead, self.batch_first = d_model, nhead, batch_first
+
+    def forward(
+        self,
+        src: Tensor,
+        tgt: Tensor,
+        src_mask: Tensor | None = None,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        src_is_causal: bool | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        batch = 0 if self.batch_first else 1
+        if src.dim() == 3 and src.shape[batch] != tgt.shape[batch]:
+            raise RuntimeError("the batch number of src and tgt must be equal")
+        if src.shape[-1] != self.d_model or tgt.shape[-1] != self.d_model:
+            raise RuntimeError("the feature number of src and tgt must be equal to d_model")
+        memory = self.encoder(
+            src,
+            mask=src_mask,
+            src_key_padding_mask=src_key_padding_mask,
+            is_causal=src_is_causal,
+        )
+        decoded: Tensor = self.decoder(
+            tgt,
+            memory,
+            tgt_mask=tgt_mask,
+            memory_mask=memory_mask,
+            tgt_key_padding_mask=tgt_key_padding_mask,
+            memory_key_padding_mask=memory_key_padding_mask,
+            tgt_is_causal=tgt_is_causal,
+            memory_is_causal=memory_is_causal,
+        )
+        return decoded
+
+    def after_step(self, step: int) -> None:
+        """Call after every optimizer step where a scheme needs it (nGPT); counts from 1."""
+        for module in self.modules():
+            if isinstance(module, Stack):
+                module.after_step(step)
+
+    @staticmethod
+    def generate_square_subsequent_mask(
+        sz: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """(sz, sz), -inf where a token may not look, 0 elsewhere."""
+        return torch.full((sz, sz), -math.inf, dtype=dtype, device=device).triu(1)
