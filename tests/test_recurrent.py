@@ -432,11 +432,12 @@ def test_autocast_keeps_state_and_statistics_wide(make: type[Model]) -> None:
         seen["in"].add(product.dtype)
         seen["out"].add(out.dtype)
 
-    for name, part in model.named_modules():
-        if name.endswith("norm"):
-            part.register_forward_hook(hook)
+    norms = [part for name, part in model.named_modules() if name.endswith("norm")]
+    hooks = [norm.register_forward_hook(hook) for norm in norms]
     with torch.autocast("cpu", torch.bfloat16):
         output, state = model(x)
+    for handle in hooks:
+        handle.remove()
     assert seen == {"in": {torch.float32}, "out": {torch.float32}}
     assert output.dtype == torch.float32  # the dtype of the input
     for s in parts(state):
