@@ -1,0 +1,51 @@
+"""Comparing designs by measurement.
+
+``profile`` measures what a design does to signal and gradient at initialization, ``page`` shows it.
+What a measurement depends on is here, where it costs nothing to import.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a measurement at initialization depends on, besides the design."""
+
+    width: int = 64
+    """Width of the stream."""
+    depths: tuple[int, ...] = (6, 12, 24, 48)
+    """Numbers of blocks; a block is one attention and one MLP."""
+    heads: int = 4
+    """Attention heads."""
+    tokens: int = 32
+    """Tokens in a sequence."""
+    batch: int = 8
+    """Sequences in the one batch."""
+    seeds: int = 3
+    """How many times everything is drawn anew."""
+    first_seed: int = 0
+    """The first of the seeds; the others follow."""
+    init: Literal["fan_in", "own"] = "fan_in"
+    """fan_in: std 1/sqrt(fan_in) times the design's own factors. own: as published; the common
+    std of 0.02 makes every branch negligible at small width, and all designs alike."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"] = "gelu"
+    """Activation of the MLP, whose hidden width is 4 times the stream's."""
+    qk_norm: bool = False
+    """RMSNorm on queries and keys, per head."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "heads", "tokens", "batch", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.depths or min(self.depths) < 1 or len(set(self.depths)) < len(self.depths):
+            told = " ".join(map(str, self.depths)) or "none"
+            raise ValueError(f"depths must be different numbers of at least 1 block, got {told}")
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
+        if self.first_seed < 0:
+            raise ValueError(f"first_seed must not be negative, got {self.first_seed}")
+
+    def all_seeds(self) -> range:
+        """The seeds themselves."""
+        return range(self.first_seed, self.first_seed + self.seeds)

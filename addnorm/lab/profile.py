@@ -1,0 +1,361 @@
+"""What a design does to signal and gradient at initialization, before any training.
+
+A causal decoder of ``Setup``'s shape reads random tokens through an embedding of standard
+deviation 1 and predicts the next, random too, through a head of standard deviation 1 / sqrt(width),
+with the cross-entropy as loss and no position code. The same draws serve every design and depth.
+Measured, as plain numbers:
+
+* the root mean square of the residual stream, entering and after every sublayer;
+* that of the loss's gradient with respect to the stream, entering and after every block;
+* the Frobenius norm of the loss's gradient with respect to each MLP's ``down`` weight;
+* how these grow with the number of blocks L: the slope of log(value) against log(L).
+
+The stream is the settled one, keep * h + gain * v. Where a design has n streams side by side
+(hyper-connections), their mean is shown and the sum of their gradients, which is the gradient of
+moving them all alike; both are pre-norm's where the streams are equal. Of ResiDual's two streams
+it is the one that the branches read.
+"""
+
+import ast
+import math
+import platform
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from addnorm import __version__, schemes
+from addnorm.branches import MLP, Attention
+from addnorm.catalogue import Entry, combinators, entry
+from addnorm.lab import Setup
+from addnorm.norms import RMSNorm
+from addnorm.stream import Scheme, Stack, Stream
+
+VOCABULARY = 65
+UNSCALED = "fan_in(pre_norm, factors=False)"
+LABELS = {UNSCALED: "pre_norm, writers unscaled"}
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one seed gave at one depth. Lists run from the entrance of the stack to its end."""
+
+    depth: int  # blocks
+    seed: int
+    loss: float
+    stream: list[float]  # RMS of the residual, 2 * depth + 1: entering, after every sublayer
+    gradient: list[float]  # RMS of d loss / d residual, depth + 1: entering, after every block
+    mlp_gradient: list[float]  # norm of d loss / d W_down, depth
+
+
+class Task(NamedTuple):
+    """What stands before and after the stack."""
+
+    x: Tensor  # (B, T, width), the embedded tokens
+    head: Tensor  # (vocabulary, width)
+    targets: Tensor  # (B, T)
+
+    def logits(self, y: Tensor) -> Tensor:
+        """(B, T, width) -> (B, T, vocabulary)."""
+        return y @ self.head.T
+
+    def loss(self, y: Tensor) -> Tensor:
+        """The mean cross-entropy of the next tokens."""
+        return torch.nn.functional.cross_entropy(self.logits(y).flatten(0, 1), self.targets.ravel())
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draws depend on the seed alone, and the caller's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def draw(setup: Setup) -> Task:
+    """Tokens, embedding and head, from torch's global generator."""
+    tokens = torch.randint(VOCABULARY, (setup.batch, setup.tokens + 1))
+    embedding = torch.randn(VOCABULARY, setup.width)
+    head = torch.randn(VOCABULARY, setup.width) / math.sqrt(setup.width)
+    return Task(embedding[tokens[:, :-1]].requires_grad_(), head, tokens[:, 1:])
+
+
+def build(scheme: Scheme, setup: Setup, depth: int) -> Stack:
+    """The decoder under measurement, from torch's global generator."""
+    norm = RMSNorm if setup.qk_norm else None
+    attention = partial(Attention, setup.width, setup.heads, causal=True, qk_norm=norm)
+    mlp = partial(MLP, setup.width, 4 * setup.width, setup.activation)
+    return Stack([("attn", attention), ("mlp", mlp)] * depth, setup.width, scheme)
+
+
+def follow(stack: Stack, x: Tensor) -> tuple[Tensor, list[Stream]]:
+    """The stack's output, and the settled stream: entering and after every sublayer.
+
+    Every sublayer is made to read a stream with nothing pending, so that each addition has a tensor
+    of its own, to look at and to take gradients of. What is computed stays the same.
+    """
+    points: list[Stream] = []
+
+    def settle(s: Stream) -> Stream:
+        points.append(Stream(s.settle(), taps=s.taps))
+        return points[-1]
+
+    subs = stack.sublayers()
+    hooks = [subs[0].register_forward_pre_hook(lambda _, args: (settle(args[0]), *args[1:]))]
+    hooks += [sub.register_forward_hook(lambda _, args, out: settle(out)) for sub in subs]
+    try:
+        return stack(x), points
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def observe(stack: Stack, task: Task, seed: int = 0) -> Run:
+    """Forward and backward once; ``seed`` is only noted down."""
+    y, points = follow(stack, task.x)
+    loss = task.loss(y)
+    subs = stack.sublayers()
+    ends = [0, *(i for i, sub in enumerate(subs) if i and sub.site.place == 0), len(subs)]
+    down: list[Tensor] = [s.branch.down.weight for s in subs if s.site.kind == "mlp"]  # type: ignore[misc,union-attr]
+    grads = torch.autograd.grad(loss, [*(points[i].h for i in ends), *down])
+    dx, dw = grads[: len(ends)], grads[len(ends) :]
+    return Run(
+        depth=len(ends) - 1,
+        seed=seed,
+        loss=loss.item(),
+        stream=_numbers([_rms(p.h.mean(0) if p.h.dim() == 4 else p.h) for p in points]),
+        gradient=_numbers([_rms(g.sum(0) if g.dim() == 4 else g) for g in dx]),
+        mlp_gradient=_numbers([torch.linalg.vector_norm(g) for g in dw]),
+    )
+
+
+def measure(scheme: Scheme, setup: Setup, depth: int, seed: int) -> Run:
+    """One design at one depth with one seed."""
+    with seeded(seed):
+        task = draw(setup)
+        return observe(build(scheme, setup, depth), task, seed)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x.detach()) / math.sqrt(x.numel())
+
+
+def _numbers(values: list[Tensor]) -> list[float]:
+    return torch.stack(values).tolist()
+
+
+# --- over depths and seeds ------------------------------------------------------------------------
+
+
+def exponent(depths: Sequence[int], values: Sequence[float]) -> float | None:
+    """The least-squares slope of log(value) against log(depth): p where value = c * depth^p.
+
+    None where there is no such slope: fewer than two depths, or a value that is 0 or not finite.
+    """
+    if len(depths) < 2 or not all(0.0 < v < math.inf for v in values):
+        return None
+    at = [math.log(d) for d in depths]
+    return statistics.linear_regression(at, [math.log(v) for v in values]).slope
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and extremes over the seeds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def over(cls, values: Sequence[float]) -> "Spread":
+        """Of at least one value; NaN if one of them is."""
+        if any(math.isnan(v) for v in values):
+            return cls(math.nan, math.nan, math.nan)
+        return cls(statistics.median(values), min(values), max(values))
+
+
+QUANTITIES: dict[str, Callable[[Run], float]] = {
+    "stream_mean_square": lambda run: run.stream[-1] ** 2,
+    "last_mlp_gradient": lambda run: run.mlp_gradient[-1],
+    "first_mlp_gradient": lambda run: run.mlp_gradient[0],
+}
+"""What is told of a run in one number, and fitted against depth."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """One design and what was measured of it."""
+
+    text: str  # as ``parse`` reads it
+    label: str
+    equations: list[str]
+    papers: list[str]
+    init: str  # the rule at the largest depth
+    note: str  # on what "the stream" is here, mostly empty
+    runs: list[Run]
+
+    def at(self, depth: int) -> list[Run]:
+        """The runs of one depth, by seed."""
+        return [run for run in self.runs if run.depth == depth]
+
+    def curve(self, depth: int, which: str) -> list[Spread]:
+        """``stream``, ``gradient`` or ``mlp_gradient`` at one depth, over the seeds."""
+        return [Spread.over(values) for values in zip(*(getattr(r, which) for r in self.at(depth)))]
+
+    def value(self, depth: int, quantity: str) -> Spread:
+        """One of ``QUANTITIES`` at one depth."""
+        return Spread.over([QUANTITIES[quantity](run) for run in self.at(depth)])
+
+    def exponent(self, quantity: str) -> Spread | None:
+        """That of one of ``QUANTITIES`` against depth: fitted for each seed, then spread."""
+        slopes = []
+        for seed in dict.fromkeys(run.seed for run in self.runs):
+            mine = sorted((r for r in self.runs if r.seed == seed), key=lambda r: r.depth)
+            slopes.append(exponent([r.depth for r in mine], [QUANTITIES[quantity](r) for r in mine]))
+        known = [s for s in slopes if s is not None]
+        return Spread.over(known) if len(known) == len(slopes) else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was measured, and what it takes to measure it again."""
+
+    command: str
+    setup: Setup
+    versions: dict[str, str]
+    designs: list[Design]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; a number that is not finite is None."""
+        designs = [
+            asdict(d)
+            | {
+                "exponents": {q: (e := d.exponent(q)) and asdict(e) for q in QUANTITIES},
+                "values": {
+                    q: {str(depth): asdict(d.value(depth, q)) for depth in self.setup.depths}
+                    for q in QUANTITIES
+                },
+            }
+            for d in self.designs
+        ]
+        told = {
+            "format": "addnorm.schemes/1",
+            "model": conditions(self.setup),
+            "command": self.command,
+            "setup": asdict(self.setup),
+            "versions": self.versions,
+            "designs": designs,
+        }
+        plain: dict[str, Any] = _plain(told)
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    """With lists for tuples, six digits, and None for what JSON cannot say."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def conditions(setup: Setup) -> str:
+    """In words, what was measured under which conditions."""
+    init = {
+        "fan_in": "init fan_in: std 1/sqrt(fan_in) times the design's own factors",
+        "own": "init own: each design's as published",
+    }[setup.init]
+    seeds = setup.all_seeds()
+    return (
+        f"Causal decoder at initialization, width {setup.width}, {setup.heads} heads, MLP "
+        f"{4 * setup.width} {setup.activation}, QK-norm {'on' if setup.qk_norm else 'off'}, "
+        f"LayerNorm, no position code; {init}; {setup.batch} x {setup.tokens} random tokens of "
+        f"{VOCABULARY}, embedding std 1, head std 1/sqrt(width), cross-entropy of random next "
+        f"tokens; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of what the last digits depend on."""
+    return {
+        "addnorm": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+    }
+
+
+# --- which designs --------------------------------------------------------------------------------
+
+
+def register() -> tuple[list[Entry], list[Entry]]:
+    """The designs and the combinators that have a name."""
+    return [entry(n) for n in schemes.names()], [entry(n) for n in combinators()]
+
+
+def everything() -> list[str]:
+    """All named designs; pre_norm also without GPT-2's division of its writers."""
+    listed = schemes.names()
+    listed.insert(listed.index("pre_norm") + 1, UNSCALED)
+    return listed
+
+
+def resolve(text: str, setup: Setup) -> Scheme:
+    """The scheme under the setup's init; SchemeError if there is none that can be built."""
+    scheme = schemes.parse(text)
+    if setup.init == "fan_in":
+        scheme = schemes.fan_in(scheme)
+    with torch.device("meta"):
+        build(scheme, setup, 1)  # a composition may only turn out impossible at a site
+    return scheme
+
+
+def compare(
+    texts: Sequence[str],
+    setup: Setup,
+    command: str = "",
+    advance: Callable[[int], None] = lambda blocks: None,
+) -> Report:
+    """Measure designs side by side. ``advance`` is told how many blocks each finished run had."""
+    resolved = {text: resolve(text, setup) for text in texts}
+    designs = []
+    for text, scheme in resolved.items():
+        runs = []
+        for depth in setup.depths:
+            for seed in setup.all_seeds():
+                runs.append(measure(scheme, setup, depth, seed))
+                advance(depth)
+        designs.append(_design(text, scheme, setup, runs))
+    return Report(command, setup, versions(), designs)
+
+
+def _design(text: str, scheme: Scheme, setup: Setup, runs: list[Run]) -> Design:
+    parts = [entry(n.id) for n in ast.walk(ast.parse(text.strip())) if isinstance(n, ast.Name)]
+    with torch.device("meta"):
+        stack = build(scheme, setup, max(setup.depths))
+        end = follow(stack, torch.empty(1, 2, setup.width))[1][-1]
+    notes = []
+    if end.h.dim() == 4:
+        notes.append(f"Shown: the mean of the {len(end.h)} streams, the sum of their gradients.")
+    if end.taps is not None and "dual" in end.taps:
+        notes.append("Shown: the normalized stream, which the branches read.")
+    if all(v == 0.0 for run in runs for v in run.mlp_gradient):
+        notes.append("The gradient of the branches' weights is exactly 0 at initialization.")
+    return Design(
+        text=text,
+        label=LABELS.get(text, text),
+        equations=[p.equation for p in parts],
+        papers=[f"{p.paper} ({p.year})" for p in parts],
+        init=getattr(stack.sublayers()[0].init, "text", "custom"),
+        note=" ".join(notes),
+        runs=runs,
+    )

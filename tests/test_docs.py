@@ -1,0 +1,57 @@
+"""The documents hold: their code runs, their tables are the register's, their links lead on."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from addnorm import schemes
+from addnorm.catalogue import combinators, entry
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def blocks(path: Path) -> list[str]:
+    """The Python at the left margin; what is indented belongs to a list and is a fragment."""
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_the_code_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for block in blocks(path):
+        exec(compile(block, str(path), "exec"), names)
+
+
+def test_both_readmes_show_the_same_code() -> None:
+    def code(name: str) -> list[str]:
+        return [re.sub(r"#.*|\"\"\".*?\"\"\"", "", b) for b in blocks(ROOT / name)]
+
+    assert len(code("README.md")) >= 5
+    assert code("README.md") == code("README.zh-CN.md")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_table_of_schemes_is_the_register() -> None:
+    text = (ROOT / "docs" / "schemes.md").read_text().replace("&#124;", "|")
+    for name in [*schemes.names(), *combinators()]:
+        told = entry(name)
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{told.usage()}`"))
+        assert told.equation in row
+        assert told.paper in row
+    listed = re.findall(r"^\| `(\w+)", text, re.MULTILINE)
+    assert listed[: len(schemes.names())] == schemes.names()
+
+
+def test_the_picture_of_the_house_names_every_room() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for path in (ROOT / "addnorm").iterdir():
+        if path.name.startswith(("_", "py.typed")):
+            continue
+        assert path.stem in text, f"docs/architecture.md does not mention {path.name}"
