@@ -320,6 +320,10 @@ class Sublayer(nn.Module):
             s = s._replace(v=s.v.to(s.h.dtype))
         return Stream(seam(self.post, s, ctx.valid)[0], taps=s.taps)
 
+    def init_rules(self) -> dict[str, tuple[str, InitRule]]:
+        """Parameter -> (role, the rule that filled it)."""
+        return {f"branch.{name}": (role, self.init) for name, role in self.roles.items()}
+
     def after_step(self, step: int) -> None:
         """What the scheme wants done to the branch's weights after every optimizer step."""
         if self.care is not None:
@@ -363,7 +367,7 @@ class Stack(nn.Module):
         self.dim = dim
 
         here = Site("embed", -1, total, -1, blocks, dim, norm, role, depths)
-        self.enter = _wire(scheme, here).enter
+        first = _wire(scheme, here)
         self.subs = nn.ModuleList()
         for (kind, make), opens in zip(branches, starts, strict=True):
             here = replace(
@@ -374,8 +378,11 @@ class Stack(nn.Module):
                 place=0 if opens else here.place + 1,
             )
             self.subs.append(Sublayer(make, _wire(scheme, here), here))
-        end = _wire(scheme, replace(here, kind="head", index=total, block=blocks, place=0))
-        self.exit, self.final = end.exit, end.pre
+        last = _wire(scheme, replace(here, kind="head", index=total, block=blocks, place=0))
+        self.enter, self.exit, self.final = first.enter, last.exit, last.pre
+        # For the model around the stack: how embedding and head are initialized and cared for.
+        self.inits = {"embed": first.init, "head": last.init}
+        self.cares = {"embed": first.care, "head": last.care}
         if role == "decoder":
             _refuse_crossing(self)
         self.overdue = False
@@ -510,6 +517,27 @@ def _check_bool(name: str, mask: Tensor, meaning: str) -> None:
 # --- what was initialized, and how --------------------------------------------------------------
 
 
+@runtime_checkable
+class Declares(Protocol):
+    """A module that knows by which rule its weights were filled."""
+
+    def init_rules(self) -> dict[str, tuple[str, InitRule]]:
+        """Parameter -> (role, rule)."""
+
+
+def reset_parameters(model: nn.Module) -> None:
+    """Fill every parameter anew, in place: for a model built on the meta device and emptied.
+
+    Children before parents, since a parent knows better: a branch re-fills its Linears by the
+    scheme's rule, a model its embedding.
+    """
+    for child in model.children():
+        reset_parameters(child)
+    reset = getattr(model, "reset_parameters", None)
+    if reset is not None:
+        reset()
+
+
 class InitRow(NamedTuple):
     """One parameter in the init table."""
 
@@ -525,13 +553,14 @@ class InitRow(NamedTuple):
 def init_table(model: nn.Module) -> list[InitRow]:
     """Every parameter of a model with the rule that filled it and what is measured now.
 
-    Works on any module; only parameters of a ``Stack`` have a declared rule.
+    Works on any module; only what ``Declares`` has a rule.
     """
-    declared: dict[str, tuple[str, InitRule]] = {}
-    for prefix, module in model.named_modules():
-        if isinstance(module, Sublayer):
-            for name, role in module.roles.items():
-                declared[f"{prefix}.branch.{name}".lstrip(".")] = (role, module.init)
+    declared = {
+        f"{prefix}.{name}".lstrip("."): rule
+        for prefix, module in model.named_modules()
+        if isinstance(module, Declares)
+        for name, rule in module.init_rules().items()
+    }
     rows = []
     for name, p in model.named_parameters():
         role, rule = declared.get(name, ("", None))

@@ -1,0 +1,258 @@
+"""GPT: tokens and positions in front, a causal stack on any Add & Norm scheme, a head.
+
+With ``GPT.preset("gpt2")`` this is the published GPT-2, parameter for parameter; every field of
+``GPTConfig`` is one choice, and all combinations work unless the config says why not.
+
+    ids ──▶ tokens + positions ──▶ Stack([attention, MLP] * n_layers) ──▶ head ──▶ logits
+
+References: Radford et al. 2019 (GPT-2); Vaswani et al. 2017 (arXiv 1706.03762); Press & Wolf 2017
+(1608.05859) for the tied head; Gemma 2 (2408.00118) for capped logits.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addnorm import schemes
+from addnorm.branches import ACTIVATIONS, MLP, Attention, GatedMLP
+from addnorm.norms import DyT, L2Norm, LayerNorm, Norm, RMSNorm, ScaleNorm
+from addnorm.positions import ALiBi, AttentionPosition, Learned, RoPE, Sinusoidal
+from addnorm.stream import Cache, Context, InitRule, Stack
+
+NORMS: dict[str, Callable[..., Norm]] = {
+    "layer": LayerNorm,
+    "layer_no_bias": partial(LayerNorm, bias=False),
+    "rms": RMSNorm,
+    "rms_llama": partial(RMSNorm, cast="llama"),
+    "l2": L2Norm,
+    "scale": ScaleNorm,
+    "dyt": DyT,
+}
+POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "none")
+MLPS = {"plain": MLP, "gated": GatedMLP}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """What a GPT is. The defaults are GPT-2's."""
+
+    vocab_size: int
+    context_length: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    scheme: str = "pre_norm"  # any text for schemes.parse
+    norm: str = "layer"
+    eps: float = 1e-5  # of every norm that has one
+    position: str = "learned"
+    rope_base: float = 10000.0
+    n_kv_heads: int | None = None  # None: as many as n_heads
+    qk_norm: str | None = None  # a norm on queries and keys, by name
+    window: int | None = None  # sliding-window attention
+    attention_softcap: float | None = None
+    mlp: str = "plain"
+    activation: str = "gelu_tanh"
+    hidden: int | None = None  # None: 4 * dim
+    bias: bool = True
+    tied: bool = True  # the head is the token embedding
+    softcap: float | None = None  # on the final logits
+    vocab_multiple: int = 1  # the tables are padded to a multiple; no id or logit beyond vocab_size
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "dim", "n_layers", "n_heads"):
+            _positive(name, getattr(self, name))
+        for name in ("n_kv_heads", "hidden", "window"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+        _positive("vocab_multiple", self.vocab_multiple)
+        _known("norm", self.norm, NORMS)
+        _known("position", self.position, POSITIONS)
+        _known("mlp", self.mlp, MLPS)
+        _known("activation", self.activation, ACTIVATIONS)
+        if self.qk_norm is not None:
+            _known("qk_norm", self.qk_norm, NORMS)
+        if self.dim % self.n_heads:
+            raise ValueError(f"{self.n_heads} heads do not divide the width {self.dim}")
+        if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_kv_heads={self.n_kv_heads} do not divide n_heads={self.n_heads}")
+        if self.position == "rope" and self.dim // self.n_heads % 2:
+            raise ValueError(
+                f"RoPE rotates pairs: the head's width {self.dim // self.n_heads} is odd"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        schemes.parse(self.scheme)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the tables: vocab_size rounded up to a multiple of vocab_multiple."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    def norm_rule(self, name: str) -> Callable[[int], Norm]:
+        """dim -> Norm, with this config's eps where the norm has one."""
+        return NORMS[name] if name == "dyt" else partial(NORMS[name], eps=self.eps)
+
+
+PRESETS = {
+    "gpt2": (768, 12, 12),
+    "gpt2-medium": (1024, 24, 16),
+    "gpt2-large": (1280, 36, 20),
+    "gpt2-xl": (1600, 48, 25),
+}
+
+
+class GPT(nn.Module):
+    """A decoder-only language model: ``model(ids) -> logits``, (B, T) -> (B, T, vocab_size)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config
+        self.tokens = nn.Embedding(c.padded_vocab_size, c.dim)
+        self.positions = _positions(c)
+        attention = partial(
+            Attention,
+            c.dim,
+            c.n_heads,
+            causal=True,
+            window=c.window,
+            position=_attention_position(c),
+            n_kv_heads=c.n_kv_heads,
+            qk_norm=None if c.qk_norm is None else c.norm_rule(c.qk_norm),
+            softcap=c.attention_softcap,
+            bias=c.bias,
+            dropout=c.dropout,
+            out_dropout=c.dropout,
+        )
+        mlp = partial(
+            MLPS[c.mlp],
+            c.dim,
+            c.hidden or 4 * c.dim,
+            c.activation,
+            bias=c.bias,
+            out_dropout=c.dropout,
+        )
+        self.stack = Stack(
+            [("attn", attention), ("mlp", mlp)] * c.n_layers,
+            c.dim,
+            schemes.parse(c.scheme),
+            norm=c.norm_rule(c.norm),
+        )
+        self.head = None if c.tied else nn.Linear(c.dim, c.padded_vocab_size, bias=False)
+        self.reset_parameters()
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> GPTConfig:
+        """A published shape: gpt2, gpt2-medium, gpt2-large, gpt2-xl; any field can be changed."""
+        _known("preset", name, PRESETS)
+        dim, layers, heads = PRESETS[name]
+        config = GPTConfig(
+            vocab_size=50257, context_length=1024, dim=dim, n_layers=layers, n_heads=heads
+        )
+        return dataclasses.replace(config, **changes)
+
+    def init_rules(self) -> dict[str, tuple[str, InitRule]]:
+        """Parameter -> (role, the scheme's rule), for the two ends; the stack knows its own."""
+        embed, head = self.stack.inits["embed"], self.stack.inits["head"]
+        rules = {"tokens.weight": ("embed", embed)}
+        if isinstance(self.positions, Learned):
+            rules["positions.weight"] = ("embed", embed)
+        if self.head is not None:
+            rules["head.weight"] = ("head", head)
+        return rules
+
+    def reset_parameters(self) -> None:
+        """Both ends by the scheme's rule."""
+        for name, (role, rule) in self.init_rules().items():
+            rule(role, self.get_parameter(name))
+
+    def forward(
+        self, ids: Tensor, valid: Tensor | None = None, *, cache: Cache | None = None
+    ) -> Tensor:
+        """Logits of the next token at every place.
+
+        ``valid`` (B, S) is True for real tokens, wherever the padding is; positions count real
+        tokens only. With a cache ``ids`` are the new tokens and S counts the cached ones too.
+        """
+        past = 0 if cache is None else cache.length(0)
+        self._check(ids, past)
+        h = self.tokens(ids)  # (B, T, D)
+        if self.positions is not None:
+            place = _places(ids, valid, past)
+            if isinstance(self.positions, Sinusoidal):
+                # Vaswani et al. 2017: tokens are scaled up to the size of the code
+                h = h * self.config.dim**0.5 + self.positions(place).to(h.dtype)
+            else:
+                h = h + self.positions(place)
+        h = F.dropout(h, self.config.dropout, self.training)
+        h = self.stack(h, Context(valid=valid, cache=cache))
+        return self.logits(h)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, vocab_size): what pads the vocabulary never leaves the model."""
+        table = self.tokens.weight if self.head is None else self.head.weight
+        logits = F.linear(h.to(table.dtype), table)
+        if self.config.softcap is not None:
+            logits = self.config.softcap * torch.tanh(logits / self.config.softcap)
+        return logits[..., : self.config.vocab_size]
+
+    def after_step(self, step: int) -> None:
+        """Call after every optimizer step; ``step`` counts from 1."""
+        self.stack.after_step(step)
+        for name, (role, _) in self.init_rules().items():
+            care = self.stack.cares[role]
+            if care is not None:
+                care(role, self.get_parameter(name), step)
+
+    def _check(self, ids: Tensor, past: int) -> None:
+        c = self.config
+        if ids.dim() != 2 or ids.is_floating_point():
+            raise ValueError(f"ids must be whole numbers of shape (B, T), got {tuple(ids.shape)}")
+        if c.position == "learned" and past + ids.shape[1] > c.context_length:
+            raise ValueError(
+                f"a sequence of {past + ids.shape[1]} tokens is longer than the context of "
+                f"{c.context_length}"
+            )
+        if not torch.compiler.is_compiling() and ids.numel():
+            low, high = (int(v) for v in ids.aminmax())
+            if low < 0 or high >= c.vocab_size:
+                wrong = high if high >= c.vocab_size else low
+                raise ValueError(f"id {wrong} is outside the vocabulary of {c.vocab_size}")
+
+
+def _positions(c: GPTConfig) -> Learned | Sinusoidal | None:
+    if c.position == "learned":
+        return Learned(c.context_length, c.dim)
+    return Sinusoidal(c.dim) if c.position == "sinusoidal" else None
+
+
+def _attention_position(c: GPTConfig) -> AttentionPosition | None:
+    if c.position == "rope":
+        return RoPE(c.dim // c.n_heads, c.rope_base)
+    return ALiBi(c.n_heads) if c.position == "alibi" else None
+
+
+def _places(ids: Tensor, valid: Tensor | None, past: int) -> Tensor:
+    """The number of each new token among the real ones of its row: (T,) or (B, T)."""
+    if valid is None:
+        return torch.arange(past, past + ids.shape[1], device=ids.device)
+    return (valid.cumsum(1) - 1).clamp(min=0)[:, past:]
+
+
+def _positive(name: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def _known(what: str, name: object, known: Any) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(str(name), list(known)) or list(known)
+        raise ValueError(f"unknown {what} {name!r}; did you mean {' or '.join(near)}?")
