@@ -307,22 +307,36 @@ class Attention(MultiHead):
         if self.position is not None:
             positions = ctx.positions
             if positions is None:
-                positions = torch.arange(past, past + new, device=u.device)
+                positions = past + torch.arange(new, device=u.device)
             q, k = self.position.rotate(q, positions), self.position.rotate(k, positions)
         if ctx.cache is not None:
             k, v = ctx.cache.update(ctx.key, k, v)
-        shape = (batch, self.n_heads, new, past + new)
-        order = self.causal and (new > 1 or self.window is not None)
-        plain = order and past == 0 and self.window is None
-        plain = plain and ctx.valid is None and ctx.attend is None
+        total = k.shape[-2]
+        shape = (batch, self.n_heads, new, total)
+        ahead = isinstance(past, Tensor)  # there are slots of tokens to come, which none may see
+        fresh = not isinstance(past, Tensor) and past == 0
+        order = self.causal and (new > 1 or self.window is not None or ahead)
+        plain = order and fresh and self.window is None
+        plain = plain and ctx.valid is None and ctx.attend is None and ctx.bias is None
         allowed = None
         if not plain:
+            valid = ctx.valid
+            if valid is not None and ctx.cache is not None:
+                valid = valid[:, :total]  # it may speak of slots that are not there yet
             window = self.window
-            allowed = visible(shape, u.device, ctx.valid, ctx.attend, causal=order, window=window)
-        bias = None if ctx.bias is None else full_shape("bias", ctx.bias, shape)
+            allowed = visible(
+                shape, u.device, valid, ctx.attend, causal=order, window=window, first=past
+            )
+        bias = None
+        if ctx.bias is not None:
+            allowed, bias = split_bias("bias", ctx.bias, allowed, shape)
         if self.position is not None:
-            number = torch.arange(past + new, device=u.device)
-            code = self.position.bias(number[past:], number)
+            number = torch.arange(total, device=u.device)
+            code = self.position.bias(past + number[:new], number, accumulate_dtype(q))
+            if code is not None and code.shape[0] != self.n_heads:
+                raise ValueError(
+                    f"a position code for {code.shape[0]} heads in an attention of {self.n_heads}"
+                )
             bias = code if bias is None else bias if code is None else bias + code
         return self.look(q, k, v, allowed, bias, ctx.valid, causal=plain)
 
@@ -333,7 +347,7 @@ class Attention(MultiHead):
             return first * ctx.taps["v0"] + own * v
         if ctx.offers is None:
             raise ValueError("value_residual needs a Stack around the attention, to carry values")
-        ctx.offers["v0"] = v
+        ctx.offers.setdefault("v0", v)  # of several attentions side by side, the first's
         return v
 
     def extra_repr(self) -> str:
@@ -355,9 +369,9 @@ class CrossAttention(MultiHead):
             k, v = ctx.cache.memory(ctx.key, lambda: (self.keys(memory), self.values(memory)))
         shape = (u.shape[0], self.n_heads, u.shape[1], memory.shape[1])
         allowed = visible(shape, u.device, ctx.memory_valid, ctx.memory_attend, of="memory_")
-        bias = ctx.memory_bias
-        if bias is not None:
-            bias = full_shape("memory_bias", bias, shape)
+        bias = None
+        if ctx.memory_bias is not None:
+            allowed, bias = split_bias("memory_bias", ctx.memory_bias, allowed, shape)
         return self.look(q, k, v, allowed, bias, ctx.valid)
 
 
@@ -457,11 +471,13 @@ def visible(
     *,
     causal: bool = False,
     window: int | None = None,
+    first: int | Tensor | None = None,
     of: str = "",
 ) -> Tensor | None:
     """Who may look at what, all masks together, broadcastable to shape (B, H, T, S).
 
-    The T queries are the last of the S keys. None if everything is visible.
+    ``first`` is the place of the first query among the keys: unless given, the T queries are the
+    last of the S keys. None if everything is visible.
     """
     batch, _, new, total = shape
     parts = []
@@ -475,7 +491,7 @@ def visible(
     if attend is not None:
         parts.append(full_shape(f"{of}attend", attend, shape))
     if causal:
-        i = torch.arange(total - new, total, device=device)[:, None]
+        i = (total - new if first is None else first) + torch.arange(new, device=device)[:, None]
         j = torch.arange(total, device=device)[None, :]
         parts.append(j <= i)
         if window is not None:
@@ -504,6 +520,15 @@ def full_shape(name: str, mask: Tensor, shape: tuple[int, int, int, int]) -> Ten
                 f"(B, H, T, S) = {shape}, got {tuple(mask.shape)}"
             )
     return full
+
+
+def split_bias(
+    name: str, bias: Tensor, allowed: Tensor | None, shape: tuple[int, int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """What may be looked at, and what is added there: an additive mask says the first by -inf."""
+    bias = full_shape(name, bias, shape)
+    finite = bias != -math.inf
+    return finite if allowed is None else allowed & finite, bias.masked_fill(~finite, 0.0)
 
 
 # --- the cache ------------------------------------------------------------------------------------

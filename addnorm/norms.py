@@ -27,12 +27,17 @@ class Norm(nn.Module, ABC):
     crosses_tokens: ClassVar[bool] = False
     """Whether the statistics run over several tokens: then a causal stack must refuse the norm."""
 
-    def __init__(self, **parameters: tuple[tuple[int, ...], float] | None):
-        """Each parameter as (shape, value at init), or None where the norm goes without.
+    axis: ClassVar[int] = -1
+    """Where the features are."""
+
+    def __init__(self, dim: int | None, **parameters: tuple[tuple[int, ...], float] | None) -> None:
+        """``dim`` features (None: whatever comes), and each parameter as (shape, value at init) or
+        None where the norm goes without.
 
         A single number has shape (1,): FSDP2 cannot shard what has no dimension.
         """
         super().__init__()
+        self.dim = dim
         self._initial = {name: p[1] for name, p in parameters.items() if p is not None}
         for name, p in parameters.items():
             made = None if p is None else nn.Parameter(torch.full(*p))
@@ -61,6 +66,11 @@ class Norm(nn.Module, ABC):
         valid: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """``norm(x)`` alone; with a residual ``(norm(stream), stream)``."""
+        if self.dim is not None and x.shape[self.axis :][:1] != (self.dim,):
+            raise ValueError(
+                f"{type(self).__name__} of {self.dim} features got {tuple(x.shape)}: it expects "
+                f"{self.dim} on {'the last axis' if self.axis == -1 else f'axis {self.axis}'}"
+            )
         y, stream = self.add(x, residual, keep, gain, valid)
         return y if residual is None else (y, stream)
 
@@ -77,10 +87,11 @@ class LayerNorm(Norm):
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True, *, affine: bool = True):
         super().__init__(
+            dim,
             weight=((dim,), 1.0) if affine else None,
             bias=((dim,), 0.0) if affine and bias else None,
         )
-        self.dim, self.eps = dim, eps
+        self.eps = eps
 
     def add(
         self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
@@ -105,8 +116,8 @@ class UnbiasedLayerNorm(Norm):
     def __init__(self, dim: int, eps: float = 1e-6):
         if dim < 2:
             raise ValueError(f"the unbiased standard deviation needs dim >= 2, got {dim}")
-        super().__init__(weight=((dim,), 1.0), bias=((dim,), 0.0))
-        self.dim, self.eps = dim, eps
+        super().__init__(dim, weight=((dim,), 1.0), bias=((dim,), 0.0))
+        self.eps = eps
 
     def add(
         self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
@@ -117,8 +128,9 @@ class UnbiasedLayerNorm(Norm):
         s = s / unit
         s = s - s.mean(-1, keepdim=True)
         s = s - s.mean(-1, keepdim=True)
-        std = torch.linalg.vector_norm(s, dim=-1, keepdim=True) / math.sqrt(self.dim - 1)
-        y = s / (std + self.eps / unit)
+        std = torch.linalg.vector_norm(s, dim=-1, keepdim=True) / math.sqrt(x.shape[-1] - 1)
+        # The floor keeps 1 / y^2 of backward finite where a huge row is constant.
+        y = s / (std + (self.eps / unit).clamp(min=torch.finfo(s.dtype).tiny ** 0.5))
         return (y * self.weight.to(y.dtype) + self.bias.to(y.dtype)).to(x.dtype), stream
 
     def extra_repr(self) -> str:
@@ -144,8 +156,8 @@ class RMSNorm(Norm):
         cast: Cast = "fp32",
         affine: bool = True,
     ):
-        super().__init__(weight=((dim,), 1.0 - weight_offset) if affine else None)
-        self.dim, self.eps, self.weight_offset, self.cast = dim, eps, weight_offset, cast
+        super().__init__(dim, weight=((dim,), 1.0 - weight_offset) if affine else None)
+        self.eps, self.weight_offset, self.cast = eps, weight_offset, cast
 
     def add(
         self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
@@ -170,8 +182,8 @@ class L2Norm(Norm):
     """y = sqrt(dim) * x / ||x||, no parameters: RMSNorm without its weight (nanochat, modded)."""
 
     def __init__(self, dim: int, eps: float = 1e-6):
-        super().__init__()
-        self.dim, self.eps = dim, eps
+        super().__init__(dim)
+        self.eps = eps
 
     def add(
         self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
@@ -188,8 +200,8 @@ class ScaleNorm(Norm):
     weight: Tensor
 
     def __init__(self, dim: int, eps: float = 1e-5):
-        super().__init__(weight=((1,), math.sqrt(dim)))
-        self.dim, self.eps = dim, eps
+        super().__init__(dim, weight=((1,), math.sqrt(dim)))
+        self.eps = eps
 
     def add(
         self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
@@ -218,9 +230,9 @@ class DyT(Norm):
 
     def __init__(self, dim: int, alpha: float = 0.5, bias: bool = True):
         super().__init__(
-            alpha=((1,), alpha), weight=((dim,), 1.0), bias=((dim,), 0.0) if bias else None
+            dim, alpha=((1,), alpha), weight=((dim,), 1.0), bias=((dim,), 0.0) if bias else None
         )
-        self.dim, self.start = dim, alpha
+        self.start = alpha
 
     def add(
         self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
@@ -242,21 +254,19 @@ class ChannelsFirstLayerNorm(Norm):
     Not GroupNorm(1, C), which also takes its statistics over the pixels.
     """
 
+    axis = 1
     weight: Tensor
     bias: Tensor
 
     def __init__(self, dim: int, eps: float = 1e-6):
-        super().__init__(weight=((dim,), 1.0), bias=((dim,), 0.0))
-        self.dim, self.eps = dim, eps
+        super().__init__(dim, weight=((dim,), 1.0), bias=((dim,), 0.0))
+        self.eps = eps
 
     def add(
         self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if x.dim() < 3 or x.shape[1] != self.dim:
-            raise ValueError(
-                f"expected an image (B, {self.dim}, ...) with the channels second, "
-                f"got {tuple(x.shape)}"
-            )
+        if x.dim() < 3:
+            raise ValueError(f"expected an image (B, {self.dim}, ...), got {tuple(x.shape)}")
         stream = ops.settle(x, residual, keep, gain)
         y, _ = ops.add_norm(
             stream.movedim(1, -1), None, self.weight, self.bias, kind="layer", eps=self.eps
@@ -282,8 +292,8 @@ class BatchNorm(Norm):
     running_var: Tensor
 
     def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1):
-        super().__init__(weight=((dim,), 1.0), bias=((dim,), 0.0))
-        self.dim, self.eps, self.momentum = dim, eps, momentum
+        super().__init__(dim, weight=((dim,), 1.0), bias=((dim,), 0.0))
+        self.eps, self.momentum = eps, momentum
         self.register_buffer("running_mean", torch.zeros(dim))
         self.register_buffer("running_var", torch.ones(dim))
 
@@ -297,7 +307,7 @@ class BatchNorm(Norm):
         self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         stream = ops.settle(x, residual, keep, gain)  # (..., T, D)
-        s = stream.to(accumulate_dtype(stream))
+        s = _without_padding(stream.to(accumulate_dtype(stream)), valid)
         if self.training:
             mean, var, count = _masked_moments(s, valid, tuple(range(s.dim() - 1)))
             with torch.no_grad():
@@ -327,14 +337,15 @@ class GroupNorm(Norm):
     def __init__(self, dim: int, groups: int = 1, eps: float = 1e-5):
         if dim % groups:
             raise ValueError(f"{groups} groups do not divide {dim} channels")
-        super().__init__(weight=((dim,), 1.0), bias=((dim,), 0.0))
-        self.dim, self.groups, self.eps = dim, groups, eps
+        super().__init__(dim, weight=((dim,), 1.0), bias=((dim,), 0.0))
+        self.groups, self.eps = groups, eps
 
     def add(
         self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         stream = ops.settle(x, residual, keep, gain)  # (..., T, D)
-        s = stream.to(accumulate_dtype(stream)).unflatten(-1, (self.groups, -1))  # (..., T, G, C)
+        s = _without_padding(stream.to(accumulate_dtype(stream)), valid)
+        s = s.unflatten(-1, (self.groups, -1))  # (..., T, G, C)
         mean, var, _ = _masked_moments(s, valid, (-3, -1))
         y = ((s - mean) * torch.rsqrt(var + self.eps)).flatten(-2)
         return (y * self.weight.to(y.dtype) + self.bias.to(y.dtype)).to(x.dtype), stream
@@ -347,7 +358,7 @@ class Foreign(Norm):
     """Anybody's tensor-to-tensor module as a Norm: the addition first, then the module."""
 
     def __init__(self, module: nn.Module):
-        super().__init__()
+        super().__init__(None)
         self.module = module
 
     def add(
@@ -362,6 +373,11 @@ def as_norm(module: nn.Module) -> Norm:
     return module if isinstance(module, Norm) else Foreign(module)
 
 
+def _without_padding(s: Tensor, valid: Tensor | None) -> Tensor:
+    """Padding may hold anything, NaN included: 0 instead."""
+    return s if valid is None else torch.where(valid[..., None], s, 0.0)
+
+
 def _masked_moments(
     s: Tensor, valid: Tensor | None, dims: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -374,7 +390,6 @@ def _masked_moments(
     else:
         shape = valid.shape + (1,) * (s.dim() - valid.dim())
         mask = valid.reshape(shape).to(s.dtype).expand_as(s)
-        s = torch.where(mask.bool(), s, 0.0)  # padding may hold anything, NaN included
     count = mask.sum(dims, keepdim=True).clamp(min=1.0)
     mean = (s * mask).sum(dims, keepdim=True) / count
     centred = (s - mean) * mask

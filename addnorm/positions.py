@@ -72,7 +72,7 @@ class AttentionPosition(nn.Module, ABC):
         """Queries or keys (B, H, T, head_dim) at ``positions`` (T,) or (B, T)."""
 
     @abstractmethod
-    def bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+    def bias(self, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor | None:
         """What is added to the logits, (H, T, S), for queries (T,) and keys (S,) by number."""
 
 
@@ -89,6 +89,8 @@ class RoPE(AttentionPosition):
         self.head_dim, self.base = head_dim, base
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        if x.shape[-1] != self.head_dim:
+            raise ValueError(f"RoPE for heads of {self.head_dim} got heads of {x.shape[-1]}")
         wide = accumulate_dtype(x)
         angle = _angles(positions.to(wide), self.head_dim, self.base)  # (T, d/2) or (B, T, d/2)
         if angle.dim() == 3:
@@ -97,7 +99,7 @@ class RoPE(AttentionPosition):
         a, b = x.chunk(2, -1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
-    def bias(self, queries: Tensor, keys: Tensor) -> None:
+    def bias(self, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> None:
         return None
 
     def extra_repr(self) -> str:
@@ -124,9 +126,9 @@ class ALiBi(AttentionPosition):
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         return x
 
-    def bias(self, queries: Tensor, keys: Tensor) -> Tensor:
+    def bias(self, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
         distance = (queries[:, None] - keys[None, :]).abs()  # (T, S)
-        slopes = torch.tensor(self.slopes(), device=queries.device)
+        slopes = torch.tensor(self.slopes(), dtype=dtype, device=queries.device)
         return -slopes[:, None, None] * distance  # (H, T, S)
 
     def extra_repr(self) -> str:

@@ -56,11 +56,13 @@ class Stream(NamedTuple):
 class Cache(Protocol):
     """What attention needs of a key-value cache. ``key`` names the sublayer that asks."""
 
-    def length(self, key: Hashable) -> int:
-        """How many tokens are there already."""
+    def length(self, key: Hashable) -> int | Tensor:
+        """How many tokens are there already; a 0-dimensional tensor where a compiler must not take
+        the number for a constant."""
 
     def update(self, key: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (B, heads, T, head_dim); return all there are, the new ones last."""
+        """Append k and v (B, heads, T, head_dim); return all there are, the new ones last. Where
+        the length is a tensor, slots for tokens to come may follow."""
 
     def memory(
         self, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]
@@ -486,6 +488,8 @@ def check_masks(ctx: Context) -> None:
         if valid is None:
             continue
         _check_bool(name, valid, "real token")
+        if valid.dim() != 2 or valid.numel() == 0:
+            continue  # the branch names what is wrong with the shape
         some, every = valid.any(-1), valid.all(-1)
         mixed = some & ~every
         trailing = ~valid[..., 0] & valid[..., -1]
@@ -498,11 +502,17 @@ def check_masks(ctx: Context) -> None:
         if attend is None:
             continue
         _check_bool(name, attend, "may look")
-        t, s = attend.shape[-2:]
+        t, s = (1, 1, *attend.shape)[-2:]  # a mask of too few axes is the branch's to name
         if t == s > 1 and torch.equal(attend, attend.new_ones(t, s).triu(1).expand_as(attend)):
             raise ValueError(
                 f"{name} looks inverted: every token sees only those after it. True means may "
                 "look; pass ~mask for a mask that is True where looking is forbidden"
+            )
+    for name, bias in (("bias", ctx.bias), ("memory_bias", ctx.memory_bias)):
+        if bias is not None and not bias.is_floating_point():
+            raise TypeError(
+                f"{name} is added to the attention logits and must be floating point, got "
+                f"{bias.dtype}; what may be seen goes into attend"
             )
 
 

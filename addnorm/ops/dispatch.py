@@ -148,25 +148,40 @@ def _reference(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _check(call: Call) -> None:
-    x, residual, spec = call.x, call.residual, call.spec
-    if not x.is_floating_point():
-        raise TypeError(f"add_norm: x must be floating point, got {x.dtype}")
+    x, spec = call.x, call.spec
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"add_norm: nothing to normalize over in x of shape {tuple(x.shape)}")
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(
-            f"add_norm: residual {tuple(residual.shape)} and x {tuple(x.shape)} must have one shape"
-        )
-    for name, p in (("weight", call.weight), ("bias", call.bias)):
-        if p is not None and p.shape != x.shape[-1:]:
+    width = x.shape[-1:]
+    for name, t, shape in (
+        ("x", x, x.shape),
+        ("residual", call.residual, x.shape),
+        ("weight", call.weight, width),
+        ("bias", call.bias, width),
+    ):
+        if t is None:
+            continue
+        if not t.is_floating_point():
+            raise TypeError(f"add_norm: {name} must be floating point, got {t.dtype}")
+        if t.shape != shape:
             raise ValueError(
-                f"add_norm: {name} must have shape ({x.shape[-1]},), the last dimension of x, "
-                f"got {tuple(p.shape)}"
+                f"add_norm: {name} must have shape {tuple(shape)}, as x of shape {tuple(x.shape)} "
+                f"has it, got {tuple(t.shape)}"
+            )
+    for name, factor in (("keep", call.keep), ("gain", call.gain)):
+        if isinstance(factor, Tensor) and not _broadcasts(factor.shape, x.shape):
+            raise ValueError(
+                f"add_norm: {name} of shape {tuple(factor.shape)} does not broadcast to x of shape "
+                f"{tuple(x.shape)}"
             )
     if spec.kind not in ("layer", "rms"):
         raise ValueError(f"add_norm: kind must be 'layer' or 'rms', got {spec.kind!r}")
     if spec.cast not in ("fp32", "llama"):
         raise ValueError(f"add_norm: cast must be 'fp32' or 'llama', got {spec.cast!r}")
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    trailing = to[len(to) - len(shape) :]
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(shape, trailing, strict=True))
 
 
 class _Fused(torch.autograd.Function):
@@ -192,7 +207,7 @@ class _Fused(torch.autograd.Function):
         ctx.save_for_backward(
             stream if stream is not x else None,
             x if needs[7] or stream is x else None,
-            residual if needs[6] else None,
+            residual if needs[6] else None,  # None as well where there is no residual to keep
             weight,
             bias,
             keep if isinstance(keep, Tensor) else None,
@@ -223,8 +238,8 @@ class _Fused(torch.autograd.Function):
         wide = accumulate_dtype(d)
         dx = scaled(gain, d, wide).to(ctx.dtype) if needs[2] else None
         dresidual = scaled(keep, d, wide).to(d.dtype) if needs[3] else None
-        dkeep = (d * residual).sum_to_size(keep.shape).to(keep.dtype) if needs[6] else None
-        dgain = (d * x).sum_to_size(gain.shape).to(gain.dtype) if needs[7] else None
+        dkeep = None if residual is None else _summed(d, residual, keep)
+        dgain = _summed(d, x, gain) if needs[7] else None
         return (
             None,
             None,
@@ -237,16 +252,28 @@ class _Fused(torch.autograd.Function):
         )
 
 
+def _summed(d: Tensor, factor_of: Tensor, like: Tensor) -> Tensor:
+    """The gradient of a learned factor, accumulated in float32 or better."""
+    wide = accumulate_dtype(d, factor_of)
+    return (d.to(wide) * factor_of.to(wide)).sum_to_size(like.shape).to(like.dtype)
+
+
 def _differentiable(
     ctx: Any, dy: Tensor, dstream: Tensor, stream: Tensor, weight: Any, bias: Any
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The gradients of the reference, as a graph of their own."""
-    leaf = stream if stream.requires_grad else stream.detach().requires_grad_()
+    """The gradients of the reference, differentiable again.
+
+    Taken with respect to views: the stream itself was made from weight and bias, and the search
+    for their gradients would go on through it, into the backward that asks here.
+    """
     with torch.enable_grad():
-        normed = normalize(leaf, weight, bias, **ctx.spec._asdict(), dtype=ctx.dtype)
-    wanted = [t for t in (leaf, weight, bias) if t is not None and t.requires_grad]
+        s = stream.view_as(stream) if stream.requires_grad else stream.detach().requires_grad_()
+        w = None if weight is None else weight.view_as(weight)
+        b = None if bias is None else bias.view_as(bias)
+        normed = normalize(s, w, b, **ctx.spec._asdict(), dtype=ctx.dtype)
+    wanted = [t for t in (s, w, b) if t is not None and t.requires_grad]
     grads = iter(torch.autograd.grad(normed, wanted, dy, create_graph=True))
     d = next(grads) + dstream
-    dweight = next(grads) if weight is not None and weight.requires_grad else None
-    dbias = next(grads) if bias is not None and bias.requires_grad else None
+    dweight = next(grads) if w is not None and w.requires_grad else None
+    dbias = next(grads) if b is not None and b.requires_grad else None
     return d, dweight, dbias

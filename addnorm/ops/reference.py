@@ -11,8 +11,9 @@ What is decided here, and measured in docs/numerics.md:
   below is explicit, so no operation is left for autocast to decide.
 * The mean is subtracted twice. The float32 mean of numbers near 1e4 is off by up to 1e-3, and that
   error would be squared into the variance; the mean of the remainder removes it.
-* A row so large that its sum of squares could overflow is divided by its largest absolute value
-  first: normalization does not see the factor, except in eps, which is divided by its square.
+* A row so large that squares or their inverse powers would leave the range is divided by a power
+  of two near its largest absolute value first: normalization does not see the factor, except in
+  eps, which is divided by its square.
 * Weight and bias are applied in the precision of the statistics, so that their gradients are
   accumulated there as well, whatever dtype they are stored in.
 """
@@ -69,11 +70,22 @@ def settle(x: Tensor, residual: Tensor | None, keep: Scale = 1.0, gain: Scale = 
 
 
 def safe_unit(s: Tensor) -> Tensor:
-    """What to divide a row by before squaring it: 1, or its peak if its squares could overflow."""
-    limit = 0.5 * math.sqrt(torch.finfo(s.dtype).max / s.shape[-1])  # below: (2|s|)^2 sums safely
+    """What to divide a row by before squaring it: its scale where that is huge, otherwise 1.
+
+    Huge is where the variance to the power -3/2, which backward needs, is about to underflow:
+    1e12 in float32, long before the squares themselves overflow. The scale is the power of two
+    below the largest absolute value, so that the division is exact.
+    """
+    limit = 0.25 * torch.finfo(s.dtype).tiny ** (-1 / 3)
+    integer, exponent = (
+        (torch.int64, 0x7FF0_0000_0000_0000)
+        if s.dtype == torch.float64
+        else (torch.int32, 0x7F80_0000)
+    )
     with torch.no_grad():
         peak = torch.linalg.vector_norm(s, math.inf, dim=-1, keepdim=True)  # (..., 1)
-        return torch.where(peak > limit, peak, torch.ones_like(peak))
+        scale = (peak.view(integer) & exponent).view(s.dtype)
+        return torch.where(peak > limit, scale, torch.ones_like(peak))
 
 
 def standardize(stream: Tensor, kind: Kind, eps: float) -> Tensor:
@@ -89,7 +101,9 @@ def standardize(stream: Tensor, kind: Kind, eps: float) -> Tensor:
         s = s - s.mean(-1, keepdim=True)
         s = s - s.mean(-1, keepdim=True)
     square = (s * s).mean(-1, keepdim=True)  # (..., 1)
-    return s * torch.rsqrt(square + eps / unit / unit)
+    # A huge row that is constant has no variance and no eps left: it gives 0, and so does backward.
+    floor = (eps / unit / unit).clamp(min=torch.finfo(s.dtype).tiny ** (2 / 3))
+    return s * torch.rsqrt(square + floor)
 
 
 def normalize(
