@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from addnorm import branches, joins, norms, ops, positions, recurrent, schemes, stream
+    from addnorm import branches, compat, joins, norms, ops, positions, recurrent, schemes, stream
     from addnorm.models.transformer import EncoderDecoder, decoder, encoder
     from addnorm.norms import (
         BatchNorm,
@@ -28,6 +28,7 @@ _PUBLIC = {
         name: f"addnorm.{name}"
         for name in (
             "branches",
+            "compat",
             "joins",
             "norms",
             "ops",
@@ -73,6 +74,7 @@ __all__ = [
     "Stack",
     "UnbiasedLayerNorm",
     "branches",
+    "compat",
     "decoder",
     "encoder",
     "init_table",

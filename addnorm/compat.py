@@ -17,15 +17,16 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from operator import itemgetter
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addnorm.branches import MLP, Attention, CrossAttention, Heads, NormRule
+from addnorm.branches import MLP, Attention, CrossAttention, Heads
 from addnorm.norms import LayerNorm
-from addnorm.schemes import parse, post_norm, pre_norm
+from addnorm.schemes import parse, post_norm, pre_norm, xavier
 from addnorm.stream import AddNorm, Context, InitRule, Make, Scheme, Site, Stack, Wiring
 
 Activation = str | Callable[[Tensor], Tensor]
@@ -34,7 +35,7 @@ Device = torch.device | str | int | None
 # --- names ----------------------------------------------------------------------------------------
 
 # PyTorch's name within a layer, and ours within a sublayer; in_proj is q, k and v in one matrix.
-BRANCHES: dict[str, dict[str, tuple[str, ...]]] = {
+NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "attn": {
         "self_attn.in_proj_": ("branch.q.", "branch.k.", "branch.v."),
         "self_attn.out_proj.": ("branch.out.",),
@@ -46,29 +47,33 @@ BRANCHES: dict[str, dict[str, tuple[str, ...]]] = {
     "mlp": {
         "linear1.": ("branch.up.",),
         "linear2.": ("branch.down.",),
+        "activation.": ("branch.act.",),  # where it is a module with parameters
     },
 }
-# norm1, norm2, norm3   pre.norm or, where there is none, post.norm of the 1st, 2nd, 3rd sublayer
-# activation            branch.act of the MLP, where it is a module with parameters
-# layers.3.             the fourth block: subs 6 and 7 of an encoder, 9 to 11 of a decoder
-# norm                  stack.final.norm
+# norm1. norm2. norm3.  pre.norm. of the 1st, 2nd, 3rd sublayer; post.norm. where there is no pre
+# layers.3.             the fourth block: stack.subs.6. and 7. of an encoder, 9. to 11. of a decoder
+# norm.                 stack.final.norm. of a scheme, or norm. as it was given
 # Everything else (norms on branch outputs, joins, ...) has no name in PyTorch and keeps ours.
+
+ORDER = "self_attn multihead_attn linear1 linear2 norm1 norm2 norm3 activation"
+"""In which PyTorch registers the parts of a layer."""
 
 
 def _names(module: "_Coder") -> Iterator[tuple[str, tuple[str, ...]]]:
-    """PyTorch's name of each parameter with ours, in PyTorch's order."""
-    blocks: dict[int, tuple[list[Any], list[Any], list[Any]]] = {}
+    """PyTorch's name of each parameter and ours, in PyTorch's order."""
+    rows = []  # (block, place within it, PyTorch's name, ours)
     for i, sub in enumerate(module.stack.sublayers()):
-        layer, own = module.layer.format(sub.site.block), f"stack.subs.{i}."
-        branches, norms, last = blocks.setdefault(sub.site.block, ([], [], []))
-        for theirs, ours in BRANCHES[sub.site.kind].items():
-            branches.append((layer + theirs, tuple(own + name for name in ours)))
-        norm = "post" if sub.pre is None else "pre"
-        norms.append((f"{layer}norm{sub.site.place + 1}.", (f"{own}{norm}.norm.",)))
-        last.append((f"{layer}activation.", (f"{own}branch.act.",)))
-    rows = [row for block in blocks.values() for part in block for row in part]
+        norm = "post.norm." if sub.pre is None else "pre.norm."
+        parts = {**NAMES[sub.site.kind], f"norm{sub.site.place + 1}.": (norm,)}
+        for theirs, ours in parts.items():
+            place = ORDER.index(theirs.partition(".")[0])
+            names = tuple(f"stack.subs.{i}.{name}" for name in ours)
+            layer = module.prefix.format(sub.site.block)
+            rows.append((sub.site.block, place, layer + theirs, names))
+    rows.sort(key=itemgetter(0, 1))
     modules = dict(module.named_modules())
-    for theirs, ours in [*rows, ("norm.", ("stack.final.norm.",))]:
+    last = "norm." if module.stack.final is None else "stack.final.norm."
+    for _, _, theirs, ours in [*rows, (0, 0, "norm.", (last,))]:
         holder = modules.get(ours[0].rstrip("."))
         for leaf, _ in () if holder is None else holder.named_parameters():
             yield theirs + leaf, tuple(name + leaf for name in ours)
@@ -96,49 +101,45 @@ def _from_torch(module: "_Coder", state: MutableMapping[str, Any], prefix: str, 
 
 # --- masks ----------------------------------------------------------------------------------------
 
+Masks = tuple[Tensor | None, Tensor | None, bool | None]
+"""One attention's masks as PyTorch has them: (T, S) or (B * heads, T, S); (B, S), or (S,) without a
+batch; and the hint that the first is causal. True = may *not* look; numbers are added."""
 
-class _Masks(NamedTuple):
-    """One attention's masks as PyTorch has them: True = may *not* look, numbers are added."""
 
-    mask: Tensor | None  # (T, S) or (B * heads, T, S)
-    padding: Tensor | None  # (B, S), or (S,) for an input without a batch
-    is_causal: bool | None  # a hint, see docs/compat.md
-
-    def read(self, batch: int, heads: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """``valid``, ``attend`` and ``bias`` of a ``Context``."""
-        if self.is_causal and self.mask is None:
-            raise RuntimeError("is_causal is a hint about the mask: give the mask itself as well")
-        attend, bias = self._split(self._by_head(batch, heads))
-        padding = self.padding
-        if padding is not None and padding.dim() == 1:
-            padding = padding.unsqueeze(0)
-        valid, more = self._split(padding)
-        if more is not None:
-            more = more[:, None, None, :]  # (B, 1, 1, S)
-            bias = more if bias is None else bias + more
-        return valid, attend, bias
-
-    def _by_head(self, batch: int, heads: int) -> Tensor | None:
-        if self.mask is None or self.mask.dim() != 3:
-            return self.mask
-        if self.mask.shape[0] != batch * heads:
+def _read(
+    masks: Masks, batch: int, heads: int
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The same as ``valid``, ``attend`` and ``bias`` of a ``Context``."""
+    mask, padding, is_causal = masks
+    if is_causal and mask is None:
+        raise RuntimeError("is_causal is a hint about the mask: give the mask itself as well")
+    if mask is not None and mask.dim() == 3:
+        if mask.shape[0] != batch * heads:
             raise ValueError(
                 f"a mask with three axes must be (batch * heads, T, S) = ({batch * heads}, T, S), "
-                f"got {tuple(self.mask.shape)}"
+                f"got {tuple(mask.shape)}"
             )
-        return self.mask.unflatten(0, (batch, heads))  # (B, H, T, S)
+        mask = mask.unflatten(0, (batch, heads))  # (B, H, T, S)
+    if padding is not None and padding.dim() == 1:
+        padding = padding.unsqueeze(0)  # (B, S)
+    attend, bias = _split(mask)
+    valid, more = _split(padding)
+    if more is not None:
+        more = more[:, None, None, :]  # (B, 1, 1, S)
+        bias = more if bias is None else bias + more
+    return valid, attend, bias
 
-    @staticmethod
-    def _split(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """What may be looked at, and what is added: -inf is the first kind, however written."""
-        if mask is None:
-            return None, None
-        if mask.dtype == torch.bool:
-            return ~mask, None
-        if not mask.is_floating_point():
-            raise TypeError(f"a mask must be boolean or floating point, got {mask.dtype}")
-        blocked = mask == -math.inf
-        return ~blocked, mask.masked_fill(blocked, 0.0)
+
+def _split(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """What may be looked at, and what is added; -inf is of the first kind."""
+    if mask is None:
+        return None, None
+    if mask.dtype == torch.bool:
+        return ~mask, None
+    if not mask.is_floating_point():
+        raise TypeError(f"a mask must be boolean or floating point, got {mask.dtype}")
+    blocked = mask == -math.inf
+    return ~blocked, mask.masked_fill(blocked, 0.0)
 
 
 # --- PyTorch's own design -------------------------------------------------------------------------
@@ -146,36 +147,30 @@ class _Masks(NamedTuple):
 
 @dataclass(frozen=True)
 class Uniform:
-    """An init rule: uniform about 0, with the standard deviation of torch.nn's modules.
-
-    q, k and v are one matrix of 3 * dim rows there, which Xavier's formula sees.
-    """
+    """An init rule: uniform about 0 with the standard deviation ``base(role, fan_in, fan_out)``."""
 
     text: str
-    base: Callable[[int, int], float]  # (fan_in, fan_out) -> std, of all but q, k and v
+    base: Callable[[str, int, int], float]
 
     def std(self, role: str, shape: tuple[int, ...]) -> float:
         """What is declared for a weight of shape (fan_out, fan_in)."""
-        n_out, n_in = shape
-        return xavier(n_in, 3 * n_out) if role in ("q", "k", "v") else self.base(n_in, n_out)
+        return self.base(role, shape[1], shape[0])
 
     def __call__(self, role: str, weight: Tensor) -> None:
         bound = math.sqrt(3.0) * self.std(role, tuple(weight.shape))
         nn.init.uniform_(weight, -bound, bound)
 
 
-def xavier(n_in: int, n_out: int) -> float:
-    """sqrt(2 / (fan_in + fan_out))."""
-    return math.sqrt(2.0 / (n_in + n_out))
+def _transformer(role: str, n_in: int, n_out: int) -> float:
+    return xavier(role, n_in, 3 * n_out if role in ("q", "k", "v") else n_out)
 
 
-def linear(n_in: int, n_out: int) -> float:
-    """That of nn.Linear, uniform within 1 / sqrt(fan_in)."""
-    return (3.0 * n_in) ** -0.5
+def _layers(role: str, n_in: int, n_out: int) -> float:
+    return _transformer(role, n_in, n_out) if role in ("q", "k", "v") else (3.0 * n_in) ** -0.5
 
 
-LAYERS = Uniform("as nn.TransformerEncoderLayer: Xavier for q, k, v; as nn.Linear else", linear)
-TRANSFORMER = Uniform("as nn.Transformer: Xavier, q, k and v as one matrix", xavier)
+TRANSFORMER = Uniform("nn.Transformer: Xavier uniform; q, k, v as one matrix", _transformer)
+LAYERS = Uniform("nn.TransformerEncoderLayer: q, k, v Xavier; out, up, down nn.Linear", _layers)
 
 
 @dataclass(frozen=True)
@@ -196,78 +191,57 @@ class _AsTorch:
 # --- blocks and stacks ----------------------------------------------------------------------------
 
 
-def _scheme(scheme: Scheme | str | None) -> Scheme | None:
-    return parse(scheme) if isinstance(scheme, str) else scheme
-
-
 @dataclass(frozen=True)
 class _Block:
     """What a layer was asked to be, so that others like it can be built at any depth."""
 
-    d_model: int
-    nhead: int
-    dim_feedforward: int
-    dropout: float
-    activation: Activation
-    layer_norm_eps: float
-    batch_first: bool
+    dim: int
+    branches: list[tuple[str, Make]]
+    norm: Callable[[int], nn.Module]
+    role: str
+    scheme: Scheme | str | None  # a text stays one: unlike a function made by one, it pickles
     norm_first: bool
-    bias: bool
-    scheme: Scheme | None
-    cross: bool
+    batch_first: bool
+    heads: int
 
     def stack(
         self,
         n: int,
-        scheme: Scheme | None,
+        scheme: Scheme | str | None,
         device: Device,
         dtype: torch.dtype | None,
         depths: tuple[int, int] | None = None,
     ) -> Stack:
-        """n such blocks with weights of their own. No scheme: PyTorch's."""
-        scheme = _AsTorch(self.norm_first) if scheme is None else scheme
+        """n such blocks with weights of their own; without a scheme, PyTorch's."""
+        if scheme is None:
+            scheme = _AsTorch(self.norm_first)
+        elif isinstance(scheme, str):
+            scheme = parse(scheme)
         as_torch = isinstance(scheme, _AsTorch)
         if self.norm_first and not as_torch:
             raise ValueError("scheme says where the norms are: leave norm_first out")
-        heads: Heads = {"bias": self.bias, "dropout": self.dropout, "out_dropout": self.dropout}
-        attention: Make = partial(Attention, self.d_model, self.nhead, **heads)
-        cross: Make = partial(CrossAttention, self.d_model, self.nhead, **heads)
-        between = [("cross", cross)] if self.cross else []
         with nullcontext() if device is None else torch.device(device):
             stack = Stack(
-                [("attn", attention), *between, ("mlp", self._mlp(as_torch))] * n,
-                self.d_model,
-                scheme,
-                norm=partial(LayerNorm, eps=self.layer_norm_eps, bias=self.bias),
-                role="decoder" if self.cross else "encoder",
-                depths=depths,
+                self.branches * n, self.dim, scheme, norm=self.norm, role=self.role, depths=depths
             )
-        return stack if dtype is None else stack.to(dtype)
+        for sub in stack.sublayers():
+            if as_torch and isinstance(sub.branch, MLP):
+                for layer in (sub.branch.up, sub.branch.down):
+                    if layer.bias is not None:  # those of attention are 0 in PyTorch, too
+                        bound = layer.in_features**-0.5
+                        nn.init.uniform_(layer.bias, -bound, bound)
+        return stack.to(device=device, dtype=dtype)  # the caller's activation as well
 
-    def _mlp(self, as_torch: bool) -> Make:
-        def make(*, inner: NormRule | None, init: InitRule) -> MLP:
-            mlp = MLP(
-                self.d_model,
-                self.dim_feedforward,
-                copy.deepcopy(self.activation),  # a module may have parameters, one set a layer
-                bias=self.bias,
-                dropout=self.dropout,
-                out_dropout=self.dropout,
-                inner=inner,
-                init=init,
-            )
-            for layer in (mlp.up, mlp.down) if as_torch and self.bias else ():
-                bound = layer.in_features**-0.5  # nn.Linear's; attention's biases are 0 there too
-                nn.init.uniform_(layer.bias, -bound, bound)
-            return mlp
 
-        return make
+def _mlp(dim: int, hidden: int, activation: Activation, **options: Any) -> MLP:
+    """An activation with parameters has them in each layer by itself."""
+    return MLP(dim, hidden, copy.deepcopy(activation), **options)
 
 
 class _Coder(nn.Module, ABC):
     """A Stack behind PyTorch's shapes, masks and names."""
 
-    layer: ClassVar[str]
+    prefix: ClassVar[str]
     """What PyTorch puts before the names in a block, {} being the block's number."""
 
     def __init__(self, block: _Block, stack: Stack, norm: nn.Module | None = None) -> None:
@@ -283,21 +257,20 @@ class _Coder(nn.Module, ABC):
     def _run(
         self,
         x: Tensor,
-        masks: _Masks,
+        masks: Masks,
         memory: Tensor | None = None,
-        memory_masks: _Masks | None = None,
+        memory_masks: Masks = (None, None, None),
     ) -> Tensor:
-        u = self._batched(x)
-        valid, attend, bias = masks.read(u.shape[0], self.block.nhead)
-        ctx = Context(valid=valid, attend=attend, bias=bias)
-        if memory is not None and memory_masks is not None:
+        u, heads = self._batched(x), self.block.heads
+        ctx = Context(*_read(masks, len(u), heads))
+        if memory is not None:
             m = self._batched(memory)
-            if x.dim() != memory.dim() or u.shape[0] != m.shape[0]:
+            if x.dim() != memory.dim() or len(u) != len(m):
                 raise ValueError(
                     f"tgt and memory must be of one batch, got {tuple(x.shape)} and "
                     f"{tuple(memory.shape)} with batch_first={self.block.batch_first}"
                 )
-            valid, attend, bias = memory_masks.read(u.shape[0], self.block.nhead)
+            valid, attend, bias = _read(memory_masks, len(u), heads)
             ctx = ctx._replace(memory=m, memory_valid=valid, memory_attend=attend, memory_bias=bias)
         y: Tensor = self.stack(u, ctx)
         if x.dim() == 2:
@@ -318,8 +291,9 @@ class _Coder(nn.Module, ABC):
 class _Layer(_Coder, ABC):
     """One block. What the scheme puts at the two ends of a stack is not here."""
 
-    layer = ""
-    cross: ClassVar[bool]
+    prefix = ""
+    role: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -337,30 +311,26 @@ class _Layer(_Coder, ABC):
         *,
         scheme: Scheme | str | None = None,
     ) -> None:
+        options: Heads = {"bias": bias, "dropout": dropout, "out_dropout": dropout}
+        attention: Make = partial(Attention, d_model, nhead, **options)
+        cross: Make = partial(CrossAttention, d_model, nhead, **options)
+        mlp: Make = partial(_mlp, d_model, dim_feedforward, activation, **options)
+        makes = {"attn": attention, "cross": cross, "mlp": mlp}
         block = _Block(
             d_model,
-            nhead,
-            dim_feedforward,
-            dropout,
-            activation,
-            layer_norm_eps,
-            batch_first,
+            [(kind, makes[kind]) for kind in self.kinds],
+            partial(LayerNorm, eps=layer_norm_eps, bias=bias),
+            self.role,
+            scheme,
             norm_first,
-            bias,
-            _scheme(scheme),
-            self.cross,
+            batch_first,
+            nhead,
         )
         stack = block.stack(1, block.scheme, device, dtype)
         stack.final = None
         super().__init__(block, stack)
 
-    def _run(
-        self,
-        x: Tensor,
-        masks: _Masks,
-        memory: Tensor | None = None,
-        memory_masks: _Masks | None = None,
-    ) -> Tensor:
+    def _run(self, *args: Any, **kwargs: Any) -> Tensor:
         ends = [end for end in (self.stack.enter, self.stack.exit) if end is not None]
         if ends:
             told = " and ".join(type(end).__name__ for end in ends)
@@ -368,13 +338,13 @@ class _Layer(_Coder, ABC):
                 f"this scheme puts {told} at the ends of a stack, and a layer alone has no ends: "
                 "give it to TransformerEncoder or TransformerDecoder, be it for one layer"
             )
-        return super()._run(x, masks, memory, memory_masks)
+        return super()._run(*args, **kwargs)
 
 
 class TransformerEncoderLayer(_Layer):
     """``nn.TransformerEncoderLayer``: self-attention, then an MLP."""
 
-    cross = False
+    role, kinds = "encoder", ("attn", "mlp")
 
     def forward(
         self,
@@ -383,13 +353,13 @@ class TransformerEncoderLayer(_Layer):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        return self._run(src, _Masks(src_mask, src_key_padding_mask, is_causal))
+        return self._run(src, (src_mask, src_key_padding_mask, is_causal))
 
 
 class TransformerDecoderLayer(_Layer):
     """``nn.TransformerDecoderLayer``: self-attention, attention to ``memory``, then an MLP."""
 
-    cross = True
+    role, kinds = "decoder", ("attn", "cross", "mlp")
 
     def forward(
         self,
@@ -402,10 +372,8 @@ class TransformerDecoderLayer(_Layer):
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
     ) -> Tensor:
-        own = _Masks(tgt_mask, tgt_key_padding_mask, tgt_is_causal)
-        return self._run(
-            tgt, own, memory, _Masks(memory_mask, memory_key_padding_mask, memory_is_causal)
-        )
+        own = (tgt_mask, tgt_key_padding_mask, tgt_is_causal)
+        return self._run(tgt, own, memory, (memory_mask, memory_key_padding_mask, memory_is_causal))
 
 
 def _stacked(
@@ -419,8 +387,8 @@ def _stacked(
     """n clones of the layer as PyTorch makes them; with a scheme, n blocks built like it."""
     if not isinstance(layer, wanted):
         raise TypeError(f"expected an addnorm.compat.{wanted.__name__}, got {type(layer)}")
-    design = _scheme(scheme) or layer.block.scheme
-    if design is None:
+    scheme = layer.block.scheme if scheme is None else scheme
+    if scheme is None:
         stack = layer.block.stack(n, None, "meta", None)
         for i, sub in enumerate(stack.sublayers()):
             clone = copy.deepcopy(layer.stack.sublayers()[sub.site.place])
@@ -430,7 +398,7 @@ def _stacked(
     if norm is not None:
         raise ValueError("scheme says what normalizes the end of the stack: leave norm out")
     like = next(layer.parameters())  # the layer may have been moved since it was made
-    return layer.block.stack(n, design, like.device, like.dtype, depths)
+    return layer.block.stack(n, scheme, like.device, like.dtype, depths)
 
 
 class TransformerEncoder(_Coder):
@@ -442,7 +410,7 @@ class TransformerEncoder(_Coder):
     that does not exist here: accepted, and without effect.
     """
 
-    layer = "layers.{}."
+    prefix = "layers.{}."
 
     def __init__(
         self,
@@ -468,13 +436,13 @@ class TransformerEncoder(_Coder):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool | None = None,
     ) -> Tensor:
-        return self._run(src, _Masks(mask, src_key_padding_mask, is_causal))
+        return self._run(src, (mask, src_key_padding_mask, is_causal))
 
 
 class TransformerDecoder(_Coder):
     """``nn.TransformerDecoder``; ``scheme`` and ``depths`` as in ``TransformerEncoder``."""
 
-    layer = "layers.{}."
+    prefix = "layers.{}."
 
     def __init__(
         self,
@@ -501,10 +469,8 @@ class TransformerDecoder(_Coder):
         tgt_is_causal: bool | None = None,
         memory_is_causal: bool = False,
     ) -> Tensor:
-        own = _Masks(tgt_mask, tgt_key_padding_mask, tgt_is_causal)
-        return self._run(
-            tgt, own, memory, _Masks(memory_mask, memory_key_padding_mask, memory_is_causal)
-        )
+        own = (tgt_mask, tgt_key_padding_mask, tgt_is_causal)
+        return self._run(tgt, own, memory, (memory_mask, memory_key_padding_mask, memory_is_causal))
 
 
 class Transformer(nn.Module):
@@ -512,6 +478,9 @@ class Transformer(nn.Module):
 
     With a scheme both stacks know the depth of the other, and end as the scheme says.
     """
+
+    encoder: Any
+    decoder: Any
 
     def __init__(
         self,
@@ -534,25 +503,16 @@ class Transformer(nn.Module):
         scheme: Scheme | str | None = None,
     ) -> None:
         super().__init__()
-        options: dict[str, Any] = {
-            "dim_feedforward": dim_feedforward,
-            "dropout": dropout,
-            "activation": activation,
-            "layer_norm_eps": layer_norm_eps,
-            "batch_first": batch_first,
-            "norm_first": norm_first,
-            "bias": bias,
-            "device": device,
-            "dtype": dtype,
-            "scheme": _AsTorch(norm_first, TRANSFORMER, final=True) if scheme is None else scheme,
-        }
+        sizes = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps)
+        rest = (batch_first, norm_first, bias, device, dtype)
+        scheme = _AsTorch(norm_first, TRANSFORMER, final=True) if scheme is None else scheme
         depths = (num_encoder_layers, num_decoder_layers)
         self.encoder, self.decoder = custom_encoder, custom_decoder
         if custom_encoder is None:
-            encoder_layer = TransformerEncoderLayer(d_model, nhead, **options)
+            encoder_layer = TransformerEncoderLayer(*sizes, *rest, scheme=scheme)
             self.encoder = TransformerEncoder(encoder_layer, num_encoder_layers, depths=depths)
         if custom_decoder is None:
-            decoder_layer = TransformerDecoderLayer(d_model, nhead, **options)
+            decoder_layer = TransformerDecoderLayer(*sizes, *rest, scheme=scheme)
             self.decoder = TransformerDecoder(decoder_layer, num_decoder_layers, depths=depths)
         self.d_model, self.nhead, self.batch_first = d_model, nhead, batch_first
 
@@ -576,10 +536,7 @@ class Transformer(nn.Module):
         if src.shape[-1] != self.d_model or tgt.shape[-1] != self.d_model:
             raise RuntimeError("the feature number of src and tgt must be equal to d_model")
         memory = self.encoder(
-            src,
-            mask=src_mask,
-            src_key_padding_mask=src_key_padding_mask,
-            is_causal=src_is_causal,
+            src, mask=src_mask, src_key_padding_mask=src_key_padding_mask, is_causal=src_is_causal
         )
         decoded: Tensor = self.decoder(
             tgt,

@@ -290,22 +290,27 @@ class Add(Join):
         return Stream(h, v, taps=taps)
 
 
+class _Told:
+    """A rule that remembers for which role it filled a weight."""
+
+    def __init__(self, rule: InitRule) -> None:
+        self.rule, self.roles = rule, dict[int, str]()
+
+    def __call__(self, role: str, weight: Tensor) -> None:
+        self.rule(role, weight)
+        self.roles[id(weight)] = role
+
+
 class Sublayer(nn.Module):
     """One branch with everything its scheme puts around it."""
 
     def __init__(self, make: Make, wiring: Wiring, site: Site) -> None:
         super().__init__()
         self.site, self.init, self.care = site, wiring.init, wiring.care
-        filled: dict[int, str] = {}
-
-        def init(role: str, weight: Tensor) -> None:
-            wiring.init(role, weight)
-            filled[id(weight)] = role
-
-        self.branch = make(inner=wiring.inner, init=init)
-        self.roles = {
-            name: filled[id(p)] for name, p in self.branch.named_parameters() if id(p) in filled
-        }
+        told = _Told(wiring.init)
+        self.branch = make(inner=wiring.inner, init=told)
+        parameters = self.branch.named_parameters()
+        self.roles = {name: told.roles[id(p)] for name, p in parameters if id(p) in told.roles}
         self.pre, self.out, self.post = wiring.pre, wiring.out, wiring.post
         self.join = wiring.join or Add()
 
