@@ -46,6 +46,22 @@ def seen_by_hooks(sub: nn.Module, seen: list[Stream]) -> None:
     sub.register_forward_hook(lambda m, args, out: seen.append(out))
 
 
+@pytest.mark.parametrize("text", [*NAMES, "with_layer_scale(pre_norm)", "parallel(rezero)"])
+def test_no_parameter_travels_on_the_stream(text: str) -> None:
+    """Nor a view of one: under FSDP its memory is freed before the next sublayer reads it, which
+    may or may not show in the numbers."""
+    stack = build(text, decoder(2))
+    seen: list[Stream] = []
+    for sub in stack.sublayers():
+        seen_by_hooks(sub, seen)
+    stack(*inputs(decoder(2), dtype=torch.float32))
+    held = {p.untyped_storage().data_ptr() for p in stack.parameters()}
+    for s in seen:
+        parts = [s.h, s.v, s.keep, s.gain, *(s.taps or {}).values()]
+        tensors = [t for t in parts if isinstance(t, torch.Tensor)]
+        assert not held & {t.untyped_storage().data_ptr() for t in tensors}
+
+
 # --- 2: what enters and leaves belongs to the Stack -----------------------------------------------
 
 
