@@ -231,7 +231,7 @@ class Gained(Join):
         return self.base.read(s, pre, valid)
 
     def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:
-        return self.base.weigh(carry, v, self.gain.clone(), taps)
+        return self.base.weigh(carry, v, self.gain, taps)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.gain.shape)}, start={self.start:g}"

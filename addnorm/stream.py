@@ -200,7 +200,7 @@ class Join(nn.Module, ABC):
         if not self.defers:
             return self.write(carry, ops.settle(v, None, gain=gain), taps)
         s = self.write(carry, v, taps)
-        return s._replace(gain=s.gain * gain)
+        return s._replace(gain=s.gain * gain)  # a product, so never the parameter itself
 
 
 class Branch(Protocol):
