@@ -10,7 +10,7 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from typing import TypedDict, Unpack
+from typing import ClassVar, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from addnorm.positions import AttentionPosition
 from addnorm.stream import PLAIN, Context, InitRule, Make
 
 NormRule = Callable[[int], nn.Module]
+Activation = str | Callable[[Tensor], Tensor]
 
 # --- multilayer perceptrons -----------------------------------------------------------------------
 
@@ -43,9 +44,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _activation(
-    activation: str | Callable[[Tensor], Tensor],
-) -> tuple[str, Callable[[Tensor], Tensor]]:
+def _activation(activation: Activation) -> tuple[str, Callable[[Tensor], Tensor]]:
     """Its name and the function itself; a function or module of the caller's is taken as it is."""
     if not isinstance(activation, str):
         return getattr(activation, "__name__", type(activation).__name__), activation
@@ -55,84 +54,95 @@ def _activation(
     return activation, ACTIVATIONS[activation]
 
 
-class MLP(nn.Module):
+class Feeding(TypedDict, total=False):
+    """The options of ``FeedForward``."""
+
+    bias: bool
+    dropout: float
+    out_dropout: float
+    inner: NormRule | None
+    init: InitRule
+
+
+class FeedForward(nn.Module, ABC):
+    """What the two MLPs share: down(inner(hidden(u))).
+
+    ``dropout`` acts on the hidden activations, ``out_dropout`` on the output.
+    """
+
+    enters: ClassVar[tuple[str, ...]]
+    """The roles of the matrices that read u."""
+
+    gate: nn.Linear
+    up: nn.Linear
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        activation: Activation,
+        *,
+        bias: bool = True,
+        dropout: float = 0.0,
+        out_dropout: float = 0.0,
+        inner: NormRule | None = None,
+        init: InitRule = PLAIN,
+    ) -> None:
+        super().__init__()
+        self.activation, self.act = _activation(activation)
+        self.init = init
+        self.dropout, self.out_dropout = dropout, out_dropout
+        for role in self.enters:
+            self.add_module(role, nn.Linear(dim, hidden, bias=bias))
+        self.inner = None if inner is None else as_norm(inner(hidden))
+        self.down = nn.Linear(hidden, dim, bias=bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights by the scheme's rule, biases 0."""
+        _reset(self.init, **{role: getattr(self, role) for role in (*self.enters, "down")})
+
+    @abstractmethod
+    def hidden(self, u: Tensor) -> Tensor:
+        """(B, T, dim) -> (B, T, hidden)."""
+
+    def forward(self, u: Tensor, ctx: Context | None = None) -> Tensor:
+        a = self.hidden(_for(self.up, u))
+        a = F.dropout(a, self.dropout, self.training)
+        if self.inner is not None:
+            a = self.inner(a, valid=None if ctx is None else ctx.valid)
+        return F.dropout(self.down(_for(self.down, a)), self.out_dropout, self.training)
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"
+
+
+class MLP(FeedForward):
     """down(inner(activation(up(u))))."""
 
+    enters = ("up",)
+
     def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        activation: str | Callable[[Tensor], Tensor] = "gelu",
-        *,
-        bias: bool = True,
-        dropout: float = 0.0,
-        out_dropout: float = 0.0,
-        inner: NormRule | None = None,
-        init: InitRule = PLAIN,
+        self, dim: int, hidden: int, activation: Activation = "gelu", **options: Unpack[Feeding]
     ) -> None:
-        super().__init__()
-        self.activation, self.act = _activation(activation)
-        self.init = init
-        self.dropout, self.out_dropout = dropout, out_dropout
-        self.up = nn.Linear(dim, hidden, bias=bias)
-        self.inner = None if inner is None else as_norm(inner(hidden))
-        self.down = nn.Linear(hidden, dim, bias=bias)
-        self.reset_parameters()
+        super().__init__(dim, hidden, activation, **options)
 
-    def reset_parameters(self) -> None:
-        """Weights by the scheme's rule, biases 0."""
-        _reset(self.init, up=self.up, down=self.down)
-
-    def forward(self, u: Tensor, ctx: Context | None = None) -> Tensor:
-        a = self.act(self.up(_for(self.up, u)))  # (B, T, hidden)
-        a = F.dropout(a, self.dropout, self.training)
-        if self.inner is not None:
-            a = self.inner(a, valid=None if ctx is None else ctx.valid)
-        return F.dropout(self.down(_for(self.down, a)), self.out_dropout, self.training)
-
-    def extra_repr(self) -> str:
-        return f"activation={self.activation}"
+    def hidden(self, u: Tensor) -> Tensor:
+        return self.act(self.up(u))
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(FeedForward):
     """down(inner(activation(gate(u)) * up(u))): SwiGLU and its kin (Shazeer 2020)."""
 
+    enters = ("gate", "up")
+
     def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        activation: str | Callable[[Tensor], Tensor] = "silu",
-        *,
-        bias: bool = True,
-        dropout: float = 0.0,
-        out_dropout: float = 0.0,
-        inner: NormRule | None = None,
-        init: InitRule = PLAIN,
+        self, dim: int, hidden: int, activation: Activation = "silu", **options: Unpack[Feeding]
     ) -> None:
-        super().__init__()
-        self.activation, self.act = _activation(activation)
-        self.init = init
-        self.dropout, self.out_dropout = dropout, out_dropout
-        self.gate = nn.Linear(dim, hidden, bias=bias)
-        self.up = nn.Linear(dim, hidden, bias=bias)
-        self.inner = None if inner is None else as_norm(inner(hidden))
-        self.down = nn.Linear(hidden, dim, bias=bias)
-        self.reset_parameters()
+        super().__init__(dim, hidden, activation, **options)
 
-    def reset_parameters(self) -> None:
-        """Weights by the scheme's rule, biases 0."""
-        _reset(self.init, gate=self.gate, up=self.up, down=self.down)
-
-    def forward(self, u: Tensor, ctx: Context | None = None) -> Tensor:
-        u = _for(self.up, u)
-        a = self.act(self.gate(u)) * self.up(u)  # (B, T, hidden)
-        a = F.dropout(a, self.dropout, self.training)
-        if self.inner is not None:
-            a = self.inner(a, valid=None if ctx is None else ctx.valid)
-        return F.dropout(self.down(_for(self.down, a)), self.out_dropout, self.training)
-
-    def extra_repr(self) -> str:
-        return f"activation={self.activation}"
+    def hidden(self, u: Tensor) -> Tensor:
+        return self.act(self.gate(u)) * self.up(u)
 
 
 class Parallel(nn.Module):

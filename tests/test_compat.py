@@ -452,17 +452,21 @@ def test_missing_names_are_told_as_ours():
 
 
 @pytest.mark.parametrize("scheme", [None, "deepnorm"])
-def test_a_custom_encoder_keeps_its_weights(scheme):
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_custom_part_keeps_its_weights(part, scheme):
     """``nn.Transformer`` draws every matrix of it again."""
     for where in (compat, nn):
-        custom = build("TransformerEncoder", where)
+        custom = build(f"Transformer{part.title()}", where)
         before = copy.deepcopy(custom.state_dict())
-        options = {"scheme": scheme} if where is compat else {}
-        model = quietly(
-            lambda: where.Transformer(DIM, HEADS, 2, 2, HIDDEN, custom_encoder=custom, **options)  # noqa: B023
-        )
-        same = [torch.equal(v, before[k]) for k, v in model.encoder.state_dict().items()]
+        options: dict[str, Any] = {f"custom_{part}": custom}
+        if where is compat:
+            options["scheme"] = scheme
+        model = build("Transformer", where, **options)
+        assert type(getattr(model, part)) is type(custom)
+        same = [torch.equal(v, before[k]) for k, v in getattr(model, part).state_dict().items()]
         assert all(same) == (where is compat)
+        xs = inputs("Transformer", False, True, torch.float32)
+        assert model(*xs).shape == xs[1].shape
 
 
 def test_a_mask_the_wrong_way_round_is_refused():
@@ -576,6 +580,33 @@ def test_inside_another_module_and_by_our_own_names():
     other.load_state_dict(dict(layer.named_parameters()), strict=True)
     for p, q in zip(layer.parameters(), other.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_a_replaced_projection_keeps_its_own_names():
+    """in_proj is made of three matrices, or not at all."""
+
+    class Wrapped(nn.Module):
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base = base
+
+    theirs, ours = pair("TransformerEncoder")
+    ours.stack.subs[0].branch.v = Wrapped(ours.stack.subs[0].branch.v)
+    state = ours.state_dict()
+    assert set(theirs.state_dict()) - set(state) == {
+        "layers.0.self_attn.in_proj_weight",
+        "layers.0.self_attn.in_proj_bias",
+    }
+    assert "stack.subs.0.branch.v.base.weight" in state
+    ours.load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_the_plain_attributes_are_theirs(name):
+    theirs, ours = build(name, nn, batch_first=True), build(name, compat, batch_first=True)
+    plain = {k: v for k, v in vars(theirs).items() if isinstance(v, int) and k[0] != "_"}
+    plain.pop("use_nested_tensor", None)  # there is none
+    assert plain.items() <= vars(ours).items()
 
 
 def test_copies_and_compiled_models_compute_the_same():
