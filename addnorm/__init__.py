@@ -6,6 +6,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from addnorm import branches, compat, joins, norms, ops, positions, recurrent, schemes, stream
+    from addnorm.data.tokenizer import Tokenizer
+    from addnorm.models.gpt import GPT, GPTConfig
     from addnorm.models.transformer import EncoderDecoder, decoder, encoder
     from addnorm.norms import (
         BatchNorm,
@@ -54,6 +56,8 @@ _PUBLIC = {
     ),
     **dict.fromkeys(("AddNorm", "Context", "Stack", "init_table"), "addnorm.stream"),
     **dict.fromkeys(("LayerNormGRU", "LayerNormLSTM"), "addnorm.recurrent"),
+    **dict.fromkeys(("GPT", "GPTConfig"), "addnorm.models.gpt"),
+    "Tokenizer": "addnorm.data.tokenizer",
     **dict.fromkeys(("EncoderDecoder", "decoder", "encoder"), "addnorm.models.transformer"),
 }
 
@@ -64,6 +68,8 @@ __all__ = [
     "Context",
     "DyT",
     "EncoderDecoder",
+    "GPT",
+    "GPTConfig",
     "GroupNorm",
     "L2Norm",
     "LayerNorm",
@@ -72,6 +78,7 @@ __all__ = [
     "RMSNorm",
     "ScaleNorm",
     "Stack",
+    "Tokenizer",
     "UnbiasedLayerNorm",
     "branches",
     "compat",

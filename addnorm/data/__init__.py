@@ -1,0 +1,1 @@
+"""Data: for now what turns text into ids and back."""
