@@ -62,13 +62,13 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "GPT",
     "AddNorm",
     "BatchNorm",
     "ChannelsFirstLayerNorm",
     "Context",
     "DyT",
     "EncoderDecoder",
-    "GPT",
     "GPTConfig",
     "GroupNorm",
     "L2Norm",

@@ -298,6 +298,14 @@ def rows() -> list[Row]:
             lambda w, s: last("post_norm", w, 48, s) / last("pre", w, 48, s),
         ),
         Row(
+            "D1",
+            "first / last MLP gradient, post, L = 48",
+            "near 0",
+            0.625,
+            2.5,
+            lambda w, s: first_to_last("post_norm", w, 48, s),
+        ),
+        Row(
             "D2",
             "(mean square - 1) / L, pre, farthest from 1 over L",
             "1/2 .. 3/2",
@@ -340,7 +348,7 @@ def rows() -> list[Row]:
             moved("deepnorm", False),
         ),
         Row("D5", "the same, post", "> 0", 1.0, INF, moved("post_norm", False)),
-        Row("D5", "the same, pre", "between", 0.3, 0.9, moved("pre", False)),
+        Row("D5", "the same, pre", "none stated", 0.3, 0.9, moved("pre", False)),
         Row(
             "D5b",
             "change by one sign step, exponent, deepnorm",
@@ -368,7 +376,7 @@ def rows() -> list[Row]:
             1.1,
             scaled("sandwich"),
         ),
-        Row("D6", "the same, pre", "> 1", 5, INF, scaled("pre")),
+        Row("D6", "the same, pre", "256", 5, INF, scaled("pre")),
         Row(
             "D7",
             "mean square, L = 48 over L = 6, ln_scaling",
@@ -377,7 +385,7 @@ def rows() -> list[Row]:
             2,
             ratio_48_6("ln_scaling"),
         ),
-        Row("D7", "the same, pre", "8", 6, INF, ratio_48_6("pre")),
+        Row("D7", "the same, pre", "7", 6, INF, ratio_48_6("pre")),
         Row("D8", "the same, writers / sqrt(2L)", "1", -INF, 1.1, ratio_48_6("gpt2")),
         Row(
             "D8",

@@ -157,9 +157,9 @@ class Case:
         if self.memory:
             fields["memory"] = draw(self.batch, self.memory, DIM)
         if self.valid:
-            fields[f"{of}valid"] = torch.rand(self.sizes("BS")) > 0.3
+            fields[f"{of}valid"] = torch.rand(self.sizes("BS")) > 0.2
         if self.attend:
-            fields[f"{of}attend"] = torch.rand(self.sizes(self.attend)) > 0.4
+            fields[f"{of}attend"] = torch.rand(self.sizes(self.attend)) > 0.3
         if self.bias:
             fields[f"{of}bias"] = draw(*self.sizes(self.bias))
         if self.positions:
@@ -301,9 +301,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "inner": {"inner": True},
 }
 TOGETHER: dict[str, Any] = {
+    "time": 12,
     "heads": (4, 2),
     "causal": True,
-    "window": 3,
+    "window": 7,
     "qk_norm": True,
     "scale": 0.8,
     "valid": True,
@@ -321,7 +322,7 @@ ACROSS: dict[str, dict[str, Any]] = {
 }
 ACROSS["one of memory"] = {"memory": 1}
 ACROSS["everything"] = {
-    "memory": 7,
+    "memory": 9,
     **{k: v for k, v in TOGETHER.items() if k not in ("causal", "window")},
 }
 
@@ -340,15 +341,15 @@ def combined(draw: Any, across: bool = False, causal: bool | None = None) -> Cas
     axes = st.sampled_from(["", "", "TS", "BTS", "BHTS", "1TS", "11TS", "B11S", "1HT1"])
     own: dict[str, Any] = {}
     if across:
-        own["memory"] = draw(st.integers(1, 6))
+        own["memory"] = draw(st.sampled_from([5, 7, 2, 1]))
     else:
         own["causal"] = causal
-        own["window"] = draw(st.none() | st.integers(1, 7)) if causal else None
+        own["window"] = draw(st.sampled_from([None, 4, 6, 2, 1])) if causal else None
         own["code"] = draw(st.sampled_from(["", "rope", "alibi"]))
         own["positions"] = draw(st.sampled_from(["", "T", "BT", "1T"]))
     return Case(
         batch=draw(st.integers(1, 3)),
-        time=draw(st.integers(1, 6)),
+        time=draw(st.sampled_from([6, 7, 5, 3, 1])),
         heads=draw(st.sampled_from([(1, 1), (2, 2), (2, 1), (4, 2), (3, 1), (6, 3)])),
         head_dim=draw(st.sampled_from([2, 4, 6])),
         qk_norm=draw(st.booleans()),
@@ -383,6 +384,15 @@ def test_attention_equals_the_loops(case: Case, softcap: float | None) -> None:
 @path
 def test_cross_attention_equals_the_loops(case: Case, softcap: float | None) -> None:
     equals_the_loops(replace(case, softcap=softcap))
+
+
+def test_the_cases_leave_something_to_get_wrong() -> None:
+    """A query that sees one key has the same output whatever its logit is."""
+    alone = ("one token", "window of itself", "one of memory")
+    for name, options in [*OPTIONS.items(), *ACROSS.items()]:
+        case = Case(**options)
+        several = allowed(case, case.call()[1]).sum(-1) > 1
+        assert several.mean() >= 0.5 or name in alone, name
 
 
 @examples(max_examples=150)
@@ -545,13 +555,17 @@ def test_nothing_at_all_to_see(softcap: float | None) -> None:
 
 
 @path
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("blind", [False, True], ids=["some keys", "all keys"])
-def test_a_bias_of_minus_infinity_is_a_mask(blind: bool, softcap: float | None) -> None:
+def test_a_bias_of_minus_infinity_is_a_mask(
+    blind: bool, causal: bool, softcap: float | None
+) -> None:
     """Additive masks are full of it: the same output as ``attend``, and no NaN in any gradient."""
-    branch = random(Case(softcap=softcap).build())
+    branch = random(Case(causal=causal, softcap=softcap).build())
     x = draw(2, 5, DIM)
-    may = torch.ones(5, 5).tril().bool()
-    may[:, 0] = may[0, 0] = not blind
+    may = torch.ones(5, 5).bool()
+    may[2:, 1] = False
+    may[0] = not blind
     y = branch(x, Context(bias=torch.zeros(5, 5, dtype=x.dtype).masked_fill(~may, -math.inf)))
     near(y, branch(x, Context(attend=may)))
     assert all(g.isfinite().all() for g in gradients(branch, y).values())
@@ -1094,8 +1108,8 @@ def decoded(module: nn.Module, x: Tensor, ctx: Context, sizes: list[int]) -> Ten
 
 
 CACHED = {
-    **{name: o | {"time": 6, "causal": True} for name, o in OPTIONS.items()},
-    **{f"across, {name}": o | {"time": 6} for name, o in ACROSS.items()},
+    **{name: o | {"time": 8, "causal": True} for name, o in OPTIONS.items()},
+    **{f"across, {name}": o | {"time": 8} for name, o in ACROSS.items()},
 }
 
 
@@ -1108,7 +1122,7 @@ def test_with_a_cache_as_without(case: Case, softcap: float | None) -> None:
     x, ctx = case.call()
     with torch.no_grad():
         want = branch(x, ctx)
-        for sizes in ([1] * 6, [6], [2, 3, 1], [1, 5], [4, 1, 1]):
+        for sizes in ([1] * 8, [8], [2, 3, 1, 2], [1, 7], [5, 1, 2]):
             near(decoded(branch, x, ctx, sizes), want)
 
 

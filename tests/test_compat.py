@@ -14,7 +14,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -86,6 +86,12 @@ def pair(name: str, **options: Any) -> tuple[Any, Any]:
     return theirs, ours
 
 
+@cache
+def small_pair(name: str, batch_first: bool) -> tuple[Any, Any]:
+    """One for all masks."""
+    return pair(name, n=1, batch_first=batch_first, dtype=DOUBLE)
+
+
 def inputs(name: str, batch_first: bool, batched: bool, dtype: torch.dtype) -> list[Tensor]:
     """What the class reads: one sequence, or two of different lengths."""
     lengths = {
@@ -102,12 +108,15 @@ def inputs(name: str, batch_first: bool, batched: bool, dtype: torch.dtype) -> l
 
 
 def grads_by_their_name(ours: nn.Module) -> dict[str, Tensor]:
-    """The gradients under PyTorch's names: those of a twin whose weights are the gradients."""
-    twin = copy.deepcopy(ours)
-    for p, q in zip(twin.parameters(), ours.parameters(), strict=True):
-        assert q.grad is not None
-        p.data = q.grad
-    return twin.state_dict()
+    """The gradients under PyTorch's names: what is saved while they stand where the weights do."""
+    weights = [p.data for p in ours.parameters()]
+    for p in ours.parameters():
+        assert p.grad is not None
+        p.data = p.grad
+    found = {name: g.clone() for name, g in ours.state_dict().items()}
+    for p, w in zip(ours.parameters(), weights, strict=True):
+        p.data = w
+    return found
 
 
 def assert_close(actual: Tensor, expected: Tensor, what: str, scale: float = 0.0) -> None:
@@ -258,10 +267,10 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ALL)
 def test_every_mask_means_what_it_means_there(name, kind, padding):
-    torch.manual_seed(2)
     for batch_first, batched in LAYOUTS:
         batch = BATCH if batched else 1
-        theirs, ours = pair(name, n=1, batch_first=batch_first, dtype=DOUBLE)
+        theirs, ours = small_pair(name, batch_first)
+        torch.manual_seed(2)
         own = TARGET if "Decoder" in name else SOURCE
         mask, hint = look(kind, own, own, batch)
         padded = pad(padding, own, batch, batched)
@@ -498,6 +507,13 @@ def test_activations_beyond_theirs():
     function.load_state_dict(by_name.state_dict())
     (x,) = inputs("TransformerEncoderLayer", False, True, torch.float32)
     assert torch.equal(by_name(x), function(x))
+    options = {"activation": nn.PReLU(), "dtype": DOUBLE}
+    kept = nn.TransformerEncoderLayer(DIM, HEADS, **options).state_dict()
+    moved = compat.TransformerEncoderLayer(DIM, HEADS, **options).state_dict()
+    assert (kept["activation.weight"].dtype, moved["activation.weight"].dtype) == (
+        torch.float32,
+        DOUBLE,
+    )
 
 
 def test_what_is_refused_says_what_to_do():

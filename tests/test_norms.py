@@ -371,12 +371,10 @@ def test_wrong_arguments() -> None:
         GroupNorm(12, 5)
     norm = ChannelsFirstLayerNorm(D)
     for shape in [(3, 2, 5, D), (3, D), (D,)]:
-        with pytest.raises(
-            ValueError, match=r"an image \(B, 12, \.\.\.\)|expects 12 on axis 1"
-        ):
+        with pytest.raises(ValueError, match=r"an image \(B, 12, \.\.\.\)|expects 12 on axis 1"):
             norm(torch.ones(shape))
     with pytest.raises(TypeError, match="abstract"):
-        Norm()  # type: ignore[abstract]
+        Norm(D)  # type: ignore[abstract]
 
 
 def test_channels_first_is_layer_norm_of_every_pixel() -> None:
@@ -454,6 +452,30 @@ def test_large_rows(name: str, dim: int, magnitude: float) -> None:
     centred = rows if name not in LARGE[:2] else rows - rows.mean(-1, keepdims=True)
     terms = np.abs(numpy(dy) * weight).max(-1) / np.sqrt((centred**2).mean(-1))
     accurate_rows("gradient", grad(x), leaf.grad, terms)
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "UnbiasedLayerNorm", "ChannelsFirstLayerNorm"])
+def test_a_mean_of_1e4_and_a_spread_of_1e_minus_2(name: str) -> None:
+    norm = stirred(CASES[name], torch.float32, 768)
+    x = (1e4 + 1e-2 * randn(16, 768, 3, seed=1)).float()
+    x = x if name == "ChannelsFirstLayerNorm" else x.movedim(1, -1)
+    s = x[..., None] if name == "ChannelsFirstLayerNorm" else x  # its equation reads (B, C, H, W)
+    accurate("y", norm(s), reference(CASES[name], norm, s))
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", "GroupNorm"])
+def test_a_large_mean_over_tokens(name: str) -> None:
+    """The mean of many tokens is kept as one float32 number: off by half a unit, 2^-11 at 1e4.
+
+    Divided by sqrt(1e-4 + eps) that is 0.047 of a normalized value, times the weight.
+    """
+    norm = stirred(CASES[name], torch.float32, 256)
+    x = (1e4 + 1e-2 * randn(3, 50, 256, seed=1)).float()
+    p = {k: Var(numpy(v)) for k, v in norm.named_parameters()}
+    mask = np.ones((3, 50), dtype=np.bool_)
+    want = masked_equation(name, Var(numpy(x)), mask, p).value
+    bound = 2.0**-11 / math.sqrt(1e-4 + 1e-5) * norm.get_parameter("weight").abs().max().item()
+    assert np.abs(numpy(norm(x)) - want).max() <= bound + CLOSE
 
 
 @pytest.mark.parametrize("value", [0.1, 1e4 + 0.3, 1e18, 1e30], ids="{:.0e}".format)

@@ -936,6 +936,29 @@ def test_a_gradient_of_a_gradient_goes_through_the_reference(
     assert torch.autograd.gradgradcheck(f, inputs)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", KINDS)
+def test_create_graph_changes_no_gradient(kind: Any) -> None:
+    """First gradients that can be differentiated again, and second ones, equal the reference's.
+
+    gradgradcheck would not see a wrong first one, of which the second is the right derivative.
+    """
+    shapes: list[tuple[int, ...]] = [(2, 3, 4), (2, 3, 4), (4,), (4,), (4,), (2, 1, 1)]
+    found = []
+    for offer in (offered(Toy().kernel), nullcontext()):
+        inputs = [randn(*s, seed=n).requires_grad_() for n, s in enumerate(shapes)]
+        x, h, w, b, keep, gain = inputs
+        with offer:
+            outputs = ops.add_norm(x, h, w, b, kind=kind, eps=1e-2, keep=keep, gain=gain)
+        cotangents = [randn(2, 3, 4, seed=s).requires_grad_() for s in (7, 8)]
+        first = torch.autograd.grad(outputs, inputs, cotangents, create_graph=True)
+        penalty = sum((g.square().sum() for g in first), torch.zeros(()))
+        second = torch.autograd.grad(penalty, [*inputs, *cotangents], materialize_grads=True)
+        found.append([*first, *second])
+    for n, (a, c) in enumerate(zip(*found, strict=True)):
+        close(f"gradient {n}", a, numpy(c), EXACT)
+
+
 def test_a_gradient_of_a_gradient_with_frozen_parameters() -> None:
     """A gradient penalty on the input alone, as for a critic."""
     found = []

@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Setup:
-    """All that a measurement at initialization depends on, besides the design."""
+    """What the measurement depends on, besides the design."""
 
     width: int = 64
     """Width of the stream."""
@@ -27,8 +27,8 @@ class Setup:
     first_seed: int = 0
     """The first of the seeds; the others follow."""
     init: Literal["fan_in", "own"] = "fan_in"
-    """fan_in: std 1/sqrt(fan_in) times the design's own factors. own: as published; the common
-    std of 0.02 makes every branch negligible at small width, and all designs alike."""
+    """fan_in: std 1/sqrt(fan_in) times the design's own factors.
+    own: as published; a std of 0.02 at small width makes all designs look alike."""
     activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"] = "gelu"
     """Activation of the MLP, whose hidden width is 4 times the stream's."""
     qk_norm: bool = False

@@ -79,6 +79,18 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Products this small gain nothing from a second thread and lose much on a busy machine; and
+    the last digits then do not depend on how many cores there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def draw(setup: Setup) -> Task:
     """Tokens, embedding and head, from torch's global generator."""
     tokens = torch.randint(VOCABULARY, (setup.batch, setup.tokens + 1))
@@ -185,6 +197,7 @@ QUANTITIES: dict[str, Callable[[Run], float]] = {
     "stream_mean_square": lambda run: run.stream[-1] ** 2,
     "last_mlp_gradient": lambda run: run.mlp_gradient[-1],
     "first_mlp_gradient": lambda run: run.mlp_gradient[0],
+    "first_to_last": lambda run: _ratio(run.mlp_gradient[0], run.mlp_gradient[-1]),
 }
 """What is told of a run in one number, and fitted against depth."""
 
@@ -207,7 +220,8 @@ class Design:
 
     def curve(self, depth: int, which: str) -> list[Spread]:
         """``stream``, ``gradient`` or ``mlp_gradient`` at one depth, over the seeds."""
-        return [Spread.over(values) for values in zip(*(getattr(r, which) for r in self.at(depth)))]
+        lists = (getattr(run, which) for run in self.at(depth))
+        return [Spread.over(values) for values in zip(*lists, strict=True)]
 
     def value(self, depth: int, quantity: str) -> Spread:
         """One of ``QUANTITIES`` at one depth."""
@@ -218,7 +232,9 @@ class Design:
         slopes = []
         for seed in dict.fromkeys(run.seed for run in self.runs):
             mine = sorted((r for r in self.runs if r.seed == seed), key=lambda r: r.depth)
-            slopes.append(exponent([r.depth for r in mine], [QUANTITIES[quantity](r) for r in mine]))
+            slopes.append(
+                exponent([r.depth for r in mine], [QUANTITIES[quantity](r) for r in mine])
+            )
         known = [s for s in slopes if s is not None]
         return Spread.over(known) if len(known) == len(slopes) else None
 
@@ -257,6 +273,10 @@ class Report:
         return plain
 
 
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else math.nan
+
+
 def _plain(value: Any) -> Any:
     """With lists for tuples, six digits, and None for what JSON cannot say."""
     if isinstance(value, dict):
@@ -268,19 +288,29 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def digits(value: float) -> str:
+    """A number as the table and the page show it: 0.0434, 56, 5,738, 7.13e-05."""
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def slope(value: float) -> str:
+    """An exponent as the table and the page show it; nothing is negative zero."""
+    return f"{round(value, 2) + 0.0:+.2f}"
+
+
 def conditions(setup: Setup) -> str:
     """In words, what was measured under which conditions."""
     init = {
         "fan_in": "init fan_in: std 1/sqrt(fan_in) times the design's own factors",
         "own": "init own: each design's as published",
     }[setup.init]
-    seeds = setup.all_seeds()
+    seeds = ", ".join(map(str, setup.all_seeds()))
     return (
         f"Causal decoder at initialization, width {setup.width}, {setup.heads} heads, MLP "
         f"{4 * setup.width} {setup.activation}, QK-norm {'on' if setup.qk_norm else 'off'}, "
-        f"LayerNorm, no position code; {init}; {setup.batch} x {setup.tokens} random tokens of "
-        f"{VOCABULARY}, embedding std 1, head std 1/sqrt(width), cross-entropy of random next "
-        f"tokens; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
+        f"LayerNorm, no position code; {init}; {setup.batch} sequences of {setup.tokens} "
+        f"random tokens out of {VOCABULARY}, embedding std 1, head std 1/sqrt(width), loss the "
+        f"cross-entropy of random next tokens; {'seed' if setup.seeds == 1 else 'seeds'} {seeds}."
     )
 
 
@@ -290,7 +320,7 @@ def versions() -> dict[str, str]:
         "addnorm": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.system()} {platform.machine()}, 1 thread",
     }
 
 
@@ -328,13 +358,14 @@ def compare(
     """Measure designs side by side. ``advance`` is told how many blocks each finished run had."""
     resolved = {text: resolve(text, setup) for text in texts}
     designs = []
-    for text, scheme in resolved.items():
-        runs = []
-        for depth in setup.depths:
-            for seed in setup.all_seeds():
-                runs.append(measure(scheme, setup, depth, seed))
-                advance(depth)
-        designs.append(_design(text, scheme, setup, runs))
+    with one_thread():
+        for text, scheme in resolved.items():
+            runs = []
+            for depth in setup.depths:
+                for seed in setup.all_seeds():
+                    runs.append(measure(scheme, setup, depth, seed))
+                    advance(depth)
+            designs.append(_design(text, scheme, setup, runs))
     return Report(command, setup, versions(), designs)
 
 

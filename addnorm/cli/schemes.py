@@ -1,0 +1,178 @@
+"""List, explain and measure the designs of Add & Norm.
+
+Without --list or --explain every design is measured at initialization, before any training: how
+large the residual stream gets, how large gradients are, and how both grow with depth. The figures
+go to the terminal, a page with plots and all numbers to --out.
+"""
+
+import json
+import math
+import shlex
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from addnorm.cli import Positional, Refusal, arg
+from addnorm.lab import Setup
+
+if TYPE_CHECKING:
+    from addnorm.lab.profile import Report, Spread
+
+WIDTH = 100  # of what is printed
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``addnorm schemes`` is asked."""
+
+    names: Positional[
+        Annotated[tuple[str, ...], arg(metavar="[NAME ...]", help_behavior_hint="(default: all)")]
+    ] = ()
+    """Designs to measure, such as pre_norm or "drop_path(mix_ln(0.25), p=0.1)"."""
+    setup: Setup = field(default_factory=Setup)
+    out: Path = Path("out/schemes")
+    """Folder for the page (schemes.html) and the numbers (schemes.json)."""
+    listing: Annotated[bool, arg(name="list")] = False
+    """Only print the table of names, equations and papers."""
+    explain: Annotated[str | None, arg(metavar="NAME", constructor=str, help_behavior_hint="")] = (
+        None
+    )
+    """Only print all about one design, at --width, --heads, --tokens and the largest depth."""
+
+
+def run(options: Options) -> int:
+    """Returns the exit status."""
+    if options.listing:
+        _print_list()
+    elif options.explain is not None:
+        _print_explanation(options.explain, options.setup)
+    else:
+        _measure(options)
+    return 0
+
+
+def command(names: tuple[str, ...], setup: Setup) -> str:
+    """The command line that measures this again, whatever the defaults are by then."""
+    words = ["addnorm", "schemes", *names]
+    for f in fields(setup):
+        value, name = getattr(setup, f.name), "--" + f.name.replace("_", "-")
+        if isinstance(value, bool):
+            words += [name] if value else []
+        else:
+            words += [name, *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)
+
+
+# --- telling --------------------------------------------------------------------------------------
+
+
+def _print_list() -> None:
+    from addnorm.lab.profile import register
+
+    console = Console(width=WIDTH, highlight=False, markup=False, emoji=False)
+    for title, entries in zip(
+        ("designs", "combinators, around any design"), register(), strict=True
+    ):
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("name", no_wrap=True)
+        table.add_column("equation", ratio=3)
+        table.add_column("year", no_wrap=True)
+        table.add_column("paper", ratio=2)
+        for e in entries:
+            table.add_row(e.usage(), e.equation, str(e.year), e.paper)
+        console.print(table)
+
+
+def _print_explanation(name: str, setup: Setup) -> None:
+    from addnorm import schemes
+
+    shape = {"dim": setup.width, "n_heads": setup.heads, "tokens": setup.tokens}
+    try:
+        print(schemes.explain(name, blocks=max(setup.depths), **shape))
+    except schemes.SchemeError as error:
+        raise Refusal(str(error)) from None
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def _measure(options: Options) -> None:
+    from addnorm import schemes
+    from addnorm.lab import page
+    from addnorm.lab.profile import compare, everything, resolve
+
+    setup, names = options.setup, tuple(dict.fromkeys(options.names))
+    texts = names or everything()
+    try:
+        for text in texts:
+            resolve(text, setup)
+        options.out.mkdir(parents=True, exist_ok=True)
+    except schemes.SchemeError as error:
+        raise Refusal(str(error)) from None
+    except OSError as error:
+        raise Refusal(f"cannot write to {options.out}: {error.strerror}") from None
+    blocks = len(texts) * setup.seeds * sum(setup.depths)
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(f"measuring {len(texts)} designs", total=blocks)
+        report = compare(
+            texts, setup, command(names, setup), advance=lambda n: bar.advance(task, n)
+        )
+    _print_report(report)
+    (options.out / "schemes.json").write_text(json.dumps(report.to_json(), allow_nan=False))
+    (options.out / "schemes.html").write_text(page.render(report), encoding="utf-8")
+    for kind, name in (("plots", "schemes.html"), ("numbers", "schemes.json")):
+        print(f"{kind}: {options.out / name}")
+
+
+def _print_report(report: "Report") -> None:
+    from addnorm.lab.profile import conditions
+
+    console = Console(width=WIDTH, highlight=False, markup=False, emoji=False)
+    deep = max(report.setup.depths)
+    console.print(conditions(report.setup))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    table.add_column("design", overflow="fold")
+    for title in (f"x^2\nL={deep}", "\ngrows as L^", f"|dW|\nL={deep}", "\ngrows as L^"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column(f"first/last\nL={deep}", justify="right", no_wrap=True)
+    for d in report.designs:
+        stream, last = d.value(deep, "stream_mean_square"), d.value(deep, "last_mlp_gradient")
+        table.add_row(
+            d.label,
+            number(stream.median),
+            power(d.exponent("stream_mean_square")),
+            number(last.median),
+            power(d.exponent("last_mlp_gradient")),
+            number(d.value(deep, "first_to_last").median),
+        )
+    console.print(table)
+    depths = ", ".join(map(str, sorted(report.setup.depths)))
+    print(
+        "x^2: mean square of the residual stream after the last of L blocks.\n"
+        "|dW|: norm of the loss's gradient for the last MLP's down weight.\n"
+        "first/last: that of the first MLP over that of the last.\n"
+        f"Exponents are fitted over L = {depths}. Medians over {report.setup.seeds} seed(s) with\n"
+        "[lowest, highest]. '-': not defined, as where a gradient is exactly 0.\n"
+    )
+
+
+def number(value: float) -> str:
+    """Three digits, or a dash."""
+    from addnorm.lab.profile import digits
+
+    return digits(value) if math.isfinite(value) else "-"
+
+
+def power(e: "Spread | None") -> str:
+    """An exponent with its extremes over the seeds."""
+    from addnorm.lab.profile import slope
+
+    return "-" if e is None else f"{slope(e.median)} [{slope(e.low)}, {slope(e.high)}]"
