@@ -24,12 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addnorm.branches import MLP, Attention, CrossAttention, Heads
+from addnorm.branches import MLP, Activation, Attention, CrossAttention, Heads
 from addnorm.norms import LayerNorm
 from addnorm.schemes import parse, post_norm, pre_norm, xavier
 from addnorm.stream import AddNorm, Context, InitRule, Make, Scheme, Site, Stack, Wiring
 
-Activation = str | Callable[[Tensor], Tensor]
 Device = torch.device | str | int | None
 
 # --- names ----------------------------------------------------------------------------------------
