@@ -615,9 +615,10 @@ def test_masked_memory_does_not_matter(softcap: float | None) -> None:
 
 def test_cross_attention_leaves_the_masks_of_its_own_tokens_alone() -> None:
     """They are about the keys of self-attention, whose number is another."""
-    case = Case(memory=3, valid=True, attend="BTS", bias="TS")
+    case = Case(memory=3, attend="BTS", bias="TS")
     branch = random(case.build())
     x, ctx = case.call()
+    ctx = ctx._replace(memory_valid=padded([3, 2], 3))
     own = ctx._replace(valid=torch.rand(2, 5) > 0.5, attend=torch.ones(5, 5).tril().bool())
     own = own._replace(bias=draw(5, 5), positions=torch.arange(5))
     assert torch.equal(branch(x, own), branch(x, ctx))

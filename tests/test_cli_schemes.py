@@ -102,7 +102,9 @@ def test_defaults() -> None:
 
 def test_a_name_given_twice_is_measured_once(tmp_path: Path) -> None:
     main(["schemes", "no_norm", "no_norm", *TINY, "--out", str(tmp_path)])
-    assert len(json.loads((tmp_path / "schemes.json").read_text())["designs"]) == 1
+    numbers = json.loads((tmp_path / "schemes.json").read_text())
+    assert len(numbers["designs"]) == 1
+    assert numbers["command"].count("no_norm") == 1
 
 
 # --- telling --------------------------------------------------------------------------------------

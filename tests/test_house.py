@@ -79,6 +79,8 @@ def test_style(path: Path) -> None:
     assert ast.get_docstring(tree), "a file says what it is"
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if any(ast.unparse(d) == "overload" for d in node.decorator_list):
+                continue  # the implementation is told
             assert ast.get_docstring(node), f"{node.name} has no docstring"
     for part in ast.walk(tree):
         if isinstance(part, ast.FunctionDef):

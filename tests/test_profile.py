@@ -297,7 +297,7 @@ def made(texts: list[str], setup: Setup, value: Any) -> Report:
             for s in setup.all_seeds()
             for v in [value(i, d, s)]
         ]
-        designs.append(Design(text, text, ["x <- x & f(x)"], ["A, 2001.00001"], "init", "", runs))
+        designs.append(Design(text, text, ["x <- x & f(x)"], ["<A>, 2001.00001"], "init", "", runs))
     return Report("addnorm schemes <x>", setup, {"torch": "2"}, designs)
 
 
@@ -311,6 +311,11 @@ def test_exponents_are_fitted_by_seed_and_then_spread() -> None:
     assert design.exponent("stream_mean_square").median == pytest.approx(2.0)
     assert design.value(6, "first_mlp_gradient") == Spread(12.0, 2.0, 72.0)
     assert design.curve(3, "stream") == [Spread(6.0, 2.0, 18.0)] * 7
+
+
+def test_no_exponent_where_one_seed_has_none() -> None:
+    (design,) = made(["a"], SMALL, lambda i, d, s: 0.0 if (d, s) == (2, 1) else 1.0).designs
+    assert design.exponent("last_mlp_gradient") is None
 
 
 def test_rezero_has_no_exponent_and_says_why() -> None:
@@ -502,6 +507,7 @@ def test_page_escapes_what_it_is_given() -> None:
     read = Page(page.render(report))
     assert not read.all("script")
     assert "<script>alert(1)</script>" in read.words
+    assert "<A>, 2001.00001" in read.words
 
 
 @pytest.mark.parametrize("broken", [0.0, math.inf, math.nan])

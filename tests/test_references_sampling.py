@@ -246,8 +246,11 @@ def test_small_cells_are_taken_together() -> None:
     counts, expected = [5, 2, 88, 1, 4], [0.03, 0.02, 0.85, 0.04, 0.06]
     x = (7 - 5) ** 2 / 5 + (5 - 10) ** 2 / 10 + (88 - 85) ** 2 / 85
     assert chi_square_p(counts, expected) == pytest.approx(math.exp(-x / 2), rel=GAMMA)
-    # what is left over joins the last cell: 3 + 3, then 4 of 10 more
-    assert chi_square_p([3, 3, 4], [0.3, 0.3, 0.4]) == 1.0
+    # of 20, 4 in each: 4 + 4 and 4 + 4 in the order of the ids; what is left joins the last cell
+    x = (10 - 8) ** 2 / 8 + (10 - 12) ** 2 / 12
+    p = chi_square_p([6, 4, 3, 5, 2], [0.2] * 5)
+    assert p == pytest.approx(math.erfc(math.sqrt(x / 2)), rel=GAMMA)
+    assert chi_square_p([3, 3, 4], [0.3, 0.3, 0.4]) == 1.0  # one cell has nothing to compare with
 
 
 def test_what_cannot_happen_has_no_chance() -> None:

@@ -11,6 +11,7 @@ References: Radford et al. 2019 (GPT-2); Vaswani et al. 2017 (arXiv 1706.03762);
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from addnorm import schemes
 from addnorm.branches import ACTIVATIONS, MLP, Attention, GatedMLP
+from addnorm.generation.decode import generate_ids
 from addnorm.norms import DyT, L2Norm, LayerNorm, Norm, RMSNorm, ScaleNorm
 from addnorm.positions import ALiBi, AttentionPosition, Learned, RoPE, Sinusoidal
 from addnorm.stream import Cache, Context, InitRule, Stack
@@ -147,6 +149,7 @@ class GPT(nn.Module):
             norm=c.norm_rule(c.norm),
         )
         self.head = None if c.tied else nn.Linear(c.dim, c.padded_vocab_size, bias=False)
+        self.tokenizer_identity: str | None = None  # of the tokenizer it was saved with
         self.reset_parameters()
 
     @staticmethod
@@ -158,6 +161,39 @@ class GPT(nn.Module):
             vocab_size=50257, context_length=1024, dim=dim, n_layers=layers, n_heads=heads
         )
         return dataclasses.replace(config, **changes)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        dropout: float | None = None,
+    ) -> "GPT":
+        """A folder of GPT-2's or ours, or a model of the Hugging Face hub, in evaluation mode.
+
+        ``dtype`` None keeps what is stored. ``dropout`` replaces the folder's. What is not exactly
+        understood is refused with a ``WeightsError``; see docs/gpt2.md.
+        """
+        from addnorm.models import weights  # which imports this file
+
+        return weights.load(path_or_id, dtype=dtype, dropout=dropout)[0]
+
+    def save_pretrained(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        """Write a folder for ``from_pretrained``, the tokenizer beside the weights if given.
+
+        ``format``: "gpt2" for transformers, refused with the reason where GPT-2 cannot be this
+        model; "addnorm" for any design; None takes GPT-2's wherever it can.
+        """
+        from addnorm.models import weights  # which imports this file
+
+        weights.save(self, path, format=format, tokenizer=tokenizer)
 
     def init_rules(self) -> dict[str, tuple[str, InitRule]]:
         """Parameter -> (role, the scheme's rule), for the two ends; the stack knows its own."""
@@ -175,12 +211,18 @@ class GPT(nn.Module):
             rule(role, self.get_parameter(name))
 
     def forward(
-        self, ids: Tensor, valid: Tensor | None = None, *, cache: Cache | None = None
+        self,
+        ids: Tensor,
+        valid: Tensor | None = None,
+        *,
+        cache: Cache | None = None,
+        last: int | None = None,
     ) -> Tensor:
-        """Logits of the next token at every place.
+        """Logits of the next token at every place, or at the ``last`` so many.
 
         ``valid`` (B, S) is True for real tokens, wherever the padding is; positions count real
-        tokens only. With a cache ``ids`` are the new tokens and S counts the cached ones too.
+        tokens only. With a cache ``ids`` are the new tokens and S counts the cached ones too, and
+        may go on to tokens that are still to come.
         """
         past = 0 if cache is None else cache.length(0)
         self._check(ids, past)
@@ -194,7 +236,34 @@ class GPT(nn.Module):
                 h = h + self.positions(place)
         h = F.dropout(h, self.config.dropout, self.training)
         h = self.stack(h, Context(valid=valid, cache=cache))
-        return self.logits(h)
+        return self.logits(h if last is None else h[:, -last:])
+
+    def generate(
+        self,
+        ids: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """The ids (B, T) and ``max_new_tokens`` that follow; for text ``addnorm.generate``.
+
+        ``temperature`` 0 is greedy; row i draws from a generator of its own with ``seed + i``.
+        ``valid`` (B, T) is True for real tokens. Beyond the context the window slides.
+        """
+        return generate_ids(
+            self,
+            ids,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            valid=valid,
+        )
 
     def logits(self, h: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, vocab_size): what pads the vocabulary never leaves the model."""
@@ -212,15 +281,17 @@ class GPT(nn.Module):
             if care is not None:
                 care(role, self.get_parameter(name), step)
 
-    def _check(self, ids: Tensor, past: int) -> None:
+    def _check(self, ids: Tensor, past: int | Tensor) -> None:
         c = self.config
         if ids.dim() != 2 or ids.is_floating_point():
             raise ValueError(f"ids must be whole numbers of shape (B, T), got {tuple(ids.shape)}")
-        if c.position == "learned" and past + ids.shape[1] > c.context_length:
-            raise ValueError(
-                f"a sequence of {past + ids.shape[1]} tokens is longer than the context of "
-                f"{c.context_length}"
-            )
+        if not isinstance(past, Tensor) and c.position == "learned":  # a tensor: while compiling
+            length = past + ids.shape[1]
+            if length > c.context_length:
+                raise ValueError(
+                    f"a sequence of {length} tokens is longer than the context of "
+                    f"{c.context_length}"
+                )
         if not torch.compiler.is_compiling() and ids.numel():
             low, high = (int(v) for v in ids.aminmax())
             if low < 0 or high >= c.vocab_size:
@@ -240,11 +311,10 @@ def _attention_position(c: GPTConfig) -> AttentionPosition | None:
     return ALiBi(c.n_heads) if c.position == "alibi" else None
 
 
-def _places(ids: Tensor, valid: Tensor | None, past: int) -> Tensor:
+def _places(ids: Tensor, valid: Tensor | None, past: int | Tensor) -> Tensor:
     """The number of each new token among the real ones of its row: (T,) or (B, T)."""
-    if valid is None:
-        return torch.arange(past, past + ids.shape[1], device=ids.device)
-    return (valid.cumsum(1) - 1).clamp(min=0)[:, past:]
+    slots = past + torch.arange(ids.shape[1], device=ids.device)
+    return slots if valid is None else (valid.cumsum(1) - 1).clamp(min=0).index_select(1, slots)
 
 
 def _positive(name: str, value: object) -> None:

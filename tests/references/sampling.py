@@ -168,7 +168,9 @@ def chi_square_p(
         return 0.0
     cells: list[tuple[float, float]] = []  # (expected, observed)
     pool = (0.0, 0.0)
-    for expected, seen in sorted(zip(p * observed.sum(), observed, strict=True)):
+    # By expectation and id only: which cells are joined must not depend on what was drawn.
+    for i in sorted(range(len(p)), key=lambda i: (p[i], i)):
+        expected, seen = p[i] * observed.sum(), observed[i]
         pool = (pool[0] + expected, pool[1] + seen)
         if pool[0] >= 5.0:
             cells.append(pool)

@@ -1,0 +1,481 @@
+r"""Finite automata over bytes: what a regular expression allows, and what banned words forbid.
+
+A text is its UTF-8 bytes, because tokens may end inside a character. Both kinds of rule become a
+``Dfa``; ``both`` is their intersection; ``constraint.py`` asks it which tokens may come next.
+
+The regular expressions are those of Python's ``re`` as ``re.fullmatch`` reads them, as far as a
+finite automaton can:
+
+    a  \.  \n \t \r \f \v \a  \xhh \uhhhh \Uhhhhhhhh   a character
+    .                                    any but a newline
+    [abc]  [a-z]  [^abc]                 one of a set, or not of it
+    \d \D \w \W \s \S                     as in re, all of Unicode: write [0-9] for digits
+    ab  a|b  (a)  (?:a)  (?P<name>a)     sequence, choice, group (nothing is captured)
+    a*  a+  a?  a{2}  a{2,}  a{,3}  a{2,3}   repetition; a lazy ? behind it changes no text
+    ^ at the start, $ at the end         which fullmatch implies
+
+Flags, look-around, back-references, word boundaries, atomic groups and possessive repetition are
+refused by name.
+
+References: Thompson 1968 (the construction), Aho & Corasick 1975 (the search for many words).
+"""
+
+import re
+import sys
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_STATES = 10_000  # of an automaton; each costs a kilobyte, and time to find its tokens
+Ranges = tuple[tuple[int, int], ...]  # of code points, inclusive, ascending, apart
+LAST = 0x10FFFF
+NEVER = np.iinfo(np.int64).max
+
+
+class RegexError(ValueError):
+    """An expression that is wrong, or that needs more than a finite automaton."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dfa:
+    """States 0, 1, ...; 0 is where a text begins. ``table[state, byte]`` is the next state, or -1
+    where nothing can follow any more; from every state the end of some text can be reached."""
+
+    table: NDArray[np.int32]  # (states, 256)
+    accepting: NDArray[np.bool_]  # (states,): a text may end here
+
+    def step(self, state: int, piece: bytes) -> int:
+        """Where some bytes lead, or -1."""
+        for byte in piece:
+            if state < 0:
+                break
+            state = int(self.table[state, byte])
+        return state
+
+    def matches(self, text: str) -> bool:
+        """Whether the whole text is one of those meant."""
+        state = self.step(0, text.encode())
+        return state >= 0 and bool(self.accepting[state])
+
+
+def steps_to_the_end(
+    source: NDArray[np.int64], target: NDArray[np.int64], accepting: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """The fewest steps source -> target from each state to an accepting one; NEVER if none lead."""
+    order = np.argsort(target, kind="stable")
+    source, target = source[order], target[order]
+    begins = np.searchsorted(target, np.arange(len(accepting) + 1))
+    steps = np.where(accepting, 0, NEVER)
+    front = np.flatnonzero(accepting)
+    while front.size:
+        before = np.concatenate([source[begins[s] : begins[s + 1]] for s in front])
+        front = np.unique(before[steps[before] == NEVER])
+        steps[front] = steps.max(initial=0, where=steps != NEVER) + 1
+    return steps
+
+
+def trimmed(table: NDArray[np.int32], accepting: NDArray[np.bool_]) -> Dfa:
+    """Without the states from which no text can be finished."""
+    source, byte = np.nonzero(table >= 0)
+    alive = steps_to_the_end(source, table[source, byte].astype(np.int64), accepting) != NEVER
+    if not alive[0]:
+        raise RegexError("no text satisfies it")
+    number = np.where(alive, np.cumsum(alive) - 1, -1).astype(np.int32)
+    kept = table[alive]
+    return Dfa(np.where(kept >= 0, number[kept], -1).astype(np.int32), accepting[alive])
+
+
+def both(a: Dfa, b: Dfa) -> Dfa:
+    """The texts that satisfy a and b."""
+    numbers = {(0, 0): 0}
+    pairs = [(0, 0)]
+    rows = []
+    for i, j in pairs:  # grows while it is read
+        row = np.full(256, -1, np.int32)
+        left, right = a.table[i], b.table[j]
+        for byte in np.flatnonzero((left >= 0) & (right >= 0)):
+            pair = (int(left[byte]), int(right[byte]))
+            if pair not in numbers:
+                numbers[pair] = len(pairs)
+                pairs.append(pair)
+            row[byte] = numbers[pair]
+        rows.append(row)
+        _check_size(len(pairs))
+    accepting = np.array([a.accepting[i] and b.accepting[j] for i, j in pairs])
+    return trimmed(np.stack(rows), accepting)
+
+
+def _check_size(states: int) -> None:
+    if states > MOST_STATES:
+        raise RegexError(
+            f"it needs more than {MOST_STATES} states: shorten its repetitions, and write "
+            "[0-9] and [A-Za-z] where not all of Unicode is meant"
+        )
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+Symbol = TypeVar("Symbol", bound=Hashable)
+
+
+class Words(Generic[Symbol]):
+    """Where some words end in what is read symbol by symbol (Aho & Corasick 1975).
+
+    A state is the longest end of what was read that begins a word, ``depth`` its length and ``hit``
+    that of the longest word that ends here, or 0.
+    """
+
+    def __init__(self, words: Iterable[Sequence[Symbol]]) -> None:
+        self._next: list[dict[Symbol, int]] = [{}]
+        self._fail = [0]
+        self.depth, self.hit = [0], [0]
+        for word in words:
+            state = 0
+            for symbol in word:
+                if symbol not in self._next[state]:
+                    self._next[state][symbol] = len(self._next)
+                    self._next.append({})
+                    self._fail.append(0)
+                    self.depth.append(self.depth[state] + 1)
+                    self.hit.append(0)
+                state = self._next[state][symbol]
+            self.hit[state] = len(word)
+        self._order = [0]
+        for state in self._order:  # breadth first: shorter ends are done before longer ones
+            for symbol, child in self._next[state].items():
+                self._order.append(child)
+                if state:
+                    self._fail[child] = self.step(self._fail[state], symbol)
+                self.hit[child] = self.hit[child] or self.hit[self._fail[child]]
+
+    def __len__(self) -> int:
+        return len(self._next)
+
+    def step(self, state: int, symbol: Symbol) -> int:
+        """The state after one more symbol."""
+        while state and symbol not in self._next[state]:
+            state = self._fail[state]
+        return self._next[state].get(symbol, 0)
+
+
+def without(words: Sequence[str]) -> Dfa:
+    """The texts in which none of the words occurs."""
+    if not all(words):
+        raise ValueError("an empty word is in every text: it cannot be banned")
+    find = Words(word.encode() for word in words)
+    table = np.array(
+        [[find.step(state, byte) for byte in range(256)] for state in range(len(find))], np.int32
+    )
+    hit = np.array(find.hit) > 0
+    table[hit[table]] = -1
+    return trimmed(table, ~hit)
+
+
+# --- regular expressions --------------------------------------------------------------------------
+
+
+def regex(pattern: str) -> Dfa:
+    """The texts that ``re.fullmatch(pattern, text)`` matches."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise RegexError(f"regex {pattern!r}: {error}") from None
+    try:
+        nfa = _Parser(pattern).parse()
+        return nfa.determined()
+    except RegexError as error:
+        raise RegexError(f"regex {pattern!r}: {error}") from None
+
+
+class _Nfa:
+    """A nondeterministic automaton in the making. A piece of it is (where it begins, where it
+    ends); pieces are used once."""
+
+    def __init__(self) -> None:
+        self.edges: list[list[tuple[int, int, int]]] = []  # state -> (first byte, last byte, to)
+        self.free: list[list[int]] = []  # state -> states reached without a byte
+        self.start = self.end = 0
+
+    def state(self) -> int:
+        self.edges.append([])
+        self.free.append([])
+        if len(self.edges) > 20 * MOST_STATES:
+            _check_size(len(self.edges))
+        return len(self.edges) - 1
+
+    def characters(self, ranges: Ranges) -> tuple[int, int]:
+        """One character of a set. Equal ends of the byte sequences are shared."""
+        start, end = self.state(), self.state()
+        shared: dict[Ranges, int] = {(): end}
+        for sequence in _utf8(ranges):
+            for i in range(len(sequence) - 1, 0, -1):
+                if sequence[i:] not in shared:
+                    shared[sequence[i:]] = self.state()
+                    first, last = sequence[i]
+                    to = shared[sequence[i + 1 :]]
+                    self.edges[shared[sequence[i:]]].append((first, last, to))
+            first, last = sequence[0]
+            self.edges[start].append((first, last, shared[sequence[1:]]))
+        return start, end
+
+    def closure(self, states: Iterable[int]) -> frozenset[int]:
+        found = set(states)
+        stack = list(found)
+        while stack:
+            for state in self.free[stack.pop()]:
+                if state not in found:
+                    found.add(state)
+                    stack.append(state)
+        # only what reads a byte or ends the text tells states apart
+        return frozenset(s for s in found if self.edges[s] or s == self.end)
+
+    def determined(self) -> Dfa:
+        """The subset construction."""
+        begin = self.closure([self.start])
+        numbers = {begin: 0}
+        sets = [begin]
+        rows = []
+        for states in sets:  # grows while it is read
+            row = np.full(256, -1, np.int32)
+            edges = [edge for s in states for edge in self.edges[s]]
+            cuts = sorted({first for first, _, _ in edges} | {last + 1 for _, last, _ in edges})
+            for low, high in pairwise(cuts):
+                reached = frozenset(to for first, last, to in edges if first <= low <= last)
+                if not reached:
+                    continue
+                after = self.closure(reached)
+                if after not in numbers:
+                    numbers[after] = len(sets)
+                    sets.append(after)
+                row[low:high] = numbers[after]
+            rows.append(row)
+            _check_size(len(sets))
+        accepting = np.array([self.end in states for states in sets])
+        return trimmed(np.stack(rows), accepting)
+
+
+class _Parser:
+    """Recursive descent over an expression that ``re`` has found to be well-formed."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern, self.at = pattern, 0
+        self.nfa = _Nfa()
+
+    def parse(self) -> _Nfa:
+        if self.pattern.startswith("^"):
+            self.at = 1
+        self.nfa.start, self.nfa.end = self.choice()
+        return self.nfa
+
+    # Every method from here on reads a part of the pattern and returns the piece that it means.
+
+    def choice(self) -> tuple[int, int]:
+        fork, join = self.nfa.state(), self.nfa.state()
+        while True:
+            start, end = self.sequence()
+            self.nfa.free[fork].append(start)
+            self.nfa.free[end].append(join)
+            if not self.took("|"):
+                return fork, join
+
+    def sequence(self) -> tuple[int, int]:
+        start = end = self.nfa.state()
+        while self.at < len(self.pattern) and self.pattern[self.at] not in "|)":
+            if self.pattern[self.at :] == "$":
+                self.at += 1
+                break
+            first, last = self.repeated()
+            self.nfa.free[end].append(first)
+            end = last
+        return start, end
+
+    def repeated(self) -> tuple[int, int]:
+        begin = self.at
+        first, stop = self.atom()
+        end = self.at
+        least, most = self.bounds()
+        if self.at == end:
+            return first, stop
+        self.took("?")  # lazy: another order of trying, the same texts
+        if self.took("+"):
+            self.refuse("possessive repetition", self.at - 1)
+        after = self.at
+        free = self.nfa.free
+        start, done = self.nfa.state(), self.nfa.state()
+        last = start
+        for copy in range(max(least, 1) if most is None else most):
+            if copy:  # a piece is used once: read it again
+                self.at = begin
+                first, stop = self.atom()
+            if copy >= least:
+                free[last].append(done)
+            free[last].append(first)
+            last = stop
+        free[last].append(done)
+        if most is None:
+            free[last].append(first)
+        self.at = after
+        return start, done
+
+    def bounds(self) -> tuple[int, int | None]:
+        """How often, at least and at most; (1, 1) without reading anything if nothing is said."""
+        for sign, (least, most) in {"*": (0, None), "+": (1, None), "?": (0, 1)}.items():
+            if self.took(sign):
+                return least, most
+        found = re.compile(r"\{(\d*)(,?)(\d*)\}").match(self.pattern, self.at)
+        if found is None or found[0] == "{}":
+            return 1, 1
+        self.at = found.end()
+        least = int(found[1] or 0)
+        if not found[2]:
+            return least, least
+        return least, int(found[3]) if found[3] else None
+
+    def atom(self) -> tuple[int, int]:
+        place = self.at
+        c = self.pattern[self.at]
+        self.at += 1
+        if c == "(":
+            return self.group(place)
+        if c == "[":
+            return self.nfa.characters(self.set())
+        if c == ".":
+            return self.nfa.characters(complement(((10, 10),)))
+        if c == "\\":
+            return self.nfa.characters(self.escape())
+        if c in "^$":
+            self.refuse(f"{c} anywhere but at the {'start' if c == '^' else 'end'}", place)
+        return self.nfa.characters(((ord(c), ord(c)),))
+
+    def group(self, place: int) -> tuple[int, int]:
+        if self.took("?"):
+            named = re.compile(r"P<\w+>").match(self.pattern, self.at)
+            if named:
+                self.at = named.end()
+            elif not self.took(":"):
+                kinds = {"=": "look-ahead", "!": "look-ahead", "<": "look-behind", "#": "a comment"}
+                kinds |= {">": "an atomic group", "P": "a back-reference", "(": "a condition"}
+                self.refuse(kinds.get(self.pattern[self.at], "a flag"), place)
+        piece = self.choice()
+        assert self.took(")"), "re.compile accepted it"
+        return piece
+
+    def escape(self) -> Ranges:
+        """What stands behind a backslash, in a set or outside."""
+        place = self.at - 1
+        c = self.pattern[self.at]
+        self.at += 1
+        if c in "dws":
+            return _category(c)
+        if c in "DWS":
+            return complement(_category(c.lower()))
+        simple = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "a": "\a"}
+        if c in simple:
+            return ((ord(simple[c]), ord(simple[c])),)
+        if c in "xuU":
+            digits = {"x": 2, "u": 4, "U": 8}[c]
+            code = int(self.pattern[self.at : self.at + digits], 16)
+            self.at += digits
+            return ((code, code),)
+        if c.isalnum():
+            names = {"b": "a word boundary", "B": "a word boundary", "N": "a character's name"}
+            names |= {"A": "\\A (leave it out)", "Z": "\\Z (leave it out)"}
+            name = "a back-reference or an octal number" if c.isdigit() else f"\\{c}"
+            self.refuse(names.get(c, name), place)
+        return ((ord(c), ord(c)),)
+
+    def set(self) -> Ranges:
+        negated = self.took("^")
+        parts: list[tuple[int, int]] = []
+        first = True
+        while first or self.pattern[self.at] != "]":
+            first = False
+            low = self.member()
+            c = self.pattern
+            if c[self.at] == "-" and c[self.at + 1] != "]":
+                self.at += 1
+                high = self.member()
+                parts.append((low[0][0], high[0][0]))
+            else:
+                parts += low
+        self.at += 1
+        ranges = union(parts)
+        return complement(ranges) if negated else ranges
+
+    def member(self) -> Ranges:
+        c = self.pattern[self.at]
+        self.at += 1
+        return self.escape() if c == "\\" else ((ord(c), ord(c)),)
+
+    def took(self, sign: str) -> bool:
+        """Whether it comes next; then it is read."""
+        if self.at < len(self.pattern) and self.pattern[self.at] == sign:
+            self.at += 1
+            return True
+        return False
+
+    def refuse(self, what: str, place: int) -> None:
+        raise RegexError(f"{what} at position {place} is not supported")
+
+
+# --- sets of characters ---------------------------------------------------------------------------
+
+
+def union(parts: Iterable[tuple[int, int]]) -> Ranges:
+    """Ascending and apart."""
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(parts):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = merged[-1][0], max(high, merged[-1][1])
+        else:
+            merged.append((low, high))
+    return tuple(merged)
+
+
+def complement(ranges: Ranges) -> Ranges:
+    """All other characters."""
+    gaps = []
+    low = 0
+    for first, last in ranges:
+        gaps.append((low, first - 1))
+        low = last + 1
+    gaps.append((low, LAST))
+    return tuple((a, b) for a, b in gaps if a <= b)
+
+
+@lru_cache
+def _category(letter: str) -> Ranges:
+    """What re understands by \\d, \\w and \\s: asked of re itself."""
+    everything = "".join(map(chr, range(sys.maxunicode + 1)))
+    return tuple((m.start(), m.end() - 1) for m in re.finditer(rf"\{letter}+", everything))
+
+
+def _utf8(ranges: Ranges) -> Iterator[Ranges]:
+    """A set of characters as sequences of ranges of bytes (as in RE2): every UTF-8 of the set is in
+    exactly one, and every sequence of bytes in one is a UTF-8 of the set."""
+    one_length = ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, LAST))
+    for low, high in ranges:  # between 0xD7FF and 0xE000 are surrogates, which have no UTF-8
+        for first, last in one_length:
+            if max(low, first) <= min(high, last):
+                yield from _same_length(max(low, first), min(high, last))
+
+
+def _same_length(low: int, high: int) -> Iterator[Ranges]:
+    a, b = chr(low).encode(), chr(high).encode()
+    for i in range(1, len(a)):
+        mask = (1 << 6 * i) - 1  # the bits of the last i bytes
+        if low >> 6 * i != high >> 6 * i:
+            if low & mask:
+                yield from _same_length(low, low | mask)
+                yield from _same_length((low | mask) + 1, high)
+                return
+            if high & mask != mask:
+                yield from _same_length(low, (high & ~mask) - 1)
+                yield from _same_length(high & ~mask, high)
+                return
+    yield tuple(zip(a, b, strict=True))

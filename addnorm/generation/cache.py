@@ -1,0 +1,110 @@
+"""A key-value cache in memory that is set aside beforehand: ``stream.Cache`` for generation.
+
+Buffers (B, heads, capacity, head_dim) are made at the first forward and filled from the left. When
+they are full they are replaced by larger ones; capacities are 256, 1024, 4096, ..., so that this is
+rare. In eager mode attention gets a view of the filled part: nothing is copied and nothing needs to
+be masked. A compiler gets the whole buffers and the length as a tensor: then every step has the
+same shapes, and it compiles once for the prompt and once for each capacity.
+"""
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+FIRST, FACTOR = 256, 4  # of the capacities; 512 tokens then cost a compiler three compilations
+
+
+class StaticCache:
+    """Keys and values of all sublayers, whose lengths are the same.
+
+    Around every forward the caller says ``reserve(new)`` before and ``advance(new)`` after it. A
+    forward that was interrupted has then changed nothing: the next one writes to the same slots.
+    ``limit``: more tokens than that never come, so no capacity is larger.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.filled = 0
+        self.capacity = 0
+        self.traced = False  # whether a compiler has seen it: shapes should then stay what they are
+        self._fresh = True
+        self._slot: Tensor | None = None  # `filled`, for a compiler
+        self._own: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self._memory: dict[Hashable, tuple[Tensor, Tensor]] = {}
+
+    # --- for the caller ---------------------------------------------------------------------------
+
+    def reserve(self, new: int) -> None:
+        """Make room for that many more tokens."""
+        need = self.filled + new
+        if need <= self.capacity:
+            return
+        if self.limit is not None and need > self.limit:
+            raise ValueError(f"{need} tokens do not fit into a cache limited to {self.limit}")
+        self.capacity = max(self.capacity, FIRST)
+        while self.capacity < need:
+            self.capacity *= FACTOR
+        if self.limit is not None:
+            self.capacity = min(self.capacity, self.limit)
+        for key, (k, v) in self._own.items():
+            self._own[key] = self._widened(k), self._widened(v)
+
+    def advance(self, new: int) -> None:
+        """What the last forward wrote is there from now on."""
+        self.filled += new
+        self._fresh = False
+        if self._slot is None:
+            device = next(iter(self._own.values()))[0].device
+            self._slot = torch.zeros((), dtype=torch.long, device=device)
+        self._slot.fill_(self.filled)
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows of the batch, in this order."""
+        for store in (self._own, self._memory):
+            for key, (k, v) in store.items():
+                store[key] = k.index_select(0, rows), v.index_select(0, rows)
+
+    # --- for attention ----------------------------------------------------------------------------
+
+    def length(self, key: Hashable) -> int | Tensor:
+        """How many tokens are there; a tensor under a compiler."""
+        if self._fresh:
+            return 0
+        if torch.compiler.is_compiling():
+            assert self._slot is not None
+            return self._slot
+        return self.filled
+
+    def update(self, key: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B, Hkv, T, D) and return all; under a compiler with the slots not yet filled."""
+        if torch.compiler.is_compiling():
+            self.traced = True
+        if self._fresh:
+            self._own[key] = self._widened(k), self._widened(v)
+            return k, v
+        keys, values = self._own[key]
+        if torch.compiler.is_compiling():
+            assert self._slot is not None
+            slots = self._slot + torch.arange(k.shape[-2], device=k.device)
+            keys.index_copy_(2, slots, k)
+            values.index_copy_(2, slots, v)
+            return keys, values
+        end = self.filled + k.shape[-2]
+        keys[:, :, self.filled : end] = k
+        values[:, :, self.filled : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def memory(
+        self, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Made at the first call and kept."""
+        if key not in self._memory:
+            self._memory[key] = make()
+        return self._memory[key]
+
+    def _widened(self, t: Tensor) -> Tensor:
+        """On the left of a buffer of zeros: 0 * what is masked must not be NaN."""
+        wide = t.new_zeros(*t.shape[:2], self.capacity, t.shape[-1])
+        wide[:, :, : t.shape[-2]] = t
+        return wide

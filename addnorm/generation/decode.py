@@ -1,0 +1,291 @@
+"""Tokens after tokens: a batch of rows, a cache, one step at a time. Knows nothing of text.
+
+Rows of different lengths stand flush right with padding before them, which the mask leaves out;
+what a row gets does not depend on the rows beside it, apart from rounding.
+
+Beyond the context. A row of n tokens sees all of them while n <= context_length. After that it
+sees a window that ends in the last one and begins at ``window_start(n, context_length)``: when the
+window would exceed the context, its older half is given up and the rest is read anew. This depends
+on n alone, so that going on from a text gives what not stopping would have given.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from addnorm.generation.cache import StaticCache
+from addnorm.generation.sampling import Sampling, Uniforms, choose, penalized
+from addnorm.ops.reference import accumulate_dtype
+from addnorm.stream import Cache
+
+Beyond = Literal["slide", "extend", "error"]
+"""What happens beyond the context: the window slides; or the row goes on growing, for a model that
+can; or it is refused beforehand."""
+
+
+class Shape(Protocol):
+    """What is to be known of a model's configuration."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+
+class LanguageModel(Protocol):
+    """What can generate: logits (B, T, vocab_size) for ids (B, T), as ``GPT.forward`` says."""
+
+    @property
+    def config(self) -> Shape: ...
+
+    def __call__(
+        self,
+        ids: Tensor,
+        valid: Tensor | None = None,
+        *,
+        cache: Cache | None = None,
+        last: int | None = None,
+    ) -> Any: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Dropout off, and afterwards every module as it was."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def window_start(n: int, context: int) -> int:
+    """The first of n tokens that is still seen."""
+    kept = max(context // 2, 1)
+    step = context + 1 - kept
+    return 0 if n <= context else step * -(-(n - context) // step)
+
+
+class Decoder:
+    """Adds a token to every row at each ``step``.
+
+    ``ids`` are the tokens of each row, prompt included; ``rows`` the numbers of those that are
+    still computed, in the order of what ``step`` takes and returns.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Iterable[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        beyond: Beyond = "slide",
+    ) -> None:
+        self.model, self.sampling = model, sampling
+        self.ids = [list(prompt) for prompt in prompts]
+        self.rows = list(range(len(self.ids)))
+        self.limit = None if beyond == "extend" else model.config.context_length
+        self.logits = torch.empty(0)  # of the last step, as the model gave them: (rows, V)
+        self._modules = list(model.modules())
+        self._device = next(model.parameters()).device
+        self._unheeded: set[int] = set()
+        self._steps = 0
+        self._uniforms = Uniforms(seeds, self._device) if sampling.temperature > 0 else None
+        self._cache: StaticCache | None = None
+        self._last = torch.empty(0)  # (rows, 1), the tokens that the cache lacks
+        self._valid: Tensor | None = None  # (rows, capacity)
+        self._seen: Tensor | None = None  # (rows, V), whether an id came, the prompt included ...
+        self._counts: Tensor | None = None  # ... and how often, without the prompt
+        if sampling.penalizes:
+            shape = (len(self.ids), model.config.vocab_size)
+            self._seen = torch.zeros(shape, dtype=torch.bool, device=self._device)
+            self._counts = torch.zeros(shape, device=self._device)
+            for row, ids in enumerate(self.ids):
+                self._seen[row, torch.tensor(ids, device=self._device)] = True
+
+    @torch.inference_mode()
+    def step(self, allowed: Tensor | None = None) -> list[int]:
+        """One more id for each of ``rows``; ``allowed`` (rows, V) or (V,) is True where it may be.
+
+        FloatingPointError if a row's logits are not finite.
+        """
+        with evaluating(self._modules):
+            cache, new, logits = self._forward()
+        x = penalized(logits, self.sampling, self._seen, self._counts, allowed)
+        chosen = choose(x, self.sampling, None if self._uniforms is None else self._uniforms.now())
+        finite = logits.isfinite().all(-1)
+        ids: list[int] = torch.where(finite, chosen, -1).tolist()  # the one wait for the device
+        if min(ids) < 0:
+            ids, chosen = self._without_the_broken(ids, logits)
+        # From here on the step is done: had it been interrupted before, it could be taken again.
+        self._cache, self.logits, self._last = cache, logits, chosen[:, None]
+        if self._seen is not None and self._counts is not None:
+            self._seen.scatter_(1, self._last, True)
+            self._counts.scatter_add_(1, self._last, torch.ones_like(self._last, dtype=torch.float))
+        cache.advance(new)
+        if self._uniforms is not None:
+            self._uniforms.advance()
+        self._steps += 1
+        for row, id in zip(self.rows, ids, strict=True):
+            self.ids[row].append(id)
+        return ids
+
+    @torch.inference_mode()
+    def drop(self, rows: Collection[int]) -> None:
+        """Compute these rows no longer; or go on and ignore them, where a compiler made code for
+        this size of batch."""
+        self._unheeded.update(rows)
+        if self._cache is None or self._cache.traced:
+            return
+        places = [i for i, row in enumerate(self.rows) if row not in self._unheeded]
+        if not places:
+            return
+        index = torch.tensor(places, device=self._device)
+        self._cache.keep(index)
+        self.rows = [self.rows[i] for i in places]
+        self._last = self._last[index]
+        for name in ("_valid", "_seen", "_counts"):
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name)[index])
+        if self._uniforms is not None:
+            self._uniforms.keep(places)
+
+    @torch.inference_mode()
+    def logprobs(self, top: int) -> list[tuple[float, list[tuple[int, float]]]]:
+        """For the last step, row by row as it was computed: the log-probability of the id that was
+        chosen, in the model's own distribution, and the ``top`` most probable ids with theirs."""
+        logits = self.logits.to(accumulate_dtype(self.logits))
+        whole = logits.logsumexp(-1, keepdim=True)
+        chosen: list[float] = (logits.gather(-1, self._last) - whole)[:, 0].tolist()
+        if not top:
+            return [(logprob, []) for logprob in chosen]
+        best = logits.topk(top)
+        ids, values = best.indices.tolist(), (best.values - whole).tolist()
+        return [
+            (logprob, list(zip(i, v, strict=True)))
+            for logprob, i, v in zip(chosen, ids, values, strict=True)
+        ]
+
+    def _forward(self) -> tuple[StaticCache, int, Tensor]:
+        """The cache, how many tokens were read into it, and the next token's logits (rows, V)."""
+        cache = self._cache
+        if cache is None or cache.filled == self.limit:
+            return self._read_anew()
+        cache.reserve(1)
+        if self._valid is not None and self._valid.shape[1] < cache.capacity:
+            more = cache.capacity - self._valid.shape[1]
+            self._valid = nn.functional.pad(self._valid, (0, more), value=True)
+        return cache, 1, self.model(self._last, self._valid, cache=cache, last=1)[:, -1]
+
+    def _read_anew(self) -> tuple[StaticCache, int, Tensor]:
+        """At the beginning, and when the context is full."""
+        windows = [self.ids[row] for row in self.rows]
+        if self.limit is not None:
+            windows = [ids[window_start(len(ids), self.limit) :] for ids in windows]
+        longest = max(map(len, windows))
+        padded = [[0] * (longest - len(ids)) + ids for ids in windows]
+        cache = StaticCache(self.limit)
+        cache.reserve(longest)
+        self._valid = None
+        if any(len(ids) < longest for ids in windows):
+            shape = (len(windows), cache.capacity)  # of tokens to come all are real
+            valid = torch.ones(shape, dtype=torch.bool)
+            for i, ids in enumerate(windows):
+                valid[i, : longest - len(ids)] = False
+            self._valid = valid.to(self._device)
+        x = torch.tensor(padded, device=self._device)
+        return cache, longest, self.model(x, self._valid, cache=cache, last=1)[:, -1]
+
+    def _without_the_broken(self, ids: list[int], logits: Tensor) -> tuple[list[int], Tensor]:
+        """Any id for rows that nobody reads any more; the others' are an error."""
+        for i, (row, id) in enumerate(zip(self.rows, ids, strict=True)):
+            if id < 0 and row not in self._unheeded:
+                broken = logits[i][~logits[i].isfinite()]
+                raise FloatingPointError(
+                    f"the logits are not finite at step {self._steps} of row {row}: "
+                    f"{broken.numel()} of {logits.shape[-1]}, the first {broken[0].item()}. The "
+                    "weights or the activations hold NaN or overflow"
+                )
+        ids = [max(id, 0) for id in ids]
+        return ids, torch.tensor(ids, device=self._device)
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def check_beyond(beyond: str, model: LanguageModel, longest: int, max_new_tokens: int) -> None:
+    """``longest`` is the longest prompt's length."""
+    if beyond not in get_args(Beyond):
+        raise ValueError(f"beyond must be one of {', '.join(get_args(Beyond))}, got {beyond!r}")
+    context = model.config.context_length
+    if beyond == "error" and max_new_tokens and longest + max_new_tokens - 1 > context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the context of "
+            f"{context}; beyond='slide' lets the window slide"
+        )
+
+
+def check_max_new_tokens(value: int) -> None:
+    """A whole number, 0 included."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"max_new_tokens must be a whole number of at least 0, got {value!r}")
+
+
+def row_seeds(seed: int | Sequence[int] | None, rows: int, sampling: Sampling) -> list[int]:
+    """One seed for each row: seed, seed + 1, ...; the global generator decides if none is given."""
+    if isinstance(seed, Sequence):
+        if len(seed) != rows:
+            raise ValueError(f"{len(seed)} seeds for {rows} prompts")
+        return list(seed)
+    if seed is None and sampling.temperature > 0:
+        seed = int(torch.randint(2**62, ()))
+    return [(seed or 0) + row for row in range(rows)]
+
+
+# --- ids to ids -----------------------------------------------------------------------------------
+
+
+def generate_ids(
+    model: LanguageModel,
+    ids: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """(B, T) -> (B, T + max_new_tokens): the ids and what follows them.
+
+    ``valid`` (B, T) is True for real tokens, wherever the padding is. Row i draws from a generator
+    of its own with seed ``seed + i``; ``temperature`` 0 is greedy.
+    """
+    check_max_new_tokens(max_new_tokens)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    if ids.dim() != 2 or ids.is_floating_point():
+        raise ValueError(f"ids must be whole numbers of shape (B, T), got {tuple(ids.shape)}")
+    if valid is not None and (valid.shape != ids.shape or valid.dtype != torch.bool):
+        raise ValueError(
+            f"valid must be boolean, True = real token, of the shape of ids {tuple(ids.shape)}, "
+            f"got {valid.dtype} of shape {tuple(valid.shape)}"
+        )
+    rows = range(len(ids))
+    prompts = [(ids[i] if valid is None else ids[i][valid[i]]).tolist() for i in rows]
+    if not all(prompts):
+        raise ValueError(f"row {prompts.index([])} has no token to start from")
+    if not prompts or not max_new_tokens:
+        return ids
+    decoder = Decoder(model, prompts, sampling, row_seeds(seed, len(prompts), sampling))
+    new = [decoder.step() for _ in range(max_new_tokens)]
+    return torch.cat((ids, torch.tensor(new, dtype=ids.dtype, device=ids.device).T), 1)

@@ -1,0 +1,166 @@
+"""How probable a model finds a text: log-probabilities, perplexity, bits per byte.
+
+The rule of the sliding window. Of the tokens x_0, x_1, ..., x_n every one but x_0 is scored exactly
+once. Windows of ``context`` tokens begin at 0, stride, 2 * stride, ...; the first scores all that
+it predicts, each other one the last ``stride``, which the one before did not reach:
+
+    log p(x_j | x_b, ..., x_{j-1})   with b = stride * max(0, ceil((j - context) / stride))
+
+So a token sees everything while there are no more than ``context`` before it, and at least
+``context - stride + 1`` later. ``stride = 1`` gives each the most there is and costs one forward
+per token; ``stride = context`` is cheapest and begins every window without any past, which makes
+perplexities larger. Compare only what was computed with the same two numbers.
+
+x_0 is the tokenizer's end-of-text token where it has one, so that all of the text is scored; where
+it has none, x_0 is the first token of the text, which then is not scored.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from addnorm.generation.decode import LanguageModel, evaluating
+from addnorm.generation.text import Tokenizer, check_tokenizer
+from addnorm.ops.reference import accumulate_dtype
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How probable a text is, and by what rule that was measured."""
+
+    nats: float  # -log p of all scored tokens
+    tokens: int  # how many were scored
+    words: int  # of the text, as str.split has them
+    bytes: int  # of the scored tokens, in UTF-8
+    context: int
+    stride: int
+    start: int | None  # the id before each text; None: its first token was not scored
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats / tokens): depends on the tokenizer."""
+        return math.exp(self.nats / self.tokens)
+
+    @property
+    def word_perplexity(self) -> float:
+        """exp(nats / words): comparable between tokenizers."""
+        return math.exp(self.nats / self.words) if self.words else math.nan
+
+    @property
+    def byte_perplexity(self) -> float:
+        """exp(nats / bytes): comparable between tokenizers."""
+        return math.exp(self.nats / self.bytes) if self.bytes else math.nan
+
+    @property
+    def bits_per_byte(self) -> float:
+        """log2 of ``byte_perplexity``."""
+        return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
+
+    def __str__(self) -> str:
+        start = "the first token not scored" if self.start is None else f"after id {self.start}"
+        return (
+            f"perplexity {self.perplexity:.4f} per token ({self.tokens}), "
+            f"{self.word_perplexity:.4f} per word ({self.words}), "
+            f"{self.bits_per_byte:.4f} bits per byte ({self.bytes}); "
+            f"context {self.context}, stride {self.stride}, {start}"
+        )
+
+
+def perplexity(
+    model: LanguageModel,
+    texts: str | Sequence[str],
+    *,
+    tokenizer: Tokenizer,
+    context: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 1,
+) -> Likelihood:
+    """The likelihood of a text, or of several, each for itself and all summed up.
+
+    ``context``: the model's own unless given; ``stride``: half of it. ``batch_size`` windows go
+    through the model at once.
+    """
+    check_tokenizer(model, tokenizer)
+    context, stride = _window(model, context, stride)
+    start = tokenizer.eos_id
+    nats, tokens, words, size = 0.0, 0, 0, 0
+    for text in [texts] if isinstance(texts, str) else texts:
+        ids = tokenizer.encode(text)
+        scored = ids if start is not None else ids[1:]
+        if start is not None:
+            ids = [start, *ids]
+        found = token_logprobs(model, ids, context=context, stride=stride, batch_size=batch_size)
+        nats -= found.sum().item()
+        tokens += len(scored)
+        words += len(text.split())
+        size += sum(len(tokenizer.token_bytes(id)) for id in scored)
+    if not tokens:
+        raise ValueError("there is no token to score: the text is empty or a single token")
+    return Likelihood(nats, tokens, words, size, context, stride, start)
+
+
+@torch.inference_mode()
+def token_logprobs(
+    model: LanguageModel,
+    ids: Sequence[int],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 1,
+) -> Tensor:
+    """The log-probability of each token but the first, (n - 1,) in float64, by sliding windows."""
+    context, stride = _window(model, context, stride)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    device = next(model.parameters()).device
+    x = torch.tensor(ids, dtype=torch.long, device=device)
+    found = [torch.empty(0, dtype=torch.float64, device=device)]
+    with evaluating(model.modules()):
+        for windows in _batches(len(ids), context, stride, batch_size):
+            length, scored = windows[0][1:]
+            inputs = torch.stack([x[b : b + length] for b, _, _ in windows])
+            logits = model(inputs, last=scored)[:, -scored:]  # (B, scored, V)
+            logits = logits.to(accumulate_dtype(logits))
+            targets = torch.stack(
+                [x[b + length - scored + 1 : b + length + 1] for b, _, _ in windows]
+            )
+            nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            if not nll.isfinite().all():
+                place = windows[0][0] + int((~nll.isfinite()).nonzero()[0])
+                raise FloatingPointError(f"the likelihood is not finite near token {place}")
+            found.append(-nll.double())
+    return torch.cat(found)
+
+
+def _window(model: LanguageModel, context: int | None, stride: int | None) -> tuple[int, int]:
+    context = model.config.context_length if context is None else context
+    stride = max(context // 2, 1) if stride is None else stride
+    if context < 1:
+        raise ValueError(f"context must be at least 1, got {context}")
+    if not 1 <= stride <= context:
+        raise ValueError(
+            f"stride must be between 1 and the context of {context}, so that no token is left out, "
+            f"got {stride}"
+        )
+    return context, stride
+
+
+def _batches(
+    n: int, context: int, stride: int, batch_size: int
+) -> Iterator[list[tuple[int, int, int]]]:
+    """Windows (first token, length, how many are scored) of one shape, at most ``batch_size``."""
+    windows = []
+    done = begin = 0  # tokens 1 to done are scored
+    while done < n - 1:
+        end = min(begin + context, n - 1)
+        windows.append((begin, end - begin, end - done))
+        done, begin = end, begin + stride
+    for _, alike in groupby(windows, key=lambda window: window[1:]):
+        group = list(alike)
+        for i in range(0, len(group), batch_size):
+            yield group[i : i + batch_size]

@@ -1,0 +1,414 @@
+"""Text after text: ``generate`` at once, ``stream_text`` piece by piece.
+
+What one row gets is decided by its prompt, the options and its seed alone: not by the other prompts
+of the batch (apart from rounding), and not by whether it is streamed.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypedDict, Unpack, overload
+
+import torch
+from torch import Tensor
+
+from addnorm.generation.constraint import Constraint, Tokens, constraint, pieces
+from addnorm.generation.decode import (
+    Beyond,
+    Decoder,
+    LanguageModel,
+    check_beyond,
+    check_max_new_tokens,
+    row_seeds,
+)
+from addnorm.generation.sampling import Sampling
+from addnorm.generation.stopping import StopStrings, looped
+
+FOREVER = 1 << 62  # tokens
+Finish = Literal["stop", "eos", "length"]
+Stop = str | Sequence[str] | Sequence[Sequence[str]]
+
+
+class Characters(Protocol):
+    """Ids to text, one at a time: only whole characters come out."""
+
+    def push(self, id: int) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class Tokenizer(Tokens, Protocol):
+    """What generation needs of a tokenizer; ``addnorm.data.tokenizer.Tokenizer`` has it."""
+
+    @property
+    def identity(self) -> str: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def stream(self) -> Characters: ...
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What was written after one prompt."""
+
+    prompt: str
+    text: str  # without the prompt, the stop string and the end of text
+    prompt_ids: list[int]
+    ids: list[int]  # every token that was chosen, those of the stop string and EOS included
+    logprobs: list[float]  # of ids, in the model's own distribution (temperature 1, no filter)
+    top_logprobs: list[list[tuple[int, float]]]  # per id the most probable ones, if asked for
+    finish: Finish | None  # "stop" string or end of the regex, "eos", "length"; None: interrupted
+    stop: str | None  # the stop string that was met
+    looped: bool  # the output ends in a loop: see ``addnorm.generation.stopping.looped``
+    seed: int | None  # alone with this seed, the prompt gets the same answer; None: greedy
+
+
+class Piece(NamedTuple):
+    """A part of one row's text, of whole characters and without anything of a stop string."""
+
+    row: int
+    text: str
+
+
+class _Row:
+    """One prompt and what has come of it so far."""
+
+    def __init__(
+        self, prompt: str, prompt_ids: list[int], characters: Characters, stops: StopStrings
+    ) -> None:
+        self.prompt, self.prompt_ids = prompt, prompt_ids
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.top: list[list[tuple[int, float]]] = []
+        self.texts: list[str] = []
+        self.state = 0  # in the constraint
+        self.finish: Finish | None = None
+        self._characters, self._watch = characters, stops.watch()
+
+    def read(self, id: int) -> str:
+        """The text that is certain after one more id; sets ``finish`` at a stop string."""
+        return self._pass_on(self._watch.push(self._characters.push(id)))
+
+    def end(self) -> str:
+        """The text that was waiting for more."""
+        text = self._watch.push(self._characters.flush())
+        return self._pass_on(text + ("" if self._watch.hit else self._watch.held))
+
+    def _pass_on(self, text: str) -> str:
+        if self._watch.hit:
+            self.finish = "stop"
+        self.texts.append(text)
+        return text
+
+    def result(self, seed: int | None) -> Generated:
+        waiting = "" if self.finish else self._watch.held
+        of_text = self.ids[:-1] if self.finish == "eos" else self.ids
+        return Generated(
+            prompt=self.prompt,
+            text="".join(self.texts) + waiting,
+            prompt_ids=list(self.prompt_ids),
+            ids=list(self.ids),
+            logprobs=list(self.logprobs),
+            top_logprobs=list(self.top),
+            finish=self.finish,
+            stop=self._watch.hit,
+            looped=looped(of_text),
+            seed=seed,
+        )
+
+
+class Options(TypedDict, total=False):
+    """What ``generate`` and ``stream_text`` take, each explained in ``Writing``."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    stop: Stop
+    eos: int | Literal["tokenizer"] | None
+    banned_words: Sequence[str]
+    regex: str | None
+    seed: int | Sequence[int] | None
+    top_logprobs: int
+    beyond: Beyond
+
+
+class Writing:
+    """The pieces of text of all rows as they come; ``results`` at any time.
+
+    ``temperature`` 0 is greedy; for it, ``top_k``, ``top_p``, ``min_p`` and the three penalties see
+    ``addnorm.generation.sampling``, which also says in which order they act.
+    ``stop``: strings that end a text, for all rows or one list for each; they are not in it.
+    ``eos``: the token that ends a text, the tokenizer's unless given; None: there is none.
+    ``banned_words``: strings that do not occur in a text, wherever tokens begin and end.
+    ``regex``: what the whole text must match; the syntax is in ``addnorm.generation.automaton``.
+    If ``max_new_tokens`` suffice for the shortest match, the text is a match.
+    ``seed``: row i draws with ``seed + i``, or give one seed for each row; without it, the global
+    generator decides.
+    ``top_logprobs``: also tell the so many most probable tokens at every place.
+    ``beyond`` the context: the window slides ("slide"), the row grows on ("extend", for a model
+    that can), or it is an error before anything is computed ("error").
+
+    If the loop over it is left, or interrupted, ``results`` hold the text so far, with ``finish``
+    None where a row was not done; another loop over it goes on from there.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[str],
+        tokenizer: Tokenizer,
+        *,
+        max_new_tokens: int = 100,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        stop: Stop = (),
+        eos: int | Literal["tokenizer"] | None = "tokenizer",
+        banned_words: Sequence[str] = (),
+        regex: str | None = None,
+        seed: int | Sequence[int] | None = None,
+        top_logprobs: int = 0,
+        beyond: Beyond = "slide",
+    ) -> None:
+        check_max_new_tokens(max_new_tokens)
+        check_tokenizer(model, tokenizer)
+        sampling = Sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+        )
+        self._greedy, self._most, self._top = temperature == 0, max_new_tokens, top_logprobs
+        self._eos = tokenizer.eos_id if eos == "tokenizer" else eos
+        if not 0 <= top_logprobs <= tokenizer.vocab_size:
+            raise ValueError(
+                f"top_logprobs must be between 0 and the {tokenizer.vocab_size} tokens there are, "
+                f"got {top_logprobs}"
+            )
+        stops = _stops(stop, len(prompts))
+        if regex is not None and any(len(s.words) > 1 for s in stops):
+            raise ValueError("a regex says where the text ends: give either regex or stop")
+        if isinstance(banned_words, str):
+            raise TypeError("banned_words are several: put a single one in a list")
+        self._constraint: Constraint | None = constraint(tokenizer, regex, tuple(banned_words))
+        self._base = _decodable(model, tokenizer)
+        self._rows = [
+            _Row(prompt, _encode(tokenizer, prompt, i), tokenizer.stream(), stops[i])
+            for i, prompt in enumerate(prompts)
+        ]
+        prompt_ids = [row.prompt_ids for row in self._rows]
+        check_beyond(beyond, model, max(map(len, prompt_ids), default=0), max_new_tokens)
+        self._seeds = row_seeds(seed, len(prompts), sampling)
+        self._decoder = Decoder(model, prompt_ids, sampling, self._seeds, beyond)
+        self._ready: list[Piece] = []
+        for i in range(len(self._rows)):
+            self._end_if_done(i)
+
+    def __iter__(self) -> "Writing":
+        return self
+
+    def __next__(self) -> Piece:
+        while not self._ready:
+            if all(row.finish for row in self._rows):
+                raise StopIteration
+            self._step()
+        return self._ready.pop(0)
+
+    @property
+    def results(self) -> list[Generated]:
+        """What there is of every row."""
+        return [
+            row.result(None if self._greedy else seed)
+            for row, seed in zip(self._rows, self._seeds, strict=True)
+        ]
+
+    def _step(self) -> None:
+        places = list(self._decoder.rows)
+        ids = self._decoder.step(self._allowed(places))
+        for i, id, (logprob, top) in zip(
+            places, ids, self._decoder.logprobs(self._top), strict=True
+        ):
+            row = self._rows[i]
+            if row.finish:
+                continue  # computed on, because the compiler wants the same shape
+            row.ids.append(id)
+            row.logprobs.append(logprob)
+            if self._top:
+                row.top.append(top)
+            text = ""
+            if id == self._eos:
+                row.finish = "eos"
+                text = row.end()
+            else:
+                text = row.read(id)
+                if self._constraint is not None:
+                    row.state = self._constraint.step(row.state, id)
+            if text:
+                self._ready.append(Piece(i, text))
+            self._end_if_done(i)
+        done = [i for i in places if self._rows[i].finish]
+        if done:
+            self._decoder.drop(done)
+
+    def _end_if_done(self, i: int) -> None:
+        """Finish a row that has no token left, or nothing left to say."""
+        row = self._rows[i]
+        if row.finish:
+            return
+        rules, budget = self._constraint, self._most - len(row.ids)
+        if budget == 0:
+            row.finish = "length"
+        if rules is not None and rules.may_end(row.state):
+            if not rules.allowed(row.state, budget).any():
+                row.finish = "length"  # there is more to say, but not in so few tokens
+            if not rules.allowed(row.state, FOREVER).any():
+                row.finish = "stop"
+        if row.finish:
+            text = row.end()
+            if text:
+                self._ready.append(Piece(i, text))
+
+    def _allowed(self, places: Sequence[int]) -> Tensor | None:
+        """(rows, V) or (V,) True for what may come next; None if everything may."""
+        rules = self._constraint
+        if rules is None:
+            return self._base
+        size = self._decoder.model.config.vocab_size
+        allowed = torch.zeros(len(places), size, dtype=torch.bool)
+        for mask, i in zip(allowed, places, strict=True):
+            row = self._rows[i]
+            if row.finish:
+                mask[:] = True
+                continue
+            found = rules.allowed(row.state, self._most - len(row.ids))
+            mask[: len(found)] = found
+            if self._eos is not None and rules.may_end(row.state):
+                mask[self._eos] = True
+        return allowed.to(next(self._decoder.model.parameters()).device)
+
+
+# --- the two functions ----------------------------------------------------------------------------
+
+
+def stream_text(
+    model: LanguageModel,
+    prompts: str | Sequence[str],
+    *,
+    tokenizer: Tokenizer,
+    **options: Unpack[Options],
+) -> Writing:
+    """The same as ``generate``, as it comes: an iterator over ``Piece(row, text)``, with the
+    ``results`` of ``generate``, or what there is of them.
+
+        for piece in stream_text(model, "Once", tokenizer=tokenizer):
+            print(piece.text, end="", flush=True)
+    """
+    for name in options:
+        if name not in Options.__annotations__:
+            near = difflib.get_close_matches(name, Options.__annotations__)
+            told = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else f"there are {', '.join(Options.__annotations__)}"
+            )
+            raise TypeError(f"unknown option {name!r}; {told}")
+    return Writing(model, [prompts] if isinstance(prompts, str) else prompts, tokenizer, **options)
+
+
+@overload
+def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] as well
+    model: LanguageModel, prompts: str, *, tokenizer: Tokenizer, **options: Unpack[Options]
+) -> Generated: ...
+
+
+@overload
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    tokenizer: Tokenizer,
+    **options: Unpack[Options],
+) -> list[Generated]: ...
+
+
+def generate(
+    model: LanguageModel,
+    prompts: str | Sequence[str],
+    *,
+    tokenizer: Tokenizer,
+    **options: Unpack[Options],
+) -> Generated | list[Generated]:
+    """What a language model writes after a prompt, or after each of several.
+
+    ``options`` are max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
+    presence_penalty, frequency_penalty, stop, eos, banned_words, regex, seed, top_logprobs and
+    beyond; ``help(addnorm.generation.Writing)`` has their defaults and what they mean.
+    """
+    writing = stream_text(model, prompts, tokenizer=tokenizer, **options)
+    for _ in writing:
+        pass
+    return writing.results[0] if isinstance(prompts, str) else writing.results
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def check_tokenizer(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    """ValueError for a tokenizer that is not the model's."""
+    size = model.config.vocab_size
+    if tokenizer.vocab_size > size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {size}: it is not this "
+            "model's tokenizer"
+        )
+    trained_with = getattr(model, "tokenizer_identity", None)
+    if trained_with is not None and trained_with != tokenizer.identity:
+        raise ValueError(
+            f"the model was saved with the tokenizer {trained_with}, this one is "
+            f"{tokenizer.identity}: its ids mean something else"
+        )
+
+
+def _stops(stop: Stop, rows: int) -> list[StopStrings]:
+    if isinstance(stop, str):
+        stop = [stop]
+    if all(isinstance(s, str) for s in stop):
+        return [StopStrings(stop)] * rows  # type: ignore[arg-type]
+    if len(stop) != rows:
+        raise ValueError(f"{len(stop)} lists of stop strings for {rows} prompts")
+    return [StopStrings([s] if isinstance(s, str) else s) for s in stop]
+
+
+def _encode(tokenizer: Tokenizer, prompt: str, row: int) -> list[int]:
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt {row} must be a str, got {prompt!r}")
+    ids = tokenizer.encode(prompt)
+    if ids:
+        return ids
+    if tokenizer.eos_id is None:
+        raise ValueError(
+            f"prompt {row} is empty, and the tokenizer has no token that begins a text: give at "
+            "least one character"
+        )
+    return [tokenizer.eos_id]  # what stood before every text in training
+
+
+def _decodable(model: LanguageModel, tokenizer: Tokenizer) -> Tensor | None:
+    """(V,) False for ids that stand for nothing; None if there are none."""
+    allowed = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+    found = pieces(tokenizer)
+    allowed[: len(found)] = torch.tensor([bool(piece) for piece in found])
+    return None if allowed.all() else allowed.to(next(model.parameters()).device)

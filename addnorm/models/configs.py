@@ -1,0 +1,226 @@
+"""What stands beside the weights: config.json, GPT-2's and ours, both ways, and the tokenizer.
+
+What is not understood is refused by name.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from addnorm import __version__, schemes
+from addnorm.models.folders import CARD, TOKENIZERS, WeightsError, read_json
+from addnorm.models.gpt import GPTConfig
+
+MODEL_TYPE = "addnorm_gpt"
+IDENTITY = "addnorm_tokenizer"
+"""Where config.json names the tokenizer that the model belongs to."""
+
+# --- GPT-2's configuration ------------------------------------------------------------------------
+
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "n_positions": "context_length",
+    "n_embd": "dim",
+    "n_layer": "n_layers",
+    "n_head": "n_heads",
+}
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+OTHERS = {"n_inner", "activation_function", "layer_norm_epsilon", "tie_word_embeddings"}
+EXACT = {
+    "scale_attn_weights": (True, "attention logits are divided by sqrt(head width)"),
+    "scale_attn_by_inverse_layer_idx": (False, "attention is scaled alike in all blocks"),
+    "reorder_and_upcast_attn": (False, "attention computes as PyTorch's fused kernel does"),
+    "add_cross_attention": (False, "there is no encoder to look at"),
+    "is_decoder": (False, "there is no encoder to look at"),
+    "is_encoder_decoder": (False, "there is no encoder"),
+    "pruned_heads": ({}, "all heads are there"),
+    "quantization_config": (None, "weights are floating-point numbers"),
+    "chunk_size_feed_forward": (0, "the MLP sees all tokens at once"),
+}
+"""What we compute in one way only, and which."""
+BOOKKEEPING = set(
+    """_name_or_path _num_labels addnorm_tokenizer addnorm_version architectures auto_map
+    bos_token_id decoder_start_token_id dtype eos_token_id finetuning_task gradient_checkpointing
+    id2label initializer_range label2id model_type n_ctx n_special name_or_path num_labels
+    output_attentions output_hidden_states output_past pad_token_id predict_special_tokens prefix
+    problem_type return_dict sep_token_id summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class
+    torch_dtype torchscript transformers_version use_bfloat16 use_cache
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups
+    num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty
+    return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+    use_return_dict""".split()  # noqa: SIM905 (a list would take a line for each)
+)
+"""What a config.json says besides, which no forward pass of GPT-2 or ours reads."""
+
+
+def from_gpt2(told: Mapping[str, Any], dropout: float | None) -> GPTConfig:
+    """What a GPT2Config says."""
+    _refuse(told, {*FIELDS, *DROPOUTS, *OTHERS}, "GPT-2 as transformers defines it")
+    absent = [name for name in FIELDS if name not in told]
+    if absent:
+        raise WeightsError(f"{', '.join(absent)} missing")
+    activation = told.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        raise WeightsError(
+            f"activation_function={activation!r} is not implemented, of {', '.join(ACTIVATIONS)}"
+        )
+    drops = {name: float(told.get(name, 0.1)) for name in DROPOUTS}
+    if dropout is None and len(set(drops.values())) > 1:
+        each = ", ".join(f"{name}={value}" for name, value in drops.items())
+        raise WeightsError(
+            f"{each}: addnorm has one dropout for all three. It matters in training only; choose, "
+            f"as in from_pretrained(..., dropout={drops['resid_pdrop']})"
+        )
+    return GPTConfig(
+        **{ours: told[theirs] for theirs, ours in FIELDS.items()},
+        eps=float(told.get("layer_norm_epsilon", 1e-5)),
+        hidden=told.get("n_inner"),
+        activation=ACTIVATIONS[activation],
+        tied=bool(told.get("tie_word_embeddings", True)),
+        dropout=drops["resid_pdrop"] if dropout is None else dropout,
+    )
+
+
+def from_own(told: Mapping[str, Any], dropout: float | None) -> GPTConfig:
+    """What ``to_own`` or ``addnorm.hf`` wrote."""
+    fields = [f.name for f in dataclasses.fields(GPTConfig)]
+    _refuse(told, fields, f"addnorm {__version__}")
+    absent = [name for name in fields if name not in told]
+    if absent:
+        raise WeightsError(f"{', '.join(absent)} missing")
+    config = GPTConfig(**{name: told[name] for name in fields})
+    return config if dropout is None else dataclasses.replace(config, dropout=dropout)
+
+
+def _refuse(told: Mapping[str, Any], known: Iterable[str], whose: str) -> None:
+    """Nothing that is set may be passed over: it might be part of the architecture."""
+    for name, value in told.items():
+        if name in EXACT and value != EXACT[name][0]:
+            raise WeightsError(f"{name}={value!r} is not implemented: in addnorm {EXACT[name][1]}")
+        if name in known or name in EXACT or name in BOOKKEEPING:
+            continue
+        if value not in (None, False, 0, "", [], {}):
+            raise WeightsError(
+                f"{name}={value!r} is no option of {whose}. If the model does not depend on it, "
+                "remove the line; otherwise this is another model"
+            )
+
+
+def to_gpt2(config: GPTConfig, eos: int | None) -> dict[str, Any]:
+    """What transformers reads as a GPT2Config. ``eos`` is the id that ends a text, if one does."""
+    spoken = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        **{theirs: getattr(config, ours) for theirs, ours in FIELDS.items()},
+        "n_inner": config.hidden,
+        "activation_function": spoken[config.activation],
+        "layer_norm_epsilon": config.eps,
+        **dict.fromkeys(DROPOUTS, config.dropout),
+        "tie_word_embeddings": True,
+        "bos_token_id": eos,
+        "eos_token_id": eos,
+    }
+
+
+def to_own(config: GPTConfig, eos: int | None) -> dict[str, Any]:
+    """Every field by its own name."""
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["AddnormForCausalLM"],
+        "addnorm_version": __version__,
+        **dataclasses.asdict(config),
+        "bos_token_id": eos,
+        "eos_token_id": eos,
+    }
+
+
+def why_not_gpt2(config: GPTConfig) -> list[str]:
+    """What GPT-2's format cannot say about this model; empty if it can be written so."""
+    c = config
+    wanted = {
+        "norm": "layer",
+        "position": "learned",
+        "qk_norm": None,
+        "window": None,
+        "attention_softcap": None,
+        "mlp": "plain",
+        "bias": True,
+        "tied": True,
+        "softcap": None,
+    }
+    reasons = [
+        f"{name} is {getattr(c, name)!r}, GPT-2's {value!r}"
+        for name, value in wanted.items()
+        if getattr(c, name) != value
+    ]
+    if schemes.parse(c.scheme) is not schemes.pre_norm:
+        reasons.insert(0, f"scheme is {c.scheme!r}, GPT-2's 'pre_norm'")
+    if c.n_kv_heads not in (None, c.n_heads):
+        reasons.append(f"n_kv_heads is {c.n_kv_heads}, GPT-2's as many as n_heads, {c.n_heads}")
+    if c.activation not in ACTIVATIONS.values():
+        reasons.append(f"activation is {c.activation!r}, GPT-2's one of {sorted(ACTIVATIONS)}")
+    return reasons
+
+
+# --- the tokenizer ------------------------------------------------------------------------------
+
+
+class Tokenizer(Protocol):
+    """What is needed of one to save it with a model."""
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_id(self) -> int | None: ...
+
+    def save(self, folder: Path) -> None: ...
+
+
+def check_tokenizer(folder: Path, vocab_size: int, identity: str | None) -> None:
+    """What makes ids beside the weights must be the model's own, and make none that it lacks."""
+    for name in TOKENIZERS:
+        file = folder / name
+        size = max(_ids(name, read_json(file)), default=-1) + 1 if file.exists() else 0
+        if size > vocab_size:
+            raise WeightsError(
+                f"{file} is the tokenizer of another model: it has {size} tokens, and the model's "
+                f"vocabulary is {vocab_size}"
+            )
+    if identity is not None and (folder / CARD).exists():
+        other = read_json(folder / CARD).get("identity")
+        if other != identity:
+            raise WeightsError(
+                f"{folder / CARD} is the tokenizer of another model: its identity is {other}, and "
+                f"the model was saved with {identity}"
+            )
+
+
+def _ids(name: str, told: dict[str, Any]) -> Iterable[int]:
+    """The ids in one of a tokenizer's files."""
+    if name == CARD:  # what is not said elsewhere: 256 bytes and the end of a text
+        return range(257 if told.get("kind") == "bytes" else 0)
+    if name == "characters.json":
+        return range(len(told.get("characters") or ""))
+    if name != "tokenizer.json":  # token -> id
+        return [v for v in told.values() if type(v) is int]
+    model, added = told.get("model"), told.get("added_tokens") or []
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    ids = range(len(vocab)) if isinstance(vocab, list) else (vocab or {}).values()
+    return [*ids, *(one["id"] for one in added)]

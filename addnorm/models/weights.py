@@ -1,0 +1,346 @@
+"""Weights in and out: GPT-2's published format, and our own for every other design.
+
+``load`` and ``save`` are ``GPT.from_pretrained`` and ``GPT.save_pretrained``. Nothing here needs
+transformers. docs/gpt2.md says what is read, what is refused, and how parity was measured.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from addnorm.models import configs, folders
+from addnorm.models.configs import IDENTITY, MODEL_TYPE, Tokenizer, why_not_gpt2
+from addnorm.models.folders import CONFIG, Entry, WeightsError
+from addnorm.models.gpt import GPT, GPTConfig
+
+__all__ = ["Report", "WeightsError", "check", "load", "save", "why_not_gpt2"]
+
+log = logging.getLogger(__name__)
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """One stored tensor and what becomes of it."""
+
+    theirs: str
+    ours: tuple[str, ...]  # several: theirs holds them one after the other
+    transposed: bool = False  # GPT-2's Conv1D stores (in, out), nn.Linear (out, in)
+
+
+# Block i is the sublayers a = 2 i, attention, and m = 2 i + 1, the MLP.
+ENDS = (
+    Row("wte.weight", ("tokens.weight",)),
+    Row("wpe.weight", ("positions.weight",)),
+    Row("ln_f.weight", ("stack.final.norm.weight",)),
+    Row("ln_f.bias", ("stack.final.norm.bias",)),
+)
+UNTIED = Row("lm_head.weight", ("head.weight",))
+QKV = ("stack.subs.{a}.branch.q", "stack.subs.{a}.branch.k", "stack.subs.{a}.branch.v")
+BLOCK = (
+    Row("h.{i}.ln_1.weight", ("stack.subs.{a}.pre.norm.weight",)),
+    Row("h.{i}.ln_1.bias", ("stack.subs.{a}.pre.norm.bias",)),
+    Row("h.{i}.attn.c_attn.weight", tuple(f"{x}.weight" for x in QKV), transposed=True),
+    Row("h.{i}.attn.c_attn.bias", tuple(f"{x}.bias" for x in QKV)),
+    Row("h.{i}.attn.c_proj.weight", ("stack.subs.{a}.branch.out.weight",), transposed=True),
+    Row("h.{i}.attn.c_proj.bias", ("stack.subs.{a}.branch.out.bias",)),
+    Row("h.{i}.ln_2.weight", ("stack.subs.{m}.pre.norm.weight",)),
+    Row("h.{i}.ln_2.bias", ("stack.subs.{m}.pre.norm.bias",)),
+    Row("h.{i}.mlp.c_fc.weight", ("stack.subs.{m}.branch.up.weight",), transposed=True),
+    Row("h.{i}.mlp.c_fc.bias", ("stack.subs.{m}.branch.up.bias",)),
+    Row("h.{i}.mlp.c_proj.weight", ("stack.subs.{m}.branch.down.weight",), transposed=True),
+    Row("h.{i}.mlp.c_proj.bias", ("stack.subs.{m}.branch.down.bias",)),
+)
+WRAPPERS = {"transformer", "module", "_orig_mod", "gpt"}
+"""Names that GPT2LMHeadModel, DistributedDataParallel, torch.compile and addnorm.hf put around."""
+MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+"""Causal masks that transformers stored as buffers until 2023: nothing that was learned."""
+
+
+def gpt2_rows(config: GPTConfig) -> list[Row]:
+    """The table for one depth."""
+    rows = [*ENDS] if config.tied else [*ENDS, UNTIED]
+    for i in range(config.n_layers):
+        place = {"i": i, "a": 2 * i, "m": 2 * i + 1}
+        for theirs, ours, transposed in BLOCK:
+            names = tuple(o.format(**place) for o in ours)
+            rows.append(Row(theirs.format(**place), names, transposed))
+    return rows
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Report:
+    """What was found in a folder."""
+
+    folder: Path
+    format: str  # "gpt2" or "addnorm_gpt"
+    files: list[str]
+    dtypes: list[str]
+    ignored: list[str]  # stored tensors that hold nothing learned
+    verified: bool  # whether checksums were there
+
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: {self.format}, {', '.join(self.dtypes)}, {', '.join(self.files)}"]
+        lines.append("checksums agree" if self.verified else "without checksums")
+        if self.ignored:
+            some = ", ".join(self.ignored[:3]) + (", ..." if len(self.ignored) > 3 else "")
+            lines.append(f"ignored {len(self.ignored)} causal masks or copies ({some})")
+        return "; ".join(lines)
+
+
+def load(
+    path_or_id: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    dropout: float | None = None,
+) -> tuple[GPT, Report]:
+    """A model in evaluation mode, whole and checked, or a ``WeightsError``.
+
+    ``dtype`` None keeps each tensor's own. ``dropout`` replaces what the folder says.
+    """
+    folder = folders.find(path_or_id)
+    model, told, sources, report = _inspect(folder, dropout)
+    state: dict[str, Tensor] = {}
+    for row, entry in sources:
+        t = folders.finite(entry.file, row.theirs, entry.read())
+        if dtype is not None:
+            t = folders.finite(entry.file, f"{row.theirs} as {dtype}", t.to(dtype))
+        t = t.T if row.transposed else t
+        for name, part in zip(row.ours, t.chunk(len(row.ours)), strict=True):
+            state[name] = part.clone(memory_format=torch.contiguous_format)
+    model.load_state_dict(state, strict=True, assign=True)
+    model.tokenizer_identity = told.get(IDENTITY)
+    log.info("%s", report)
+    return model.eval(), report
+
+
+def check(folder: Path) -> Report:
+    """Everything that ``load`` checks, the values included, without making a model."""
+    _, _, sources, report = _inspect(folder, None)
+    for row, entry in sources:
+        folders.finite(entry.file, row.theirs, entry.read())
+    return report
+
+
+Sources = list[tuple[Row, Entry]]
+
+
+def _inspect(folder: Path, dropout: float | None) -> tuple[GPT, dict[str, Any], Sources, Report]:
+    """All checks that need no values: a model without memory, and where its values are."""
+    told = folders.read_json(folder / CONFIG)
+    kind = told.get("model_type")
+    readers = {"gpt2": configs.from_gpt2, MODEL_TYPE: configs.from_own}
+    if kind not in readers:
+        raise WeightsError(
+            f"{folder / CONFIG}: model_type is {kind!r}, expected {' or '.join(readers)}"
+        )
+    try:
+        config = readers[kind](told, dropout)
+    except (ValueError, TypeError) as error:  # ours, or what GPTConfig says of a value
+        raise WeightsError(f"{folder / CONFIG}: {error}") from None
+    stored, ignored = _stored(folder, copies=kind == "gpt2" and config.tied)
+    _check_depth(folder, config, stored, kind)
+    model, shapes = _empty(config)
+    rows = gpt2_rows(config) if kind == "gpt2" else [Row(name, (name,)) for name in shapes]
+    _check_names(folder, rows, stored)
+    for row in rows:
+        _check_one(folder, row, stored[row.theirs], shapes, config)
+    verified = folders.verify(folder)
+    configs.check_tokenizer(folder, config.vocab_size, told.get(IDENTITY))
+    report = Report(
+        folder,
+        kind,
+        sorted({e.file for e in stored.values()}),
+        sorted({e.dtype for e in stored.values()}),
+        ignored,
+        verified,
+    )
+    return model, told, [(row, stored[row.theirs]) for row in rows], report
+
+
+def _empty(config: GPTConfig) -> tuple[GPT, dict[str, tuple[int, ...]]]:
+    """A model without memory, and the shape of each of its tensors."""
+    with torch.device("meta"):
+        model = GPT(config)
+    return model, {name: tuple(p.shape) for name, p in model.state_dict().items()}
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _stored(folder: Path, copies: bool) -> tuple[dict[str, Entry], list[str]]:
+    """Name in the table -> entry, and the stored names that were left out.
+
+    ``copies``: the head may be stored again beside the embedding; then the two must be one.
+    """
+    found: dict[str, tuple[str, Entry]] = {}
+    ignored = []
+    for stored, entry in folders.entries(folder).items():
+        name = _bare(stored)
+        if MASKS.fullmatch(name):
+            ignored.append(stored)
+        elif name in found:
+            raise WeightsError(
+                f"{folder / entry.file}: {stored} and {found[name][0]} are both {name}"
+            )
+        else:
+            found[name] = stored, entry
+    if copies and UNTIED.theirs in found and "wte.weight" in found:
+        (stored, head), (_, wte) = found.pop(UNTIED.theirs), found["wte.weight"]
+        alike = (head.dtype, head.shape) == (wte.dtype, wte.shape)
+        if not alike or not torch.equal(head.read(), wte.read()):
+            raise WeightsError(
+                f"{folder / head.file}: {stored} is not wte.weight, and {CONFIG} says that they "
+                'are tied: set "tie_word_embeddings": false there if the model has its own head'
+            )
+        ignored.append(stored)
+    return {name: entry for name, (_, entry) in found.items()}, ignored
+
+
+def _check_depth(folder: Path, config: GPTConfig, stored: Mapping[str, Entry], kind: str) -> None:
+    pattern = r"h\.(\d+)\." if kind == "gpt2" else r"stack\.subs\.(\d+)\."
+    places = [int(m[1]) for name in stored if (m := re.match(pattern, name))]
+    blocks = max(places, default=-1) + 1
+    blocks = blocks if kind == "gpt2" else -(-blocks // 2)
+    if blocks != config.n_layers:
+        raise WeightsError(
+            f"{folder / CONFIG} is of a model of {config.n_layers} blocks, and the weights beside "
+            f"it have {blocks}: they belong to different models"
+        )
+
+
+def _check_names(folder: Path, rows: list[Row], stored: Mapping[str, Entry]) -> None:
+    expected = [row.theirs for row in rows]
+    files = ", ".join(sorted({e.file for e in stored.values()}))
+    missing = [name for name in expected if name not in stored]
+    if missing:
+        raise WeightsError(
+            f"{folder}: {_some(missing)} missing in {files}: the file was cut, or is of another "
+            "kind of model"
+        )
+    extra = sorted(stored.keys() - set(expected))
+    if extra:
+        raise WeightsError(
+            f"{folder / stored[extra[0]].file} holds {_some(extra)}, which the model of {CONFIG} "
+            "has no place for: it is of another model, or one with parts that addnorm lacks"
+        )
+
+
+def _check_one(
+    folder: Path,
+    row: Row,
+    entry: Entry,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: GPTConfig,
+) -> None:
+    """The dtype and shape of one tensor, from the header."""
+    where, known = f"{folder / entry.file}: {row.theirs}", folders.DTYPES.values()
+    if entry.dtype not in known:
+        raise WeightsError(
+            f"{where} is {entry.dtype}: weights are {', '.join(known)}. Quantized or packed ones "
+            "are not read: use the original"
+        )
+    one = shapes[row.ours[0]]
+    wanted = (sum(shapes[name][0] for name in row.ours), *one[1:])
+    wanted = wanted[::-1] if row.transposed else wanted
+    if entry.shape == wanted:
+        return
+    if row.ours[0] in ("tokens.weight", "head.weight") and entry.shape[1:] == wanted[1:]:
+        raise WeightsError(
+            f"{where} has {entry.shape[0]} tokens, and the vocabulary of {CONFIG} is "
+            f"{config.vocab_size}"
+            + (f", padded to {wanted[0]}" if wanted[0] != config.vocab_size else "")
+        )
+    turned = row.transposed and entry.shape == wanted[::-1]
+    hint = ": it is stored as nn.Linear has it, transposed" if turned else ""
+    raise WeightsError(f"{where} has shape {entry.shape}, expected {wanted}{hint}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def save(
+    model: GPT,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> None:
+    """Write a model, and the tokenizer beside it if one is given.
+
+    ``format``: "gpt2", which transformers reads by itself, or "addnorm"; None takes GPT-2's where
+    it can say what the model is.
+    """
+    config = model.config
+    reasons = why_not_gpt2(config)
+    if format not in (None, "gpt2", "addnorm"):
+        raise WeightsError(f"format is 'gpt2', 'addnorm' or None, got {format!r}")
+    if format == "gpt2" and reasons:
+        raise WeightsError(f"GPT-2's format cannot say what this model is: {'; '.join(reasons)}")
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise WeightsError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, and the model's vocabulary is "
+            f"{config.vocab_size}"
+        )
+    stored = {_bare(name): t for name, t in model.state_dict().items()}
+    shapes = _empty(config)[1]
+    odd = [n for n in stored.keys() | shapes if n not in stored or stored[n].shape != shapes.get(n)]
+    if odd:
+        raise WeightsError(
+            f"{_some(sorted(odd))} of the model are not what its config says: merge adapters and "
+            "undo other changes before saving (peft: merge_and_unload)"
+        )
+    eos = _eos(config, tokenizer)
+    if format == "addnorm" or reasons:
+        told = configs.to_own(config, eos)
+    else:
+        told, stored = configs.to_gpt2(config, eos), _as_gpt2(config, stored)
+    for name, t in stored.items():
+        stored[name] = folders.finite("the model", name, t.detach()).cpu().contiguous()
+    told["dtype"] = str(model.tokens.weight.dtype).removeprefix("torch.")
+    identity = model.tokenizer_identity if tokenizer is None else tokenizer.identity
+    told |= {} if identity is None else {IDENTITY: identity}
+
+    def fill(folder: Path) -> None:
+        folders.write_json(folder / CONFIG, told)
+        # transformers asks for this mark of the framework
+        save_file(stored, folder / folders.SAFETENSORS, metadata={"format": "pt"})
+        if tokenizer is not None:
+            tokenizer.save(folder)
+
+    folders.write(Path(path).expanduser(), fill)
+    model.tokenizer_identity = identity
+
+
+def _as_gpt2(config: GPTConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # what pads the vocabulary is ours alone
+    ours = {**ours, "tokens.weight": ours["tokens.weight"][: config.vocab_size]}
+    stored = {}
+    for row in gpt2_rows(config):
+        t = torch.cat([ours[name] for name in row.ours])
+        stored[f"transformer.{row.theirs}"] = t.T if row.transposed else t
+    return stored
+
+
+def _eos(config: GPTConfig, tokenizer: Tokenizer | None) -> int | None:
+    """Without a tokenizer: GPT-2's, if the vocabulary has GPT-2's size."""
+    if tokenizer is not None:
+        return tokenizer.eos_id
+    return 50256 if config.vocab_size == 50257 else None
