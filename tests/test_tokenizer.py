@@ -379,6 +379,7 @@ def test_which_token_ends_and_which_one_pads(data, tmp_path, config, more, eos, 
         assert ids[pad] is None or pad in t.special  # it was not, in tokenizer.json
     saved = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     assert saved["model_max_length"] == 77
+    assert saved["clean_up_tokenization_spaces"] is False
 
 
 def test_a_role_for_a_token_that_is_not_there(data, tmp_path):
@@ -496,7 +497,7 @@ def test_training_says_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.txt"):
         Tokenizer.train(tmp_path / "no.txt", vocab_size=300)
     with pytest.raises(TypeError, match="expected a str, got bytes"):
-        Tokenizer.train([b"abc"], vocab_size=300)  # type: ignore[list-item]
+        Tokenizer.train([b"abc"], vocab_size=300)
     with pytest.raises(ValueError, match="there is no text"):
         Tokenizer.train(["", END], vocab_size=300)
     with pytest.raises(ValueError, match="there is no text"):
@@ -603,6 +604,7 @@ def test_the_tokenizers_package_reads_it(small, tmp_path):
 def test_transformers_reads_it(small, tmp_path):
     pytest.importorskip("transformers")
     small.save(tmp_path)
+    text = SAMPLE + "spaces that stay : a . b , c ! do n't we 're"
     code = (
         "import json, sys; from transformers import AutoTokenizer, PreTrainedTokenizerFast\n"
         "text = sys.stdin.read()\n"
@@ -613,14 +615,14 @@ def test_transformers_reads_it(small, tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
-        input=SAMPLE,
+        input=text,
         capture_output=True,
         text=True,
         encoding="utf-8",
         check=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"},
     )
-    expected = [small.encode(SAMPLE), SAMPLE, small.eos_id, None, len(small)]
+    expected = [small.encode(text), text, small.eos_id, None, len(small)]
     assert [json.loads(line) for line in done.stdout.splitlines()] == [expected] * 2
 
 

@@ -205,7 +205,7 @@ class BytePairs(Kind):
         _write(folder / self.file, self._engine.to_str(pretty=True))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "clean_up_tokenization_spaces": False,  # else transformers' decode drops spaces
+            "clean_up_tokenization_spaces": False,  # else transformers 4 drops some in decode
             **self.config,
             **({} if self.eos is None else {"eos_token": self.eos}),
         }
