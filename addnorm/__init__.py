@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from addnorm import branches, compat, joins, norms, ops, positions, recurrent, schemes, stream
     from addnorm.data.tokenizer import Tokenizer
+    from addnorm.generation import generate, perplexity, stream_text
     from addnorm.models.gpt import GPT, GPTConfig
     from addnorm.models.transformer import EncoderDecoder, decoder, encoder
     from addnorm.norms import (
@@ -58,6 +59,7 @@ _PUBLIC = {
     **dict.fromkeys(("LayerNormGRU", "LayerNormLSTM"), "addnorm.recurrent"),
     **dict.fromkeys(("GPT", "GPTConfig"), "addnorm.models.gpt"),
     "Tokenizer": "addnorm.data.tokenizer",
+    **dict.fromkeys(("generate", "perplexity", "stream_text"), "addnorm.generation"),
     **dict.fromkeys(("EncoderDecoder", "decoder", "encoder"), "addnorm.models.transformer"),
 }
 
@@ -84,14 +86,17 @@ __all__ = [
     "compat",
     "decoder",
     "encoder",
+    "generate",
     "init_table",
     "joins",
     "norms",
     "ops",
+    "perplexity",
     "positions",
     "recurrent",
     "schemes",
     "stream",
+    "stream_text",
 ]
 
 

@@ -33,7 +33,11 @@ class Command:
     summary: str
 
 
-COMMANDS = (Command("schemes", "list, explain and measure the designs of Add & Norm"),)
+COMMANDS = (
+    Command("generate", "write on after a prompt"),
+    Command("eval", "how probable a model finds a text: perplexity, bits per byte"),
+    Command("schemes", "list, explain and measure the designs of Add & Norm"),
+)
 
 
 def read(kind: type[Options], args: Sequence[str], prog: str, description: str) -> Options:

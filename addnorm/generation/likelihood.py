@@ -16,8 +16,8 @@ it has none, x_0 is the first token of the text, which then is not scored.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby
 
 import torch
@@ -44,22 +44,27 @@ class Likelihood:
     @property
     def perplexity(self) -> float:
         """exp(nats / tokens): depends on the tokenizer."""
-        return math.exp(self.nats / self.tokens)
+        return _exp(self.nats / self.tokens)
 
     @property
     def word_perplexity(self) -> float:
         """exp(nats / words): comparable between tokenizers."""
-        return math.exp(self.nats / self.words) if self.words else math.nan
+        return _exp(self.nats / self.words) if self.words else math.nan
 
     @property
     def byte_perplexity(self) -> float:
         """exp(nats / bytes): comparable between tokenizers."""
-        return math.exp(self.nats / self.bytes) if self.bytes else math.nan
+        return _exp(self.nats / self.bytes) if self.bytes else math.nan
 
     @property
     def bits_per_byte(self) -> float:
         """log2 of ``byte_perplexity``."""
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """All figures, those that follow from others too."""
+        derived = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
 
     def __str__(self) -> str:
         start = "the first token not scored" if self.start is None else f"after id {self.start}"
@@ -79,32 +84,33 @@ def perplexity(
     context: int | None = None,
     stride: int | None = None,
     batch_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Likelihood:
     """The likelihood of a text, or of several, each for itself and all summed up.
 
     ``context``: the model's own unless given; ``stride``: half of it. ``batch_size`` windows go
-    through the model at once.
+    through the model at once. ``progress`` is told how many tokens are scored, and of how many.
     """
     check_tokenizer(model, tokenizer)
     context, stride = _window(model, context, stride)
     start = tokenizer.eos_id
-    nats, tokens, words, size = 0.0, 0, 0, 0
-    for text in [texts] if isinstance(texts, str) else texts:
-        ids = tokenizer.encode(text)
-        scored = ids if start is not None else ids[1:]
-        if start is not None:
-            ids = [start, *ids]
-        found = token_logprobs(model, ids, context=context, stride=stride, batch_size=batch_size)
-        nats -= found.sum().item()
-        tokens += len(scored)
-        words += len(text.split())
-        size += sum(len(tokenizer.token_bytes(id)) for id in scored)
+    texts = [texts] if isinstance(texts, str) else texts
+    rows = [([] if start is None else [start]) + tokenizer.encode(text) for text in texts]
+    tokens = sum(max(len(ids) - 1, 0) for ids in rows)
     if not tokens:
         raise ValueError("there is no token to score: the text is empty or a single token")
+    nats, done = 0.0, 0
+    for ids in rows:
+        for part in _scores(model, ids, context, stride, batch_size):
+            nats -= part.sum().item()
+            done += len(part)
+            if progress is not None:
+                progress(done, tokens)
+    words = sum(len(text.split()) for text in texts)
+    size = sum(len(tokenizer.token_bytes(id)) for ids in rows for id in ids[1:])
     return Likelihood(nats, tokens, words, size, context, stride, start)
 
 
-@torch.inference_mode()
 def token_logprobs(
     model: LanguageModel,
     ids: Sequence[int],
@@ -115,26 +121,35 @@ def token_logprobs(
 ) -> Tensor:
     """The log-probability of each token but the first, (n - 1,) in float64, by sliding windows."""
     context, stride = _window(model, context, stride)
+    found = list(_scores(model, ids, context, stride, batch_size))
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+
+
+def _scores(
+    model: LanguageModel, ids: Sequence[int], context: int, stride: int, batch_size: int
+) -> Iterator[Tensor]:
+    """The same, a batch of windows at a time."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    device = next(model.parameters()).device
-    x = torch.tensor(ids, dtype=torch.long, device=device)
-    found = [torch.empty(0, dtype=torch.float64, device=device)]
-    with evaluating(model.modules()):
-        for windows in _batches(len(ids), context, stride, batch_size):
-            length, scored = windows[0][1:]
-            inputs = torch.stack([x[b : b + length] for b, _, _ in windows])
+    x = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
+    for windows in _batches(len(ids), context, stride, batch_size):
+        length, scored = windows[0][1:]
+        inputs = torch.stack([x[b : b + length] for b, _, _ in windows])
+        with evaluating(model.modules()), torch.inference_mode():
             logits = model(inputs, last=scored)[:, -scored:]  # (B, scored, V)
             logits = logits.to(accumulate_dtype(logits))
             targets = torch.stack(
                 [x[b + length - scored + 1 : b + length + 1] for b, _, _ in windows]
             )
             nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            if not nll.isfinite().all():
-                place = windows[0][0] + int((~nll.isfinite()).nonzero()[0])
-                raise FloatingPointError(f"the likelihood is not finite near token {place}")
-            found.append(-nll.double())
-    return torch.cat(found)
+        if not nll.isfinite().all():
+            place = windows[0][0] + int((~nll.isfinite()).nonzero()[0])
+            raise FloatingPointError(f"the likelihood is not finite near token {place}")
+        yield -nll.double()
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
 
 
 def _window(model: LanguageModel, context: int | None, stride: int | None) -> tuple[int, int]:

@@ -235,6 +235,11 @@ class Writing:
             for row, seed in zip(self._rows, self._seeds, strict=True)
         ]
 
+    @property
+    def remaining(self) -> int:
+        """How many tokens are still to come, of all rows, at most."""
+        return sum(self._most - len(row.ids) for row in self._rows if not row.finish)
+
     def _step(self) -> None:
         places = list(self._decoder.rows)
         ids = self._decoder.step(self._allowed(places))

@@ -28,6 +28,7 @@ PICKLE = "pytorch_model.bin"
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
 CARD = "addnorm_tokenizer.json"
 TOKENIZERS = (CARD, "characters.json", "tokenizer.json", "vocab.json", "added_tokens.json")
+BESIDE_A_TOKENIZER = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
 class WeightsError(ValueError):
@@ -59,7 +60,7 @@ def find(path_or_id: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     def download(*weights: str) -> Path:
-        wanted = [CONFIG, CHECKSUMS, *TOKENIZERS, *weights]
+        wanted = [CONFIG, CHECKSUMS, *TOKENIZERS, *BESIDE_A_TOKENIZER, *weights]
         return Path(snapshot_download(str(path_or_id), allow_patterns=wanted))
 
     # What can go wrong between here and a server has no common base class.

@@ -1,0 +1,80 @@
+"""How probable a model finds a text: perplexity and bits per byte, by sliding windows.
+
+Figures of different tokenizers compare per byte or per word, and only with the same --context and
+--stride; docs/generation.md has the rule.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from addnorm.cli import Positional, Refusal, arg
+from addnorm.cli.models import Place, with_tokenizer
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``addnorm eval`` is asked."""
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """A folder with a model, a run's folder, or a name such as openai-community/gpt2."""
+    texts: Positional[Annotated[tuple[str, ...], arg(metavar="TEXT [TEXT ...]")]]
+    """Files of UTF-8 text, each a document for itself; - is stdin."""
+    context: int | None = None
+    """Tokens that a window holds; the model's own unless given."""
+    stride: int | None = None
+    """By how many the window moves; half the context unless given, 1 is slowest and fairest."""
+    batch_size: int = 4
+    """Windows that go through the model at once."""
+    as_json: Annotated[bool, arg(name="json")] = False
+    """All figures as one JSON object."""
+    place: Place = field(default_factory=Place)
+
+
+def run(options: Options) -> int:
+    """Returns the exit status."""
+    if not options.texts:
+        raise Refusal("no text: give at least one file, or - for stdin")
+    texts = [_read(name) for name in options.texts]
+    model, tokenizer = with_tokenizer(options.model, options.place)
+    from addnorm.generation import perplexity
+
+    columns = (TextColumn("scoring"), BarColumn(), TimeRemainingColumn())
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        try:
+            found = perplexity(
+                model,
+                texts,
+                tokenizer=tokenizer,
+                context=options.context,
+                stride=options.stride,
+                batch_size=options.batch_size,
+                progress=lambda done, of: bar.update(task, completed=done, total=of),
+            )
+        except ValueError as error:
+            raise Refusal(str(error)) from None
+        except FloatingPointError as error:
+            print(f"addnorm: {error}", file=sys.stderr)
+            return 1
+    print(json.dumps(found.to_json()) if options.as_json else str(found))
+    return 0
+
+
+def _read(name: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
+    except OSError as error:
+        raise Refusal(f"cannot read {name}: {error.strerror}") from None
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise Refusal(
+            f"{name} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}"
+        ) from None

@@ -1,0 +1,211 @@
+"""Write on after a prompt, with a model of a folder, a run, or the Hugging Face hub.
+
+One text is written as it comes. Several prompts, or --samples, go through the model together; each
+then gets what it would have got alone. The text goes to stdout, what is said of it to stderr.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from addnorm.cli import Positional, Refusal, arg
+from addnorm.cli.models import Place, with_tokenizer
+
+if TYPE_CHECKING:
+    from addnorm.generation import Generated, Writing
+
+TOLD_FROM = 2.0  # seconds, from which on the speed is worth a line
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the next token is chosen; docs/generation.md has the formulas and their order."""
+
+    max_new_tokens: int = 100
+    """At most so many tokens for each text."""
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the most probable token."""
+    top_k: int | None = None
+    """Only the so many most probable tokens."""
+    top_p: float | None = None
+    """Only the most probable tokens that together have this probability."""
+    min_p: float | None = None
+    """Only tokens that have at least this part of the best one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1: makes less likely what came before, the prompt included."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of what was written before."""
+    frequency_penalty: float = 0.0
+    """The same, for each time that it was."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a text; they are not in it."""
+    no_eos: bool = False
+    """The end-of-text token does not end a text."""
+    banned_words: tuple[str, ...] = ()
+    """Strings that do not occur in a text."""
+    regex: str | None = None
+    """What the whole text must match, such as "[0-9]+ (cats|dogs)"."""
+    seed: int | None = None
+    """Row i draws with seed + i. Without it, every call gives something else."""
+    beyond: Literal["slide", "extend", "error"] = "slide"
+    """Beyond the model's context: slide the window, grow on, or refuse beforehand."""
+
+    def keywords(self) -> dict[str, Any]:
+        """As ``addnorm.generate`` takes them."""
+        told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if told.pop("no_eos"):
+            told["eos"] = None
+        return told
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``addnorm generate`` is asked."""
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """A folder with a model, a run's folder, or a name such as openai-community/gpt2."""
+    prompts: Positional[
+        Annotated[tuple[str, ...], arg(metavar="[PROMPT ...]", help_behavior_hint="")]
+    ] = ()
+    """What to go on from. Without any stdin is the prompt, or at a terminal the empty text."""
+    file: Path | None = None
+    """A file with one prompt per line, instead."""
+    samples: int = 1
+    """So many texts for each prompt."""
+    as_json: Annotated[bool, arg(name="json")] = False
+    """One JSON object per text on stdout: text, ids, log-probabilities, why it ended."""
+    top_logprobs: int = 0
+    """With --json: also the so many most probable tokens at every place."""
+    choice: Choice = field(default_factory=Choice)
+    place: Place = field(default_factory=Place)
+
+
+def run(options: Options) -> int:
+    """Returns the exit status."""
+    prompts = [p for p in _prompts(options) for _ in range(options.samples)]
+    model, tokenizer = with_tokenizer(options.model, options.place)
+    from addnorm.generation import stream_text
+
+    try:
+        writing = stream_text(
+            model,
+            prompts,
+            tokenizer=tokenizer,
+            top_logprobs=options.top_logprobs,
+            **options.choice.keywords(),
+        )
+    except ValueError as error:  # RegexError is one too
+        raise Refusal(str(error)) from None
+    begun = time.perf_counter()
+    shown: list[str] = []
+    try:
+        if options.as_json or len(prompts) > 1:
+            _wait(writing, len(prompts), options.choice.max_new_tokens)
+        else:
+            _write_as_it_comes(writing, prompts[0], shown)
+    except FloatingPointError as error:
+        print(f"\naddnorm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        _conclude(options, writing, "".join(shown), time.perf_counter() - begun)
+        raise
+    _conclude(options, writing, "".join(shown), time.perf_counter() - begun)
+    return 0
+
+
+def _prompts(options: Options) -> list[str]:
+    if options.samples < 1:
+        raise Refusal(f"--samples must be at least 1, got {options.samples}")
+    if options.top_logprobs and not options.as_json:
+        raise Refusal("--top-logprobs are told with --json only")
+    if options.file is not None:
+        if options.prompts:
+            raise Refusal("give prompts either after the model or in --file, not both")
+        try:
+            text = options.file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refusal(f"cannot read {options.file}: {error}") from None
+        lines = [line for line in text.splitlines() if line.strip()]
+        if not lines:
+            raise Refusal(f"{options.file} has no line with text, so there is no prompt")
+        return lines
+    if options.prompts:
+        return list(options.prompts)
+    if sys.stdin is None or sys.stdin.isatty():
+        return [""]
+    try:
+        return [sys.stdin.read().removesuffix("\n")]
+    except UnicodeDecodeError as error:
+        raise Refusal(f"stdin is not text: {error}") from None
+
+
+# --- telling --------------------------------------------------------------------------------------
+
+
+def _write_as_it_comes(writing: "Writing", prompt: str, shown: list[str]) -> None:
+    """What was written of the text is in ``shown`` when this is interrupted."""
+    print(prompt, end="", flush=True)
+    for piece in writing:
+        print(piece.text, end="", flush=True)
+        shown.append(piece.text)
+
+
+def _wait(writing: "Writing", rows: int, most: int) -> None:
+    """A bar that counts tokens; rows that end early are counted as done."""
+    columns = (TextColumn("writing {task.fields[rows]}"), BarColumn(), TimeRemainingColumn())
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
+        told = f"{rows} texts" if rows > 1 else "a text"
+        task = bar.add_task("", total=rows * most, rows=told)
+        for _ in writing:
+            bar.update(task, completed=rows * most - writing.remaining)
+
+
+def _conclude(options: Options, writing: "Writing", shown: str, seconds: float) -> None:
+    """The rest of stdout, then what there is to say of the texts."""
+    results = writing.results
+    if options.as_json:
+        for result in results:
+            print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
+    elif len(results) == 1:
+        print(results[0].text.removeprefix(shown), flush=True)
+    else:
+        for i, result in enumerate(results):
+            print(f"{'' if i == 0 else chr(10)}--- {i + 1} of {len(results)}: {_end(result)}")
+            print(result.prompt + result.text)
+    sys.stdout.flush()
+    for remark in _remarks(results, seconds):
+        print(f"addnorm: {remark}", file=sys.stderr)
+
+
+def _end(result: "Generated") -> str:
+    """Why a text is over, in words, and how to have it again."""
+    told = {
+        "stop": "matched" if result.stop is None else f"stopped at {result.stop!r}",
+        "eos": "end of text",
+        "length": "cut off by --max-new-tokens",
+        None: "interrupted",
+    }[result.finish]
+    return told if result.seed is None else f"{told}, --seed {result.seed}"
+
+
+def _remarks(results: "list[Generated]", seconds: float) -> list[str]:
+    looped = sum(result.looped for result in results)
+    remarks = []
+    if looped:
+        which = "the text ends" if len(results) == 1 else f"{looped} of {len(results)} texts end"
+        remarks.append(
+            f"{which} in a loop; try --temperature above 0, --top-p 0.95, or "
+            "--repetition-penalty 1.2"
+        )
+    tokens = sum(len(result.ids) for result in results)
+    if seconds > TOLD_FROM:
+        remarks.append(f"{tokens} tokens in {seconds:.1f} s, {tokens / seconds:.1f} per second")
+    return remarks
