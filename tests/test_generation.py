@@ -983,6 +983,19 @@ def test_wrong_arguments_are_named() -> None:
         generate(model, ["a", 7], tokenizer=PAIRS)
     with pytest.raises(TypeError, match="a stop string must be a str, got 3"):
         generate(model, "a", tokenizer=PAIRS, stop=[[3]])
+    for wrong in (999, -1, 2.5):
+        with pytest.raises(ValueError, match="eos must be one of the 300 ids or None"):
+            generate(model, "a", tokenizer=PAIRS, eos=wrong, regex="[ab]*")
+    for wrong in (2.5, "1", True):
+        with pytest.raises(ValueError, match="a seed must be a whole number"):
+            generate(model, "a", tokenizer=PAIRS, seed=wrong)
+    with pytest.raises(ValueError, match="top_logprobs must be between 0 and"):
+        generate(model, "a", tokenizer=PAIRS, top_logprobs=2.5)
+    for options in ({"regex": 5}, {"banned_words": [5]}):
+        with pytest.raises(TypeError, match="a banned word or regex must be a str, got 5"):
+            generate(model, "a", tokenizer=PAIRS, **options)
+    with pytest.raises(TypeError, match="stop must be a str or a list"):
+        generate(model, "a", tokenizer=PAIRS, stop=None)
     for wrong in (-1, 2.5, True):
         with pytest.raises(ValueError, match="max_new_tokens must be a whole number of at least 0"):
             generate(model, "a", tokenizer=PAIRS, max_new_tokens=wrong)

@@ -100,7 +100,9 @@ class Decoder:
         self._device = next(model.parameters()).device
         self._unheeded: set[int] = set()
         self._steps = 0
-        self._uniforms = Uniforms(seeds, self._device) if sampling.temperature > 0 else None
+        # Sums of probabilities are taken in float64, which Apple's accelerator does not have.
+        self._choosing = torch.device("cpu") if self._device.type == "mps" else self._device
+        self._uniforms = Uniforms(seeds, self._choosing) if sampling.temperature > 0 else None
         self._cache: StaticCache | None = None
         self._last = torch.empty(0)  # (rows, 1), the tokens that the cache lacks
         self._valid: Tensor | None = None  # (rows, capacity)
@@ -122,7 +124,8 @@ class Decoder:
         with evaluating(self._modules):
             cache, new, logits = self._forward()
         x = penalized(logits, self.sampling, self._seen, self._counts, allowed)
-        chosen = choose(x, self.sampling, None if self._uniforms is None else self._uniforms.now())
+        uniform = None if self._uniforms is None else self._uniforms.now()
+        chosen = choose(x.to(self._choosing), self.sampling, uniform).to(self._device)
         finite = logits.isfinite().all(-1)
         ids: list[int] = torch.where(finite, chosen, -1).tolist()  # the one wait for the device
         if min(ids) < 0:
@@ -243,6 +246,9 @@ def check_max_new_tokens(value: int) -> None:
 
 def row_seeds(seed: int | Sequence[int] | None, rows: int, sampling: Sampling) -> list[int]:
     """One seed for each row: seed, seed + 1, ...; the global generator decides if none is given."""
+    for one in seed if isinstance(seed, Sequence) else [seed]:
+        if one is not None and (isinstance(one, bool) or not isinstance(one, int)):
+            raise ValueError(f"a seed must be a whole number, got {one!r}")
     if isinstance(seed, Sequence):
         if len(seed) != rows:
             raise ValueError(f"{len(seed)} seeds for {rows} prompts")

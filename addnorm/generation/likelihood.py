@@ -94,7 +94,7 @@ def perplexity(
     check_tokenizer(model, tokenizer)
     context, stride = _window(model, context, stride)
     start = tokenizer.eos_id
-    texts = [texts] if isinstance(texts, str) else texts
+    texts = [texts] if isinstance(texts, str) else list(texts)
     rows = [([] if start is None else [start]) + tokenizer.encode(text) for text in texts]
     tokens = sum(max(len(ids) - 1, 0) for ids in rows)
     if not tokens:
@@ -143,13 +143,14 @@ def _scores(
             )
             nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         if not nll.isfinite().all():
-            place = windows[0][0] + int((~nll.isfinite()).nonzero()[0])
-            raise FloatingPointError(f"the likelihood is not finite near token {place}")
-        yield -nll.double()
+            row, place = divmod(int((~nll.isfinite()).nonzero()[0]), scored)
+            place += windows[row][0] + length - scored + 1
+            raise FloatingPointError(f"the likelihood is not finite at token {place}")
+        yield -nll.cpu().double()  # not every accelerator has float64
 
 
 def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
+    return math.exp(x) if x < 709 else math.inf
 
 
 def _window(model: LanguageModel, context: int | None, stride: int | None) -> tuple[int, int]:

@@ -147,7 +147,8 @@ class Writing:
     ``eos``: the token that ends a text, the tokenizer's unless given; None: there is none.
     ``banned_words``: strings that do not occur in a text, wherever tokens begin and end.
     ``regex``: what the whole text must match; the syntax is in ``addnorm.generation.automaton``.
-    If ``max_new_tokens`` suffice for the shortest match, the text is a match.
+    If ``max_new_tokens`` suffice for the shortest match in single bytes (in characters, where the
+    tokenizer has those), the text is a match.
     ``seed``: row i draws with ``seed + i``, or give one seed for each row; without it, the global
     generator decides.
     ``top_logprobs``: also tell the so many most probable tokens at every place.
@@ -193,7 +194,11 @@ class Writing:
         )
         self._greedy, self._most, self._top = temperature == 0, max_new_tokens, top_logprobs
         self._eos = tokenizer.eos_id if eos == "tokenizer" else eos
-        if not 0 <= top_logprobs <= tokenizer.vocab_size:
+        if self._eos is not None and self._eos not in range(model.config.vocab_size):
+            raise ValueError(
+                f"eos must be one of the {model.config.vocab_size} ids or None, got {self._eos!r}"
+            )
+        if top_logprobs not in range(tokenizer.vocab_size + 1):
             raise ValueError(
                 f"top_logprobs must be between 0 and the {tokenizer.vocab_size} tokens there are, "
                 f"got {top_logprobs}"
@@ -203,6 +208,9 @@ class Writing:
             raise ValueError("a regex says where the text ends: give either regex or stop")
         if isinstance(banned_words, str):
             raise TypeError("banned_words are several: put a single one in a list")
+        for word in (*banned_words, *([] if regex is None else [regex])):
+            if not isinstance(word, str):
+                raise TypeError(f"a banned word or regex must be a str, got {word!r}")
         self._constraint: Constraint | None = constraint(tokenizer, regex, tuple(banned_words))
         self._base = _decodable(model, tokenizer)
         self._rows = [
@@ -390,6 +398,8 @@ def check_tokenizer(model: LanguageModel, tokenizer: Tokenizer) -> None:
 def _stops(stop: Stop, rows: int) -> list[StopStrings]:
     if isinstance(stop, str):
         stop = [stop]
+    if not isinstance(stop, Sequence):
+        raise TypeError(f"stop must be a str or a list, () for none, got {stop!r}")
     if all(isinstance(s, str) for s in stop):
         return [StopStrings(stop)] * rows  # type: ignore[arg-type]
     if len(stop) != rows:

@@ -1,0 +1,93 @@
+"""Generation beside transformers' generate: the same weights, greedy, interleaved in one process.
+
+    python benchmarks/generate.py --size gpt2 --prompts 1 8 --dtypes float32 bfloat16
+
+Random weights at the size asked for, saved once and loaded by both. Every round runs ours and
+theirs once, in turns of who goes first; the figures are medians over the rounds, and the ratio is
+the median of the rounds' ratios. In float32 the tokens of both must be the same.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+
+from addnorm.models.gpt import GPT, PRESETS
+
+
+def main() -> None:
+    """Print one line per case."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", default="gpt2", choices=PRESETS)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--length", type=int, default=32, help="tokens of each prompt")
+    parser.add_argument("--new", type=int, default=64, help="tokens to generate")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    import transformers
+
+    print(
+        f"{args.size}, {args.length} tokens + {args.new} new, {args.rounds} rounds, "
+        f"{args.threads} threads, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}"
+    )
+    print(f"{'dtype':9} {'prompts':>7} {'ours':>9} {'theirs':>9}   ours/theirs (tokens/s)")
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        GPT(GPT.preset(args.size)).save_pretrained(folder)
+        for name in args.dtypes:
+            dtype = getattr(torch, name)
+            ours = GPT.from_pretrained(folder, dtype=dtype)
+            theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
+            for prompts in args.prompts:
+                compare(name, ours, theirs, torch.randint(50257, (prompts, args.length)), args)
+
+
+def compare(
+    name: str,
+    ours: GPT,
+    theirs: torch.nn.Module,
+    ids: torch.Tensor,
+    args: argparse.Namespace,
+) -> None:
+    """One case: rounds of both, and a line."""
+    mask = torch.ones_like(ids)
+    runs: list[Callable[[], torch.Tensor]] = [
+        lambda: ours.generate(ids, args.new, temperature=0),
+        lambda: theirs.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=args.new,
+            min_new_tokens=args.new,
+            do_sample=False,
+            pad_token_id=0,
+        ),
+    ]
+    made = [run() for run in runs]  # to warm up
+    assert made[0].shape == made[1].shape, "both write as much"
+    if name == "float32":
+        assert torch.equal(*made), "the same weights say the same"
+    seconds: list[list[float]] = [[], []]
+    for i in range(args.rounds):
+        for which in (0, 1) if i % 2 == 0 else (1, 0):
+            begun = time.perf_counter()
+            runs[which]()
+            seconds[which].append(time.perf_counter() - begun)
+    tokens = args.new * len(ids)
+    mine, other = (tokens / statistics.median(s) for s in seconds)
+    ratios = sorted(b / a for a, b in zip(*seconds, strict=True))
+    print(
+        f"{name:9} {len(ids):7} {mine:9.1f} {other:9.1f}   {statistics.median(ratios):.2f} "
+        f"[{ratios[0]:.2f}, {ratios[-1]:.2f}]",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
