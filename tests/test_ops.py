@@ -991,3 +991,39 @@ def test_under_compile_the_reference_serves(toy: Toy) -> None:
     assert (toy.forwards, toy.backwards) == (1, 1)
     for a, b in zip(*found, strict=True):
         close("compiled", a, numpy(b), EXACT)
+
+
+# --- what is left out where no row is huge --------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize("eps", [1e-5, 0.0, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_inference_gives_the_same_bits(kind: str, eps: float, dtype: torch.dtype) -> None:
+    """Whatever is left out there is left out because it changes nothing; what would change, is not:
+    ordinary rows, one huge row among them, constant ones, overflow, NaN, and nothing at all."""
+    g = torch.Generator().manual_seed(0)
+    ordinary = torch.randn(4, 7, generator=g, dtype=torch.float64)
+    huge = ordinary.clone()
+    huge[1] *= 1e30
+    broken = ordinary.clone()
+    broken[2, 3] = math.nan
+    endless = ordinary.clone()
+    endless[0, 0] = math.inf
+    constant = torch.full((2, 7), 3.0, dtype=torch.float64)
+    for x in (ordinary, 1e11 * ordinary, huge, broken, endless, constant, ordinary[:0]):
+        x = x.to(dtype)
+        want = ops.add_norm(x, x, kind=kind, eps=eps)
+        with torch.inference_mode():
+            got = ops.add_norm(x, x, kind=kind, eps=eps)
+        for a, b in zip(got, want, strict=True):
+            assert torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
+
+
+def test_a_huge_row_is_seen_in_inference() -> None:
+    """The shortcut is not taken for it: the answer is the scaled row's."""
+    x = torch.tensor([[1.0, 2.0, 4.0]])
+    with torch.inference_mode():
+        big, _ = ops.add_norm(x * 2.0**100, kind="rms", eps=0.0)
+        small, _ = ops.add_norm(x, kind="rms", eps=0.0)
+    assert torch.equal(big, small)
