@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from addnorm.recurrent import LayerNormGRU, LayerNormLSTM
     from addnorm.stream import AddNorm, Context, Stack, init_table
+    from addnorm.training.run import train
 
 # Public name -> the module that defines it; a module that is public itself maps to itself. Resolved
 # on first use, so that `import addnorm` costs nothing.
@@ -61,6 +62,7 @@ _PUBLIC = {
     "Tokenizer": "addnorm.data.tokenizer",
     **dict.fromkeys(("generate", "perplexity", "stream_text"), "addnorm.generation"),
     **dict.fromkeys(("EncoderDecoder", "decoder", "encoder"), "addnorm.models.transformer"),
+    "train": "addnorm.training.run",
 }
 
 __all__ = [
@@ -97,6 +99,7 @@ __all__ = [
     "schemes",
     "stream",
     "stream_text",
+    "train",
 ]
 
 

@@ -9,8 +9,11 @@ This is the only file that imports transformers.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +334,64 @@ def _recomputed(forward: Any, checkpoint: Any, s: Stream, ctx: Context) -> Strea
     again = forward.__self__.training and ctx.cache is None
     stream: Stream = checkpoint(forward, s, ctx) if again else forward(s, ctx)
     return stream
+
+
+# --- what transformers makes of an export ---------------------------------------------------------
+
+VERSION = f"transformers {transformers.__version__}"
+
+
+def reader(
+    folder: Path, gguf_file: str | None = None, vocab_size: int | None = None
+) -> Callable[[Tensor], Tensor]:
+    """ids -> logits in float32, by the model that transformers makes of a folder or of a GGUF file
+    in it. ``vocab_size`` is for a GGUF file without a tokenizer, where transformers looks for it.
+    """
+    given: dict[str, Any] = {}
+    with _quiet():
+        if gguf_file is not None:
+            import_module("accelerate")  # transformers reads GGUF with it only
+            config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
+            # It reads these from the file, and then keeps them where GPT2Config does not look.
+            config.n_positions, config.n_inner = config.n_ctx, config.feed_forward_length
+            config.vocab_size = vocab_size or config.vocab_size
+            given = {"gguf_file": gguf_file, "config": config}
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, **given
+        )
+    wrong = {kind: names for kind, names in info.items() if names and kind.endswith("_keys")}
+    if wrong:
+        raise WeightsError(f"transformers finds other weights than its model has: {wrong}")
+
+    def logits(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model(ids).logits
+
+    return logits
+
+
+def encoder(folder: Path, gguf_file: str | None = None) -> Callable[[str], list[int]]:
+    """text -> ids, by the tokenizer that transformers makes of a folder or of a GGUF file in it."""
+    given = {} if gguf_file is None else {"gguf_file": gguf_file}
+    with _quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
+    return lambda text: tokenizer.encode(text, add_special_tokens=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without bars and advice. What fails, raises."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        with redirect_stderr(StringIO()):  # the bar of its GGUF reader knows no switch
+            yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
 
 
 AutoConfig.register(configs.MODEL_TYPE, AddnormConfig)

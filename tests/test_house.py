@@ -27,10 +27,11 @@ ALLOWED: dict[str, set[str]] = {
     "generation": {"ops", "data", "stream", "branches"},
     "models": {"data", "norms", "stream", "positions", "branches", "schemes", "generation"},
     "hf": {"stream", "schemes", "models", "generation"},
+    "export": {"data", "models", "hf"},
     "compat": {"norms", "stream", "joins", "branches", "schemes"},
-    "training": {"data", "norms", "stream", "schemes", "models"},
+    "training": {"data", "norms", "stream", "schemes", "models", "generation"},
     "lab": {"norms", "stream", "branches", "catalogue", "schemes", "models", "training"},
-    "cli": {"data", "schemes", "models", "generation", "training", "lab"},
+    "cli": {"data", "schemes", "models", "generation", "export", "training", "lab"},
 }
 
 

@@ -49,7 +49,7 @@ def hf() -> Any:
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Waiting for the disk takes longer than all the rest; what would be waited for is noted."""
     synced: list[str] = []
-    monkeypatch.setattr(folders, "_sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr(folders, "sync", lambda path: synced.append(path.name))
     return synced
 
 

@@ -22,7 +22,12 @@ Options = TypeVar("Options")
 
 
 class Refusal(Exception):
-    """What was asked cannot be done: the message goes to stderr, the exit status is 2."""
+    """What was asked cannot be done: the message goes to stderr; the exit status is 2, if it was
+    the asking that was wrong."""
+
+    def __init__(self, message: str, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,10 @@ class Command:
 
 
 COMMANDS = (
+    Command("train", "train a model of your own on your own text"),
     Command("generate", "write on after a prompt"),
     Command("eval", "how probable a model finds a text: perplexity, bits per byte"),
+    Command("export", "write a model for transformers, ONNX runtimes or llama.cpp, and check it"),
     Command("schemes", "list, explain and measure the designs of Add & Norm"),
 )
 
@@ -69,7 +76,7 @@ def main(args: Sequence[str] | None = None) -> int:
         status: int = module.run(read(module.Options, given[1:], prog, module.__doc__))
     except Refusal as refusal:
         print(f"addnorm: {refusal}", file=sys.stderr)
-        return 2
+        return refusal.status
     except BrokenPipeError:  # the reader, such as head, had enough
         sys.stderr.close()
         return 1

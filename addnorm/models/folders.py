@@ -273,7 +273,7 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
         write_checksums(work, [file.name for file in work.iterdir()])
         written = sorted(work.iterdir(), key=lambda file: file.name == CHECKSUMS)
         for path in (*written, work):
-            _sync(path)
+            sync(path)
         shutil.copymode(
             work / CHECKSUMS, work / SAFETENSORS
         )  # safetensors writes for one's own eyes
@@ -283,16 +283,16 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
             raise WeightsError(f"{folder} holds another tokenizer's {other[0]}: delete it first")
         if not folder.exists():
             work.rename(folder)
-            _sync(folder.parent)
+            sync(folder.parent)
             return
         for file in written:
             file.replace(folder / file.name)
-        _sync(folder)
+        sync(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Down to the disk: a rename must not overtake what it renames."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot

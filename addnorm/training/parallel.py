@@ -1,12 +1,111 @@
-"""Models over several processes."""
+"""Models over several processes: who is there, sums over all, DDP and FSDP2."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from addnorm.norms import Norm
 from addnorm.stream import Stack
+
+Parallel = Literal["ddp", "fsdp"]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of a run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any(self, value: bool) -> bool:
+        """Whether it holds for any process."""
+        return bool(self.total(torch.tensor(float(value), device=self.device)) > 0)
+
+    def gather(self, value: object) -> list[object]:
+        """What each process has, in the order of ranks; small things only."""
+        if self.size == 1:
+            return [value]
+        found: list[object] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def start(device: str = "auto") -> World:
+    """Join the others, if torchrun started this process, and choose a device."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    kind = device if device != "auto" else "cpu" if found is None else found.type
+    if not dist.is_initialized() and dist.is_torchelastic_launched():
+        dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
+    if not dist.is_initialized():
+        return World(0, 1, torch.device(kind))
+    if kind == "cuda":
+        local = dist.get_node_local_rank()
+        torch.cuda.set_device(local)
+        return World(dist.get_rank(), dist.get_world_size(), torch.device("cuda", local))
+    return World(dist.get_rank(), dist.get_world_size(), torch.device(kind))
+
+
+def here(device: torch.device) -> World:
+    """This process as it is."""
+    if not dist.is_initialized():
+        return World(0, 1, device)
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def stop() -> None:
+    """Leave the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def spread(model: nn.Module, world: World, how: Parallel) -> nn.Module:
+    """The model over all processes; itself if there is only one."""
+    if world.size == 1:
+        return model
+    if how == "fsdp":
+        kind = world.device.type
+        mesh = dist.device_mesh.init_device_mesh(kind, (world.size,))
+        return shard(model, mesh)
+    return DistributedDataParallel(model)
+
+
+def whole(t: Tensor) -> Tensor:
+    """A tensor that may be spread over processes, put together; all must ask."""
+    return t.full_tensor() if isinstance(t, DTensor) else t
+
+
+def put(target: Tensor, value: Tensor) -> None:
+    """A whole value into a tensor that may be spread over processes."""
+    with torch.no_grad():
+        if isinstance(target, DTensor):
+            value = distribute_tensor(
+                value.to(target.device), target.device_mesh, target.placements
+            )
+        target.copy_(value)
 
 
 def shard(
@@ -19,14 +118,14 @@ def shard(
     stream, which FSDP2 would cast on entry of each sublayer since a Stream is a pytree of tensors.
     A branch casts its own input.
     """
-    whole = MixedPrecisionPolicy(cast_forward_inputs=False)
+    unchanged = MixedPrecisionPolicy(cast_forward_inputs=False)
     branches = MixedPrecisionPolicy(param_dtype=dtype, cast_forward_inputs=False)
     for stack in (m for m in model.modules() if isinstance(m, Stack)):
         for sub in stack.sublayers():
             if dtype is not None:
                 for norm in [m for m in sub.modules() if isinstance(m, Norm)]:
                     if any(p is not None for p in norm.parameters()):
-                        fully_shard(norm, mesh=mesh, mp_policy=whole)
+                        fully_shard(norm, mesh=mesh, mp_policy=unchanged)
             fully_shard(sub, mesh=mesh, mp_policy=branches)
-    fully_shard(model, mesh=mesh, mp_policy=whole)
+    fully_shard(model, mesh=mesh, mp_policy=unchanged)
     return model

@@ -1,0 +1,142 @@
+"""Write a model for other programs: transformers (hf), ONNX runtimes (onnx), llama.cpp (gguf).
+
+What is written is loaded by another program and its logits are compared with the model's; a file
+that fails is thrown away and the exit status is 1. docs/export.md says what each file holds.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from addnorm.cli import Positional, Refusal, arg
+from addnorm.cli.models import open_model
+
+if TYPE_CHECKING:
+    from addnorm.data.tokenizer import Tokenizer
+    from addnorm.export import Written
+    from addnorm.models.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Hf:
+    """A folder that transformers loads, tokenizer included."""
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """A folder with a model, a run's folder, or a name such as openai-community/gpt2."""
+    out: Path
+    """The folder to write."""
+    format: Literal["gpt2", "addnorm"] | None = None
+    """GPT-2's, which needs nothing of ours, or addnorm's, for any design after import addnorm.hf.
+    Unless given: GPT-2's where it can say what the model is."""
+    dtype: Literal["f32", "f16", "bf16"] = "f32"
+    """Of the weights."""
+
+    def write(
+        self, model: "GPT", tokenizer: "Tokenizer | None", tell: Callable[[str], None]
+    ) -> "Written":
+        """See ``addnorm.export.to_hf``."""
+        from addnorm.export import DTYPES, to_hf
+
+        dtype = None if self.dtype == "f32" else DTYPES[self.dtype]
+        return to_hf(
+            model, self.out, format=self.format, tokenizer=tokenizer, dtype=dtype, tell=tell
+        )
+
+
+@dataclass(frozen=True)
+class Onnx:
+    """A graph for ONNX runtimes: any batch size, any length."""
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """A folder with a model, a run's folder, or a name such as openai-community/gpt2."""
+    out: Path
+    """The file to write, such as model.onnx; large weights go to model.onnx.data beside it."""
+    with_cache: bool = False
+    """Keys and values of earlier tokens go in and come out: for generation."""
+    with_valid: bool = False
+    """A second input says which tokens are real: for batches with padding."""
+
+    def write(
+        self, model: "GPT", tokenizer: "Tokenizer | None", tell: Callable[[str], None]
+    ) -> "Written":
+        """See ``addnorm.export.to_onnx``."""
+        from addnorm.export import to_onnx
+
+        return to_onnx(
+            model, self.out, with_cache=self.with_cache, with_valid=self.with_valid, tell=tell
+        )
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """A file for llama.cpp, of a model that is a GPT-2."""
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """A folder with a model, a run's folder, or a name such as openai-community/gpt2."""
+    out: Path
+    """The file to write, such as model.gguf."""
+    dtype: Literal["f32", "f16", "bf16"] = "f32"
+    """Of the matrices; norms, biases and positions stay f32."""
+    no_tokenizer: bool = False
+    """Without the tokenizer, for programs that deal in ids."""
+
+    def write(
+        self, model: "GPT", tokenizer: "Tokenizer | None", tell: Callable[[str], None]
+    ) -> "Written":
+        """See ``addnorm.export.to_gguf``."""
+        from addnorm.export import to_gguf
+
+        if tokenizer is None and not self.no_tokenizer:
+            raise Refusal(
+                f"{self.model} has no tokenizer, and llama.cpp reads texts by the one in the file: "
+                "put its tokenizer.json there, or GPT-2's vocab.json and merges.txt, or say "
+                "--no-tokenizer"
+            )
+        tokenizer = None if self.no_tokenizer else tokenizer
+        return to_gguf(model, self.out, tokenizer=tokenizer, dtype=self.dtype, tell=tell)
+
+
+Options = Hf | Onnx | Gguf
+"""What ``addnorm export`` is asked: a format and its options."""
+
+
+def run(options: Options) -> int:
+    """Returns the exit status."""
+    model, tokenizer = open_model(options.model)
+    from addnorm.export import CheckFailed, ExportError
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        try:
+            written = options.write(
+                model, tokenizer, lambda text: bar.update(task, description=text)
+            )
+        except ExportError as error:
+            raise Refusal(str(error)) from None
+        except OSError as error:
+            raise Refusal(f"cannot write {options.out}: {error}") from None
+        except CheckFailed as error:
+            print(f"addnorm: the check failed, and nothing was written: {error}", file=sys.stderr)
+            return 1
+    _print(written)
+    return 0
+
+
+def _print(written: "Written") -> None:
+    from addnorm.export import human
+
+    print(f"{written.path}: {written.what}")
+    width = max(map(len, written.files))
+    for name, size in written.files.items():
+        print(f"  {name:{width}}  {human(size):>9}")
+    if written.check is not None:
+        print(f"checked by {written.check}")
+    for remark in written.remarks:
+        print(remark)

@@ -1,0 +1,144 @@
+"""Train a model of your own on your own text, and go on where it stopped.
+
+    addnorm train --data my.txt                     a small GPT on a text
+    addnorm train --recipe char_cpu --data my.txt lr=2e-3 model.n_layers=6
+    addnorm train --resume out/run                  go on
+    addnorm train --list                            runs and their best values
+
+Every setting is key=value; --print-config shows them all, with what each is.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from addnorm.cli import Positional, Refusal, arg
+
+if TYPE_CHECKING:
+    from addnorm.training.run import Config
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``addnorm train`` is asked."""
+
+    settings: Positional[
+        Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]", help_behavior_hint="")]
+    ] = ()
+    """Settings, such as steps=500 lr=1e-3 model.scheme=deepnorm; these win over all others."""
+    data: str | None = None
+    """A text file, a folder, a .jsonl file, hf:NAME, or stdlib: the setting "data"."""
+    recipe: str | None = None
+    """What to start from: stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2, classify_text."""
+    config: Path | None = None
+    """A TOML file of settings, over the recipe's."""
+    out: Path = Path("out/run")
+    """The run's folder."""
+    resume: Path | None = None
+    """The folder of a run to go on with, with its own settings; KEY=VALUE may change the loop's."""
+    overwrite: bool = False
+    """Replace the run that is in --out."""
+    print_config: bool = False
+    """Only print all settings, as a file for --config."""
+    listing: Annotated[bool, arg(name="list")] = False
+    """Only list the runs in the folder of --out and those beside it."""
+
+
+def run(options: Options) -> int:
+    """Returns the exit status."""
+    if options.listing:
+        return _list(options.out.parent)
+    import torch
+
+    from addnorm.data.sources import DataError
+    from addnorm.models.folders import WeightsError
+    from addnorm.schemes import SchemeError
+    from addnorm.training.checkpoint import CheckpointError
+    from addnorm.training.config import ConfigError
+    from addnorm.training.loop import Diverged
+    from addnorm.training.run import Stopped, train
+
+    folder = options.resume or options.out
+    try:
+        config = _config(options)
+        if options.print_config:
+            print(config.to_toml(), end="")
+            return 0
+        result = train(
+            config, out=folder, resume=options.resume is not None, overwrite=options.overwrite
+        )
+    except (ConfigError, DataError, WeightsError, SchemeError, CheckpointError) as error:
+        raise Refusal(str(error)) from None
+    except Diverged as error:
+        raise Refusal(f"{error}\nThe checkpoints in {folder} are from before", status=1) from None
+    except Stopped as stop:
+        told = f"{stop} at step {stop.step}: saved. Go on with: addnorm train --resume {folder}"
+        raise Refusal(told, status=128 + stop.number) from None
+    except torch.OutOfMemoryError as error:
+        raise Refusal(f"{error}\nmicro_rows=N takes N rows at a time", status=1) from None
+    finally:
+        from addnorm.training.parallel import stop as leave
+
+        leave()
+    _conclude(result.folder)
+    return 0
+
+
+def _config(options: Options) -> "Config":
+    from addnorm.training import config as settings
+    from addnorm.training.recipes import RECIPES
+    from addnorm.training.run import Config
+
+    if options.resume is not None:
+        for name in ("recipe", "config", "data"):
+            if getattr(options, name) is not None:
+                raise Refusal(f"--resume takes the run's own settings: leave --{name} out")
+        return _of_run(options.resume).changed(settings.from_assignments(options.settings))
+    name = options.recipe or "stdlib_cpu"
+    if name not in RECIPES:
+        raise Refusal(settings.unknown("recipe", name, RECIPES))
+    config = RECIPES[name]()
+    if options.config is not None:
+        told = settings.from_toml(options.config)
+        if options.recipe is None and "task" in told:
+            config = Config.from_json({"task": told["task"]})
+        config = config.changed(told)
+    if options.data is not None:
+        config = config.changed({"data": options.data})
+    return config.changed(settings.from_assignments(options.settings))
+
+
+def _of_run(folder: Path) -> "Config":
+    from addnorm.training.run import Config
+
+    file = folder / "run.json"
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refusal(
+            f"{folder} is not the folder of a run: {file} cannot be read ({error})"
+        ) from None
+    return Config.from_json(told["config"])
+
+
+def _conclude(folder: Path) -> None:
+    told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in told["metrics"].items())
+    print(f"finished {told['step']} steps in {told['elapsed_s']:.0f} s: {metrics}")
+    print(f"model: {folder / 'model'}\nreport: {folder / 'report.html'}")
+
+
+def _list(folder: Path) -> int:
+    rows: list[dict[str, Any]] = []
+    for file in sorted(folder.glob("*/run.json")):
+        told = json.loads(file.read_text(encoding="utf-8"))
+        rows.append({"name": str(file.parent), **told})
+    if not rows:
+        raise Refusal(f"no runs in {folder}")
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        best = "-" if row["best"] is None else f"{row['metric']} {row['best']:.4f}"
+        state = "finished" if row["finished"] else "unfinished"
+        print(f"{row['name']:{width}}  {state:10}  step {row['step']:>7}  best {best}")
+    return 0

@@ -1,0 +1,109 @@
+"""Which tokens a step sees: a function of the seed and a number, with nothing to save or restore.
+
+The windows of all epochs form one endless sequence. Whoever asks for numbers 96 to 127 gets the
+same rows in one piece or in four, on one machine or on eight, in a new run or a resumed one; so
+data is neither repeated nor left out when a batch size or a world size changes.
+"""
+
+import hashlib
+from typing import Final, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from addnorm.data.shards import Tokens
+from addnorm.data.sources import DataError
+
+__all__ = ["Windows"]
+
+ROUNDS: Final = 64
+"""Of the shuffle. After r rounds the place of an element is uniform but for 2**-r."""
+
+
+@final
+class Windows:
+    """Windows of context + 1 tokens of a split, in an order that depends on (seed, epoch) only.
+
+    A window's last token is the next one's first: each token is predicted once. In each epoch every
+    window comes exactly once, in an order of its own, and the windows are cut at an offset of its
+    own (0 to context - 1), so that no token stands at the same place of a window for ever. What is
+    before the offset and after the last whole window waits for an epoch with another offset.
+    """
+
+    def __init__(self, tokens: Tokens, context: int, seed: int) -> None:
+        if context < 1:
+            raise ValueError(f"context is {context}: a window has at least one token")
+        if len(tokens) < context + 1:
+            raise DataError(
+                f"the {tokens.name} split has {len(tokens)} tokens, fewer than a window of "
+                f"context + 1 = {context + 1}: use a shorter context, or more text"
+            )
+        self._tokens, self._context, self._seed = tokens, context, seed
+        # One less than what fits at offset 0, so that the same number fits at every offset.
+        self._windows = max(1, len(tokens) // context - 1)
+        self._offsets = min(context, len(tokens) - self._windows * context)
+
+    def __len__(self) -> int:
+        """Windows in one epoch."""
+        return self._windows
+
+    def epoch(self, number: int) -> int:
+        """The epoch that a window belongs to, from 0."""
+        return number // self._windows
+
+    def starts(self, first: int, count: int) -> NDArray[np.int64]:
+        """Where in the split each window begins: the index of its first token, (count,)."""
+        if first < 0 or count < 0:
+            raise ValueError(f"windows {first} to {first + count}: numbers start at 0")
+        numbers = np.arange(first, first + count, dtype=np.int64)
+        starts = np.empty(count, np.int64)
+        epochs = numbers // self._windows
+        for epoch in range(self.epoch(first), self.epoch(first + count - 1) + 1 if count else 0):
+            here = epochs == epoch
+            key = _key(self._seed, epoch)
+            offset = int(key[-1] % np.uint64(self._offsets))
+            order = _shuffle(numbers[here] % self._windows, self._windows, key[:-1])
+            starts[here] = offset + order * self._context
+        return starts
+
+    def rows(self, first: int, count: int) -> NDArray[np.int64]:
+        """The ids of the windows number first, first + 1, ...: (count, context + 1)."""
+        rows = np.empty((count, self._context + 1), np.int64)
+        for row, start in zip(rows, self.starts(first, count).tolist(), strict=True):
+            row[:] = self._tokens.read(start, start + len(row))
+        return rows
+
+    def documents(self, first: int, count: int) -> NDArray[np.int64]:
+        """The number of the document that each of these tokens belongs to: (count, context + 1)."""
+        indices = self.starts(first, count)[:, None] + np.arange(self._context + 1)
+        return np.searchsorted(self._tokens.starts, indices, side="right") - 1
+
+
+# --- the order ------------------------------------------------------------------------------------
+
+
+def _key(seed: int, epoch: int) -> NDArray[np.uint64]:
+    """Random numbers that depend on seed and epoch only: two per round, and one for the offset."""
+    name = f"addnorm windows, seed {seed}, epoch {epoch}"
+    data = hashlib.shake_256(name.encode()).digest(8 * (2 * ROUNDS + 1))
+    return np.frombuffer(data, "<u8")
+
+
+def _shuffle(x: NDArray[np.int64], n: int, key: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The place of each x in a pseudo-random order of 0 ... n - 1, in memory for x only.
+
+    Swap-or-not (Hoang, Morris & Rogaway 2012, "An Enciphering Scheme Based on a Card Shuffle",
+    arXiv 1208.1176): a round pairs x with K - x modulo n, and swaps the two or not as a hash of the
+    pair says. Each round is its own inverse, so all of them together are a bijection for any n.
+    """
+    size = np.uint64(n)
+    x = x.astype(np.uint64)
+    for pivot, salt in key.reshape(-1, 2):
+        pivot = pivot % size
+        other = np.where(x <= pivot, pivot - x, pivot + size - x)
+        pair = np.maximum(x, other) ^ salt
+        # The multipliers and shifts are those of SplitMix64 (Steele, Lea & Flood 2014).
+        pair = (pair ^ (pair >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        pair = (pair ^ (pair >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x = np.where(pair >> np.uint64(63), other, x)
+    return x.astype(np.int64)

@@ -1,0 +1,232 @@
+"""What all formats share: a place to write where nobody looks, and the comparison of logits."""
+
+import copy
+import dataclasses
+import math
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from addnorm.data.tokenizer import Tokenizer
+from addnorm.models import folders
+from addnorm.models.gpt import GPT
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+"""Of weights in files."""
+
+TEXTS = (
+    "The quick brown fox, 1234 of them, jumped  over\n\n\ttwo lazy dogs; didn't they?",
+    "naïve café, Ünïcode, 中文字符, かな, 🙂🙃 and \u00a0 spaces \u2003 of all kinds",
+    "def f(x):\n    return x**2  # a comment\r\n",
+)
+"""By which tokenizers are compared."""
+
+LONGEST = 2048
+"""Tokens in the longest comparison of a model without a table of positions, which has no end."""
+
+Tell = Callable[[str], None]
+"""Is told what is being done, for what may take a while."""
+
+
+class ExportError(ValueError):
+    """What was asked cannot be written; the message says why, and nothing was written."""
+
+
+class CheckFailed(RuntimeError):
+    """What was written is not the model: it was thrown away."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Who computed logits from what was written, and how far they are from the model's.
+
+    ``difference`` is the largest, relative to the largest logit if that is above 1.
+    """
+
+    by: str
+    inputs: str
+    difference: float
+    allowed: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.by}, {self.inputs}: logits differ by {self.difference:.1e} "
+            f"(allowed {self.allowed:.0e})"
+        )
+
+
+@dataclass(frozen=True)
+class Written:
+    """One export: the files and their sizes, and what is known of them."""
+
+    path: Path
+    what: str
+    files: dict[str, int]
+    check: Check | None  # None: nobody could
+    remarks: tuple[str, ...] = ()
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+class Comparison:
+    """Collects the largest difference over several inputs; raises at the first that is too large.
+
+    NaN on either side is a difference.
+    """
+
+    def __init__(self, by: str, allowed: float) -> None:
+        self.by, self.allowed, self.difference = by, allowed, 0.0
+        self.inputs: list[str] = []
+
+    def add_all(self, ours: GPT, theirs: Callable[[Tensor], Tensor], tell: Tell) -> None:
+        """ids -> logits of somebody else, at all ``shapes``."""
+        for batch, length in shapes(ours):
+            name = f"{batch} x {length}"
+            tell(f"checking with {self.by}: {name}")
+            ids = draw(ours, batch, length)
+            self.add(name, theirs(ids), logits(ours, ids))
+
+    def add(self, name: str, got: Tensor, want: Tensor) -> None:
+        """``name`` is the input's, such as "3 x 7"."""
+        if got.shape != want.shape:
+            raise CheckFailed(
+                f"{self.by}, {name}: logits of shape {tuple(got.shape)} instead of "
+                f"{tuple(want.shape)}"
+            )
+        difference = apart(got, want)
+        if not difference <= self.allowed:
+            raise CheckFailed(
+                f"{self.by}, {name}: logits differ by {difference:.1e} (allowed {self.allowed:.0e})"
+            )
+        self.inputs.append(name)
+        self.difference = max(self.difference, difference)
+
+    def add_texts(self, ours: Tokenizer, theirs: Callable[[str], list[int]]) -> None:
+        """Both tokenizers give the same ids."""
+        for text in TEXTS:
+            if theirs(text) != ours.encode(text):
+                raise CheckFailed(f"{self.by}: the tokenizer splits {text!r} otherwise")
+        self.inputs.append(f"{len(TEXTS)} texts")
+
+    def done(self) -> Check:
+        """What was found."""
+        return Check(self.by, ", ".join(self.inputs), self.difference, self.allowed)
+
+
+def apart(got: Tensor, want: Tensor) -> float:
+    """The largest difference, relative to the largest wanted value where that is above 1."""
+    scale = max(1.0, want.abs().max().item())
+    return (got.double() - want.double()).abs().max().item() / scale
+
+
+def shapes(model: GPT) -> list[tuple[int, int]]:
+    """(B, T) to compare at: one token, a few, and every position that the model has a code for."""
+    c = model.config
+    full = c.context_length if c.position == "learned" else min(c.context_length, LONGEST)
+    return list(dict.fromkeys([(1, 1), (3, 1), (1, min(7, full)), (3, min(7, full)), (1, full)]))
+
+
+def draw(model: GPT, batch: int, length: int) -> Tensor:
+    """Ids (B, T) from the whole vocabulary, its two ends among them where there is room."""
+    size = model.config.vocab_size
+    ids = torch.randint(size, (batch, length), generator=torch.Generator().manual_seed(length))
+    ends = torch.tensor([size - 1, 0])[: ids.numel()]
+    ids.view(-1)[: len(ends)] = ends
+    return ids
+
+
+def logits(model: GPT, ids: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The model's own, which everything is compared with."""
+    with torch.no_grad():
+        return model(ids, valid)
+
+
+def measured_copy(model: GPT) -> GPT:
+    """The same model as it is compared: in float32, on the CPU, not training, and its tables
+    without what pads the vocabulary, which must not leave the house."""
+    made = copy.deepcopy(model).cpu().float().eval()
+    size = made.config.vocab_size
+    with torch.no_grad():
+        made.tokens.weight = nn.Parameter(made.tokens.weight[:size].clone())
+        if made.head is not None:
+            made.head.weight = nn.Parameter(made.head.weight[:size].clone())
+    made.config = dataclasses.replace(made.config, vocab_multiple=1)
+    broken = [name for name, p in made.named_parameters() if not torch.isfinite(p).all()]
+    if broken:
+        raise ExportError(f"{broken[0]} of the model holds values that are not finite")
+    return made
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what everything else followed from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A folder beside ``path``, so on the same disk, that is gone afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def publish(*files: Path, to: Path) -> None:
+    """Give checked files of ``scratch`` their place in a folder, in this order."""
+    for file in files:
+        folders.sync(file)
+        file.replace(to / file.name)
+    folders.sync(to)
+
+
+def file_path(path: Path, suffix: str) -> Path:
+    """The path of a file to write, refused where it cannot be one."""
+    path = path.expanduser()
+    if path.is_dir():
+        raise ExportError(
+            f"{path} is a folder: give the file to write, as {path / 'model'}{suffix}"
+        )
+    return path
+
+
+def needs(package: str, what: str) -> Any:
+    """An optional package, or an ``ExportError`` of one line that names the extra."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ExportError(
+            f"{what} needs {package} ({error}): pip install 'addnorm[export]'"
+        ) from None
+
+
+def sizes(*files: Path) -> dict[str, int]:
+    """Bytes by name."""
+    return {file.name: file.stat().st_size for file in files}
+
+
+def silent(_: str) -> None:
+    """A ``Tell`` for nobody."""
+
+
+def human(size: float) -> str:
+    """A number of bytes for people."""
+    power = min(int(math.log(max(size, 1), 1000)), 4)
+    return f"{size:.0f} bytes" if not power else f"{size / 1000**power:.1f} {' kMGT'[power]}B"

@@ -1,0 +1,191 @@
+"""A file for ONNX runtimes: any batch, any length, with or without a cache of keys and values."""
+
+import dataclasses
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from addnorm import __version__
+from addnorm.export.check import (
+    ExportError,
+    Tell,
+    Written,
+    file_path,
+    measured_copy,
+    needs,
+    publish,
+    reason,
+    scratch,
+    silent,
+    sizes,
+)
+from addnorm.export.onnx_check import compare
+from addnorm.export.onnx_graph import Graph
+from addnorm.models.gpt import GPT
+
+INLINE = 1_700_000_000
+"""Bytes of weights from which on they go into a file of their own: protobuf ends at 2 GiB."""
+
+EXPONENTS = (0x7F80_0000, 0x7FF0_0000_0000_0000)
+"""The bits of a float32 and of a float64 that hold the exponent."""
+
+
+def to_onnx(
+    model: GPT,
+    path: str | os.PathLike[str],
+    *,
+    with_cache: bool = False,
+    with_valid: bool = False,
+    tell: Tell = silent,
+) -> Written:
+    """Write a graph in float32, run it with ONNX Runtime, compare, and only then name it ``path``.
+
+    Inputs are ``ids`` (B, T) int64; ``with_valid`` also ``valid`` (B, P + T) bool, True = real
+    token; ``with_cache`` also ``past.i.key`` and ``past.i.value`` (B, heads, P, width) of the i-th
+    attention. Outputs are ``logits`` (B, T, vocab_size) and ``present.i.key``, ``present.i.value``.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        needs(package, "addnorm export onnx")
+    path = file_path(Path(path), ".onnx")
+    ours = measured_copy(model)
+    graph = Graph(ours, with_cache, with_valid)
+    tell("tracing the model")
+    program = _exported(graph)
+    program.model.metadata_props.update(_told(model))
+    with scratch(path) as work:
+        made = work / path.name
+        tell("writing the graph")
+        _save(program, made)
+        del program
+        check = compare(graph, made, tell)
+        files = [made.with_name(made.name + ".data"), made]  # the graph last: it names the other
+        files = [file for file in files if file.exists()]
+        publish(*files, to=path.parent)
+    names = ["ids", *(["valid"] if with_valid else []), *(["past"] if with_cache else [])]
+    what = f"an ONNX graph with the inputs {', '.join(names)}"
+    written = [path.with_name(file.name) for file in reversed(files)]
+    return Written(path, what, sizes(*written), check)
+
+
+# --- exporting ------------------------------------------------------------------------------------
+
+
+def _exported(graph: Graph) -> Any:
+    inputs, dynamic = graph.example()
+    given = ["ids", *(["valid"] if graph.with_valid else []), *graph.names("past")]
+    made = ["logits", *graph.names("present")]
+    with torch.no_grad(), _quiet():
+        try:
+            program = torch.export.export(graph, inputs, dynamic_shapes=dynamic, strict=False)
+            _without_bits(program)
+            exported = torch.onnx.export(
+                program, dynamo=True, input_names=given, output_names=made, verbose=False
+            )
+        except Exception as error:  # torch's exporters raise whatever the failing part raises
+            raise ExportError(f"torch cannot export this model to ONNX: {reason(error)}") from error
+    assert exported is not None
+    _name_axes(exported, graph)
+    _tie(exported, graph.gpt)
+    for node in exported.model.graph.all_nodes():
+        kept = node.metadata_props.get("namespace")  # the module; the rest is files of this machine
+        node.metadata_props.clear()
+        node.metadata_props.update({} if kept is None else {"namespace": kept})
+    return exported
+
+
+def _without_bits(program: torch.export.ExportedProgram) -> None:
+    """The power of two below a number, which norms take from its bits, in plain operations.
+
+    ``safe_unit`` masks all but the exponent; ONNX has no view of a float as an integer. Nothing
+    depends on the last bit: numerator and denominator are divided by the same number.
+    """
+    aten, graph = torch.ops.aten, program.graph_module.graph
+    for back in list(graph.nodes):
+        masked = back.args[0] if back.target is aten.view.dtype else None
+        if masked is None or masked.target is not aten.__and__.Scalar:
+            continue
+        view, mask = masked.args
+        if view.target is not aten.view.dtype or mask not in EXPONENTS:
+            continue  # something else: the exporter will name it
+        node = view.args[0]
+        with graph.inserting_before(back):
+            for operation in (aten.log2, aten.floor, aten.exp2):
+                node = graph.call_function(operation.default, (node,))
+                node.meta = dict(back.meta)
+        back.replace_all_uses_with(node)
+        for unused in (back, masked, view):
+            graph.erase_node(unused)
+    graph.lint()
+    program.graph_module.recompile()
+
+
+def _name_axes(exported: Any, graph: Graph) -> None:
+    """Sizes by name instead of by number in the order of tracing."""
+    axes: dict[str, tuple[str, ...]] = {"ids": ("batch", "length")}
+    axes |= dict.fromkeys(graph.names("past"), ("batch", "", "past", ""))
+    named = {}
+    for given in exported.model.graph.inputs:
+        for size, name in zip(given.shape, axes.get(given.name, ()), strict=False):
+            if name:
+                named[size] = name
+    exported.rename_axes(named)
+
+
+def _tie(exported: Any, gpt: GPT) -> None:
+    """The exporter turns the head's table once and for all; where that is the embedding it is
+    turned in the graph instead, so that the file holds it once."""
+    import onnx_ir
+
+    if gpt.head is not None:
+        return
+    held, table = exported.model.graph.initializers, gpt.tokens.weight.detach()
+    for copy in list(held.values()):
+        if tuple(copy.shape) != tuple(table.T.shape):
+            continue
+        if torch.equal(torch.from_numpy(copy.const_value.numpy()), table.T):
+            user = copy.uses()[0].node
+            node = onnx_ir.node("Transpose", [held["gpt.tokens.weight"]], {"perm": [1, 0]})
+            node.outputs[0].name = f"{copy.name}.again"
+            node.outputs[0].type, node.outputs[0].shape = copy.type, copy.shape
+            copy.replace_all_uses_with(node.outputs[0])
+            user.graph.insert_before(user, node)
+            del held[copy.name]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter warns of its own deprecations and of packages that it does without. What is
+    wrong with the graph is an error, or shows when it is compared."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _told(model: GPT) -> dict[str, str]:
+    """What the file says of the model: every choice by its name, the norms' eps among them."""
+    told = {
+        "addnorm.version": __version__,
+        "addnorm.config": json.dumps(dataclasses.asdict(model.config)),
+    }
+    if model.tokenizer_identity is not None:
+        told["addnorm.tokenizer"] = model.tokenizer_identity
+    return told
+
+
+def _save(program: Any, made: Path) -> None:
+    weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+    with _quiet():
+        program.save(made, external_data=weights > INLINE)

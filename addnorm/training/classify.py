@@ -1,0 +1,223 @@
+"""Classifying texts: an encoder on a folder with one sub-folder of texts for each class."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from addnorm.data.sources import DataError, open_source
+from addnorm.data.tokenizer import Tokenizer
+from addnorm.generation.decode import evaluating
+from addnorm.models.classifier import ClassifierConfig, TextClassifier
+from addnorm.training.config import HIDDEN, ConfigError
+from addnorm.training.parallel import here
+from addnorm.training.task import Batch, Best, Task
+
+EVAL_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify:
+    """The settings of a classifier's training, apart from the loop's."""
+
+    data: str = ""
+    """A folder with one sub-folder of texts for each class."""
+    tokenizer: str = "bytes"
+    """bytes, bpe:SIZE (learned from the training texts), or a folder or hub id with one."""
+    val_fraction: float = 0.1
+    """How many of the texts are held out, chosen by a hash of each."""
+    rows_per_step: int = 32
+    """Texts in one optimizer step, over all micro-batches and processes."""
+    dropout: float = 0.1
+    """In embeddings, attention and branches."""
+    model: ClassifierConfig = field(
+        default_factory=lambda: ClassifierConfig(vocab_size=1, classes=1),
+        metadata={HIDDEN: ("vocab_size", "classes", "dropout")},
+    )
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.val_fraction < 1.0:
+            raise ConfigError(
+                f"val_fraction must be between 0 and 1, both excluded, got {self.val_fraction:g}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout must be in [0, 1), got {self.dropout:g}")
+        if self.rows_per_step < 1:
+            raise ConfigError(f"rows_per_step must be at least 1, got {self.rows_per_step}")
+
+    def build(self) -> "ClassifyTask":
+        """Read and tokenize the texts, and make the task of them."""
+        if not self.data:
+            raise ConfigError("data is not set: a folder with one sub-folder of texts per class")
+        train, val, classes = read_classes(Path(self.data).expanduser(), self.val_fraction)
+        tokenizer = _tokenizer(self.tokenizer, [text for text, _ in train])
+        config = replace(
+            self.model,
+            vocab_size=tokenizer.vocab_size,
+            classes=len(classes),
+            dropout=self.dropout,
+        )
+        splits = {"train": _rows(train, tokenizer, config), "val": _rows(val, tokenizer, config)}
+        return ClassifyTask(self, config, tokenizer, classes, splits)
+
+
+class Row(NamedTuple):
+    """A text's first ids, and its class."""
+
+    ids: NDArray[np.int64]
+    label: int
+
+
+class ClassifyTask(Task):
+    """Which class a text is of."""
+
+    best = Best("accuracy", "max")
+
+    def __init__(
+        self,
+        settings: Classify,
+        config: ClassifierConfig,
+        tokenizer: Tokenizer,
+        classes: Sequence[str],
+        splits: dict[str, list[Row]],
+    ) -> None:
+        self.settings, self.config, self.tokenizer = settings, config, tokenizer
+        self.classes, self.splits = list(classes), splits
+        self._orders: dict[tuple[int, int, int], NDArray[np.int64]] = {}
+
+    def model(self) -> TextClassifier:
+        """New."""
+        return TextClassifier(self.config)
+
+    def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
+        """Rows rank, rank + world, ... of the step's, in an order of each epoch's own."""
+        rows, size = self.splits[split], self.settings.rows_per_step
+        numbers = np.arange(step * size, (step + 1) * size)[rank::world]
+        return self._padded(
+            [rows[self._order(len(rows), seed, n // len(rows))[n % len(rows)]] for n in numbers]
+        )
+
+    def _order(self, n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+        key = n, seed, epoch
+        if key not in self._orders:
+            self._orders = {k: v for k, v in self._orders.items() if k[2] >= epoch - 1}
+            self._orders[key] = np.random.default_rng([seed, epoch]).permutation(n)
+        return self._orders[key]
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Cross-entropy, summed over texts; ``right`` are those whose class it finds."""
+        logits = model(batch["ids"], batch["valid"]).float()
+        loss = F.cross_entropy(logits, batch["label"], reduction="sum")
+        right = (logits.argmax(-1) == batch["label"]).sum()
+        count = torch.tensor(len(logits), device=logits.device)
+        return loss, count, {"accuracy": right}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """On all that was held out."""
+        device = next(model.parameters()).device
+        world, rows = here(device), self.splits["val"]
+        found = torch.zeros(3, dtype=torch.float64)
+        step = EVAL_ROWS * world.size
+        with evaluating(model.modules()), torch.no_grad():
+            for first in range(0, len(rows), step):
+                mine = rows[first : first + step][world.rank :: world.size]
+                batch = {
+                    k: v.to(device) for k, v in self._padded(mine or rows[:1]).items()
+                }  # a sharded model needs every process, also one without a row
+                loss, count, parts = self.loss(model, batch)
+                if mine:
+                    found += torch.stack([loss, parts["accuracy"], count]).double().cpu()
+        loss, right, count = world.total(found).tolist()
+        return {"accuracy": right / count, "val_loss": loss / count}
+
+    def facts(self) -> dict[str, Any]:
+        """The texts, the classes and the tokenizer."""
+        told = hashlib.sha256()
+        for name in ("train", "val"):
+            for row in self.splits[name]:
+                told.update(row.ids.tobytes() + bytes((0xFF, row.label & 0xFF)))
+        return {
+            "content": told.hexdigest()[:16],
+            "classes": self.classes,
+            "tokenizer": self.tokenizer.identity,
+            "rows_per_step": self.settings.rows_per_step,
+        }
+
+    def told(self) -> list[str]:
+        """The data and the model."""
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in TextClassifier(self.config).parameters())
+        train, val = (len(self.splits[name]) for name in ("train", "val"))
+        often = np.bincount([row.label for row in self.splits["val"]]).max() / val
+        return [
+            f"{self.settings.data}: {len(self.classes)} classes, {train:,} texts to learn from, "
+            f"{val:,} held out; the most frequent class is right for {often:.1%}",
+            f"model: {parameters:,} parameters, {self.config.scheme}, {self.config.n_layers} "
+            f"layers of width {self.config.dim}, the first {self.config.context_length} tokens",
+        ]
+
+    def _padded(self, rows: Sequence[Row]) -> Batch:
+        length = max((len(row.ids) for row in rows), default=1)
+        ids = torch.zeros(len(rows), length, dtype=torch.long)
+        valid = torch.zeros(len(rows), length, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row.ids)] = torch.from_numpy(row.ids)
+            valid[i, : len(row.ids)] = True
+        return {"ids": ids, "valid": valid, "label": torch.tensor([row.label for row in rows])}
+
+
+def read_classes(
+    folder: Path, val_fraction: float
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]], list[str]]:
+    """(to learn from, held out, names of classes): a text is held out by a hash of it alone."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: give one with one sub-folder of texts per class")
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[:1] not in "._")
+    if len(names) < 2:
+        raise DataError(
+            f"{folder} has {len(names)} sub-folder(s): there must be one for each of at least two "
+            "classes"
+        )
+    train: list[tuple[str, int]] = []
+    val: list[tuple[str, int]] = []
+    for label, name in enumerate(names):
+        for text in open_source(str(folder / name)).documents():
+            share = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+            (val if share / 2**64 < val_fraction else train).append((text, label))
+    for side, what in ((train, "learn from"), (val, "hold out")):
+        if not side:
+            raise DataError(f"{folder} has too few texts: none is left to {what}")
+    return train, val, names
+
+
+def _rows(
+    texts: Sequence[tuple[str, int]], tokenizer: Tokenizer, config: ClassifierConfig
+) -> list[Row]:
+    return [
+        Row(np.array(tokenizer.encode(text)[: config.context_length] or [0], np.int64), label)
+        for text, label in texts
+    ]
+
+
+def _tokenizer(text: str, texts: Sequence[str]) -> Tokenizer:
+    kind, _, size = text.partition(":")
+    if text == "bytes":
+        return Tokenizer.bytes()
+    if kind == "bpe":
+        if not size.isdecimal() or not 257 <= int(size) <= 1 << 20:
+            raise ConfigError(f"tokenizer={text}: say how many tokens, at least 257: bpe:4096")
+        return Tokenizer.train(list(texts), vocab_size=int(size))
+    try:
+        return Tokenizer.from_pretrained(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"tokenizer={text} is not bytes or bpe:SIZE, and not a folder or hub id with a "
+            f"tokenizer: {error}"
+        ) from None

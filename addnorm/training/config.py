@@ -1,0 +1,233 @@
+"""Settings as a tree of dataclasses: read from TOML and ``key=value``, checked, and printed.
+
+A class of settings is a frozen dataclass; its annotations are the types, the docstrings under its
+fields are the help, its ``__post_init__`` says what makes no sense. A field may be a dataclass
+itself: its fields are addressed with a dot, as in ``model.dim=128``. Whatever a user can get wrong
+is a ``ConfigError`` that names the key, the value and what was expected.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Settings = TypeVar("Settings")
+HIDDEN = "hidden"
+"""Metadata of a field that holds settings: names in them that are not the user's to set."""
+
+
+class ConfigError(ValueError):
+    """A setting that is not understood; the message says which and what was expected."""
+
+
+@cache
+def _types(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def keys(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, type, value) of every setting in the tree, in the order of the fields."""
+    for f, kind, value in _fields(settings):
+        if dataclasses.is_dataclass(value):
+            hidden = f.metadata.get(HIDDEN, ())
+            for key, inner, v in keys(value, f"{prefix}{f.name}."):
+                if key.removeprefix(f"{prefix}{f.name}.") not in hidden:
+                    yield key, inner, v
+        else:
+            yield prefix + f.name, kind, value
+
+
+def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """The same with some keys changed; values are of their type, or text that says one."""
+    known = {key: kind for key, kind, _ in keys(settings)}
+    tree: dict[str, Any] = {}
+    for key, value in changes.items():
+        if key not in known:
+            raise ConfigError(unknown("setting", key, known))
+        *path, name = key.split(".")
+        place = tree
+        for part in path:
+            place = place.setdefault(part, {})
+        place[name] = converted(key, known[key], value)
+    return _replaced(settings, tree, "", changes)
+
+
+def from_assignments(words: Sequence[str]) -> dict[str, str]:
+    """``key=value`` words as a mapping; the last one of a key counts."""
+    found = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"{word!r} is not key=value, such as steps=500 or model.dim=128")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def from_toml(file: Path) -> dict[str, Any]:
+    """The keys of a TOML file, tables as dotted keys."""
+    try:
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {file}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from None
+
+    def flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    return dict(flat(tree, ""))
+
+
+def to_toml(settings: Any) -> str:
+    """Every setting, as a file that ``from_toml`` reads. Settings that are None are comments."""
+    lines: list[str] = []
+    tables: dict[str, list[str]] = {}
+    for key, _, value in keys(settings):
+        table, _, name = key.rpartition(".")
+        line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
+        (tables.setdefault(table, []) if table else lines).append(line)
+    for table, rows in tables.items():
+        lines += ["", f"[{table}]", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def to_json(settings: Any) -> dict[str, Any]:
+    """Every setting by its dotted key, as JSON has it; ``changed`` reads it again."""
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else str(value)
+
+    simple = (str, int, float, types.NoneType)
+    return {key: v if isinstance(v, simple) else plain(v) for key, _, v in keys(settings)}
+
+
+def unknown(what: str, name: str, known: Any) -> str:
+    """The message for a name that is not known, with the near ones."""
+    names = [str(k) for k in known]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near += [n for n in names if n.rpartition(".")[2] == name and n not in near]
+    told = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
+    return f"unknown {what} {name!r}; {told}"
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def converted(key: str, kind: Any, value: Any) -> Any:
+    """A value of the annotated type, from one that is, or from text."""
+    for option in _options(kind):
+        found, result = _as(option, value)
+        if found:
+            return result
+    raise ConfigError(f"{key} must be {expected(kind)}, got {_shown(value)}")
+
+
+def expected(kind: Any) -> str:
+    """A type in words."""
+    words = []
+    for option in _options(kind):
+        if get_origin(option) is Literal:
+            words += [str(a) for a in get_args(option)]
+        elif get_origin(option) is tuple:
+            words.append("words separated by commas")
+        else:
+            words.append(
+                {
+                    int: "a whole number",
+                    float: "a number",
+                    bool: "true or false",
+                    str: "text",
+                    Path: "a path",
+                    types.NoneType: "none",
+                }[option]
+            )
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _as(kind: Any, value: Any) -> tuple[bool, Any]:
+    """Whether the value is one of this type, and which."""
+    text = value.strip() if isinstance(value, str) else None
+    if kind is types.NoneType:
+        return value is None or (text is not None and text.lower() == "none"), None
+    if get_origin(kind) is Literal:
+        return value in get_args(kind), value
+    if get_origin(kind) is tuple:
+        if text is not None:
+            value = [part.strip() for part in text.split(",") if part.strip()]
+        fits = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+        return fits, tuple(value) if fits else None
+    if kind is bool:
+        if text is not None:
+            return text.lower() in ("true", "false"), text.lower() == "true"
+        return isinstance(value, bool), value
+    if kind is int:
+        return _number(int, value)
+    if kind is float:
+        return _number(float, value)
+    if kind is Path:
+        return isinstance(value, str | Path) and value != "", Path(value) if value else None
+    return isinstance(value, str), value
+
+
+def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:
+    if isinstance(value, bool):
+        return False, None
+    if isinstance(value, str):
+        try:
+            value = kind(value)
+        except (ValueError, OverflowError):
+            return False, None
+    if kind is float and isinstance(value, int):
+        value = float(value) if abs(value) < 1 << 1000 else math.inf
+    return isinstance(value, kind) and math.isfinite(value), value
+
+
+def _fields(settings: Any) -> Iterator[tuple[dataclasses.Field[Any], Any, Any]]:
+    kind: Any = type(settings)
+    hints = _types(kind)
+    for f in dataclasses.fields(settings):
+        yield f, hints[f.name], getattr(settings, f.name)
+
+
+def _replaced(settings: Any, tree: Mapping[str, Any], prefix: str, given: Mapping[str, Any]) -> Any:
+    new = {}
+    for name, value in tree.items():
+        old = getattr(settings, name)
+        inside = isinstance(value, dict)
+        new[name] = _replaced(old, value, f"{prefix}{name}.", given) if inside else value
+    try:
+        return dataclasses.replace(settings, **new)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        here = [f"{key}={given[key]}" for key in given if key.startswith(prefix)]
+        raise ConfigError(f"{', '.join(here)}: {error}") from None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(str(value), ensure_ascii=False)

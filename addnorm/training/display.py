@@ -1,0 +1,134 @@
+"""What a run shows while it goes: a live panel on a terminal, plain lines everywhere else."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+EVERY = 5.0  # seconds between plain lines
+CURVE = 48  # places of the loss curve
+
+
+class Display:
+    """Takes what a run has to say. ``quiet``: says nothing."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._console = Console(stderr=False, highlight=False, markup=False, emoji=False)
+        self._live: Live | None = None
+        self._bar = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(None), TimeRemainingColumn()
+        )
+        self._last: dict[str, Any] = {}
+        self._stream: Sequence[float] = ()
+        self._first_stream: Sequence[float] = ()
+        self._losses: list[float] = []
+        self._evaluation = ""
+        self._sample = ""
+        self._spoke = 0.0
+        self._steps = 0
+
+    def say(self, text: str) -> None:
+        """One thing to know, above whatever is live."""
+        if not self.quiet:
+            self._console.print(text, soft_wrap=True)
+
+    @contextmanager
+    def training(self, steps: int, done: int) -> Iterator[None]:
+        """While steps are taken."""
+        self._steps = steps
+        self._task = self._bar.add_task("", total=steps, completed=done)
+        if self.quiet or not self._console.is_terminal:
+            yield
+            return
+        with Live(console=self._console, refresh_per_second=4, transient=True) as self._live:
+            yield
+        self._live = None
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """A step's numbers."""
+        if self.quiet:
+            return
+        self._last = dict(record)
+        self._losses.append(record["loss"])
+        if record.get("stream_rms"):
+            self._stream = record["stream_rms"]
+            self._first_stream = self._first_stream or self._stream
+        if self._live is not None:
+            self._bar.update(self._task, completed=record["step"])
+            self._live.update(self._panel())
+        elif time.monotonic() - self._spoke >= EVERY or record["step"] in (1, self._steps):
+            self._spoke = time.monotonic()
+            self.say(line(record, self._steps))
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """What an evaluation found."""
+        names = [n for n in record if n not in ("step", "tokens", "elapsed_s", "whole")]
+        self._evaluation = "  ".join(f"{n} {record[n]:.4f}" for n in names)
+        self.say(f"step {record['step']:>6}  {self._evaluation}")
+
+    def sample(self, text: str) -> None:
+        """Something the model wrote."""
+        self._sample = text
+
+    def _panel(self) -> Panel:
+        r = self._last
+        table = Table.grid(padding=(0, 2))
+        table.add_row("loss", f"{r['loss']:.4f}", sparkline(thinned(self._losses, CURVE)))
+        table.add_row("gradient norm", f"{r['grad_norm']:.3g}", f"lr {r['lr']:.2e}")
+        table.add_row("tokens/s", f"{r['tokens_per_s']:,.0f}", f"{r['tokens']:,} tokens")
+        if self._stream:
+            table.add_row(
+                "stream RMS",
+                f"{self._stream[0]:.3g} to {self._stream[-1]:.3g}",
+                f"{sparkline(self._stream)}  at the start {sparkline(self._first_stream)}",
+            )
+        if self._evaluation:
+            table.add_row("held out", "", self._evaluation)
+        parts: list[Any] = [self._bar, table]
+        if self._sample:
+            parts.append(Text(self._sample[:300].replace("\n", " ⏎ "), style="dim"))
+        return Panel(Group(*parts), title="addnorm train", title_align="left")
+
+
+def line(record: Mapping[str, Any], steps: int) -> str:
+    """A step in one line."""
+    told = (
+        f"step {record['step']:>6}/{steps}  loss {record['loss']:.4f}  "
+        f"gradient {record['grad_norm']:.3g}  lr {record['lr']:.2e}  "
+        f"{record['tokens_per_s']:,.0f} tokens/s  {record['elapsed_s']:.0f} s"
+    )
+    return told + ("  SKIPPED" if record.get("skipped") else "")
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Values as a row of blocks between their extremes; a space for what is not finite."""
+    real = [v for v in values if math.isfinite(v)]
+    low, high = min(real, default=0.0), max(real, default=0.0)
+    span = (high - low) or 1.0
+    return "".join(
+        BLOCKS[round((v - low) / span * (len(BLOCKS) - 1))] if math.isfinite(v) else " "
+        for v in values
+    )
+
+
+def thinned(values: Sequence[float], count: int) -> list[float]:
+    """Means over at most ``count`` equal parts."""
+    size = -(-len(values) // count) or 1
+    parts = [values[i : i + size] for i in range(0, len(values), size)]
+    return [sum(part) / len(part) for part in parts]
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches."""
+    return sys.stdout.isatty()

@@ -1,0 +1,286 @@
+"""Language modelling: a ``GPT`` on text of one's own, token after token."""
+
+import gzip
+import lzma
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addnorm.data.shards import Prepared, Tokens, prepare
+from addnorm.data.sources import Source, open_source
+from addnorm.data.tokenizer import Tokenizer
+from addnorm.data.windows import Windows
+from addnorm.generation import generate
+from addnorm.generation.decode import evaluating
+from addnorm.models import folders
+from addnorm.models.gpt import GPT, GPTConfig
+from addnorm.training.config import HIDDEN, ConfigError
+from addnorm.training.parallel import here
+from addnorm.training.task import Batch, Best, Task
+
+EVAL_TOKENS = 1 << 14  # in one forward of an evaluation
+PROMPTS = {"stdlib": ["def ", "class ", "import "]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """The settings of a language model's training, apart from the loop's."""
+
+    data: str = "stdlib"
+    """A text file, a folder, a .jsonl file, hf:NAME, or stdlib: the source of Python's library."""
+    tokenizer: str = "bytes"
+    """bytes, characters, bpe:SIZE (learned from the data), or a folder or hub id with one."""
+    split: Literal["auto", "documents", "tail"] = "auto"
+    """What is held out: whole documents, or the end of each; auto: documents, if there are many."""
+    val_fraction: float = 0.1
+    """How much of the data is held out."""
+    tokens_per_step: int = 8192
+    """Tokens in one optimizer step, over all micro-batches and processes."""
+    dropout: float = 0.0
+    """In embeddings, attention and branches."""
+    z_loss: float = 0.0
+    """Times the squared logarithm of the softmax's denominator (Chowdhery et al. 2022): 1e-4."""
+    init_from: str | None = None
+    """A folder or hub id of a GPT-2 or of ours to start from; its model settings are taken."""
+    samples: int = 3
+    """Texts to write at evaluations, for whoever watches."""
+    glance_tokens: int = 1 << 16
+    """Tokens of the held-out data that evaluations before the last one see."""
+    cache: Path = Path("~/.cache/addnorm/data")
+    """Where tokenized data is kept."""
+    model: GPTConfig = field(
+        default_factory=lambda: GPTConfig(
+            vocab_size=1, context_length=256, dim=256, n_layers=4, n_heads=4
+        ),
+        metadata={HIDDEN: ("vocab_size", "dropout")},
+    )
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.val_fraction < 1.0:
+            raise ConfigError(
+                f"val_fraction must be between 0 and 1, both excluded, got {self.val_fraction:g}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout must be in [0, 1), got {self.dropout:g}")
+        for name in ("tokens_per_step", "glance_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.samples < 0 or self.z_loss < 0:
+            raise ConfigError("samples and z_loss must not be negative")
+
+    def build(self) -> "LanguageTask":
+        """Read and tokenize the data, and make the task of it."""
+        tokenizer: Tokenizer | None = None
+        config = replace(self.model, dropout=self.dropout)
+        if self.init_from is not None:
+            start = GPT.from_pretrained(self.init_from, dropout=self.dropout)
+            config = start.config
+            tokenizer = Tokenizer.from_pretrained(folders.find(self.init_from))
+        source = open_source(self.data)
+        tokenizer = tokenizer or _tokenizer(self.tokenizer, source)
+        data = prepare(
+            source,
+            tokenizer,
+            self.cache.expanduser(),
+            val_fraction=self.val_fraction,
+            split=self.split,
+        )
+        if self.init_from is None:
+            config = replace(config, vocab_size=tokenizer.vocab_size)
+        return LanguageTask(self, config, tokenizer, data)
+
+
+class LanguageTask(Task):
+    """Next-token prediction on the windows of prepared data."""
+
+    best = Best("val_loss", "min")
+
+    def __init__(
+        self, settings: Language, config: GPTConfig, tokenizer: Tokenizer, data: Prepared
+    ) -> None:
+        self.settings, self.config, self.tokenizer, self.data = settings, config, tokenizer, data
+        self.rows = max(1, round(settings.tokens_per_step / config.context_length))
+        self.tokens: dict[str, Tokens] = {name: data.split(name) for name in ("train", "val")}
+        self._windows: dict[tuple[str, int], Windows] = {}
+        self.windows("train", 0)  # raises, if there is too little text
+
+    def windows(self, split: str, seed: int) -> Windows:
+        """The order in which a split is read."""
+        key = split, seed
+        if key not in self._windows:
+            self._windows[key] = Windows(self.tokens[split], self.config.context_length, seed)
+        return self._windows[key]
+
+    def model(self) -> GPT:
+        """New, or what ``init_from`` names."""
+        if self.settings.init_from is None:
+            return GPT(self.config)
+        return GPT.from_pretrained(self.settings.init_from, dropout=self.settings.dropout)
+
+    def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
+        """Rows rank, rank + world, ... of the step's: (rows, context + 1) ids."""
+        rows = self.windows(split, seed).rows(step * self.rows, self.rows)[rank::world]
+        return {"ids": torch.from_numpy(rows)}
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Cross-entropy of every next token, in float32, summed."""
+        ids = batch["ids"]
+        logits = model(ids[:, :-1]).float()  # (B, T, V)
+        flat, targets = logits.flatten(0, 1), ids[:, 1:].flatten()
+        nll = F.cross_entropy(flat, targets, reduction="sum")
+        count = torch.tensor(targets.numel(), device=ids.device)
+        if not self.settings.z_loss:
+            return nll, count, {}
+        z = self.settings.z_loss * flat.logsumexp(-1).square().sum()
+        return nll + z, count, {"nll": nll, "z": z}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Nats per token, perplexity and bits per byte of the whole validation split."""
+        tokens = self.tokens["val"]
+        nats, count = self._score(model, len(tokens))
+        loss = nats / count
+        bits = nats / math.log(2) / max(tokens.bytes, 1)
+        return {"val_loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits}
+
+    def glance(self, model: nn.Module) -> dict[str, float]:
+        """Nats per token of the beginning of the validation split."""
+        nats, count = self._score(model, self.settings.glance_tokens)
+        return {"val_loss": nats / count}
+
+    def _score(self, model: nn.Module, limit: int) -> tuple[float, int]:
+        """(nats, tokens): side by side windows, each token but the first predicted once."""
+        device = next(model.parameters()).device
+        world, tokens, context = here(device), self.tokens["val"], self.config.context_length
+        last = min(len(tokens), limit + 1) - 1  # tokens 1 to last are predicted
+        if last < 1:
+            raise ConfigError(
+                f"the validation split has {len(tokens)} token(s), too few to score: raise "
+                "val_fraction or give more data"
+            )
+        starts = list(range(0, last, context))
+        rows = max(1, EVAL_TOKENS // context)
+        found = torch.zeros(2, dtype=torch.float64)
+        with evaluating(model.modules()), torch.no_grad():
+            for first in range(0, len(starts), rows * world.size):
+                mine = starts[first : first + rows * world.size][world.rank :: world.size]
+                # A process without a window computes one all the same: a sharded model is the work
+                # of all of them.
+                for b in _alike(mine or starts[:1], context, last):
+                    ids = torch.stack(
+                        [torch.from_numpy(tokens.read(s, e).astype("int64")) for s, e in b]
+                    ).to(device)
+                    logits = model(ids[:, :-1]).float()
+                    nll = F.cross_entropy(
+                        logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+                    )
+                    if mine:
+                        found += torch.tensor(
+                            [nll.cpu().double().sum().item(), nll.numel()], dtype=torch.float64
+                        )
+        nats, count = world.total(found.to(torch.float64)).tolist()
+        return nats, int(count)
+
+    def sample(self, model: nn.Module) -> list[str]:
+        """Texts from fixed prompts and seeds, so that those of one run can be compared."""
+        if not isinstance(model, GPT) or not self.settings.samples:
+            return []
+        prompts = PROMPTS.get(self.settings.data) or [self._opening()]
+        found = generate(
+            model,
+            [prompts[i % len(prompts)] for i in range(self.settings.samples)],
+            tokenizer=self.tokenizer,
+            max_new_tokens=min(200, 2 * self.config.context_length),
+            temperature=0.8,
+            top_p=0.95,
+            seed=0,
+        )
+        return [f"{result.prompt}{result.text}" for result in found]
+
+    def _opening(self) -> str:
+        """The first line of the held-out text, or what there is of it."""
+        tokens = self.tokens["val"]
+        ids = [int(i) for i in tokens.read(0, min(len(tokens), 64))]
+        text = self.tokenizer.decode([i for i in ids if i != self.tokenizer.eos_id])
+        return text.strip().partition("\n")[0][:40] or "The"
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """For ``GPT.from_pretrained``, transformers and ``addnorm generate``."""
+        assert isinstance(model, GPT)
+        model.save_pretrained(folder, tokenizer=self.tokenizer)
+
+    def compressed(self) -> dict[str, float]:
+        """Bits per byte that general compressors need for the same held-out bytes."""
+        tokens = self.tokens["val"]
+        pieces = [self.tokenizer.token_bytes(i) for i in range(self.tokenizer.vocab_size)]
+        if self.tokenizer.eos_id is not None:
+            pieces[self.tokenizer.eos_id] = b""
+        ids = tokens.read(0, len(tokens)).tolist()
+        data = b"".join([pieces[i] for i in ids])
+        if not data:
+            return {}
+        return {
+            "gzip -9": 8 * len(gzip.compress(data, 9)) / len(data),
+            "xz -9": 8 * len(lzma.compress(data, preset=9)) / len(data),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """The data, the tokenizer and the rows of a step."""
+        return {
+            "content": self.data.summary.content,
+            "tokenizer": self.tokenizer.identity,
+            "rows_per_step": self.rows,
+            "context": self.config.context_length,
+        }
+
+    def told(self) -> list[str]:
+        """The data, and what follows from tokens_per_step."""
+        c = self.config
+        parameters = sum(p.numel() for p in _on_meta(c).parameters())
+        step = self.rows * c.context_length
+        epoch = len(self.windows("train", 0)) / self.rows
+        return [
+            str(self.data.summary),
+            f"model: {parameters:,} parameters, {c.scheme}, {c.n_layers} layers of width {c.dim}, "
+            f"context {c.context_length}, vocabulary {c.vocab_size:,}",
+            f"step: {self.rows} rows of {c.context_length} tokens = {step:,} tokens; an epoch is "
+            f"{epoch:,.0f} steps",
+        ]
+
+
+def _on_meta(config: GPTConfig) -> GPT:
+    with torch.device("meta"):
+        return GPT(config)
+
+
+def _alike(starts: list[int], context: int, last: int) -> list[list[tuple[int, int]]]:
+    """(first, last + 1) of windows, those of one length together."""
+    spans = [(s, min(s + context, last) + 1) for s in starts]
+    full = [(s, e) for s, e in spans if e - s == context + 1]
+    return [b for b in (full, *([span] for span in spans if span not in full)) if b]
+
+
+def _tokenizer(text: str, source: Source) -> Tokenizer:
+    """What the setting ``tokenizer`` names."""
+    kind, _, size = text.partition(":")
+    if text == "bytes":
+        return Tokenizer.bytes()
+    if text == "characters":
+        return Tokenizer.characters(source.documents())
+    if kind == "bpe":
+        if not size.isdecimal() or not 257 <= int(size) <= 1 << 20:
+            raise ConfigError(
+                f"tokenizer={text}: say how many tokens, at least 257, as in bpe:4096"
+            )
+        return Tokenizer.train(source.documents(), vocab_size=int(size))
+    try:
+        return Tokenizer.from_pretrained(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"tokenizer={text} is not bytes, characters or bpe:SIZE, and not a folder or hub id "
+            f"with a tokenizer: {error}"
+        ) from None

@@ -1,0 +1,551 @@
+"""The loop: batches, gradients, steps; evaluations, checkpoints, and what to do when numbers break.
+
+One optimizer step is one unit: micro-batches of all processes add up sums of the loss and of its
+gradients, which are divided once by the number of targets. Everything that a step depends on is in
+the checkpoint or follows from (seed, step), so that a resumed run is the run.
+"""
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from addnorm.generation.decode import evaluating
+from addnorm.stream import Stack, Stream
+from addnorm.training.config import ConfigError
+from addnorm.training.optim import Optim, Schedule, factor, gradients, optimizers
+from addnorm.training.parallel import Parallel, World, put, spread, whole
+from addnorm.training.task import Batch, Task
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WRAPPERS = ("module.", "_orig_mod.")
+RECENT = 64  # gradient norms that the spike guard compares with
+LOSS_SCALE = 2.0**16  # of float16 at the beginning (Micikevicius et al. 2018)
+GROWS_AFTER = 2000  # steps without overflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """The settings of the loop, whatever is trained."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    seed: int = 0
+    """Of the weights, of dropout, and of the order of the data."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: torch's, for the matrices of the stack; AdamW for the rest."""
+    lr: float = 1e-3
+    """AdamW's largest learning rate."""
+    muon_lr: float = 2e-3
+    """Muon's largest learning rate, for updates of the size of AdamW's."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls; wsd stays, and falls over the last decay of the steps."""
+    warmup: int = 100
+    """Steps over which it rises."""
+    lr_floor: float = 0.1
+    """Where it ends, as a share of the largest."""
+    decay: float = 0.2
+    """The last part of the steps, for wsd."""
+    weight_decay: float = 0.1
+    """Of matrices and tables, times the learning rate; never of norm gains and biases."""
+    beta1: float = 0.9
+    """AdamW's memory of the gradient."""
+    beta2: float = 0.95
+    """AdamW's memory of its square."""
+    clip: float = 1.0
+    """The largest norm of the gradient; 0: any."""
+    micro_rows: int | None = None
+    """Rows that go through the model at once on each process; none: all of the step's."""
+    precision: Precision = "auto"
+    """auto: bf16 where the machine multiplies it fast, else fp32."""
+    compile: Literal["auto", "true", "false"] = "auto"
+    """torch.compile; auto: where there is a GPU, if a small trial works."""
+    parallel: Parallel = "ddp"
+    """On several processes: ddp copies the model, fsdp divides it among them."""
+    nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """When loss or gradient are not finite: stop and say where, leave the step out, or go back to
+    the last checkpoint and past the data that did it."""
+    most_rollbacks: int = 3
+    """Rollbacks after which the run stops all the same."""
+    spike: float = 0.0
+    """Leave out steps whose gradient norm exceeds so many times the recent median; 0: none."""
+    eval_every: int = 250
+    """Steps between evaluations; 0: at the end only."""
+    save_every: int = 500
+    """Steps between checkpoints; 0: at the end only."""
+    keep: int = 2
+    """Checkpoints that stay."""
+    watch_every: int = 10
+    """Steps between measurements of the residual stream, layer by layer; 0: none."""
+    threads: int | None = None
+    """CPU threads of each process; none: torch's choice."""
+    device: str = "auto"
+    """cpu, cuda, mps; auto: an accelerator if there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "keep", "most_rollbacks"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "eval_every", "save_every", "watch_every", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("lr", "muon_lr", "weight_decay", "clip", "spike"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name):g}")
+        for name in ("lr_floor", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name):g}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be in [0, 1), got {getattr(self, name):g}")
+        for name in ("micro_rows", "threads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1 or none, got {getattr(self, name)}")
+
+
+class Diverged(RuntimeError):
+    """Numbers that are not finite, and where they come from."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one optimizer step was."""
+
+    loss: float
+    parts: dict[str, float]
+    count: int
+    grad_norm: float
+    lr: float
+    skipped: bool
+
+
+class Trainer:
+    """Model, optimizers and position of one run: ``step`` takes one optimizer step.
+
+    ``done`` steps are behind it; ``shift`` is how much further the data is, after rollbacks.
+    """
+
+    def __init__(self, task: Task, loop: Loop, world: World) -> None:
+        self.task, self.loop, self.world = task, loop, world
+        self.precision = resolved_precision(loop.precision, world.device)
+        self.warmup = min(loop.warmup, loop.steps)
+        torch.manual_seed(loop.seed)
+        self.raw = task.model().to(world.device).train()
+        calibrate = getattr(self.raw, "calibrate", None)
+        if calibrate is not None:  # designs that measure a batch before the first step
+            calibrate(self._on_device(task.batch("train", loop.seed, 0, 0, 1)))
+        self.model = spread(self.raw, world, loop.parallel)
+        self.compiled, self.why = self._maybe_compiled()
+        self.optimizers = optimizers(
+            self.raw,
+            Optim(
+                optimizer=loop.optimizer,
+                lr=loop.lr,
+                weight_decay=loop.weight_decay,
+                beta1=loop.beta1,
+                beta2=loop.beta2,
+                muon_lr=loop.muon_lr,
+                fused=world.size == 1 or loop.parallel == "ddp",
+            ),
+        )
+        torch.manual_seed(loop.seed + 1 + world.rank)  # dropout differs between processes
+        self.done = self.shift = self.seen = self.skipped = self.rollbacks = 0
+        self.scale = LOSS_SCALE if self.precision == "fp16" else 1.0
+        self.good = 0  # steps since the scale last changed
+        self.nominal = 0.0
+        self.recent: deque[float] = deque(maxlen=RECENT)
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def step(self) -> Outcome:
+        """One optimizer step; ``Diverged`` if its numbers broke and that is not to be survived."""
+        loop = self.loop
+        batch = self.batch()
+        sums, parts = self._accumulate(batch)
+        total, count = sums.tolist()
+        norm = self._divide(count)
+        # Every process sees the same sums, and so decides the same.
+        finite = math.isfinite(total) and math.isfinite(norm)
+        lr = factor(self.done, loop.steps, self.warmup, loop.schedule, loop.lr_floor, loop.decay)
+        skipped = not finite or self._spikes(norm)
+        if not skipped:
+            if loop.clip and norm > loop.clip:
+                self._multiply(loop.clip / norm)
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * group["peak"]
+                optimizer.step()
+            after = getattr(self.raw, "after_step", None)
+            if after is not None:
+                after(self.done + 1)
+            self.recent.append(norm)
+        self._rescale(finite)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        overflow = not finite and self.precision == "fp16" and self.scale >= 1.0
+        if not finite and not overflow and loop.nonfinite != "skip":
+            raise Diverged(self._where(batch, total, norm))
+        self.done += 1
+        self.seen += int(count)
+        self.skipped += skipped
+        return Outcome(
+            loss=total / count,
+            parts={name: value / count for name, value in parts.items()},
+            count=int(count),
+            grad_norm=norm,
+            lr=lr * loop.lr,
+            skipped=skipped,
+        )
+
+    def batch(self) -> Batch:
+        """This process's rows of the step that is next."""
+        w = self.world
+        return self.task.batch("train", self.loop.seed, self.done + self.shift, w.rank, w.size)
+
+    def micro(self, batch: Batch) -> Iterator[Batch]:
+        """The batch in parts that go through the model at once."""
+        rows = len(next(iter(batch.values())))
+        size = self.loop.micro_rows or max(rows, 1)
+        for first in range(0, max(rows, 1), size):
+            yield self._on_device({k: v[first : first + size] for k, v in batch.items()})
+
+    def _accumulate(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Gradients of the sum, times the scale; (sum, count) and parts over all processes."""
+        device = self.world.device
+        sums = torch.zeros(2, dtype=torch.float64)
+        told: dict[str, float] = {}
+        for part, last in _marked(self.micro(batch)):
+            with self._unsynchronized(not last), self.autocast():
+                loss, count, parts = self.task.loss(self.compiled, part)
+                if not self.nominal:
+                    self.nominal = self._nominal(count)
+                # Near 1 a target's share neither overflows nor underflows in half precision; a
+                # power of two changes no bit of what comes out.
+                (loss * (self.scale / self.nominal)).backward()
+            sums += torch.stack((loss.detach().double().cpu(), count.double().cpu()))
+            for name, value in parts.items():
+                told[name] = told.get(name, 0.0) + float(value.detach())
+        if self.world.size > 1:
+            values = torch.cat((sums, torch.tensor(list(told.values()), dtype=torch.float64)))
+            values = self.world.total(values.to(device)).cpu()
+            sums, told = values[:2], dict(zip(told, values[2:].tolist(), strict=True))
+        return sums, told
+
+    def _nominal(self, count: Tensor) -> float:
+        counts = [c for c in self.world.gather(float(count)) if isinstance(c, float)]
+        return 2.0 ** round(math.log2(max(*counts, 1.0)))
+
+    def _divide(self, count: float) -> float:
+        """From gradients of the scaled sum to those of the mean; their norm over all parameters."""
+        # DDP and FSDP take the mean over processes: times their number it is the sum again.
+        self._multiply(self.nominal * self.world.size / (self.scale * max(count, 1.0)))
+        grads = list(gradients(self.raw))
+        if not grads:
+            return 0.0
+        return float(whole(torch.nn.utils.get_total_norm(grads)))
+
+    def _multiply(self, by: float) -> None:
+        grads = list(gradients(self.raw))
+        if grads and by != 1.0:
+            torch._foreach_mul_(grads, by)
+
+    def _spikes(self, norm: float) -> bool:
+        if not self.loop.spike or len(self.recent) < RECENT // 4:
+            return False
+        return norm > self.loop.spike * statistics.median(self.recent)
+
+    def _rescale(self, finite: bool) -> None:
+        """float16's loss scale: halved at an overflow, doubled when there was none for long."""
+        if self.precision != "fp16":
+            return
+        self.good = self.good + 1 if finite else 0
+        if not finite:
+            self.scale /= 2
+        elif self.good >= GROWS_AFTER:
+            self.scale, self.good = self.scale * 2, 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision that the forward computes in."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, DTYPES[self.precision])
+
+    def _unsynchronized(self, yes: bool) -> AbstractContextManager[Any]:
+        """Between micro-batches, processes need not exchange gradients."""
+        if not yes or self.world.size == 1:
+            return nullcontext()
+        no_sync = getattr(self.model, "no_sync", None)  # DistributedDataParallel; FSDP2 has none
+        found: AbstractContextManager[Any] = nullcontext() if no_sync is None else no_sync()
+        return found
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return {name: t.to(self.world.device, non_blocking=True) for name, t in batch.items()}
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    def stream(self) -> list[float]:
+        """Root mean square of the residual stream after each sublayer, on the next step's first
+        row. Nothing that training depends on changes."""
+        found: list[Tensor] = []
+
+        def look(module: nn.Module, args: Any, out: Any) -> None:
+            if isinstance(out, Stream):
+                found.append(whole(out.settle()).float().square().mean().sqrt())
+
+        subs = [s for m in self.raw.modules() if isinstance(m, Stack) for s in m.sublayers()]
+        handles = [sub.register_forward_hook(look) for sub in subs]
+        try:
+            self._quietly({k: v[:1] for k, v in self.batch().items()})
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [float(v) for v in found]
+
+    @contextmanager
+    def looking(self) -> Iterator[nn.Module]:
+        """The model to look at, as it is, not compiled: without dropout or gradients, in the run's
+        precision; modes and random numbers are afterwards what they were."""
+        random = random_state(self.world.device)
+        try:
+            with evaluating(self.raw.modules()), torch.no_grad(), self.autocast():
+                yield self.raw
+        finally:
+            set_random_state(random, self.world.device)
+
+    def _quietly(self, batch: Batch) -> None:
+        with self.looking() as model:
+            self.task.loss(model, self._on_device(batch))
+
+    def _where(self, batch: Batch, total: float, norm: float) -> str:
+        """The first module whose output is not finite, or the parameter whose gradient is not."""
+        names = {id(m): canonical(n) or "the model" for n, m in self.raw.named_modules()}
+        first: list[str] = []
+
+        def look(module: nn.Module, args: Any, out: Any) -> None:
+            tensors = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, Tensor)]
+            if not first and not all(bool(whole(t).isfinite().all()) for t in tensors):
+                first.append(f"{names[id(module)]} ({type(module).__name__})")
+
+        for name, p in self.raw.named_parameters():
+            if not bool(whole(p.detach()).isfinite().all()):
+                first.append(f"the parameter {canonical(name)}, before the step")
+                break
+        handles = [m.register_forward_hook(look) for m in self.raw.modules()]
+        try:
+            for part in self.micro(batch):
+                if not first:
+                    self._quietly(part)
+        finally:
+            for handle in handles:
+                handle.remove()
+        everywhere = [str(f) for f in self.world.gather(first[0] if first else "") if f]
+        where = (
+            f"the first module with such an output is {everywhere[0]}"
+            if everywhere
+            else "every module's output is finite, so that it is the backward pass that breaks"
+        )
+        return (
+            f"step {self.done}: loss {total:g} and gradient norm {norm:g} are not both finite; "
+            f"{where}. A smaller lr or a longer warmup often helps; nonfinite=skip leaves such "
+            "steps out"
+        )
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Weights, optimizer and random state, whole and under names no wrapper has a part in;
+        every process must ask."""
+        model = {canonical(n): whole(t.detach()) for n, t in self.raw.state_dict().items()}
+        states: dict[str, Tensor] = {}
+        for name, p in self.parameters().items():
+            for optimizer in self.optimizers:
+                for key, value in optimizer.state.get(p, {}).items():
+                    value = value if isinstance(value, Tensor) else torch.tensor(value)
+                    states[f"{name}.{key}"] = whole(value.detach())
+        states_of = self.world.gather(random_state(self.world.device))
+        random = {
+            f"{rank}.{name}": t
+            for rank, of in enumerate(states_of)
+            if isinstance(of, dict)
+            for name, t in of.items()
+        }
+        return {"model": model, "optimizer": states, "random": random}
+
+    def facts(self) -> dict[str, Any]:
+        """Everything else that the next step depends on."""
+        return {
+            "done": self.done,
+            "shift": self.shift,
+            "seen": self.seen,
+            "skipped": self.skipped,
+            "rollbacks": self.rollbacks,
+            "scale": self.scale,
+            "good": self.good,
+            "nominal": self.nominal,
+            "recent": list(self.recent),
+            "precision": self.precision,
+            "processes": self.world.size,
+            "threads": torch.get_num_threads(),
+            "device": self.world.device.type,
+        }
+
+    def restore(
+        self, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]
+    ) -> list[str]:
+        """Take up a state; returns what is not the same as then, in words."""
+        own = {canonical(n): t for n, t in self.raw.state_dict(keep_vars=True).items()}
+        _same_names("weights", own, tensors["model"])
+        for name, t in own.items():
+            put(t, tensors["model"][name])
+        self._restore_optimizers(tensors["optimizer"])
+        for name in ("done", "shift", "seen", "skipped", "rollbacks", "scale", "good", "nominal"):
+            setattr(self, name, facts[name])
+        self.recent = deque(facts["recent"], maxlen=RECENT)
+        random = {
+            name.partition(".")[2]: t
+            for name, t in tensors["random"].items()
+            if name.partition(".")[0] == str(self.world.rank)
+        }
+        now = self.facts()
+        differ = [
+            f"{name} {facts[name]} then, {now[name]} now"
+            for name in ("processes", "threads", "device", "precision")
+            if facts[name] != now[name]
+        ]
+        if facts["processes"] == self.world.size and facts["device"] == now["device"]:
+            set_random_state(random, self.world.device)
+        else:
+            torch.manual_seed(self.loop.seed + 1 + self.world.rank + (self.done << 20))
+        return differ
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Canonical name -> parameter, each once."""
+        return {canonical(n): p for n, p in self.raw.named_parameters()}
+
+    def _restore_optimizers(self, stored: Mapping[str, Tensor]) -> None:
+        states: dict[str, dict[str, Tensor]] = {}
+        for full, t in stored.items():
+            name, _, key = full.rpartition(".")
+            states.setdefault(name, {})[key] = t
+        for name, p in self.parameters().items():
+            for optimizer in self.optimizers:
+                held = {id(q) for g in optimizer.param_groups for q in g["params"]}
+                if id(p) not in held or name not in states:
+                    continue
+                optimizer.state[p] = {}
+                for key, value in states.pop(name).items():
+                    if value.shape == p.shape:
+                        mine = torch.zeros_like(p.detach(), dtype=value.dtype)
+                        put(mine, value)
+                    else:
+                        on = (
+                            value.device
+                            if optimizer.defaults.get("fused") is not True
+                            else p.device
+                        )
+                        mine = value.clone().to(on)
+                    optimizer.state[p][key] = mine
+        if states:
+            raise ConfigError(
+                f"the checkpoint holds optimizer state of {next(iter(states))}, which this run "
+                "does not train: the model or the optimizer was changed"
+            )
+
+    def _maybe_compiled(self) -> tuple[nn.Module, str]:
+        """The model as the loss calls it, and in one line why it is compiled or not."""
+        asked = self.loop.compile
+        if asked == "false":
+            return self.model, "not compiled: compile=false"
+        if asked == "auto" and self.world.device.type == "cpu":
+            return self.model, "not compiled: on a CPU only long runs gain (compile=true does it)"
+        failure = compiler_failure(self.world.device)
+        if failure is not None:
+            if asked == "true":
+                raise ConfigError(f"compile=true, but the compiler does not work here: {failure}")
+            return self.model, f"not compiled: the compiler does not work here: {failure}"
+        compiled: Any = torch.compile(self.model)
+        return compiled, "compiled"
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def canonical(name: str) -> str:
+    """A parameter's own name, whatever wraps the model."""
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def resolved_precision(asked: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """What "auto" is on this machine."""
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type != "cpu":
+        return "fp32"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if fast else "fp32"
+
+
+def compiler_failure(device: torch.device) -> str | None:
+    """Why torch.compile does not work here, tried on a toy; None if it does."""
+    try:
+        toy = torch.compile(lambda x: (x * 2).relu().sum())
+        toy(torch.ones(4, device=device, requires_grad=True)).backward()
+    except RuntimeError as error:  # of torch._dynamo and torch._inductor: all are RuntimeErrors
+        return str(error).strip().partition("\n")[0][:200]
+    return None
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Of torch's generators: the CPU's and the device's."""
+    found = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """The inverse."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def clock() -> float:
+    """Seconds, for durations."""
+    return time.perf_counter()
+
+
+def _marked(parts: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Each part, and whether it is the last."""
+    held = next(parts)
+    for part in parts:
+        yield held, False
+        held = part
+    yield held, True
+
+
+def _same_names(what: str, own: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    missing, extra = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
+    if missing or extra:
+        raise ConfigError(
+            f"the checkpoint's {what} are not this model's: missing {missing[:3]}, not known "
+            f"{extra[:3]}. The model's settings were changed"
+        )
+    for name, t in own.items():
+        if t.shape != stored[name].shape:
+            raise ConfigError(
+                f"the checkpoint's {name} has shape {tuple(stored[name].shape)}, this model's "
+                f"{tuple(t.shape)}: the model's settings were changed"
+            )

@@ -1,0 +1,123 @@
+"""Optimizers and schedules: who is decayed, who gets Muon, and how large a step is when.
+
+Parameters are grouped by role, which is read off the module that owns them: norm gains, biases and
+the small parameters of joins are never decayed, matrices and tables are. Muon (Jordan et al. 2024)
+orthogonalizes the update of the matrices inside stacks; everything else keeps AdamW.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from addnorm.norms import Norm
+from addnorm.stream import Join, Stack
+
+Schedule = Literal["cosine", "linear", "wsd", "constant"]
+Role = Literal["matrix", "table", "small"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """What the optimizer is, apart from its learning rate's course."""
+
+    optimizer: Literal["adamw", "muon"]
+    lr: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    muon_lr: float
+    fused: bool
+
+
+def roles(model: nn.Module) -> dict[str, Role]:
+    """Parameter -> role: "matrix" multiplies the stream, "table" holds a row per token or place,
+    "small" is everything else. By the module that owns it, never by its name."""
+    found: dict[str, Role] = {}
+    for path, owner in model.named_modules():
+        for name, p in owner.named_parameters(recurse=False):
+            full = f"{path}.{name}" if path else name
+            if isinstance(owner, Norm | Join) or p.dim() < 2:
+                found[full] = "small"
+            else:
+                found[full] = "table" if isinstance(owner, nn.Embedding) else "matrix"
+    return found
+
+
+def groups(model: nn.Module, optim: Optim) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Parameter groups for AdamW, and those for Muon. Parameters that are frozen are in none."""
+    role = roles(model)
+    inside = {
+        id(p) for stack in model.modules() if isinstance(stack, Stack) for p in stack.parameters()
+    }
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    muon: list[nn.Parameter] = []
+    for name, p in model.named_parameters():  # a tied parameter comes once, by its first name
+        if not p.requires_grad:
+            continue
+        if role[name] == "small":
+            plain.append(p)
+        elif optim.optimizer == "muon" and role[name] == "matrix" and id(p) in inside:
+            muon.append(p)
+        else:
+            decayed.append(p)
+    adamw = [
+        {"params": decayed, "weight_decay": optim.weight_decay, "lr": optim.lr},
+        {"params": plain, "weight_decay": 0.0, "lr": optim.lr},
+    ]
+    return (
+        [g for g in adamw if g["params"]],
+        [{"params": muon, "weight_decay": optim.weight_decay, "lr": optim.muon_lr}] if muon else [],
+    )
+
+
+def optimizers(model: nn.Module, optim: Optim) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon beside it where it was asked for and there are matrices for it."""
+    adamw, muon = groups(model, optim)
+    made: list[torch.optim.Optimizer] = []
+    if adamw:
+        made.append(
+            torch.optim.AdamW(
+                adamw, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=optim.fused
+            )
+        )
+    if muon:
+        # scaled to the size of AdamW's updates (Liu et al. 2025), so that one decay fits both
+        made.append(torch.optim.Muon(muon, lr=optim.muon_lr, adjust_lr_fn="match_rms_adamw"))
+    for one in made:
+        for group in one.param_groups:
+            group["peak"] = group["lr"]
+    return made
+
+
+def factor(
+    step: int, steps: int, warmup: int, schedule: Schedule, floor: float, decay: float
+) -> float:
+    """The learning rate of a step, 0 to steps - 1, as a share of the largest.
+
+    All rise linearly over ``warmup`` steps. Then "constant" stays; "linear" and "cosine" fall to
+    ``floor`` at the end; "wsd" (warmup, stable, decay; Hu et al. 2024) stays and falls linearly
+    over the last ``decay`` of all steps.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    begin = warmup if schedule != "wsd" else max(warmup, steps - max(round(decay * steps), 1))
+    if step < begin:
+        return 1.0
+    share = min((step - begin + 1) / max(steps - begin, 1), 1.0)
+    if schedule == "cosine":
+        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * share))
+    return floor + (1.0 - floor) * (1.0 - share)
+
+
+def gradients(model: nn.Module) -> Iterator[Tensor]:
+    """The gradients that there are."""
+    for p in model.parameters():
+        if p.grad is not None:
+            yield p.grad

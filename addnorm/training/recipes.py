@@ -1,0 +1,95 @@
+"""Recipes: whole configurations for common wishes, each a function, to be changed key by key."""
+
+from collections.abc import Callable
+
+from addnorm.models.classifier import ClassifierConfig
+from addnorm.models.gpt import GPT, GPTConfig
+from addnorm.training.classify import Classify
+from addnorm.training.language import Language
+from addnorm.training.loop import Loop
+from addnorm.training.run import Config
+
+
+def stdlib_cpu() -> Config:
+    """A small GPT on the source of Python's own library, in about two minutes on two cores."""
+    return Config(
+        about=Language(
+            data="stdlib",
+            tokenizer="bpe:1024",
+            tokens_per_step=4096,
+            model=GPTConfig(
+                vocab_size=1,
+                context_length=256,
+                dim=192,
+                n_layers=4,
+                n_heads=6,
+                norm="rms",
+                position="rope",
+                bias=False,
+            ),
+        ),
+        loop=Loop(steps=400, lr=3e-3, warmup=40, eval_every=100, save_every=200),
+    )
+
+
+def char_cpu() -> Config:
+    """A character model on a text of about a megabyte, such as all of Shakespeare, on a CPU."""
+    return Config(
+        about=Language(
+            data="input.txt",
+            tokenizer="characters",
+            split="tail",
+            tokens_per_step=12 * 64,
+            model=GPTConfig(vocab_size=1, context_length=64, dim=128, n_layers=4, n_heads=4),
+        ),
+        loop=Loop(steps=2000, lr=1e-3, warmup=100, beta2=0.99, eval_every=250),
+    )
+
+
+def gpt2_124m() -> Config:
+    """GPT-2's smallest, 124 million parameters, for one GPU or several."""
+    c = GPT.preset("gpt2", vocab_size=1, vocab_multiple=128)
+    return Config(
+        about=Language(
+            data="hf:HuggingFaceFW/fineweb-edu:sample-10BT:train#text",
+            tokenizer="openai-community/gpt2",
+            val_fraction=0.001,
+            tokens_per_step=1 << 19,
+            glance_tokens=1 << 20,
+            model=c,
+        ),
+        loop=Loop(
+            steps=19_000, lr=6e-4, warmup=700, micro_rows=16, eval_every=250, save_every=1000
+        ),
+    )
+
+
+def finetune_gpt2() -> Config:
+    """Published GPT-2 weights, taught a text of one's own."""
+    return Config(
+        about=Language(
+            data="input.txt",
+            init_from="openai-community/gpt2",
+            tokens_per_step=8192,
+            dropout=0.1,
+        ),
+        loop=Loop(steps=200, lr=3e-5, warmup=20, schedule="linear", micro_rows=2, eval_every=50),
+    )
+
+
+def classify_text() -> Config:
+    """Which class a text is of, from a folder with one sub-folder of texts for each."""
+    return Config(
+        about=Classify(
+            data="texts",
+            tokenizer="bpe:4096",
+            rows_per_step=32,
+            model=ClassifierConfig(vocab_size=1, classes=1, dim=128, n_layers=2, n_heads=4),
+        ),
+        loop=Loop(steps=600, lr=1e-3, warmup=60, eval_every=100, save_every=200),
+    )
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    f.__name__: f for f in (stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2, classify_text)
+}

@@ -1,0 +1,502 @@
+"""A run: a folder that holds everything of one training, from its settings to its report.
+
+DIR/config.toml      every setting, as resolved
+DIR/run.json         what the run is and how far it came
+DIR/metrics.jsonl    every step's numbers, every evaluation's
+DIR/checkpoints/     to go on from
+DIR/model/           for ``GPT.from_pretrained`` and ``addnorm generate``, as of the last save
+DIR/best/            the same where an evaluation was better than the last
+DIR/samples.jsonl    what the model wrote at evaluations
+DIR/report.html
+"""
+
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from addnorm import __version__
+from addnorm.models import folders
+from addnorm.training import config as settings
+from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
+from addnorm.training.classify import Classify
+from addnorm.training.config import ConfigError
+from addnorm.training.display import Display
+from addnorm.training.language import Language
+from addnorm.training.loop import Diverged, Loop, Outcome, Trainer, clock
+from addnorm.training.parallel import World, start
+from addnorm.training.sinks import open_sinks
+from addnorm.training.task import Task
+
+TASKS: dict[str, type[Language] | type[Classify]] = {"language": Language, "classify": Classify}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of a run: of what is learned, and of the loop. Keys of both are set alike."""
+
+    about: Language | Classify = field(default_factory=Language)
+    loop: Loop = field(default_factory=Loop)
+    sinks: tuple[str, ...] = ()
+    """Besides metrics.jsonl: tensorboard, wandb."""
+
+    @property
+    def task(self) -> str:
+        """The name of what is learned."""
+        return next(name for name, kind in TASKS.items() if isinstance(self.about, kind))
+
+    def changed(self, changes: Mapping[str, Any]) -> "Config":
+        """With other values of some keys; ``ConfigError`` names a key that is not known."""
+        parts: dict[str, Any] = {"about": self.about, "loop": self.loop}
+        known = {key: name for name, part in parts.items() for key, _, _ in settings.keys(part)}
+        mine: dict[str, dict[str, Any]] = {"about": {}, "loop": {}}
+        sinks = self.sinks
+        for key, value in changes.items():
+            if key == "sinks":
+                sinks = settings.converted(key, tuple[str, ...], value)
+            elif key == "task":
+                if value != self.task:
+                    raise ConfigError(
+                        f"task is {self.task} in this recipe; {value!r} has settings of its own: "
+                        "choose a recipe with it"
+                    )
+            elif key not in known:
+                raise ConfigError(settings.unknown("setting", key, [*known, "sinks"]))
+            else:
+                mine[known[key]][key] = value
+        return replace(
+            self,
+            about=settings.changed(self.about, mine["about"]),
+            loop=settings.changed(self.loop, mine["loop"]),
+            sinks=sinks,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Every key and its value; ``from_json`` reads it."""
+        return {
+            "task": self.task,
+            **settings.to_json(self.about),
+            **settings.to_json(self.loop),
+            "sinks": list(self.sinks),
+        }
+
+    def to_toml(self) -> str:
+        """The same as a file for ``--config``."""
+        about, _, tables = settings.to_toml(self.about).partition("\n\n")
+        sinks = ", ".join(json.dumps(name) for name in self.sinks)
+        top = f'task = "{self.task}"\n{about}\n{settings.to_toml(self.loop)}sinks = [{sinks}]\n'
+        return f"{top}\n{tables}" if tables else top
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> "Config":
+        """From what ``to_json`` wrote."""
+        kind = TASKS.get(str(told.get("task", "language")))
+        if kind is None:
+            raise ConfigError(settings.unknown("task", str(told.get("task")), TASKS))
+        return cls(about=kind()).changed(told)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a training."""
+
+    folder: Path
+    step: int
+    finished: bool  # False: stopped before its last step, to be gone on with
+    metrics: dict[str, float]  # of the last evaluation
+    best: float | None  # the best value of the task's metric
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; it was saved."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number, self.step = number, step
+
+
+def train(
+    task_or_config: Task | Config | None = None,
+    *,
+    out: str | Path = "out/run",
+    loop: Loop | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    display: Display | None = None,
+    **changes: Any,
+) -> Run:
+    """Train, evaluate, save; returns the ``Run`` whose folder is ``out``.
+
+    A ``Config`` (``addnorm.training.run.Config()``, or a recipe's) says everything; a ``Task`` of
+    one's own comes with ``loop``. ``changes`` are settings by key, dots as in
+    ``**{"model.dim": 64}``. ``resume`` goes on with what is in ``out``.
+    """
+    given = Config() if task_or_config is None else task_or_config
+    if isinstance(given, Config):
+        if loop is not None:
+            raise TypeError("a Config holds the loop's settings: give loop with a Task only")
+        config = given.changed(changes)
+        task: Task | None = None
+        loop = config.loop
+    else:
+        task, config = given, None
+        loop = settings.changed(loop or Loop(), changes)
+    world = start(loop.device)
+    if loop.threads is not None:
+        torch.set_num_threads(loop.threads)
+    display = display or Display(quiet=not world.first)
+    folder = Path(out)
+    prepared(folder, world, resume, overwrite)
+    if task is None:
+        assert config is not None
+        task = built(config, world)
+    return _Session(task, config, loop, world, folder, display).run(resume)
+
+
+def built(config: Config, world: World) -> Task:
+    """The task; the first process reads and tokenizes, the others find it done."""
+    if world.first:
+        task: Task = config.about.build()
+        world.wait()
+        return task
+    world.wait()
+    return config.about.build()
+
+
+def prepared(folder: Path, world: World, resume: bool, overwrite: bool) -> None:
+    """See that the folder fits what is asked, before anything takes long."""
+    there = (folder / "run.json").exists() or (folder / "checkpoints").exists()
+    if resume and not there:
+        raise ConfigError(f"{folder} holds no run to go on with")
+    if world.first:
+        if there and overwrite:
+            for name in ("checkpoints", "model", "best"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for name in ("run.json", "metrics.jsonl", "samples.jsonl", "report.html"):
+                (folder / name).unlink(missing_ok=True)
+        elif there and not resume:
+            raise ConfigError(
+                f"{folder} holds a run already: go on with it (--resume {folder}), choose another "
+                "--out, or replace it (--overwrite)"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write to {folder}: {error.strerror}") from None
+    world.wait()
+
+
+class _Session:
+    """One process's part in one call of ``train``."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: Config | None,
+        loop: Loop,
+        world: World,
+        folder: Path,
+        display: Display,
+    ) -> None:
+        self.task, self.config, self.loop, self.world = task, config, loop, world
+        self.folder, self.display = folder, display
+        self.trainer = Trainer(task, loop, world)
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=loop.keep)
+        self.elapsed = 0.0  # of earlier sessions
+        self.begun = clock()
+        self.metrics: dict[str, float] = {}
+        self.best: float | None = None
+        self.saved = -1
+        self.told: dict[str, Any] = config.to_json() if config else settings.to_json(loop)
+
+    def run(self, resume: bool) -> Run:
+        """Until the last step, or a signal."""
+        trainer, loop = self.trainer, self.loop
+        if resume:
+            self._resume()
+        elif self.world.first:
+            self._write_config()
+        self._announce()
+        sinks = (
+            open_sinks(self.config.sinks if self.config else (), self.folder, self.told)
+            if self.world.first
+            else []
+        )
+        try:
+            with _signals() as asked, self.display.training(loop.steps, trainer.done):
+                while trainer.done < loop.steps:
+                    record = self._one()
+                    for sink in sinks:
+                        sink.write(record)
+                    self.display.step(record)
+                    number = self._agreed(asked())
+                    last = trainer.done == loop.steps
+                    if last or (loop.eval_every and trainer.done % loop.eval_every == 0):
+                        evaluation = self._evaluate(last)
+                        for sink in sinks:
+                            sink.write(evaluation)
+                        self.display.evaluation(evaluation)
+                    if last or number or (loop.save_every and trainer.done % loop.save_every == 0):
+                        self._save()
+                    if number and not last:
+                        raise Stopped(number, trainer.done)
+        finally:
+            self._close(sinks)
+        return Run(self.folder, trainer.done, True, self.metrics, self.best)
+
+    # --- a step -----------------------------------------------------------------------------------
+
+    def _one(self) -> dict[str, Any]:
+        """One step, and its record; goes back to the last checkpoint where that is asked for."""
+        trainer, loop = self.trainer, self.loop
+        watched = loop.watch_every and trainer.done % loop.watch_every == 0
+        stream = trainer.stream() if watched else []
+        begun = clock()
+        try:
+            outcome = trainer.step()
+        except Diverged as error:
+            if loop.nonfinite != "rollback":
+                raise
+            self._roll_back(error)
+            return self._one()
+        return self._record(outcome, clock() - begun, stream)
+
+    def _record(self, o: Outcome, seconds: float, stream: list[float]) -> dict[str, Any]:
+        record: dict[str, Any] = {
+            **self._place(),
+            "loss": o.loss,
+            **o.parts,
+            "lr": o.lr,
+            "grad_norm": o.grad_norm,
+            "tokens_per_s": o.count / max(seconds, 1e-9),
+        }
+        if o.skipped:
+            record["skipped"] = True
+        if stream:
+            record["stream_rms"] = stream
+        return record
+
+    def _place(self) -> dict[str, Any]:
+        return {
+            "step": self.trainer.done,
+            "tokens": self.trainer.seen,
+            "elapsed_s": round(self.elapsed + clock() - self.begun, 3),
+        }
+
+    def _roll_back(self, error: Diverged) -> None:
+        trainer = self.trainer
+        self.checkpoints.wait()
+        times, at = trainer.rollbacks + 1, trainer.done + trainer.shift
+        try:
+            snapshot = self._loaded()
+        except CheckpointError:
+            raise Diverged(f"{error}. There is no checkpoint to go back to yet") from error
+        if times > self.loop.most_rollbacks:
+            raise Diverged(
+                f"{error}. This is after {times - 1} rollbacks, so the run stops"
+            ) from error
+        trainer.restore(snapshot.tensors, snapshot.facts["trainer"])
+        trainer.rollbacks = times
+        trainer.shift = at + 1 - trainer.done  # past the data that did it
+        self.display.say(
+            f"{error}\nrollback {times}: back to step {trainer.done}, on with the data after it"
+        )
+
+    # --- evaluations ------------------------------------------------------------------------------
+
+    def _evaluate(self, last: bool) -> dict[str, Any]:
+        """A glance, or at the end everything; the glance decides which weights are the best."""
+        texts: list[str] = []
+        with self.trainer.looking() as model:
+            glance = self.task.glance(model)
+            found = self.task.evaluate(model) if last else glance
+            if self.world.size == 1:
+                texts = self.task.sample(model)
+        value = glance[self.task.best.metric]
+        if self.task.best.better(value, self.best):
+            self.best = value
+            self._export("best")
+        self.metrics = found
+        if texts:
+            line = {"step": self.trainer.done, "samples": texts}
+            with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self.display.sample(texts[0])
+        return {**self._place(), **found, "whole": last}
+
+    # --- files ------------------------------------------------------------------------------------
+
+    def _write_config(self) -> None:
+        text = self.config.to_toml() if self.config else settings.to_toml(self.loop)
+        (self.folder / "config.toml").write_text(text, encoding="utf-8")
+        self._write_state()
+
+    def _write_state(self) -> None:
+        told = {
+            "addnorm": __version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+            "device": str(self.world.device),
+            "precision": self.trainer.precision,
+            "processes": self.world.size,
+            "threads": torch.get_num_threads(),
+            "command": " ".join(sys.argv),
+            "written": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "step": self.trainer.done,
+            "tokens": self.trainer.seen,
+            "skipped": self.trainer.skipped,
+            "rollbacks": self.trainer.rollbacks,
+            "finished": self.trainer.done >= self.loop.steps,
+            "elapsed_s": round(self.elapsed + clock() - self.begun, 3),
+            "best": self.best,
+            "metric": self.task.best.metric,
+            "metrics": self.metrics,
+            "facts": self.task.facts(),
+            "config": self.told,
+        }
+        work = self.folder / ".run.json"
+        work.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        work.replace(self.folder / "run.json")
+
+    def _save(self) -> None:
+        if self.saved == self.trainer.done:
+            return
+        snapshot = Snapshot(
+            step=self.trainer.done,
+            tensors=self.trainer.tensors(),
+            facts={
+                "trainer": self.trainer.facts(),
+                "task": self.task.facts(),
+                "config": self.told,
+                "best": self.best,
+                "metrics": self.metrics,
+                "elapsed_s": self.elapsed + clock() - self.begun,
+                "versions": {"addnorm": __version__, "torch": str(torch.__version__)},
+            },
+        )
+        self._export("model")
+        if not self.world.first:
+            self.saved = self.trainer.done
+            return
+        try:
+            self.checkpoints.save(snapshot)
+        except CheckpointError as error:
+            if self.trainer.done >= self.loop.steps:
+                raise
+            self.display.say(f"{error}\ntraining goes on; the next save is in its turn")
+            return
+        self.saved = self.trainer.done
+        self._write_state()
+
+    def _export(self, name: str) -> None:
+        """The model in its users' format, from whole tensors: every process must ask."""
+        weights = self.trainer.tensors()["model"] if self.world.size > 1 else None
+        if not self.world.first:
+            return
+        model = self.trainer.raw
+        if weights is not None:
+            state = torch.get_rng_state()
+            model = self.task.model()
+            torch.set_rng_state(state)
+            model.load_state_dict(weights)
+        try:
+            self.task.save(model, self.folder / name)
+        except (OSError, folders.WeightsError) as error:
+            self.display.say(f"{self.folder / name} could not be written: {error}")
+
+    def _loaded(self) -> Snapshot:
+        if self.world.first:
+            snapshot = self.checkpoints.load()
+            self.world.wait()
+            return snapshot
+        self.world.wait()
+        return self.checkpoints.load()
+
+    def _resume(self) -> None:
+        snapshot = self._loaded()
+        facts = snapshot.facts
+        now = self.task.facts()
+        for name, value in facts["task"].items():
+            if name in now and now[name] != value:
+                raise ConfigError(
+                    f"{name} was {value} and is {now[name]}: this would not be the same run. Give "
+                    "it its old settings, or begin a new one with init_from"
+                )
+        differ = self.trainer.restore(snapshot.tensors, facts["trainer"])
+        self.best, self.metrics = facts["best"], dict(facts["metrics"])
+        self.elapsed, self.saved = facts["elapsed_s"], self.trainer.done
+        versions = {"addnorm": __version__, "torch": str(torch.__version__)}
+        differ += [
+            f"{name} {then} then, {versions[name]} now"
+            for name, then in facts["versions"].items()
+            if versions.get(name) != then
+        ]
+        self.display.say(f"resumed at step {self.trainer.done} of {self.loop.steps}")
+        if differ:
+            self.display.say(
+                f"not the same as then: {'; '.join(differ)}. The data goes on where it was; the "
+                "numbers agree to rounding, not to the bit"
+            )
+
+    def _announce(self) -> None:
+        t = self.trainer
+        rows = len(next(iter(t.batch().values())))
+        micro = min(self.loop.micro_rows or rows, rows)
+        lines = self.task.told()
+        lines.append(
+            f"{t.precision} on {self.world.device}, {self.world.size} process(es) of "
+            f"{torch.get_num_threads()} thread(s), {-(-rows // max(micro, 1))} micro-batch(es) of "
+            f"{micro} rows; {t.why}"
+        )
+        if t.warmup < self.loop.warmup:
+            lines.append(
+                f"warmup={self.loop.warmup} is longer than the run: shortened to {t.warmup}"
+            )
+        for line in lines:
+            self.display.say(line)
+
+    def _agreed(self, number: int) -> int:
+        """A signal that any process got."""
+        if self.world.size == 1:
+            return number
+        found = self.world.gather(number)
+        return max(n for n in found if isinstance(n, int))
+
+    def _close(self, sinks: list[Any]) -> None:
+        for sink in sinks:
+            sink.close()
+        self.checkpoints.wait()
+        self.checkpoints.close()
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], int]]:
+    """The number of the signal that asked to stop, 0 if none did; a second one stops at once."""
+    got: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if got:
+            raise KeyboardInterrupt
+        got.append(number)
+
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: got[0] if got else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

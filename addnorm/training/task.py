@@ -1,0 +1,75 @@
+"""What is trained: a ``Task``. The loop knows no language model, no image and no class of text.
+
+A batch is a mapping of tensors whose first dimension are rows; the loop cuts it into micro-batches
+and moves it to the device. ``loss`` returns sums, not means: the loop divides once per optimizer
+step by the count over all micro-batches and processes, so that accumulation is the large batch,
+however unevenly the targets are spread.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+Batch = Mapping[str, Tensor]
+"""Name -> tensor, rows first."""
+
+
+class Best(NamedTuple):
+    """Which metric says that a model is better, and which way."""
+
+    metric: str
+    direction: Literal["min", "max"]
+
+    def better(self, new: float, old: float | None) -> bool:
+        """NaN is never better."""
+        if old is None:
+            return new == new
+        return new < old if self.direction == "min" else new > old
+
+
+class Task(ABC):
+    """One thing to learn: all that a run needs to know of it, and nothing of how it is trained."""
+
+    best: Best
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """A new model on the CPU, initialized from torch's global generator."""
+
+    @abstractmethod
+    def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
+        """The rows of one process for one optimizer step: a pure function of its arguments.
+
+        The rows of all processes together depend on (split, seed, step) only.
+        """
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(sum, count, parts): the loss summed over ``count`` targets, and sums to be told."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metric -> value on all that was held out; every process calls it and gets the same."""
+
+    def glance(self, model: nn.Module) -> dict[str, float]:
+        """The same on a part that is always the same, for the curve while training."""
+        return self.evaluate(model)
+
+    def sample(self, model: nn.Module) -> list[str]:
+        """What the model does, in words, for whoever watches; nothing, if there is nothing."""
+        return []
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write a model for its users; nothing, if it has no format of its own."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """What a resumed run must find unchanged, JSON: data, tokenizer, rows per step."""
+        return {}
+
+    def told(self) -> list[str]:
+        """Lines for the user before the first step: what the data is, what follows from it."""
+        return []

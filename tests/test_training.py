@@ -1,0 +1,544 @@
+"""Training: one step is the large batch's, a resumed run is the run, and what happens when numbers
+break. The tasks here are tiny; what they learn is not the point, that it is the same is."""
+
+import json
+import math
+import signal
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addnorm import GPT, GPTConfig, Stack, schemes, train
+from addnorm.branches import MLP
+from addnorm.training import loop as loop_module
+from addnorm.training.checkpoint import Checkpoints
+from addnorm.training.config import ConfigError
+from addnorm.training.display import Display
+from addnorm.training.language import Language
+from addnorm.training.loop import Diverged, Loop, Trainer, canonical
+from addnorm.training.optim import factor, roles
+from addnorm.training.parallel import World
+from addnorm.training.run import Config, Stopped
+from addnorm.training.sinks import read
+from addnorm.training.task import Batch, Best, Task
+from tests.nets import stir
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+DIM = 8
+
+
+class Net(nn.Module):
+    """A stack with a norm, a matrix, a bias and a dropout."""
+
+    def __init__(self, dropout: float = 0.0, scheme: str = "pre_norm") -> None:
+        super().__init__()
+        self.enter = nn.Linear(DIM, DIM)
+        self.stack = Stack(
+            [("mlp", lambda **k: MLP(DIM, 16, "gelu", **k))] * 2, DIM, schemes.parse(scheme)
+        )
+        self.drop = nn.Dropout(dropout)
+        self.steps: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stack(self.drop(self.enter(x)))
+
+    def after_step(self, step: int) -> None:
+        self.steps.append(step)
+        self.stack.after_step(step)
+
+
+class Toy(Task):
+    """Regression on vectors; how many of a row's targets count differs wildly between rows."""
+
+    best = Best("error", "min")
+
+    def __init__(self, rows: int = 12, dropout: float = 0.0, dtype: Any = torch.float64) -> None:
+        self.rows, self.dropout, self.dtype = rows, dropout, dtype
+        self.asked: list[int] = []
+        self.spoil: Mapping[int, float] = {}
+
+    def model(self) -> nn.Module:
+        return stir(Net(self.dropout)).to(self.dtype)
+
+    def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
+        self.asked.append(step)
+        g = torch.Generator().manual_seed(1000 * seed + step + (7 << 30) * (split == "val"))
+        x = torch.randn(self.rows, 5, DIM, generator=g, dtype=self.dtype)
+        y = torch.randn(self.rows, 5, DIM, generator=g, dtype=self.dtype)
+        share = torch.rand(self.rows, 1, generator=g) ** 3
+        counts = torch.rand(self.rows, 5, generator=g) < share  # some rows have no target at all
+        counts[0, 0] = True
+        if step in self.spoil and split == "train":
+            value = self.spoil[step]
+            (y if math.isfinite(value) else x)[3, 2, 1] = value
+            counts[3, 2] = True
+        return {k: v[rank::world] for k, v in {"x": x, "y": y, "counts": counts}.items()}
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        error = (model(batch["x"]) - batch["y"]).square().mean(-1)
+        # not multiplied by the mask: NaN times 0 is NaN
+        chosen = error[batch["counts"]]
+        return chosen.sum(), batch["counts"].sum(), {"largest": chosen.detach().sum() * 2}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        with torch.no_grad():
+            total, count, _ = self.loss(model, self.batch("val", 0, 0, 0, 1))
+        return {"error": float(total / count)}
+
+
+def quiet() -> Display:
+    return Display(quiet=True)
+
+
+SETTINGS: dict[str, Any] = {
+    "steps": 12,
+    "precision": "fp32",
+    "warmup": 3,
+    "eval_every": 4,
+    "save_every": 4,
+    "threads": 1,
+    "lr": 1e-2,
+}
+
+
+def loop(**changes: Any) -> Loop:
+    return Loop(**{**SETTINGS, **changes})
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {n: t.clone() for n, t in trainer.tensors()["model"].items()}
+
+
+# --- a step ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("micro", [1, 5, 11])
+def test_accumulation_is_the_large_batch(dtype: torch.dtype, bound: float, micro: int) -> None:
+    """Relative to the largest of each tensor; with rows that have few targets or none."""
+    whole, parts = (
+        Trainer(Toy(dtype=dtype), loop(micro_rows=m, optimizer="adamw", clip=0.0), ALONE)
+        for m in (None, micro)
+    )
+    for trainer in (whole, parts):
+        sums, _ = trainer._accumulate(trainer.batch())
+        trainer.found = float(sums[0] / sums[1]), trainer._divide(float(sums[1]))
+    for a, b in zip(whole.found, parts.found, strict=True):
+        assert a == pytest.approx(b, rel=bound)
+    for p, q in zip(whole.raw.parameters(), parts.raw.parameters(), strict=True):
+        assert (p.grad - q.grad).abs().max() <= bound * p.grad.abs().max()
+
+
+def test_the_gradient_is_that_of_the_mean() -> None:
+    """Against autograd on the mean over all targets, the definition."""
+    task = Toy()
+    trainer = Trainer(task, loop(micro_rows=4), ALONE)
+    model = task.model()
+    model.load_state_dict(trainer.raw.state_dict())
+    total, count, _ = task.loss(model, task.batch("train", 0, 0, 0, 1))
+    (total / count).backward()
+    sums, _ = trainer._accumulate(trainer.batch())
+    norm = trainer._divide(float(sums[1]))
+    want = torch.cat([p.grad.flatten() for p in model.parameters()])
+    got = torch.cat([p.grad.flatten() for p in trainer.raw.parameters()])
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+    assert norm == pytest.approx(float(want.norm()), rel=1e-12)
+
+
+def test_clipping_and_the_learning_rate() -> None:
+    """One step of SGD-like size: AdamW's first step is lr * sign(g), whatever the clip; so the
+    clip is looked at in AdamW's memory."""
+    task = Toy()
+    trainer = Trainer(task, loop(clip=1e-3, beta1=0.0, warmup=0), ALONE)
+    outcome = trainer.step()
+    assert outcome.grad_norm > 1e-3
+    state = trainer.tensors()["optimizer"]
+    clipped = torch.cat([t.flatten() for n, t in state.items() if n.endswith("exp_avg")])
+    assert float(clipped.norm()) == pytest.approx(1e-3, rel=1e-6)
+    first = factor(0, 12, 0, "cosine", 0.1, 0.2)
+    assert outcome.lr == pytest.approx(1e-2 * first)
+    assert trainer.raw.steps == [1]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
+def test_schedules_by_their_definition(schedule: Any) -> None:
+    steps, warmup, floor, decay = 100, 10, 0.1, 0.25
+    got = [factor(s, steps, warmup, schedule, floor, decay) for s in range(steps)]
+    assert got[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
+    assert all(a >= b - 1e-12 for a, b in pairwise(got[10:]))
+    assert got[-1] == pytest.approx(1.0 if schedule == "constant" else floor)
+    middle = {
+        "cosine": floor + 0.9 * 0.5 * (1 + math.cos(math.pi * 46 / 90)),
+        "linear": floor + 0.9 * (1 - 46 / 90),
+        "wsd": 1.0,
+        "constant": 1.0,
+    }
+    assert got[55] == pytest.approx(middle[schedule])
+    if schedule == "wsd":
+        assert got[74] == 1.0
+        assert got[75] == pytest.approx(floor + 0.9 * (1 - 1 / 25))
+    assert factor(0, 5, 5, schedule, floor, decay) == 0.2  # all of it a warmup
+
+
+def test_roles() -> None:
+    """By the module that owns a parameter: a norm's gain, a bias and a join's factor are small."""
+    config = GPTConfig(
+        vocab_size=11, context_length=8, dim=8, n_layers=1, n_heads=2, scheme="hyper_connections"
+    )
+    found = roles(GPT(config))
+    assert found["tokens.weight"] == "table"
+    for name, role in found.items():
+        if ".join." in name or "norm" in name or name.endswith("bias"):
+            assert role == "small", name
+    assert found["stack.subs.0.branch.q.weight"] == "matrix"
+    assert set(found) == {n for n, _ in GPT(config).named_parameters()}
+
+
+def test_norms_and_biases_are_not_decayed() -> None:
+    """With no gradient at all, AdamW moves what is decayed, and nothing else."""
+    trainer = Trainer(Toy(), loop(weight_decay=0.5, warmup=0, schedule="constant"), ALONE)
+    before = weights(trainer)
+    for p in trainer.raw.parameters():
+        p.grad = torch.zeros_like(p)
+    for optimizer in trainer.optimizers:
+        optimizer.step()
+    role = roles(trainer.raw)
+    for name, now in weights(trainer).items():
+        factor_ = 1.0 if role[name] == "small" else 1 - 1e-2 * 0.5
+        torch.testing.assert_close(now, before[name] * factor_, rtol=1e-12, atol=0)
+
+
+def test_muon_takes_the_matrices_of_the_stack() -> None:
+    trainer = Trainer(Toy(dtype=torch.float32), loop(optimizer="muon"), ALONE)
+    adamw, muon = trainer.optimizers
+    names = {id(p): n for n, p in trainer.raw.named_parameters()}
+    taken = {names[id(p)] for g in muon.param_groups for p in g["params"]}
+    assert taken == {n for n, p in trainer.raw.named_parameters() if "stack" in n and p.dim() == 2}
+    first = trainer.step().loss
+    for _ in range(11):
+        last = trainer.step().loss
+    assert math.isfinite(last)
+    assert last != first
+    assert isinstance(adamw, torch.optim.AdamW)
+
+
+def test_float16_recovers_from_overflow() -> None:
+    """A loss scale that is too large skips steps, halves, and then trains."""
+    trainer = Trainer(Toy(dtype=torch.float32), loop(precision="fp16", steps=40), ALONE)
+    trainer.scale = 2.0**40
+    outcomes = [trainer.step() for _ in range(40)]
+    assert outcomes[0].skipped
+    assert not outcomes[-1].skipped
+    assert trainer.skipped == sum(o.skipped for o in outcomes)
+    assert trainer.scale == 2.0 ** (40 - trainer.skipped)
+
+
+# --- when numbers break ---------------------------------------------------------------------------
+
+
+def test_stopping_names_the_first_module(tmp_path: Path) -> None:
+    task = Toy()
+    task.spoil = {5: math.nan}
+    with pytest.raises(Diverged, match=r"step 5: loss nan .*first module.* is enter \(Linear\)"):
+        train(task, loop=loop(), out=tmp_path / "run", display=quiet())
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [4]
+    lines = read(tmp_path / "run" / "metrics.jsonl")
+    assert max(r["step"] for r in lines) == 5
+
+
+def test_a_weight_that_is_broken_is_named() -> None:
+    trainer = Trainer(Toy(), loop(), ALONE)
+    with torch.no_grad():
+        trainer.raw.get_parameter("stack.subs.1.branch.up.weight")[0, 0] = math.inf
+    with pytest.raises(Diverged, match=r"the parameter stack.subs.1.branch.up.weight, before"):
+        trainer.step()
+
+
+def test_a_backward_that_is_broken_is_named() -> None:
+    """sqrt at 0 has a finite value and no finite slope."""
+
+    class Root(Toy):
+        def loss(self, model: nn.Module, batch: Batch) -> Any:
+            out = model(batch["x"])
+            return (out - out.detach()).square().sum().sqrt(), batch["counts"].sum(), {}
+
+    with pytest.raises(Diverged, match="it is the backward pass that breaks"):
+        Trainer(Root(), loop(), ALONE).step()
+
+
+def test_skipping_is_as_if_the_step_had_not_been() -> None:
+    """Weights and optimizer are untouched, the step is counted, the next one is taken."""
+    task = Toy()
+    task.spoil = {2: math.inf}
+    trainer = Trainer(task, loop(nonfinite="skip"), ALONE)
+    trainer.step()
+    trainer.step()
+    before = trainer.tensors()
+    outcome = trainer.step()
+    after = trainer.tensors()
+    assert outcome.skipped
+    assert not math.isfinite(outcome.loss)
+    for group in ("model", "optimizer"):
+        for name, t in before[group].items():
+            assert torch.equal(t, after[group][name])
+    assert (trainer.done, trainer.skipped) == (3, 1)
+    assert trainer.raw.steps == [1, 2]
+    assert not trainer.step().skipped
+
+
+def test_spikes_are_left_out_and_do_not_count_as_usual() -> None:
+    """The median is of steps that were taken: a spike does not make the next one look normal."""
+    task = Toy()
+    trainer = Trainer(task, loop(spike=5.0, steps=40, lr=0.0), ALONE)
+    for _ in range(20):
+        assert not trainer.step().skipped
+    task.spoil = dict.fromkeys(range(20, 36), 1e5)
+    assert [trainer.step().skipped for _ in range(16)] == [True] * 16
+    assert len(trainer.recent) == 20
+    assert not trainer.step().skipped
+
+
+def test_rollback_goes_back_and_past_the_data(tmp_path: Path) -> None:
+    task = Toy()
+    task.spoil = {6: math.nan}
+    run = train(task, loop=loop(nonfinite="rollback"), out=tmp_path / "run", display=quiet())
+    assert run.finished
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert told["rollbacks"] == 1
+    # 0..6 as usual; back to step 4, whose data is now that of step 7; the last step, 11, has 14
+    used = [s for s in task.asked if s]
+    assert max(used) == 14
+    task.spoil = dict.fromkeys(range(6, 40), math.nan)
+    with pytest.raises(Diverged, match="after 3 rollbacks, so the run stops"):
+        train(task, loop=loop(nonfinite="rollback"), out=tmp_path / "other", display=quiet())
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+def same(a: Mapping[str, Mapping[str, Tensor]], b: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[g].keys() == b[g].keys() and all(torch.equal(a[g][n], b[g][n]) for n in a[g]) for g in a
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_is_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    """Weights, optimizer, random numbers and every loss, to the bit; with dropout."""
+
+    def task() -> Toy:
+        return Toy(dropout=0.3, dtype=torch.float32)
+
+    options = {"loop": loop(optimizer=optimizer, micro_rows=5), "display": quiet()}
+    train(task(), out=tmp_path / "whole", **options)
+
+    class Fall(Exception):
+        pass
+
+    step = Trainer.step
+
+    def falling(self: Trainer) -> Any:
+        if self.done == 10:
+            raise Fall
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "step", falling)
+    with pytest.raises(Fall):
+        train(task(), out=tmp_path / "parts", **options)
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path / "parts" / "checkpoints").steps() == [4, 8]
+    train(task(), out=tmp_path / "parts", resume=True, **options)
+    a, b = (Checkpoints(tmp_path / n / "checkpoints").load() for n in ("whole", "parts"))
+    assert same(a.tensors, b.tensors)
+    losses = [
+        [r["loss"] for r in read(tmp_path / n / "metrics.jsonl") if "loss" in r]
+        for n in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 12
+
+
+def test_looking_changes_nothing(tmp_path: Path) -> None:
+    """Neither measuring the stream nor evaluating touches what training depends on."""
+    found = []
+    for watch, every in ((0, 0), (1, 1)):
+        task = Toy(dropout=0.3, dtype=torch.float32)
+        out = tmp_path / f"run{watch}"
+        train(task, loop=loop(watch_every=watch, eval_every=every), out=out, display=quiet())
+        found.append(Checkpoints(out / "checkpoints").load())
+    assert same(found[0].tensors, found[1].tensors)
+    with_it = [r for r in read(tmp_path / "run1" / "metrics.jsonl") if "stream_rms" in r]
+    assert len(with_it) == 12
+    assert all(len(r["stream_rms"]) == 2 and min(r["stream_rms"]) > 0 for r in with_it)
+
+
+def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
+    class Tired(Toy):
+        def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
+            if step == 6 and not self.asked.count(6):
+                signal.raise_signal(signal.SIGTERM)
+            return super().batch(split, seed, step, rank, world)
+
+    with pytest.raises(Stopped) as told:
+        train(Tired(dropout=0.3), loop=loop(watch_every=0), out=tmp_path / "run", display=quiet())
+    assert (told.value.number, told.value.step) == (signal.SIGTERM, 7)
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == 7
+    run = train(Toy(dropout=0.3), loop=loop(), out=tmp_path / "run", resume=True, display=quiet())
+    assert run.finished
+    train(Toy(dropout=0.3), loop=loop(), out=tmp_path / "whole", display=quiet())
+    a, b = (Checkpoints(tmp_path / n / "checkpoints").load() for n in ("whole", "run"))
+    assert same(a.tensors, b.tensors)
+    assert signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.Handlers.SIG_DFL)
+
+
+def test_a_change_is_announced_or_refused(tmp_path: Path, capsys: Any) -> None:
+    train(Toy(), loop=loop(steps=4), out=tmp_path / "run", display=quiet())
+    train(
+        Toy(),
+        loop=loop(steps=8, precision="bf16"),
+        out=tmp_path / "run",
+        resume=True,
+        display=Display(),
+    )
+    assert "not the same as then: precision fp32 then, bf16 now" in capsys.readouterr().out
+
+    class Other(Toy):
+        def facts(self) -> dict[str, Any]:
+            return {"content": "other"}
+
+    class First(Toy):
+        def facts(self) -> dict[str, Any]:
+            return {"content": "first"}
+
+    train(First(), loop=loop(steps=4), out=tmp_path / "two", display=quiet())
+    with pytest.raises(ConfigError, match="content was first and is other"):
+        train(Other(), loop=loop(), out=tmp_path / "two", resume=True, display=quiet())
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(Toy(), loop=loop(), out=tmp_path / "two", display=quiet())
+    with pytest.raises(ConfigError, match="holds no run to go on with"):
+        train(Toy(), loop=loop(), out=tmp_path / "three", resume=True, display=quiet())
+    train(Toy(), loop=loop(steps=2), out=tmp_path / "two", overwrite=True, display=quiet())
+    assert len([r for r in read(tmp_path / "two" / "metrics.jsonl") if "loss" in r]) == 2
+
+
+def test_canonical_names() -> None:
+    assert canonical("module._orig_mod.stack.subs.0.pre.norm.weight") == (
+        "stack.subs.0.pre.norm.weight"
+    )
+
+
+# --- a language model -----------------------------------------------------------------------------
+
+TEXT = "the quick brown fox jumps over the lazy dog and comes back again to the old fence. " * 60
+
+
+def small(tmp_path: Path, **changes: Any) -> Config:
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT)
+    model = GPTConfig(vocab_size=1, context_length=16, dim=16, n_layers=2, n_heads=2)
+    about = Language(
+        data=str(file),
+        tokenizer="characters",
+        tokens_per_step=128,
+        samples=1,
+        cache=tmp_path / "cache",
+        model=model,
+    )
+    return Config(about=about, loop=loop(steps=30, eval_every=10)).changed(changes)
+
+
+def test_a_language_model_learns(tmp_path: Path) -> None:
+    run = train(small(tmp_path, lr=1e-2, steps=60), out=tmp_path / "run", display=quiet())
+    records = read(run.folder / "metrics.jsonl")
+    losses = [r["loss"] for r in records if "loss" in r]
+    assert losses[0] == pytest.approx(math.log(27), abs=0.3)  # as many characters as there are
+    assert run.metrics["val_loss"] < 2.0 < losses[0]
+    assert run.metrics["perplexity"] == pytest.approx(math.exp(run.metrics["val_loss"]))
+    assert records[-1]["tokens"] == 60 * 128
+    model = GPT.from_pretrained(run.folder / "model")
+    assert model.config.context_length == 16
+    samples = (run.folder / "samples.jsonl").read_text().splitlines()
+    assert len(samples) == 6
+
+
+def test_evaluation_by_the_definition(tmp_path: Path) -> None:
+    """Every token but the first of the split is predicted once, in windows side by side."""
+    task = small(tmp_path).about.build()
+    model = task.model().eval()
+    tokens = task.tokens["val"]
+    ids = torch.from_numpy(tokens.read(0, len(tokens)).astype("int64"))
+    nats = 0.0
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, 16):
+            window = ids[start : start + 17]
+            nats += float(F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="sum"))
+    found = task.evaluate(model)
+    assert found["val_loss"] == pytest.approx(nats / (len(ids) - 1), rel=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / tokens.bytes, rel=1e-6)
+
+
+def test_rows_of_all_processes_are_the_rows(tmp_path: Path) -> None:
+    task = small(tmp_path).about.build()
+    alone = task.batch("train", 0, 3, 0, 1)["ids"]
+    for world in (2, 3):
+        parts = [task.batch("train", 0, 3, rank, world)["ids"] for rank in range(world)]
+        for rank, part in enumerate(parts):
+            assert torch.equal(part, alone[rank::world])
+
+
+def test_z_loss(tmp_path: Path) -> None:
+    task = small(tmp_path, z_loss=0.01).about.build()
+    model = task.model()
+    batch = task.batch("train", 0, 0, 0, 1)
+    total, count, parts = task.loss(model, batch)
+    logits = model(batch["ids"][:, :-1])
+    want = F.cross_entropy(logits.flatten(0, 1), batch["ids"][:, 1:].flatten(), reduction="sum")
+    z = 0.01 * logits.logsumexp(-1).square().sum()
+    torch.testing.assert_close(total, want + z)
+    torch.testing.assert_close(parts["nll"], want)
+    assert int(count) == batch["ids"][:, 1:].numel()
+
+
+def test_fine_tuning_starts_from_the_weights(tmp_path: Path) -> None:
+    first = train(small(tmp_path, steps=5), out=tmp_path / "run", display=quiet())
+    start = str(first.folder / "model")
+    task = small(tmp_path, init_from=start).about.build()
+    model = GPT.from_pretrained(start)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(task.model().parameters(), model.parameters(), strict=True)
+    )
+    run = train(small(tmp_path, init_from=start, steps=5), out=tmp_path / "tuned", display=quiet())
+    assert run.finished
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_compilers_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no C++ compiler\nmore")
+
+    monkeypatch.setattr(loop_module.torch, "compile", broken)
+    assert loop_module.compiler_failure(CPU) == "no C++ compiler"
+    with pytest.raises(ConfigError, match="compile=true, but the compiler does not work here: no"):
+        Trainer(Toy(), loop(compile="true"), ALONE)
+
+
+def test_config_of_a_gpt_with_any_scheme(tmp_path: Path) -> None:
+    """Designs that care for their weights after each step, too."""
+    config = small(tmp_path, **{"model.scheme": "ngpt", "steps": 4})
+    assert train(config, out=tmp_path / "run", display=quiet()).finished
