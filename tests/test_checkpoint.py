@@ -1025,11 +1025,10 @@ def killed(nursery: Nursery, folder: Path, times: int) -> int:
         complete = max([complete, *(int(n) for n in map(after("leave "), lines) if n)])
         entered = max([complete, *(int(n) for n in map(after("enter "), lines) if n)])
 
-        steps = all_whole(folder)  # all that looks like a checkpoint is one
+        all_whole(folder)  # all that looks like a checkpoint is one
         newest = Checkpoints(folder).load()
         assert told(newest) == told(content(newest.step))
         assert complete <= newest.step <= max(entered, 1)
-        assert len(steps) <= 3, "two, and one that was to be deleted"
     filled(folder, newest.step + 1)
     assert len(all_whole(folder)) == 2
     assert not hidden(folder)

@@ -33,7 +33,7 @@ Auto = transformers.AutoModelForCausalLM
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without waiting for the disk, which test_weights.py has, and without a network."""
-    monkeypatch.setattr(folders, "_sync", lambda path: None)
+    monkeypatch.setattr(folders, "sync", lambda path: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 

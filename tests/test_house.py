@@ -29,9 +29,10 @@ ALLOWED: dict[str, set[str]] = {
     "hf": {"stream", "schemes", "models", "generation"},
     "export": {"data", "models", "hf"},
     "compat": {"norms", "stream", "joins", "branches", "schemes"},
-    "training": {"data", "norms", "stream", "schemes", "models", "generation"},
-    "lab": {"norms", "stream", "branches", "catalogue", "schemes", "models", "training"},
-    "cli": {"data", "schemes", "models", "generation", "export", "training", "lab"},
+    "page": set(),
+    "training": {"data", "norms", "stream", "schemes", "models", "generation", "page"},
+    "lab": {"norms", "stream", "branches", "catalogue", "schemes", "models", "page", "training"},
+    "cli": {"data", "schemes", "models", "generation", "export", "page", "training", "lab"},
 }
 
 

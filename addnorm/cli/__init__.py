@@ -5,10 +5,14 @@ Each subcommand is a module beside this one with a dataclass of its options and 
 file is the only one that knows which library reads the command line.
 """
 
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -83,6 +87,15 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("addnorm: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:  # the one place: a bug of ours, told without a wall of text
+        log = Path(tempfile.gettempdir()) / f"addnorm-error-{os.getpid()}.txt"
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        print(
+            f"addnorm: this is a bug in addnorm: {type(error).__name__}: {error}\n"
+            f"What led to it is in {log}; please report it with the command you gave",
+            file=sys.stderr,
+        )
+        return 70
     return status
 
 

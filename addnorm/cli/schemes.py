@@ -166,7 +166,7 @@ def _print_report(report: "Report") -> None:
 
 def number(value: float) -> str:
     """Three digits, or a dash."""
-    from addnorm.lab.profile import digits
+    from addnorm.page import digits
 
     return digits(value) if math.isfinite(value) else "-"
 

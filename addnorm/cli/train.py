@@ -39,6 +39,8 @@ class Options:
     """The folder of a run to go on with, with its own settings; KEY=VALUE may change the loop's."""
     overwrite: bool = False
     """Replace the run that is in --out."""
+    prove_resume: bool = False
+    """Only prove, on these settings and in about a minute, that a killed run resumes bit by bit."""
     print_config: bool = False
     """Only print all settings, as a file for --config."""
     listing: Annotated[bool, arg(name="list")] = False
@@ -65,6 +67,12 @@ def run(options: Options) -> int:
         if options.print_config:
             print(config.to_toml(), end="")
             return 0
+        if options.prove_resume:
+            from addnorm.training.prove import prove
+
+            proof = prove(config)
+            print(proof)
+            return 0 if proof.difference is None else 1
         result = train(
             config, out=folder, resume=options.resume is not None, overwrite=options.overwrite
         )
@@ -126,6 +134,16 @@ def _conclude(folder: Path) -> None:
     told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in told["metrics"].items())
     print(f"finished {told['step']} steps in {told['elapsed_s']:.0f} s: {metrics}")
+    if "compressed" in told:
+        others = ", ".join(f"{name} {bits:.3f}" for name, bits in told["compressed"].items())
+        print(
+            f"bits per byte on held-out text: {told['metrics']['bits_per_byte']:.3f}; "
+            f"on the same bytes {others}"
+        )
+    samples = folder / "samples.jsonl"
+    if samples.exists():
+        last = json.loads(samples.read_text(encoding="utf-8").splitlines()[-1])
+        print(f"\n{last['samples'][0].strip()}\n")
     print(f"model: {folder / 'model'}\nreport: {folder / 'report.html'}")
 
 

@@ -211,8 +211,8 @@ def prepare(
     tokenize: worth it from some 100 MB on; a script that asks for them needs the usual
     ``if __name__ == "__main__"``.
 
-    A document that is too long for memory is tokenized in pieces. They give the ids of the whole:
-    each cut is tried first. Only text without whitespace for two million characters is cut anywhere.
+    A document too long for memory is tokenized in pieces, which have the ids of the whole: each cut
+    is tried first. Only text with no whitespace for two million characters is cut anywhere.
 
     Whoever is killed leaves nothing that is taken for finished, and two that prepare the same at
     once both end well. ``progress``: a bar on a terminal, else a line now and then; None: only if
@@ -634,6 +634,7 @@ class _Out:
             os.fsync(self._file.fileno())
             self._file.close()
         except OSError as error:
+            self.close()
             raise _unwritten(self.path.parent.parent, error) from None
         return {
             "bytes": self.size,
@@ -662,10 +663,12 @@ class _Writer:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        for out in (self._starts, *self._shards[-1:]):
+        outs = (self._starts, self._shards[-1])
+        try:
             if kind is None:
-                self.files[out.path.name] = out.finish()
-            else:
+                self.files |= {out.path.name: out.finish() for out in outs}
+        finally:
+            for out in outs:
                 out.close()
 
     def begin(self, eos: bytes) -> None:

@@ -6,144 +6,44 @@ without colours; every plot says in words what it shows. ``render(report)`` is t
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 
-from addnorm.lab.profile import Design, Report, Spread, conditions, digits, slope
-
-# --- scales ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A plot's box: a share of the depth from left to right, a logarithmic value upwards."""
-
-    width: int
-    height: int
-    left: int
-    right: int
-    low: float  # log10 of the values at the edges
-    high: float
-    top: int = 10
-    bottom: int = 34
-
-    def x(self, share: float) -> float:
-        """Where a share of the depth is."""
-        return self.left + share * (self.width - self.left - self.right)
-
-    def y(self, value: float) -> float:
-        """Where a value is; what lies beyond the edges is drawn on them."""
-        share = (math.log10(value) - self.low) / (self.high - self.low)
-        return self.height - self.bottom - min(max(share, 0.0), 1.0) * self.rise
-
-    @property
-    def rise(self) -> int:
-        """The height of the plot proper."""
-        return self.height - self.top - self.bottom
-
-
-def drawable(value: float) -> bool:
-    """Whether a value has a place on a logarithmic axis."""
-    return 0.0 < value < math.inf
-
-
-def extent(values: Sequence[float]) -> tuple[float, float]:
-    """log10 of the edges that hold all values, at least a decade apart, at most 16."""
-    logs = [math.log10(v) for v in values if drawable(v)] or [0.0]
-    low, high = min(logs) - 0.1, max(logs) + 0.1
-    if high - low < 1.0:
-        middle = (low + high) / 2
-        low, high = middle - 0.5, middle + 0.5
-    return max(low, high - 16.0), high
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within the edges, also 2 and 5 times those where there would be few."""
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    step = max(1, math.ceil((high - low) / 5))
-    told = [10.0**k for k in powers if k % step == 0 and low <= k <= high]
-    if len(told) < 3 and step == 1:
-        told = [m * 10.0**k for k in powers for m in (1, 2, 5)]
-    return [t for t in told if low <= math.log10(t) <= high]
-
-
-def power(value: float) -> str:
-    """A tick's label: 0.01, 1, 50, 10⁻⁶."""
-    k = round(math.log10(value))
-    if -3 <= k <= 4 or not math.isclose(value, 10.0**k):
-        return f"{value:g}"
-    return "10" + str(k).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places for labels: as near as possible to where they are wanted, in order, ``gap`` apart."""
-    order = sorted(range(len(wanted)), key=wanted.__getitem__)
-    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
-    # Least squares under an order is the pooling of neighbours that violate it.
-    pools: list[tuple[float, int]] = []
-    for rank, i in enumerate(order):
-        total, count = wanted[i] - rank * gap, 1
-        while pools and pools[-1][0] / pools[-1][1] > total / count:
-            before = pools.pop()
-            total, count = total + before[0], count + before[1]
-        pools.append((total, count))
-    free = [total / count for total, count in pools for _ in range(count)]
-    last = high - (len(wanted) - 1) * gap
-    places = [0.0] * len(wanted)
-    for rank, i in enumerate(order):
-        places[i] = min(max(free[rank], low), last) + rank * gap
-    return places
-
+from addnorm.lab.profile import Design, Report, Spread, conditions, slope
+from addnorm.page import (
+    Frame,
+    document,
+    drawable,
+    evenly,
+    extent,
+    figure,
+    grid,
+    number,
+    power,
+    runs,
+    spread,
+    ticks,
+    trace,
+)
 
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def _points(frame: Frame, values: Sequence[float]) -> Iterator[list[str]]:
-    """The runs of drawable values."""
-    run: list[str] = []
-    for i, v in enumerate(values):
-        if drawable(v):
-            run.append(f"{frame.x(i / max(1, len(values) - 1)):.1f} {frame.y(v):.1f}")
-        elif run:
-            yield run
-            run = []
-    if run:
-        yield run
-
-
 def _line(frame: Frame, values: Sequence[float]) -> str:
-    return "".join("M" + "L".join(run) for run in _points(frame, values))
+    return trace(frame, evenly(values))
 
 
 def _band(frame: Frame, curve: Sequence[Spread]) -> str:
     low, high = [s.low for s in curve], [s.high for s in curve]
     if not all(map(drawable, low + high)):
         return ""
-    over, under = next(_points(frame, high)), next(_points(frame, low))
+    over, under = runs(frame, evenly(high))[0], runs(frame, evenly(low))[0]
     return "M" + "L".join(over + under[::-1]) + "Z"
 
 
 def _axes(frame: Frame) -> str:
-    left, right = frame.x(0), frame.x(1)
-    floor = frame.height - frame.bottom
-    parts = []
-    for t in ticks(frame.low, frame.high):
-        y = frame.y(t)
-        parts.append(f'<path class="grid" d="M{left} {y:.1f}H{right}"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{power(t)}</text>')
-    for share, text, anchor in ((0, "0", "start"), (0.5, "depth", "middle"), (1, "L", "end")):
-        place = f'x="{frame.x(share):.1f}" y="{floor + 17}"'
-        parts.append(f'<text {place} text-anchor="{anchor}">{text}</text>')
-    parts.append(f'<path class="axis" d="M{left} {floor}H{right}"/>')
-    return "".join(parts)
-
-
-def _figure(frame: Frame, body: str, words: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" '
-        f'aria-label="{escape(words)}">{body}</svg>'
-    )
+    upwards = [(t, power(t)) for t in ticks(frame.low, frame.high)]
+    return grid(frame, upwards, [(0, "0"), (0.5, "depth"), (1, "L")])
 
 
 WHAT = {"stream": "Residual RMS", "gradient": "Gradient RMS"}
@@ -193,7 +93,7 @@ class Plots:
             )
         told = "; ".join(f"{d.label} {_ends(self._deep(d))}" for d in self.designs)
         words = f"{LONG[self.which]} at {self.depths[-1]} blocks, from entrance to end: {told}."
-        return _figure(frame, "".join(body), words)
+        return figure(frame, "".join(body), words)
 
     def panel(self, design: Design) -> str:
         """One design at every depth, before all the others."""
@@ -215,7 +115,7 @@ class Plots:
             for depth, curve in zip(self.depths, curves, strict=True)
         )
         words = f"{design.label}: {LONG[self.which]}, from entrance to end. {told}."
-        return _figure(frame, "".join(body), words)
+        return figure(frame, "".join(body), words)
 
     def _end_labels(self, ends: list[tuple[float, int]]) -> str:
         """The number of blocks beside each line; one label for lines that end together."""
@@ -243,11 +143,6 @@ def _ends(values: Sequence[float]) -> str:
 
 
 # --- the table ------------------------------------------------------------------------------------
-
-
-def number(value: float) -> str:
-    """Three digits, or a dash where there is no number."""
-    return digits(value).replace("-", "−") if math.isfinite(value) else "–"  # noqa: RUF001
 
 
 def signed(value: float) -> str:
@@ -392,17 +287,7 @@ def render(report: Report) -> str:
     cards = "".join(_card(i, d, plots, deep) for i, d in enumerate(report.designs))
     shared = "".join(p.context() for p in plots)
     versions = ", ".join(f"{k} {v}" for k, v in report.versions.items())
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Add &amp; Norm before training</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<svg width="0" height="0" aria-hidden="true"><defs>{shared}</defs></svg>
+    body = f"""<svg width="0" height="0" aria-hidden="true"><defs>{shared}</defs></svg>
 <main>
 <header>
 <p class="kicker">addnorm schemes</p>
@@ -429,62 +314,19 @@ or MLP), N a norm.</p>
 <p class="small">{escape(versions)}. All numbers, for every seed, are in schemes.json beside this
 page. Initialization shows how signals start, not how training ends: a design that looks calm here
 can still train worse.</p>
-</main>
-</body>
-</html>
-"""
+</main>"""
+    return document("Add & Norm before training", body, STYLE)
 
 
 STYLE = """
-:root{--bg:#fbfaf7;--ink:#1c1e22;--muted:#5a5f69;--rule:#d8d4ca;--grid:#e9e6de;--line:#174a8c;
---others:#dedad0;--code:#f1eee6}
-@media (prefers-color-scheme:dark){:root{--bg:#15171b;--ink:#e8e6e0;--muted:#a5a9b2;--rule:#3a3e47;
---grid:#262a31;--line:#8dbbff;--others:#30343d;--code:#1f2228}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,sans-serif;
--webkit-text-size-adjust:100%}
-main{max-width:1160px;margin:0 auto;padding:40px 20px 64px}
-h1{font-size:clamp(1.9rem,5vw,2.9rem);line-height:1.1;letter-spacing:-.02em;margin:.1em 0 .4em}
-h2{margin:2.4em 0 .5em;padding-top:.7em;border-top:1px solid var(--rule);font-size:1.35rem}
-h3{margin:0 0 .3em;font-size:1.1rem}
-p{margin:.4em 0;max-width:74ch}
-a{color:var(--line);text-underline-offset:2px}
-a:focus-visible,pre:focus-visible{outline:2px solid var(--line);outline-offset:2px}
-.kicker{color:var(--muted);font:600 .9rem ui-monospace,monospace}
-.lead{font-size:1.15rem}
-.small,small,caption,.muted{color:var(--muted)}
-.small,caption{font-size:.875rem}
-small{font-size:.8125rem;font-weight:400}
-strong{font-weight:600;color:var(--ink)}
-code,.equation{font-family:ui-monospace,monospace;font-size:.875rem}
-.equation{background:var(--code);padding:.35em .6em;border-radius:4px}
-pre{background:var(--code);padding:12px;border-radius:4px;white-space:pre-wrap;
-overflow-wrap:anywhere}
-figure{margin:0;min-width:0}
-figcaption{font-weight:600;font-size:.9rem;margin-bottom:2px}
-svg{display:block;max-width:100%;overflow:visible}
-figure svg{width:100%;height:auto}
-svg text{font:12px system-ui,sans-serif;fill:var(--muted)}
-svg .name{fill:var(--ink)}
-svg path{fill:none}
-.grid{stroke:var(--grid)}
-.axis{stroke:var(--rule)}
-.line{stroke:var(--line);stroke-width:1.6;stroke-linejoin:round;stroke-linecap:round}
-.band{fill:var(--line)!important;opacity:.16}
+.equation{font-family:ui-monospace,monospace;font-size:.875rem;background:var(--code);
+padding:.35em .6em;border-radius:4px}
 .others{fill:none;stroke:var(--others);stroke-width:1}
 .one .lead{stroke:var(--rule)}
 .hit{stroke:transparent;stroke-width:9}
-.dot{fill:var(--line)}
 .one:hover .line{stroke-width:3.5}
 .one:hover .name{font-weight:700}
 .pair svg:has(.one:hover) .one:not(:hover){opacity:.3}
-.pair{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:28px}
-table{border-collapse:collapse;width:100%;margin-top:12px;font-size:.9375rem}
-caption{text-align:left;padding-bottom:8px}
-th,td{text-align:left;padding:5px 10px 5px 0;border-bottom:1px solid var(--grid);
-vertical-align:middle;font-weight:400}
-thead th{vertical-align:bottom;font-weight:600;border-bottom-color:var(--rule)}
-.num{text-align:right;padding-right:18px;font-variant-numeric:tabular-nums}
 .slope{white-space:nowrap;font-variant-numeric:tabular-nums}
 .slope svg,.slope span{display:inline-block;vertical-align:middle}
 .slope svg{margin-right:10px}
@@ -503,8 +345,6 @@ th,td{border:0;padding:3px 0}.num{text-align:left}
 td::before{content:attr(data-head);display:block;color:var(--muted);font-size:.8125rem}
 .slope{white-space:normal}
 td:last-child{grid-column:1/-1}td:last-child::before{display:inline;margin-right:.8em}}
-@media (max-width:640px){
-main{padding:24px 16px 48px}.pair,.card{grid-template-columns:minmax(0,1fr)}.card{gap:14px}
-h2{margin-top:1.8em}}
+@media (max-width:640px){.card{grid-template-columns:minmax(0,1fr);gap:14px}}
 @media print{.card{break-inside:avoid}}
 """

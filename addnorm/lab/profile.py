@@ -288,11 +288,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def digits(value: float) -> str:
-    """A number as the table and the page show it: 0.0434, 56, 5,738, 7.13e-05."""
-    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
 def slope(value: float) -> str:
     """An exponent as the table and the page show it; nothing is negative zero."""
     return f"{round(value, 2) + 0.0:+.2f}"

@@ -179,7 +179,10 @@ def _as(kind: Any, value: Any) -> tuple[bool, Any]:
     if kind is float:
         return _number(float, value)
     if kind is Path:
-        return isinstance(value, str | Path) and value != "", Path(value) if value else None
+        fits = (
+            isinstance(value, str | Path) and str(value) not in ("", ".") and "\0" not in str(value)
+        )
+        return fits, Path(value) if fits else None
     return isinstance(value, str), value
 
 
@@ -193,7 +196,9 @@ def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:
             return False, None
     if kind is float and isinstance(value, int):
         value = float(value) if abs(value) < 1 << 1000 else math.inf
-    return isinstance(value, kind) and math.isfinite(value), value
+    if kind is int:
+        return isinstance(value, int) and abs(value) < 1 << 63, value
+    return isinstance(value, float) and math.isfinite(value), value
 
 
 def _fields(settings: Any) -> Iterator[tuple[dataclasses.Field[Any], Any, Any]]:

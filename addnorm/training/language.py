@@ -24,6 +24,7 @@ from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
 
 EVAL_TOKENS = 1 << 14  # in one forward of an evaluation
+COMPRESSIBLE = 1 << 26  # bytes of held-out text up to which compressors are tried
 PROMPTS = {"stdlib": ["def ", "class ", "import "]}
 
 
@@ -213,20 +214,21 @@ class LanguageTask(Task):
         assert isinstance(model, GPT)
         model.save_pretrained(folder, tokenizer=self.tokenizer)
 
-    def compressed(self) -> dict[str, float]:
-        """Bits per byte that general compressors need for the same held-out bytes."""
+    def beside(self) -> dict[str, Any]:
+        """``compressed``: bits per byte that general compressors need for the same bytes."""
         tokens = self.tokens["val"]
+        if tokens.bytes > COMPRESSIBLE:
+            return {}
         pieces = [self.tokenizer.token_bytes(i) for i in range(self.tokenizer.vocab_size)]
         if self.tokenizer.eos_id is not None:
             pieces[self.tokenizer.eos_id] = b""
         ids = tokens.read(0, len(tokens)).tolist()
         data = b"".join([pieces[i] for i in ids])
-        if not data:
-            return {}
-        return {
-            "gzip -9": 8 * len(gzip.compress(data, 9)) / len(data),
-            "xz -9": 8 * len(lzma.compress(data, preset=9)) / len(data),
+        found = {
+            "gzip -9": 8 * len(gzip.compress(data, 9)) / max(len(data), 1),
+            "xz -9": 8 * len(lzma.compress(data, preset=9)) / max(len(data), 1),
         }
+        return {"compressed": found}
 
     def facts(self) -> dict[str, Any]:
         """The data, the tokenizer and the rows of a step."""

@@ -36,7 +36,7 @@ from addnorm.training.display import Display
 from addnorm.training.language import Language
 from addnorm.training.loop import Diverged, Loop, Outcome, Trainer, clock
 from addnorm.training.parallel import World, start
-from addnorm.training.sinks import open_sinks
+from addnorm.training.sinks import Sink, open_sinks
 from addnorm.training.task import Task
 
 TASKS: dict[str, type[Language] | type[Classify]] = {"language": Language, "classify": Classify}
@@ -134,13 +134,15 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     display: Display | None = None,
+    until: int | None = None,
     **changes: Any,
 ) -> Run:
     """Train, evaluate, save; returns the ``Run`` whose folder is ``out``.
 
     A ``Config`` (``addnorm.training.run.Config()``, or a recipe's) says everything; a ``Task`` of
     one's own comes with ``loop``. ``changes`` are settings by key, dots as in
-    ``**{"model.dim": 64}``. ``resume`` goes on with what is in ``out``.
+    ``**{"model.dim": 64}``. ``resume`` goes on with what is in ``out``; ``until`` stops after that
+    step, saved, to be gone on with.
     """
     given = Config() if task_or_config is None else task_or_config
     if isinstance(given, Config):
@@ -161,7 +163,7 @@ def train(
     if task is None:
         assert config is not None
         task = built(config, world)
-    return _Session(task, config, loop, world, folder, display).run(resume)
+    return _Session(task, config, loop, world, folder, display).run(resume, until)
 
 
 def built(config: Config, world: World) -> Task:
@@ -218,14 +220,15 @@ class _Session:
         self.metrics: dict[str, float] = {}
         self.best: float | None = None
         self.saved = -1
+        self.failure = ""
+        self.beside: dict[str, Any] = {}
         self.told: dict[str, Any] = config.to_json() if config else settings.to_json(loop)
 
-    def run(self, resume: bool) -> Run:
-        """Until the last step, or a signal."""
-        trainer, loop = self.trainer, self.loop
+    def run(self, resume: bool, until: int | None = None) -> Run:
+        """Until the last step, ``until`` one before it, or a signal."""
         if resume:
             self._resume()
-        elif self.world.first:
+        if self.world.first:
             self._write_config()
         self._announce()
         sinks = (
@@ -234,26 +237,35 @@ class _Session:
             else []
         )
         try:
-            with _signals() as asked, self.display.training(loop.steps, trainer.done):
-                while trainer.done < loop.steps:
-                    record = self._one()
-                    for sink in sinks:
-                        sink.write(record)
-                    self.display.step(record)
-                    number = self._agreed(asked())
-                    last = trainer.done == loop.steps
-                    if last or (loop.eval_every and trainer.done % loop.eval_every == 0):
-                        evaluation = self._evaluate(last)
-                        for sink in sinks:
-                            sink.write(evaluation)
-                        self.display.evaluation(evaluation)
-                    if last or number or (loop.save_every and trainer.done % loop.save_every == 0):
-                        self._save()
-                    if number and not last:
-                        raise Stopped(number, trainer.done)
+            with _signals() as asked, self.display.training(self.loop.steps, self.trainer.done):
+                self._steps(sinks, asked, until)
+        except (Diverged, Stopped) as error:
+            self.failure = str(error)
+            raise
         finally:
             self._close(sinks)
-        return Run(self.folder, trainer.done, True, self.metrics, self.best)
+        finished = self.trainer.done >= self.loop.steps
+        return Run(self.folder, self.trainer.done, finished, self.metrics, self.best)
+
+    def _steps(self, sinks: list[Sink], asked: Callable[[], int], until: int | None) -> None:
+        trainer, loop = self.trainer, self.loop
+        while trainer.done < min(loop.steps, until or loop.steps):
+            record = self._one()
+            for sink in sinks:
+                sink.write(record)
+            self.display.step(record)
+            number = self._agreed(asked())
+            last = trainer.done == loop.steps
+            if last or (loop.eval_every and trainer.done % loop.eval_every == 0):
+                evaluation = self._evaluate(last)
+                for sink in sinks:
+                    sink.write(evaluation)
+                self.display.evaluation(evaluation)
+            due = loop.save_every and trainer.done % loop.save_every == 0
+            if last or number or due or trainer.done == until:
+                self._save()
+            if number and not last:
+                raise Stopped(number, trainer.done)
 
     # --- a step -----------------------------------------------------------------------------------
 
@@ -328,6 +340,8 @@ class _Session:
             self.best = value
             self._export("best")
         self.metrics = found
+        if last and self.world.first:
+            self.beside = self.task.beside()
         if texts:
             line = {"step": self.trainer.done, "samples": texts}
             with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
@@ -363,6 +377,8 @@ class _Session:
             "best": self.best,
             "metric": self.task.best.metric,
             "metrics": self.metrics,
+            "failure": self.failure,
+            **self.beside,
             "facts": self.task.facts(),
             "config": self.told,
         }
@@ -474,11 +490,16 @@ class _Session:
         found = self.world.gather(number)
         return max(n for n in found if isinstance(n, int))
 
-    def _close(self, sinks: list[Any]) -> None:
+    def _close(self, sinks: list[Sink]) -> None:
+        """Whatever ended the run: its numbers are written, its last save is done, it is told."""
         for sink in sinks:
             sink.close()
-        self.checkpoints.wait()
-        self.checkpoints.close()
+        try:
+            self.checkpoints.wait()
+        finally:
+            self.checkpoints.close()
+            if self.world.first:
+                self._write_state()
 
 
 @contextmanager

@@ -70,6 +70,10 @@ class Task(ABC):
         """What a resumed run must find unchanged, JSON: data, tokenizer, rows per step."""
         return {}
 
+    def beside(self) -> dict[str, Any]:
+        """What to compare the result with, for the report; computed once, at the end."""
+        return {}
+
     def told(self) -> list[str]:
         """Lines for the user before the first step: what the data is, what follows from it."""
         return []

@@ -1,0 +1,300 @@
+"""A proof, on the user's own settings, that a killed and resumed run is the run.
+
+A few steps are trained straight through; the same again, killed twice (kill -9, between the
+micro-batches of a step) and resumed; and from the middle on with two processes. Weights,
+optimizer, random numbers, the position in the data and the next batch must be the same, tensor by
+tensor and to the bit; with another number of processes what was loaded must be, the documents must
+come in the same order, and the next loss, in float32 and without dropout, must agree to 1e-5.
+
+Each training is a process of its own, ``python -m addnorm.training.prove``, told what to do by a
+file of JSON.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from addnorm.training.checkpoint import Checkpoints, Snapshot
+from addnorm.training.config import ConfigError
+from addnorm.training.display import Display
+from addnorm.training.loop import Trainer
+from addnorm.training.run import Config, train
+from addnorm.training.sinks import read
+from addnorm.training.task import Batch
+
+STEPS, SAVE_EVERY = 6, 2
+KILLS = ((3, 0), (5, 1))  # (step, how many of its micro-batches are done)
+MIDDLE = 4
+LOSS_TOLERANCE = 1e-5  # relative: float32 sums in another order
+COMMAND = (sys.executable, "-m", "addnorm.training.prove")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared, and the first thing that differs; None: nothing does."""
+
+    compared: list[str]
+    difference: str | None
+
+    def __str__(self) -> str:
+        lines = [f"  {line}" for line in self.compared]
+        if self.difference is None:
+            return "\n".join(["PASS: the resumed run is the run", *lines])
+        return "\n".join([f"FAIL: {self.difference}", *lines])
+
+
+def prove(
+    config: Config, say: Callable[[str], None] = print, command: Sequence[str] = COMMAND
+) -> Proof:
+    """Run the proof; ``command`` is what trains, given the name of a file."""
+    compared: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="addnorm-proof-") as name:
+        folder = Path(name)
+        base = _shortened(config)
+        say(f"1 of 4: {STEPS} steps straight through")
+        _train(command, folder, "straight", base)
+        for i, (step, micro) in enumerate(KILLS):
+            say(f"{i + 2} of 4: killed in step {step}, after {micro} of its micro-batches")
+            _train(command, folder, "killed", base, resume=i > 0, die=(step, micro))
+        _train(command, folder, "killed", base, resume=True)
+        ends = [Checkpoints(folder / n / "checkpoints").load() for n in ("straight", "killed")]
+        difference = compare(*ends)
+        tensors = sum(len(group) for group in ends[0].tensors.values())
+        compared.append(f"{tensors} tensors of weights, optimizer and random state, to the bit")
+        if difference is None:
+            difference = _losses(folder)
+            compared.append(f"the losses of {STEPS} steps, to the bit")
+        if difference is None:
+            a, b = (
+                json.loads((folder / n / "next.json").read_text()) for n in ("straight", "killed")
+            )
+            compared.append("the ids of the next batch")
+            if a != b:
+                difference = "the next batch is another one: the position in the data was lost"
+        if difference is None:
+            say("4 of 4: from the middle on with two processes")
+            difference, line = _two_processes(command, folder, base)
+            compared.append(line)
+    return Proof(compared, difference)
+
+
+def compare(a: Snapshot, b: Snapshot) -> str | None:
+    """The first thing in which two checkpoints differ."""
+    if a.step != b.step:
+        return f"one run ended at step {a.step}, the other at {b.step}"
+    for group in a.tensors:
+        if a.tensors[group].keys() != b.tensors[group].keys():
+            odd = sorted(a.tensors[group].keys() ^ b.tensors[group].keys())[0]
+            return f"{group}: only one of the runs has {odd}"
+    for name, value in a.facts["trainer"].items():
+        if b.facts["trainer"][name] != value:
+            return f"{name} is {value} in one run and {b.facts['trainer'][name]} in the other"
+    # What is lost first is found first: random numbers before the weights that they led to.
+    for group in sorted(a.tensors, key=lambda g: g != "random"):
+        for name, t in a.tensors[group].items():
+            if not torch.equal(t, b.tensors[group][name]):
+                return f"{group} {name} differs{_by(t, b.tensors[group][name])}"
+    return None
+
+
+def _by(a: Tensor, b: Tensor) -> str:
+    if a.shape != b.shape:
+        return f": shape {tuple(a.shape)} and {tuple(b.shape)}"
+    if not a.is_floating_point():
+        return ""
+    return f" by up to {float((a.double() - b.double()).abs().max()):.3g}"
+
+
+def _losses(folder: Path) -> str | None:
+    a, b = (
+        {r["step"]: r["loss"] for r in read(folder / n / "metrics.jsonl") if "loss" in r}
+        for n in ("straight", "killed")
+    )
+    for step, loss in a.items():
+        if b.get(step) != loss:
+            return (
+                f"the loss of step {step} is {loss!r} in one run and {b.get(step)!r} in the other"
+            )
+    return None
+
+
+def _two_processes(
+    command: Sequence[str], folder: Path, base: dict[str, Any]
+) -> tuple[str | None, str]:
+    # Dropout is another on another number of processes, and bfloat16 rounds a sum by its order.
+    base = base | {"dropout": 0.0, "precision": "fp32"}
+    _train(command, folder, "one", base, until=MIDDLE)
+    shutil.copytree(folder / "one", folder / "two")
+    _train(command, folder, "one", base, resume=True, until=MIDDLE + 1)
+    _train(command, folder, "two", base, resume=True, until=MIDDLE + 1, processes=2)
+    told = json.loads((folder / "two" / "loaded.json").read_text())
+    line = "on two processes: what was loaded, the order of the data, the next loss"
+    if told["differs"]:
+        return f"two processes loaded something else: {told['differs']}", line
+    if told["rows"] != told["alone"]:
+        return "two processes read other data than one: some is replayed or skipped", line
+    a, b = (
+        next(r["loss"] for r in read(folder / n / "metrics.jsonl") if r["step"] == MIDDLE + 1)
+        for n in ("one", "two")
+    )
+    if not abs(a - b) <= LOSS_TOLERANCE * abs(a):
+        return f"the next loss on two processes is {b!r}, on one {a!r}", line
+    return None, f"{line} ({abs(a - b) / abs(a):.1e} apart)"
+
+
+def _shortened(config: Config) -> dict[str, Any]:
+    """The same settings where the proof is about them; nothing that only takes time."""
+    loop = config.loop
+    changes: dict[str, Any] = {
+        "steps": max(loop.steps, STEPS + 1),
+        "save_every": SAVE_EVERY,
+        "keep": 8,
+        "eval_every": 0,
+        "watch_every": 0,
+    }
+    if loop.micro_rows is None:
+        rows = len(next(iter(config.about.build().batch("train", loop.seed, 0, 0, 1).values())))
+        changes["micro_rows"] = max(1, rows // 2)  # so that there is a middle to be killed in
+    return config.changed(changes).to_json() | {"sinks": []}
+
+
+def _train(
+    command: Sequence[str],
+    folder: Path,
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    until: int = STEPS,
+    die: tuple[int, int] | None = None,
+    processes: int = 1,
+) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    order = {
+        "config": dict(config),
+        "out": str(folder / name),
+        "resume": resume,
+        "until": until,
+        "die": die,
+        "processes": processes,
+        "port": port,
+    }
+    running = []
+    for rank in range(processes):
+        file = folder / f"order-{rank}.json"
+        file.write_text(json.dumps(order | {"rank": rank}))
+        running.append(
+            subprocess.Popen(
+                [*command, str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    told = [process.communicate()[0] for process in running]
+    expected = -signal.SIGKILL if die else 0
+    for process, text in zip(running, told, strict=True):
+        if process.returncode != expected:
+            last = "\n".join(text.strip().splitlines()[-8:])
+            raise ConfigError(
+                f"the training itself failed, before anything could be proved:\n{last}"
+            )
+
+
+# --- in the child ---------------------------------------------------------------------------------
+
+
+def child(order: Mapping[str, Any]) -> None:
+    """Train as told, and die as told."""
+    out = Path(order["out"])
+    if order["processes"] > 1:
+        torch.distributed.init_process_group(
+            "gloo",
+            init_method=f"tcp://127.0.0.1:{order['port']}",
+            rank=order["rank"],
+            world_size=order["processes"],
+        )
+        _tell_what_is_loaded(out)
+    if order["die"] is not None:
+        _die_at(*order["die"])
+    config = Config.from_json(order["config"])
+    task = config.about.build()
+    train(
+        task,
+        loop=config.loop,
+        out=out,
+        resume=order["resume"],
+        until=order["until"],
+        display=Display(quiet=True),
+    )
+    if order["processes"] == 1:
+        trained = Checkpoints(out / "checkpoints").load().facts["trainer"]
+        batch = task.batch("train", config.loop.seed, trained["done"] + trained["shift"], 0, 1)
+        (out / "next.json").write_text(json.dumps(_plain(batch)))
+    else:
+        torch.distributed.destroy_process_group()
+
+
+def _die_at(step: int, micro: int) -> None:
+    """Kill -9 in this step, after so many of its micro-batches."""
+    through = Trainer.micro
+
+    def micros(self: Trainer, batch: Batch) -> Any:
+        for done, part in enumerate(through(self, batch)):
+            if self.done >= step and done >= micro:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield part
+
+    Trainer.micro = micros  # type: ignore[method-assign]
+
+
+def _tell_what_is_loaded(out: Path) -> None:
+    """After ``restore``: whether it is what the file holds, and what is to be read next."""
+    restore = Trainer.restore
+
+    def restored(self: Trainer, tensors: Any, facts: Any) -> list[str]:
+        found = restore(self, tensors, facts)
+        now = self.tensors()
+        differs = [
+            f"{group} {name}"
+            for group in ("model", "optimizer")
+            for name, t in tensors[group].items()
+            if not torch.equal(t, now[group][name])
+        ]
+        at = self.done + self.shift
+        mine = _plain(self.batch())
+        ranks = [rows for rows in self.world.gather(mine) if isinstance(rows, dict)]
+        alone = _plain(self.task.batch("train", self.loop.seed, at, 0, 1))
+        together = {k: sorted(row for rows in ranks for row in rows[k]) for k in alone}
+        if self.world.first:
+            (out / "loaded.json").write_text(
+                json.dumps(
+                    {
+                        "differs": differs[0] if differs else "",
+                        "rows": together,
+                        "alone": {k: sorted(v) for k, v in alone.items()},
+                    }
+                )
+            )
+        return found
+
+    Trainer.restore = restored  # type: ignore[method-assign]
+
+
+def _plain(batch: Batch) -> dict[str, list[Any]]:
+    return {name: t.tolist() for name, t in batch.items()}
+
+
+if __name__ == "__main__":
+    child(json.loads(Path(sys.argv[1]).read_text()))
