@@ -230,6 +230,7 @@ class _Session:
             self._resume()
         if self.world.first:
             self._write_config()
+            self.checkpoints.lock()
         self._announce()
         sinks = (
             open_sinks(self.config.sinks if self.config else (), self.folder, self.told)
