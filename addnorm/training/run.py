@@ -442,6 +442,9 @@ class _Session:
         return self.checkpoints.load()
 
     def _resume(self) -> None:
+        if not self.checkpoints.steps():
+            self.display.say("the run was stopped before its first checkpoint: it begins anew")
+            return
         snapshot = self._loaded()
         facts = snapshot.facts
         now = self.task.facts()
