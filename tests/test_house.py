@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"data", "norms", "stream", "schemes", "models", "generation", "page"},
     "lab": {"norms", "stream", "branches", "catalogue", "schemes", "models", "page", "training"},
     "cli": {"data", "schemes", "models", "generation", "export", "page", "training", "lab"},
+    "__main__": {"cli"},
 }
 
 

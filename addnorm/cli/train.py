@@ -59,6 +59,8 @@ def run(options: Options) -> int:
     from addnorm.training.checkpoint import CheckpointError
     from addnorm.training.config import ConfigError
     from addnorm.training.loop import Diverged
+    from addnorm.training.parallel import here
+    from addnorm.training.parallel import stop as leave
     from addnorm.training.run import Stopped, train
 
     folder = options.resume or options.out
@@ -86,10 +88,10 @@ def run(options: Options) -> int:
     except torch.OutOfMemoryError as error:
         raise Refusal(f"{error}\nmicro_rows=N takes N rows at a time", status=1) from None
     finally:
-        from addnorm.training.parallel import stop as leave
-
+        first = here(torch.device("cpu")).first
         leave()
-    _conclude(result.folder)
+    if first:
+        _conclude(result.folder)
     return 0
 
 

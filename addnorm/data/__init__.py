@@ -1,1 +1,1 @@
-"""Data: for now what turns text into ids and back."""
+"""Data: where text comes from, what turns it into ids and back, and which ids a step sees."""

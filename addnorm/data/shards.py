@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from addnorm.data.sources import DataError, Source
-from addnorm.data.tokenizer import CUT, WHITESPACE, BytePairs, Tokenizer
+from addnorm.data.tokenizer import CUT, WHITESPACE, Tokenizer
 
 __all__ = ["Prepared", "Split", "Summary", "Tokens", "prepare"]
 
@@ -60,7 +60,7 @@ INTERVAL = 30.0  # seconds between the lines that stand for it where there is no
 MARGIN = 500  # characters on each side with which a cut is tried
 TRIES = 1000  # places tried before more text is waited for
 LONGEST = 1 << 21  # characters without a harmless cut, after which the text is cut anywhere
-REMEMBERED = 1 << 22  # characters of words whose ids are remembered
+REMEMBERED = 1 << 21  # characters of words whose ids are remembered
 
 # GPT-2's words; one that other than ASCII follows is taken with all up to the next whitespace. `re`
 # does not know \p{L} and \p{N}, the letters and numbers of all scripts; for ASCII they are these.
@@ -475,23 +475,13 @@ def _dtype(tokenizer: Tokenizer) -> str:
     return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
 
 
-def _has_gpt2_words(tokenizer: Tokenizer) -> bool:
-    """Whether all is GPT-2's: the words, and no tokens that are looked for before those."""
-    kind = tokenizer._kind
-    return (
-        isinstance(kind, BytePairs)
-        and kind._may_cut
-        and all(token["special"] for token in kind.added)
-    )
-
-
 def _encoder(tokenizer: Tokenizer) -> _Encoder:
     dtype = _dtype(tokenizer)
     if tokenizer.kind == "bytes":
         return _ByBytes()
     if tokenizer.kind == "characters":
         return _ByCharacters(tokenizer, dtype)
-    return (_ByWords if _has_gpt2_words(tokenizer) else _ByPairs)(tokenizer, dtype)
+    return (_ByWords if tokenizer.has_gpt2_words else _ByPairs)(tokenizer, dtype)
 
 
 def _encoded(

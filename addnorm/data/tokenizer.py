@@ -25,6 +25,7 @@ import json
 import re
 import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from operator import index
@@ -152,7 +153,7 @@ class BytePairs(Kind):
             self.eos = ENDOFTEXT
         self.pad = _token_text(config.get("pad_token"))
         # CUT is safe for GPT-2's expression only, and if no token spans the place of a cut.
-        self._may_cut = self._words() == [{"type": "ByteLevel", "use_regex": True}] and not any(
+        self.may_cut = self._words() == [{"type": "ByteLevel", "use_regex": True}] and not any(
             CUT.search(token["content"]) for token in self.added if not token["special"]
         )
 
@@ -181,7 +182,7 @@ class BytePairs(Kind):
 
     def _cut(self, text: str) -> Iterator[str]:
         start = 0
-        while self._may_cut and (place := CUT.search(text, start + PIECE)):
+        while self.may_cut and (place := CUT.search(text, start + PIECE)):
             yield text[start : place.end()]
             start = place.end()
         yield text[start:]
@@ -254,7 +255,7 @@ class Characters(Kind):
     name, file = "characters", "characters.json"
 
     def __init__(self, characters: str):
-        twice = sorted(c for c in set(characters) if characters.count(c) > 1)
+        twice = sorted(c for c, n in Counter(characters).items() if n > 1)
         if twice:
             raise ValueError(f"{', '.join(map(repr, twice))} more than once")
         self.characters = characters
@@ -417,6 +418,14 @@ class Tokenizer:
         return cls(Bytes())
 
     # ------------------------------------------------------------------------------- what it is
+
+    @property
+    def has_gpt2_words(self) -> bool:
+        """Whether text falls into GPT-2's words, and no tokens are looked for before those."""
+        kind = self._kind
+        if not isinstance(kind, BytePairs):
+            return False
+        return kind.may_cut and all(token["special"] for token in kind.added)
 
     @property
     def kind(self) -> str:
