@@ -6,9 +6,11 @@ colours; every plot says in words what it shows.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 # --- numbers --------------------------------------------------------------------------------------
 
@@ -44,6 +46,22 @@ def plain(value: float, step: float) -> str:
     return f"{mantissa}·10{str(int(exponent)).translate(RAISED)}".replace("-", "−")  # noqa: RUF001
 
 
+# --- text -----------------------------------------------------------------------------------------
+
+
+def clean(value: object) -> str:
+    """Any text as a page may hold it: escaped, and with signs for what no page may hold."""
+    return escape("".join(map(_letter, str(value))))
+
+
+def _letter(c: str) -> str:
+    code = ord(c)
+    if code < 32 and c not in "\n\t":
+        return chr(0x2400 + code)  # the sign for this control character
+    unfit = 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or code & 0xFFFE == 0xFFFE
+    return "\ufffd" if unfit else c
+
+
 # --- scales ---------------------------------------------------------------------------------------
 
 
@@ -69,6 +87,11 @@ class Frame:
         """Where a value is; what lies beyond the edges is drawn on them."""
         share = (self.measure(value) - self.low) / (self.high - self.low)
         return self.floor - min(max(share, 0.0), 1.0) * self.rise
+
+    def holds(self, value: float) -> bool:
+        """Whether a value has a place between the edges."""
+        there = drawable(value) if self.measure is math.log10 else math.isfinite(value)
+        return there and self.low <= self.measure(value) <= self.high
 
     @property
     def rise(self) -> int:
@@ -192,7 +215,95 @@ def figure(frame: Frame, body: str, words: str) -> str:
     """The plot, and what it shows in words."""
     return (
         f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" '
-        f'aria-label="{escape(words)}">{body}</svg>'
+        f'aria-label="{clean(words)}">{body}</svg>'
+    )
+
+
+# --- curves over steps ----------------------------------------------------------------------------
+
+SMOOTH = 0.04  # the share of a curve that one place of a smooth line is the middle of
+
+
+class Place(NamedTuple):
+    """What one pixel stands for: the finite values of its steps."""
+
+    share: float  # of the width
+    low: float
+    high: float
+    median: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """(step, value), steps growing, seen from step 0 to ``last``."""
+
+    points: Sequence[tuple[int, float]]
+    last: int
+
+    @property
+    def known(self) -> list[tuple[int, float]]:
+        """Those with a finite value."""
+        return [(s, v) for s, v in self.points if math.isfinite(v)]
+
+    @property
+    def values(self) -> list[float]:
+        """The finite values."""
+        return [v for _, v in self.known]
+
+    @property
+    def broken(self) -> list[int]:
+        """The steps whose value is not finite."""
+        return [s for s, v in self.points if not math.isfinite(v)]
+
+    def share(self, step: float) -> float:
+        """Where a step is."""
+        return min(1.0, step / max(1, self.last))
+
+    def thinned(self, pixels: int) -> list[Place]:
+        """One place per pixel that has steps, so that a single step that leapt is still seen; NaN
+        where none of them has a number."""
+        pixel: dict[int, list[tuple[int, float]]] = {}
+        for point in self.points:
+            pixel.setdefault(min(pixels - 1, int(self.share(point[0]) * pixels)), []).append(point)
+        places = []
+        for held in pixel.values():
+            share = self.share(sum(step for step, _ in held) / len(held))
+            known = [v for _, v in held if math.isfinite(v)] or [math.nan]
+            places.append(Place(share, min(known), max(known), statistics.median(known)))
+        return places
+
+
+def smooth(places: Sequence[Place]) -> list[tuple[float, float]]:
+    """(share, value): the mean of the middle half of the places around, as many on either side, so
+    that no single step moves it and the ends of a falling curve are where they are. A gap stays."""
+    half = round(SMOOTH / 2 * len(places))
+    found = []
+    for i, place in enumerate(places):
+        near = min(half, i, len(places) - 1 - i)
+        around = places[i - near : i + near + 1]
+        known = sorted(p.median for p in around if math.isfinite(p.median))
+        middle = known[len(known) // 4 : len(known) - len(known) // 4]
+        value = math.nan if math.isnan(place.median) else statistics.fmean(middle)
+        found.append((place.share, value))
+    return found
+
+
+def band(frame: Frame, places: Sequence[Place]) -> str:
+    """From the lowest to the highest; a line where each pixel has one step."""
+    least = 10.0**frame.low if frame.measure is math.log10 else -math.inf
+    over = runs(frame, [(p.share, max(p.high, least)) for p in places])
+    under = runs(frame, [(p.share, max(p.low, least)) for p in places])
+    return "".join(
+        "M" + "L".join(up + down[::-1]) + "Z" for up, down in zip(over, under, strict=True)
+    )
+
+
+def names(frame: Frame, ends: Sequence[tuple[float, str]]) -> str:
+    """(value, label) beside the right edge, at or near the values."""
+    places = spread([frame.y(v) for v, _ in ends], 14, frame.top, frame.floor)
+    return "".join(
+        f'<text class="name" x="{frame.x(1) + 9:.1f}" y="{place + 4:.1f}">{clean(label)}</text>'
+        for place, (_, label) in zip(places, ends, strict=True)
     )
 
 
@@ -207,7 +318,7 @@ def document(title: str, body: str, style: str) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
+<title>{clean(title)}</title>
 <style>{STYLE}{style}</style>
 </head>
 <body>

@@ -4,7 +4,6 @@ laws; and what it says of it, as JSON and as a page."""
 import json
 import math
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from addnorm.lab.profile import (
     build,
     compare,
     conditions,
-    digits,
     draw,
     everything,
     exponent,
@@ -36,7 +34,9 @@ from addnorm.lab.profile import (
     seeded,
     slope,
 )
+from addnorm.page import digits
 from benchmarks import claims
+from tests.pages import Page
 
 SMALL = Setup(width=16, depths=(1, 2, 3), heads=2, tokens=6, batch=3, seeds=2)
 
@@ -401,42 +401,6 @@ def test_slopes_are_never_minus_zero() -> None:
 
 
 # --- as a page ------------------------------------------------------------------------------------
-
-VOID = {"meta", "br", "link", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Reads a page strictly: every tag is closed in order. Collects what it refers to."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.words = ""
-        self.feed(text)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        names = [name for name, _ in attrs]
-        assert len(set(names)) == len(names), f"{tag} has an attribute twice"
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: Any) -> None:
-        assert tag in ("path", "use", "circle"), f"<{tag}/> closes nothing in HTML"
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attrs for name, attrs in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,8 @@ def main(args: Sequence[str] | None = None) -> int:
             raise Refusal(f"no command {first!r}\n\n{_help()}")
         module: Any = import_module(f"addnorm.cli.{command.name}")
         prog = f"addnorm {command.name}"
-        status: int = module.run(read(module.Options, given[1:], prog, module.__doc__))
+        words = getattr(module, "arranged", list)(given[1:])
+        status: int = module.run(read(module.Options, words, prog, module.__doc__))
     except Refusal as refusal:
         print(f"addnorm: {refusal}", file=sys.stderr)
         return refusal.status

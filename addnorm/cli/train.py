@@ -9,6 +9,7 @@ Every setting is key=value; --print-config shows them all, with what each is.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +46,18 @@ class Options:
     """Only print all settings, as a file for --config."""
     listing: Annotated[bool, arg(name="list")] = False
     """Only list the runs in the folder of --out and those beside it."""
+
+
+def arranged(args: Sequence[str]) -> list[str]:
+    """KEY=VALUE words may stand anywhere; the reader of the command line wants them together."""
+    flags = {"--overwrite", "--prove-resume", "--print-config", "--list"}
+    words: list[str] = []
+    rest: list[str] = []
+    for i, word in enumerate(args):
+        before = args[i - 1] if i else ""
+        valued = before.startswith("--") and before not in flags and "=" not in before
+        (rest if word.startswith("-") or valued else words).append(word)
+    return rest + words
 
 
 def run(options: Options) -> int:

@@ -29,6 +29,7 @@ import torch
 from addnorm import __version__
 from addnorm.models import folders
 from addnorm.training import config as settings
+from addnorm.training import report
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
 from addnorm.training.classify import Classify
 from addnorm.training.config import ConfigError
@@ -504,6 +505,7 @@ class _Session:
             self.checkpoints.close()
             if self.world.first:
                 self._write_state()
+                report.write(self.folder)
 
 
 @contextmanager

@@ -1,0 +1,188 @@
+"""The command ``addnorm train``, from its arguments to its folder, and what follows from it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from addnorm.cli import main
+from addnorm.training.recipes import RECIPES
+from addnorm.training.run import Config
+
+TEXT = "the quick brown fox jumps over the lazy dog, and back again. " * 60
+SMALL = [
+    "tokens_per_step=64",
+    "model.dim=16",
+    "model.n_layers=1",
+    "model.n_heads=2",
+    "model.context_length=16",
+    "samples=1",
+    "threads=1",
+    "precision=fp32",
+]
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    (tmp_path / "text.txt").write_text(TEXT)
+    words = ["--data", str(tmp_path / "text.txt"), "--recipe", "char_cpu", *SMALL]
+    return ["train", *words, f"cache={tmp_path / 'cache'}"]
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> object:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_from_text_to_text(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Train, list, go on for longer, generate, evaluate: as a user does it."""
+    out = tmp_path / "runs" / "first"
+    words = [*arguments, "--out", str(out), "steps=6", "eval_every=3", "save_every=2"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "1 documents" in told
+    assert "step      6  val_loss" in told
+    assert "finished 6 steps" in told
+    assert "bits per byte on held-out text" in told
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all({"step", "tokens", "elapsed_s"} <= line.keys() for line in lines)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if "val_loss" in line] == [3, 6]
+    assert "<html" in (out / "report.html").read_text()
+
+    assert main(words) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main(["train", "--resume", str(out), "steps=8"]) == 0
+    assert "resumed at step 6 of 8" in capsys.readouterr().out
+
+    assert main(["train", "--list", "--out", str(out)]) == 0
+    row = capsys.readouterr().out
+    assert str(out) in row
+    assert "finished    step       8" in row
+    assert main(["generate", str(out), "the", "--max-new-tokens", "5", "--seed", "1"]) == 0
+    assert capsys.readouterr().out.startswith("the")
+    assert main(["eval", str(out), str(tmp_path / "text.txt")]) == 0
+    assert "perplexity" in capsys.readouterr().out
+    assert main([*words, "--overwrite", "steps=2"]) == 0
+    assert "finished 2 steps" in capsys.readouterr().out
+
+
+def test_settings_from_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Recipe, file, --data and words, in this order; what is printed can be read again."""
+    file = tmp_path / "mine.toml"
+    file.write_text('steps = 7\nlr = 1e-4\ndata = "file.txt"\n[model]\nscheme = "deepnorm"\n')
+    words = ["train", "--recipe", "char_cpu", "--config", str(file), "--data", "d.txt", "lr=0.5"]
+    assert main([*words, "--print-config"]) == 0
+    printed = tmp_path / "printed.toml"
+    printed.write_text(capsys.readouterr().out)
+    assert main(["train", "--config", str(printed), "--print-config"]) == 0
+    assert capsys.readouterr().out == printed.read_text()
+    want = RECIPES["char_cpu"]().changed(
+        {"steps": 7, "lr": 0.5, "data": "d.txt", "model.scheme": "deepnorm"}
+    )
+    assert want.to_toml() == printed.read_text()
+    assert main(["train", "--recipe", "classify_text", "--print-config"]) == 0
+    printed.write_text(capsys.readouterr().out)
+    assert main(["train", "--config", str(printed), "--print-config"]) == 0
+    assert 'task = "classify"' in capsys.readouterr().out
+    assert isinstance(want, Config)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recipe", "char_gpu"], "unknown recipe 'char_gpu'; did you mean char_cpu?"),
+        (["--data", "no/such.txt"], "no/such.txt"),
+        (["stepps=4"], "unknown setting 'stepps'; did you mean steps"),
+        (["steps"], "'steps' is not key=value"),
+        (["steps=few"], "steps must be a whole number, got 'few'"),
+        (["model.n_heads=7"], "7 heads do not divide the width"),
+        (["tokenizer=bpe:3"], "say how many tokens, at least 257"),
+        (["tokenizer=nowhere/at/all"], "is not bytes, characters or bpe:SIZE"),
+        (["--resume", "nowhere"], "is not the folder of a run"),
+        (["--resume", "x", "--recipe", "char_cpu"], "leave --recipe out"),
+        (["--config", "no.toml"], "cannot read no.toml"),
+        (["init_from=nowhere/at/all"], "nowhere/at/all"),
+        (["model.context_length=100000"], "fewer than a window"),
+        (["sinks=tensorbord"], "unknown sink 'tensorbord'; did you mean tensorboard?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_message(
+    arguments: list[str],
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = arguments
+    if words[0] in ("--resume", "--recipe", "--data"):
+        given = ["train", f"cache={tmp_path / 'cache'}"] if words[0] != "--data" else arguments
+    if words[0] == "--resume":
+        given = ["train"]
+    assert (
+        main([*given, *words, *([] if "--resume" in words else ["--out", str(tmp_path / "o")])])
+        == 2
+    )
+    told = capsys.readouterr()
+    assert told.err.startswith("addnorm: ")
+    assert message in told.err
+    assert "Traceback" not in told.err
+
+
+def test_numbers_that_break_end_with_status_1(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    assert main([*arguments, "--out", out, "lr=1e30", "clip=0", "steps=30", "warmup=0"]) == 1
+    told = capsys.readouterr().err
+    assert "are not both finite; " in told
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["failure"]
+
+
+def test_a_bug_of_ours_is_told_and_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    def bug(self: Config) -> None:
+        raise ZeroDivisionError("never thought of")
+
+    monkeypatch.setattr(Config, "to_toml", bug)
+    assert main([*arguments, "--print-config"]) == 70
+    told = capsys.readouterr().err
+    assert "this is a bug in addnorm: ZeroDivisionError: never thought of" in told
+    log = Path(next(w for w in told.split() if w.endswith(".txt;")).rstrip(";"))
+    assert "Traceback" in log.read_text()
+    log.unlink()
+
+
+def test_ctrl_c(arguments: list[str], tmp_path: Path) -> None:
+    """In a process of its own: it saves, says how to go on, ends as interrupted programs do."""
+    out = tmp_path / "run"
+    words = [*arguments, "--out", str(out), "steps=100000", "eval_every=0", "save_every=0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "addnorm", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = out / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size > 2000):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"Go on with: addnorm train --resume {out}" in told
+    step = json.loads((out / "run.json").read_text())["step"]
+    assert (out / "checkpoints" / f"step-{step:08}").is_dir()
+    assert (out / "model" / "config.json").exists()
