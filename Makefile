@@ -5,7 +5,7 @@
 PYTHON    ?= $(firstword $(shell for p in python3.11 python3; do \
 	       $$p -c "print('$$p')"; done 2>/dev/null) python3)
 TESTFLAGS ?= -n 2
-DEMO      ?= schemes
+DEMO      ?= train --out out/demo --overwrite
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup  ## show what addnorm does (DEMO="schemes": the arguments of the addnorm command)
+demo: setup  ## train a small GPT (DEMO="schemes": other arguments of the addnorm command)
 	$(BIN)/addnorm $(DEMO)
 
 test: setup  ## the tests to run on every change

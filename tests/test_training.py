@@ -129,7 +129,8 @@ def test_accumulation_is_the_large_batch(dtype: torch.dtype, bound: float, micro
     )
     for trainer in (whole, parts):
         sums, _ = trainer._accumulate(trainer.batch())
-        trainer.found = float(sums[0] / sums[1]), trainer._divide(float(sums[1]))
+        trainer.found = float(sums[0] / sums[1]), trainer._norm(float(sums[1]))
+        trainer._divide(float(sums[1]))
     for a, b in zip(whole.found, parts.found, strict=True):
         assert a == pytest.approx(b, rel=bound)
     for p, q in zip(whole.raw.parameters(), parts.raw.parameters(), strict=True):
@@ -145,7 +146,8 @@ def test_the_gradient_is_that_of_the_mean() -> None:
     total, count, _ = task.loss(model, task.batch("train", 0, 0, 0, 1))
     (total / count).backward()
     sums, _ = trainer._accumulate(trainer.batch())
-    norm = trainer._divide(float(sums[1]))
+    norm = trainer._norm(float(sums[1]))
+    trainer._divide(float(sums[1]))
     want = torch.cat([p.grad.flatten() for p in model.parameters()])
     got = torch.cat([p.grad.flatten() for p in trainer.raw.parameters()])
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addnorm.adapt import Adapt, export
 from addnorm.data.shards import Prepared, Tokens, prepare
 from addnorm.data.sources import Source, open_source
 from addnorm.data.tokenizer import Tokenizer
@@ -60,6 +61,8 @@ class Language:
         ),
         metadata={HIDDEN: ("vocab_size", "dropout")},
     )
+    adapt: Adapt = field(default_factory=Adapt)
+    """What is trained beside the model of init_from instead of all of it (docs/adapt.md)."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.val_fraction < 1.0:
@@ -78,6 +81,11 @@ class Language:
         """Read and tokenize the data, and make the task of it."""
         tokenizer: Tokenizer | None = None
         config = replace(self.model, dropout=self.dropout)
+        if self.adapt.kind != "none" and self.init_from is None:
+            raise ConfigError(
+                f"adapt.kind={self.adapt.kind} trains beside a model that stays what it is: say "
+                "which with init_from"
+            )
         if self.init_from is not None:
             start = GPT.from_pretrained(self.init_from, dropout=self.dropout)
             config = start.config
@@ -121,7 +129,12 @@ class LanguageTask(Task):
         """New, or what ``init_from`` names."""
         if self.settings.init_from is None:
             return GPT(self.config)
-        return GPT.from_pretrained(self.settings.init_from, dropout=self.settings.dropout)
+        model = GPT.from_pretrained(self.settings.init_from, dropout=self.settings.dropout)
+        try:
+            self.settings.adapt.apply(model)
+        except ValueError as error:
+            raise ConfigError(f"adapt: {error}") from None
+        return model
 
     def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
         """Rows rank, rank + world, ... of the step's: (rows, context + 1) ids."""
@@ -210,9 +223,13 @@ class LanguageTask(Task):
         return text.strip().partition("\n")[0][:40] or "The"
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """For ``GPT.from_pretrained``, transformers and ``addnorm generate``."""
+        """For ``GPT.from_pretrained``, transformers and ``addnorm generate``; of an adapted model
+        what ``adapt.export`` says."""
         assert isinstance(model, GPT)
-        model.save_pretrained(folder, tokenizer=self.tokenizer)
+        if self.settings.adapt.kind == "none":
+            model.save_pretrained(folder, tokenizer=self.tokenizer)
+        else:
+            export(model, folder, tokenizer=self.tokenizer)
 
     def beside(self) -> dict[str, Any]:
         """``compressed``: bits per byte that general compressors need for the same bytes."""

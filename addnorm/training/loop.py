@@ -171,14 +171,13 @@ class Trainer:
         batch = self.batch()
         sums, parts = self._accumulate(batch)
         total, count = sums.tolist()
-        norm = self._divide(count)
+        norm = self._norm(count)
         # Every process sees the same sums, and so decides the same.
         finite = math.isfinite(total) and math.isfinite(norm)
         lr = factor(self.done, loop.steps, self.warmup, loop.schedule, loop.lr_floor, loop.decay)
         skipped = not finite or self._spikes(norm)
         if not skipped:
-            if loop.clip and norm > loop.clip:
-                self._multiply(loop.clip / norm)
+            self._divide(count, loop.clip / norm if 0 < loop.clip < norm else 1.0)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group["peak"]
@@ -243,19 +242,23 @@ class Trainer:
         counts = [c for c in self.world.gather(float(count)) if isinstance(c, float)]
         return 2.0 ** round(math.log2(max(*counts, 1.0)))
 
-    def _divide(self, count: float) -> float:
-        """From gradients of the scaled sum to those of the mean; their norm over all parameters."""
+    def _share(self, count: float) -> float:
+        """From gradients as they add up to those of the mean over targets."""
         # DDP and FSDP take the mean over processes: times their number it is the sum again.
-        self._multiply(self.nominal * self.world.size / (self.scale * max(count, 1.0)))
+        return self.nominal * self.world.size / (self.scale * max(count, 1.0))
+
+    def _norm(self, count: float) -> float:
+        """Of the gradient of the mean, over all parameters."""
         grads = list(gradients(self.raw))
         if not grads:
             return 0.0
-        return float(whole(torch.nn.utils.get_total_norm(grads)))
+        return float(whole(torch.nn.utils.get_total_norm(grads))) * self._share(count)
 
-    def _multiply(self, by: float) -> None:
+    def _divide(self, count: float, clipped: float = 1.0) -> None:
+        """To gradients of the mean, ``clipped`` to so much of it: one multiplication for both."""
         grads = list(gradients(self.raw))
-        if grads and by != 1.0:
-            torch._foreach_mul_(grads, by)
+        if grads:
+            torch._foreach_mul_(grads, clipped * self._share(count))
 
     def _spikes(self, norm: float) -> bool:
         if not self.loop.spike or len(self.recent) < RECENT // 4:

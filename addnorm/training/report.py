@@ -47,7 +47,6 @@ CROSS, WEDGE = "\u00d7", "▽"  # how marks in plots are told
 DASH = "\u2013"
 HUGE = 1e200  # from where on sums could overflow: told as infinite
 PLACE = ("step", "tokens", "elapsed_s", "whole")
-BOOKKEEPING = (*PLACE, "loss", "lr", "grad_norm", "tokens_per_s", "skipped", "stream_rms")
 
 
 def write(folder: Path) -> Path:
@@ -91,12 +90,12 @@ class Story:
     @cached_property
     def train(self) -> "Table":
         """Its steps."""
-        return Table([r for r in self.records if "lr" in r or "loss" in r])
+        return Table([r for r in self.records if "whole" not in r])
 
     @cached_property
     def evaluations(self) -> "Table":
         """Its evaluations."""
-        return Table([r for r in self.records if not ("lr" in r or "loss" in r)])
+        return Table([r for r in self.records if "whole" in r])
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -156,10 +155,6 @@ class Table:
     def values(self, name: str) -> list[float]:
         """A column; NaN where it has no number."""
         return [_number(r.get(name)) for r in self.records]
-
-    def has(self, name: str) -> bool:
-        """Whether any record has it."""
-        return any(name in r for r in self.records)
 
     def points(self, name: str) -> list[tuple[int, float]]:
         """(step, value) where there is a record with it."""
@@ -648,7 +643,7 @@ def _stream(story: Story) -> str:
         "step's data. With pre-norm it is usual that it grows with depth, because every branch "
         "adds to it, and that it grows in training; with post-norm every layer ends in a norm, and "
         "it stays flat. A layer that leaps away from its neighbours, or a growth that does not "
-        "slow down, often comes before a divergence."
+        "slow down, can come before a divergence."
         f'</p><div class="pair">{_by_layer(found)}{_over_steps(found, story.step)}</div>'
     )
 
@@ -929,6 +924,7 @@ margin:28px 0 0}
 .facts dt+dd{font-size:1.6rem;line-height:1.25;font-weight:600;font-variant-numeric:tabular-nums}
 .failure{border-left:4px solid var(--ink);padding:.2em 0 .2em 14px;white-space:pre-wrap}
 h2+figure+figure,figure+details{margin-top:18px}
+p+.pair{margin-top:14px}
 .narrow{display:none}
 .raw{fill:var(--line)!important;fill-opacity:.16;stroke:var(--line);stroke-opacity:.3}
 .held{stroke:var(--ink);stroke-width:1;stroke-dasharray:2 3}
@@ -947,7 +943,7 @@ summary{cursor:pointer;color:var(--line);padding:.35em 0;font-size:.9375rem;widt
 @media (max-width:900px){.pair{grid-template-columns:minmax(0,1fr)}}
 @media (max-width:640px){.wide{display:none}.narrow{display:block}.pair svg text{font-size:14px}
 .facts{grid-template-columns:repeat(2,minmax(0,1fr));gap:16px}.facts dt+dd{font-size:1.3rem}
-.plain{table-layout:fixed}.plain code{font-size:.75rem}.plain th:first-child{width:42%}
-.plain th:nth-child(3){width:26%}}
+.plain{table-layout:fixed}.plain code{font-size:.75rem}.plain th:first-child{width:46%}
+.plain th:nth-child(3){width:24%}}
 @media print{figure,.facts div{break-inside:avoid}}
 """

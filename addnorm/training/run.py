@@ -504,8 +504,16 @@ class _Session:
         finally:
             self.checkpoints.close()
             if self.world.first:
-                self._write_state()
-                report.write(self.folder)
+                self._tell_all()
+
+
+    def _tell_all(self) -> None:
+        """run.json and the report; a full disk here must not hide how the run ended."""
+        try:
+            self._write_state()
+            report.write(self.folder)
+        except OSError as error:
+            self.display.say(f"the report could not be written: {error}")
 
 
 @contextmanager

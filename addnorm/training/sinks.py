@@ -122,13 +122,13 @@ def read(file: Path) -> list[dict[str, Any]]:
     """The records of ``metrics.jsonl`` by step, the last of each kind counting; a line that a kill
     cut off is passed over."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
         if isinstance(record, dict) and isinstance(record.get("step"), int):
-            found[record["step"], "train" if "loss" in record else "eval"] = record
+            found[record["step"], "eval" if "whole" in record else "train"] = record
     return [found[key] for key in sorted(found)]
 
 

@@ -1,0 +1,391 @@
+"""Adapters on disk: in peft's format wherever peft can say what they are, else in our own.
+
+Both are one file ``adapter_model.safetensors``; peft's has ``adapter_config.json`` beside it. Of a
+model that GPT-2 can be, the modules are those of transformers' GPT2LMHeadModel; of any other, those
+of ``addnorm.hf``. GPT-2 has q, k and v in one matrix ``c_attn``: their updates become one whose A
+stands them on top of each other and whose B is block-diagonal, which is the same function.
+"""
+
+import copy
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from addnorm.adapt.model import Adapted, folded, install, linears, required, state
+from addnorm.adapt.parts import Prefix
+from addnorm.adapt.settings import Adapt
+from addnorm.models import configs, folders
+from addnorm.models.folders import WeightsError
+from addnorm.models.gpt import GPT
+from addnorm.models.weights import gpt2_rows
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+OURS = "addnorm"  # in the metadata of the file: settings, and the rank and scale of each update
+WRAPPERS = {"base_model", "model", "transformer", "gpt"}
+"""What peft, transformers and addnorm.hf put before the names of modules."""
+TYPES = {"lora": "LORA", "adalora": "ADALORA", "prefix": "PREFIX_TUNING"}
+PROMPT = "prompt_embeddings"
+EPS = 1e-5  # peft divides adalora's updates by init_r + EPS
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def why_not_peft(model: nn.Module) -> list[str]:
+    """What peft's format cannot say about this model's adapter; empty if it can be written so."""
+    settings = required(model).settings
+    if not isinstance(model, GPT):
+        return [f"the model is a {type(model).__name__}, and peft knows GPT-2 and addnorm.hf's GPT"]
+    if settings.kind == "adapter":
+        return ["peft has no bottleneck adapters"]
+    if settings.kind == "prefix":
+        reasons = configs.why_not_gpt2(model.config)
+        if settings.positions == "kept":
+            reasons.append("positions are 'kept', and in peft a prefix shifts them")
+        return reasons
+    return []
+
+
+def save(model: nn.Module, folder: str | os.PathLike[str], *, format: str | None = None) -> None:
+    """Write the adapter alone.
+
+    ``format``: "peft", refused with the reason where peft has none; "addnorm" for any; None takes
+    peft's wherever it can. A merged adapter is written all the same.
+    """
+    found = required(model)
+    reasons = why_not_peft(model)
+    if format not in (None, "peft", "addnorm"):
+        raise WeightsError(f"format is 'peft', 'addnorm' or None, got {format!r}")
+    if format == "peft" and reasons:
+        raise WeightsError(f"peft's format cannot say what this is: {'; '.join(reasons)}")
+    told: dict[str, Any] | None = None
+    held = found.low_rank()
+    ranks = {name: len(part.triplets()[1]) for name, part in held.items()}
+    if format == "addnorm" or reasons:
+        tensors, ranks = state(model), {name: len(part.lora_A) for name, part in held.items()}
+    else:
+        assert isinstance(model, GPT)
+        tensors, told = (_prompt if found.settings.kind == "prefix" else _stacked)(model, found)
+    record = {
+        "settings": dataclasses.asdict(found.settings),
+        "updates": {name: [rank, held[name].scale] for name, rank in ranks.items()},
+    }
+    for name, t in tensors.items():
+        tensors[name] = folders.finite("the adapter", name, t.detach()).cpu().contiguous()
+    path = Path(folder).expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    new = path / f".{TENSORS}"
+    # Between the two renames a folder of another kind is there: its names will not fit.
+    save_file(tensors, new, metadata={"format": "pt", OURS: json.dumps(record)})
+    new.replace(path / TENSORS)
+    if told is None:
+        (path / CONFIG).unlink(missing_ok=True)
+    else:
+        folders.write_json(path / f".{CONFIG}", told)
+        (path / f".{CONFIG}").replace(path / CONFIG)
+
+
+def export(model: GPT, folder: str | os.PathLike[str], *, tokenizer: Any = None) -> None:
+    """Write an adapted model whole: FOLDER/adapter, and beside it what ``GPT.from_pretrained``
+    reads: in FOLDER the model with the updates in its weights, or, since a prefix and a bottleneck
+    are no updates, in FOLDER/base the model without them."""
+    folder = Path(folder)
+    found = required(model)
+    save(model, folder / "adapter")
+    if found.low_rank():
+        made = folded(model)
+        assert isinstance(made, GPT)
+        made.save_pretrained(folder, tokenizer=tokenizer)
+        return
+    with torch.device("meta"):  # no random number may be drawn in the middle of a training
+        base = GPT(model.config)
+    own = state(model)
+    base.load_state_dict({n: t for n, t in model.state_dict().items() if n not in own}, assign=True)
+    base.tokenizer_identity = model.tokenizer_identity
+    base.save_pretrained(folder / "base", tokenizer=tokenizer)
+
+
+def _table(model: GPT) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """What comes before peft's names, and for each of them ours."""
+    if configs.why_not_gpt2(model.config):
+        return "base_model.model.gpt.", {name: (name,) for name, _ in linears(model)}
+    inside = dict(linears(model))
+    rows = {
+        row.theirs.removesuffix(".weight"): tuple(o.removesuffix(".weight") for o in row.ours)
+        for row in gpt2_rows(model.config)
+        if row.theirs.endswith(".weight")
+    }
+    told = {theirs: ours for theirs, ours in rows.items() if ours[0] in inside}
+    return "base_model.model.transformer.", told
+
+
+def _common(kind: str, **more: Any) -> dict[str, Any]:
+    return {
+        "peft_type": TYPES[kind],
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        **more,
+    }
+
+
+def _stacked(model: GPT, found: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and configuration of low-rank updates as peft has them."""
+    before, table = _table(model)
+    held, s = found.low_rank(), found.settings
+    ada = s.kind == "adalora"
+    end = "" if ada else ".weight"  # peft's LoRA has modules, its AdaLoRA parameters
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for theirs, ours in table.items():
+        parts = [held[name] for name in ours if name in held]
+        if not parts:
+            continue
+        blocks = []
+        for name in ours:
+            wide = model.get_submodule(name).get_parameter("weight")
+            blocks.append(held[name].triplets()[2] if name in held else wide[:, :0])
+        a, e = (torch.cat([part.triplets()[i] for part in parts]) for i in (0, 1))
+        tensors[f"{before}{theirs}.lora_A{end}"] = a
+        tensors[f"{before}{theirs}.lora_B{end}"] = torch.block_diag(*blocks)
+        if ada:
+            tensors[f"{before}{theirs}.lora_E"] = e[:, None]
+        name = f"{before}{theirs}".removeprefix("base_model.model.")
+        ranks[name], alphas[name] = len(a), parts[0].scale * len(a)
+    largest = max(ranks, key=lambda name: ranks[name])
+    r, alpha = max(ranks[largest], 1), alphas[largest]
+    told = _common(
+        s.kind,
+        target_modules=sorted(ranks),
+        fan_in_fan_out=not configs.why_not_gpt2(model.config),  # Conv1D
+        bias="none",
+        lora_dropout=s.dropout,
+    )
+    if not ada:
+        return tensors, told | {
+            "r": r,
+            "lora_alpha": alpha,
+            "rank_pattern": {name: n for name, n in ranks.items() if n != r},
+            "alpha_pattern": {name: n for name, n in alphas.items() if n != alpha},
+        }
+    return tensors, told | {
+        "init_r": r,
+        "target_r": min(s.target_rank, r),
+        "lora_alpha": next(iter(held.values())).scale * (r + EPS),
+        "total_step": s.steps,
+        "tinit": s.tinit,
+        "tfinal": s.tfinal,
+        "deltaT": s.delta_t,
+        "orth_reg_weight": s.orthogonality,
+        "rank_pattern": {f"{m}.lora_E": [i < n for i in range(r)] for m, n in ranks.items()},
+    }
+
+
+def _prompt(model: GPT, found: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The same of a prefix: key and value of the first layer, of the second, ..., side by side."""
+    c = model.config
+    tables = [
+        table.weight
+        for part in found.parts.values()
+        if isinstance(part, Prefix)
+        for table in (part.keys, part.values)
+    ]
+    return {PROMPT: torch.cat(tables, 1)}, _common(
+        "prefix",
+        num_virtual_tokens=found.settings.length,
+        token_dim=c.dim,
+        num_transformer_submodules=1,
+        num_attention_heads=c.n_heads,
+        num_layers=c.n_layers,
+        encoder_hidden_size=c.dim,
+        prefix_projection=False,
+    )
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def load(model: nn.Module, folder: str | os.PathLike[str]) -> Adapted:
+    """Adapt a model as a folder says, one of ``save`` or of peft; ``WeightsError`` if it does not
+    fit, and then nothing has happened."""
+    path = Path(folder).expanduser()
+    tensors, record = _read(path / TENSORS)
+    told = folders.read_json(path / CONFIG) if (path / CONFIG).exists() or not record else None
+    updates = {
+        name: (int(r), float(scale)) for name, (r, scale) in record.get("updates", {}).items()
+    }
+    try:
+        if told is None:
+            values, settings = tensors, _settings(record, {})
+        elif told.get("peft_type") == TYPES["prefix"]:
+            settings = _settings(record, _of_prefix(told))
+            values = _prompts(model, tensors)
+        else:
+            if not isinstance(model, GPT):
+                raise ValueError(f"peft's format is for a GPT, not a {type(model).__name__}")
+            settings = _settings(record, _of_low_rank(told))
+            values, updates = _unstacked(model, tensors, updates, told)
+            roles = dict.fromkeys(name.rpartition(".")[2] for name in updates)
+            settings = dataclasses.replace(settings, targets=tuple(roles))
+        trial = copy.deepcopy(model, {id(p): _on_meta(p) for p in model.parameters()})
+        install(trial, settings, updates)
+        shapes = {name: tuple(t.shape) for name, t in state(trial).items()}
+        if told is not None:  # peft does not keep what adalora has measured
+            shapes = {n: s for n, s in shapes.items() if n in dict(trial.named_parameters())}
+        _same(shapes, {name: tuple(t.shape) for name, t in values.items()})
+    except KeyError as error:
+        raise WeightsError(f"{path}: {error} is missing") from None
+    except (ValueError, TypeError, AttributeError) as error:  # what settings and modules say
+        raise WeightsError(f"{path}: {error}") from None
+    found = install(model, settings, updates)
+    model.load_state_dict(values, strict=False)
+    return found
+
+
+def _on_meta(p: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(p.detach().to("meta"), p.requires_grad)
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, and our record where there is one."""
+    if not file.exists():
+        raise WeightsError(f"{file.parent} has no adapter: there is no {file.name}")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            record = json.loads((opened.metadata() or {}).get(OURS, "{}"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file} is damaged ({error}): get it again") from None
+    return {name: folders.finite(str(file), name, t) for name, t in tensors.items()}, record
+
+
+def _same(want: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]) -> None:
+    for name in sorted(want.keys() | got.keys()):
+        if want.get(name) != got.get(name):
+            raise ValueError(
+                f"the adapter is of another model: {name} is {got.get(name, 'missing')}, expected "
+                f"{want.get(name, 'none')}"
+            )
+
+
+def _settings(record: Mapping[str, Any], otherwise: Mapping[str, Any]) -> Adapt:
+    told = dict(record.get("settings", otherwise))
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+    return Adapt(**given)
+
+
+UNREAD = (
+    *("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config"),
+    *("layer_replication", "modules_to_save", "trainable_token_indices", "kasa_config"),
+)
+"""Settings of peft's that make another function of the same tensors, or train more."""
+PLAIN = (True, False, "gaussian", "eva", "orthogonal")
+"""Beginnings that leave the model's own weights alone; pissa, olora and others move them."""
+
+
+def _of_low_rank(told: Mapping[str, Any]) -> dict[str, Any]:
+    """peft's settings as ours; targets follow from the tensors."""
+    kind = {v: k for k, v in TYPES.items()}.get(str(told.get("peft_type")))
+    if kind not in ("lora", "adalora"):
+        known = ", ".join(TYPES.values())
+        raise ValueError(f"peft_type is {told.get('peft_type')!r}; what is read is {known}")
+    odd = [name for name in UNREAD if told.get(name)]
+    if told.get("init_lora_weights", True) not in PLAIN:
+        odd.append(f"init_lora_weights={told['init_lora_weights']}")
+    if odd:
+        raise ValueError(f"{', '.join(odd)} of peft is not known here")
+    found = {"kind": kind, "alpha": float(told["lora_alpha"]), "dropout": told["lora_dropout"]}
+    if kind == "lora":
+        return found | {"rank": told["r"]}
+    return found | {
+        "init_rank": told["init_r"],
+        "target_rank": told["target_r"],
+        "steps": told["total_step"],
+        "tinit": told["tinit"],
+        "tfinal": told["tfinal"],
+        "delta_t": told["deltaT"],
+        "orthogonality": told["orth_reg_weight"],
+    }
+
+
+def _unstacked(
+    model: GPT,
+    tensors: Mapping[str, Tensor],
+    updates: Mapping[str, tuple[int, float]],
+    told: Mapping[str, Any],
+) -> tuple[dict[str, Tensor], dict[str, tuple[int, float]]]:
+    """Ours from peft's: the blocks that ``updates`` tell of, or else each of q, k and v reads by
+    the whole A."""
+    table = {_bare(theirs): ours for theirs, ours in _table(model)[1].items()}
+    modules: dict[str, dict[str, Tensor]] = {}
+    for full, t in tensors.items():
+        name, _, factor = _bare(full.removesuffix(".weight")).rpartition(".")
+        if name not in table or factor not in ("lora_A", "lora_B", "lora_E"):
+            raise ValueError(f"the model has no place for {full}")
+        modules.setdefault(name, {})[factor] = t
+    values: dict[str, Tensor] = {}
+    made: dict[str, tuple[int, float]] = {}
+    for theirs, factors in modules.items():
+        a, b = factors["lora_A"], factors["lora_B"]
+        scale = _scale(told, theirs, len(a))
+        names = table[theirs]
+        rows = b.split([len(model.get_submodule(o).get_parameter("weight")) for o in names])
+        first = 0
+        for name, mine in zip(names, rows, strict=True):
+            part = slice(None)
+            if updates:
+                if name not in updates:
+                    continue
+                rank, scale = updates[name]
+                part, first = slice(first, first + rank), first + rank
+            values |= {f"{name}.lora_A": a[part], f"{name}.lora_B": mine[:, part]}
+            if "lora_E" in factors:
+                values[f"{name}.lora_E"] = factors["lora_E"].flatten()[part]
+            made[name] = len(a[part]), scale
+    return values, made
+
+
+def _scale(told: Mapping[str, Any], name: str, rank: int) -> float:
+    """What peft multiplies an update by."""
+    if told["peft_type"] == TYPES["adalora"]:
+        return float(told["lora_alpha"] / (told["init_r"] + EPS))
+    patterns: Mapping[str, float] = told.get("alpha_pattern") or {}
+    matching = (v for key, v in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name))
+    alpha = next(matching, told["lora_alpha"])
+    return float(alpha / (rank**0.5 if told.get("use_rslora") else rank))
+
+
+def _of_prefix(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": "prefix", "length": told["num_virtual_tokens"], "positions": "shifted"}
+
+
+def _prompts(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys and values of each attention from peft's one table."""
+    if not isinstance(model, GPT) or configs.why_not_gpt2(model.config):
+        raise ValueError("a prefix of peft's is for GPT-2 only")
+    layers, dim = model.config.n_layers, model.config.dim
+    table = tensors[PROMPT]
+    if table.shape[1] != 2 * layers * dim:
+        raise ValueError(
+            f"{PROMPT} has {table.shape[1]} columns, and {layers} layers of width {dim} need "
+            f"{2 * layers * dim}"
+        )
+    own = table.split(dim, 1)
+    return {
+        f"stack.subs.{2 * i}.branch.prefix.{what}.weight": own[2 * i + j].contiguous()
+        for i in range(layers)
+        for j, what in enumerate(("keys", "values"))
+    }
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)

@@ -1,0 +1,288 @@
+"""An adapter into a model, and out of it: everything happens in place and under the old names."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addnorm.adapt.parts import AdaLoRA, Bottleneck, LoRA, LowRank, Prefix
+from addnorm.adapt.settings import Adapt, Kind, known
+from addnorm.branches import MultiHead
+from addnorm.positions import Learned
+from addnorm.stream import Stack, Sublayer
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What was done to a model."""
+
+    settings: Adapt
+    parts: Mapping[str, nn.Module]
+    """The modules that hold the adapter's parameters, by their names in the model."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The adapter's."""
+        return [p for part in self.parts.values() for p in part.parameters() if p.requires_grad]
+
+    def low_rank(self) -> dict[str, LowRank]:
+        """The parts that are updates of a weight."""
+        return {name: part for name, part in self.parts.items() if isinstance(part, LowRank)}
+
+    def adalora(self) -> dict[str, AdaLoRA]:
+        """The parts whose rank changes."""
+        return {name: part for name, part in self.parts.items() if isinstance(part, AdaLoRA)}
+
+    def ranks(self) -> dict[str, int]:
+        """Of each update, as it is now."""
+        full = {name: len(part.lora_A) for name, part in self.low_rank().items()}
+        return full | {name: int(part.kept.sum()) for name, part in self.adalora().items()}
+
+    def __str__(self) -> str:
+        count = sum(p.numel() for p in self.parameters())
+        return f"{self.settings.kind}: {count:,} parameters in {len(self.parts)} modules train"
+
+
+def adapt(model: nn.Module, kind: str, **settings: Any) -> Adapted:
+    """Give a model an adapter, in place, and freeze everything else.
+
+    The settings of each kind are those of ``Adapt``. Call ``model.after_step(step)`` after every
+    optimizer step and before ``zero_grad``, as addnorm's trainer does: adalora prunes there.
+    """
+    known("kind", kind, get_args(Kind)[1:])
+    for name in settings:
+        known("setting", name, [f.name for f in dataclasses.fields(Adapt)[1:]])
+    made = Adapt(kind=kind, **settings).apply(model)  # type: ignore[arg-type]
+    assert made is not None
+    return made
+
+
+def adapted(model: nn.Module) -> Adapted | None:
+    """What was done to this model."""
+    found: Adapted | None = vars(model).get("adapted")
+    return found
+
+
+def install(model: nn.Module, settings: Adapt, updates: Mapping[str, tuple[int, float]]) -> Adapted:
+    """Put the parts in: those of ``updates`` (Linear -> rank, scale), or prefixes, bottlenecks."""
+    if (there := adapted(model)) is not None:
+        raise ValueError(f"the model has an adapter already: {there}")
+    subs = _sublayers(model)
+    heads = {
+        f"{name}.branch.{inner}".rstrip("."): module
+        for name, sub in subs.items()
+        for inner, module in sub.branch.named_modules()
+        if isinstance(module, MultiHead)
+    }
+    if settings.kind == "prefix" and not heads:
+        raise ValueError("a prefix needs attention, and no sublayer of the model has any")
+    table = getattr(model, "positions", None)
+    if settings.positions == "shifted" and not isinstance(table, Learned):
+        raise ValueError(
+            "positions='shifted' is for models with learned positions: leave them 'kept'"
+        )
+    model.requires_grad_(False)
+    parts: dict[str, nn.Module] = {}
+    for name, (rank, scale) in updates.items():
+        linear, more = _linear(model, name), (rank, scale, settings.dropout)
+        ada = settings.kind == "adalora"
+        part = AdaLoRA(linear, *more, settings.orthogonality) if ada else LoRA(linear, *more)
+        _replace(model, name, part)
+        parts[name] = part
+    if settings.kind == "prefix":
+        for name, branch in heads.items():
+            width = branch.n_kv_heads * branch.head_dim
+            prefix = Prefix(settings.length, branch.n_kv_heads, branch.k.weight, width)
+            parts[f"{name}.prefix"] = branch.prefix = prefix.train(branch.training)
+            vars(branch)["look"] = MethodType(_look, branch)
+        if isinstance(table, Learned) and settings.positions == "shifted":
+            table.register_forward_pre_hook(_Shift(settings.length))
+    if settings.kind == "adapter":
+        for name, sub in subs.items():
+            like = next(sub.branch.parameters())
+            made = Bottleneck(sub.site.dim, settings.width, like).train(sub.training)
+            parts[f"{name}.branch.adapter"] = sub.branch.adapter = made
+            sub.branch.register_forward_hook(_narrowed)
+    # In the instance: a method of it is bound anew in a copy.
+    vars(model)["after_step"] = MethodType(_after_step, model)
+    found = vars(model)["adapted"] = Adapted(settings, parts)
+    return found
+
+
+def _look(
+    branch: MultiHead,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Tensor | None,
+    bias: Tensor | None,
+    valid: Tensor | None,
+    causal: bool = False,
+) -> Tensor:
+    """``MultiHead.look``, with the prefix in front: after position codes, cache and masks, so that
+    tokens keep their numbers and a window does not hide the prefix."""
+    new, total = q.shape[-2], k.shape[-2]
+    prefix = branch.prefix
+    assert isinstance(prefix, Prefix)
+    if causal:
+        allowed = torch.ones(new, total, dtype=torch.bool, device=q.device).tril()
+    if allowed is not None:
+        seen = allowed.new_ones(*allowed.shape[:-1], prefix.length)
+        allowed = torch.cat((seen, allowed.expand(*allowed.shape[:-1], total)), -1)
+    if bias is not None:
+        bias = F.pad(bias.expand(*bias.shape[:-1], total), (prefix.length, 0))
+    k, v = prefix(k, v)
+    return type(branch).look(branch, q, k, v, allowed, bias, valid)
+
+
+def _narrowed(branch: nn.Module, args: Any, v: Tensor) -> Tensor:
+    """The branch's output, through its bottleneck: before the norms and the join around it."""
+    adapter = branch.adapter
+    assert isinstance(adapter, Bottleneck)
+    return adapter(v)
+
+
+class _Shift:
+    """Token i at position i + by."""
+
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    def __call__(self, table: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        return (args[0] + self.by,)
+
+
+def _after_step(model: nn.Module, step: int) -> None:
+    """``model.after_step``: the weights are frozen, so that a scheme has nothing to restore."""
+    for stack in model.modules():
+        if isinstance(stack, Stack):
+            stack.overdue = False
+    found = adapted(model)
+    assert found is not None
+    if found.settings.kind == "adalora":
+        _allocate(list(found.adalora().values()), found.settings, step)
+
+
+@torch.no_grad()
+def _allocate(parts: Sequence[AdaLoRA], s: Adapt, step: int) -> None:
+    """Keep the most important triplets of all updates together, fewer from time to time.
+
+    Until ``last`` a triplet that was pruned goes on learning and can come back.
+    """
+    assert s.steps is not None
+    last = s.steps - s.tfinal
+    if step <= last:
+        for part in parts:
+            part.weigh()
+    due = s.tinit < step <= last and (step == last or step % s.delta_t == 0)
+    if due:
+        left = 1 - (step - s.tinit) / (last - s.tinit)
+        mean = s.target_rank + (s.init_rank - s.target_rank) * left**3
+        scores = torch.cat([part.importance() for part in parts])
+        kept = torch.zeros_like(scores, dtype=torch.bool)
+        kept[scores.sort(descending=True, stable=True).indices[: int(mean * len(parts))]] = True
+        for part, mine in zip(parts, kept.split([len(p.kept) for p in parts]), strict=True):
+            part.kept.copy_(mine)
+    if due or step > last:
+        for part in parts:
+            part.lora_E.masked_fill_(~part.kept, 0.0)
+
+
+def _sublayers(model: nn.Module) -> dict[str, Sublayer]:
+    found = {name: m for name, m in model.named_modules() if isinstance(m, Sublayer)}
+    if not found:
+        raise ValueError(
+            f"a {type(model).__name__} has no Stack of addnorm: for other models there is peft"
+        )
+    return found
+
+
+def linears(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """(name, role) of the matrices in branches; a role is what the branch calls it."""
+    for name, sub in _sublayers(model).items():
+        for inner, module in sub.branch.named_modules(prefix=f"{name}.branch"):
+            if isinstance(module, nn.Linear):
+                yield inner, inner.rpartition(".")[2]
+
+
+def targeted(model: nn.Module, settings: Adapt) -> list[str]:
+    """The names of the matrices that get an update."""
+    found = dict(linears(model))
+    for target in settings.targets:
+        known("target", target, dict.fromkeys(found.values()))
+    return [name for name, role in found.items() if role in settings.targets]
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    found = model.get_submodule(name)
+    assert isinstance(found, nn.Linear)
+    return found
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+# --- out of the model -----------------------------------------------------------------------------
+
+
+def merge(model: nn.Module) -> None:
+    """Put LoRA's or AdaLoRA's updates into the weights, in place: faster, and not to be trained."""
+    for part in _foldable(model):
+        part.merge()
+
+
+def unmerge(model: nn.Module) -> None:
+    """Take them out: bit for bit the weights from before ``merge``."""
+    for part in _foldable(model):
+        part.unmerge()
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A copy with the updates in its weights and without an adapter: an ordinary model."""
+    _foldable(model)
+    made = copy.deepcopy(model)
+    found = adapted(made)
+    assert found is not None
+    for name, part in found.low_rank().items():
+        plain = nn.Linear(part.in_features, part.out_features, part.bias is not None, "meta")
+        weight = part.weight.detach() if part.original is not None else part.sum()
+        plain.weight, plain.bias = nn.Parameter(weight), part.bias
+        _replace(made, name, plain.train(part.training))
+    del vars(made)["adapted"], vars(made)["after_step"]
+    return made.requires_grad_(True)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """The adapter's own tensors by their names in the model, what adalora has measured included."""
+    return {
+        f"{name}.{inner}": t.detach()
+        for name, part in required(model).parts.items()
+        for inner, t in part.state_dict().items()
+        if inner not in ("weight", "bias")  # of the Linear that is adapted
+    }
+
+
+def required(model: nn.Module) -> Adapted:
+    """What was done to this model; ``ValueError`` if nothing was."""
+    found = adapted(model)
+    if found is None:
+        raise ValueError(f"the {type(model).__name__} has no adapter: adapt(model, kind) first")
+    return found
+
+
+def _foldable(model: nn.Module) -> list[LowRank]:
+    found = required(model)
+    parts = list(found.low_rank().values())
+    if not parts:
+        raise ValueError(
+            f"a {found.settings.kind} is no update of weights and cannot be merged: it stays "
+            "beside the model"
+        )
+    return parts

@@ -1,0 +1,241 @@
+"""The modules of an adapter. None of them changes what it is put beside."""
+
+import weakref
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+BETA = 0.85  # of both running means of importance, as in the paper
+STD = 0.02  # of what does not begin at 0
+
+
+class LowRank(nn.Linear, ABC):
+    """A Linear, its parameters under their old names, and an update of low rank beside it."""
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float) -> None:
+        nn.Module.__init__(self)  # the weights are there: Linear's would make them anew
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.scale, self.dropout, self.training = scale, dropout, linear.training
+        self.lora_A = nn.Parameter(self.weight.new_empty(rank, self.in_features))
+        self.lora_B = nn.Parameter(self.weight.new_empty(self.out_features, rank))
+        self.original: Tensor | None = None  # the weight without the update, while it is merged
+
+    @abstractmethod
+    def reading(self) -> Tensor:
+        """What reads the input: (rank, in_features)."""
+
+    @abstractmethod
+    def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A (r, in), values (r,) and B (out, r) of the r that are not pruned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        if self.original is not None:
+            if self.training and torch.is_grad_enabled():
+                raise RuntimeError("the adapter is merged and cannot be trained: unmerge(model)")
+            return y
+        low = F.linear(F.dropout(x, self.dropout, self.training), self.reading())  # (..., rank)
+        return y + self.scale * F.linear(low, self.lora_B)
+
+    @torch.no_grad()
+    def sum(self) -> Tensor:
+        """The weight with the update, added in float32 or wider."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        delta = self.lora_B.to(wide) @ self.reading().to(wide)
+        return (self.weight.to(wide) + self.scale * delta).to(self.weight.dtype)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Put the update into the weight."""
+        if self.original is None:
+            merged = self.sum()
+            self.original = self.weight.detach().clone()
+            self.weight.copy_(merged)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Bit for bit the weight from before."""
+        if self.original is not None:
+            self.weight.copy_(self.original)
+            self.original = None
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={len(self.lora_A)}, scale={self.scale:g}"
+
+
+class LoRA(LowRank):
+    """W + scale * B A: A begins as Linears do, B at 0."""
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float) -> None:
+        super().__init__(linear, rank, scale, dropout)
+        self._begin()
+
+    def reading(self) -> Tensor:
+        """A."""
+        return self.lora_A
+
+    def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All, of value 1."""
+        return self.lora_A, self.lora_A.new_ones(len(self.lora_A)), self.lora_B
+
+    def reset_parameters(self) -> None:
+        """The Linear's and the adapter's."""
+        super().reset_parameters()
+        self._begin()
+
+    def _begin(self) -> None:
+        bound = self.in_features**-0.5
+        nn.init.uniform_(self.lora_A, -bound, bound)
+        nn.init.zeros_(self.lora_B)
+
+
+class AdaLoRA(LowRank):
+    """W + scale * B diag(E) A: E begins at 0; a triplet (column of B, value, row of A) may go.
+
+    Importance of an entry: running means of |w * gradient|, and of how far it is from that mean;
+    their product. Of a triplet: its value's, and the means over its row and its column.
+    """
+
+    kept: Tensor
+
+    def __init__(
+        self, linear: nn.Linear, rank: int, scale: float, dropout: float, orthogonality: float
+    ) -> None:
+        super().__init__(linear, rank, scale, dropout)
+        self.orthogonality = orthogonality
+        self.lora_E = nn.Parameter(self.weight.new_empty(rank))  # a vector: it is not decayed
+        self.register_buffer("kept", torch.ones_like(self.lora_E, dtype=torch.bool))
+        for name in "ABE":
+            for what in ("sensitivity", "uncertainty"):
+                self.register_buffer(f"{what}_{name}", torch.empty_like(self._factor(name)))
+        self._begin()
+        _orthogonal.add(self)
+
+    def reading(self) -> Tensor:
+        """E A."""
+        return self.lora_A * self.lora_E[:, None]
+
+    def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Those that the last pruning kept, and what has grown again since."""
+        there = self.kept | (self.lora_E != 0)
+        return self.lora_A[there], self.lora_E[there], self.lora_B[:, there]
+
+    def reset_parameters(self) -> None:
+        """The Linear's and the adapter's."""
+        super().reset_parameters()
+        self._begin()
+
+    def _begin(self) -> None:
+        nn.init.normal_(self.lora_A, std=STD)
+        nn.init.normal_(self.lora_B, std=STD)
+        nn.init.zeros_(self.lora_E)
+        for name, t in self.named_buffers():
+            t.fill_(name == "kept")
+
+    def _factor(self, name: str) -> Tensor:
+        return self.get_parameter(f"lora_{name}")
+
+    @torch.no_grad()
+    def weigh(self) -> None:
+        """Take the last gradients into the running means."""
+        for name in "ABE":
+            w = self._factor(name)
+            if w.grad is None:
+                raise RuntimeError(
+                    "adalora weighs by gradients and there are none: call model.after_step(step) "
+                    "after the optimizer's step and before zero_grad"
+                )
+            now = (w * w.grad).abs()
+            mean, far = (self.get_buffer(f"{s}_{name}") for s in ("sensitivity", "uncertainty"))
+            mean.lerp_(now, 1 - BETA)
+            far.lerp_((now - mean).abs(), 1 - BETA)
+
+    def importance(self) -> Tensor:
+        """Of each triplet: (rank,)."""
+        a, b, e = (
+            self.get_buffer(f"sensitivity_{name}") * self.get_buffer(f"uncertainty_{name}")
+            for name in "ABE"
+        )
+        return e + a.mean(1) + b.mean(0)
+
+    @torch.no_grad()
+    def pull(self, moved: set[int]) -> None:
+        """Add the gradient of the orthogonality to those of A and B that an optimizer moves."""
+        for w, rows in ((self.lora_A, True), (self.lora_B, False)):
+            if id(w) in moved and w.grad is not None:
+                if isinstance(w, DTensor):
+                    raise RuntimeError("adalora compares whole tensors: parallel=ddp, not fsdp")
+                square = (w @ w.T if rows else w.T @ w) - torch.eye(
+                    len(self.lora_E), dtype=w.dtype, device=w.device
+                )
+                w.grad.add_(square @ w if rows else w @ square, alpha=4 * self.orthogonality)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # a copy is held orthogonal too
+        super().__setstate__(state)
+        _orthogonal.add(self)
+
+
+_orthogonal: "weakref.WeakSet[AdaLoRA]" = weakref.WeakSet()
+
+
+def _before_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Before any optimizer steps: here gradients are those of a mean loss, however it was summed,
+    split and clipped."""
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for part in _orthogonal:
+        part.pull(moved)
+
+
+register_optimizer_step_pre_hook(_before_step)
+
+
+class Prefix(nn.Module):
+    """Learned keys and values, in front of what attention sees."""
+
+    def __init__(self, length: int, heads: int, like: Tensor, width: int) -> None:
+        super().__init__()
+        self.length, self.heads = length, heads
+        options: Any = {"dtype": like.dtype, "device": like.device}
+        self.keys = nn.Embedding(length, width, **options)  # tables: Muon is not for them
+        self.values = nn.Embedding(length, width, **options)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Small: at first each key gets as much attention as a token of no interest."""
+        nn.init.normal_(self.keys.weight, std=STD)
+        nn.init.normal_(self.values.weight, std=STD)
+
+    def forward(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, heads, S, head_dim) -> (B, heads, length + S, head_dim)."""
+        return self._before(self.keys.weight, k), self._before(self.values.weight, v)
+
+    def _before(self, table: Tensor, t: Tensor) -> Tensor:
+        own = table.to(t.dtype).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        return torch.cat((own.expand(len(t), -1, -1, -1), t), -2)
+
+
+class Bottleneck(nn.Module):
+    """v + up(gelu(down(v))); up begins at 0, and with it the whole at the identity."""
+
+    def __init__(self, dim: int, width: int, like: Tensor) -> None:
+        super().__init__()
+        options: Any = {"dtype": like.dtype, "device": like.device}
+        self.down = nn.Linear(dim, width, **options)
+        self.up = nn.Linear(width, dim, **options)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """down normal, all else 0."""
+        for p in self.parameters():
+            nn.init.zeros_(p)
+        nn.init.normal_(self.down.weight, std=STD)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """(B, T, dim) -> (B, T, dim)."""
+        return v + self.up(F.gelu(self.down(v)))

@@ -1,0 +1,108 @@
+"""What an adapter is: its kind and its numbers, checked."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from addnorm.adapt.model import Adapted
+
+Kind = Literal["none", "lora", "adalora", "prefix", "adapter"]
+
+
+def _for(default: Any, *kinds: str) -> Any:
+    """A setting that only these kinds have."""
+    return field(default=default, metadata={"kinds": kinds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapt:
+    """What is trained beside the frozen model."""
+
+    kind: Kind = "none"
+    """lora, adalora, prefix, adapter; none: the whole model is trained."""
+    targets: tuple[str, ...] = _for(("q", "v"), "lora", "adalora")
+    """Which matrices of the branches get low-rank updates: q, k, v, out, up, down, gate."""
+    rank: int = _for(8, "lora")
+    """Of each update."""
+    alpha: float = _for(16.0, "lora", "adalora")
+    """Updates count alpha / rank times (adalora: alpha / init_rank)."""
+    dropout: float = _for(0.0, "lora", "adalora")
+    """On what the updates read."""
+    init_rank: int = _for(12, "adalora")
+    """Of each update in the beginning."""
+    target_rank: int = _for(8, "adalora")
+    """Of the updates on average in the end."""
+    steps: int | None = _for(None, "adalora")
+    """Optimizer steps of the whole run: the ranks fall by this clock."""
+    tinit: int = _for(0, "adalora")
+    """First steps in which nothing is pruned."""
+    tfinal: int = _for(0, "adalora")
+    """Last steps in which the ranks stay what they are."""
+    delta_t: int = _for(1, "adalora")
+    """Steps from one pruning to the next."""
+    orthogonality: float = _for(0.1, "adalora")
+    """Times |A A' - 1|^2 + |B' B - 1|^2, which is added to the mean loss."""
+    length: int = _for(16, "prefix")
+    """Keys and values in front of every attention's own."""
+    positions: Literal["kept", "shifted"] = _for("kept", "prefix")
+    """Whether tokens keep their positions, or begin at length as in peft."""
+    width: int = _for(64, "adapter")
+    """Of the bottleneck."""
+
+    def __post_init__(self) -> None:
+        known("kind", self.kind, get_args(Kind))
+        for f in dataclasses.fields(self):
+            kinds, value = f.metadata.get("kinds", (self.kind,)), getattr(self, f.name)
+            if self.kind not in kinds and value != f.default:
+                raise ValueError(f"{f.name} is a setting of {' and '.join(kinds)}, not {self.kind}")
+            least = {"tinit": 0, "tfinal": 0}.get(f.name, 1)
+            whole = f.type is int or (f.name == "steps" and value is not None)
+            if whole and (type(value) is not int or value < least):
+                raise ValueError(f"{f.name} must be a whole number of at least {least}: {value!r}")
+        known("positions", self.positions, ("kept", "shifted"))
+        if not self.targets or isinstance(self.targets, str):
+            raise ValueError(f"targets must be names such as ('q', 'v'), got {self.targets!r}")
+        if not self.alpha > 0 or not self.orthogonality >= 0:
+            raise ValueError("alpha must be positive and orthogonality not negative")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout:g}")
+        if self.kind == "adalora":
+            if self.target_rank > self.init_rank:
+                raise ValueError(
+                    f"target_rank={self.target_rank} is above init_rank={self.init_rank}"
+                )
+            if self.steps is not None and self.tinit >= self.steps - self.tfinal:
+                raise ValueError(
+                    f"tinit={self.tinit} and tfinal={self.tfinal} leave none of {self.steps} steps "
+                    "to prune in"
+                )
+
+    @property
+    def scale(self) -> float:
+        """What a low-rank update is multiplied by."""
+        return self.alpha / (self.rank if self.kind == "lora" else self.init_rank)
+
+    def apply(self, model: nn.Module) -> "Adapted | None":
+        """Adapt the model in place; with kind none nothing happens."""
+        if self.kind == "none":
+            return None
+        if self.kind == "adalora" and self.steps is None:
+            raise ValueError("steps must say how many steps the run has: ranks fall by them")
+        from addnorm.adapt.model import install, targeted  # which imports this file
+
+        if self.kind in ("prefix", "adapter"):
+            return install(model, self, {})
+        rank = self.rank if self.kind == "lora" else self.init_rank
+        return install(model, self, dict.fromkeys(targeted(model, self), (rank, self.scale)))
+
+
+def known(what: str, name: object, known: Any) -> None:
+    """Raise, with the near names, if there is no such name."""
+    if name not in known:
+        near = difflib.get_close_matches(str(name), list(known))
+        told = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise ValueError(f"unknown {what} {name!r}; {told}")

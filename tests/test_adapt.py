@@ -1,0 +1,848 @@
+"""Adapters: what they begin as, what they may change, what they compute, and how they are kept."""
+
+import copy
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from addnorm import GPT, GPTConfig, schemes, train
+from addnorm.adapt import (
+    adapt,
+    adapted,
+    export,
+    folded,
+    load,
+    merge,
+    save,
+    state,
+    unmerge,
+    why_not_peft,
+)
+from addnorm.adapt.parts import AdaLoRA, LoRA
+from addnorm.models.folders import WeightsError
+from addnorm.models.transformer import EncoderDecoder
+from addnorm.stream import Context
+from addnorm.training.config import ConfigError
+from addnorm.training.display import Display
+from addnorm.training.language import Language
+from addnorm.training.loop import Loop
+from addnorm.training.run import Config
+
+EVERY = ("q", "k", "v", "out", "up", "down")
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 3, "targets": EVERY},
+    "adalora": {"init_rank": 4, "target_rank": 2, "steps": 12, "targets": EVERY},
+    "prefix": {"length": 5},
+    "adapter": {"width": 6},
+}
+FOLDED = ("lora", "adalora")
+DESIGNS: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "ngpt": {"scheme": "ngpt"},
+    "post": {"scheme": "post_norm", "position": "alibi", "attention_softcap": 5.0},
+    "llama": {"norm": "rms", "position": "rope", "n_kv_heads": 1, "mlp": "gated", "window": 6},
+}
+# float32 rounds at 6e-8; sums of up to 96 products in ten layers, the updates as large as the
+# weights: ten times what the largest difference was, 3e-6 of the largest logit
+ROUNDING = 3e-5
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def gpt(seed: int = 1, **changes: Any) -> GPT:
+    """A small model whose weights are large enough for every part to matter."""
+    torch.manual_seed(seed)
+    told: dict[str, Any] = {
+        **{"vocab_size": 31, "context_length": 32, "dim": 24, "n_layers": 2, "n_heads": 2},
+        **changes,
+    }
+    model = GPT(GPTConfig(**told))
+    if told.get("scheme") != "ngpt":  # whose weights are on a sphere
+        shake(model.parameters(), 0.1)
+    return model.eval()
+
+
+@torch.no_grad()
+def shake(parameters: Any, by: float = 0.3) -> None:
+    for p in parameters:
+        p.add_(by * torch.randn_like(p))
+
+
+def ids(rows: int = 2, length: int = 9) -> Tensor:
+    return torch.randint(31, (rows, length), generator=torch.Generator().manual_seed(5))
+
+
+def made(kind: str, design: str = "gpt2", **more: Any) -> GPT:
+    """An adapted model whose adapter is far from where it begins."""
+    model = gpt(**DESIGNS[design])
+    found = adapt(model, kind, **{**KINDS[kind], **more})
+    shake(found.parameters())
+    return model
+
+
+def close(got: Tensor, want: Tensor, tolerance: float = ROUNDING) -> None:
+    got, want = got.detach(), want.detach()
+    torch.testing.assert_close(got, want, rtol=0, atol=tolerance * float(want.abs().max()))
+
+
+def steps(model: nn.Module, count: int, lr: float = 1e-2) -> list[float]:
+    """A short training on one batch."""
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    x, losses = ids(4, 12), []
+    for step in range(1, count + 1):
+        loss = F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        model.after_step(step)
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+# --- what an adapter begins as --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_first_only_a_prefix_changes_anything(kind: str, design: str) -> None:
+    model = gpt(**DESIGNS[design])
+    before = model(ids())
+    targets = {"targets": ("q", "gate")} if kind in FOLDED and design == "llama" else {}
+    found = adapt(model, kind, **{**KINDS[kind], **targets})
+    after = model(ids())
+    if kind == "prefix":
+        assert (after - before).abs().max() > 1e-4 * before.abs().max()
+    else:
+        assert torch.equal(after, before)
+    assert adapted(model) is found
+    per_block = {"lora": 6, "adalora": 6, "prefix": 1, "adapter": 2}[kind]
+    assert len(found.parts) == 2 * (2 if targets else per_block)
+
+
+def test_how_many_parameters() -> None:
+    """By hand: rank * (in + out) for each update; keys and values; two matrices and two biases."""
+    counts = {"lora": 2 * 3 * (4 * 48 + 2 * 120), "prefix": 2 * 2 * 5 * 24}
+    counts["adapter"] = 4 * (2 * 24 * 6 + 6 + 24)
+    counts["adalora"] = 2 * 4 * (4 * 48 + 2 * 120 + 6)
+    for kind, count in counts.items():
+        model = gpt()
+        found = adapt(model, kind, **KINDS[kind])
+        assert sum(p.numel() for p in found.parameters()) == count
+        assert f"{kind}: {count:,} parameters" in str(found)
+        assert {id(p) for p in model.parameters() if p.requires_grad} == {
+            id(p) for p in found.parameters()
+        }
+
+
+@pytest.mark.parametrize("design", ["gpt2", "ngpt"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_moves_the_adapter_alone(kind: str, design: str) -> None:
+    """To the last bit, with schemes too that restore their weights after every step."""
+    model = gpt(**DESIGNS[design])
+    base = {name: p.detach().clone() for name, p in model.named_parameters()}
+    found = adapt(model, kind, **KINDS[kind])
+    own = {name: p.detach().clone() for name, p in model.named_parameters() if name not in base}
+    losses = steps(model, 12)
+    assert losses[-1] < losses[0]
+    for name, p in model.named_parameters():
+        if name in base:
+            assert torch.equal(p, base[name]), name
+            assert p.grad is None
+            assert not p.requires_grad
+        else:
+            if not name.endswith("lora_E"):  # which may be pruned
+                assert not torch.equal(p, own[name]), name
+    assert len(found.parameters()) == len(own)
+
+
+def test_every_parameter_of_an_adapter_has_a_gradient() -> None:
+    for kind in KINDS:
+        model = made(kind)
+        model(ids()).square().sum().backward()
+        for p in adapted(model).parameters():
+            assert p.grad is not None
+            assert p.grad.abs().max() > 0
+
+
+# --- what it computes -----------------------------------------------------------------------------
+
+
+def test_low_rank_by_the_equation() -> None:
+    torch.manual_seed(0)
+    linear, x = nn.Linear(5, 7).double(), torch.randn(3, 5).double()
+    one, two = LoRA(linear, 2, 1.5, 0.0), AdaLoRA(linear, 3, 1.5, 0.0, 0.1)
+    shake([*one.parameters(), *two.parameters()])
+    # 12 products of float64 each
+    w, bias = linear.weight, linear.bias
+    want = x @ (w + 1.5 * one.lora_B @ one.lora_A).T + bias
+    torch.testing.assert_close(one(x), want, rtol=0, atol=1e-14)
+    want = x @ (w + 1.5 * two.lora_B @ torch.diag(two.lora_E) @ two.lora_A).T + bias
+    torch.testing.assert_close(two(x), want, rtol=0, atol=1e-14)
+
+
+def test_scale_is_alpha_by_rank() -> None:
+    scales = {
+        part.scale for kind in FOLDED for part in adapted(made(kind, alpha=6.0)).low_rank().values()
+    }
+    assert scales == {6.0 / 3, 6.0 / 4}
+
+
+def test_dropout_acts_in_training_on_the_update_alone() -> None:
+    model = made("lora", dropout=0.5)
+    x = ids()
+    assert torch.equal(model(x), model(x))
+    model.train()
+    assert not torch.equal(model(x), model(x))
+    for part in adapted(model).low_rank().values():
+        nn.init.zeros_(part.lora_B)
+    assert torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_prefix_by_the_equation(window: int | None, softcap: float | None) -> None:
+    """softmax over the prefix, whatever the window, and over the tokens that may be seen."""
+    model = gpt(window=window, attention_softcap=softcap, n_kv_heads=1, position="rope").double()
+    adapt(model, "prefix", length=4)
+    branch: Any = model.stack.subs[2].branch
+    shake(branch.prefix.parameters())
+    u = torch.randn(2, 7, 24, dtype=torch.float64)
+    q, k, v = branch.queries(u), branch.keys(u), branch.values(u)
+    q, k = (branch.position.rotate(t, torch.arange(7)) for t in (q, k))
+    own = [t.weight.detach().numpy() for t in (branch.prefix.keys, branch.prefix.values)]
+    out = np.zeros((2, 7, 24))
+    for b in range(2):
+        for h in range(2):  # both query heads read the one key head
+            for i in range(7):
+                first = 0 if window is None else max(0, i - window + 1)
+                ks = np.concatenate((own[0], k[b, 0, first : i + 1].detach().numpy()))
+                vs = np.concatenate((own[1], v[b, 0, first : i + 1].detach().numpy()))
+                logits = ks @ q[b, h, i].detach().numpy() / math.sqrt(12)
+                if softcap is not None:
+                    logits = softcap * np.tanh(logits / softcap)
+                e = np.exp(logits - logits.max())
+                out[b, i, 12 * h : 12 * (h + 1)] = e @ vs / e.sum()
+    want = branch.out(torch.from_numpy(out))
+    # a softmax of up to 11 terms in float64
+    torch.testing.assert_close(branch(u, Context()), want, rtol=0, atol=1e-13)
+
+
+def test_a_bottleneck_by_the_equation() -> None:
+    model = made("adapter").double()
+    branch: Any = model.stack.subs[1].branch
+    a, u = branch.adapter, torch.randn(2, 3, 24, dtype=torch.float64)
+    v = branch.down(F.gelu(branch.up(u), approximate="tanh"))
+    want = v + F.gelu(v @ a.down.weight.T + a.down.bias) @ a.up.weight.T + a.up.bias
+    torch.testing.assert_close(branch(u, Context()), want, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_changes_nothing(kind: str, design: str) -> None:
+    """And padding neither: rows of two lengths get what each gets alone, read anew every time.
+
+    The choices agree exactly: the two best logits are never so near as rounding."""
+    targets = {"targets": ("q", "down")} if kind in FOLDED else {}
+    model = made(kind, design, **targets)
+    long, short = ids(2, 9)
+    padded = torch.stack((long, torch.cat((torch.zeros(4, dtype=torch.long), short[:5]))))
+    valid = torch.ones(2, 9, dtype=torch.bool)
+    valid[1, :4] = False
+    got = model.generate(padded, 12, temperature=0, valid=valid)
+    for row, start in ((0, long), (1, short[:5])):
+        x = start[None]
+        for _ in range(12):
+            with torch.no_grad():
+                x = torch.cat((x, model(x)[:, -1:].argmax(-1)), 1)
+        assert torch.equal(got[row, 9:], x[0, -12:])
+
+
+def test_positions_are_kept_or_shifted() -> None:
+    """A prefix whose values are 0 and whose keys are far off is none at all; then only the
+    positions can make a difference."""
+    plain = gpt()
+    for positions, offset in (("kept", 0), ("shifted", 5)):
+        model = gpt()
+        found = adapt(model, "prefix", length=5, positions=positions)
+        for part in found.parts.values():
+            nn.init.zeros_(part.values.weight)
+        moved = copy.deepcopy(plain)
+        with torch.no_grad():
+            moved.positions.weight.copy_(plain.positions.weight.roll(-offset, 0))
+        for m in (model, moved):
+            for sub in m.stack.sublayers()[::2]:  # no attention, so that no prefix is seen
+                nn.init.zeros_(sub.branch.out.weight)
+        close(model(ids()), moved(ids()))
+    with pytest.raises(ValueError, match="position 32 is outside the 32 learned ones"):
+        model(ids(1, 28))
+
+
+def test_compiled_it_is_the_same() -> None:
+    model = made("lora")
+    shake(adapt(sub := gpt(), "prefix").parameters())
+    for m in (model, sub):
+        torch._dynamo.reset()
+        compiled = torch.compile(m, backend="eager", fullgraph=True)
+        close(compiled(ids()), m(ids()))
+
+
+# --- into the weights, and copies -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("design", ["gpt2", "ngpt", "post"])
+@pytest.mark.parametrize("kind", FOLDED)
+def test_merged_is_unmerged(kind: str, design: str) -> None:
+    model = gpt(**DESIGNS[design])
+    shake(adapt(model, kind, **KINDS[kind]).parameters(), 0.1)
+    exact = copy.deepcopy(model).double()
+    apart = exact(ids())
+    merge(exact)
+    close(exact(ids()), apart, 1e-14)  # float64 rounds at 1e-16
+
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    apart = model(ids())
+    merge(model)
+    merge(model)
+    close(model(ids()), apart, 1e-6)
+    assert not torch.equal(
+        model.stack.subs[0].branch.q.weight, before["stack.subs.0.branch.q.weight"]
+    )
+    with pytest.raises(RuntimeError, match="merged and cannot be trained"):
+        model.train()(ids())
+    close(folded(model.eval())(ids()), apart)
+    unmerge(model)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert torch.equal(model(ids()), apart)
+
+    plain = folded(model)
+    assert adapted(plain) is None
+    assert adapted(model) is not None
+    assert plain.state_dict().keys() == gpt(**DESIGNS[design]).state_dict().keys()
+    assert all(p.requires_grad for p in plain.parameters())
+    close(plain(ids()), apart)
+    plain.after_step(1)  # the class's own again
+
+
+def test_merging_in_bfloat16_adds_in_float32() -> None:
+    model = made("lora").bfloat16()
+    part = adapted(model).low_rank()["stack.subs.0.branch.q"]
+    a, b = part.lora_A.float(), part.lora_B.float()
+    want = (part.weight.float() + part.scale * b @ a).bfloat16()
+    model(ids())
+    merge(model)
+    assert torch.equal(part.weight, want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_is_of_its_own(kind: str) -> None:
+    model = made(kind)
+    other = copy.deepcopy(model)
+    before = model(ids())
+    assert torch.equal(other(ids()), before)
+    steps(other, 3)
+    assert not torch.equal(other(ids()), before)
+    assert torch.equal(model(ids()), before)
+
+
+# --- adalora --------------------------------------------------------------------------------------
+
+
+def test_ranks_fall_by_the_schedule() -> None:
+    """target + (init - target) (1 - (t - tinit) / (T - tfinal - tinit))^3 on average."""
+    model = gpt()
+    told = {"init_rank": 6, "target_rank": 2, "steps": 16, "tinit": 3, "tfinal": 4, "delta_t": 2}
+    found = adapt(model, "adalora", targets=("q", "up"), **told)
+    optimizer = torch.optim.AdamW(found.parameters(), lr=1e-2)
+    held, seen = 6 * 4, []
+    for step in range(1, 17):
+        loss = F.cross_entropy(model(ids()[:, :-1]).flatten(0, 1), ids()[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        model.after_step(step)
+        optimizer.zero_grad()
+        if 3 < step <= 12 and (step % 2 == 0 or step == 12):
+            held = int((2 + 4 * (1 - (step - 3) / 9) ** 3) * 4)
+        assert sum(found.ranks().values()) == held, step
+        seen.append({name: part.kept.clone() for name, part in found.adalora().items()})
+        if step >= 12:  # nothing comes back
+            for name, part in found.adalora().items():
+                assert torch.equal(part.kept, seen[11][name])
+                assert torch.equal(part.lora_E != 0, part.kept)
+    assert held == 2 * 4
+    assert len(set(found.ranks().values())) > 1  # they are shared out by importance
+
+
+def test_importance_by_the_equation() -> None:
+    """Zhang et al. 2023, equations 8 to 12, with two steps of gradients, in NumPy."""
+    torch.manual_seed(0)
+    part = AdaLoRA(nn.Linear(4, 5), 3, 1.0, 0.0, 0.1)
+    scores = {}
+    mean = dict.fromkeys("ABE", 0.0)
+    far = dict.fromkeys("ABE", 0.0)
+    for _ in range(2):
+        for name in "ABE":
+            w = getattr(part, f"lora_{name}")
+            shake([w])
+            w.grad = torch.randn_like(w)
+            now = np.abs(w.detach().numpy() * w.grad.numpy())
+            mean[name] = 0.85 * mean[name] + 0.15 * now
+            far[name] = 0.85 * far[name] + 0.15 * np.abs(now - mean[name])
+            scores[name] = mean[name] * far[name]
+        part.weigh()
+    want = scores["E"] + scores["A"].mean(1) + scores["B"].mean(0)
+    np.testing.assert_allclose(part.importance().numpy(), want, rtol=1e-5)  # float32
+
+
+def test_the_most_important_stay() -> None:
+    model = gpt()
+    found = adapt(model, "adalora", init_rank=3, target_rank=1, steps=1, targets=("q",))
+    parts = list(found.adalora().values())
+    for p in found.parameters():
+        nn.init.ones_(p)
+        p.grad = torch.zeros_like(p)
+    for part, value in zip(parts, ([5.0, 1.0, 4.0], [2.0, 0.5, 3.0]), strict=True):
+        part.lora_E.grad = torch.tensor(value)
+    model.after_step(1)
+    assert [part.kept.tolist() for part in parts] == [[True, False, True], [False] * 3]
+
+
+def test_orthogonality_is_the_gradient_of_its_penalty() -> None:
+    """SGD with lr 1 moves by the gradient; the loss here has none."""
+    model = gpt().double()
+    found = adapt(model, "adalora", steps=9, orthogonality=0.3, targets=("v",))
+    shake(found.parameters())
+    part = next(iter(found.adalora().values()))
+    a, b = (t.detach().clone().requires_grad_() for t in (part.lora_A, part.lora_B))
+    penalty = 0.3 * (
+        (a @ a.T - torch.eye(12)).square().sum() + (b.T @ b - torch.eye(12)).square().sum()
+    )
+    penalty.backward()
+    optimizer = torch.optim.SGD(found.parameters(), lr=1.0)
+    (0.0 * sum(p.sum() for p in found.parameters())).backward()
+    other = copy.deepcopy(part)  # is not moved by this optimizer
+    optimizer.step()
+    torch.testing.assert_close(a.detach() - part.lora_A, a.grad, rtol=0, atol=1e-12)
+    torch.testing.assert_close(b.detach() - part.lora_B, b.grad, rtol=0, atol=1e-12)
+    assert torch.equal(other.lora_A, a)
+
+
+# --- on disk --------------------------------------------------------------------------------------
+
+
+def same_state(a: nn.Module, b: nn.Module) -> None:
+    assert state(a).keys() == state(b).keys()
+    assert all(torch.equal(t, state(b)[name]) for name, t in state(a).items())
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_format_keeps_everything(kind: str, design: str, tmp_path: Path) -> None:
+    targets = {"targets": ("q", "down")} if kind in FOLDED else {}
+    model = made(kind, design, **targets)
+    if kind == "adalora":
+        steps(model, 3)
+    save(model, tmp_path, format="addnorm")
+    again = gpt(**DESIGNS[design])
+    found = load(again, tmp_path)
+    assert found.settings == adapted(model).settings
+    same_state(model, again)
+    assert torch.equal(again(ids()), model(ids()))
+    base = gpt(**DESIGNS[design]).state_dict().keys()
+    assert set(load_file(tmp_path / "adapter_model.safetensors")) == (
+        model.state_dict().keys() - base
+    )
+
+
+@pytest.mark.parametrize("kind", FOLDED)
+def test_pefts_format_gives_the_same_parts_back(kind: str, tmp_path: Path) -> None:
+    model = made(kind, targets=("q", "v", "out", "down"))
+    if kind == "adalora":
+        steps(model, 12)
+    save(model, tmp_path)
+    assert (tmp_path / "adapter_config.json").exists()
+    again = gpt()
+    load(again, tmp_path)
+    close(again(ids()), model(ids()))  # sums in another order
+    one, two = adapted(model), adapted(again)
+    assert one.settings == two.settings
+    assert one.ranks() == two.ranks()
+    save(model, tmp_path, format="addnorm")  # over the other: nothing of it stays
+    assert {f.name for f in tmp_path.iterdir()} == {"adapter_model.safetensors"}
+
+
+def test_a_merged_adapter_is_saved_as_it_is(tmp_path: Path) -> None:
+    model = made("lora")
+    before = model(ids())
+    merge(model)
+    save(model, tmp_path)
+    again = gpt()
+    load(again, tmp_path)
+    close(again(ids()), before)
+
+
+def test_a_whole_model(tmp_path: Path) -> None:
+    for kind in KINDS:
+        model = made(kind)
+        want, random = model(ids()), torch.get_rng_state()
+        export(model, tmp_path / kind)
+        assert torch.equal(torch.get_rng_state(), random)  # a training goes on as if not saved
+        if kind in FOLDED:
+            again = GPT.from_pretrained(tmp_path / kind)
+        else:
+            with pytest.raises(WeightsError, match=r"no config\.json; it holds adapter, base"):
+                GPT.from_pretrained(tmp_path / kind)
+            again = GPT.from_pretrained(tmp_path / kind / "base")
+            load(again, tmp_path / kind / "adapter")
+        close(again(ids()), want)
+
+
+# --- peft -----------------------------------------------------------------------------------------
+
+PARITY = 1e-5
+
+
+@pytest.fixture
+def peft() -> Any:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    return pytest.importorskip("peft", reason="peft is not installed")
+
+
+def theirs(tmp_path: Path) -> Any:
+    """The same model as transformers' GPT2LMHeadModel."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    gpt().save_pretrained(tmp_path / "base")
+    return transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base").eval()
+
+
+quiet_peft = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+    # peft 0.21 says so of every adapter of AdaLoRA, its own as well
+    "ignore:The following rank_pattern keys did not match:RuntimeWarning",
+)
+
+
+@quiet_peft
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("lora", {"targets": ("q", "v")}),
+        ("lora", {"targets": EVERY, "dropout": 0.1}),
+        ("lora", {"targets": ("k", "out", "down"), "alpha": 5.0}),
+        ("adalora", {"targets": ("v",)}),
+        ("adalora", {"targets": EVERY}),
+        ("prefix", {"positions": "shifted"}),
+    ],
+)
+def test_peft_reads_ours(peft: Any, kind: str, more: Any, tmp_path: Path) -> None:
+    model = made(kind, **more)
+    if kind == "adalora":
+        steps(model, 12)
+    save(model, tmp_path / "adapter", format="peft")
+    other = peft.PeftModel.from_pretrained(theirs(tmp_path), tmp_path / "adapter").eval()
+    close(other(input_ids=ids()).logits, model(ids()), PARITY)
+
+
+def tunings(peft: Any) -> dict[str, Any]:
+    lora = {"task_type": "CAUSAL_LM", "fan_in_fan_out": True}
+    return {
+        "lora": peft.LoraConfig(r=4, target_modules=["c_attn"], lora_dropout=0.1, **lora),
+        "patterns": peft.LoraConfig(
+            r=4,
+            lora_alpha=6,
+            target_modules=["c_attn", "c_fc", "c_proj"],
+            rank_pattern={"attn.c_proj": 2, "h.1.mlp.c_proj": 3},
+            alpha_pattern={"c_attn": 12},
+            **lora,
+        ),
+        "rslora": peft.LoraConfig(r=4, use_rslora=True, target_modules=["c_proj"], **lora),
+        "one layer": peft.LoraConfig(
+            r=2, target_modules=["c_attn"], layers_to_transform=[1], **lora
+        ),
+        "adalora": peft.AdaLoraConfig(
+            **{"init_r": 6, "target_r": 2, "total_step": 8, "tinit": 1, "tfinal": 2},
+            target_modules=["c_attn", "c_fc"],
+            **lora,
+        ),
+        "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    }
+
+
+@quiet_peft
+@pytest.mark.parametrize("name", ["lora", "patterns", "rslora", "one layer", "adalora", "prefix"])
+def test_we_read_pefts(peft: Any, name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    other = peft.get_peft_model(theirs(tmp_path), tunings(peft)[name]).eval()
+    optimizer = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad], lr=3e-2)
+    for step in range(1, 9):
+        F.cross_entropy(
+            other(input_ids=ids()[:, :-1]).logits.flatten(0, 1), ids()[:, 1:].flatten()
+        ).backward()
+        optimizer.step()
+        if name == "adalora":
+            other.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+    other.save_pretrained(tmp_path / "adapter")
+    model = gpt()
+    before = model(ids())
+    load(model, tmp_path / "adapter")
+    want = other(input_ids=ids()).logits
+    assert (want - before).abs().max() > 0.01 * want.abs().max()
+    close(model(ids()), want, PARITY)
+    save(model, tmp_path / "again")  # and back
+    again = gpt()
+    load(again, tmp_path / "again")
+    close(again(ids()), want, PARITY)
+
+
+@quiet_peft
+@pytest.mark.parametrize("kind", FOLDED)
+def test_other_designs_with_peft_on_addnorm_hf(peft: Any, kind: str, tmp_path: Path) -> None:
+    from addnorm.hf import AddnormForCausalLM
+
+    model = made(kind, "llama", targets=("q", "v", "gate"))
+    save(model, tmp_path / "adapter", format="peft")
+    base = AddnormForCausalLM.of(gpt(**DESIGNS["llama"])).eval()
+    other = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    close(other(input_ids=ids()).logits, model(ids()), PARITY)
+    other.save_pretrained(tmp_path / "theirs")
+    again = gpt(**DESIGNS["llama"])
+    load(again, tmp_path / "theirs")
+    close(again(ids()), model(ids()), PARITY)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+TEXT = "the quick brown fox jumps over the lazy dog and comes back again to the old fence. " * 60
+
+
+def config(tmp_path: Path, **changes: Any) -> Config:
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT)
+    model = GPTConfig(vocab_size=1, context_length=16, dim=16, n_layers=2, n_heads=2)
+    about = Language(
+        data=str(file),
+        tokenizer="characters",
+        tokens_per_step=128,
+        samples=0,
+        cache=tmp_path / "cache",
+        model=model,
+    )
+    told = Loop(steps=8, precision="fp32", warmup=2, threads=1, lr=1e-2, eval_every=4, save_every=4)
+    return Config(about=about, loop=told).changed(changes)
+
+
+KEYS = {
+    "lora": {"adapt.rank": "3", "adapt.targets": "q,up", "dropout": "0.1"},
+    "adalora": {"adapt.init_rank": "4", "adapt.target_rank": "2", "adapt.steps": "8"},
+    "prefix": {"adapt.length": "3"},
+    "adapter": {"adapt.width": "5"},
+}
+
+
+def test_runs_and_their_resumption(tmp_path: Path) -> None:
+    quiet = Display(quiet=True)
+    first = train(config(tmp_path), out=tmp_path / "first", display=quiet)
+    start = GPT.from_pretrained(first.folder / "model")
+    for kind, keys in KEYS.items():
+        told = config(
+            tmp_path, **{"init_from": str(first.folder / "model"), "adapt.kind": kind, **keys}
+        )
+        assert Config.from_json(told.to_json()) == told
+        run = train(told, out=tmp_path / kind, display=quiet)
+        assert run.metrics["val_loss"] < first.metrics["val_loss"]
+        folder = run.folder / "model"
+        model = copy.deepcopy(start)
+        load(model, folder / "adapter")
+        if kind in FOLDED:
+            close(GPT.from_pretrained(folder)(ids() % 20), model(ids() % 20))
+        if kind == "adalora":
+            assert sum(adapted(model).ranks().values()) == 2 * 4
+        if kind not in FOLDED:
+            continue
+        part = tmp_path / f"{kind} in two"  # dropout, and what adalora has measured, go on
+        train(told, out=part, display=quiet, until=5)
+        train(told, out=part, display=quiet, resume=True)
+        one, two = (
+            load_file(f / "model/adapter/adapter_model.safetensors") for f in (run.folder, part)
+        )
+        assert all(torch.equal(t, two[name]) for name, t in one.items())
+
+
+def test_settings_of_a_run_that_make_no_sense(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"adapt.kind=lora .* say which with init_from"):
+        config(tmp_path, **{"adapt.kind": "lora"}).about.build()
+    with pytest.raises(ConfigError, match=r"adapt.rank=-1.*rank must be a whole number"):
+        config(tmp_path, **{"adapt.kind": "lora", "adapt.rank": "-1"})
+    gpt(vocab_size=31).save_pretrained(tmp_path / "start")
+    from addnorm.data.tokenizer import Tokenizer
+
+    Tokenizer.characters([TEXT]).save(tmp_path / "start")
+    for kind, said in (("lora", "unknown target 'w'"), ("adalora", "steps must say")):
+        keys = {"adapt.targets": "w"} if kind == "lora" else {}
+        told = config(
+            tmp_path, **{"init_from": str(tmp_path / "start"), "adapt.kind": kind, **keys}
+        )
+        with pytest.raises(ConfigError, match=f"adapt: {said}"):
+            told.about.build().model()
+
+
+def test_any_module_with_a_stack(tmp_path: Path) -> None:
+    """An encoder-decoder: six updates, or a prefix at all three kinds of attention."""
+    x, y = torch.randn(2, 5, 8), torch.randn(2, 4, 8)
+
+    def new() -> EncoderDecoder:
+        torch.manual_seed(0)
+        return EncoderDecoder(8, 2, 1, schemes.ngpt).eval()
+
+    for kind, count in (("lora", 6), ("adalora", 6), ("prefix", 3), ("adapter", 5)):
+        model = new()
+        before = model(x, y)
+        found = adapt(model, kind, **({"steps": 3} if kind == "adalora" else {}))
+        assert len(found.parts) == count
+        assert torch.equal(model(x, y), before) is (kind != "prefix")
+        shake(found.parameters())
+        model.train()
+        optimizer = torch.optim.SGD(found.parameters(), lr=0.1)
+        for step in (1, 2, 3):  # the second forward raises if after_step was not heeded
+            model(x, y).square().sum().backward()
+            optimizer.step()
+            model.after_step(step)
+            optimizer.zero_grad()
+        assert (model.eval()(x, y) - before).abs().max() > 1e-3
+        with pytest.raises(WeightsError, match="a EncoderDecoder, and peft knows GPT-2"):
+            save(model, tmp_path, format="peft")
+        save(model, tmp_path)
+        again = new()
+        load(again, tmp_path)
+        assert torch.equal(again(x, y), model(x, y))
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        ("lara", {}, "unknown kind 'lara'; did you mean lora"),
+        ("none", {}, "unknown kind 'none'"),
+        ("lora", {"rang": 3}, "unknown setting 'rang'; did you mean .*rank"),
+        ("lora", {"rank": 0}, "rank must be a whole number of at least 1: 0"),
+        ("lora", {"rank": 2.0}, "rank must be a whole number"),
+        ("lora", {"width": 3}, "width is a setting of adapter, not lora"),
+        ("prefix", {"rank": 3}, "rank is a setting of lora, not prefix"),
+        ("prefix", {"positions": "moved"}, "unknown positions 'moved'"),
+        ("lora", {"alpha": 0.0}, "alpha must be positive"),
+        ("lora", {"dropout": 1.0}, "dropout must be in"),
+        ("lora", {"targets": ()}, "targets must be names"),
+        ("lora", {"targets": "qv"}, "targets must be names"),
+        ("lora", {"targets": ("gate",)}, "unknown target 'gate'; there are q, k, v, out, up, down"),
+        ("adalora", {}, "steps must say how many"),
+        ("adalora", {"steps": 5, "target_rank": 20}, "target_rank=20 is above init_rank=12"),
+        ("adalora", {"steps": 5, "tinit": 3, "tfinal": 2}, "leave none of 5 steps"),
+        ("adalora", {"steps": 5, "tinit": -1}, "tinit must be a whole number of at least 0"),
+    ],
+)
+def test_settings_that_are_refused(kind: str, settings: dict[str, Any], said: str) -> None:
+    model = gpt()
+    with pytest.raises(ValueError, match=said):
+        adapt(model, kind, **settings)
+    assert adapted(model) is None
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_models_that_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a Linear has no Stack of addnorm"):
+        adapt(nn.Linear(3, 3), "lora")
+    model = made("prefix")
+    with pytest.raises(ValueError, match="has an adapter already: prefix: "):
+        adapt(model, "lora")
+    for what in (merge, unmerge, folded):
+        with pytest.raises(ValueError, match="a prefix is no update of weights"):
+            what(model)
+        with pytest.raises(ValueError, match="the GPT has no adapter"):
+            what(gpt())
+    with pytest.raises(ValueError, match="the GPT has no adapter"):
+        save(gpt(), tmp_path)
+    with pytest.raises(ValueError, match="positions='shifted' is for models with learned"):
+        adapt(gpt(position="rope"), "prefix", positions="shifted")
+    model = gpt()
+    adapt(model, "adalora", steps=5)
+    with pytest.raises(RuntimeError, match="before zero_grad"):
+        model.after_step(1)
+
+
+def test_what_peft_cannot_say(tmp_path: Path) -> None:
+    told = {
+        "positions are 'kept'": made("prefix"),
+        "peft has no bottleneck": made("adapter"),
+        "scheme is 'ngpt'": made("prefix", "ngpt"),
+    }
+    for reason, model in told.items():
+        assert any(reason in why for why in why_not_peft(model))
+        with pytest.raises(WeightsError, match=f"peft's format cannot say .*{reason}"):
+            save(model, tmp_path, format="peft")
+        save(model, tmp_path)
+        assert not (tmp_path / "adapter_config.json").exists()
+    with pytest.raises(WeightsError, match="format is 'peft', 'addnorm' or None"):
+        save(model, tmp_path, format="pefd")
+
+
+def test_folders_that_are_refused(tmp_path: Path) -> None:
+    """And then the model is what it was."""
+    model, file = gpt(), tmp_path / "adapter_model.safetensors"
+
+    def refused(said: str, into: nn.Module = model) -> None:
+        with pytest.raises(WeightsError, match=said):
+            load(into, tmp_path)
+        assert adapted(into) is None
+        assert (
+            into.state_dict().keys() == gpt(**dataclasses.asdict(into.config)).state_dict().keys()
+        )
+
+    refused("has no adapter: there is no adapter_model.safetensors")
+    save(made("lora"), tmp_path, format="addnorm")
+    refused("another model: stack.subs.0.branch.k.lora_A is .3, 24., expected .3, 32", gpt(dim=32))
+    refused("has no attribute|expected none", gpt(n_layers=1))
+    file.write_bytes(file.read_bytes()[:-9])
+    refused("is damaged")
+    save(made("lora"), tmp_path)
+    refused("the model has no place for base_model.model.transformer.h.1", gpt(n_layers=1))
+    refused("the model has no place for", gpt(scheme="post_norm", norm="rms"))
+    config = tmp_path / "adapter_config.json"
+    told = json.loads(config.read_text())
+    for change, said in (
+        ({"use_dora": True}, "use_dora of peft is not known here"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa of peft"),
+        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; what is read is LORA, ADALORA, PREFIX"),
+    ):
+        config.write_text(json.dumps(told | change))
+        save_file(load_file(file), file)  # without our record
+        refused(said)
+    config.write_text(json.dumps({k: v for k, v in told.items() if k != "lora_alpha"}))
+    refused("'lora_alpha' is missing")
+    broken = load_file(file)
+    next(iter(broken.values()))[0, 0] = math.nan
+    save_file(broken, file)
+    refused("1 of .* are not finite")
+    save(made("prefix", positions="shifted"), tmp_path)
+    refused("has 96 columns, and 3 layers of width 24 need 144", gpt(n_layers=3))
+    refused("a prefix of peft's is for GPT-2 only", gpt(position="rope"))
