@@ -24,8 +24,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from addnorm import ops
+from addnorm.ops import reference
 from addnorm.ops.dispatch import Call, Kernel, Spec
 from tests.references import norms, tape
 from tests.references.tape import Array, Var
@@ -999,7 +1001,9 @@ def test_under_compile_the_reference_serves(toy: Toy) -> None:
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize("eps", [1e-5, 0.0, 1e-3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_inference_gives_the_same_bits(kind: str, eps: float, dtype: torch.dtype) -> None:
+def test_the_shortcut_gives_the_same_bits(
+    kind: str, eps: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever is left out there is left out because it changes nothing; what would change, is not:
     ordinary rows, one huge row among them, constant ones, overflow, NaN, and nothing at all."""
     g = torch.Generator().manual_seed(0)
@@ -1013,11 +1017,32 @@ def test_inference_gives_the_same_bits(kind: str, eps: float, dtype: torch.dtype
     constant = torch.full((2, 7), 3.0, dtype=torch.float64)
     for x in (ordinary, 1e11 * ordinary, huge, broken, endless, constant, ordinary[:0]):
         x = x.to(dtype)
-        want = ops.add_norm(x, x, kind=kind, eps=eps)
-        with torch.inference_mode():
-            got = ops.add_norm(x, x, kind=kind, eps=eps)
-        for a, b in zip(got, want, strict=True):
+        found = []
+        for allowed in (False, True):
+            with monkeypatch.context() as patch:
+                if not allowed:
+                    patch.setattr(reference, "calm", lambda s: False)
+                p = x.clone().requires_grad_()
+                out = ops.add_norm(p, x, kind=kind, eps=eps)
+                (out[0] * torch.linspace(-1, 1, 7, dtype=dtype)).sum().backward()
+                found.append((*out, p.grad))
+        for a, b in zip(*found, strict=True):
             assert torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
+
+
+def test_where_no_value_can_be_looked_at_the_long_way_is_taken() -> None:
+    """Under vmap, and while a graph is traced, whose answer must hold for huge rows too."""
+    x = torch.randn(3, 2, 7, dtype=torch.float64)
+
+    def norm(t: Tensor) -> Tensor:
+        return ops.add_norm(t, kind="layer", eps=1e-5)[0]
+
+    torch.testing.assert_close(torch.func.vmap(norm)(x), norm(x))
+    per_row = torch.func.vmap(torch.func.grad(lambda t: norm(t).square().sum()))(x)
+    assert per_row.shape == x.shape
+    graph = make_fx(norm)(x)
+    for scale in (1.0, 1e200):
+        torch.testing.assert_close(graph(scale * x), norm(scale * x))
 
 
 def test_a_huge_row_is_seen_in_inference() -> None:

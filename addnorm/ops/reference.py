@@ -89,16 +89,19 @@ def safe_unit(s: Tensor) -> Tensor:
 
 
 def calm(s: Tensor) -> bool:
-    """Whether it is known at once that no row is huge, which spares half of the work on one token.
+    """Whether it is known at once that no row is huge, which spares a good part of the work.
 
-    Asked in inference mode on the CPU only: elsewhere looking at a value costs more than it saves,
-    or cannot be traced.
+    Asked on the CPU only, where a value can be looked at for nothing, and where it can be at all:
+    not while tracing, nor under a transform such as vmap.
     """
-    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if s.device.type != "cpu" or type(s) is not Tensor or not s.numel():
         return False
-    return bool(torch.linalg.vector_norm(s, math.inf) <= _limit(s.dtype))
+    try:
+        return bool(torch.linalg.vector_norm(s.detach(), math.inf) <= _limit(s.dtype))
+    except RuntimeError:  # what torch raises where a value is not to be had
+        return False
 
 
 def _limit(dtype: torch.dtype) -> float:

@@ -15,11 +15,11 @@ def stdlib_cpu() -> Config:
     return Config(
         about=Language(
             data="stdlib",
-            tokenizer="bpe:1024",
-            tokens_per_step=4096,
+            tokenizer="bpe:2048",
+            tokens_per_step=2048,
             model=GPTConfig(
                 vocab_size=1,
-                context_length=256,
+                context_length=128,
                 dim=192,
                 n_layers=4,
                 n_heads=6,
@@ -28,7 +28,15 @@ def stdlib_cpu() -> Config:
                 bias=False,
             ),
         ),
-        loop=Loop(steps=400, lr=3e-3, warmup=40, eval_every=100, save_every=200),
+        loop=Loop(
+            steps=500,
+            optimizer="muon",
+            lr=3e-3,
+            muon_lr=2e-3,
+            warmup=40,
+            eval_every=100,
+            save_every=250,
+        ),
     )
 
 
