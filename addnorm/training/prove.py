@@ -37,6 +37,7 @@ from addnorm.training.task import Batch
 STEPS, SAVE_EVERY = 6, 2
 KILLS = ((3, 0), (5, 1))  # (step, how many of its micro-batches are done)
 MIDDLE = 4
+LOST = {"random": "the random numbers", "optimizer": "the optimizer", "model": "the weights"}
 LOSS_TOLERANCE = 1e-5  # relative: float32 sums in another order
 COMMAND = (sys.executable, "-m", "addnorm.training.prove")
 
@@ -98,14 +99,22 @@ def compare(a: Snapshot, b: Snapshot) -> str | None:
         if a.tensors[group].keys() != b.tensors[group].keys():
             odd = sorted(a.tensors[group].keys() ^ b.tensors[group].keys())[0]
             return f"{group}: only one of the runs has {odd}"
+    # What is lost first is found first: the place in the data and the random numbers before the
+    # optimizer, it before the weights, and what is only remembered last.
+    position = [n for n in a.facts["trainer"] if n in ("done", "shift", "seen")]
+    for name in position:
+        if a.facts["trainer"][name] != b.facts["trainer"][name]:
+            return (
+                f"the position in the data: {name} is {a.facts['trainer'][name]} in one run and "
+                f"{b.facts['trainer'][name]} in the other"
+            )
+    for group, what in LOST.items():
+        for name, t in a.tensors[group].items():
+            if not torch.equal(t, b.tensors[group][name]):
+                return f"{what}: {name} differs{_by(t, b.tensors[group][name])}"
     for name, value in a.facts["trainer"].items():
         if b.facts["trainer"][name] != value:
             return f"{name} is {value} in one run and {b.facts['trainer'][name]} in the other"
-    # What is lost first is found first: random numbers before the weights that they led to.
-    for group in sorted(a.tensors, key=lambda g: g != "random"):
-        for name, t in a.tensors[group].items():
-            if not torch.equal(t, b.tensors[group][name]):
-                return f"{group} {name} differs{_by(t, b.tensors[group][name])}"
     return None
 
 

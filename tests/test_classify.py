@@ -1,0 +1,140 @@
+"""A second task on the same loop: classifying texts of a folder."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from addnorm import train
+from addnorm.data.sources import DataError
+from addnorm.models.classifier import ClassifierConfig, TextClassifier
+from addnorm.training.checkpoint import Checkpoints
+from addnorm.training.classify import Classify, ClassifyTask, read_classes
+from addnorm.training.config import ConfigError
+from addnorm.training.display import Display
+from addnorm.training.loop import Loop
+from addnorm.training.run import Config
+from tests.nets import stir
+from tests.test_training import same
+
+WORDS = {"animals": "cat dog cow hen fox", "plants": "oak ash elm fir fig", "stones": "jet opal"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name, words in WORDS.items():
+        (tmp_path / "texts" / name).mkdir(parents=True)
+        for i in range(40):
+            text = " ".join(rng.choice(words.split(), rng.integers(1, 6)))
+            (tmp_path / "texts" / name / f"{i}.txt").write_text(f"{text} {i}")
+    return tmp_path / "texts"
+
+
+def config(folder: Path) -> Config:
+    about = Classify(
+        data=str(folder),
+        rows_per_step=16,
+        val_fraction=0.25,
+        dropout=0.1,
+        model=ClassifierConfig(
+            vocab_size=1, classes=1, context_length=32, dim=16, n_layers=1, n_heads=2
+        ),
+    )
+    return Config(
+        about=about,
+        loop=Loop(steps=60, lr=1e-2, warmup=5, eval_every=20, save_every=20, threads=1),
+    )
+
+
+def test_it_learns_and_resumes(folder: Path, tmp_path: Path) -> None:
+    """Without a change to the loop: accuracy is what counts, more is better, and a resumed run is
+    the run."""
+    quiet = Display(quiet=True)
+    run = train(config(folder), out=tmp_path / "a", display=quiet)
+    assert run.metrics["accuracy"] >= 0.9
+    assert run.best is not None
+    assert run.best >= run.metrics["accuracy"]
+    train(config(folder), out=tmp_path / "b", until=30, display=quiet)
+    train(config(folder), out=tmp_path / "b", resume=True, display=quiet)
+    a, b = (Checkpoints(tmp_path / n / "checkpoints").load() for n in "ab")
+    assert same(a.tensors, b.tensors)
+    assert (tmp_path / "a" / "report.html").exists()
+
+
+def test_every_epoch_has_every_text_once(folder: Path) -> None:
+    task = config(folder).about.build()
+    assert isinstance(task, ClassifyTask)
+    rows = task.splits["train"]
+    n = len(rows)
+    seen = []
+    for step in range(n):  # 16 epochs
+        alone = task.batch("train", 3, step, 0, 1)
+        parts = [task.batch("train", 3, step, rank, 3) for rank in range(3)]
+        for rank, part in enumerate(parts):
+            assert torch.equal(part["label"], alone["label"][rank::3])
+        seen += [
+            (tuple(ids[valid].tolist()), int(label))
+            for ids, valid, label in zip(alone["ids"], alone["valid"], alone["label"], strict=True)
+        ]
+    want = sorted((tuple(row.ids.tolist()), row.label) for row in rows)
+    epochs = [seen[i : i + n] for i in range(0, len(seen), n)]
+    assert len(epochs) == 16
+    assert all(sorted(epoch) == want for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_evaluation_by_the_definition(folder: Path) -> None:
+    task = config(folder).about.build()
+    assert isinstance(task, ClassifyTask)
+    model = stir(task.model()).eval()
+    right, loss = 0, 0.0
+    with torch.no_grad():
+        for row in task.splits["val"]:
+            ids = torch.from_numpy(row.ids)[None]
+            logits = model(ids, torch.ones_like(ids, dtype=torch.bool))
+            right += int(logits.argmax()) == row.label
+            loss += float(F.cross_entropy(logits, torch.tensor([row.label])))
+    found = task.evaluate(model)
+    n = len(task.splits["val"])
+    assert found["accuracy"] == right / n
+    assert found["val_loss"] == pytest.approx(loss / n, rel=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(side: str) -> None:
+    config = ClassifierConfig(vocab_size=11, classes=3, context_length=12, dim=8, n_heads=2)
+    model = stir(TextClassifier(config)).double().eval()
+    ids = torch.tensor([[1, 5, 7, 2]])
+    alone = model(ids, torch.ones_like(ids, dtype=torch.bool))
+    pad = (3, 0) if side == "left" else (0, 3)
+    padded = F.pad(ids, pad, value=9)
+    valid = F.pad(torch.ones_like(ids, dtype=torch.bool), pad)
+    torch.testing.assert_close(model(padded, valid), alone, rtol=1e-12, atol=1e-12)
+
+
+def test_texts_are_held_out_by_what_they_are(folder: Path) -> None:
+    """Adding a text moves no other, and the same text twice stays on one side."""
+    train_, val, names = read_classes(folder, 0.25)
+    assert names == sorted(WORDS)
+    (folder / "animals" / "new.txt").write_text("a new one")
+    (folder / "plants" / "again.txt").write_text(val[0][0])
+    train2, val2, _ = read_classes(folder, 0.25)
+    assert set(train_) <= set(train2)
+    assert set(val) <= set(val2)
+    assert val[0][0] not in {text for text, _ in train2}
+
+
+def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="data is not set"):
+        Classify().build()
+    with pytest.raises(DataError, match="is no folder"):
+        Classify(data=str(tmp_path / "none")).build()
+    (tmp_path / "one").mkdir()
+    with pytest.raises(DataError, match=r"has 1 sub-folder\(s\)"):
+        Classify(data=str(tmp_path)).build()
+    (tmp_path / "two").mkdir()
+    with pytest.raises(DataError):
+        Classify(data=str(tmp_path)).build()
