@@ -6,14 +6,18 @@ itself: its fields are addressed with a dot, as in ``model.dim=128``. Whatever a
 is a ``ConfigError`` that names the key, the value and what was expected.
 """
 
+import ast
 import dataclasses
 import difflib
+import inspect
 import json
 import math
+import textwrap
 import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -89,16 +93,33 @@ def from_toml(file: Path) -> dict[str, Any]:
 
 
 def to_toml(settings: Any) -> str:
-    """Every setting, as a file that ``from_toml`` reads. Settings that are None are comments."""
+    """Every setting, as a file that ``from_toml`` reads, each with what it is. Settings that are
+    None are comments."""
     lines: list[str] = []
     tables: dict[str, list[str]] = {}
+    told = helps(type(settings))
     for key, _, value in keys(settings):
         table, _, name = key.rpartition(".")
         line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
+        if key in told:
+            line = f"{line:28}  # {told[key]}"
         (tables.setdefault(table, []) if table else lines).append(line)
     for table, rows in tables.items():
         lines += ["", f"[{table}]", *rows]
     return "\n".join(lines) + "\n"
+
+
+@cache
+def helps(kind: Any) -> dict[str, str]:
+    """Field -> the text under it in the class, on one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, after in pairwise(body.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+            text = ast.literal_eval(after.value)
+            found[ast.unparse(field.target)] = " ".join(text.split())
+    return found
 
 
 def to_json(settings: Any) -> dict[str, Any]:
