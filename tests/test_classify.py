@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from addnorm import train
 from addnorm.data.sources import DataError
-from addnorm.models.classifier import ClassifierConfig, TextClassifier
+from addnorm.models.classifier import ClassifierConfig, TextClassifier, load
+from addnorm.models.folders import WeightsError
 from addnorm.training.checkpoint import Checkpoints
 from addnorm.training.classify import Classify, ClassifyTask, read_classes
 from addnorm.training.config import ConfigError
@@ -57,6 +58,19 @@ def test_it_learns_and_resumes(folder: Path, tmp_path: Path) -> None:
     assert run.metrics["accuracy"] >= 0.9
     assert run.best is not None
     assert run.best >= run.metrics["accuracy"]
+    model, tokenizer, classes = load(run.folder / "model")
+    assert classes == sorted(WORDS)
+    assert [c for c, _ in model.predict(["cat dog", "elm", "opal opal"], tokenizer, classes)] == [
+        "animals",
+        "plants",
+        "stones",
+    ]
+    weights = run.folder / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(WeightsError):
+        load(run.folder / "model")
     train(config(folder), out=tmp_path / "b", until=30, display=quiet)
     train(config(folder), out=tmp_path / "b", resume=True, display=quiet)
     a, b = (Checkpoints(tmp_path / n / "checkpoints").load() for n in "ab")

@@ -7,12 +7,22 @@ Every token sees every real one. The mean over tokens stands for the text, as in
 al. 2017, arXiv 1607.01759) and most sentence encoders; it needs no token of its own.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from addnorm import schemes
+from addnorm.data.tokenizer import Tokenizer
+from addnorm.generation.decode import evaluating
+from addnorm.models import folders
+from addnorm.models.folders import CONFIG, SAFETENSORS, WeightsError
 from addnorm.models.transformer import encoder
 from addnorm.positions import Learned
 from addnorm.stream import Context
@@ -70,3 +80,52 @@ class TextClassifier(nn.Module):
     def after_step(self, step: int) -> None:
         """Call after every optimizer step; ``step`` counts from 1."""
         self.stack.after_step(step)
+
+    def predict(
+        self, texts: Sequence[str], tokenizer: Tokenizer, classes: Sequence[str]
+    ) -> list[tuple[str, float]]:
+        """The most probable class of each text, and its probability."""
+        found = []
+        device = next(self.parameters()).device
+        with evaluating(self.modules()), torch.inference_mode():
+            for text in texts:
+                ids = tokenizer.encode(text)[: self.config.context_length] or [0]
+                row = torch.tensor([ids], device=device)
+                p = self(row, torch.ones_like(row, dtype=torch.bool))[0].float().softmax(-1)
+                best = int(p.argmax())
+                found.append((classes[best], float(p[best])))
+        return found
+
+
+KIND = "addnorm_classifier"
+
+
+def save(model: TextClassifier, folder: Path, tokenizer: Tokenizer, classes: Sequence[str]) -> None:
+    """A folder that ``load`` reads: weights, settings, the names of the classes, the tokenizer."""
+
+    def fill(work: Path) -> None:
+        state = {name: t.contiguous() for name, t in model.state_dict().items()}
+        save_file(state, work / SAFETENSORS)
+        told = {
+            "model_type": KIND,
+            "classes_by_name": list(classes),
+            **dataclasses.asdict(model.config),
+        }
+        folders.write_json(work / CONFIG, told)
+        tokenizer.save(work)
+
+    folders.write(folder, fill)
+
+
+def load(folder: Path) -> tuple[TextClassifier, Tokenizer, list[str]]:
+    """(model in evaluation mode, its tokenizer, the names of its classes), checked."""
+    folders.verify(folder)
+    told: dict[str, Any] = folders.read_json(folder / CONFIG)
+    if told.get("model_type") != KIND:
+        raise WeightsError(
+            f"{folder} is no text classifier: model_type is {told.get('model_type')!r}"
+        )
+    fields = {f.name for f in dataclasses.fields(ClassifierConfig)}
+    model = TextClassifier(ClassifierConfig(**{k: v for k, v in told.items() if k in fields}))
+    model.load_state_dict(load_file(folder / SAFETENSORS), strict=True)
+    return model.eval(), Tokenizer.from_pretrained(folder), told["classes_by_name"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from addnorm.data.sources import DataError, open_source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.generation.decode import evaluating
-from addnorm.models.classifier import ClassifierConfig, TextClassifier
+from addnorm.models.classifier import ClassifierConfig, TextClassifier, save
 from addnorm.training.config import HIDDEN, ConfigError
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
@@ -136,6 +136,11 @@ class ClassifyTask(Task):
                     found += torch.stack([loss, parts["accuracy"], count]).double().cpu()
         loss, right, count = world.total(found).tolist()
         return {"accuracy": right / count, "val_loss": loss / count}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """For ``addnorm.models.classifier.load``."""
+        assert isinstance(model, TextClassifier)
+        save(model, folder, self.tokenizer, self.classes)
 
     def facts(self) -> dict[str, Any]:
         """The texts, the classes and the tokenizer."""

@@ -97,7 +97,8 @@ def to_toml(settings: Any) -> str:
     None are comments."""
     lines: list[str] = []
     tables: dict[str, list[str]] = {}
-    told = helps(type(settings))
+    kind: Any = type(settings)
+    told = helps(kind)
     for key, _, value in keys(settings):
         table, _, name = key.rpartition(".")
         line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"

@@ -48,9 +48,20 @@ def char_cpu() -> Config:
             tokenizer="characters",
             split="tail",
             tokens_per_step=12 * 64,
-            model=GPTConfig(vocab_size=1, context_length=64, dim=128, n_layers=4, n_heads=4),
+            model=GPTConfig(
+                vocab_size=1,
+                context_length=64,
+                dim=128,
+                n_layers=4,
+                n_heads=4,
+                norm="rms",
+                position="rope",
+                bias=False,
+            ),
         ),
-        loop=Loop(steps=2000, lr=1e-3, warmup=100, beta2=0.99, eval_every=250),
+        loop=Loop(
+            steps=600, optimizer="muon", lr=4e-3, muon_lr=4e-3, warmup=50, eval_every=100
+        ),
     )
 
 

@@ -506,7 +506,6 @@ class _Session:
             if self.world.first:
                 self._tell_all()
 
-
     def _tell_all(self) -> None:
         """run.json and the report; a full disk here must not hide how the run ended."""
         try:
