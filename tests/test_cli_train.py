@@ -186,3 +186,19 @@ def test_ctrl_c(arguments: list[str], tmp_path: Path) -> None:
     step = json.loads((out / "run.json").read_text())["step"]
     assert (out / "checkpoints" / f"step-{step:08}").is_dir()
     assert (out / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["lora", "adalora", "prefix", "adapter"])
+def test_an_adapter_beside_a_model(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """Fine-tuned from a run's model, and generated from as any other."""
+    first = tmp_path / "first"
+    assert main([*arguments, "--out", str(first), "steps=2"]) == 0
+    out = tmp_path / "adapted"
+    words = ["--adapt", kind, "--out", str(out), "steps=4", f"init_from={first / 'model'}"]
+    assert main([*arguments, *words, "lr=0.05", "eval_every=0", "clip=0"]) == 0
+    assert f"only an adapter is trained: {kind}" in capsys.readouterr().out
+    assert main(["generate", str(out), "the", "--temperature", "0", "--max-new-tokens", "4"]) == 0
+    assert capsys.readouterr().out.startswith("the")
+    assert (out / "model" / "adapter").is_dir()

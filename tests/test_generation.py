@@ -43,9 +43,12 @@ def tiny(seed: int = 0, **changes: Any) -> GPT:
     model = GPT(dataclasses.replace(config, **changes))
     stir(model, seed)
     with torch.no_grad():
+        # branches that say something even where nothing else is left; without any norm, less loud:
+        # what grows from layer to layer enlarges rounding as much
+        loud = 0.5 if model.config.scheme == "no_norm" else 1.0
         for p in model.stack.parameters():
-            if p.dim() == 2:  # branches that say something even where nothing else is left
-                p.normal_(std=p.shape[1] ** -0.5)
+            if p.dim() == 2:
+                p.normal_(std=loud * p.shape[1] ** -0.5)
         model.tokens.weight.normal_()
         if model.head is not None:
             model.head.weight.normal_(std=0.3)

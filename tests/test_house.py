@@ -35,7 +35,17 @@ ALLOWED: dict[str, set[str]] = {
         *("data", "norms", "stream", "schemes", "models", "adapt", "generation", "page"),
     },
     "lab": {"norms", "stream", "branches", "catalogue", "schemes", "models", "page", "training"},
-    "cli": {"data", "schemes", "models", "generation", "export", "page", "training", "lab"},
+    "cli": {
+        "adapt",
+        "data",
+        "schemes",
+        "models",
+        "generation",
+        "export",
+        "page",
+        "training",
+        "lab",
+    },
     "__main__": {"cli"},
 }
 

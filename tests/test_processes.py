@@ -15,7 +15,7 @@ from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.parallel import World, here
 from addnorm.training.run import train
 from addnorm.training.sinks import read
-from tests.test_training import ALONE, Toy, loop
+from tests.test_training import ALONE, Toy, loop, small
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -51,6 +51,12 @@ def part(rank: int, folder: Path) -> None:
     task.spoil = {3: math.nan}
     trainer = Trainer(task, loop(steps=STEPS, nonfinite="skip"), world)
     found["skip"] = [trainer.step().skipped for _ in range(STEPS)], trainer.tensors()["model"]
+
+    # an evaluation whose last window is short, and whose windows are fewer than twice the rows
+    task = small(folder / str(rank)).about.build()
+    trainer = Trainer(task, loop(parallel="fsdp"), world)
+    with trainer.looking() as model:
+        found["val_loss"] = task.evaluate(model)["val_loss"], task.glance(model)["val_loss"]
 
     # a whole run on two processes, to be gone on with on one
     quiet = Display(quiet=True)
@@ -99,6 +105,15 @@ def test_all_decide_together(found: Any) -> None:
         assert each["skip"][0] == [False, False, False, True, False, False]
     for name, t in first["skip"][1].items():
         assert torch.equal(t, second["skip"][1][name])
+
+
+def test_an_evaluation_is_the_work_of_all(found: Any, tmp_path: Path) -> None:
+    task = small(tmp_path).about.build()
+    trainer = Trainer(task, loop(), ALONE)
+    with trainer.looking() as model:
+        want = task.evaluate(model)["val_loss"], task.glance(model)["val_loss"]
+    for each in found[0]:
+        assert each["val_loss"] == pytest.approx(want, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["both", "sharded"])

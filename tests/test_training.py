@@ -444,6 +444,7 @@ TEXT = "the quick brown fox jumps over the lazy dog and comes back again to the 
 
 
 def small(tmp_path: Path, **changes: Any) -> Config:
+    tmp_path.mkdir(exist_ok=True)
     file = tmp_path / "text.txt"
     file.write_text(TEXT)
     model = GPTConfig(vocab_size=1, context_length=16, dim=16, n_layers=2, n_heads=2)

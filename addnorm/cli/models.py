@@ -34,6 +34,7 @@ def open_model(target: str, place: Place = CPU) -> "tuple[GPT, Tokenizer | None]
     """
     import torch
 
+    from addnorm.adapt import load
     from addnorm.data.tokenizer import Tokenizer
     from addnorm.models import folders
     from addnorm.models.gpt import GPT
@@ -41,11 +42,17 @@ def open_model(target: str, place: Place = CPU) -> "tuple[GPT, Tokenizer | None]
     try:
         folder = folders.find(target)
         run = folder / RUN
-        if not (folder / folders.CONFIG).exists() and (run / folders.CONFIG).exists():
+        if not (folder / folders.CONFIG).exists() and run.is_dir():
             folder = run
+        adapter = None
+        if (folder / "base").is_dir() and (folder / "adapter").is_dir():
+            folder, adapter = folder / "base", folder / "adapter"
         model = GPT.from_pretrained(folder, dtype=getattr(torch, place.dtype))
+        if adapter is not None:
+            load(model, adapter)
+            model.to(getattr(torch, place.dtype)).eval()
         model = model.to(_device(place.device))
-    except folders.WeightsError as error:
+    except (ValueError, OSError) as error:  # WeightsError is a ValueError
         raise Refusal(str(error)) from None
     if not any((folder / name).exists() for name in folders.TOKENIZERS):
         return model, None

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from addnorm.cli import Positional, Refusal, arg
 
@@ -30,6 +30,8 @@ class Options:
     """Settings, such as steps=500 lr=1e-3 model.scheme=deepnorm; these win over all others."""
     data: str | None = None
     """A text file, a folder, a .jsonl file, hf:NAME, or stdlib: the setting "data"."""
+    adapt: Literal["lora", "adalora", "prefix", "adapter"] | None = None
+    """Train only an adapter beside the weights of init_from: the setting "adapt.kind"."""
     recipe: str | None = None
     """What to start from: stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2, classify_text."""
     config: Path | None = None
@@ -114,7 +116,7 @@ def _config(options: Options) -> "Config":
     from addnorm.training.run import Config
 
     if options.resume is not None:
-        for name in ("recipe", "config", "data"):
+        for name in ("recipe", "config", "data", "adapt"):
             if getattr(options, name) is not None:
                 raise Refusal(f"--resume takes the run's own settings: leave --{name} out")
         return _of_run(options.resume).changed(settings.from_assignments(options.settings))
@@ -129,7 +131,13 @@ def _config(options: Options) -> "Config":
         config = config.changed(told)
     if options.data is not None:
         config = config.changed({"data": options.data})
-    return config.changed(settings.from_assignments(options.settings))
+    words = settings.from_assignments(options.settings)
+    if options.adapt is not None:
+        words = {"adapt.kind": options.adapt, **words}
+        if options.adapt == "adalora":  # whose ranks fall by the clock of the run
+            steps = str(config.changed({"steps": words.get("steps", config.loop.steps)}).loop.steps)
+            words = {"adapt.steps": steps, **words}
+    return config.changed(words)
 
 
 def _of_run(folder: Path) -> "Config":

@@ -3,6 +3,7 @@
 import gzip
 import lzma
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from addnorm.training.config import HIDDEN, ConfigError
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
 
+IGNORED = -100  # what F.cross_entropy passes over
 EVAL_TOKENS = 1 << 14  # in one forward of an evaluation
 COMPRESSIBLE = 1 << 26  # bytes of held-out text up to which compressors are tried
 PROMPTS = {"stdlib": ["def ", "class ", "import "]}
@@ -177,27 +179,37 @@ class LanguageTask(Task):
                 "val_fraction or give more data"
             )
         starts = list(range(0, last, context))
-        rows = max(1, EVAL_TOKENS // context)
+        rows = max(1, EVAL_TOKENS // context) * world.size
         found = torch.zeros(2, dtype=torch.float64)
         with evaluating(model.modules()), torch.no_grad():
-            for first in range(0, len(starts), rows * world.size):
-                mine = starts[first : first + rows * world.size][world.rank :: world.size]
-                # A process without a window computes one all the same: a sharded model is the work
-                # of all of them.
-                for b in _alike(mine or starts[:1], context, last):
-                    ids = torch.stack(
-                        [torch.from_numpy(tokens.read(s, e).astype("int64")) for s, e in b]
-                    ).to(device)
-                    logits = model(ids[:, :-1]).float()
-                    nll = F.cross_entropy(
-                        logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
-                    )
-                    if mine:
-                        found += torch.tensor(
-                            [nll.cpu().double().sum().item(), nll.numel()], dtype=torch.float64
-                        )
-        nats, count = world.total(found.to(torch.float64)).tolist()
-        return nats, int(count)
+            for first in range(0, len(starts), rows):
+                mine = starts[first : first + rows][world.rank :: world.size]
+                # A process without a window computes one all the same, and the last window is as
+                # long as the others: a sharded model is the work of all processes at once.
+                ids, targets = self._rows(mine or starts[:1], last)
+                logits = model(ids.to(device)).float()
+                nll = F.cross_entropy(
+                    logits.flatten(0, 1), targets.flatten().to(device), reduction="none"
+                )
+                if mine:
+                    found[0] += nll.cpu().double().sum()
+                    found[1] += (targets != IGNORED).sum()
+        nats, count = world.total(found.to(_sums(device))).tolist()
+        return nats, round(count)
+
+    def _rows(self, starts: Sequence[int], last: int) -> tuple[Tensor, Tensor]:
+        """(ids, targets) of validation windows, both (rows, context); beyond ``last`` nothing is
+        asked for."""
+        context = self.config.context_length
+        ids = torch.zeros(len(starts), context + 1, dtype=torch.long)
+        targets = torch.full((len(starts), context), IGNORED)
+        for i, start in enumerate(starts):
+            stop = min(start + context, last) + 1
+            ids[i, : stop - start] = torch.from_numpy(
+                self.tokens["val"].read(start, stop).astype("int64")
+            )
+            targets[i, : stop - start - 1] = ids[i, 1 : stop - start]
+        return ids[:, :-1], targets
 
     def sample(self, model: nn.Module) -> list[str]:
         """Texts from fixed prompts and seeds, so that those of one run can be compared."""
@@ -262,8 +274,10 @@ class LanguageTask(Task):
         parameters = sum(p.numel() for p in _on_meta(c).parameters())
         step = self.rows * c.context_length
         epoch = len(self.windows("train", 0)) / self.rows
+        adapted = self.settings.adapt.kind
         return [
             str(self.data.summary),
+            *([] if adapted == "none" else [f"only an adapter is trained: {adapted}"]),
             f"model: {parameters:,} parameters, {c.scheme}, {c.n_layers} layers of width {c.dim}, "
             f"context {c.context_length}, vocabulary {c.vocab_size:,}",
             f"step: {self.rows} rows of {c.context_length} tokens = {step:,} tokens; an epoch is "
@@ -276,11 +290,9 @@ def _on_meta(config: GPTConfig) -> GPT:
         return GPT(config)
 
 
-def _alike(starts: list[int], context: int, last: int) -> list[list[tuple[int, int]]]:
-    """(first, last + 1) of windows, those of one length together."""
-    spans = [(s, min(s + context, last) + 1) for s in starts]
-    full = [(s, e) for s, e in spans if e - s == context + 1]
-    return [b for b in (full, *([span] for span in spans if span not in full)) if b]
+def _sums(device: torch.device) -> torch.dtype:
+    """For sums over processes: not every accelerator has float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _tokenizer(text: str, source: Source) -> Tokenizer:

@@ -59,9 +59,7 @@ def char_cpu() -> Config:
                 bias=False,
             ),
         ),
-        loop=Loop(
-            steps=600, optimizer="muon", lr=4e-3, muon_lr=4e-3, warmup=50, eval_every=100
-        ),
+        loop=Loop(steps=600, optimizer="muon", lr=4e-3, muon_lr=4e-3, warmup=50, eval_every=100),
     )
 
 
