@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 
+from addnorm.generation import lay_out_for_decoding
 from addnorm.models.gpt import GPT, PRESETS
 
 
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--length", type=int, default=32, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=64, help="tokens to generate")
+    parser.add_argument("--usual-layout", action="store_true", help="ours as it was loaded")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -44,6 +46,8 @@ def main() -> None:
         for name in args.dtypes:
             dtype = getattr(torch, name)
             ours = GPT.from_pretrained(folder, dtype=dtype)
+            if not args.usual_layout:
+                lay_out_for_decoding(ours)  # as ``addnorm generate`` does
             theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
             for prompts in args.prompts:
                 compare(name, ours, theirs, torch.randint(50257, (prompts, args.length)), args)

@@ -13,7 +13,7 @@ import torch
 
 from addnorm import GPT, GPTConfig, Tokenizer, generate, perplexity
 from addnorm.cli import main
-from addnorm.generation import Writing
+from addnorm.generation import Writing, lay_out_for_decoding
 from tests.nets import stir
 
 BYTES = Tokenizer.bytes()
@@ -27,6 +27,7 @@ def model() -> GPT:
     made = stir(GPT(config))
     with torch.no_grad():
         made.head.weight.normal_(std=0.3)
+    lay_out_for_decoding(made)  # as the command does, so that both round alike
     return made.eval()
 
 
@@ -244,6 +245,7 @@ def test_eval(
     for i, text in enumerate(texts):
         files.append(str(tmp_path / f"{i}.txt"))
         Path(files[-1]).write_text(text, encoding="utf-8")
+    model = GPT.from_pretrained(folder)
     want = perplexity(model, texts, tokenizer=BYTES, context=30, stride=10, batch_size=4)
     words = ["eval", folder, *files, "--context", "30", "--stride", "10"]
     assert main(words) == 0

@@ -16,7 +16,14 @@ from torch._dynamo.testing import CompileCounter
 
 from addnorm import schemes
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.generation import RegexError, StaticCache, generate, generate_ids, stream_text
+from addnorm.generation import (
+    RegexError,
+    StaticCache,
+    generate,
+    generate_ids,
+    lay_out_for_decoding,
+    stream_text,
+)
 from addnorm.generation.automaton import both, regex, without
 from addnorm.generation.constraint import Constraint
 from addnorm.generation.decode import Decoder, window_start
@@ -949,6 +956,25 @@ def test_logits_that_are_not_finite_are_an_error(bad: float) -> None:
     for temperature in (0.0, 1.0):
         with pytest.raises(FloatingPointError, match=r"at step 3 of row 1: 1 of 300, the first"):
             generate_ids(Broken(0), prompt(4, batch=3), 9, temperature=temperature)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_layout_for_decoding_changes_nothing_else(tied: bool, tmp_path: Any) -> None:
+    """Logits to rounding, names, shapes and values to the bit, and the folder that is written."""
+    model = tiny(tied=tied)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    want = model(prompt(9, batch=2))
+    ids = generate_ids(model, prompt(9, batch=2), 30, temperature=0)
+    lay_out_for_decoding(model)
+    assert not model.tokens.weight.is_contiguous()
+    for name, t in model.state_dict().items():
+        assert torch.equal(t, before[name])
+    torch.testing.assert_close(model(prompt(9, batch=2)), want, rtol=1e-5, atol=1e-5)
+    assert torch.equal(generate_ids(model, prompt(9, batch=2), 30, temperature=0), ids)
+    model.save_pretrained(tmp_path / "m")
+    again = GPT.from_pretrained(tmp_path / "m")
+    for name, t in again.state_dict().items():
+        assert torch.equal(t, before[name])
 
 
 def test_dropout_is_off_and_every_module_is_left_as_it_was() -> None:

@@ -91,8 +91,9 @@ def run(options: Options) -> int:
     """Returns the exit status."""
     prompts = [p for p in _prompts(options) for _ in range(options.samples)]
     model, tokenizer = with_tokenizer(options.model, options.place)
-    from addnorm.generation import stream_text
+    from addnorm.generation import lay_out_for_decoding, stream_text
 
+    lay_out_for_decoding(model)
     try:
         writing = stream_text(
             model,

@@ -6,7 +6,7 @@
 
 from addnorm.generation.automaton import RegexError
 from addnorm.generation.cache import StaticCache
-from addnorm.generation.decode import LanguageModel, generate_ids
+from addnorm.generation.decode import LanguageModel, generate_ids, lay_out_for_decoding
 from addnorm.generation.likelihood import Likelihood, perplexity, token_logprobs
 from addnorm.generation.sampling import Sampling
 from addnorm.generation.text import Generated, Piece, Writing, generate, stream_text
@@ -22,6 +22,7 @@ __all__ = [
     "Writing",
     "generate",
     "generate_ids",
+    "lay_out_for_decoding",
     "perplexity",
     "stream_text",
     "token_logprobs",
