@@ -36,7 +36,7 @@ from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.language import Language
 from addnorm.training.loop import Loop
-from addnorm.training.run import Config
+from addnorm.training.recipes import Config
 
 EVERY = ("q", "k", "v", "out", "up", "down")
 KINDS: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from addnorm.training.classify import Classify, ClassifyTask, read_classes
 from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.loop import Loop
-from addnorm.training.run import Config
+from addnorm.training.recipes import Config
 from tests.nets import stir
 from tests.test_training import same
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from addnorm.cli import main
-from addnorm.training.recipes import RECIPES
-from addnorm.training.run import Config
+from addnorm.training.recipes import RECIPES, Config
 
 TEXT = "the quick brown fox jumps over the lazy dog, and back again. " * 60
 SMALL = [

@@ -9,8 +9,7 @@ import pytest
 
 from addnorm.training import config as settings
 from addnorm.training.config import ConfigError
-from addnorm.training.recipes import RECIPES
-from addnorm.training.run import Config
+from addnorm.training.recipes import RECIPES, Config
 
 START = Config()
 

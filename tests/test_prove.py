@@ -10,7 +10,7 @@ from addnorm.training.config import ConfigError
 from addnorm.training.language import Language
 from addnorm.training.loop import Loop
 from addnorm.training.prove import prove
-from addnorm.training.run import Config
+from addnorm.training.recipes import Config
 
 BROKEN = Path(__file__).parent / "broken_resume.py"
 

@@ -24,8 +24,8 @@ from addnorm.page import Curve, Frame, Place, band, even_extent, even_ticks, pla
 from addnorm.training.display import Display
 from addnorm.training.language import Language
 from addnorm.training.loop import Loop
+from addnorm.training.recipes import Config
 from addnorm.training.report import NAME, Story, duration, exact, render, write
-from addnorm.training.run import Config
 from tests.pages import Page
 
 CONFIG = Config(loop=Loop(steps=100, lr=3e-4), about=Language(data="books/moby.txt")).to_json()

@@ -24,7 +24,8 @@ from addnorm.training.language import Language
 from addnorm.training.loop import Diverged, Loop, Trainer, canonical
 from addnorm.training.optim import factor, roles
 from addnorm.training.parallel import World
-from addnorm.training.run import Config, Stopped
+from addnorm.training.recipes import Config
+from addnorm.training.run import Stopped
 from addnorm.training.sinks import read
 from addnorm.training.task import Batch, Best, Task
 from tests.nets import stir

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from addnorm.cli import Positional, Refusal, arg
 
 if TYPE_CHECKING:
-    from addnorm.training.run import Config
+    from addnorm.training.recipes import Config
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,7 @@ def run(options: Options) -> int:
 
 def _config(options: Options) -> "Config":
     from addnorm.training import config as settings
-    from addnorm.training.recipes import RECIPES
-    from addnorm.training.run import Config
+    from addnorm.training.recipes import RECIPES, Config
 
     if options.resume is not None:
         for name in ("recipe", "config", "data", "adapt"):
@@ -141,7 +140,7 @@ def _config(options: Options) -> "Config":
 
 
 def _of_run(folder: Path) -> "Config":
-    from addnorm.training.run import Config
+    from addnorm.training.recipes import Config
 
     file = folder / "run.json"
     try:

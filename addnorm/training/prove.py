@@ -30,7 +30,8 @@ from addnorm.training.checkpoint import Checkpoints, Snapshot
 from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.loop import Trainer
-from addnorm.training.run import Config, train
+from addnorm.training.recipes import Config
+from addnorm.training.run import train
 from addnorm.training.sinks import read
 from addnorm.training.task import Batch
 

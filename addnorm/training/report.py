@@ -36,6 +36,7 @@ from addnorm.page import (
     ticks,
     trace,
 )
+from addnorm.training.recipes import Config
 from addnorm.training.sinks import read
 
 NAME = "report.html"
@@ -780,7 +781,6 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the classes of the settings have by themselves."""
     from addnorm.training import config as settings
     from addnorm.training.loop import Loop
-    from addnorm.training.run import Config  # here, because it is run.py that writes reports
 
     if "task" not in config:
         return settings.to_json(Loop())

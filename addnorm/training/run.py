@@ -18,9 +18,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,81 +31,13 @@ from addnorm.models import folders
 from addnorm.training import config as settings
 from addnorm.training import report
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
-from addnorm.training.classify import Classify
 from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
-from addnorm.training.language import Language
 from addnorm.training.loop import Diverged, Loop, Outcome, Trainer, clock
 from addnorm.training.parallel import World, start
+from addnorm.training.recipes import Config
 from addnorm.training.sinks import Sink, open_sinks
 from addnorm.training.task import Task
-
-TASKS: dict[str, type[Language] | type[Classify]] = {"language": Language, "classify": Classify}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """All settings of a run: of what is learned, and of the loop. Keys of both are set alike."""
-
-    about: Language | Classify = field(default_factory=Language)
-    loop: Loop = field(default_factory=Loop)
-    sinks: tuple[str, ...] = ()
-    """Besides metrics.jsonl: tensorboard, wandb."""
-
-    @property
-    def task(self) -> str:
-        """The name of what is learned."""
-        return next(name for name, kind in TASKS.items() if isinstance(self.about, kind))
-
-    def changed(self, changes: Mapping[str, Any]) -> "Config":
-        """With other values of some keys; ``ConfigError`` names a key that is not known."""
-        parts: dict[str, Any] = {"about": self.about, "loop": self.loop}
-        known = {key: name for name, part in parts.items() for key, _, _ in settings.keys(part)}
-        mine: dict[str, dict[str, Any]] = {"about": {}, "loop": {}}
-        sinks = self.sinks
-        for key, value in changes.items():
-            if key == "sinks":
-                sinks = settings.converted(key, tuple[str, ...], value)
-            elif key == "task":
-                if value != self.task:
-                    raise ConfigError(
-                        f"task is {self.task} in this recipe; {value!r} has settings of its own: "
-                        "choose a recipe with it"
-                    )
-            elif key not in known:
-                raise ConfigError(settings.unknown("setting", key, [*known, "sinks"]))
-            else:
-                mine[known[key]][key] = value
-        return replace(
-            self,
-            about=settings.changed(self.about, mine["about"]),
-            loop=settings.changed(self.loop, mine["loop"]),
-            sinks=sinks,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Every key and its value; ``from_json`` reads it."""
-        return {
-            "task": self.task,
-            **settings.to_json(self.about),
-            **settings.to_json(self.loop),
-            "sinks": list(self.sinks),
-        }
-
-    def to_toml(self) -> str:
-        """The same as a file for ``--config``."""
-        about, _, tables = settings.to_toml(self.about).partition("\n\n")
-        sinks = ", ".join(json.dumps(name) for name in self.sinks)
-        top = f'task = "{self.task}"\n{about}\n{settings.to_toml(self.loop)}sinks = [{sinks}]\n'
-        return f"{top}\n{tables}" if tables else top
-
-    @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> "Config":
-        """From what ``to_json`` wrote."""
-        kind = TASKS.get(str(told.get("task", "language")))
-        if kind is None:
-            raise ConfigError(settings.unknown("task", str(told.get("task")), TASKS))
-        return cls(about=kind()).changed(told)
 
 
 @dataclass(frozen=True)
@@ -140,9 +72,8 @@ def train(
 ) -> Run:
     """Train, evaluate, save; returns the ``Run`` whose folder is ``out``.
 
-    A ``Config`` (``addnorm.training.run.Config()``, or a recipe's) says everything; a ``Task`` of
-    one's own comes with ``loop``. ``changes`` are settings by key, dots as in
-    ``**{"model.dim": 64}``. ``resume`` goes on with what is in ``out``; ``until`` stops after that
+    A ``Config`` (see ``addnorm.training.recipes``) says everything; a ``Task`` of one's own comes
+    with ``loop``. ``changes`` are settings by key, dots as in ``**{"model.dim": 64}``. ``resume`` goes on with what is in ``out``; ``until`` stops after that
     step, saved, to be gone on with.
     """
     given = Config() if task_or_config is None else task_or_config
