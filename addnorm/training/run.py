@@ -73,8 +73,8 @@ def train(
     """Train, evaluate, save; returns the ``Run`` whose folder is ``out``.
 
     A ``Config`` (see ``addnorm.training.recipes``) says everything; a ``Task`` of one's own comes
-    with ``loop``. ``changes`` are settings by key, dots as in ``**{"model.dim": 64}``. ``resume`` goes on with what is in ``out``; ``until`` stops after that
-    step, saved, to be gone on with.
+    with ``loop``. ``changes`` are settings by key, dots as in ``**{"model.dim": 64}``. ``resume``
+    goes on with what is in ``out``; ``until`` stops after that step, saved, to be gone on with.
     """
     given = Config() if task_or_config is None else task_or_config
     if isinstance(given, Config):
