@@ -1,6 +1,7 @@
 """Training: one step is the large batch's, a resumed run is the run, and what happens when numbers
 break. The tasks here are tiny; what they learn is not the point, that it is the same is."""
 
+import errno
 import json
 import math
 import signal
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from addnorm import GPT, GPTConfig, Stack, schemes, train
 from addnorm.branches import MLP
+from addnorm.training import checkpoint
 from addnorm.training import loop as loop_module
-from addnorm.training.checkpoint import Checkpoints
+from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.language import Language
@@ -401,6 +403,39 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
     a, b = (Checkpoints(tmp_path / n / "checkpoints").load() for n in ("whole", "run"))
     assert same(a.tensors, b.tensors)
     assert signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.Handlers.SIG_DFL)
+
+
+def test_a_full_disk_stops_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The save of step 4 fails; it is told, step 8 is saved, the run ends as one without a fault.
+    If the disk is full to the end, the run says so and fails."""
+    put, full = checkpoint._put, {"until": 6}
+    trainers: list[Trainer] = []
+
+    def putting(file: Path, parts: Any) -> Any:
+        if trainers[-1].done < full["until"]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return put(file, parts)
+
+    init = Trainer.__init__
+
+    def noted(self: Trainer, *args: Any) -> None:
+        trainers.append(self)
+        init(self, *args)
+
+    monkeypatch.setattr(Trainer, "__init__", noted)
+    monkeypatch.setattr(checkpoint, "_put", putting)
+    train(Toy(), loop=loop(), out=tmp_path / "run", display=Display())
+    assert "No space left on device" in capsys.readouterr().out
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [8, 12]
+    full["until"] = 100
+    with pytest.raises(CheckpointError, match="No space left"):
+        train(Toy(), loop=loop(), out=tmp_path / "other", display=quiet())
+    monkeypatch.undo()
+    train(Toy(), loop=loop(), out=tmp_path / "whole", display=quiet())
+    a, b = (Checkpoints(tmp_path / n / "checkpoints").load() for n in ("run", "whole"))
+    assert same(a.tensors, b.tensors)
 
 
 def test_a_change_is_announced_or_refused(tmp_path: Path, capsys: Any) -> None:

@@ -341,11 +341,15 @@ class _Session:
             return
         try:
             self.checkpoints.save(snapshot)
-        except CheckpointError as error:
-            if self.trainer.done >= self.loop.steps:
-                raise
-            self.display.say(f"{error}\ntraining goes on; the next save is in its turn")
-            return
+        except CheckpointError as error:  # of the save before, which was written behind
+            self.display.say(f"{error}\ntraining goes on, and saves again now")
+            try:
+                self.checkpoints.save(snapshot)
+            except CheckpointError as again:
+                if self.trainer.done >= self.loop.steps:
+                    raise
+                self.display.say(f"{again}\ntraining goes on; the next save is in its turn")
+                return
         self.saved = self.trainer.done
         self._write_state()
 
