@@ -547,6 +547,29 @@ def test_z_loss(tmp_path: Path) -> None:
     assert int(count) == batch["ids"][:, 1:].numel()
 
 
+def test_masked_documents_see_nothing_of_one_another(tmp_path: Path) -> None:
+    """The loss of a row is that of its documents, each computed for itself at its own place."""
+    config = small(tmp_path, document_mask=True, tokenizer="bytes")
+    (tmp_path / "text.txt").write_text("\n<|endoftext|>\n".join(f"doc {i}." * 3 for i in range(90)))
+    config = config.changed({"model.position": "rope"})  # which knows distances only
+    task = config.about.build()
+    model = stir(task.model()).double().eval()
+    batch = task.batch("train", 0, 0, 0, 1)
+    assert batch["documents"].shape == batch["ids"].shape
+    assert any(len(row.unique()) > 1 for row in batch["documents"])
+    want = 0.0
+    with torch.no_grad():
+        for ids, documents in zip(batch["ids"], batch["documents"], strict=True):
+            for number in documents[:-1].unique():
+                part = documents[:-1] == number
+                logits = model(ids[:-1][part][None])[0].float()
+                want += float(F.cross_entropy(logits, ids[1:][part], reduction="sum"))
+        total, _, _ = task.loss(model, batch)
+        plain, _, _ = task.loss(model, {"ids": batch["ids"]})
+    assert float(total) == pytest.approx(want, rel=1e-5)
+    assert float(plain) != pytest.approx(want, rel=1e-3)
+
+
 def test_fine_tuning_starts_from_the_weights(tmp_path: Path) -> None:
     first = train(small(tmp_path, steps=5), out=tmp_path / "run", display=quiet())
     start = str(first.folder / "model")

@@ -217,12 +217,14 @@ class GPT(nn.Module):
         *,
         cache: Cache | None = None,
         last: int | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Logits of the next token at every place, or at the ``last`` so many.
 
         ``valid`` (B, S) is True for real tokens, wherever the padding is; positions count real
         tokens only. With a cache ``ids`` are the new tokens and S counts the cached ones too, and
-        may go on to tokens that are still to come.
+        may go on to tokens that are still to come. ``documents`` (B, T) numbers what each token is
+        a part of: tokens of different documents do not see one another.
         """
         past = 0 if cache is None else cache.length(0)
         self._check(ids, past)
@@ -235,7 +237,8 @@ class GPT(nn.Module):
             else:
                 h = h + self.positions(place)
         h = F.dropout(h, self.config.dropout, self.training)
-        h = self.stack(h, Context(valid=valid, cache=cache))
+        attend = None if documents is None else documents[:, :, None] == documents[:, None, :]
+        h = self.stack(h, Context(valid=valid, attend=attend, cache=cache))
         return self.logits(h if last is None else h[:, -last:])
 
     def generate(

@@ -45,6 +45,8 @@ class Language:
     """How much of the data is held out."""
     tokens_per_step: int = 8192
     """Tokens in one optimizer step, over all micro-batches and processes."""
+    document_mask: bool = False
+    """Tokens see nothing of the documents before theirs."""
     dropout: float = 0.0
     """In embeddings, attention and branches."""
     z_loss: float = 0.0
@@ -139,14 +141,20 @@ class LanguageTask(Task):
         return model
 
     def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
-        """Rows rank, rank + world, ... of the step's: (rows, context + 1) ids."""
-        rows = self.windows(split, seed).rows(step * self.rows, self.rows)[rank::world]
-        return {"ids": torch.from_numpy(rows)}
+        """Rows rank, rank + world, ... of the step's: (rows, context + 1) ids, and ``documents``
+        of the same shape if they are masked."""
+        windows, first = self.windows(split, seed), step * self.rows
+        found = {"ids": torch.from_numpy(windows.rows(first, self.rows)[rank::world])}
+        if self.settings.document_mask:
+            documents = windows.documents(first, self.rows)[rank::world]
+            found["documents"] = torch.from_numpy(documents)
+        return found
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Cross-entropy of every next token, in float32, summed."""
         ids = batch["ids"]
-        logits = model(ids[:, :-1]).float()  # (B, T, V)
+        seen = {"documents": batch["documents"][:, :-1]} if "documents" in batch else {}
+        logits = model(ids[:, :-1], **seen).float()  # (B, T, V)
         flat, targets = logits.flatten(0, 1), ids[:, 1:].flatten()
         nll = F.cross_entropy(flat, targets, reduction="sum")
         count = torch.tensor(targets.numel(), device=ids.device)
