@@ -66,6 +66,10 @@ def test_every_kind_of_value() -> None:
         ({"model.norm": "bn"}, r"model\.norm=bn: unknown norm 'bn'"),
         ({"model.bias": "maybe"}, r"model\.bias must be true or false, got 'maybe'"),
         ({"task": "vision"}, "task is language in this recipe"),
+        (
+            {"init_from": "x", "adapt.kind": "adalora", "parallel": "fsdp"},
+            "adapt.kind=adalora compares whole matrices",
+        ),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1"),
     ],
     ids=str,

@@ -25,6 +25,11 @@ class Config:
     sinks: tuple[str, ...] = ()
     """Besides metrics.jsonl: tensorboard, wandb."""
 
+    def __post_init__(self) -> None:
+        adalora = isinstance(self.about, Language) and self.about.adapt.kind == "adalora"
+        if adalora and self.loop.parallel == "fsdp":
+            raise ConfigError("adapt.kind=adalora compares whole matrices: parallel=ddp, not fsdp")
+
     @property
     def task(self) -> str:
         """The name of what is learned."""
