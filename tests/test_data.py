@@ -894,6 +894,17 @@ def test_progress_is_told(tmp_path, capsys, monkeypatch):
     assert "tokenizing book" in told(stderr=Terminal())
 
 
+@pytest.mark.parametrize("split", ["documents", "tail"])
+def test_what_a_tokenizer_may_learn_from(tmp_path, split):
+    """Exactly the text that training will see."""
+    source = Texts([f"document {i} é {i * i}" for i in range(50)])
+    prepared = prepare(source, Tokenizer.bytes(), tmp_path, split=split, val_fraction=0.2)
+    tokens = prepared.split("train")
+    ids = [i for i in tokens.read(0, len(tokens)).tolist() if i != 256]
+    learned = "".join(shards.training_texts(source, split=split, val_fraction=0.2))
+    assert learned == Tokenizer.bytes().decode(ids)
+
+
 MEMORY = """
 import sys
 from pathlib import Path

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from addnorm.data.sources import DataError, Source
 from addnorm.data.tokenizer import CUT, WHITESPACE, Tokenizer
 
-__all__ = ["Prepared", "Split", "Summary", "Tokens", "prepare"]
+__all__ = ["Prepared", "Split", "Summary", "Tokens", "prepare", "training_texts"]
 
 Rule = Literal["auto", "documents", "tail"]
 
@@ -254,6 +254,18 @@ def prepare(
         except ValueError as error:  # a character that the tokenizer does not have
             raise DataError(f"{source.name}: {error}") from None
     return Prepared._of(folder, meta, reused=False)
+
+
+def training_texts(
+    source: Source, *, val_fraction: float = 0.1, split: Rule = "auto"
+) -> Iterator[str]:
+    """The text that ``prepare`` takes for training, in pieces: what a tokenizer may learn from."""
+    with _Meter(source.name, False) as meter:
+        survey = _Survey(source, val_fraction, meter)
+    whole = survey.rule(split) == "documents"
+    for piece in _whole(source, survey) if whole else _cut_off(source, survey):
+        if piece.split == "train":
+            yield piece.text
 
 
 # --- which text goes where ------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addnorm.adapt import Adapt, export
-from addnorm.data.shards import Prepared, Tokens, prepare
+from addnorm.data.shards import Prepared, Tokens, prepare, training_texts
 from addnorm.data.sources import Source, open_source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.windows import Windows
@@ -95,7 +95,7 @@ class Language:
             config = start.config
             tokenizer = Tokenizer.from_pretrained(folders.find(self.init_from))
         source = open_source(self.data)
-        tokenizer = tokenizer or _tokenizer(self.tokenizer, source)
+        tokenizer = tokenizer or self._tokenizer(source)
         data = prepare(
             source,
             tokenizer,
@@ -106,6 +106,29 @@ class Language:
         if self.init_from is None:
             config = replace(config, vocab_size=tokenizer.vocab_size)
         return LanguageTask(self, config, tokenizer, data)
+
+    def _tokenizer(self, source: Source) -> Tokenizer:
+        """What the setting names; what is learned is learned from the training text."""
+        text = self.tokenizer
+        kind, _, size = text.partition(":")
+        if text == "bytes":
+            return Tokenizer.bytes()
+        if text == "characters":  # all there are: one that only the held-out text has is no secret
+            return Tokenizer.characters(source.documents())
+        if kind == "bpe":
+            if not size.isdecimal() or not 257 <= int(size) <= 1 << 20:
+                raise ConfigError(
+                    f"tokenizer={text}: say how many tokens, at least 257, as in bpe:4096"
+                )
+            texts = training_texts(source, val_fraction=self.val_fraction, split=self.split)
+            return Tokenizer.train(texts, vocab_size=int(size))
+        try:
+            return Tokenizer.from_pretrained(text)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"tokenizer={text} is not bytes, characters or bpe:SIZE, and not a folder or hub "
+                f"id with a tokenizer: {error}"
+            ) from None
 
 
 class LanguageTask(Task):
@@ -301,25 +324,3 @@ def _on_meta(config: GPTConfig) -> GPT:
 def _sums(device: torch.device) -> torch.dtype:
     """For sums over processes: not every accelerator has float64."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _tokenizer(text: str, source: Source) -> Tokenizer:
-    """What the setting ``tokenizer`` names."""
-    kind, _, size = text.partition(":")
-    if text == "bytes":
-        return Tokenizer.bytes()
-    if text == "characters":
-        return Tokenizer.characters(source.documents())
-    if kind == "bpe":
-        if not size.isdecimal() or not 257 <= int(size) <= 1 << 20:
-            raise ConfigError(
-                f"tokenizer={text}: say how many tokens, at least 257, as in bpe:4096"
-            )
-        return Tokenizer.train(source.documents(), vocab_size=int(size))
-    try:
-        return Tokenizer.from_pretrained(text)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"tokenizer={text} is not bytes, characters or bpe:SIZE, and not a folder or hub id "
-            f"with a tokenizer: {error}"
-        ) from None
