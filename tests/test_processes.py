@@ -64,6 +64,7 @@ def part(rank: int, folder: Path) -> None:
     out = folder / "sharded"
     train(Toy(), loop=loop(parallel="fsdp", device="cpu"), out=out, until=8, display=quiet)
     torch.save(found, folder / f"found-{rank}.pt")
+    dist.barrier()  # gloo's threads do not take it well if the other process leaves first
     dist.destroy_process_group()
 
 
