@@ -1,7 +1,6 @@
 """What a run shows while it goes: a live panel on a terminal, plain lines everywhere else."""
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,8 +126,3 @@ def thinned(values: Sequence[float], count: int) -> list[float]:
     size = -(-len(values) // count) or 1
     parts = [values[i : i + size] for i in range(0, len(values), size)]
     return [sum(part) / len(part) for part in parts]
-
-
-def is_terminal() -> bool:
-    """Whether somebody watches."""
-    return sys.stdout.isatty()

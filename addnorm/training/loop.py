@@ -7,7 +7,6 @@ the checkpoint or follows from (seed, step), so that a resumed run is the run.
 
 import math
 import statistics
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -363,10 +362,12 @@ class Trainer:
 
     # --- state ------------------------------------------------------------------------------------
 
+    def weights(self) -> dict[str, Tensor]:
+        """Whole, and under names no wrapper has a part in; every process must ask."""
+        return {canonical(n): whole(t.detach()) for n, t in self.raw.state_dict().items()}
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Weights, optimizer and random state, whole and under names no wrapper has a part in;
-        every process must ask."""
-        model = {canonical(n): whole(t.detach()) for n, t in self.raw.state_dict().items()}
+        """Weights, optimizer and random state, likewise."""
         states: dict[str, Tensor] = {}
         for name, p in self.parameters().items():
             for optimizer in self.optimizers:
@@ -380,7 +381,7 @@ class Trainer:
             if isinstance(of, dict)
             for name, t in of.items()
         }
-        return {"model": model, "optimizer": states, "random": random}
+        return {"model": self.weights(), "optimizer": states, "random": random}
 
     def facts(self) -> dict[str, Any]:
         """Everything else that the next step depends on."""
@@ -523,11 +524,6 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def clock() -> float:
-    """Seconds, for durations."""
-    return time.perf_counter()
 
 
 def _marked(parts: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:

@@ -36,10 +36,6 @@ class World:
             dist.all_reduce(value)
         return value
 
-    def any(self, value: bool) -> bool:
-        """Whether it holds for any process."""
-        return bool(self.total(torch.tensor(float(value), device=self.device)) > 0)
-
     def gather(self, value: object) -> list[object]:
         """What each process has, in the order of ranks; small things only."""
         if self.size == 1:

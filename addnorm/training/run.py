@@ -18,13 +18,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from addnorm import __version__
 from addnorm.models import folders
@@ -33,7 +35,7 @@ from addnorm.training import report
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
 from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
-from addnorm.training.loop import Diverged, Loop, Outcome, Trainer, clock
+from addnorm.training.loop import Diverged, Loop, Outcome, Trainer
 from addnorm.training.parallel import World, start
 from addnorm.training.recipes import Config
 from addnorm.training.sinks import Sink, open_sinks
@@ -147,8 +149,8 @@ class _Session:
         self.folder, self.display = folder, display
         self.trainer = Trainer(task, loop, world)
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=loop.keep)
-        self.elapsed = 0.0  # of earlier sessions
-        self.begun = clock()
+        self.earlier = 0.0  # seconds of earlier sessions
+        self.begun = perf_counter()
         self.metrics: dict[str, float] = {}
         self.best: float | None = None
         self.saved = -1
@@ -207,7 +209,7 @@ class _Session:
         trainer, loop = self.trainer, self.loop
         watched = loop.watch_every and trainer.done % loop.watch_every == 0
         stream = trainer.stream() if watched else []
-        begun = clock()
+        begun = perf_counter()
         try:
             outcome = trainer.step()
         except Diverged as error:
@@ -215,7 +217,7 @@ class _Session:
                 raise
             self._roll_back(error)
             return self._one()
-        return self._record(outcome, clock() - begun, stream)
+        return self._record(outcome, perf_counter() - begun, stream)
 
     def _record(self, o: Outcome, seconds: float, stream: list[float]) -> dict[str, Any]:
         record: dict[str, Any] = {
@@ -232,11 +234,15 @@ class _Session:
             record["stream_rms"] = stream
         return record
 
+    def _elapsed(self) -> float:
+        """Seconds of training, those of earlier sessions too."""
+        return self.earlier + perf_counter() - self.begun
+
     def _place(self) -> dict[str, Any]:
         return {
             "step": self.trainer.done,
             "tokens": self.trainer.seen,
-            "elapsed_s": round(self.elapsed + clock() - self.begun, 3),
+            "elapsed_s": round(self._elapsed(), 3),
         }
 
     def _roll_back(self, error: Diverged) -> None:
@@ -271,7 +277,7 @@ class _Session:
         value = glance[self.task.best.metric]
         if self.task.best.better(value, self.best):
             self.best = value
-            self._export("best")
+            self._export("best", self.trainer.weights())
         self.metrics = found
         if last and self.world.first:
             self.beside = self.task.beside()
@@ -306,7 +312,7 @@ class _Session:
             "skipped": self.trainer.skipped,
             "rollbacks": self.trainer.rollbacks,
             "finished": self.trainer.done >= self.loop.steps,
-            "elapsed_s": round(self.elapsed + clock() - self.begun, 3),
+            "elapsed_s": round(self._elapsed(), 3),
             "best": self.best,
             "metric": self.task.best.metric,
             "metrics": self.metrics,
@@ -331,11 +337,11 @@ class _Session:
                 "config": self.told,
                 "best": self.best,
                 "metrics": self.metrics,
-                "elapsed_s": self.elapsed + clock() - self.begun,
+                "elapsed_s": self._elapsed(),
                 "versions": {"addnorm": __version__, "torch": str(torch.__version__)},
             },
         )
-        self._export("model")
+        self._export("model", snapshot.tensors["model"])
         if not self.world.first:
             self.saved = self.trainer.done
             return
@@ -353,13 +359,12 @@ class _Session:
         self.saved = self.trainer.done
         self._write_state()
 
-    def _export(self, name: str) -> None:
-        """The model in its users' format, from whole tensors: every process must ask."""
-        weights = self.trainer.tensors()["model"] if self.world.size > 1 else None
+    def _export(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """The model in its users' format; where it is spread over processes, from whole tensors."""
         if not self.world.first:
             return
         model = self.trainer.raw
-        if weights is not None:
+        if self.world.size > 1:
             state = torch.get_rng_state()
             model = self.task.model()
             torch.set_rng_state(state)
@@ -392,7 +397,7 @@ class _Session:
                 )
         differ = self.trainer.restore(snapshot.tensors, facts["trainer"])
         self.best, self.metrics = facts["best"], dict(facts["metrics"])
-        self.elapsed, self.saved = facts["elapsed_s"], self.trainer.done
+        self.earlier, self.saved = facts["elapsed_s"], self.trainer.done
         versions = {"addnorm": __version__, "torch": str(torch.__version__)}
         differ += [
             f"{name} {then} then, {versions[name]} now"

@@ -7,7 +7,7 @@ a step counts.
 """
 
 import json
-import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,9 +29,8 @@ class JSONLines:
     """``metrics.jsonl``, one object a line, appended to and flushed."""
 
     def __init__(self, file: Path) -> None:
-        whole = not file.exists() or not file.stat().st_size or file.read_bytes()[-1:] == b"\n"
         self._file = file.open("a", encoding="utf-8")
-        if not whole:  # the line that a kill cut off
+        if _cut_off(file):  # the line that a kill left
             self._file.write("\n")
 
     def write(self, record: Record) -> None:
@@ -42,6 +41,14 @@ class JSONLines:
     def close(self) -> None:
         """No more lines."""
         self._file.close()
+
+
+def _cut_off(file: Path) -> bool:
+    """Whether the last line has no end; only that is read of it."""
+    with file.open("rb") as opened:
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(max(size - 1, 0))
+        return opened.read(1) not in (b"", b"\n")
 
 
 class TensorBoard:
@@ -130,8 +137,3 @@ def read(file: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             found[record["step"], "eval" if "whole" in record else "train"] = record
     return [found[key] for key in sorted(found)]
-
-
-def finite(value: Any) -> bool:
-    """Whether it is a number that can be drawn."""
-    return isinstance(value, int | float) and math.isfinite(value)
