@@ -21,7 +21,8 @@ import torch.nn.functional as F
 
 from addnorm.models.gpt import GPTConfig
 from addnorm.training.language import Language
-from addnorm.training.loop import Loop, Trainer
+from addnorm.training.loop import Trainer
+from addnorm.training.loop_settings import Loop
 from addnorm.training.parallel import World
 
 # name -> dim, layers, heads, context, rows, vocabulary (of the plain loop and of ours alike)

@@ -35,7 +35,7 @@ from addnorm.stream import Context
 from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.language import Language
-from addnorm.training.loop import Loop
+from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import Config
 
 EVERY = ("q", "k", "v", "out", "up", "down")

@@ -15,7 +15,7 @@ from addnorm.training.checkpoint import Checkpoints
 from addnorm.training.classify import Classify, ClassifyTask, read_classes
 from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
-from addnorm.training.loop import Loop
+from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import Config
 from tests.nets import stir
 from tests.test_training import same

@@ -137,9 +137,9 @@ def test_every_setting_is_told() -> None:
     import ast
     import inspect
 
-    from addnorm.training import classify, language, loop
+    from addnorm.training import classify, language, loop_settings
 
-    for module, name in ((loop, "Loop"), (language, "Language"), (classify, "Classify")):
+    for module, name in ((loop_settings, "Loop"), (language, "Language"), (classify, "Classify")):
         tree = ast.parse(inspect.getsource(module))
         found = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
         for here, after in zip(found.body, found.body[1:], strict=False):

@@ -32,7 +32,17 @@ ALLOWED: dict[str, set[str]] = {
     "compat": {"norms", "stream", "joins", "branches", "schemes"},
     "page": set(),
     "training": {
-        *("data", "norms", "stream", "schemes", "models", "adapt", "generation", "page"),
+        *(
+            "data",
+            "norms",
+            "stream",
+            "positions",
+            "schemes",
+            "models",
+            "adapt",
+            "generation",
+            "page",
+        ),
     },
     "lab": {"norms", "stream", "branches", "catalogue", "schemes", "models", "page", "training"},
     "cli": {

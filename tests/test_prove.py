@@ -8,7 +8,7 @@ import pytest
 from addnorm.models.gpt import GPTConfig
 from addnorm.training.config import ConfigError
 from addnorm.training.language import Language
-from addnorm.training.loop import Loop
+from addnorm.training.loop_settings import Loop
 from addnorm.training.prove import prove
 from addnorm.training.recipes import Config
 

@@ -23,7 +23,7 @@ from addnorm.cli import train as cli_train
 from addnorm.page import Curve, Frame, Place, band, even_extent, even_ticks, plain, smooth
 from addnorm.training.display import Display
 from addnorm.training.language import Language
-from addnorm.training.loop import Loop
+from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import Config
 from addnorm.training.report import NAME, Story, duration, exact, render, write
 from tests.pages import Page

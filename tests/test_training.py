@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from addnorm import GPT, GPTConfig, Stack, schemes, train
 from addnorm.branches import MLP
+from addnorm.data.shards import Tokens
 from addnorm.training import checkpoint
 from addnorm.training import loop as loop_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.language import Language
-from addnorm.training.loop import Diverged, Loop, Trainer, canonical
+from addnorm.training.loop import Diverged, Trainer, canonical
+from addnorm.training.loop_settings import Loop
 from addnorm.training.optim import factor, roles
 from addnorm.training.parallel import World
 from addnorm.training.recipes import Config
@@ -199,7 +201,7 @@ def test_roles() -> None:
         vocab_size=11, context_length=8, dim=8, n_layers=1, n_heads=2, scheme="hyper_connections"
     )
     found = roles(GPT(config))
-    assert found["tokens.weight"] == "table"
+    assert found["tokens.weight"] == found["positions.weight"] == "table"
     for name, role in found.items():
         if ".join." in name or "norm" in name or name.endswith("bias"):
             assert role == "small", name
@@ -526,6 +528,29 @@ def test_rows_of_all_processes_are_the_rows(tmp_path: Path) -> None:
         parts = [task.batch("train", 0, 3, rank, world)["ids"] for rank in range(world)]
         for rank, part in enumerate(parts):
             assert torch.equal(part, alone[rank::world])
+
+
+def test_nothing_is_read_that_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process reads its own rows, and a look at the stream reads one: the step's first."""
+    task = small(tmp_path).about.build()
+    trainer = Trainer(task, loop(), ALONE)
+    reads: list[int] = []
+    read_ = Tokens.read
+
+    def reading(self: Tokens, start: int, stop: int) -> Any:
+        reads.append(start)
+        return read_(self, start, stop)
+
+    monkeypatch.setattr(Tokens, "read", reading)
+    whole = task.batch("train", 0, 0, 0, 1)["ids"]
+    assert len(reads) == len(whole) == 8
+    reads.clear()
+    assert [len(task.batch("train", 0, 0, rank, 3)["ids"]) for rank in (0, 2, 9)] == [3, 2, 0]
+    assert len(reads) == 5
+    reads.clear()
+    trainer.stream()
+    assert len(reads) == 1
+    assert torch.equal(task.row("train", 0, 0)["ids"], whole[:1])
 
 
 def test_z_loss(tmp_path: Path) -> None:

@@ -66,16 +66,18 @@ class Windows:
             starts[here] = offset + order * self._context
         return starts
 
-    def rows(self, first: int, count: int) -> NDArray[np.int64]:
-        """The ids of the windows number first, first + 1, ...: (count, context + 1)."""
-        rows = np.empty((count, self._context + 1), np.int64)
-        for row, start in zip(rows, self.starts(first, count).tolist(), strict=True):
+    def rows(self, first: int, count: int, every: int = 1) -> NDArray[np.int64]:
+        """The ids of the windows number first, first + 1, ..., of which only each ``every``-th is
+        read: (ceil(count / every), context + 1)."""
+        starts = self.starts(first, count)[::every]
+        rows = np.empty((len(starts), self._context + 1), np.int64)
+        for row, start in zip(rows, starts.tolist(), strict=True):
             row[:] = self._tokens.read(start, start + len(row))
         return rows
 
-    def documents(self, first: int, count: int) -> NDArray[np.int64]:
-        """The number of the document that each of these tokens belongs to: (count, context + 1)."""
-        indices = self.starts(first, count)[:, None] + np.arange(self._context + 1)
+    def documents(self, first: int, count: int, every: int = 1) -> NDArray[np.int64]:
+        """The number of the document that each token of these windows belongs to."""
+        indices = self.starts(first, count)[::every, None] + np.arange(self._context + 1)
         return np.searchsorted(self._tokens.starts, indices, side="right") - 1
 
 

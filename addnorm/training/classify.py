@@ -104,6 +104,10 @@ class ClassifyTask(Task):
             [rows[self._order(len(rows), seed, n // len(rows))[n % len(rows)]] for n in numbers]
         )
 
+    def row(self, split: str, seed: int, step: int) -> Batch:
+        """One, as of a process among as many as there are rows."""
+        return self.batch(split, seed, step, 0, self.settings.rows_per_step)
+
     def _order(self, n: int, seed: int, epoch: int) -> NDArray[np.int64]:
         key = n, seed, epoch
         if key not in self._orders:

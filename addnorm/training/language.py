@@ -166,12 +166,16 @@ class LanguageTask(Task):
     def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
         """Rows rank, rank + world, ... of the step's: (rows, context + 1) ids, and ``documents``
         of the same shape if they are masked."""
-        windows, first = self.windows(split, seed), step * self.rows
-        found = {"ids": torch.from_numpy(windows.rows(first, self.rows)[rank::world])}
+        windows = self.windows(split, seed)
+        mine = step * self.rows + rank, max(self.rows - rank, 0), world
+        found = {"ids": torch.from_numpy(windows.rows(*mine))}
         if self.settings.document_mask:
-            documents = windows.documents(first, self.rows)[rank::world]
-            found["documents"] = torch.from_numpy(documents)
+            found["documents"] = torch.from_numpy(windows.documents(*mine))
         return found
+
+    def row(self, split: str, seed: int, step: int) -> Batch:
+        """One, as of a process among as many as there are rows."""
+        return self.batch(split, seed, step, 0, self.rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Cross-entropy of every next token, in float32, summed."""

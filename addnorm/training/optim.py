@@ -7,30 +7,17 @@ orthogonalizes the update of the matrices inside stacks; everything else keeps A
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from addnorm.norms import Norm
+from addnorm.positions import Learned
 from addnorm.stream import Join, Stack
+from addnorm.training.loop_settings import Loop, Schedule
 
-Schedule = Literal["cosine", "linear", "wsd", "constant"]
 Role = Literal["matrix", "table", "small"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optim:
-    """What the optimizer is, apart from its learning rate's course."""
-
-    optimizer: Literal["adamw", "muon"]
-    lr: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    muon_lr: float
-    fused: bool
 
 
 def roles(model: nn.Module) -> dict[str, Role]:
@@ -43,11 +30,11 @@ def roles(model: nn.Module) -> dict[str, Role]:
             if isinstance(owner, Norm | Join) or p.dim() < 2:
                 found[full] = "small"
             else:
-                found[full] = "table" if isinstance(owner, nn.Embedding) else "matrix"
+                found[full] = "table" if isinstance(owner, nn.Embedding | Learned) else "matrix"
     return found
 
 
-def groups(model: nn.Module, optim: Optim) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def groups(model: nn.Module, loop: Loop) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Parameter groups for AdamW, and those for Muon. Parameters that are frozen are in none."""
     role = roles(model)
     inside = {
@@ -61,33 +48,31 @@ def groups(model: nn.Module, optim: Optim) -> tuple[list[dict[str, Any]], list[d
             continue
         if role[name] == "small":
             plain.append(p)
-        elif optim.optimizer == "muon" and role[name] == "matrix" and id(p) in inside:
+        elif loop.optimizer == "muon" and role[name] == "matrix" and id(p) in inside:
             muon.append(p)
         else:
             decayed.append(p)
     adamw = [
-        {"params": decayed, "weight_decay": optim.weight_decay, "lr": optim.lr},
-        {"params": plain, "weight_decay": 0.0, "lr": optim.lr},
+        {"params": decayed, "weight_decay": loop.weight_decay, "lr": loop.lr},
+        {"params": plain, "weight_decay": 0.0, "lr": loop.lr},
     ]
     return (
         [g for g in adamw if g["params"]],
-        [{"params": muon, "weight_decay": optim.weight_decay, "lr": optim.muon_lr}] if muon else [],
+        [{"params": muon, "weight_decay": loop.weight_decay, "lr": loop.muon_lr}] if muon else [],
     )
 
 
-def optimizers(model: nn.Module, optim: Optim) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, loop: Loop, *, fused: bool) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon beside it where it was asked for and there are matrices for it."""
-    adamw, muon = groups(model, optim)
+    adamw, muon = groups(model, loop)
     made: list[torch.optim.Optimizer] = []
     if adamw:
         made.append(
-            torch.optim.AdamW(
-                adamw, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=optim.fused
-            )
+            torch.optim.AdamW(adamw, lr=loop.lr, betas=(loop.beta1, loop.beta2), fused=fused)
         )
     if muon:
         # scaled to the size of AdamW's updates (Liu et al. 2025), so that one decay fits both
-        made.append(torch.optim.Muon(muon, lr=optim.muon_lr, adjust_lr_fn="match_rms_adamw"))
+        made.append(torch.optim.Muon(muon, lr=loop.muon_lr, adjust_lr_fn="match_rms_adamw"))
     for one in made:
         for group in one.param_groups:
             group["peak"] = group["lr"]

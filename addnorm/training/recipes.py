@@ -11,7 +11,7 @@ from addnorm.training import config as settings
 from addnorm.training.classify import Classify
 from addnorm.training.config import ConfigError
 from addnorm.training.language import Language
-from addnorm.training.loop import Loop
+from addnorm.training.loop_settings import Loop
 
 TASKS: dict[str, type[Language] | type[Classify]] = {"language": Language, "classify": Classify}
 

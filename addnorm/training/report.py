@@ -780,7 +780,7 @@ def _settings(story: Story) -> str:
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the classes of the settings have by themselves."""
     from addnorm.training import config as settings
-    from addnorm.training.loop import Loop
+    from addnorm.training.loop_settings import Loop
 
     if "task" not in config:
         return settings.to_json(Loop())

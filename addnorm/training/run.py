@@ -35,7 +35,8 @@ from addnorm.training import report
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
 from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
-from addnorm.training.loop import Diverged, Loop, Outcome, Trainer
+from addnorm.training.loop import Diverged, Outcome, Trainer
+from addnorm.training.loop_settings import Loop
 from addnorm.training.parallel import World, start
 from addnorm.training.recipes import Config
 from addnorm.training.sinks import Sink, open_sinks

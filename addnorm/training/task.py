@@ -46,6 +46,10 @@ class Task(ABC):
         The rows of all processes together depend on (split, seed, step) only.
         """
 
+    def row(self, split: str, seed: int, step: int) -> Batch:
+        """One row of a step, to be looked at; a task that can read it alone should."""
+        return {name: t[:1] for name, t in self.batch(split, seed, step, 0, 1).items()}
+
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(sum, count, parts): the loss summed over ``count`` targets, and sums to be told."""
