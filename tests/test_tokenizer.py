@@ -541,6 +541,12 @@ def test_half_a_surrogate_pair_is_refused(everything, kind):
         everything[kind].encode_batch(["the", "\ud83d"])
 
 
+@pytest.mark.parametrize("text", ["a. b" * 200, "é. b" * 63])
+def test_a_text_longer_than_any_name_is_a_text(text):
+    tokenizer = Tokenizer.train([text], vocab_size=260)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_half_a_surrogate_pair_is_nothing_to_learn_from():
     for kind in ("bpe", "characters"):
         with pytest.raises(ValueError, match="character 3 of the text"):

@@ -859,7 +859,9 @@ def _chunks(source: str | Path) -> Iterator[str]:
         yield from _read_file(source)
         return
     _check_text(source)
-    if len(source) < 1000 and re.fullmatch(r".*[\\/.].*", source) and Path(source).is_file():
+    # 255 bytes is the longest name that there is: to ask for a longer one is an error
+    short = len(source) < 256 and len(source.encode()) < 256
+    if short and re.fullmatch(r".*[\\/.].*", source) and Path(source).is_file():
         raise ValueError(f"{source!r} is a file: give Path({source!r}); a str is taken as text")
     for start in range(0, len(source), CHUNK):
         yield source[start : start + CHUNK]

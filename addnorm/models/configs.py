@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from addnorm import __version__, schemes
-from addnorm.models.folders import CARD, TOKENIZERS, WeightsError, read_json
+from addnorm.models.folders import CARD, CONFIG, TOKENIZERS, WeightsError, read_json
 from addnorm.models.gpt import GPTConfig
 
 MODEL_TYPE = "addnorm_gpt"
@@ -63,6 +63,20 @@ BOOKKEEPING = set(
     use_return_dict""".split()  # noqa: SIM905 (a list would take a line for each)
 )
 """What a config.json says besides, which no forward pass of GPT-2 or ours reads."""
+
+
+def read(folder: Path, dropout: float | None) -> tuple[dict[str, Any], GPTConfig]:
+    """What a folder's config.json says, as it stands and as ours. ``dropout`` replaces its own."""
+    file = folder / CONFIG
+    told = read_json(file)
+    kind = told.get("model_type")
+    readers = {"gpt2": from_gpt2, MODEL_TYPE: from_own}
+    if kind not in readers:
+        raise WeightsError(f"{file}: model_type is {kind!r}, expected {' or '.join(readers)}")
+    try:
+        return told, readers[kind](told, dropout)
+    except (ValueError, TypeError) as error:  # ours, or what GPTConfig says of a value
+        raise WeightsError(f"{file}: {error}") from None
 
 
 def from_gpt2(told: Mapping[str, Any], dropout: float | None) -> GPTConfig:

@@ -274,10 +274,9 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
         written = sorted(work.iterdir(), key=lambda file: file.name == CHECKSUMS)
         for path in (*written, work):
             sync(path)
-        shutil.copymode(
-            work / CHECKSUMS, work / SAFETENSORS
-        )  # safetensors writes for one's own eyes
         names = {file.name for file in written}
+        if SAFETENSORS in names:  # which safetensors writes for one's own eyes
+            shutil.copymode(work / CHECKSUMS, work / SAFETENSORS)
         other = [n for n in TOKENIZERS if n not in names and (folder / n).exists()]
         if CARD in names and other:
             raise WeightsError(f"{folder} holds another tokenizer's {other[0]}: delete it first")

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from addnorm.models import configs, folders
-from addnorm.models.configs import IDENTITY, MODEL_TYPE, Tokenizer, why_not_gpt2
+from addnorm.models.configs import IDENTITY, Tokenizer, why_not_gpt2
 from addnorm.models.folders import CONFIG, Entry, WeightsError
 from addnorm.models.gpt import GPT, GPTConfig
 
@@ -138,17 +138,8 @@ Sources = list[tuple[Row, Entry]]
 
 def _inspect(folder: Path, dropout: float | None) -> tuple[GPT, dict[str, Any], Sources, Report]:
     """All checks that need no values: a model without memory, and where its values are."""
-    told = folders.read_json(folder / CONFIG)
-    kind = told.get("model_type")
-    readers = {"gpt2": configs.from_gpt2, MODEL_TYPE: configs.from_own}
-    if kind not in readers:
-        raise WeightsError(
-            f"{folder / CONFIG}: model_type is {kind!r}, expected {' or '.join(readers)}"
-        )
-    try:
-        config = readers[kind](told, dropout)
-    except (ValueError, TypeError) as error:  # ours, or what GPTConfig says of a value
-        raise WeightsError(f"{folder / CONFIG}: {error}") from None
+    told, config = configs.read(folder, dropout)
+    kind = told["model_type"]
     stored, ignored = _stored(folder, copies=kind == "gpt2" and config.tied)
     _check_depth(folder, config, stored, kind)
     model, shapes = _empty(config)

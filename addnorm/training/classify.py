@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from addnorm.data.sources import DataError, open_source
+from addnorm.data.sources import DataError, Texts, open_source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.generation.decode import evaluating
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, save
 from addnorm.training.config import HIDDEN, ConfigError
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
+from addnorm.training.texts import check, chosen
 
 EVAL_ROWS = 64
 
@@ -37,18 +38,15 @@ class Classify:
     """Texts in one optimizer step, over all micro-batches and processes."""
     dropout: float = 0.1
     """In embeddings, attention and branches."""
+    cache: Path = Path("~/.cache/addnorm/data")
+    """Where learned tokenizers are kept."""
     model: ClassifierConfig = field(
         default_factory=lambda: ClassifierConfig(vocab_size=1, classes=1),
         metadata={HIDDEN: ("vocab_size", "classes", "dropout")},
     )
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.val_fraction < 1.0:
-            raise ConfigError(
-                f"val_fraction must be between 0 and 1, both excluded, got {self.val_fraction:g}"
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout must be in [0, 1), got {self.dropout:g}")
+        check(self.tokenizer, self.val_fraction, self.dropout)
         if self.rows_per_step < 1:
             raise ConfigError(f"rows_per_step must be at least 1, got {self.rows_per_step}")
 
@@ -57,7 +55,13 @@ class Classify:
         if not self.data:
             raise ConfigError("data is not set: a folder with one sub-folder of texts per class")
         train, val, classes = read_classes(Path(self.data).expanduser(), self.val_fraction)
-        tokenizer = _tokenizer(self.tokenizer, [text for text, _ in train])
+        texts = [text for text, _ in train]
+        tokenizer = chosen(
+            self.tokenizer,
+            texts=lambda: texts,
+            decides=lambda: [Texts(texts).identity()],
+            cache=self.cache,
+        )
         config = replace(
             self.model,
             vocab_size=tokenizer.vocab_size,
@@ -213,20 +217,3 @@ def _rows(
         Row(np.array(tokenizer.encode(text)[: config.context_length] or [0], np.int64), label)
         for text, label in texts
     ]
-
-
-def _tokenizer(text: str, texts: Sequence[str]) -> Tokenizer:
-    kind, _, size = text.partition(":")
-    if text == "bytes":
-        return Tokenizer.bytes()
-    if kind == "bpe":
-        if not size.isdecimal() or not 257 <= int(size) <= 1 << 20:
-            raise ConfigError(f"tokenizer={text}: say how many tokens, at least 257: bpe:4096")
-        return Tokenizer.train(list(texts), vocab_size=int(size))
-    try:
-        return Tokenizer.from_pretrained(text)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"tokenizer={text} is not bytes or bpe:SIZE, and not a folder or hub id with a "
-            f"tokenizer: {error}"
-        ) from None

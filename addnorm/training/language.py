@@ -19,11 +19,12 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.windows import Windows
 from addnorm.generation import generate
 from addnorm.generation.decode import evaluating
-from addnorm.models import folders
+from addnorm.models import configs, folders
 from addnorm.models.gpt import GPT, GPTConfig
 from addnorm.training.config import HIDDEN, ConfigError
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
+from addnorm.training.texts import check, chosen
 
 IGNORED = -100  # what F.cross_entropy passes over
 EVAL_TOKENS = 1 << 14  # in one forward of an evaluation
@@ -58,7 +59,7 @@ class Language:
     glance_tokens: int = 1 << 16
     """Tokens of the held-out data that evaluations before the last one see."""
     cache: Path = Path("~/.cache/addnorm/data")
-    """Where tokenized data is kept."""
+    """Where tokenized data and learned tokenizers are kept."""
     model: GPTConfig = field(
         default_factory=lambda: GPTConfig(
             vocab_size=1, context_length=256, dim=256, n_layers=4, n_heads=4
@@ -69,12 +70,7 @@ class Language:
     """What is trained beside the model of init_from instead of all of it (docs/adapt.md)."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.val_fraction < 1.0:
-            raise ConfigError(
-                f"val_fraction must be between 0 and 1, both excluded, got {self.val_fraction:g}"
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout must be in [0, 1), got {self.dropout:g}")
+        check(self.tokenizer, self.val_fraction, self.dropout)
         for name in ("tokens_per_step", "glance_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -91,9 +87,9 @@ class Language:
                 "which with init_from"
             )
         if self.init_from is not None:
-            start = GPT.from_pretrained(self.init_from, dropout=self.dropout)
-            config = start.config
-            tokenizer = Tokenizer.from_pretrained(folders.find(self.init_from))
+            start = folders.find(self.init_from)
+            config = configs.read(start, self.dropout)[1]
+            tokenizer = _of_model(start)
         source = open_source(self.data)
         tokenizer = tokenizer or self._tokenizer(source)
         data = prepare(
@@ -109,26 +105,15 @@ class Language:
 
     def _tokenizer(self, source: Source) -> Tokenizer:
         """What the setting names; what is learned is learned from the training text."""
-        text = self.tokenizer
-        kind, _, size = text.partition(":")
-        if text == "bytes":
-            return Tokenizer.bytes()
-        if text == "characters":  # all there are: one that only the held-out text has is no secret
-            return Tokenizer.characters(source.documents())
-        if kind == "bpe":
-            if not size.isdecimal() or not 257 <= int(size) <= 1 << 20:
-                raise ConfigError(
-                    f"tokenizer={text}: say how many tokens, at least 257, as in bpe:4096"
-                )
-            texts = training_texts(source, val_fraction=self.val_fraction, split=self.split)
-            return Tokenizer.train(texts, vocab_size=int(size))
-        try:
-            return Tokenizer.from_pretrained(text)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"tokenizer={text} is not bytes, characters or bpe:SIZE, and not a folder or hub "
-                f"id with a tokenizer: {error}"
-            ) from None
+        split, share = self.split, self.val_fraction
+        return chosen(
+            self.tokenizer,
+            texts=lambda: training_texts(source, val_fraction=share, split=split),
+            decides=lambda: [source.identity(), split, share],
+            cache=self.cache,
+            # all there are: one that only the held-out text has is no secret
+            characters=source.documents,
+        )
 
 
 class LanguageTask(Task):
@@ -318,6 +303,14 @@ class LanguageTask(Task):
             f"step: {self.rows} rows of {c.context_length} tokens = {step:,} tokens; an epoch is "
             f"{epoch:,.0f} steps",
         ]
+
+
+def _of_model(folder: Path) -> Tokenizer:
+    """The tokenizer beside the weights."""
+    try:
+        return Tokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"init_from={folder} has no tokenizer that is read: {error}") from None
 
 
 def _on_meta(config: GPTConfig) -> GPT:

@@ -1,0 +1,104 @@
+"""What tasks on texts have in common: checks of their settings, and the choice of a tokenizer.
+
+A tokenizer that is learned from the text is kept, in the folder of the tokenized data, under a hash
+of all that decides it: it is learned once, and every later start and process finds the same.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from addnorm.data.sources import DataError
+from addnorm.data.tokenizer import Tokenizer
+from addnorm.models import folders
+from addnorm.models.folders import WeightsError
+from addnorm.training.config import ConfigError
+
+FORMAT = 1  # changes whenever the same text would give another tokenizer
+SIZES = range(257, (1 << 20) + 1)  # of a byte-level BPE: the bytes, the end of a text, merges
+
+
+def check(tokenizer: str, val_fraction: float, dropout: float) -> None:
+    """What makes no sense is a ``ConfigError``."""
+    _size(tokenizer)
+    if not 0.0 < val_fraction < 1.0:
+        raise ConfigError(
+            f"val_fraction must be between 0 and 1, both excluded, got {val_fraction:g}"
+        )
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout must be in [0, 1), got {dropout:g}")
+
+
+def chosen(
+    setting: str,
+    texts: Callable[[], Iterable[str]],
+    decides: Callable[[], Sequence[Any]],
+    cache: Path,
+    characters: Callable[[], Iterable[str]] | None = None,
+) -> Tokenizer:
+    """What the setting names: "bytes", "bpe:SIZE", a folder or a hub id, and "characters" where the
+    task says which text has all of them.
+
+    A BPE learns from ``texts``; ``decides``, as JSON, is what these depend on.
+    """
+    if setting == "bytes":
+        return Tokenizer.bytes()
+    if setting == "characters" and characters is not None:
+        return Tokenizer.characters(characters())
+    size = _size(setting)
+    if size is not None:
+        told = json.dumps([FORMAT, "bpe", size, *decides()])
+        key = hashlib.sha256(told.encode()).hexdigest()[:16]
+        return _learned_once(cache.expanduser() / f"tokenizer-{key}", texts, size)
+    try:
+        return Tokenizer.from_pretrained(setting)
+    except (OSError, ValueError) as error:
+        words = "bytes or bpe:SIZE" if characters is None else "bytes, characters or bpe:SIZE"
+        raise ConfigError(
+            f"tokenizer={setting} is not {words}, and not a folder or hub id with a tokenizer: "
+            f"{error}"
+        ) from None
+
+
+def _size(setting: str) -> int | None:
+    """How many tokens a BPE is to have, if the setting asks for one."""
+    kind, _, size = setting.partition(":")
+    if kind != "bpe":
+        return None
+    if not size.isdecimal() or len(size) > 7 or int(size) not in SIZES:
+        raise ConfigError(
+            f"tokenizer={setting}: say how many tokens, at least {SIZES[0]} and at most "
+            f"{SIZES[-1]:,}, as in bpe:4096"
+        )
+    return int(size)
+
+
+def _learned_once(folder: Path, texts: Callable[[], Iterable[str]], size: int) -> Tokenizer:
+    """The tokenizer that is kept in the folder, or a new one that is kept there."""
+    if folder.exists():
+        try:
+            return _kept(folder)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{error}. The tokenizer is learned again", stacklevel=2)
+    try:
+        made = Tokenizer.train(texts(), vocab_size=size)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"tokenizer=bpe:{size} cannot be learned: {error}") from None
+    try:
+        folders.write(folder, made.save)
+    except OSError as error:
+        if not folder.is_dir():  # else somebody else was faster
+            raise DataError(f"cannot write to {folder.parent}: {error.strerror}") from None
+    return _kept(folder)
+
+
+def _kept(folder: Path) -> Tokenizer:
+    """What was written there, to the byte."""
+    if not folders.verify(folder):
+        raise WeightsError(f"{folder / folders.CHECKSUMS} is missing")
+    return Tokenizer.from_pretrained(folder)
