@@ -4,13 +4,18 @@ import json
 import math
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from addnorm import train
 from addnorm.training.config import ConfigError
+from addnorm.training.display import Display
+from addnorm.training.language import Language
+from addnorm.training.loop import Trainer
+from addnorm.training.recipes import Config
 from addnorm.training.sinks import JSONLines, open_sinks, read, scalars
+from tests.test_training import small
 
 
 def test_lines_are_there_at_once_and_hold_what_was_measured(tmp_path: Path) -> None:
@@ -59,53 +64,152 @@ def test_scalars() -> None:
     ]
 
 
-def test_tensorboard_and_wandb_get_every_number(
+# --- the libraries themselves ---------------------------------------------------------------------
+
+
+def resumed(folder: Path, **changes: Any) -> Path:
+    """A run of 12 steps, stopped after 6 and gone on with, that had gone on to 7 without saving."""
+    config = small(folder, steps=12, eval_every=4, save_every=6, watch_every=5, **changes)
+    out, quiet = folder / "run", Display(quiet=True)
+    step = Trainer.step
+
+    class Fall(Exception):
+        pass
+
+    def falling(self: Trainer) -> Any:
+        if self.done == 7:
+            raise Fall
+        return step(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", falling)
+        with pytest.raises(Fall):
+            train(config, out=out, display=quiet)
+    # what step 7 was before the fall must not be taken for what it is afterwards
+    lr = {"lr": 2 * config.loop.lr}
+    assert train(config.changed(lr), out=out, resume=True, display=quiet).finished
+    return out
+
+
+def wanted(out: Path) -> dict[str, dict[int, float]]:
+    """Name -> step -> value, of all that metrics.jsonl holds."""
+    found: dict[str, dict[int, float]] = {}
+    # A step and its evaluation both have some: the evaluation, which is later, counts.
+    for record in sorted(read(out / "metrics.jsonl"), key=lambda r: (r["step"], "whole" in r)):
+        for name, value in scalars(record):
+            found.setdefault(name, {})[record["step"]] = value
+    assert {"loss", "lr", "val_loss", "stream_rms/003"} <= found.keys()
+    assert list(found["loss"]) == list(range(1, 13))
+    assert list(found["val_loss"]) == [4, 8, 12]
+    return found
+
+
+def test_tensorboards_own_reader_finds_every_scalar(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = resumed(tmp_path, sinks="tensorboard")
+    want = wanted(out)
+    events = accumulator.EventAccumulator(
+        str(out / "tensorboard"), size_guidance={"scalars": 0}
+    ).Reload()
+    assert set(events.Tags()["scalars"]) == want.keys()
+    for name, values in want.items():
+        told = [(event.step, event.value) for event in events.Scalars(name)]
+        if name not in ("tokens", "elapsed_s"):
+            assert [step for step, _ in told] == list(values), name  # each once
+        # float32 is what TensorBoard keeps
+        assert dict(told) == pytest.approx(values, rel=1e-6), name
+
+
+def test_wandb_offline_is_one_run_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Any] = []
+    """Without a network; both parts of a resumed run are of one run."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    # what listens at no port: whoever asks for a network gets an error
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    out = resumed(tmp_path, sinks="wandb")
+    files = sorted((out / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2
+    told: dict[str, dict[int, float]] = {}
+    for file in files:
+        runs, rows = stored(file)
+        assert runs == {(out / "wandb" / "run-id").read_text()}
+        for row in rows:
+            for name, value in row.items():
+                told.setdefault(name, {})[int(row["step"])] = value
+    for name, values in wanted(out).items():
+        assert told[name] == values, name
 
-    class Writer:
-        def __init__(self, folder: str) -> None:
-            told.append(folder)
 
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            told.append((name, value, step))
+def stored(file: Path) -> tuple[set[str], list[dict[str, float]]]:
+    """The ids of the runs in a .wandb file, and the rows of their history: records of wandb's
+    protocol in the form of LevelDB's log, a piece of which begins with 4 bytes of checksum, 2 of
+    length and 1 that says whether it is whole (1), the first (2), a middle one (3) or the last."""
+    from wandb.proto import wandb_internal_pb2
 
-        def close(self) -> None:
-            told.append("closed")
+    data, place, held = file.read_bytes(), 7, b""
+    runs: set[str] = set()
+    rows: list[dict[str, float]] = []
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:  # what is left of a block holds no piece
+            place += left
+            continue
+        size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        held += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (2, 3):
+            continue
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(held)
+        held = b""
+        if record.WhichOneof("record_type") == "run":
+            runs.add(record.run.run_id)
+        elif record.WhichOneof("record_type") == "history":
+            items = [("/".join(i.nested_key) or i.key, i.value_json) for i in record.history.item]
+            rows.append({name: json.loads(value) for name, value in items if name[0] != "_"})
+    return runs, rows
 
-    class Run:
-        def log(self, values: dict[str, float], step: int) -> None:
-            told.append((values, step))
 
-        def finish(self) -> None:
-            told.append("finished")
+def test_an_overwritten_run_leaves_no_curves(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    config = small(tmp_path, steps=2, sinks="tensorboard")
+    for _ in range(2):
+        train(config, out=tmp_path / "run", overwrite=True, display=Display(quiet=True))
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
 
-    def init(**given: Any) -> Run:
-        told.append(given)
-        return Run()
 
-    board, wandb = ModuleType("torch.utils.tensorboard"), ModuleType("wandb")
-    monkeypatch.setattr(board, "SummaryWriter", Writer, raising=False)
-    monkeypatch.setattr(wandb, "init", init, raising=False)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    sinks = open_sinks(("tensorboard", "wandb"), tmp_path, {"lr": 0.1})
-    for sink in sinks:
-        sink.write({"step": 7, "loss": 1.5})
-        sink.close()
-    assert told[0] == str(tmp_path / "tensorboard")
-    assert told[1]["config"] == {"lr": 0.1}
-    assert told[2:] == [("loss", 1.5, 7), "closed", ({"loss": 1.5}, 7), "finished"]
-    assert [r["loss"] for r in read(tmp_path / "metrics.jsonl")] == [1.5]
+# --- what is told first ---------------------------------------------------------------------------
+
+
+def test_no_such_sink() -> None:
+    with pytest.raises(
+        ConfigError, match=r"sinks: unknown sink 'tensorbord'; did you mean tensorboard"
+    ):
+        Config(sinks=("tensorbord",))
 
 
 @pytest.mark.parametrize(
     ("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb",) * 2]
 )
-def test_what_is_not_installed_is_named(
+def test_what_is_not_installed_is_told_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(Language, "build", lambda self: pytest.fail("it was read"))
     with pytest.raises(ConfigError, match=rf"sinks={name} needs .*pip install 'addnorm\[log\]'"):
-        open_sinks((name,), tmp_path, {})
+        train(small(tmp_path, sinks=name), out=tmp_path / "run", display=Display(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_wandb_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+
+    def init(**given: Any) -> Any:
+        raise wandb.errors.UsageError("no API key")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(ConfigError, match=r"sinks=wandb: no API key\. `wandb login` or"):
+        open_sinks(("wandb",), tmp_path, {}, 1)

@@ -12,6 +12,7 @@ from addnorm.training.classify import Classify
 from addnorm.training.config import ConfigError
 from addnorm.training.language import Language
 from addnorm.training.loop_settings import Loop
+from addnorm.training.sinks import named
 
 TASKS: dict[str, type[Language] | type[Classify]] = {"language": Language, "classify": Classify}
 
@@ -26,6 +27,7 @@ class Config:
     """Besides metrics.jsonl: tensorboard, wandb."""
 
     def __post_init__(self) -> None:
+        named(self.sinks)
         adalora = isinstance(self.about, Language) and self.about.adapt.kind == "adalora"
         if adalora and self.loop.parallel == "fsdp":
             raise ConfigError("adapt.kind=adalora compares whole matrices: parallel=ddp, not fsdp")

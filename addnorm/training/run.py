@@ -39,7 +39,7 @@ from addnorm.training.loop import Diverged, Outcome, Trainer
 from addnorm.training.loop_settings import Loop
 from addnorm.training.parallel import World, start
 from addnorm.training.recipes import Config
-from addnorm.training.sinks import Sink, open_sinks
+from addnorm.training.sinks import Sink, installed, open_sinks
 from addnorm.training.task import Task
 
 
@@ -94,6 +94,8 @@ def train(
         torch.set_num_threads(loop.threads)
     display = display or Display(quiet=not world.first)
     folder = Path(out)
+    if config is not None and world.first:
+        installed(config.sinks)
     prepared(folder, world, resume, overwrite)
     if task is None:
         assert config is not None
@@ -118,7 +120,7 @@ def prepared(folder: Path, world: World, resume: bool, overwrite: bool) -> None:
         raise ConfigError(f"{folder} holds no run to go on with")
     if world.first:
         if there and overwrite:
-            for name in ("checkpoints", "model", "best"):
+            for name in ("checkpoints", "model", "best", "tensorboard", "wandb"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             for name in ("run.json", "metrics.jsonl", "samples.jsonl", "report.html"):
                 (folder / name).unlink(missing_ok=True)
@@ -168,7 +170,12 @@ class _Session:
             self.checkpoints.lock()
         self._announce()
         sinks = (
-            open_sinks(self.config.sinks if self.config else (), self.folder, self.told)
+            open_sinks(
+                self.config.sinks if self.config else (),
+                self.folder,
+                self.told,
+                self.trainer.done + 1,
+            )
             if self.world.first
             else []
         )

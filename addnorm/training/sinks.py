@@ -8,7 +8,9 @@ a step counts.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,16 +54,12 @@ def _cut_off(file: Path) -> bool:
 
 
 class TensorBoard:
-    """Scalars by step, in the run's folder."""
+    """Scalars by step, in the run's folder. What is there of ``first`` and later steps, which were
+    given up for a checkpoint, is shown no more."""
 
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                f"sinks=tensorboard needs tensorboard ({error}): pip install 'addnorm[log]'"
-            ) from error
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
+    def __init__(self, folder: Path, first: int) -> None:
+        writer = _imported("tensorboard").SummaryWriter
+        self._writer: Any = writer(str(folder / "tensorboard"), purge_step=first)
 
     def write(self, record: Record) -> None:
         """Every number of it; a list by its places."""
@@ -74,44 +72,74 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of wandb, offline where wandb is told so (``wandb offline``)."""
+    """A run of wandb, offline where wandb is told so (``wandb offline``); a resumed run is the same
+    one there. The step is a number like the others, since wandb's own cannot go back."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        wandb = _imported("wandb")
+        name = folder / "wandb" / "run-id"
+        name.parent.mkdir(exist_ok=True)
+        if not name.exists():
+            name.write_text(uuid.uuid4().hex[:8])
         try:
-            import wandb
-        except ImportError as error:
+            self._run: Any = wandb.init(
+                project="addnorm",
+                id=name.read_text(),
+                name=folder.name,
+                dir=str(folder),
+                config=dict(config),
+                resume="allow",
+            )
+        except wandb.Error as error:
             raise ConfigError(
-                f"sinks=wandb needs wandb ({error}): pip install 'addnorm[log]'"
-            ) from error
-        self._run: Any = wandb.init(
-            project="addnorm",
-            name=folder.name,
-            dir=str(folder),
-            config=dict(config),
-            resume="allow",
-        )
+                f"sinks=wandb: {error}. `wandb login` or `wandb offline` may help"
+            ) from None
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, record: Record) -> None:
         """Every number of it."""
-        self._run.log(dict(scalars(record)), step=record["step"])
+        self._run.log({"step": record["step"], **dict(scalars(record))})
 
     def close(self) -> None:
         """Everything sent, or stored."""
         self._run.finish()
 
 
-NAMES = ("tensorboard", "wandb")
+MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+"""Name of a sink -> what it is imported from."""
 
 
-def open_sinks(names: tuple[str, ...], folder: Path, config: Mapping[str, Any]) -> list[Sink]:
-    """The sinks asked for, after the one that there always is."""
-    found: list[Sink] = []
+def named(names: tuple[str, ...]) -> None:
+    """Raise if one is no sink."""
     for name in names:
-        if name not in NAMES:
-            raise ConfigError(unknown("sink", name, NAMES))
-        found.append(
-            TensorBoard(folder) if name == "tensorboard" else WeightsAndBiases(folder, config)
-        )
+        if name not in MODULES:
+            raise ConfigError(f"sinks: {unknown('sink', name, MODULES)}")
+
+
+def installed(names: tuple[str, ...]) -> None:
+    """Raise if what one of them needs is not there: to be asked before anything takes long."""
+    for name in names:
+        _imported(name)
+
+
+def _imported(name: str) -> Any:
+    try:
+        return import_module(MODULES[name])
+    except ImportError as error:
+        raise ConfigError(
+            f"sinks={name} needs {name} ({error}): pip install 'addnorm[log]'"
+        ) from error
+
+
+def open_sinks(
+    names: tuple[str, ...], folder: Path, config: Mapping[str, Any], first: int
+) -> list[Sink]:
+    """The sinks asked for, after the one that there always is; ``first`` is the step to come."""
+    kinds: dict[str, Callable[[], Sink]] = {
+        "tensorboard": lambda: TensorBoard(folder, first),
+        "wandb": lambda: WeightsAndBiases(folder, config),
+    }
+    found = [kinds[name]() for name in dict.fromkeys(names)]
     return [JSONLines(folder / "metrics.jsonl"), *found]
 
 
