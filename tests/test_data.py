@@ -436,7 +436,7 @@ def test_no_side_is_empty(tmp_path):
         prepare(Texts(["one"]), Tokenizer.bytes(), tmp_path, split="documents")
     with pytest.raises(DataError, match=r"texts is copies of one document"):
         prepare(Texts(["one"] * 30), Tokenizer.bytes(), tmp_path, split="documents")
-    with pytest.raises(DataError, match=r"too short to split, nothing is left for train"):
+    with pytest.raises(DataError, match=r"too short to split.* nothing is left for train"):
         prepare(Texts(["a"]), Tokenizer.bytes(), tmp_path)
 
 

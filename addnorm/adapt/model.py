@@ -214,7 +214,7 @@ def targeted(model: nn.Module, settings: Adapt) -> list[str]:
     """The names of the matrices that get an update."""
     found = dict(linears(model))
     for target in settings.targets:
-        known("target", target, dict.fromkeys(found.values()))
+        known("targets", target, dict.fromkeys(found.values()))
     return [name for name, role in found.items() if role in settings.targets]
 
 

@@ -571,7 +571,8 @@ def _write(
         for name, found in splits.items():
             if not found["bytes"]:
                 raise DataError(
-                    f"{summary['source']}: too short to split, nothing is left for {name}"
+                    f"{summary['source']}: too short to split, with val_fraction="
+                    f"{summary['val_fraction']:g} nothing is left for {name}"
                 )
         if sum(found["bytes"] for found in splits.values()) != size:
             raise DataError(f"{summary['source']} was changed while it was being read")

@@ -96,7 +96,12 @@ def open_source(text: str) -> Source:
         return _Folder(text, Path(sysconfig.get_paths()["stdlib"]), stdlib=True)
     if text.startswith("hf:"):
         return _Hub(text)
-    path, key = Path(text).expanduser(), "text"
+    key = "text"
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (RuntimeError, OSError) as error:  # no such user; a name too long, a folder of others
+        raise DataError(f"{text} cannot be looked for: {error}") from None
     if not path.exists() and ".jsonl#" in text:
         name, _, key = text.rpartition("#")
         path = Path(name).expanduser()

@@ -50,9 +50,12 @@ class Entry:
 
 def find(path_or_id: str | os.PathLike[str]) -> Path:
     """A folder here, or else a model of the Hugging Face hub, downloaded or from its cache."""
-    path = Path(path_or_id).expanduser()
-    if path.is_dir():
-        return path
+    try:
+        path = Path(path_or_id).expanduser()
+        if path.is_dir():
+            return path
+    except (RuntimeError, OSError) as error:  # no such user; a name too long, a folder of others
+        raise WeightsError(f"{path_or_id} cannot be looked for: {error}") from None
     if path.exists():
         raise WeightsError(f"{path} is a file: give the folder that holds it and a {CONFIG}")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(path_or_id)):

@@ -75,6 +75,12 @@ class GPTConfig:
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         _positive("vocab_multiple", self.vocab_multiple)
+        for name in ("rope_base", "attention_softcap", "softcap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value!r}")
+        if not self.eps >= 0:
+            raise ValueError(f"eps must not be negative, got {self.eps!r}")
         _known("norm", self.norm, NORMS)
         _known("position", self.position, POSITIONS)
         _known("mlp", self.mlp, MLPS)

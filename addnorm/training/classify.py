@@ -17,9 +17,10 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.generation.decode import evaluating
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, save
 from addnorm.training.config import HIDDEN, ConfigError
+from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
-from addnorm.training.texts import check, chosen
+from addnorm.training.texts import check, chosen, expanded
 
 EVAL_ROWS = 64
 
@@ -54,13 +55,16 @@ class Classify:
         """Read and tokenize the texts, and make the task of them."""
         if not self.data:
             raise ConfigError("data is not set: a folder with one sub-folder of texts per class")
-        train, val, classes = read_classes(Path(self.data).expanduser(), self.val_fraction)
+        try:
+            train, val, classes = read_classes(expanded("data", self.data), self.val_fraction)
+        except DataError as error:
+            raise DataError(f"data={self.data}: {error}") from None
         texts = [text for text, _ in train]
         tokenizer = chosen(
             self.tokenizer,
             texts=lambda: texts,
             decides=lambda: [Texts(texts).identity()],
-            cache=self.cache,
+            cache=expanded("cache", self.cache),
         )
         config = replace(
             self.model,
@@ -95,6 +99,24 @@ class ClassifyTask(Task):
         self.settings, self.config, self.tokenizer = settings, config, tokenizer
         self.classes, self.splits = list(classes), splits
         self._orders: dict[tuple[int, int, int], NDArray[np.int64]] = {}
+
+    def needs(self, micro_rows: int | None, processes: int) -> Needs:
+        """Weights, the ids of a step, and of each micro-batch what every layer keeps."""
+        c, size = self.config, self.settings.rows_per_step
+        parameters, trained = counted(self._empty, c.n_layers)
+        longest = max(len(row.ids) for rows in self.splits.values() for row in rows)
+        own = -(-size // processes)
+        batch = own * longest * 9
+        batch += min(micro_rows or own, own) * longest * 4 * 2 * c.n_layers * c.dim
+        names = ("context_length", "dim", "n_layers")
+        because = ", ".join(f"model.{n}={getattr(c, n)}" for n in names)
+        because += f", rows_per_step={size}, micro_rows={micro_rows}"
+        return Needs(parameters, trained, c.n_layers * MODULES, batch, because)
+
+    def _empty(self, layers: int) -> TextClassifier:
+        """The model without memory, with so many layers."""
+        with torch.device("meta"):
+            return TextClassifier(replace(self.config, n_layers=layers))
 
     def model(self) -> TextClassifier:
         """New."""
@@ -165,8 +187,7 @@ class ClassifyTask(Task):
 
     def told(self) -> list[str]:
         """The data and the model."""
-        with torch.device("meta"):
-            parameters = sum(p.numel() for p in TextClassifier(self.config).parameters())
+        parameters, _ = counted(self._empty, self.config.n_layers)
         train, val = (len(self.splits[name]) for name in ("train", "val"))
         often = np.bincount([row.label for row in self.splits["val"]]).max() / val
         return [
@@ -206,7 +227,10 @@ def read_classes(
             (val if share / 2**64 < val_fraction else train).append((text, label))
     for side, what in ((train, "learn from"), (val, "hold out")):
         if not side:
-            raise DataError(f"{folder} has too few texts: none is left to {what}")
+            raise DataError(
+                f"{folder} has too few texts: with val_fraction={val_fraction:g} none is left to "
+                f"{what}"
+            )
     return train, val, names
 
 

@@ -147,7 +147,8 @@ def unknown(what: str, name: str, known: Any) -> str:
 
 def converted(key: str, kind: Any, value: Any) -> Any:
     """A value of the annotated type, from one that is, or from text."""
-    for option in _options(kind):
+    # "none" first: it is a text as well
+    for option in sorted(_options(kind), key=lambda option: option is not types.NoneType):
         found, result = _as(option, value)
         if found:
             return result

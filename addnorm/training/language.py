@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from addnorm.adapt import Adapt, export
 from addnorm.data.shards import Prepared, Tokens, prepare, training_texts
-from addnorm.data.sources import Source, open_source
+from addnorm.data.sources import DataError, Source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.windows import Windows
 from addnorm.generation import generate
@@ -22,13 +22,15 @@ from addnorm.generation.decode import evaluating
 from addnorm.models import configs, folders
 from addnorm.models.gpt import GPT, GPTConfig
 from addnorm.training.config import HIDDEN, ConfigError
+from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
-from addnorm.training.texts import check, chosen
+from addnorm.training.texts import check, chosen, expanded, opened
 
 IGNORED = -100  # what F.cross_entropy passes over
 EVAL_TOKENS = 1 << 14  # in one forward of an evaluation
 COMPRESSIBLE = 1 << 26  # bytes of held-out text up to which compressors are tried
+MOST_SAMPLES = 100  # each takes about a second of every evaluation
 PROMPTS = {"stdlib": ["def ", "class ", "import "]}
 
 
@@ -74,8 +76,10 @@ class Language:
         for name in ("tokens_per_step", "glance_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.samples < 0 or self.z_loss < 0:
-            raise ConfigError("samples and z_loss must not be negative")
+        if not 0 <= self.samples <= MOST_SAMPLES:
+            raise ConfigError(f"samples must be between 0 and {MOST_SAMPLES}, got {self.samples}")
+        if self.z_loss < 0:
+            raise ConfigError(f"z_loss must not be negative, got {self.z_loss:g}")
 
     def build(self) -> "LanguageTask":
         """Read and tokenize the data, and make the task of it."""
@@ -87,15 +91,13 @@ class Language:
                 "which with init_from"
             )
         if self.init_from is not None:
-            start = folders.find(self.init_from)
-            config = configs.read(start, self.dropout)[1]
-            tokenizer = _of_model(start)
-        source = open_source(self.data)
+            config, tokenizer = _start(self.init_from, self.dropout)
+        source = opened(self.data)
         tokenizer = tokenizer or self._tokenizer(source)
         data = prepare(
             source,
             tokenizer,
-            self.cache.expanduser(),
+            expanded("cache", self.cache),
             val_fraction=self.val_fraction,
             split=self.split,
         )
@@ -110,7 +112,7 @@ class Language:
             self.tokenizer,
             texts=lambda: training_texts(source, val_fraction=share, split=split),
             decides=lambda: [source.identity(), split, share],
-            cache=self.cache,
+            cache=expanded("cache", self.cache),
             # all there are: one that only the held-out text has is no secret
             characters=source.documents,
         )
@@ -128,7 +130,14 @@ class LanguageTask(Task):
         self.rows = max(1, round(settings.tokens_per_step / config.context_length))
         self.tokens: dict[str, Tokens] = {name: data.split(name) for name in ("train", "val")}
         self._windows: dict[tuple[str, int], Windows] = {}
-        self.windows("train", 0)  # raises, if there is too little text
+        told = f"(model.context_length={config.context_length}, val_fraction="
+        told += f"{settings.val_fraction:g}, data={settings.data})"
+        try:
+            self.windows("train", 0)
+        except DataError as error:
+            raise DataError(f"{error} {told}") from None
+        if len(self.tokens["val"]) < 2:  # the first is not predicted
+            raise DataError(f"the val split has one token: raise val_fraction, or give more {told}")
 
     def windows(self, split: str, seed: int) -> Windows:
         """The order in which a split is read."""
@@ -137,15 +146,46 @@ class LanguageTask(Task):
             self._windows[key] = Windows(self.tokens[split], self.config.context_length, seed)
         return self._windows[key]
 
+    def needs(self, micro_rows: int | None, processes: int) -> Needs:
+        """Weights, the ids of a step, and of each micro-batch the logits with their gradient and
+        what every layer keeps of the stream."""
+        c, s = self.config, self.settings
+        parameters, trained = counted(self._empty, c.n_layers)
+        own = -(-self.rows // processes)
+        tokens = min(micro_rows or own, own) * c.context_length
+        batch = own * (c.context_length + 1) * 8
+        batch += tokens * 4 * (2 * c.vocab_size + 2 * c.n_layers * c.dim)
+        told = {
+            "model": ("context_length", "dim", "n_layers", "hidden", "vocab_multiple"),
+            "adapt": () if s.adapt.kind == "none" else ("rank", "init_rank", "length", "width"),
+        }
+        of = {"model": c, "adapt": s.adapt}
+        words = [
+            f"{part}.{n}={getattr(of[part], n)}" for part, names in told.items() for n in names
+        ]
+        because = ", ".join([*words, f"tokens_per_step={s.tokens_per_step}"])
+        because += f", micro_rows={micro_rows}, a vocabulary of {c.vocab_size:,}"
+        return Needs(parameters, trained, c.n_layers * MODULES, batch, because)
+
+    def _empty(self, layers: int) -> GPT:
+        """The model without memory, with so many layers."""
+        with torch.device("meta"):
+            model = GPT(replace(self.config, n_layers=layers))
+            self._adapt(model)
+        return model
+
+    def _adapt(self, model: GPT) -> None:
+        try:
+            self.settings.adapt.apply(model)
+        except ValueError as error:
+            raise ConfigError(f"adapt: {error}") from None
+
     def model(self) -> GPT:
         """New, or what ``init_from`` names."""
         if self.settings.init_from is None:
             return GPT(self.config)
         model = GPT.from_pretrained(self.settings.init_from, dropout=self.settings.dropout)
-        try:
-            self.settings.adapt.apply(model)
-        except ValueError as error:
-            raise ConfigError(f"adapt: {error}") from None
+        self._adapt(model)
         return model
 
     def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
@@ -193,11 +233,6 @@ class LanguageTask(Task):
         device = next(model.parameters()).device
         world, tokens, context = here(device), self.tokens["val"], self.config.context_length
         last = min(len(tokens), limit + 1) - 1  # tokens 1 to last are predicted
-        if last < 1:
-            raise ConfigError(
-                f"the validation split has {len(tokens)} token(s), too few to score: raise "
-                "val_fraction or give more data"
-            )
         starts = list(range(0, last, context))
         rows = max(1, EVAL_TOKENS // context) * world.size
         found = torch.zeros(2, dtype=torch.float64)
@@ -291,13 +326,14 @@ class LanguageTask(Task):
     def told(self) -> list[str]:
         """The data, and what follows from tokens_per_step."""
         c = self.config
-        parameters = sum(p.numel() for p in _on_meta(c).parameters())
+        parameters, trained = counted(self._empty, c.n_layers)
         step = self.rows * c.context_length
         epoch = len(self.windows("train", 0)) / self.rows
         adapted = self.settings.adapt.kind
+        told = f"only an adapter is trained: {adapted}, {trained:,} parameters"
         return [
             str(self.data.summary),
-            *([] if adapted == "none" else [f"only an adapter is trained: {adapted}"]),
+            *([] if adapted == "none" else [told]),
             f"model: {parameters:,} parameters, {c.scheme}, {c.n_layers} layers of width {c.dim}, "
             f"context {c.context_length}, vocabulary {c.vocab_size:,}",
             f"step: {self.rows} rows of {c.context_length} tokens = {step:,} tokens; an epoch is "
@@ -305,17 +341,13 @@ class LanguageTask(Task):
         ]
 
 
-def _of_model(folder: Path) -> Tokenizer:
-    """The tokenizer beside the weights."""
+def _start(path_or_id: str, dropout: float) -> tuple[GPTConfig, Tokenizer]:
+    """What ``init_from`` names, without its weights."""
     try:
-        return Tokenizer.from_pretrained(folder)
+        folder = folders.find(path_or_id)
+        return configs.read(folder, dropout)[1], Tokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"init_from={folder} has no tokenizer that is read: {error}") from None
-
-
-def _on_meta(config: GPTConfig) -> GPT:
-    with torch.device("meta"):
-        return GPT(config)
+        raise ConfigError(f"init_from={path_or_id}: {error}") from None
 
 
 def _sums(device: torch.device) -> torch.dtype:

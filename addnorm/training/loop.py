@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from addnorm.generation.decode import evaluating
 from addnorm.stream import Stack, Stream
+from addnorm.training import memory
 from addnorm.training.config import ConfigError
 from addnorm.training.loop_settings import Loop, Precision
 from addnorm.training.optim import factor, gradients, optimizers
@@ -57,6 +58,9 @@ class Trainer:
         self.task, self.loop, self.world = task, loop, world
         self.precision = resolved_precision(loop.precision, world.device)
         self.warmup = min(loop.warmup, loop.steps)
+        needs = task.needs(loop.micro_rows, world.size)
+        if needs is not None:
+            memory.check(needs, loop, world)
         torch.manual_seed(loop.seed)
         self.raw = task.model().to(world.device).train()
         calibrate = getattr(self.raw, "calibrate", None)

@@ -8,6 +8,7 @@ from addnorm.training.parallel import Parallel
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
+MOST_THREADS = 1024  # a process that is asked for very many dies without a word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +88,5 @@ class Loop:
         for name in ("micro_rows", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1 or none, got {getattr(self, name)}")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ConfigError(f"threads must be at most {MOST_THREADS}, got {self.threads}")

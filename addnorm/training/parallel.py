@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from addnorm.norms import Norm
 from addnorm.stream import Stack
+from addnorm.training.config import ConfigError
 
 Parallel = Literal["ddp", "fsdp"]
 
@@ -52,8 +53,7 @@ class World:
 
 def start(device: str = "auto") -> World:
     """Join the others, if torchrun started this process, and choose a device."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    kind = device if device != "auto" else "cpu" if found is None else found.type
+    kind = _device(device)
     if not dist.is_initialized() and dist.is_torchelastic_launched():
         dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
     if not dist.is_initialized():
@@ -63,6 +63,20 @@ def start(device: str = "auto") -> World:
         torch.cuda.set_device(local)
         return World(dist.get_rank(), dist.get_world_size(), torch.device("cuda", local))
     return World(dist.get_rank(), dist.get_world_size(), torch.device(kind))
+
+
+def _device(asked: str) -> str:
+    """The device's name, if it is one of this machine."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    there = ["cpu"]
+    if found is not None:
+        count = torch.accelerator.device_count()
+        there = [found.type, *(f"{found.type}:{i}" for i in range(count)), "cpu"]
+    if asked == "auto":
+        return there[0]
+    if asked not in there:
+        raise ConfigError(f"device={asked} is not here: there are auto, {', '.join(there)}")
+    return asked
 
 
 def here(device: torch.device) -> World:

@@ -115,7 +115,10 @@ def built(config: Config, world: World) -> Task:
 
 def prepared(folder: Path, world: World, resume: bool, overwrite: bool) -> None:
     """See that the folder fits what is asked, before anything takes long."""
-    there = (folder / "run.json").exists() or (folder / "checkpoints").exists()
+    try:
+        there = (folder / "run.json").exists() or (folder / "checkpoints").exists()
+    except OSError as error:
+        raise ConfigError(f"cannot look into {folder}: {error.strerror}") from None
     if resume and not there:
         raise ConfigError(f"{folder} holds no run to go on with")
     if world.first:

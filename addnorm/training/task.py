@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from addnorm.training.memory import Needs
+
 Batch = Mapping[str, Tensor]
 """Name -> tensor, rows first."""
 
@@ -49,6 +51,10 @@ class Task(ABC):
     def row(self, split: str, seed: int, step: int) -> Batch:
         """One row of a step, to be looked at; a task that can read it alone should."""
         return {name: t[:1] for name, t in self.batch(split, seed, step, 0, 1).items()}
+
+    def needs(self, micro_rows: int | None, processes: int) -> Needs | None:
+        """How much memory it takes at least; None: nobody knows, and it is tried."""
+        return None
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

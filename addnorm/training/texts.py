@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from addnorm.data.sources import DataError
+from addnorm.data.sources import DataError, Source, open_source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.models import folders
 from addnorm.models.folders import WeightsError
@@ -30,6 +30,26 @@ def check(tokenizer: str, val_fraction: float, dropout: float) -> None:
         )
     if not 0.0 <= dropout < 1.0:
         raise ConfigError(f"dropout must be in [0, 1), got {dropout:g}")
+
+
+def expanded(key: str, path: str | Path) -> Path:
+    """The path of a setting, with the home folder for a ~."""
+    try:
+        found = Path(path).expanduser()
+        found.exists()
+    except (RuntimeError, OSError) as error:  # no such user; a name too long, a folder of others
+        raise ConfigError(f"{key}={path} cannot be looked for: {error}") from None
+    return found
+
+
+def opened(data: str) -> Source:
+    """The source that the setting names."""
+    if not data:
+        raise ConfigError("data is not set: a text file, a folder, a .jsonl file or hf:NAME")
+    try:
+        return open_source(data)
+    except DataError as error:
+        raise DataError(f"data={data}: {error}") from None
 
 
 def chosen(
@@ -52,7 +72,7 @@ def chosen(
     if size is not None:
         told = json.dumps([FORMAT, "bpe", size, *decides()])
         key = hashlib.sha256(told.encode()).hexdigest()[:16]
-        return _learned_once(cache.expanduser() / f"tokenizer-{key}", texts, size)
+        return _learned_once(cache / f"tokenizer-{key}", texts, size)
     try:
         return Tokenizer.from_pretrained(setting)
     except (OSError, ValueError) as error:

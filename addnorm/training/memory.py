@@ -1,0 +1,89 @@
+"""How much memory a training needs at least, told before it is asked for.
+
+A lower bound: weights, their gradients and the optimizer's states, and the part of a micro-batch
+that grows fastest. What it refuses could not have worked; what it lets through may still be too
+large.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from addnorm.training.config import ConfigError
+from addnorm.training.loop_settings import Loop
+from addnorm.training.parallel import World
+
+COUNTED = 64  # layers up to which a model is counted as it is
+MODULES = 100_000  # bytes of a layer's modules, without parameters: 125,000 measured
+CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may have
+
+
+class Needs(NamedTuple):
+    """Of one process that holds the whole model."""
+
+    parameters: int
+    trained: int  # parameters that have a gradient
+    modules: int  # bytes
+    batch: int  # bytes, of the rows that it has and those that go through the model at once
+    because: str  # the settings that decide it, as one writes them
+
+
+def counted(make: Callable[[int], nn.Module], layers: int) -> tuple[int, int]:
+    """(parameters, those that are trained) of ``make(layers)``, which is built without memory; of a
+    deep model from two shallow ones, since its modules alone would take long."""
+    try:
+        if layers <= COUNTED:
+            return _count(make(layers))
+        few, more = _count(make(COUNTED - 1)), _count(make(COUNTED))
+    except RuntimeError as error:  # more bytes than there are numbers for
+        if "overflow" not in str(error):
+            raise
+        return 1 << 62, 1 << 62
+    first, second = (b + (layers - COUNTED) * (b - a) for a, b in zip(few, more, strict=True))
+    return first, second
+
+
+def _count(model: nn.Module) -> tuple[int, int]:
+    ps = list(model.parameters())
+    return sum(p.numel() for p in ps), sum(p.numel() for p in ps if p.requires_grad)
+
+
+def check(needs: Needs, loop: Loop, world: World) -> None:
+    """Raise a ``ConfigError`` if that is more than there is."""
+    states = 1 if loop.optimizer == "muon" else 2
+    divided = world.size if loop.parallel == "fsdp" else 1
+    training = 4 * (needs.parameters + (1 + states) * needs.trained) // divided
+    built = 4 * needs.parameters + needs.modules  # whole, in the process's own memory first
+    if world.device.type == "cpu":
+        required = {"this machine": max(training + needs.modules, built) + needs.batch}
+    else:
+        required = {str(world.device): training + needs.batch, "this machine": built}
+    for place, need in required.items():
+        there = _there(world.device if place != "this machine" else torch.device("cpu"))
+        if there is not None and need > there:
+            raise ConfigError(
+                f"this training needs at least {need / 1e9:,.0f} GB of memory "
+                f"({needs.parameters:,} parameters, {needs.batch / 1e9:,.1f} GB for the rows at "
+                f"once), and {place} has {there / 1e9:,.0f}. What decides it: {needs.because}"
+            )
+
+
+def _there(device: torch.device) -> int | None:
+    """Bytes of memory; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type != "cpu":
+        return None
+    try:
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return None
+    try:
+        allowed = CGROUP.read_text().strip()
+    except OSError:
+        return found
+    return min(found, int(allowed)) if allowed.isdecimal() else found
