@@ -8,12 +8,11 @@ the median of the rounds' ratios. In float32 the tokens of both must be the same
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 
 import torch
+from turns import in_turns, told
 
 from addnorm.generation import lay_out_for_decoding
 from addnorm.models.gpt import GPT, PRESETS
@@ -77,20 +76,9 @@ def compare(
     assert made[0].shape == made[1].shape, "both write as much"
     if name == "float32":
         assert torch.equal(*made), "the same weights say the same"
-    seconds: list[list[float]] = [[], []]
-    for i in range(args.rounds):
-        for which in (0, 1) if i % 2 == 0 else (1, 0):
-            begun = time.perf_counter()
-            runs[which]()
-            seconds[which].append(time.perf_counter() - begun)
     tokens = args.new * len(ids)
-    mine, other = (tokens / statistics.median(s) for s in seconds)
-    ratios = sorted(b / a for a, b in zip(*seconds, strict=True))
-    print(
-        f"{name:9} {len(ids):7} {mine:9.1f} {other:9.1f}   {statistics.median(ratios):.2f} "
-        f"[{ratios[0]:.2f}, {ratios[-1]:.2f}]",
-        flush=True,
-    )
+    line = told(in_turns(runs, args.rounds), tokens, digits=1)
+    print(f"{name:9} {len(ids):7} {line}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,14 @@ the rounds' ratios.
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from turns import in_turns, told
 
 from addnorm.models.gpt import GPTConfig
 from addnorm.training.language import Language
@@ -61,20 +60,8 @@ def compare(shape: str, precision: str, rounds: int) -> None:
         runs = [ours(shape, precision, Path(folder)), plain(shape, precision)]
         for run in runs:
             run()
-        seconds: list[list[float]] = [[], []]
-        for i in range(rounds):
-            for which in (0, 1) if i % 2 == 0 else (1, 0):
-                begun = time.perf_counter()
-                runs[which]()
-                seconds[which].append(time.perf_counter() - begun)
-    tokens = rows * context
-    mine, other = (tokens / statistics.median(s) for s in seconds)
-    ratios = sorted(b / a for a, b in zip(*seconds, strict=True))
-    print(
-        f"{shape:7} {precision:9} {mine:9.0f} {other:9.0f}   {statistics.median(ratios):.2f} "
-        f"[{ratios[0]:.2f}, {ratios[-1]:.2f}]",
-        flush=True,
-    )
+        seconds = in_turns(runs, rounds)
+    print(f"{shape:7} {precision:9} {told(seconds, rows * context)}", flush=True)
 
 
 def ours(shape: str, precision: str, folder: Path) -> Callable[[], object]:
