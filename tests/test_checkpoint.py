@@ -444,10 +444,10 @@ def test_checkpoints_that_are_not_what_their_name_says(tmp_path):
 
 
 def test_an_unknown_format(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "WHOLE", 7)
     made = filled(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 2, and this addnorm reads 1"):
+    with pytest.raises(CheckpointError, match="has format 7, and this addnorm reads 1 and 2"):
         made.load()
 
 

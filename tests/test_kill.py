@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,9 +35,9 @@ def train_slowly(folder: Path, resume: bool) -> None:
     checkpoint.sync = slow
     save = Checkpoints._write
 
-    def marked(self: Checkpoints, plan: object) -> None:
+    def marked(self: Checkpoints, *order: Any) -> None:
         (folder / "saving").touch()
-        save(self, plan)
+        save(self, *order)
         (folder / "now").write_text(str(self.steps()[-1]))
         (folder / "now").rename(folder / "saved")
         (folder / "saving").unlink()

@@ -1,21 +1,26 @@
 """Several processes: the same losses and weights as one, and one decision when numbers break."""
 
+import errno
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor
 
-from addnorm.training.checkpoint import Checkpoints
+from addnorm.training import checkpoint, divided
+from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
 from addnorm.training.display import Display
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.parallel import World, here
 from addnorm.training.run import train
 from addnorm.training.sinks import read
-from tests.test_training import ALONE, Toy, loop, small
+from tests.test_training import ALONE, Toy, loop, same, small
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -63,9 +68,51 @@ def part(rank: int, folder: Path) -> None:
     train(Toy(), loop=loop(device="cpu"), out=folder / "both", until=8, display=quiet)
     out = folder / "sharded"
     train(Toy(), loop=loop(parallel="fsdp", device="cpu"), out=out, until=8, display=quiet)
+
+    # a disk that is full for one process only; then there is room again
+    trainer = Trainer(Toy(), loop(parallel="fsdp"), world)
+    checkpoints = Checkpoints(folder / "full")
+    found["full"] = []
+    for step, full in ((1, False), (2, rank == 1), (3, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            if full:
+                patch.setattr(divided._File, "write", no_room)
+            try:
+                checkpoints.save_divided(Snapshot(step, trainer.parts(), {}), world)
+            except CheckpointError as error:
+                found["full"].append(str(error))
+        dist.barrier()
+        found["full"].append(sorted(p.name for p in checkpoints.folder.iterdir()))
+    checkpoints.close()
     torch.save(found, folder / f"found-{rank}.pt")
     dist.barrier()  # gloo's threads do not take it well if the other process leaves first
     dist.destroy_process_group()
+
+
+def no_room(self: Any, data: Any) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def gone_on(rank: int, folder: Path) -> None:
+    """On three processes what two have saved, each of which has its part of what was loaded."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=3
+    )
+    saved = Checkpoints(folder / "checkpoints").load(8)
+    trainer = Trainer(Toy(), loop(parallel="fsdp"), here(CPU))
+    trainer.restore(saved.tensors, saved.facts["trainer"])
+    now = trainer.tensors()
+    assert same({k: v for k, v in now.items() if k != "random"}, without_random(saved))
+    quiet = Display(quiet=True)
+    options = loop(parallel="fsdp", device="cpu")
+    train(Toy(), loop=options, out=folder, resume=True, display=quiet)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def without_random(snapshot: Snapshot) -> dict[str, Any]:
+    return {k: v for k, v in snapshot.tensors.items() if k != "random"}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +168,7 @@ def test_an_evaluation_is_the_work_of_all(found: Any, tmp_path: Path) -> None:
 def test_from_two_processes_to_one(found: Any, tmp_path: Path, name: str) -> None:
     """What was loaded is what was saved, whatever the model was wrapped in; the run ends as one
     that was never on two."""
-    folder = found[1] / name
+    folder = shutil.copytree(found[1] / name, tmp_path / name)
     saved = Checkpoints(folder / "checkpoints").load()
     assert saved.step == 8
     assert saved.facts["trainer"]["processes"] == 2
@@ -139,3 +186,75 @@ def test_from_two_processes_to_one(found: Any, tmp_path: Path, name: str) -> Non
         for f in (folder, tmp_path / "one")
     )
     assert a == pytest.approx(b, rel=1e-9)
+
+
+# --- checkpoints of a divided model ---------------------------------------------------------------
+
+
+def test_each_process_writes_what_it_holds(found: Any) -> None:
+    """Under the model's own names; no file has more than its part; safetensors can be read."""
+    folder = found[1] / "sharded" / "checkpoints" / "step-00000008"
+    names = {n for n, _ in Toy().model().named_parameters()}
+    parts = [
+        load_file(folder / f"model-of-process-0000{rank}-of-00002.safetensors") for rank in (1, 2)
+    ]
+    for part in parts:
+        assert part.keys() == names
+    for name, p in Toy().model().named_parameters():
+        rows = [len(part[name]) for part in parts]
+        assert sum(rows) == len(p), name
+        assert max(rows) <= (len(p) + 1) // 2, name
+    listed = set(json.loads((folder / "checksums.json").read_text())["files"])
+    assert listed == {p.name for p in folder.iterdir()} - {"checksums.json"}
+
+
+def test_a_part_that_is_damaged_is_found(found: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(found[1] / "sharded", tmp_path / "run") / "checkpoints"
+    file = folder / "step-00000008" / "optimizer-of-process-00002-of-00002.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    with pytest.warns(UserWarning, match="of-process-00002-of-00002.* is not what was written"):
+        assert Checkpoints(folder).load().step == 4
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors is missing"):
+        Checkpoints(folder).load(8)
+
+
+def test_a_part_that_nobody_tells_of_is_missed(
+    found: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever wrote it so: what is not there must not be read as zeros."""
+    folder = shutil.copytree(found[1] / "sharded", tmp_path / "run") / "checkpoints"
+    examine = checkpoint._examine
+
+    def forgetful(path: Path, step: int) -> dict[str, Any]:
+        state = examine(path, step)
+        state["tensors"]["model"]["enter.weight"]["parts"].pop()
+        return state
+
+    monkeypatch.setattr(checkpoint, "_examine", forgetful)
+    with pytest.raises(CheckpointError, match="does not tell of every part of model"):
+        Checkpoints(folder).load(8)
+
+
+def test_a_disk_that_is_full_for_one_is_told_to_all(found: Any) -> None:
+    first, second = (each["full"] for each in found[0])
+    assert first == second
+    one, told, still, three = first
+    assert one == still == [".lock", "step-00000001"]
+    assert "step 2 could not be saved: process 2: [Errno 28] No space left on device" in told
+    assert three == [".lock", "step-00000001", "step-00000003"]
+
+
+def test_from_two_processes_to_three(found: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(found[1] / "sharded", tmp_path / "run")
+    torch.multiprocessing.spawn(gone_on, args=(folder,), nprocs=3)
+    train(Toy(), loop=loop(), out=tmp_path / "one", display=Display(quiet=True))
+    a, b = (
+        [r["loss"] for r in read(f / "metrics.jsonl") if "loss" in r]
+        for f in (folder, tmp_path / "one")
+    )
+    assert len(a) == 12
+    assert a == pytest.approx(b, rel=1e-9)
+    assert Checkpoints(folder / "checkpoints").load().facts["trainer"]["processes"] == 3

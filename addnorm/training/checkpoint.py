@@ -1,7 +1,8 @@
 """Checkpoints of a training run on disk: one is there whole or not at all, and every byte is known.
 
 A checkpoint is a folder ``step-00000100`` with safetensors files, one or more for each group of
-tensors; ``state.json`` with the facts of the run and which file holds which tensor; and
+tensors, or one for each process of a group that is spread over processes; ``state.json`` with the
+facts of the run and which file holds which tensor, or which parts of it; and
 ``checksums.json`` with the size and sha256 of both and a checksum of its own. Nothing is pickled.
 
 It is written to a hidden folder beside, brought down to the disk, renamed, and read back; only then
@@ -23,23 +24,27 @@ import traceback
 import uuid
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from addnorm.models.folders import digest, sync
+from addnorm.training.divided import Parts, write
+from addnorm.training.parallel import World
 
 __all__ = ["CheckpointError", "Checkpoints", "Snapshot"]
 
 STATE = "state.json"
 CHECKSUMS = "checksums.json"
 LOCK = ".lock"
-FORMAT = 1
+WHOLE, DIVIDED = 1, 2  # formats: whether some tensors are in parts
 SHARD = 2 * 1000**3  # bytes of tensors in one file; a larger tensor has a file to itself
 FLOAT = "$float"
 DTYPES = {
@@ -111,24 +116,79 @@ class Checkpoints:
         are deleted too. A run that has loaded nothing here has no business with them and is
         refused.
         """
-        self.wait()
-        self.lock()
-        later = [step for step in self.steps() if step >= snapshot.step]
-        if later and not self._follows:
-            raise CheckpointError(
-                f"{self.folder} holds step {later[-1]} of another run, and this one saves step "
-                f"{snapshot.step}: resume from there, or give this run another folder"
-            )
+        self._begin(snapshot.step)
         plan = _plan(snapshot, copy=self.background)
         self._follows = True
         if not self.background:
-            self._write(plan)
+            self._write_plan(plan)
             return
         # Not a daemon: the interpreter waits for it at exit.
         self._thread = threading.Thread(
             target=self._write_behind, args=(plan,), name=f"checkpoint {plan.step}", daemon=False
         )
         self._thread.start()
+
+    def save_divided(self, snapshot: Snapshot, world: World) -> None:
+        """``save`` for tensors that are spread over processes: each writes its own part, at once.
+
+        All processes must call it, with the same folder on a disk that all of them see; an error is
+        that of all of them. What is not spread is written by the first.
+        """
+        spread = {
+            group: tensors
+            for group, tensors in snapshot.tensors.items()
+            if any(isinstance(t, DTensor) for t in tensors.values())
+        }
+        told = False
+
+        def parts(work: Path) -> dict[str, tuple[dict[str, Any], Parts]]:
+            return {group: write(work, group, spread[group], world) for group in sorted(spread)}
+
+        if not world.first:
+            work = world.share(None)
+            if isinstance(work, Path):
+                with contextlib.suppress(OSError):  # which the first one tells
+                    parts(work)
+            failure = world.share(None)
+            if failure:
+                raise CheckpointError(str(failure))
+            return
+
+        def fill(work: Path) -> dict[str, Any]:
+            nonlocal told
+            told = True
+            world.share(work)
+            written = parts(work)
+            files = {name: of for found, _ in written.values() for name, of in found.items()}
+            plan = _plan(
+                snapshot, copy=False, parts={g: places for g, (_, places) in written.items()}
+            )
+            return files | _put_all(work, plan)
+
+        failure = ""
+        try:
+            self._begin(snapshot.step)
+            self._follows = True
+            size = sum(t.nbytes for held in snapshot.tensors.values() for t in held.values())
+            self._write(snapshot.step, size, fill)
+        except CheckpointError as error:
+            failure = str(error)
+        if not told:
+            world.share(None)
+        world.share(failure)
+        if failure:
+            raise CheckpointError(failure)
+
+    def _begin(self, step: int) -> None:
+        """See that this step may be written here."""
+        self.wait()
+        self.lock()
+        later = [there for there in self.steps() if there >= step]
+        if later and not self._follows:
+            raise CheckpointError(
+                f"{self.folder} holds step {later[-1]} of another run, and this one saves step "
+                f"{step}: resume from there, or give this run another folder"
+            )
 
     def wait(self) -> None:
         """Until the save in the background is done; raises what went wrong with it, once."""
@@ -226,7 +286,7 @@ class Checkpoints:
 
     def _write_behind(self, plan: "_Plan") -> None:
         try:
-            self._write(plan)
+            self._write_plan(plan)
         except Exception as error:
             self._failure = error
             self._untold.append(str(error))
@@ -236,26 +296,29 @@ class Checkpoints:
                 if told is not None:
                     traceback.clear_frames(told.__traceback__)
 
-    def _write(self, plan: "_Plan") -> None:
+    def _write_plan(self, plan: "_Plan") -> None:
+        self._write(plan.step, plan.size, partial(_put_all, plan=plan))
+
+    def _write(self, new: int, size: int, fill: Callable[[Path], dict[str, Any]]) -> None:
+        """Show a checkpoint of what ``fill`` writes into an empty folder, and tells of each file;
+        ``size`` is about how many bytes."""
         if self._lock is not None and self._lock.sure:
             # Nobody else writes here, so what a save or a deletion left behind is nobody's.
             for left in self._folders():
                 if left.name.startswith((".saving-step-", ".deleted-step-")):
                     shutil.rmtree(left, ignore_errors=True)
-        again = max((n + 1 for step, n in self._found() if step == plan.step), default=0)
-        path = self.folder / (f"step-{plan.step:08d}" + (f".{again}" if again else ""))
+        again = max((n + 1 for step, n in self._found() if step == new), default=0)
+        path = self.folder / (f"step-{new:08d}" + (f".{again}" if again else ""))
         work = self.folder / f".saving-{path.name}-{uuid.uuid4().hex[:8]}"
         shown = False
         try:
             work.mkdir()
-            told = {name: _put(work / name, _safetensors(ts)) for name, ts in plan.files.items()}
-            told[STATE] = _put(work / STATE, [plan.state])
-            _put(work / CHECKSUMS, [_sealed(told)])
+            _put(work / CHECKSUMS, [_sealed(fill(work))])
             sync(work)
             work.rename(path)
             shown = True
             sync(self.folder)
-            _examine(path, plan.step)  # from the disk, before anything older goes
+            _examine(path, new)  # from the disk, before anything older goes
         except BaseException as error:
             with contextlib.suppress(OSError):
                 if shown:
@@ -264,12 +327,12 @@ class Checkpoints:
             if not isinstance(error, OSError | CheckpointError):
                 raise
             raise CheckpointError(
-                f"step {plan.step} could not be saved: {error}. It needs {plan.size:,} bytes and "
+                f"step {new} could not be saved: {error}. It needs {size:,} bytes and "
                 f"{_free(self.folder)} are free. The checkpoints before it are as they were"
             ) from error
         found = self._found()
         newest = dict(sorted(found))  # step -> its last saving
-        kept = [step for step in newest if step <= plan.step][-self.keep :]
+        kept = [step for step in newest if step <= new][-self.keep :]
         try:
             # A future that was given up goes first: it must not be taken for the newest.
             for step, again in sorted(found, reverse=True):
@@ -277,7 +340,7 @@ class Checkpoints:
                     self._delete(found[step, again])
         except OSError as error:
             raise CheckpointError(
-                f"step {plan.step} is saved and whole, but older ones could not be deleted: {error}"
+                f"step {new} is saved and whole, but older ones could not be deleted: {error}"
             ) from error
 
     def _delete(self, path: Path) -> None:
@@ -315,12 +378,13 @@ class _Plan(NamedTuple):
     size: int
 
 
-def _plan(snapshot: Snapshot, *, copy: bool) -> _Plan:
-    step = snapshot.step
+def _plan(snapshot: Snapshot, *, copy: bool, parts: Mapping[str, Parts] | None = None) -> _Plan:
+    """``parts``: of the groups that are written already, where the parts of each tensor are."""
+    step, parts = snapshot.step, parts or {}
     if step < 0:
         raise CheckpointError(f"step {step} is below 0")
     files: dict[str, dict[str, Tensor]] = {}
-    places: dict[str, dict[str, str]] = {}  # group -> name -> file
+    places: dict[str, dict[str, Any]] = {}  # group -> name -> file, or shape and parts
     for group, tensors in snapshot.tensors.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", group):
             raise CheckpointError(
@@ -329,6 +393,12 @@ def _plan(snapshot: Snapshot, *, copy: bool) -> _Plan:
         for name in tensors:
             if not isinstance(name, str) or name == "__metadata__":
                 raise CheckpointError(f"{group} has a tensor {name!r}: give it another name")
+        if group in parts:
+            places[group] = {
+                name: {"shape": list(t.shape), "parts": parts[group].get(name, [])}
+                for name, t in tensors.items()
+            }
+            continue
         held = {name: _owned(t, f"{group}: {name}", copy) for name, t in tensors.items()}
         where: dict[str, str] = {}
         shards = _shards(held)
@@ -337,11 +407,17 @@ def _plan(snapshot: Snapshot, *, copy: bool) -> _Plan:
             files[file := f"{group}{part}.safetensors"] = {name: held[name] for name in names}
             where |= dict.fromkeys(names, file)
         places[group] = {name: where[name] for name in held}
-    told = {"format": FORMAT, "step": step, "tensors": places}
+    told = {"format": DIVIDED if parts else WHOLE, "step": step, "tensors": places}
     told["facts"] = _encoded(snapshot.facts, "facts")
     state = (json.dumps(told, indent=2) + "\n").encode()
     size = len(state) + sum(t.nbytes for held in files.values() for t in held.values())
     return _Plan(step, files, state, size)
+
+
+def _put_all(work: Path, plan: _Plan) -> dict[str, Any]:
+    """The plan's files; returns what is recorded of each."""
+    told = {name: _put(work / name, _safetensors(ts)) for name, ts in plan.files.items()}
+    return told | {STATE: _put(work / STATE, [plan.state])}
 
 
 def _owned(t: Tensor, where: str, copy: bool) -> Tensor:
@@ -430,10 +506,10 @@ def _examine(path: Path, step: int) -> dict[str, Any]:
     if wrong:
         raise CheckpointError(f"{path} is damaged: {'; '.join(wrong)}")
     state: dict[str, Any] = json.loads((path / STATE).read_bytes())
-    if state["format"] != FORMAT:
+    if state["format"] not in (WHOLE, DIVIDED):
         raise CheckpointError(
-            f"{path} has format {state['format']}, and this addnorm reads {FORMAT}: use the "
-            "version that wrote it"
+            f"{path} has format {state['format']}, and this addnorm reads {WHOLE} and {DIVIDED}: "
+            "use the version that wrote it"
         )
     if state["step"] != step:
         raise CheckpointError(f"{path} is step {state['step']}: give it its name back")
@@ -464,15 +540,29 @@ def _read(path: Path, step: int) -> Snapshot:
     tensors: dict[str, dict[str, Tensor]] = {}
     try:
         for group, places in state["tensors"].items():
+            wanted: dict[str, list[tuple[str, list[int] | None]]] = {}  # file -> names, offsets
+            for name, place in places.items():
+                parts = [(place, None)] if isinstance(place, str) else place["parts"]
+                for file, offsets in parts:
+                    wanted.setdefault(file, []).append((name, offsets))
             held: dict[str, Tensor] = {}
-            for file in sorted(set(places.values())):
+            missing: dict[str, int] = {}  # values of the tensors in parts
+            for file, names in sorted(wanted.items()):
                 with safe_open(path / file, framework="pt") as opened:
-                    # Copies: these share memory with the file, which will be deleted.
-                    held |= {
-                        name: opened.get_tensor(name).clone()
-                        for name in places
-                        if places[name] == file
-                    }
+                    for name, offsets in names:
+                        part = opened.get_tensor(name)
+                        if offsets is None:
+                            # A copy: this shares memory with the file, which will be deleted.
+                            held[name] = part.clone()
+                            continue
+                        if name not in held:
+                            held[name] = part.new_empty(places[name]["shape"])
+                            missing[name] = held[name].numel()
+                        at = [slice(a, a + n) for a, n in zip(offsets, part.shape, strict=True)]
+                        held[name][tuple(at)] = part
+                        missing[name] -= part.numel()
+            if any(missing.values()) or held.keys() != places.keys():
+                raise CheckpointError(f"{path}: {STATE} does not tell of every part of {group}")
             tensors[group] = {name: held[name] for name in places}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error

@@ -68,8 +68,8 @@ class Trainer:
             calibrate(self._on_device(task.batch("train", loop.seed, 0, 0, 1)))
         self.model = spread(self.raw, world, loop.parallel)
         self.compiled, self.why = self._maybe_compiled()
-        divided = world.size > 1 and loop.parallel == "fsdp"
-        self.optimizers = optimizers(self.raw, loop, fused=not divided)
+        self.divided = world.size > 1 and loop.parallel == "fsdp"
+        self.optimizers = optimizers(self.raw, loop, fused=not self.divided)
         torch.manual_seed(loop.seed + 1 + world.rank)  # dropout differs between processes
         self.done = self.shift = self.seen = self.skipped = self.rollbacks = 0
         self.scale = LOSS_SCALE if self.precision == "fp16" else 1.0
@@ -277,18 +277,34 @@ class Trainer:
 
     # --- state ------------------------------------------------------------------------------------
 
-    def weights(self) -> dict[str, Tensor]:
-        """Whole, and under names no wrapper has a part in; every process must ask."""
-        return {canonical(n): whole(t.detach()) for n, t in self.raw.state_dict().items()}
+    def weights(self, keep: bool = True) -> dict[str, Tensor]:
+        """Whole, and under names no wrapper has a part in; every process must ask, and one that
+        does not ``keep`` them has one tensor at a time."""
+        found: dict[str, Tensor] = {}
+        for name, t in self._weights().items():
+            together = whole(t)  # of which every process has a part
+            if keep:
+                found[name] = together.cpu()
+        return found
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {canonical(n): t.detach() for n, t in self.raw.state_dict().items()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Weights, optimizer and random state, likewise."""
+        return {
+            group: {name: whole(t).cpu() for name, t in tensors.items()}
+            for group, tensors in self.parts().items()
+        }
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """The same as it is, of a divided model this process's part only."""
         states: dict[str, Tensor] = {}
         for name, p in self.parameters().items():
             for optimizer in self.optimizers:
                 for key, value in optimizer.state.get(p, {}).items():
                     value = value if isinstance(value, Tensor) else torch.tensor(value)
-                    states[f"{name}.{key}"] = whole(value.detach())
+                    states[f"{name}.{key}"] = value.detach()
         states_of = self.world.gather(random_state(self.world.device))
         random = {
             f"{rank}.{name}": t
@@ -296,7 +312,7 @@ class Trainer:
             if isinstance(of, dict)
             for name, t in of.items()
         }
-        return {"model": self.weights(), "optimizer": states, "random": random}
+        return {"model": self._weights(), "optimizer": states, "random": random}
 
     def facts(self) -> dict[str, Any]:
         """Everything else that the next step depends on."""

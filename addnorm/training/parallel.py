@@ -45,6 +45,16 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
+    def share(self, value: object) -> object:
+        """What the first process has, for all; small things only."""
+        if self.size == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(
+            held, device=None if dist.get_backend() == "gloo" else self.device
+        )
+        return held[0]
+
     def wait(self) -> None:
         """Until all are here."""
         if self.size > 1:

@@ -288,7 +288,7 @@ class _Session:
         value = glance[self.task.best.metric]
         if self.task.best.better(value, self.best):
             self.best = value
-            self._export("best", self.trainer.weights())
+            self._export("best", self.trainer.weights(keep=self.world.first))
         self.metrics = found
         if last and self.world.first:
             self.beside = self.task.beside()
@@ -339,11 +339,12 @@ class _Session:
     def _save(self) -> None:
         if self.saved == self.trainer.done:
             return
+        trainer = self.trainer
         snapshot = Snapshot(
-            step=self.trainer.done,
-            tensors=self.trainer.tensors(),
+            step=trainer.done,
+            tensors=trainer.parts() if trainer.divided else trainer.tensors(),
             facts={
-                "trainer": self.trainer.facts(),
+                "trainer": trainer.facts(),
                 "task": self.task.facts(),
                 "config": self.told,
                 "best": self.best,
@@ -352,9 +353,13 @@ class _Session:
                 "versions": {"addnorm": __version__, "torch": str(torch.__version__)},
             },
         )
+        if trainer.divided:
+            self._export("model", trainer.weights(keep=self.world.first))
+            self._save_divided(snapshot)
+            return
         self._export("model", snapshot.tensors["model"])
         if not self.world.first:
-            self.saved = self.trainer.done
+            self.saved = trainer.done
             return
         try:
             self.checkpoints.save(snapshot)
@@ -363,12 +368,25 @@ class _Session:
             try:
                 self.checkpoints.save(snapshot)
             except CheckpointError as again:
-                if self.trainer.done >= self.loop.steps:
+                if trainer.done >= self.loop.steps:
                     raise
                 self.display.say(f"{again}\ntraining goes on; the next save is in its turn")
                 return
-        self.saved = self.trainer.done
+        self.saved = trainer.done
         self._write_state()
+
+    def _save_divided(self, snapshot: Snapshot) -> None:
+        """Each process its part; what goes wrong on one is known to all."""
+        try:
+            self.checkpoints.save_divided(snapshot, self.world)
+        except CheckpointError as error:
+            if self.trainer.done >= self.loop.steps:
+                raise
+            self.display.say(f"{error}\ntraining goes on; the next save is in its turn")
+            return
+        self.saved = self.trainer.done
+        if self.world.first:
+            self._write_state()
 
     def _export(self, name: str, weights: Mapping[str, Tensor]) -> None:
         """The model in its users' format; where it is spread over processes, from whole tensors."""
