@@ -714,7 +714,7 @@ def test_settings_of_a_run_that_make_no_sense(tmp_path: Path) -> None:
     from addnorm.data.tokenizer import Tokenizer
 
     Tokenizer.characters([TEXT]).save(tmp_path / "start")
-    for kind, said in (("lora", "unknown target 'w'"), ("adalora", "steps must say")):
+    for kind, said in (("lora", "unknown targets 'w'"), ("adalora", "steps must say")):
         keys = {"adapt.targets": "w"} if kind == "lora" else {}
         told = config(
             tmp_path, **{"init_from": str(tmp_path / "start"), "adapt.kind": kind, **keys}
