@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout=300 $(TESTFLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all format format-check lint types check clean
+.PHONY: help setup demo test test-all bench-lint format format-check lint types check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test: setup  ## the tests to run on every change
 
 test-all: setup  ## every test, the slow ones too
 	$(PYTEST)
+
+bench-lint: setup  ## measure lint: the faults it finds, its false alarms on correct models
+	$(BIN)/python -m benchmarks.lint
 
 format: setup  ## apply ruff's safe fixes and rewrite the code in the house format
 	$(BIN)/ruff check --fix-only

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from addnorm import branches, compat, joins, norms, ops, positions, recurrent, schemes, stream
     from addnorm.data.tokenizer import Tokenizer
     from addnorm.generation import generate, perplexity, stream_text
+    from addnorm.linting import lint
     from addnorm.models.gpt import GPT, GPTConfig
     from addnorm.models.transformer import EncoderDecoder, decoder, encoder
     from addnorm.norms import (
@@ -61,6 +62,7 @@ _PUBLIC = {
     **dict.fromkeys(("GPT", "GPTConfig"), "addnorm.models.gpt"),
     "Tokenizer": "addnorm.data.tokenizer",
     **dict.fromkeys(("generate", "perplexity", "stream_text"), "addnorm.generation"),
+    "lint": "addnorm.linting",
     **dict.fromkeys(("EncoderDecoder", "decoder", "encoder"), "addnorm.models.transformer"),
     "train": "addnorm.training.run",
 }
@@ -91,6 +93,7 @@ __all__ = [
     "generate",
     "init_table",
     "joins",
+    "lint",
     "norms",
     "ops",
     "perplexity",

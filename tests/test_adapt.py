@@ -772,7 +772,11 @@ def test_any_module_with_a_stack(tmp_path: Path) -> None:
         ("lora", {"dropout": 1.0}, "dropout must be in"),
         ("lora", {"targets": ()}, "targets must be names"),
         ("lora", {"targets": "qv"}, "targets must be names"),
-        ("lora", {"targets": ("gate",)}, "unknown targets 'gate'; there are q, k, v, out, up, down"),
+        (
+            "lora",
+            {"targets": ("gate",)},
+            "unknown targets 'gate'; there are q, k, v, out, up, down",
+        ),
         ("adalora", {}, "steps must say how many"),
         ("adalora", {"steps": 5, "target_rank": 20}, "target_rank=20 is above init_rank=12"),
         ("adalora", {"steps": 5, "tinit": 3, "tfinal": 2}, "leave none of 5 steps"),

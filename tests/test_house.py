@@ -31,6 +31,9 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"data", "models", "hf"},
     "compat": {"norms", "stream", "joins", "branches", "schemes"},
     "page": set(),
+    "observe": set(),
+    "linting": {"observe"},  # never models: it must work on anybody's
+    "testing": {"linting"},
     "training": {
         *(
             "data",
@@ -53,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
         "generation",
         "export",
         "page",
+        "linting",
         "training",
         "lab",
     },

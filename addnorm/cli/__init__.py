@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from addnorm import __version__
 
-__all__ = ["Positional", "Refusal", "arg", "main", "read"]
+__all__ = ["Positional", "Refusal", "UseAppendAction", "arg", "main", "read"]
 
 Options = TypeVar("Options")
 
@@ -47,6 +47,7 @@ COMMANDS = (
     Command("generate", "write on after a prompt"),
     Command("eval", "how probable a model finds a text: perplexity, bits per byte"),
     Command("export", "write a model for transformers, ONNX runtimes or llama.cpp, and check it"),
+    Command("lint", "what is wired wrong in a Transformer, anybody's, before training"),
     Command("schemes", "list, explain and measure the designs of Add & Norm"),
 )
 

@@ -1,0 +1,566 @@
+"""Where two models part: the first module whose output differs, and the first gradient.
+
+Both are run on the same inputs, in float64 where they can be. Taps are the outputs of modules, in
+the order in which they are ready, so that inner modules come before those around them. A difference
+counts if it is above what rounding does: every parameter is changed by a unit in its last place,
+and what that moves, tap by tap, is the floor.
+"""
+
+import copy
+import difflib
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from addnorm.linting.inputs import CannotMakeInputs, inputs_from, make_inputs
+from addnorm.linting.subject import Inputs, left_alone
+from addnorm.observe import Op, Trace, Value, record
+
+SLACK = 100.0
+"""Differences are counted from so many times the floor on: the floor is one draw of rounding."""
+LEAST = 1e4
+"""And from so many units of the dtype on: sums in another order, through a few dozen layers."""
+
+
+class NotComparable(ValueError):
+    """The two cannot be run on the same inputs; says why."""
+
+
+@dataclass(frozen=True)
+class Parting:
+    """The first tap that differs, and the module in which it comes about."""
+
+    module: str
+    """The path in A; "" is the model itself. The innermost module whose inputs agree and whose
+    output does not."""
+    module_b: str
+    tap: str
+    """The tap in A at which it shows: that module itself, or the next one that it feeds."""
+    before: float
+    """The relative difference of what the module is given."""
+    after: float
+    """And of what it returns; infinite where not even shapes agree."""
+    floor: float
+    """What counts as a difference there."""
+    agree: int
+    """Taps that agree before it."""
+    operations: tuple[str, ...]
+    """How the module's operations differ: "- " only in A, "+ " only in B."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The first parameter whose gradient differs, walking backwards from the outputs."""
+
+    parameter: str
+    parameter_b: str
+    difference: float
+    floor: float
+    agree: int
+    """Parameters behind it, nearer to the outputs, whose gradients agree."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What was found when two models were run side by side."""
+
+    forward: Parting | None
+    backward: Gradient | None
+    taps: int
+    """Pairs of taps that were compared."""
+    aligned_by: Literal["path", "order"]
+    dtype: str
+    weights: Literal["copied", "own"]
+    paired: int
+    """Parameters and buffers that correspond, by name and shape or else by order and shape."""
+    unpaired: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """Those only in A, only in B."""
+    only: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """Modules that were called only in A, only in B."""
+    inputs: dict[str, list[int]] = field(default_factory=dict)
+    largest: float = 0.0
+    """The largest relative difference of all taps."""
+
+    @property
+    def same(self) -> bool:
+        """No difference above rounding, forward or backward."""
+        return self.forward is None and self.backward is None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        told = {"same": self.same, **asdict(self)}
+        return dict(_finite(told))
+
+    def verdict(self) -> str:
+        """In one line."""
+        if self.forward is not None:
+            return f"They differ, first in {self.forward.module or 'the model itself'}."
+        if self.backward is not None:
+            return f"Outputs agree; the gradient of {self.backward.parameter} differs."
+        return f"No difference in {self.taps} outputs of modules and {self.paired} parameters."
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """What is to be told, as (label, text)."""
+        shapes = ", ".join(
+            f"{'' if name.isdecimal() else name + ' '}{tuple(shape)}"
+            for name, shape in self.inputs.items()
+        )
+        how = "B has the weights of A" if self.weights == "copied" else "each has its own weights"
+        yield "run", f"inputs {shapes}; {self.dtype}; {how}"
+        yield "taps", f"{self.taps} outputs of modules, paired by {self.aligned_by}"
+        for which, names in zip("AB", self.unpaired, strict=True):
+            if names:
+                yield f"only in {which}", f"{_some(names)}, of parameters and buffers"
+        for which, names in zip("AB", self.only, strict=True):
+            if names:
+                yield f"only in {which}", f"{_some(names)}, of the modules called"
+        if self.forward is not None:
+            f = self.forward
+            other = f" (B: {f.module_b})" if f.module_b != f.module else ""
+            yield "forward", f"{f.agree} taps agree, then {f.module or 'the model itself'}{other}"
+            yield (
+                "",
+                f"given what differs by {f.before:.2g}, it returns what differs by {_of(f.after)}",
+            )
+            yield "", f"seen at {f.tap or 'the output'}; rounding gives at most {f.floor:.1g} there"
+            for line in f.operations:
+                yield "", line
+            if not f.operations:
+                yield "", "the same operations in A and B: look at weights, buffers or constants"
+        else:
+            yield "forward", f"all agree; the largest difference is {self.largest:.2g}"
+        if self.backward is not None:
+            g = self.backward
+            other = f" (B: {g.parameter_b})" if g.parameter_b != g.parameter else ""
+            place = f"{g.agree} agree, then" if g.agree else "at once"
+            yield "backward", f"gradients, from the outputs on: {place} {g.parameter}{other}"
+            found = f"differs by {_of(g.difference)}; rounding gives at most {g.floor:.1g} there"
+            yield "", found
+        else:
+            yield "backward", "all gradients agree"
+
+
+def _of(difference: float) -> str:
+    return f"{difference:.2g}" if math.isfinite(difference) else "more than a number says"
+
+
+def _some(names: Sequence[str], n: int = 4) -> str:
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(name or "(the model)" for name in names[:n]) + more
+
+
+def _finite(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """JSON has no infinity."""
+    for key, value in told.items():
+        if isinstance(value, dict):
+            value = dict(_finite(value))
+        yield key, None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def diff(
+    a: nn.Module,
+    b: nn.Module,
+    inputs: Any = None,
+    *,
+    weights: Literal["copied", "own"] = "copied",
+) -> Difference:
+    """The first place where ``b`` differs from ``a``, forward and backward.
+
+    ``inputs`` as for ``lint``; made up from the signature of ``a`` if not given. With ``copied``
+    weights, ``b`` is given those of ``a``, by name and shape or else by order and shape, so that
+    what remains is how the two are wired; parameters that are constant at the start are made random
+    first. With ``own`` both are compared as they are. Copies are run; the models stay as they are.
+    """
+    with left_alone():
+        for dtype in (torch.float64, torch.float32):
+            left, right = (copy.deepcopy(m).eval().to(dtype) for m in (a, b))
+            pairs, unpaired = _pairs(left, right)
+            if weights == "copied":
+                _randomise(left)
+                _copy_weights(left, right, pairs)
+            try:
+                given = make_inputs(left) if inputs is None else _as(inputs_from(inputs), dtype)
+                one = _Run(left, given)
+            except CannotMakeInputs as error:
+                raise NotComparable(str(error)) from None
+            except Exception as error:
+                if dtype is torch.float64:
+                    continue  # something in it insists on float32
+                raise NotComparable(f"A does not run: {type(error).__name__}: {error}") from None
+            try:
+                two = _second(right, given)
+            except Exception as error:
+                if dtype is torch.float64:
+                    continue
+                line = (str(error).strip().splitlines() or [""])[0]
+                raise NotComparable(
+                    f"B does not run on the inputs of A: {type(error).__name__}: {line}"
+                ) from None
+            break
+        _nudge(left)
+        rounded = _Run(left, given)
+        return _compared(one, two, rounded, pairs, unpaired, weights)
+
+
+# --- the same weights -----------------------------------------------------------------------------
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return named | dict(model.named_buffers(remove_duplicate=False))
+
+
+def _pairs(
+    a: nn.Module, b: nn.Module
+) -> tuple[dict[str, str], tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Name in A -> name in B, by name and shape, the rest by order and shape; and who is left."""
+    left, right = _tensors(a), _tensors(b)
+    pairs = {n: n for n, t in left.items() if n in right and right[n].shape == t.shape}
+    rest_a = [n for n in left if n not in pairs]
+    rest_b = [n for n in right if n not in pairs]
+    shapes = [[tuple(t[n].shape) for n in rest] for t, rest in ((left, rest_a), (right, rest_b))]
+    for i, j, size in _matching(*shapes):
+        pairs |= dict(zip(rest_a[i : i + size], rest_b[j : j + size], strict=True))
+    taken = set(pairs.values())
+    alone = (
+        tuple(n for n in left if n not in pairs),
+        tuple(n for n in right if n not in taken),
+    )
+    return pairs, alone
+
+
+def _matching(a: Sequence[Hashable], b: Sequence[Hashable]) -> Sequence[tuple[int, int, int]]:
+    """(start in a, start in b, length) of what both have in the same order."""
+    return difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
+
+
+def _randomise(model: nn.Module) -> None:
+    """Zeros above all, so that what they would hide is seen."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.is_floating_point() and p.numel() and bool((p == p.flatten()[0]).all()):
+                noise = torch.randn(p.shape, generator=generator) * 0.2
+                p.add_(noise.to(p) if p.numel() > 1 else torch.full_like(p, 0.3))
+
+
+def _copy_weights(a: nn.Module, b: nn.Module, pairs: dict[str, str]) -> None:
+    """Parameters only: buffers are tables and masks, in which the two may differ on purpose."""
+    left, right = _tensors(a), dict(b.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, other in pairs.items():
+            if other in right and isinstance(left[name], nn.Parameter):
+                right[other].copy_(left[name])
+
+
+def _nudge(model: nn.Module) -> None:
+    """Every parameter a unit in its last place up or down, at random."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.is_floating_point():
+                sign = torch.randint(2, p.shape, generator=generator).to(p) * 2 - 1
+                p.mul_(1 + sign * torch.finfo(p.dtype).eps)
+
+
+def _as(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    def cast(t: Tensor) -> Tensor:
+        return t.detach().to(dtype) if t.is_floating_point() else t
+
+    args, kwargs = tree_map_only(Tensor, cast, (inputs.args, inputs.kwargs))
+    return Inputs(args, kwargs)
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tap:
+    """One call of one module."""
+
+    path: str
+    number: int
+    """The how-manieth call of this module it is."""
+    given: tuple[Tensor, ...]
+    returned: tuple[Tensor, ...]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.path, self.number
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(t.shape) for t in self.returned)
+
+
+class _Run:
+    """One forward and backward, with what every module took and returned."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.taps: list[_Tap] = []
+        self.parents: dict[tuple[str, int], tuple[str, int] | None] = {}
+        counts: Counter[str] = Counter()
+        stack: list[tuple[tuple[str, int], tuple[Tensor, ...]]] = []
+
+        def enter(path: str) -> Any:
+            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+                key = path, counts[path]
+                counts[path] += 1
+                self.parents[key] = stack[-1][0] if stack else None
+                stack.append((key, _kept((args, kwargs))))
+
+            return hook
+
+        def leave(module: nn.Module, args: Any, out: Any) -> None:
+            (path, number), given = stack.pop()
+            self.taps.append(_Tap(path, number, given, _kept(out)))
+
+        handles = []
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
+        try:
+            self.trace: Trace = record(lambda: inputs.call(model), model)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.parameters = dict(model.named_parameters(remove_duplicate=False))
+        self.gradients = self._backward()
+
+    def _backward(self) -> dict[str, Tensor]:
+        """Of a random projection of all floating-point outputs."""
+        outs = [t for t in self.trace.outputs if t.is_floating_point() and t.requires_grad]
+        held = {n: p for n, p in self.parameters.items() if p.requires_grad}
+        if not outs or not held:
+            return {}
+        generator = torch.Generator().manual_seed(2)
+        seen = [torch.randn(o.shape, generator=generator).to(o) for o in outs]
+        grads = torch.autograd.grad(outs, list(held.values()), seen, allow_unused=True)
+        return {
+            name: torch.zeros_like(p) if g is None else g
+            for (name, p), g in zip(held.items(), grads, strict=True)
+        }
+
+    def operations(self, key: tuple[str, int]) -> list[str]:
+        """What ran in one call of one module, in order, its children's calls included."""
+        calls = [c for c in self.trace.calls if c.path == key[0]]
+        if len(calls) <= key[1]:
+            return []
+        call = calls[key[1]]
+        return [_named(op) for op in self.trace.ops[call.first : call.last] if op.name not in _IDLE]
+
+    def uses(self) -> list[str]:
+        """The parameters in the order in which the forward reads them first."""
+        first: dict[str, int] = {}
+        for i, op in enumerate(self.trace.ops):
+            for value in op.inputs:
+                if value.name in self.gradients:
+                    first.setdefault(value.name, i)
+        return sorted(first, key=lambda name: first[name])
+
+
+_IDLE = frozenset(("alias", "detach", "lift_fresh"))
+
+
+def _named(op: Op) -> str:
+    """An operation with its numbers: eps, axes, factors; without sizes of views."""
+    if "view" in op.name or op.name in ("expand", "reshape"):
+        return op.name
+
+    def told(value: Any) -> str:
+        if isinstance(value, Value):
+            t = value.tensor
+            if t.numel() == 1 and not value.name and value.op is None:
+                return f"{t.item():.6g}"  # a constant
+            return "·"
+        if isinstance(value, list | tuple):
+            return "[" + ",".join(told(v) for v in value) + "]"
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    return f"{op.name}({', '.join(told(a) for a in op.args)})"
+
+
+def _kept(tree: Any) -> tuple[Tensor, ...]:
+    """The floating-point and boolean tensors as they are now; later writes do not reach them."""
+    leaves = [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+    return tuple(
+        t.detach().clone() for t in leaves if t.is_floating_point() or t.dtype is torch.bool
+    )
+
+
+def _second(model: nn.Module, inputs: Inputs) -> _Run:
+    """B on the inputs of A, which may have other names in it."""
+    try:
+        return _Run(model, inputs)
+    except TypeError:
+        if not inputs.kwargs:
+            raise
+        return _Run(model, Inputs((*inputs.args, *inputs.kwargs.values())))
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def _apart(x: Tensor, y: Tensor) -> float:
+    """The largest difference, relative to the size of x."""
+    if x.shape != y.shape:
+        return math.inf
+    if x.numel() == 0 or torch.equal(x, y):
+        return 0.0
+    x, y = x.double(), y.double()
+    if not torch.equal(x.isfinite(), y.isfinite()) or not torch.equal(x.isnan(), y.isnan()):
+        return math.inf
+    real = x.isfinite()
+    if bool((x[~real].nan_to_num() != y[~real].nan_to_num()).any()):
+        return math.inf  # masks of -inf that differ
+    if not bool(real.any()):
+        return 0.0
+    size = float(x[real].abs().max())
+    return float((x[real] - y[real]).abs().max()) / max(size, 1e-300)
+
+
+def _all_apart(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> float:
+    if len(xs) != len(ys):
+        return math.inf
+    return max((_apart(x, y) for x, y in zip(xs, ys, strict=True)), default=0.0)
+
+
+def _aligned(one: _Run, two: _Run) -> tuple[list[tuple[_Tap, _Tap]], Literal["path", "order"]]:
+    """Pairs of taps, in the order of A: by path where most paths are the same, else by order."""
+    there = {tap.key: tap for tap in two.taps}
+    by_path = [(tap, there[tap.key]) for tap in one.taps if tap.key in there]
+    if 2 * len(by_path) > min(len(one.taps), len(two.taps)):
+        return by_path, "path"
+    shapes = [[tap.shapes for tap in run.taps] for run in (one, two)]
+    pairs = []
+    for i, j, n in _matching(*shapes):
+        pairs += list(zip(one.taps[i : i + n], two.taps[j : j + n], strict=True))
+    return pairs, "order"
+
+
+def _compared(
+    one: _Run,
+    two: _Run,
+    rounded: _Run,
+    pairs: dict[str, str],
+    unpaired: tuple[tuple[str, ...], tuple[str, ...]],
+    weights: Literal["copied", "own"],
+) -> Difference:
+    taps, by = _aligned(one, two)
+    dtype = next((p.dtype for p in one.parameters.values() if p.is_floating_point()), torch.float32)
+    floors = {
+        tap.key: _floor(_all_apart(tap.returned, again.returned), dtype)
+        for tap, again in zip(one.taps, rounded.taps, strict=False)
+        if tap.key == again.key
+    }
+    least = _floor(0.0, dtype)
+    apart = [(a, b, _all_apart(a.returned, b.returned)) for a, b in taps]
+    forward = None
+    for agree, (a, b, found) in enumerate(apart):
+        if found > floors.get(a.key, least):
+            forward = _parting(
+                one, two, {x.key: (x, y) for x, y in taps}, a, b, floors, least, agree
+            )
+            break
+    called = [dict.fromkeys(t.path for t in run.taps) for run in (one, two)]
+    by_path = by == "path"
+    only = (
+        tuple(p for p in called[0] if by_path and p not in called[1]),
+        tuple(p for p in called[1] if by_path and p not in called[0]),
+    )
+    return Difference(
+        forward,
+        _gradient(one, two, rounded, pairs, dtype),
+        len(taps),
+        by,
+        str(dtype).removeprefix("torch."),
+        weights,
+        len(pairs),
+        unpaired,
+        only,
+        {n: list(t.shape) for n, t in one.inputs.tensors().items()},
+        max((d for _, _, d in apart), default=0.0),
+    )
+
+
+def _floor(rounding: float, dtype: torch.dtype) -> float:
+    worst = max(SLACK * rounding, LEAST * torch.finfo(dtype).eps)
+    return worst if math.isfinite(worst) else math.inf
+
+
+def _parting(
+    one: _Run,
+    two: _Run,
+    taps: dict[tuple[str, int], tuple[_Tap, _Tap]],
+    a: _Tap,
+    b: _Tap,
+    floors: dict[tuple[str, int], float],
+    least: float,
+    agree: int,
+) -> Parting:
+    """Whose doing it is: the module's, if it was given the same, else that of the one around it."""
+    floor = floors.get(a.key, least)
+    key: tuple[str, int] | None = a.key
+    x, y = a, b
+    while key is not None:
+        if key in taps:
+            x, y = taps[key]
+            if _all_apart(x.given, y.given) <= floor or one.parents.get(key) is None:
+                break
+        key = one.parents.get(key)
+    return Parting(
+        x.path,
+        y.path,
+        a.path,
+        _all_apart(x.given, y.given),
+        _all_apart(x.returned, y.returned),
+        floor,
+        agree,
+        tuple(_changes(one.operations(x.key), two.operations(y.key))),
+    )
+
+
+def _changes(a: Sequence[str], b: Sequence[str], most: int = 5) -> Iterator[str]:
+    """How two sequences of operations differ: the first few that only one of them has."""
+    sides: dict[str, list[str]] = {"-": [], "+": []}
+    for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if tag != "equal":
+            sides["-"] += a[i:j]
+            sides["+"] += b[k:m]
+    for sign, found in sides.items():
+        yield from (f"{sign} {op}" for op in found[:most])
+        if len(found) > most:
+            yield f"{sign} and {len(found) - most} more"
+
+
+def _gradient(
+    one: _Run, two: _Run, rounded: _Run, pairs: dict[str, str], dtype: torch.dtype
+) -> Gradient | None:
+    agree = 0
+    for name in reversed(one.uses()):
+        other = pairs.get(name)
+        if other is None or other not in two.gradients:
+            continue
+        mine = one.gradients[name]
+        found = _apart(mine, two.gradients[other])
+        floor = _floor(_apart(mine, rounded.gradients[name]), dtype)
+        # A gradient of zero, such as that of a key's bias, is rounding through and through.
+        if _zero(mine, one, dtype) and _zero(two.gradients[other], one, dtype):
+            continue
+        if found > floor:
+            return Gradient(name, other, found, floor, agree)
+        agree += 1
+    return None
+
+
+def _zero(grad: Tensor, run: _Run, dtype: torch.dtype) -> bool:
+    largest = max((float(g.abs().max()) for g in run.gradients.values() if g.numel()), default=0.0)
+    size = float(grad.abs().max()) if grad.numel() else 0.0
+    return size < LEAST * torch.finfo(dtype).eps * largest

@@ -1,0 +1,107 @@
+"""What lint has to say: findings with their evidence, and what it could not decide."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+Evidence = Mapping[str, float | int | bool | str | Sequence[float | int | str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong, or that its author should know."""
+
+    rule: str
+    severity: Severity
+    module: str
+    """The path of the module concerned, as in ``named_modules``; "" is the model itself."""
+    evidence: Evidence
+    """What was measured, by name. Never empty: a finding without evidence is a guess."""
+    message: str
+    """What is wrong and what follows from it."""
+    remedy: str
+    """What to do."""
+
+    def __post_init__(self) -> None:
+        if not self.evidence:
+            raise ValueError(f"{self.rule}: a finding without evidence is a guess")
+        if self.severity not in SEVERITIES:
+            raise ValueError(f"{self.rule}: severity {self.severity!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unknown:
+    """What could not be decided, which is not the same as fine."""
+
+    rule: str
+    module: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings, the gravest first."""
+
+    findings: tuple[Finding, ...] = ()
+    unknown: tuple[Unknown, ...] = ()
+    checked: tuple[str, ...] = ()
+    """The rules that ran."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What was looked at: the model's class, its parameters, what was found in it, seconds."""
+
+    @property
+    def ok(self) -> bool:
+        """No finding is an error."""
+        return not any(f.severity == "error" for f in self.findings)
+
+    def of(self, severity: Severity) -> list[Finding]:
+        """The findings of one severity."""
+        return [f for f in self.findings if f.severity == severity]
+
+    def without(self, rules: Iterable[str]) -> "Report":
+        """The report as if these rules were not."""
+        gone = set(rules)
+        return Report(
+            tuple(f for f in self.findings if f.rule not in gone),
+            tuple(u for u in self.unknown if u.rule not in gone),
+            tuple(r for r in self.checked if r not in gone),
+            self.facts,
+        )
+
+    def to_json(self) -> str:
+        """All of it."""
+        return json.dumps({"ok": self.ok, **asdict(self)}, indent=2, default=str)
+
+
+def gathered(
+    said: Iterable[Finding | Unknown], checked: Iterable[str], facts: Mapping[str, Any]
+) -> Report:
+    """The report of what the rules said: the gravest first, and the same mistake in all layers of a
+    stack once."""
+    findings: dict[tuple[str, str, str, str], list[Finding]] = {}
+    unknown: dict[tuple[str, str, str], Unknown] = {}
+    for one in said:
+        if isinstance(one, Finding):
+            layer = re.sub(r"\d+", "*", one.module)
+            findings.setdefault((one.rule, one.severity, layer, one.remedy), []).append(one)
+        else:
+            unknown.setdefault((one.rule, one.module, one.why), one)
+    merged = [_merged(group) for group in findings.values()]
+    return Report(
+        tuple(sorted(merged, key=lambda f: SEVERITIES.index(f.severity))),
+        tuple(unknown.values()),
+        tuple(dict.fromkeys(checked)),
+        facts,
+    )
+
+
+def _merged(group: Sequence[Finding]) -> Finding:
+    first = group[0]
+    others = list(dict.fromkeys(f.module for f in group[1:] if f.module != first.module))
+    if not others:
+        return first
+    return replace(first, evidence={**first.evidence, "also_in": others})

@@ -1,0 +1,133 @@
+"""One lint of one model: the copy that is probed, the checks, and nothing left behind."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from addnorm.linting import attention, behaviour, init, inline, norms, parameters, wiring
+from addnorm.linting.inputs import CannotMakeInputs, inputs_from, make_inputs
+from addnorm.linting.report import Finding, Report, Unknown, gathered
+from addnorm.linting.subject import Check, Subject, bare_copy, left_alone
+
+CHECKS: tuple[Check, ...] = (
+    *norms.CHECKS,
+    *inline.CHECKS,
+    *wiring.CHECKS,
+    *attention.CHECKS,
+    *init.CHECKS,
+    *parameters.CHECKS,
+    *behaviour.CHECKS,
+)
+RULES = tuple(sorted({rule for check in CHECKS for rule in check.rules}))
+OPTIMIZER_RULES = frozenset(parameters.OPTIMIZER_RULES)
+
+Progress = Callable[[int, int, str], None]
+
+
+def lint(
+    model: nn.Module,
+    inputs: Any = None,
+    *,
+    causal: bool | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """What is wired wrong in ``model``, with evidence.
+
+    ``inputs`` is a tensor, a tuple of positional arguments or a dict of keyword arguments; made up
+    from the model's signature if not given. ``causal`` says whether a position may see what comes
+    after it (True: it must not); with None only what the model itself claims is checked.
+    ``optimizer`` adds the rules about parameter groups. ``progress`` is told (done, of, rule).
+
+    The model, its mode, hooks and gradients and all random number generators are left as they were:
+    a copy is probed.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"lint takes a torch.nn.Module, got {type(model).__name__}")
+    began = time.perf_counter()
+    with left_alone():
+        subject = _subject(model, inputs, causal, optimizer)
+        if isinstance(subject, Unknown):
+            return Report(unknown=(subject,), facts=_facts(model, began))
+        said: list[Finding | Unknown] = []
+        checked: list[str] = []
+        checks = [c for c in CHECKS if optimizer is not None or set(c.rules) - OPTIMIZER_RULES]
+        for i, check in enumerate(checks):
+            if progress is not None:
+                progress(i, len(checks), check.rules[0])
+            said.extend(_run(check, subject))
+            checked.extend(check.rules)
+        if progress is not None:
+            progress(len(checks), len(checks), "")
+        found = {
+            "residual_connections": len(subject.structure.residuals),
+            "attentions": len(subject.structure.attentions),
+            "blocks": len(subject.structure.block_paths),
+            "norms": len(norms.find_norms(subject)),
+            "operations": len(subject.trace.ops),
+            "inputs": {n: list(t.shape) for n, t in subject.inputs.tensors().items()},
+        }
+    return gathered(said, checked, {**_facts(model, began), **found})
+
+
+def _run(check: Check, subject: Subject) -> list[Finding | Unknown]:
+    """A check that a model breaks says that it could not decide. Somebody else's forward may raise
+    anything; nothing is swallowed, it is the reason that is told."""
+    try:
+        return list(check.run(subject))
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        why = f"the probe failed on this model: {type(error).__name__}: {said}"
+        return [Unknown(rule=rule, module="", why=why) for rule in check.rules]
+
+
+def _subject(
+    model: nn.Module, inputs: Any, causal: bool | None, optimizer: torch.optim.Optimizer | None
+) -> Subject | Unknown:
+    try:
+        probed = _copy(model)
+    except (RuntimeError, TypeError) as error:
+        return Unknown(rule="lint", module="", why=f"the model cannot be copied: {error}")
+    try:
+        given = make_inputs(probed) if inputs is None else inputs_from(inputs)
+        with torch.no_grad():
+            given.call(probed)
+    except CannotMakeInputs as error:
+        return Unknown(rule="lint", module="", why=str(error))
+    except Exception as error:
+        return Unknown(
+            rule="lint",
+            module="",
+            why=f"the model does not run on the inputs given: {type(error).__name__}: {error}",
+        )
+    return Subject(model, probed, given, causal, optimizer)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """In evaluation mode, in at least float32, without the user's hooks, and with parameters that
+    are constant by initialisation made random, so that no branch is dead by design."""
+    probed = bare_copy(model)
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in probed.parameters()):
+        probed.float()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in probed.parameters():
+            if not p.is_floating_point() or p.numel() == 0:
+                continue
+            if bool((p == p.flatten()[0]).all()):
+                noise = torch.randn(p.shape, generator=generator) * 0.2
+                p.add_(noise.to(p) if p.numel() > 1 else torch.full_like(p, 0.3))
+    return probed
+
+
+def _facts(model: nn.Module, began: float) -> dict[str, Any]:
+    sizes = [p.numel() for p in model.parameters()]
+    return {
+        "model": type(model).__name__,
+        "parameters": int(math.fsum(sizes)),
+        "seconds": round(time.perf_counter() - began, 2),
+    }

@@ -1,0 +1,523 @@
+"""Finds the residual stream, its sublayers, norms and attentions in the operations of a forward.
+
+Nothing is found by name. A value is *carried* along by operations that keep what is in it: views,
+sums, factors, norms. Everything else *computes*: products with weights, softmax, nonlinearities. An
+addition is a residual connection if one operand (the stream) is carried from a value ``fork`` that
+the other (the branch) was computed from, through at least one product. Attention is a product with
+a matrix that came, without further products, from a product of two activations.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from addnorm.observe import Call, Op, Trace, Value
+
+
+def _names(text: str) -> frozenset[str]:
+    """Operations, by aten's names without their overloads."""
+    return frozenset(text.split())
+
+
+VIEWS = _names(
+    "view _unsafe_view reshape _reshape_alias expand permute transpose t squeeze unsqueeze slice "
+    "select split split_with_sizes chunk unbind alias detach clone contiguous _to_copy lift_fresh "
+    "as_strided gather index index_select roll flip constant_pad_nd cat stack repeat where "
+    "masked_fill native_dropout tril triu nan_to_num clamp clamp_min clamp_max copy movedim "
+    "view_as_real view_as_complex _conj unfold masked_scatter slice_scatter select_scatter "
+    "expand_copy narrow_copy pad new_copy remainder fmod flatten unflatten"
+)
+LINEAR = _names("add sub rsub neg")
+LOOKUPS = _names("embedding index index_select gather")
+PRODUCTS = _names(
+    "mm addmm bmm baddbmm addbmm convolution _convolution mkldnn_convolution mv addmv dot linear "
+    "_addmm_activation"
+)
+NORMS = _names(
+    "native_layer_norm _fused_rms_norm rms_norm native_group_norm native_batch_norm "
+    "_native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
+    "_batch_norm_with_update _batch_norm_no_update"
+)
+REDUCTIONS = _names(
+    "mean sum var std var_mean std_mean linalg_vector_norm norm amax amin max min _safe_softmax "
+    "_softmax"
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One carrying operation: ``source`` is carried into ``target``."""
+
+    source: Value
+    target: Value
+    kind: str
+    """"view", "add", "scale", "norm" or "gate"."""
+    op: Op | None = None
+    norm: "NormCall | None" = None
+
+
+@dataclass(eq=False, frozen=True)
+class NormCall:
+    """One application of a norm."""
+
+    source: Value
+    output: Value
+    path: str
+    """Of the module that is it, or in which it is computed."""
+    op: Op
+    module: nn.Module | None
+    """None: computed in the forward of a larger module."""
+    parameters: frozenset[str]
+
+
+@dataclass(eq=False, frozen=True)
+class Attention:
+    """softmax(q k^T) v, or what stands in its place."""
+
+    scores: Op
+    mix: Op
+    weights: Value
+    """What multiplies the values, (..., queries, keys)."""
+    right: bool
+    """The weights are the second factor of ``mix``, transposed."""
+    between: tuple[Op, ...]
+    """The operations from the scores to the weights, in order."""
+    path: str
+
+
+@dataclass(eq=False, frozen=True)
+class Residual:
+    """One residual connection: ``add`` writes ``branch``, computed from ``fork``, on ``stream``."""
+
+    add: Op
+    stream: Value
+    branch: Value
+    fork: Value
+    inside: frozenset[Value]
+    """What was computed from the fork on the way to the branch's end, the fork not included."""
+    steps: tuple[Step, ...]
+    """From the fork to the stream's operand."""
+
+    @property
+    def output(self) -> Value:
+        """The stream afterwards."""
+        return self.add.outputs[0]
+
+
+class Structure:
+    """What was found in a trace."""
+
+    def __init__(self, trace: Trace, model: nn.Module) -> None:
+        self.trace, self.model = trace, model
+        self.modules = dict(model.named_modules())
+        root = next((c for c in trace.calls if c.parent is None), None)
+        self.activations = trace.descendants(*(root.inputs if root else ()))
+        leaves = torch.utils._pytree.tree_leaves(trace.result)
+        self.results = [v for v in leaves if isinstance(v, Value)]
+        self.live = trace.ancestors(*self.results)
+        self._ancestors: dict[Value, set[Value]] = {}
+
+    # --- carrying
+
+    @cached_property
+    def norms_by_output(self) -> dict[Value, NormCall]:
+        """Norms that are modules or single operations."""
+        found: dict[Value, NormCall] = {}
+        for call in self.trace.calls:
+            norm = self._as_norm(call)
+            if norm is not None:
+                found[norm.output] = norm  # of nested modules with one output the innermost
+        for op in self.trace.ops:
+            if op.name in NORMS and op.outputs and op.outputs[0] not in found:
+                own = self.modules.get(op.module)
+                alone = own if own is not None and not list(own.children()) else None
+                names = frozenset(v.name for v in op.inputs if v.name)
+                norm = NormCall(op.inputs[0], op.outputs[0], op.module, op, alone, names)
+                found[op.outputs[0]] = norm
+        return found
+
+    def _as_norm(self, call: Call) -> NormCall | None:
+        """The call of a module that takes one activation to another of its shape by statistics,
+        elementwise and with vectors only."""
+        module = call.module
+        if any(p.squeeze().dim() > 1 for p in module.parameters()):
+            return None
+        sources = [v for v in call.inputs if v in self.activations and v.tensor.is_floating_point()]
+        if len(set(sources)) != 1 or len(call.outputs) != 1:
+            return None
+        source, output = sources[0], call.outputs[0]
+        if source.shape != output.shape or source is output:
+            return None
+        ops = [op for op in self.trace.ops if call.first <= self._order[op] < call.last]
+        if any(op.name in PRODUCTS or op.name in ("_softmax", "_safe_softmax") for op in ops):
+            return None
+        if not any(op.name in REDUCTIONS or op.name in NORMS for op in ops):
+            return None
+        last = output.op if output.op in self._order else ops[-1]
+        assert last is not None
+        names = frozenset(v.name for op in ops for v in op.inputs if v.name)
+        return NormCall(source, output, call.path, last, module, names)
+
+    @cached_property
+    def _order(self) -> dict[Op, int]:
+        return {op: i for i, op in enumerate(self.trace.ops)}
+
+    def order(self, op: Op) -> int:
+        """When it ran."""
+        return self._order[op]
+
+    def ancestors(self, value: Value) -> set[Value]:
+        """``Trace.ancestors`` of one value, remembered."""
+        if value not in self._ancestors:
+            self._ancestors[value] = self.trace.ancestors(value)
+        return self._ancestors[value]
+
+    def steps_into(self, value: Value) -> list[Step]:
+        """The ways by which a value carries others."""
+        norm = self.norms_by_output.get(value)
+        if norm is not None:
+            return [Step(norm.source, value, "norm", norm.op, norm)]
+        op = value.op
+        if op is None:
+            return []
+        moving = [v for v in op.inputs if v in self.activations]
+        if op.name in VIEWS or op.name == "alias":
+            if op.name in ("where", "gather", "index", "index_select"):
+                moving = [v for v in moving if v.tensor.is_floating_point()]
+            return [Step(v, value, "view", op) for v in moving]
+        if op.name in LINEAR:
+            if len(moving) < 2:
+                return [Step(v, value, "view", op) for v in moving]
+            inline = self._by_statistic(op, value, moving)
+            return inline or [Step(v, value, "add", op) for v in moving]
+        if op.name in ("lerp", "addcmul"):
+            return [Step(v, value, "add", op) for v in moving]
+        if op.name in ("mul", "div"):
+            if len(moving) == 1:
+                ok = op.name == "mul" or moving[0] is op.args[0]
+                return [Step(moving[0], value, "scale", op)] if ok else []
+            return self._by_statistic(op, value, moving) or self._gated(op, value, moving)
+        return []
+
+    def _by_statistic(self, op: Op, value: Value, moving: list[Value]) -> list[Step]:
+        """x - mean(x), x / std(x) and the like: one operand is a reduction of the other."""
+        if len(moving) != 2 or moving[0] is moving[1]:
+            return []
+        for kept, statistic in ((moving[0], moving[1]), (moving[1], moving[0])):
+            if op.name == "div" and kept is not op.args[0]:
+                continue
+            if kept.shape != value.shape or statistic.tensor.numel() >= kept.tensor.numel():
+                continue
+            if self._reduces(statistic, kept):
+                if op.name in LINEAR:
+                    return [Step(kept, value, "scale", op)]
+                names = frozenset(v.name for v in op.inputs if v.name)
+                norm = NormCall(kept, value, op.module, op, None, names)
+                return [Step(kept, value, "norm", op, norm)]
+        return []
+
+    def _reduces(self, statistic: Value, of: Value) -> bool:
+        """Whether it was computed from what ``of`` is, without products and with a reduction."""
+        sources = {of} | {
+            v for v in self.ancestors(of) if v in self.activations and v.shape == of.shape
+        }
+        todo, seen, reduced = [(statistic, False)], {statistic}, False
+        while todo:
+            value, past = todo.pop()
+            if value in sources:
+                reduced = reduced or past
+                continue
+            op = value.op
+            if op is None or op.name in PRODUCTS:
+                continue
+            for v in op.inputs:
+                if v in self.activations and v not in seen:
+                    seen.add(v)
+                    todo.append((v, past or op.name in REDUCTIONS))
+        return reduced
+
+    def _gated(self, op: Op, value: Value, moving: list[Value]) -> list[Step]:
+        """A product with a gate, all of whose values lie between 0 and 1, carries the other."""
+        if op.name != "mul" or len(moving) != 2:
+            return []
+        for kept, gate in ((moving[0], moving[1]), (moving[1], moving[0])):
+            t = gate.tensor
+            if kept.shape != value.shape or not t.is_floating_point() or kept is gate:
+                continue
+            if bool(((t >= 0) & (t <= 1)).all()):
+                return [Step(kept, value, "gate", op)]
+        return []
+
+    def carried(self, value: Value) -> dict[Value, Step | None]:
+        """Every value that is in it -> the step out of that value, on a shortest way."""
+        found: dict[Value, Step | None] = {value: None}
+        todo = [value]
+        for target in todo:
+            for step in self.steps_into(target):
+                if step.source not in found:
+                    found[step.source] = step
+                    todo.append(step.source)
+        return found
+
+    def way(self, source: Value, target: Value) -> tuple[Step, ...]:
+        """The steps by which ``source`` is carried into ``target``."""
+        found, steps = self.carried(target), []
+        step = found[source]
+        while step is not None:
+            steps.append(step)
+            step = found[step.target]
+        return tuple(steps)
+
+    @cached_property
+    def steps_from(self) -> dict[Value, list[Step]]:
+        """The steps out of each value."""
+        found: dict[Value, list[Step]] = {}
+        for value in self.trace.values:
+            if value in self.activations:
+                for step in self.steps_into(value):
+                    found.setdefault(step.source, []).append(step)
+        return found
+
+    def carried_on(self, value: Value) -> set[Value]:
+        """Every value that it is carried into."""
+        found, todo = {value}, [value]
+        while todo:
+            for step in self.steps_from.get(todo.pop(), ()):
+                if step.target not in found:
+                    found.add(step.target)
+                    todo.append(step.target)
+        return found
+
+    # --- residual connections
+
+    @cached_property
+    def residuals(self) -> tuple[Residual, ...]:
+        """In the order of their additions."""
+        found = []
+        for op in self.trace.ops:
+            if op.name not in ("add", "sub", "lerp", "addcmul") or not op.outputs:
+                continue
+            out = op.outputs[0]
+            moving = [v for v in op.inputs if v in self.activations and v.shape == out.shape]
+            if len(moving) < 2 or not out.tensor.is_floating_point() or out not in self.live:
+                continue
+            for stream, branch in ((moving[0], moving[1]), (moving[1], moving[0])):
+                residual = self._residual(op, stream, branch)
+                if residual is not None:
+                    found.append(residual)
+                    break
+        return tuple(found)
+
+    def _residual(self, op: Op, stream: Value, branch: Value) -> Residual | None:
+        before = self.carried(stream)
+        mixed = self.ancestors(branch)
+        own = self.carried(branch)
+        forks = [v for v in before if v in mixed and v not in own and v in self.activations]
+        if not forks:
+            return None
+        fork = max(forks, key=lambda v: v.number)
+        inside = (self.trace.descendants(fork) & mixed) - {fork}
+        if not any(v.op is not None and v.op.name in PRODUCTS for v in inside):
+            return None
+        if fork.tensor.numel() != stream.tensor.numel() and not self._same_rows(fork, stream):
+            return None
+        return Residual(op, stream, branch, fork, frozenset(inside), self.way(fork, stream))
+
+    @staticmethod
+    def _same_rows(fork: Value, stream: Value) -> bool:
+        """Equal widths: a stream may be cut or padded on its way."""
+        return bool(fork.shape) and fork.shape[-1] == stream.shape[-1]
+
+    @cached_property
+    def covered(self) -> set[Value]:
+        """Everything inside some branch."""
+        return set().union(*(r.inside for r in self.residuals)) if self.residuals else set()
+
+    def previous(self, residual: Residual) -> Residual | None:
+        """The residual connection that wrote last on what this one's branch forks from."""
+        before = self.carried(residual.fork)
+        written = [r for r in self.residuals if r is not residual and r.output in before]
+        return max(written, key=lambda r: self.order(r.add)) if written else None
+
+    def next(self, residual: Residual) -> list[Residual]:
+        """Those that write next on what this one wrote."""
+        return [r for r in self.residuals if self.previous(r) is residual]
+
+    def norms_between(self, source: Value, target: Value) -> list[NormCall]:
+        """The norms by which the stream goes from one to the other."""
+        if source is target:
+            return []
+        return [s.norm for s in self.way(source, target) if s.norm is not None]
+
+    def own_norms(self, residual: Residual) -> list[NormCall]:
+        """The norms through which the branch reads the fork, before its first product."""
+        found: dict[Value, NormCall] = {}
+        for value in self._read(residual.fork, residual.inside):
+            for step in self.steps_into(value):
+                if step.norm is not None:
+                    found[value] = step.norm
+        return list(found.values())
+
+    def _read(self, fork: Value, inside: Iterable[Value]) -> list[Value]:
+        allowed = set(inside)
+        found, todo = {fork}, [fork]
+        reached = []
+        while todo:
+            for step in self.steps_from.get(todo.pop(), ()):
+                if step.target in allowed and step.target not in found:
+                    found.add(step.target)
+                    todo.append(step.target)
+                    reached.append(step.target)
+        return reached
+
+    def readers(self, residual: Residual) -> list[tuple[Op, bool]]:
+        """The first products of the branch, and whether they read the fork through a norm."""
+        found: dict[Op, bool] = {}
+        todo: list[tuple[Value, bool]] = [(residual.fork, False)]
+        seen = {residual.fork}
+        while todo:
+            value, normed = todo.pop()
+            for op in value.readers:
+                if op.name in PRODUCTS and any(v in residual.inside for v in op.outputs):
+                    found[op] = found.get(op, False) or normed
+            for step in self.steps_from.get(value, ()):
+                if step.target in residual.inside and step.target not in seen:
+                    seen.add(step.target)
+                    todo.append((step.target, normed or step.norm is not None))
+        return list(found.items())
+
+    # --- attention, products, blocks
+
+    def weighted(self, op: Op) -> bool:
+        """A product of an activation with weights."""
+        factors = _factors(op)
+        return sum(v in self.activations for v in factors) == 1
+
+    @cached_property
+    def attentions(self) -> tuple[Attention, ...]:
+        """In order."""
+        found = []
+        for op in self.trace.ops:
+            factors = _factors(op)
+            if op.name not in ("bmm", "baddbmm", "mm") or not all(
+                v in self.activations for v in factors
+            ):
+                continue
+            for right in (False, True):
+                one = self._attention(op, factors[int(right)], right)
+                if one is not None:
+                    found.append(one)
+                    break
+        return tuple(found)
+
+    def _attention(self, mix: Op, weights: Value, right: bool) -> Attention | None:
+        """Backwards from the weights, without products, to the product of two activations."""
+        todo, seen = [weights], {weights}
+        scores = None
+        for value in todo:
+            op = value.op
+            if op is None or value not in self.activations:
+                continue
+            if op.name in PRODUCTS:
+                if op.name in ("bmm", "baddbmm", "mm") and all(
+                    v in self.activations for v in _factors(op)
+                ):
+                    scores = op
+                    break
+                continue
+            for v in op.inputs:
+                if v not in seen:
+                    seen.add(v)
+                    todo.append(v)
+        if scores is None:
+            return None
+        queries, keys = weights.shape[-2:] if not right else weights.shape[:-3:-1]
+        made = scores.outputs[0].shape
+        # sinks add a column or two and take them away again
+        if queries not in made[-2:] or (abs(keys - made[-1]) > 2 and keys != made[-2]):
+            return None
+        inside = self.trace.descendants(scores.outputs[0]) & self.ancestors(weights)
+        between = {v.op for v in inside if v.op is not None} - {scores}
+        ordered = tuple(sorted(between, key=self.order))
+        return Attention(scores, mix, weights, right, ordered, scores.module)
+
+    @cached_property
+    def tables(self) -> dict[str, Value]:
+        """Parameters whose rows are looked up by numbers: path -> as it was read."""
+        return {
+            op.inputs[0].name: op.inputs[0]
+            for op in self.trace.ops
+            if op.name in LOOKUPS and op.inputs[0].name and len(op.inputs[0].shape) == 2
+        }
+
+    def block(self, path: str) -> str:
+        """The repeated module that a path lies in: the innermost member of a list of modules that
+        holds an attention; else the module around the attention; "" if there is none."""
+        parts = path.split(".")
+        for n in range(len(parts), 0, -1):
+            at = ".".join(parts[:n])
+            if parts[n - 1].isdecimal() and self._is_block(at):
+                return at
+        for n in range(len(parts) - 1, 0, -1):
+            at = ".".join(parts[:n])
+            if self._is_block(at):
+                return at
+        return ""
+
+    def _is_block(self, at: str) -> bool:
+        return at in self.block_paths
+
+    @cached_property
+    def block_paths(self) -> frozenset[str]:
+        """Members of a list of modules with an attention and a product that reads its result, the
+        innermost ones; where no list is, the modules around the attentions."""
+        found = set()
+        mixing = [op for op in self.trace.ops if op.name in PRODUCTS and self.weighted(op)]
+        for attention in self.attentions:
+            parts = attention.path.split(".") if attention.path else []
+            after = self.trace.descendants(attention.mix.outputs[0])
+            reading = [op for op in mixing if op.outputs[0] in after]
+            for n in range(len(parts), 0, -1):
+                at = ".".join(parts[:n])
+                if parts[n - 1].isdecimal() and any(within(op.module, at) for op in reading):
+                    found.add(at)
+                    break
+        if not found:
+            for attention in self.attentions:
+                parts = attention.path.split(".") if attention.path else []
+                if len(parts) > 1:
+                    found.add(".".join(parts[:-1]))
+        return frozenset(found)
+
+    def block_calls(self) -> list[Call]:
+        """The calls of blocks, in order."""
+        return [c for c in self.trace.calls if c.path in self.block_paths]
+
+
+def _factors(op: Op) -> tuple[Value, ...]:
+    """The two factors of a product."""
+    args = [a for a in op.args if isinstance(a, Value)]
+    if op.name in ("addmm", "baddbmm", "addbmm", "addmv", "_addmm_activation"):
+        return tuple(args[1:3])
+    return tuple(args[:2]) if op.name in PRODUCTS else ()
+
+
+factors: Callable[[Op], tuple[Value, ...]] = _factors
+
+
+def within(path: str, scope: str) -> bool:
+    """Whether a module's path lies in another's."""
+    return scope == "" or path == scope or path.startswith(scope + ".")
+
+
+def number(value: Any) -> float | None:
+    """A number, or a tensor that is one."""
+    if isinstance(value, Value):
+        value = value.tensor
+    if isinstance(value, torch.Tensor):
+        return float(value) if value.numel() == 1 else None
+    return float(value) if isinstance(value, int | float) else None

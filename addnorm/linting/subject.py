@@ -1,0 +1,127 @@
+"""What the rules look at: a copy of the model, made fit for probing, and a call that works."""
+
+import copy
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.structure import Structure
+from addnorm.observe import Trace, record
+
+Said = Iterator[Finding | Unknown]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One call of a model: ``model(*args, **kwargs)``."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] | None = None
+
+    def call(self, model: nn.Module) -> Any:
+        """What the model returns; inputs are cloned first, for a model may write into them."""
+        copies = torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, (self.args, self.kwargs))
+        args, kwargs = copies
+        return model(*args, **(kwargs or {}))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are passed: "0", "1" ... by place, else by name."""
+        named = {str(i): value for i, value in enumerate(self.args)} | (self.kwargs or {})
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+    def replaced(self, name: str, value: Any) -> "Inputs":
+        """With another value of one argument, named as in ``tensors``."""
+        if name.isdecimal():
+            args = list(self.args)
+            args[int(name)] = value
+            return Inputs(tuple(args), self.kwargs)
+        return Inputs(self.args, {**(self.kwargs or {}), name: value})
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under examination."""
+
+    original: nn.Module
+    """The user's own. Read only: rules look at its weights and never call it."""
+    model: nn.Module
+    """A deep copy in evaluation mode, float32 or float64, in which parameters that are constant by
+    initialisation (zeros above all) are random: branches that are dead by design are alive here.
+    A rule that changes it (mode, weights, hooks) puts it back."""
+    inputs: Inputs
+    causal: bool | None = None
+    """True: position t must not see what comes after; False: it may; None: nobody said."""
+    optimizer: torch.optim.Optimizer | None = None
+
+    @cached_property
+    def trace(self) -> Trace:
+        """All operations of one forward of ``model`` on ``inputs``, with gradients enabled."""
+        return record(lambda: self.inputs.call(self.model), self.model)
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The stream, sublayers, norms and attentions found in the trace."""
+        return Structure(self.trace, self.model)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Some rules that are decided together."""
+
+    rules: tuple[str, ...]
+    run: Callable[[Subject], Said]
+
+
+def bare_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode without gradients and without the user's hooks."""
+    made = copy.deepcopy(model).eval()
+    made.zero_grad(set_to_none=True)
+    for module in made.modules():
+        for hooks in (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        ):
+            for key, hook in list(hooks.items()):
+                if not str(getattr(hook, "__module__", "")).startswith("torch."):
+                    del hooks[key]  # torch's own compute weights (weight_norm)
+    return made
+
+
+@contextmanager
+def left_alone() -> Iterator[None]:
+    """Random number generators, default dtype and the like are as before afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(), warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def main_output(out: Any) -> Tensor:
+    """The tensor that a model's output is about: ``logits``, ``last_hidden_state``, else the first
+    floating-point tensor in it."""
+    for name in ("logits", "prediction_logits", "last_hidden_state"):
+        found = out.get(name) if isinstance(out, dict) else getattr(out, name, None)
+        if isinstance(found, Tensor):
+            return found
+    for leaf in torch.utils._pytree.tree_leaves(out):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf
+    raise ValueError(
+        f"the model returned {type(out).__name__}, with no floating-point tensor in it"
+    )

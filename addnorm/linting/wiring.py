@@ -1,0 +1,834 @@
+"""How the sublayers sit on the residual stream: proved on the operations, not guessed from code."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.structure import (
+    LINEAR,
+    PRODUCTS,
+    VIEWS,
+    NormCall,
+    Residual,
+    Structure,
+    factors,
+    number,
+    within,
+)
+from addnorm.linting.subject import Check, Said, Subject
+from addnorm.observe import Call, Op, Value, altered
+
+FAR = 1e-3  # relative: float32 noise is 1e-6, a norm moves a random vector by several tenths
+DEAD = 1e-6  # relative to the stream; randomised branches write 1e-3 and more
+
+
+def no_residual(subject: Subject) -> Said:
+    """Attentions and products of blocks that the stream does not go around."""
+    s = subject.structure
+    if not s.attentions:
+        yield Unknown(rule="no-residual", module="", why="no attention was found in the forward")
+        return
+    lists = {path.rpartition(".")[0] for path in s.block_paths if path[-1:].isdecimal()}
+    scopes = lists or s.block_paths
+    found: dict[str, list[Op]] = defaultdict(list)
+    for attention in s.attentions:
+        out = attention.mix.outputs[0]
+        if out not in s.covered and out in s.live and _only_way(s, attention.mix):
+            found[attention.path].append(attention.mix)
+    mixes = {a.mix.outputs[0] for a in s.attentions}
+    for op in s.trace.ops:
+        if op.name not in PRODUCTS or not s.weighted(op) or op.outputs[0] in s.covered:
+            continue
+        inside = any(within(op.module, scope) for scope in scopes) and bool(scopes)
+        if not inside and not _between_attentions(s, op, mixes):
+            continue
+        if s.ancestors(op.outputs[0]) & mixes and op.outputs[0] in s.live and _cuts(s, op):
+            found[op.module].append(op)
+    blocks: dict[str, list[str]] = defaultdict(list)
+    for path in found:
+        blocks[s.block(path) or path.rpartition(".")[0]].append(path)
+    for block, paths in blocks.items():
+        attention_too = any(a.path in paths for a in s.attentions)
+        what = "attention" if attention_too else "products with weights"
+        first = found[paths[0]][0]
+        yield Finding(
+            rule="no-residual",
+            severity="error",
+            module=block or paths[0],
+            evidence={
+                "outside_of_every_residual": paths[:8],
+                "count": len(paths),
+                "residual_connections_in_the_model": len(s.residuals),
+                "shape": list(first.outputs[0].shape),
+            },
+            message=f"The {what} in {', '.join(paths[:3])} has no residual connection around it: "
+            "what comes before reaches what comes after only through it. Deep stacks of such "
+            "layers lose the signal and its gradient.",
+            remedy="Add the sublayer's input to its output: x = x + sublayer(norm(x)), or "
+            "norm(x + sublayer(x)).",
+        )
+
+
+def _between_attentions(s: Structure, op: Op, mixes: set[Value]) -> bool:
+    out = op.outputs[0]
+    return bool(s.ancestors(out) & mixes) and bool(s.trace.descendants(out) & (mixes - {out}))
+
+
+def _cuts(s: Structure, op: Op) -> bool:
+    """Whether the stream goes through it, and it is no head: what only enters branches (keys of a
+    memory, modulations) or is carried to the result cuts nothing."""
+    todo, seen = [op.outputs[0]], {op.outputs[0]}
+    results, onwards = set(s.results), False
+    while todo and not onwards:
+        value = todo.pop()
+        if value in results:
+            return False
+        for reader in value.readers:
+            for v in reader.outputs:
+                if v in seen or v in s.covered:
+                    continue
+                seen.add(v)
+                onwards = onwards or reader.name in PRODUCTS
+                todo.append(v)
+    onwards = onwards or any(r.stream in seen or r.fork in seen for r in s.residuals)
+    return onwards and _only_way(s, op)
+
+
+def _only_way(s: Structure, op: Op) -> bool:
+    """Whether what an operation reads reaches the results through it alone."""
+    out = op.outputs[0]
+    sources = []
+    todo = [v for v in op.inputs if v in s.activations]
+    seen = set(todo)
+    while todo:  # back to where the stream was last added to, through at most the projections
+        value = todo.pop()
+        steps = [x for x in s.steps_into(value) if x.kind != "add"]
+        before = [x.source for x in steps]
+        if not before and value.op is not None and value.op.name in PRODUCTS:
+            before = [v for v in factors(value.op) if v in s.activations]
+            if any(r.output in before for r in s.residuals) or value in s.covered:
+                before = []
+        if not before:
+            sources.append(value)
+        for v in before:
+            if v not in seen:
+                seen.add(v)
+                todo.append(v)
+    targets = {v for v in s.results if out in s.ancestors(v)}
+    gone = {out}
+    reached, todo = set(sources), list(sources)
+    while todo:
+        for reader in todo.pop().readers:
+            for v in reader.outputs:
+                if v not in reached and v not in gone:
+                    reached.add(v)
+                    todo.append(v)
+    return bool(targets) and not targets <= reached
+
+
+def wrong_tensor(subject: Subject) -> Said:
+    """Residual connections that carry on something other than the stream."""
+    s = subject.structure
+    if not s.residuals:
+        yield Unknown(
+            rule="residual-wrong-tensor", module="", why="no residual connection was found"
+        )
+        return
+    zeroed = _blocks_without_branches(subject)
+    told: set[str] = set()
+    for call, first in _normed_streams(s):
+        if call.path in told:
+            continue
+        told.add(call.path)
+        evidence: dict[str, Any] = {"norm_on_the_stream": first.path}
+        if call.path in zeroed:
+            x, y = zeroed[call.path]
+            evidence["block_with_branches_zeroed_differs_from_x_by"] = _apart(y, x)
+            evidence["and_from_norm_of_x_by"] = _apart(y, first.output.tensor)
+        yield Finding(
+            rule="residual-wrong-tensor",
+            severity="error",
+            module=call.path,
+            evidence=evidence,
+            message=f"{first.path} normalizes the stream itself, and the sublayer reads and is "
+            "added to the normed copy: norm(x) + f(norm(x)). With all branches zeroed the block "
+            "returns norm(x), not x, so the identity path that makes pre-norm trainable is gone.",
+            remedy="Keep the input for the sum: x = x + f(norm(x)).",
+        )
+    if not told:
+        yield from _now_and_then(s)
+    for residual in s.residuals:
+        yield from _lost_write(s, residual)
+        yield from _normed_operand(s, residual)
+        yield from _scaled_branch(s, residual)
+        yield from _partly_normed(s, residual)
+    yield from _twice(s)
+    for path, (x, y) in zeroed.items():
+        if path in told or x.shape != y.shape:
+            continue
+        yield from _not_the_input(s, path, x, y)
+
+
+def _blocks_without_branches(subject: Subject) -> dict[str, tuple[Tensor, Tensor]]:
+    """Path -> what a block took and gave when every branch of the model wrote zeros."""
+    s = subject.structure
+
+    def zero(residual: Residual) -> Any:
+        at = [i for i, a in enumerate(residual.add.args) if a is residual.branch]
+
+        def change(args: tuple[Any, ...]) -> tuple[Any, ...]:
+            new = list(args)
+            for i in at:
+                new[i] = torch.zeros_like(new[i])
+            return tuple(new)
+
+        return change
+
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    seen: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Any:
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+            tensors = [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+            if tensors and path not in seen:
+                seen[path] = tensors[0].detach().clone()
+
+        def after(module: nn.Module, args: Any, out: Any) -> None:
+            leaves = torch.utils._pytree.tree_leaves(out)
+            tensors = [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+            if tensors and path in seen and path not in found:
+                found[path] = seen[path], tensors[0].detach().clone()
+
+        return before, after
+
+    handles = []
+    modules = dict(subject.model.named_modules())
+    for path in s.block_paths:
+        before, after = keep(path)
+        handles.append(modules[path].register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(modules[path].register_forward_hook(after))
+    try:
+        altered(
+            lambda: subject.inputs.call(subject.model),
+            {r.add: zero(r) for r in s.residuals if r.add.name in ("add", "sub")},
+        )
+    except (RuntimeError, ValueError, IndexError):
+        return {}  # the model's flow depends on what is in its tensors; the structure still tells
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """How far a is from b, relative to b, but for a constant factor."""
+    if a.shape != b.shape:
+        return float("inf")
+    a, b = a.double().flatten(), b.double().flatten()
+    c = torch.dot(a, b) / torch.dot(b, b).clamp(min=1e-300)
+    return float((a - c * b).norm() / (c * b).norm().clamp(min=1e-300))
+
+
+def _normed_streams(s: Structure) -> Iterator[tuple[Call, NormCall]]:
+    """Blocks that begin by normalizing the stream, or whose later sublayers do without a norm of
+    their own although the block is not post-norm."""
+    for call in s.block_calls():
+        inside = [r for r in s.residuals if _in_call(s, r.add, call)]
+        if not inside:
+            continue
+        first = inside[0]
+        heads = [v for v in call.inputs if v in s.carried(first.fork)]
+        for head in heads:
+            norms = [n for n in s.norms_between(head, first.fork) if _in_call(s, n.op, call)]
+            if norms and not s.own_norms(first):
+                yield call, norms[0]
+                break
+        for before, after in pairwise(inside):
+            if before.output not in s.carried(after.fork):
+                continue
+            norms = [
+                n for n in s.norms_between(before.output, after.fork) if _in_call(s, n.op, call)
+            ]
+            if not norms or s.own_norms(after) or not s.own_norms(before):
+                continue
+            last = inside[-1]
+            closing = [
+                n
+                for out in call.outputs
+                if last.output in s.carried(out)
+                for n in s.norms_between(last.output, out)
+            ]
+            if not closing:
+                yield call, norms[0]
+
+
+def _now_and_then(s: Structure) -> Said:
+    """Without blocks to go by: sublayers with a norm of their own and sublayers that have none and
+    read a normed stream, in turns. A design may change from one to the other once, not at every
+    layer."""
+    kinds: list[tuple[str, NormCall]] = []
+    for residual in s.residuals:
+        before = s.previous(residual)
+        own = s.own_norms(residual)
+        stream = s.norms_between(before.output, residual.fork) if before is not None else []
+        if own and not stream:
+            kinds.append(("own", own[0]))
+        elif stream and not own:
+            kinds.append(("stream", stream[0]))
+    turns = [b for a, b in pairwise(kinds) if a[0] == "own" and b[0] == "stream"]
+    if len(turns) < 2:
+        return
+    norm = turns[0][1]
+    share = float(norm.output.tensor.double().norm() / norm.source.tensor.double().norm())
+    yield Finding(
+        rule="residual-wrong-tensor",
+        severity="error",
+        module=norm.path,
+        evidence={
+            "sublayers_with_a_norm_of_their_own": sum(k == "own" for k, _ in kinds),
+            "sublayers_on_a_normed_stream": sum(k == "stream" for k, _ in kinds),
+            "scale_of_the_stream_changes_by": share,
+        },
+        message="Some sublayers read the stream through a norm and are added to it; the others are "
+        f"added to the normed copy (as in {norm.path or 'the model'}): norm(x) + f(norm(x)). "
+        "Between them the identity path that makes pre-norm trainable is gone.",
+        remedy="Keep the input for the sum everywhere: x = x + f(norm(x)).",
+    )
+
+
+def _in_call(s: Structure, op: Op, call: Call) -> bool:
+    return call.first <= s.order(op) < call.last
+
+
+def _lost_write(s: Structure, residual: Residual) -> Said:
+    """A later sublayer reads what this one wrote, but adds to the stream as it was before."""
+    out = residual.output
+    if any(out in s.carried(r.stream) for r in s.residuals if r is not residual):
+        return
+    before = s.carried(residual.stream)
+    for later in s.residuals:
+        if later is residual or out not in s.ancestors(later.branch):
+            continue
+        if later.fork in before and out not in s.carried(later.add.outputs[0]):
+            if any(residual.branch in s.carried(r.stream) for r in s.residuals):
+                return  # added elsewhere as well
+            yield Finding(
+                rule="residual-wrong-tensor",
+                severity="error",
+                module=later.add.module,
+                evidence={
+                    "lost_write_of": residual.add.module,
+                    "reads_it": later.add.module,
+                    "share_of_the_stream": _share(residual),
+                },
+                message=f"The sublayer added in {later.add.module or 'the model'} reads the stream "
+                f"with what {residual.add.module or 'the one before'} wrote, but is added to the "
+                "stream without it: that write is lost to all later layers.",
+                remedy="Add to the same tensor that the sublayer read.",
+            )
+            return
+
+
+def _normed_operand(s: Structure, residual: Residual) -> Said:
+    """norm(x) + f(norm(x)): the norm is on the way from the fork to the sum, and the branch has
+    one of its own as well."""
+    on_stream = [step.norm for step in residual.steps if step.norm is not None]
+    own = s.own_norms(residual)
+    if not on_stream or not own:
+        return
+    x, y = residual.fork.tensor, residual.stream.tensor
+    yield Finding(
+        rule="residual-wrong-tensor",
+        severity="error",
+        module=residual.add.module,
+        evidence={
+            "norm_on_the_stream": on_stream[0].path,
+            "norm_of_the_branch": own[0].path,
+            "what_is_added_to_differs_from_x_by": _apart(y.detach(), x.detach()),
+        },
+        message=f"The branch reads x through {own[0].path}, and is then added to "
+        f"{on_stream[0].path} of x instead of to x: the identity path that makes pre-norm "
+        "trainable is gone.",
+        remedy="Keep the input for the sum: x = x + f(norm(x)).",
+    )
+
+
+def _share(residual: Residual) -> float:
+    b, a = residual.branch.tensor.double(), residual.stream.tensor.double()
+    return float(b.norm() / a.norm().clamp(min=1e-300))
+
+
+def _scaled_branch(s: Structure, residual: Residual) -> Said:
+    """DeepNorm's factor on the branch in place of the stream."""
+    op = residual.branch.op
+    if op is None or op.name != "mul" or any(step.kind == "scale" for step in residual.steps):
+        return
+    constants = [number(a) for a in op.args if not (isinstance(a, Value) and a in s.activations)]
+    factor = constants[0] if constants else None
+    learned = any(v.name for a in op.inputs for v in s.trace.ancestors(a) if a not in s.activations)
+    if factor is None or factor <= 1.0 or learned:
+        return
+    after = [n for n in s.steps_from.get(residual.output, ()) if n.norm is not None]
+    if after:
+        yield Finding(
+            rule="residual-wrong-tensor",
+            severity="error",
+            module=residual.add.module,
+            evidence={"factor_of_the_branch": factor, "factor_of_the_stream": 1.0},
+            message=f"Before {after[0].norm.path if after[0].norm else 'the norm'} the branch is "
+            f"multiplied by {factor:.3g} and the stream by 1: the deeper the stack, the faster it "
+            "forgets its input. DeepNorm's factor belongs to the stream.",
+            remedy="norm(alpha * x + f(x)), not norm(x + alpha * f(x)).",
+        )
+
+
+def _partly_normed(s: Structure, residual: Residual) -> Said:
+    """Of the products that read the stream, some read it through a norm and some do not."""
+    readers = [(op, normed) for op, normed in s.readers(residual) if s.weighted(op)]
+    normed = [op.module for op, ok in readers if ok]
+    raw = [op.module for op, ok in readers if not ok]
+    if not normed or not raw:
+        return
+    heads = [a for a in s.attentions if a.mix.outputs[0] in residual.inside]
+    feeding = {op for a in heads for v in s.ancestors(a.mix.outputs[0]) if (op := v.op) is not None}
+    if not heads or not all(op in feeding for op, _ in readers):
+        return
+    yield Finding(
+        rule="residual-wrong-tensor",
+        severity="error",
+        module=residual.add.module,
+        evidence={"through_a_norm": sorted(set(normed)), "past_it": sorted(set(raw))},
+        message="Of the projections of one attention some read the stream through the norm and "
+        f"some past it ({', '.join(sorted(set(raw))[:3]) or 'in one product'}): their scale grows "
+        "with depth while that of the others does not.",
+        remedy="Give all of queries, keys and values the normed stream.",
+    )
+
+
+def _twice(s: Structure) -> Said:
+    """An addition of two values that both hold the same stream in full."""
+    points = {r.fork for r in s.residuals} | {r.output for r in s.residuals}
+    known = {r.add for r in s.residuals}
+    for op in s.trace.ops:
+        if op.name != "add" or op in known or not op.outputs or op.outputs[0] not in s.live:
+            continue
+        moving = [v for v in op.inputs if v in s.activations]
+        if len(moving) != 2 or moving[0].shape != moving[1].shape:
+            continue
+        left, right = (_plainly(s, v) for v in moving)
+        both = left & right & points
+        if not both or not (left | right) & {r.output for r in s.residuals}:
+            continue
+        if op.outputs[0] not in {v for r in s.residuals for v in s.carried(r.fork)} | s.live:
+            continue
+        at = max(both, key=lambda v: v.number)
+        yield Finding(
+            rule="residual-wrong-tensor",
+            severity="error",
+            module=op.module,
+            evidence={"times_in_the_sum": 2, "width": op.outputs[0].shape[-1]},
+            message="The residual is added twice: both operands of an addition hold the stream "
+            f"{'as ' + at.op.module + ' left it' if at.op and at.op.module else ''} in full, so it "
+            "doubles here at every layer.",
+            remedy="Add the sublayer's output once, in one place.",
+        )
+        return
+
+
+def _plainly(s: Structure, value: Value) -> set[Value]:
+    """What is carried into it by views and sums alone."""
+    found, todo = {value}, [value]
+    while todo:
+        for step in s.steps_into(todo.pop()):
+            if step.kind in ("view", "add") and step.source not in found:
+                found.add(step.source)
+                todo.append(step.source)
+    return found
+
+
+def _not_the_input(s: Structure, path: str, x: Tensor, y: Tensor) -> Said:
+    """A block whose branches are zeroed must return its input, through its own stream norms."""
+    call = next(c for c in s.block_calls() if c.path == path)
+    inside = [r for r in s.residuals if _in_call(s, r.add, call)]
+    heads = [v for v in call.inputs if v.shape == tuple(x.shape)]
+    if not inside or not heads or not call.outputs:
+        return
+    carried = s.carried(call.outputs[0])
+    if heads[0] not in carried:
+        return  # it has no stream of this shape: no-residual looks at that
+    expected = x
+    try:
+        for step in s.way(heads[0], call.outputs[0]):
+            if step.norm is not None:
+                if step.norm.module is None or step.norm.source.shape != tuple(expected.shape):
+                    return
+                with torch.no_grad():
+                    expected = step.norm.module(expected)
+                if not isinstance(expected, Tensor):
+                    return
+            elif step.kind in ("gate", "scale") or step.source.shape != step.target.shape:
+                return
+    except (RuntimeError, TypeError):
+        return
+    apart = _apart(y, expected)
+    if apart <= FAR or any(r.add.name not in ("add", "sub") for r in inside):
+        return
+    yield Finding(
+        rule="residual-wrong-tensor",
+        severity="warning",
+        module=path,
+        evidence={
+            "block_with_branches_zeroed_differs_from_its_stream_by": apart,
+            "residual_connections_inside": len(inside),
+        },
+        message="With every branch zeroed this block does not return its input (passed through "
+        "its own norms): something else is written on the stream or taken from it.",
+        remedy="Look at what is added besides the sublayers' outputs.",
+    )
+
+
+def norms_on_the_way(subject: Subject) -> Said:
+    """double-norm, missing-final-norm, shared-norm."""
+    s = subject.structure
+    yield from _double(s)
+    yield from _missing_final(s)
+    yield from _shared(s, subject)
+
+
+def _all_norms(s: Structure) -> list[NormCall]:
+    """Every application of a norm, once, in order."""
+    found: dict[Value, NormCall] = {}
+    for value in s.trace.values:
+        if value in s.activations:
+            for step in s.steps_into(value):
+                if step.norm is not None:
+                    found[value] = step.norm
+    return sorted(found.values(), key=lambda n: s.order(n.op))
+
+
+def _double(s: Structure) -> Said:
+    outputs = {n.output: n for n in _all_norms(s)}
+    forks = {r.fork for r in s.residuals} | {v for r in s.residuals for v in (r.stream,)}
+    for second in outputs.values():
+        value, widest = second.source, second.source.shape
+        while value not in outputs:
+            steps = s.steps_into(value)
+            if len(steps) != 1 or steps[0].kind != "view" or value.shape != widest:
+                break
+            value = steps[0].source
+        first = outputs.get(value)
+        if first is None or first is second:
+            continue
+        if _inside(first, second) or _inside(second, first):
+            continue
+        if value in forks or len(_uses(s, value, second)) > 0:
+            continue
+        x, y = first.output.tensor.double(), second.output.tensor.double()
+        change = float((y - x).norm() / x.norm().clamp(min=1e-300)) if x.shape == y.shape else 1.0
+        yield Finding(
+            rule="double-norm",
+            severity="warning",
+            module=second.path,
+            evidence={"first_norm": first.path, "relative_change_by_the_second": change},
+            message=f"{second.path} normalizes what {first.path} has just normalized: nothing but "
+            "identity lies between. The second undoes the first one's gain and bias, and costs a "
+            "pass over memory.",
+            remedy="Remove one: a post-norm stack ends normalized and needs no final norm.",
+        )
+
+
+def _inside(a: NormCall, b: NormCall) -> bool:
+    """Whether one is a part of a module that is the other."""
+    return b.module is not None and within(a.path, b.path)
+
+
+def _uses(s: Structure, value: Value, besides: NormCall) -> list[Op]:
+    """Who reads a value, apart from one norm and from views on the way to it."""
+    way = s.ancestors(besides.output)
+    return [
+        op
+        for op in value.readers
+        if any(v in s.live for v in op.outputs) and not any(v in way for v in op.outputs)
+    ]
+
+
+def _missing_final(s: Structure) -> Said:
+    """A pre-norm stream that is read at its end without a norm."""
+    for last in s.residuals:
+        if s.next(last):
+            continue
+        chain = [last]
+        while (before := s.previous(chain[-1])) is not None and before not in chain:
+            chain.append(before)
+        chain.reverse()
+        attending = [r for r in chain if any(a.mix.outputs[0] in r.inside for a in s.attentions)]
+        if not attending:
+            continue
+        own = [r for r in chain if s.own_norms(r)]
+        normed_before = [
+            r
+            for r in chain[1:]
+            if (p := s.previous(r)) is not None and s.norms_between(p.output, r.fork)
+        ]
+        if len(own) * 2 <= len(chain) or len(normed_before) * 2 > len(chain):
+            continue
+        ends = s.carried_on(last.output)
+        if any(
+            step.norm is not None for v in ends for step in s.steps_into(v) if step.source in ends
+        ):
+            continue
+        read = [op for v in ends for op in v.readers if op.name in PRODUCTS and v in factors(op)]
+        rms = [float(r.output.tensor.double().square().mean().sqrt()) for r in (chain[0], last)]
+        yield Finding(
+            rule="missing-final-norm",
+            severity="error" if read else "warning",
+            module=read[0].module if read else last.add.module,
+            evidence={
+                "sublayers": len(chain),
+                "with_a_norm_of_their_own": len(own),
+                "rms_after_the_first_sublayer": rms[0],
+                "rms_at_the_end": rms[1],
+            },
+            message="The sublayers are pre-norm, so nothing ever normalizes the stream itself, and "
+            + (
+                f"{read[0].module or 'a product'} reads its end without a norm"
+                if read
+                else "its end is returned without a norm"
+            )
+            + ": its scale grows with depth and during training, and so do the logits.",
+            remedy="Put a norm after the last block (GPT-2's ln_f)."
+            + ("" if read else " If the caller normalizes what it gets, ignore this."),
+        )
+
+
+def _shared(s: Structure, subject: Subject) -> Said:
+    """One norm's parameters at several places of the stream."""
+    at: dict[frozenset[str], list[NormCall]] = defaultdict(list)
+    for norm in _all_norms(s):
+        own = frozenset(name for name in norm.parameters if name) or _gains(s, norm)
+        if own and norm.source not in {n.source for n in at[own]}:
+            at[own].append(norm)
+    times: dict[str, int] = defaultdict(int)
+    for op in s.trace.ops:
+        if op.name in PRODUCTS and s.weighted(op):
+            for v in op.inputs:
+                for name in _weight_names(s, v):
+                    times[name] += 1
+    for names, calls in at.items():
+        if len(calls) < 2:
+            continue
+        block = s.block(calls[0].path)
+        around = [n for name, n in times.items() if block and within(name, block)]
+        whole = bool(around) and min(around) >= len(calls) // 2 and max(around) >= 2
+        if _same_role(s, calls):
+            continue
+        yield Finding(
+            rule="shared-norm",
+            severity="note" if whole else "error",
+            module=calls[0].path,
+            evidence={
+                "places": len(calls),
+                "parameters": sorted(names),
+                "whole_layer_is_shared": whole,
+            },
+            message=(
+                f"The layer around {calls[0].path} is used {len(calls)} times with the same "
+                "weights, its norms among them, as in ALBERT."
+                if whole
+                else f"{calls[0].path} is one norm at {len(calls)} places: its gain and bias get "
+                "the sum of unlike gradients, and no place gets a scale of its own."
+            ),
+            remedy="Nothing, if the sharing is meant." if whole else "One norm for each place.",
+        )
+
+
+def _gains(s: Structure, norm: NormCall) -> frozenset[str]:
+    """The vectors that a norm computed by hand is multiplied by, just before or just after."""
+    found: set[str] = set()
+    before = [norm.source.op] if norm.source.op is not None else []
+    for op in (*before, *norm.output.readers):
+        if op.name == "mul" and len(op.outputs[0].shape) > 1:
+            for v in op.inputs:
+                if v not in s.activations and v.tensor.numel() == norm.output.shape[-1]:
+                    found |= {a.name for a in s.trace.ancestors(v) if a.name}
+    return frozenset(found)
+
+
+def _same_role(s: Structure, calls: list[NormCall]) -> bool:
+    """Norms of queries and keys, or of one projection's parts, inside one branch."""
+    first = [r for r in s.residuals if calls[0].output in r.inside]
+    return bool(first) and all(
+        any(n.output in r.inside for r in first) and n.source not in _read_of(s, first)
+        for n in calls
+    )
+
+
+def _read_of(s: Structure, residuals: list[Residual]) -> set[Value]:
+    return {v for r in residuals for v in s.carried(r.fork)} | {
+        v for r in residuals for v in s.carried_on(r.fork)
+    }
+
+
+def _weight_names(s: Structure, value: Value) -> set[str]:
+    if value in s.activations:
+        return set()
+    return {v.name for v in s.trace.ancestors(value) if v.name}
+
+
+def branches(subject: Subject) -> Said:
+    """dead-branch, one-signed-branch, linear-mlp."""
+    s = subject.structure
+    for residual in s.residuals:
+        b = residual.branch.tensor.detach().double()
+        relative = _share(residual)
+        rows = b.reshape(-1, b.shape[-1])
+        spread = float((rows - rows.mean(0)).norm() / rows.norm().clamp(min=1e-300))
+        if relative < DEAD or (spread < DEAD and _varies(residual.fork)):
+            yield Finding(
+                rule="dead-branch",
+                severity="error",
+                module=_branch_module(s, residual),
+                evidence={"branch_over_stream": relative, "spread_over_tokens": spread},
+                message="This branch adds "
+                + ("nothing" if relative < DEAD else "the same vector to every token")
+                + " although no weight of it is zero: it cannot learn, and its parameters are "
+                "ballast.",
+                remedy="Look for a factor of zero, a mask that drops everything, or an output "
+                "that was overwritten.",
+            )
+        elif float(b.min()) >= 0.0 or float(b.max()) <= 0.0:
+            sign = "negative" if float(b.min()) >= 0.0 else "positive"
+            yield Finding(
+                rule="one-signed-branch",
+                severity="error",
+                module=_branch_module(s, residual),
+                evidence={
+                    "smallest": float(b.min()),
+                    "largest": float(b.max()),
+                    "entries": b.numel(),
+                },
+                message=f"Not one of {b.numel()} values that this branch adds is {sign}: it can "
+                "only push the stream in one direction, and the stream drifts with depth.",
+                remedy="No activation after the last projection of a branch.",
+            )
+    yield from _thrown_away(s)
+    yield from _linear(s)
+
+
+def _varies(value: Value) -> bool:
+    rows = value.tensor.detach().double().reshape(-1, value.shape[-1])
+    return len(rows) > 1 and float((rows - rows.mean(0)).norm()) > DEAD * float(rows.norm())
+
+
+def _branch_module(s: Structure, residual: Residual) -> str:
+    """The innermost module around the branch's last product."""
+    last = [v.op for v in residual.inside if v.op is not None and v.op.name in PRODUCTS]
+    return max(last, key=s.order).module if last else residual.add.module
+
+
+def _thrown_away(s: Structure) -> Said:
+    """Attentions and products with weights inside blocks whose result nobody reads."""
+    paths: dict[str, Op] = {}
+    for op in s.trace.ops:
+        if op.name in PRODUCTS and op.outputs[0] in s.activations and op.outputs[0] not in s.live:
+            block = s.block(op.module)
+            if block:
+                paths.setdefault(op.module, op)
+    last: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        last[s.block(path)].append(path)
+    for block, inside in last.items():
+        yield Finding(
+            rule="dead-branch",
+            severity="error",
+            module=block,
+            evidence={"computed_and_not_used": inside[:8], "count": len(inside)},
+            message=f"What {', '.join(inside[:3])} computes reaches no output: the branch is "
+            "computed and thrown away.",
+            remedy="Add it to the stream, or remove it.",
+        )
+
+
+def _linear(s: Structure) -> Said:
+    """Two products with weights in a row and nothing nonlinear between."""
+    for op in s.trace.ops:
+        if op.name not in PRODUCTS or not s.weighted(op) or op.outputs[0] not in s.live:
+            continue
+        out = op.outputs[0]
+        ends, mixed = [], False
+        for value in s.carried_on(out):
+            for step in s.steps_from.get(value, ()):
+                mixed = mixed or step.kind in ("norm", "gate") or _sums(s, step)
+            for reader in value.readers:
+                if not any(v in s.live for v in reader.outputs):
+                    continue
+                if reader.name in PRODUCTS:
+                    ends.append((reader, value))
+                elif reader.name not in _CARRYING:
+                    mixed = True
+        seconds = [r for r, v in ends if s.weighted(r)]
+        if mixed or len(seconds) != len(ends) or len({s.order(r) for r in seconds}) != 1:
+            continue
+        second = seconds[0]
+        first_widths, second_widths = _widths(s, op), _widths(s, second)
+        if first_widths is None or second_widths is None:
+            continue
+        (start, hidden), (read, end) = first_widths, second_widths
+        if read != hidden:
+            continue
+        if hidden < min(start, end):
+            continue  # a factorized matrix: fewer parameters, on purpose
+        in_branch = out in s.covered and second.outputs[0] in s.covered
+        yield Finding(
+            rule="linear-mlp",
+            severity="error" if in_branch else "warning",
+            module=_common(op.module, second.module),
+            evidence={"widths": [start, hidden, end], "first": op.module, "second": second.module},
+            message=f"{op.module} and {second.module} follow each other with nothing nonlinear "
+            f"between: {start} -> {hidden} -> {end} is one matrix of {start} x {end}, at the cost "
+            "of two.",
+            remedy="Put the activation (GELU, ReLU, SwiGLU) between them.",
+        )
+
+
+_CARRYING = PRODUCTS | LINEAR | VIEWS | {"mul", "div", "alias"}
+
+
+def _sums(s: Structure, step: Any) -> bool:
+    return step.kind == "add"
+
+
+def _widths(s: Structure, op: Op) -> tuple[int, int] | None:
+    """(in, out) of a product with weights, rows first."""
+    pair = factors(op)
+    if op.name.endswith("convolution"):
+        weight = pair[1]
+        pointwise = all(n == 1 for n in weight.shape[2:]) and weight not in s.activations
+        return (weight.shape[1], weight.shape[0]) if pointwise else None
+    if len(pair) != 2 or any(len(v.shape) < 2 for v in pair):
+        return None
+    if pair[0] in s.activations:
+        return pair[1].shape[-2], pair[1].shape[-1]
+    return pair[0].shape[-1], pair[0].shape[-2]
+
+
+def _common(a: str, b: str) -> str:
+    left, right = a.split("."), b.split(".")
+    same = 0
+    while same < min(len(left), len(right)) and left[same] == right[same]:
+        same += 1
+    return ".".join(left[:same])
+
+
+CHECKS = (
+    Check(("no-residual",), no_residual),
+    Check(("residual-wrong-tensor",), wrong_tensor),
+    Check(("double-norm", "missing-final-norm", "shared-norm"), norms_on_the_way),
+    Check(("dead-branch", "one-signed-branch", "linear-mlp"), branches),
+)

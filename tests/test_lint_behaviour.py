@@ -1,0 +1,800 @@
+"""Perturb one token, one sample, one pad, the encoder's input, and see who notices.
+
+Every rule is shown faulty models in three styles (written out, torch.nn, transformers with one line
+changed), which it must find and name, and their correct twins, of which it must say nothing.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addnorm.linting.behaviour import CHECKS
+from addnorm.linting.inputs import inputs_from, make_inputs
+from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.subject import Subject
+
+W, HEADS, VOCAB, LONGEST = 24, 4, 61, 32
+pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+
+
+def ask(
+    model: nn.Module, *rules: str, inputs: Any = None, causal: bool | None = None
+) -> list[Finding | Unknown]:
+    """What is said of these rules, the subject made as lint makes it."""
+    probe = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for p in probe.parameters():
+            if p.is_floating_point() and bool((p == p.flatten()[0]).all()):
+                p.add_(0.1 * torch.randn_like(p))
+    call = make_inputs(copy.deepcopy(probe)) if inputs is None else inputs_from(inputs)
+    subject = Subject(model, probe, call, causal)
+    said = [one for check in CHECKS if {*check.rules} & {*rules} for one in check.run(subject)]
+    return [one for one in said if one.rule in rules]
+
+
+def built(make: Callable[..., nn.Module], **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return make(**options).eval()
+
+
+def the(said: list[Finding | Unknown], rule: str) -> Finding:
+    found = [one for one in said if one.rule == rule]
+    assert len(found) == 1, said
+    assert isinstance(found[0], Finding), found
+    assert all(not isinstance(v, float) or math.isfinite(v) for v in found[0].evidence.values())
+    return found[0]
+
+
+# --- hosts ----------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    def __init__(
+        self,
+        mask: str = "causal",
+        fill: float = float("-inf"),
+        swapped: bool = False,
+        scrambled: bool = False,
+    ) -> None:
+        super().__init__()
+        self.mask, self.fill, self.swapped, self.scrambled = mask, fill, swapped, scrambled
+        self.qkv, self.proj = nn.Linear(W, 3 * W), nn.Linear(W, W)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        if self.swapped:
+            x = x.transpose(0, 1)
+        b, t, _ = x.shape
+        q, k, v = (y.view(b, t, HEADS, -1).transpose(1, 2) for y in self.qkv(x).split(W, dim=2))
+        scores = q @ k.transpose(-2, -1) / math.sqrt(W // HEADS)
+        ones = torch.ones(t, t, dtype=torch.bool)
+        seen = {
+            "causal": ones.tril(),
+            "off by one": ones.tril(1),
+            "upside down": ones.triu(),
+            "none": ones,
+        }[self.mask]
+        scores = scores.masked_fill(~seen, self.fill)
+        if keep is not None:
+            scores = scores.masked_fill(~keep[:, None, None, :], self.fill)
+        y = scores.softmax(-1) @ v  # (b, heads, t, head)
+        y = self.proj((y if self.scrambled else y.transpose(1, 2)).reshape(b, t, W))
+        return y.transpose(0, 1) if self.swapped else y
+
+
+class Block(nn.Module):
+    def __init__(self, extra: nn.Module | None = None, **attention: Any) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(W), nn.LayerNorm(W)
+        self.attn = Attention(**attention)
+        self.mlp = nn.Sequential(nn.Linear(W, 2 * W), nn.GELU(), nn.Linear(2 * W, W))
+        self.extra = nn.Identity() if extra is None else extra
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), keep)
+        return self.extra(x + self.mlp(self.ln_2(x)))
+
+
+class TinyGPT(nn.Module):
+    """As tutorials write it. ``at`` is the block that takes the edit; None: all."""
+
+    def __init__(self, at: int | None = None, positions: bool = True, **edit: Any) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(VOCAB, W)
+        self.wpe = nn.Embedding(LONGEST, W) if positions else None
+        self.h = nn.ModuleList(Block(**(edit if at in (None, i) else {})) for i in range(3))
+        self.ln_f, self.head = nn.LayerNorm(W), nn.Linear(W, VOCAB)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Any:
+        x = self.wte(idx)
+        if self.wpe is not None:
+            x = x + self.wpe(torch.arange(idx.shape[1]))
+        for block in self.h:
+            x = block(x)
+        logits = self.head(self.ln_f(x))
+        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, loss
+
+
+class Encoder(nn.Module):
+    """Torch's layers behind tokens; what is not None is an edit."""
+
+    def __init__(
+        self,
+        batch_first: bool = True,
+        positions: bool = True,
+        mask: bool = False,
+        pass_padding: bool = True,
+        pool: str = "",
+        drop: Callable[[Tensor], Tensor] | None = None,
+        p: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCAB, W)
+        self.pos = nn.Parameter(torch.randn(1, LONGEST, W)) if positions else None
+        layer = nn.TransformerEncoderLayer(W, HEADS, 32, p, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(W, 5)
+        self.mask, self.pass_padding, self.pool = mask, pass_padding, pool
+        self.drop = drop or (lambda x: x)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        h = self.tokens(x)
+        if self.pos is not None:
+            h = h + self.pos[:, : x.shape[1]]
+        h = self.drop(h)
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1]) if self.mask else None
+        if mask is not None:
+            mask = mask.to(h.dtype)
+        h = self.encoder(h, mask, padding_mask if self.pass_padding else None)
+        if self.pool == "mean":
+            h = h.mean(1)
+        elif self.pool == "real mean":
+            real = torch.ones_like(x, dtype=h.dtype) if padding_mask is None else ~padding_mask
+            h = (h * real.to(h)[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+        return self.head(h)
+
+
+class Transformer(nn.Module):
+    """nn.Transformer with tokens: a translator."""
+
+    def __init__(self, wrong: str = "") -> None:
+        super().__init__()
+        self.wrong = wrong
+        self.tokens = nn.Embedding(VOCAB, W)
+        self.pos = nn.Parameter(torch.randn(1, LONGEST, W))
+        self.inner = nn.Transformer(W, HEADS, 2, 2, 32, batch_first=True)
+        self.head = nn.Linear(W, VOCAB)
+
+    def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
+        def front(ids: Tensor) -> Tensor:
+            return self.tokens(ids) + self.pos[:, : ids.shape[1]]
+
+        mask = nn.Transformer.generate_square_subsequent_mask(tgt.shape[1]).to(self.pos.dtype)
+        memory = self.inner.encoder(front(src))
+        if self.wrong == "zeros":
+            memory = memory * 0
+        if self.wrong == "itself":
+            memory = front(tgt)[:, :1]
+        return self.head(
+            self.inner.decoder(front(tgt), memory, None if self.wrong == "mask" else mask)
+        )
+
+
+def gpt2(**config: Any) -> nn.Module:
+    t = pytest.importorskip("transformers")
+    sizes = {
+        "vocab_size": VOCAB,
+        "n_positions": LONGEST,
+        "n_embd": W,
+        "n_layer": 2,
+        "n_head": HEADS,
+    }
+    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    return t.GPT2LMHeadModel(t.GPT2Config(**sizes, **ids, **config))
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": W,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 32,
+    "max_position_embeddings": LONGEST,
+}
+
+
+def bert() -> nn.Module:
+    t = pytest.importorskip("transformers")
+    return t.BertForMaskedLM(t.BertConfig(**SMALL))
+
+
+def llama() -> nn.Module:
+    t = pytest.importorskip("transformers")
+    return t.LlamaForCausalLM(t.LlamaConfig(**SMALL, bos_token_id=1, eos_token_id=2))
+
+
+def t5() -> nn.Module:
+    t = pytest.importorskip("transformers")
+    config = t.T5Config(vocab_size=VOCAB, d_model=W, d_kv=6, d_ff=32, num_layers=2, num_heads=HEADS)
+    return t.T5ForConditionalGeneration(config)
+
+
+def edited(
+    model: nn.Module, path: str, edit: Callable[[Any, Callable[..., Any]], Any]
+) -> nn.Module:
+    """One module's forward replaced by ``edit(module, forward)``, by class: copies copy it."""
+    module = model.get_submodule(path)
+    old = type(module).forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return edit(self, lambda *a, **k: old(self, *(a or args), **{**kwargs, **k}))
+
+    kind = type(type(module).__name__, (type(module),), {"forward": forward})
+    module.__class__ = kind
+    return model
+
+
+class MeanOverTime(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(1, keepdim=True)
+
+
+class BatchCentre(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0, keepdim=True)
+
+
+class Conv(nn.Module):
+    def __init__(self, left: int, right: int) -> None:
+        super().__init__()
+        self.sides = (left, right)
+        self.conv = nn.Conv1d(W, W, left + right + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(F.pad(x.transpose(1, 2), self.sides)).transpose(1, 2)
+
+
+OPEN = torch.zeros(1, 1, 7, 7)  # added to the scores: nothing is hidden
+
+
+# --- the future -----------------------------------------------------------------------------------
+
+
+LEAKS: dict[str, tuple[Callable[[], nn.Module], str, int]] = {
+    "off by one": (lambda: TinyGPT(mask="off by one"), "h.0.attn", 1),
+    "one layer unmasked": (lambda: TinyGPT(at=1, mask="none"), "h.1.attn", 3),
+    "mean over time": (lambda: TinyGPT(at=0, extra=MeanOverTime()), "h.0.extra", 3),
+    "convolution": (lambda: TinyGPT(at=2, extra=Conv(1, 2)), "h.2.extra", 2),
+    "zero for minus infinity": (lambda: TinyGPT(fill=0.0), "h.0.attn", 3),
+    "scrambled heads": (lambda: TinyGPT(scrambled=True), "h.0.attn", 3),
+    "upside down": (lambda: TinyGPT(mask="upside down"), "h.0.attn", 3),
+    "transformers": (
+        lambda: edited(
+            gpt2(),
+            "transformer.h.1.ln_2",
+            lambda m, f: f() - 0.1 * f().roll(-1, dims=1),
+        ),
+        "transformer.h.1.ln_2",
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "causal"),
+    [*((name, True) for name in LEAKS), *((name, None) for name in ("off by one", "transformers"))],
+)
+def test_a_leak_is_found_where_it_happens(name: str, causal: bool | None) -> None:
+    build, module, reach = LEAKS[name]
+    said = ask(built(build), "future-leak", "no-causal-mask", causal=causal)
+    finding = the(said, "future-leak")
+    assert finding.severity == "error"
+    assert finding.module == module
+    assert finding.evidence["module_reaches_ahead"] == reach
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: TinyGPT(mask="none"),
+        lambda: Encoder(mask=False),
+        lambda: edited(gpt2(), "transformer", lambda m, f: f(attention_mask=OPEN)),
+        lambda: Transformer("mask"),
+    ],
+)
+def test_no_mask_at_all(build: Callable[[], nn.Module]) -> None:
+    said = ask(built(build), "future-leak", "no-causal-mask", causal=True)
+    assert the(said, "no-causal-mask").severity == "error"
+
+
+def test_who_claims_to_be_causal_is_taken_at_his_word() -> None:
+    rules = ("future-leak", "no-causal-mask")
+    model = built(TinyGPT, mask="none")
+    assert the(ask(model, *rules), "no-causal-mask").module == "h.0.attn"  # called a GPT
+    assert not ask(model, *rules, causal=False)
+    nameless = built(lambda: type("Net", (TinyGPT,), {})(mask="none"))
+    assert not ask(nameless, *rules)
+    nameless.get_submodule("h.0.attn").is_causal = True
+    assert "is_causal=True" in the(ask(nameless, *rules), "no-causal-mask").message
+
+
+def test_a_mask_that_is_the_callers_is_a_note() -> None:
+    layer = nn.TransformerEncoderLayer(W, HEADS, 32, batch_first=True)
+    model = built(lambda: nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+    finding = the(ask(model, "no-causal-mask", "future-leak", causal=True), "no-causal-mask")
+    assert finding.severity == "note"
+    assert "mask" in finding.message
+
+
+CAUSAL: dict[str, Callable[[], nn.Module]] = {
+    "tutorial": TinyGPT,
+    "finite fill": lambda: TinyGPT(fill=-1e9),
+    "convolution to the left": lambda: TinyGPT(at=1, extra=Conv(3, 0)),
+    "torch": lambda: Encoder(mask=True),
+    "torch translator": Transformer,
+    "gpt2": gpt2,
+    "llama": llama,
+    "t5": t5,
+}
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_causal_models_are_clean(name: str) -> None:
+    rules = ("future-leak", "no-causal-mask", "batch-leak", "batch-time-swapped", "ignores-memory")
+    model = built(CAUSAL[name])
+    assert not ask(model, *rules, "dropout-in-eval", causal=True)
+
+
+@pytest.mark.parametrize("name", ["tutorial", "torch", "t5"])
+def test_they_are_clean_where_nobody_said_so(name: str) -> None:
+    assert not ask(built(CAUSAL[name]), "future-leak", "no-causal-mask")
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "module"),
+    [
+        (lambda: TinyGPT(at=1, extra=BatchCentre()), "h.1.extra"),
+        (lambda: Encoder(drop=lambda h: h - h.mean(0)), ""),
+        (
+            lambda: edited(
+                bert(),
+                "bert.encoder.layer.1.output.LayerNorm",
+                lambda m, f: f() / f().std(0, keepdim=True),
+            ),
+            "bert.encoder.layer.1.output.LayerNorm",
+        ),
+    ],
+)
+def test_samples_that_notice_one_another(build: Callable[[], nn.Module], module: str) -> None:
+    finding = the(ask(built(build), "batch-leak", "batch-time-swapped"), "batch-leak")
+    assert (finding.severity, finding.module) == ("error", module)
+
+
+def test_in_training_only() -> None:
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(W)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+    finding = the(ask(built(TinyGPT, at=1, extra=Norm()), "batch-leak"), "batch-leak")
+    assert (finding.severity, finding.module) == ("warning", "h.1.extra.norm")
+
+
+@pytest.mark.parametrize(
+    ("build", "module"),
+    [
+        (lambda: TinyGPT(mask="none", swapped=True), "h.0.attn"),
+        (lambda: Encoder(batch_first=False), "encoder.layers.0.self_attn"),
+        (lambda: Encoder(batch_first=False, pool="mean"), "encoder.layers.0.self_attn"),
+        (lambda: Encoder(batch_first=False, positions=False), "encoder.layers.0.self_attn"),
+        (
+            lambda: edited(
+                edited(bert(), "bert.encoder.layer.0", _crossed), "bert.encoder.layer.1", _crossed
+            ),
+            "bert.encoder.layer.0",
+        ),
+    ],
+)
+def test_batch_and_time_swapped(build: Callable[[], nn.Module], module: str) -> None:
+    said = ask(built(build), "batch-leak", "batch-time-swapped")
+    finding = the(said, "batch-time-swapped")
+    assert finding.module.startswith(module)
+    assert len(said) == 1
+
+
+def _crossed(module: Any, forward: Callable[..., Any]) -> Any:
+    return forward(forward.__closure__ and _turned(forward)).transpose(0, 1)
+
+
+def _turned(forward: Any) -> Tensor:
+    cells = dict(zip(forward.__code__.co_freevars, forward.__closure__, strict=True))
+    return cells["args"].cell_contents[0].transpose(0, 1)
+
+
+def test_swapped_in_the_encoder_of_a_pair_only() -> None:
+    model = built(Transformer)
+    for layer in model.get_submodule("inner.encoder.layers").children():
+        layer.self_attn.batch_first = False
+    said = ask(model, "batch-leak", "batch-time-swapped", causal=True)
+    finding = the(said, "batch-time-swapped")
+    assert finding.module == "inner.encoder.layers.0.self_attn"
+    assert finding.evidence["argument"] == "src"
+    assert len(said) == 1
+
+
+def test_time_first_is_no_fault_where_it_is_meant() -> None:
+    layer = nn.TransformerEncoderLayer(W, HEADS, 32)
+    model = built(lambda: nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+    rules = ("batch-leak", "batch-time-swapped", "future-leak", "no-causal-mask")
+    assert not ask(model, *rules)
+    assert not ask(model, *rules, inputs=torch.randn(9, 2, W))
+
+
+# --- padding --------------------------------------------------------------------------------------
+
+
+def _no_mask(module: Any, forward: Callable[..., Any]) -> Any:
+    return forward(attention_mask=None)
+
+
+@pytest.mark.parametrize(
+    ("build", "works"),
+    [
+        (lambda: Encoder(pass_padding=False), False),
+        (lambda: Encoder(pool="mean"), True),
+        (lambda: edited(bert(), "bert.encoder.layer.0.attention.self", _no_mask), True),
+    ],
+)
+def test_padding_that_is_noticed(build: Callable[[], nn.Module], works: bool) -> None:
+    said = ask(built(build), "padding-leak", "ignored-argument")
+    finding = the(said, "padding-leak")
+    assert finding.severity == "error"
+    assert finding.evidence["mask_has_an_effect"] is works
+    assert len(said) == 1 + (not works)
+
+
+def finds(**options: Any) -> nn.Module:
+    """An encoder that takes id 0 for padding, and no mask."""
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Encoder(**options)
+            self.inner.tokens.padding_idx = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x, x == 0)
+
+    return Inner()
+
+
+def test_padding_that_a_model_finds_by_itself() -> None:
+    rules = ("padding-leak", "mask-nan", "ignored-argument")
+    assert not ask(built(finds, pool="real mean"), *rules)
+    assert not ask(built(finds), *rules)
+    assert the(ask(built(finds, pool="mean"), *rules), "padding-leak").severity == "error"
+    never = built(finds, pool="mean", pass_padding=False)
+    assert the(ask(never, *rules), "padding-leak").severity == "warning"
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_mask_the_wrong_way_round(given: bool) -> None:
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Encoder()
+
+        def forward(self, x: Tensor, key_padding_mask: Tensor) -> Tensor:
+            return self.inner(x, ~key_padding_mask)
+
+    ids = torch.randint(1, VOCAB, (3, 9))
+    hidden = torch.arange(9) >= torch.tensor([9, 6, 4])[:, None]
+    inputs = {"x": ids, "key_padding_mask": hidden} if given else None
+    finding = the(ask(built(Wrong), "padding-leak", inputs=inputs), "padding-leak")
+    assert finding.severity == ("error" if given else "warning")
+    assert "wrong way round" in finding.message
+
+
+def test_padding_in_the_users_inputs_is_in_nobodys_way() -> None:
+    """It is taken out before anything else is asked: it would hide what is looked for."""
+    ids = torch.randint(1, VOCAB, (3, 9))
+    hidden = torch.arange(9) >= torch.tensor([4, 9, 6])[:, None]
+    given = {"x": ids * ~hidden, "padding_mask": hidden}
+    blind = built(Encoder, positions=False)
+    assert the(ask(blind, "position-blind", inputs=given), "position-blind").severity == "error"
+    rules = [rule for check in CHECKS for rule in check.rules]
+    assert not ask(built(Encoder), *rules, inputs=given)
+
+
+@pytest.mark.parametrize(
+    "build", [Encoder, lambda: Encoder(pool="real mean"), bert, gpt2, llama, t5]
+)
+def test_padding_that_is_not(build: Callable[[], nn.Module]) -> None:
+    assert not ask(built(build), "padding-leak", "ignored-argument", "mask-nan")
+
+
+def test_one_mask_for_the_encoder_and_one_for_its_readers() -> None:
+    """Each alone lets the other side see the padding; that is how torch means them."""
+    bare = built(lambda: nn.Transformer(W, HEADS, 1, 1, 32, batch_first=True))
+    assert not ask(bare, "padding-leak", "mask-nan", "ignored-argument")
+
+
+class Padded(nn.Module):
+    """Two own layers that take what is to be kept."""
+
+    def __init__(self, fill: float, mask: str = "none", ignore: bool = False) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(VOCAB, W), nn.Embedding(LONGEST, W)
+        self.h = nn.ModuleList(Block(mask=mask, fill=fill) for _ in range(2))
+        self.ignore = ignore
+
+    def forward(self, idx: Tensor, valid: Tensor, scale: bool = False) -> Tensor:
+        x = self.wte(idx) + self.wpe(torch.arange(idx.shape[1]))
+        if scale and not self.ignore:
+            x = 2 * x
+        for block in self.h:
+            x = block(x, None if self.ignore else valid.bool())
+        return x
+
+
+@pytest.mark.parametrize(
+    ("build", "severity"),
+    [
+        (lambda: Padded(float("-inf")), "error"),  # one sample's NaN is in every gradient
+        (lambda: Padded(float("-inf"), "causal"), "error"),
+        (
+            lambda: edited(
+                bert(), "bert.encoder.layer.1", lambda m, f: f() / (f().abs().sum() < 1e9)
+            ),
+            None,
+        ),
+    ],
+)
+def test_nan_of_masks(build: Callable[[], nn.Module], severity: str | None) -> None:
+    said = ask(built(build), "mask-nan")
+    if severity is None:
+        assert not said
+    else:
+        finding = the(said, "mask-nan")
+        assert finding.severity == severity
+        assert finding.module.startswith("h.0")
+
+
+def test_nan_in_its_own_rows_only_is_a_warning() -> None:
+    class Marked(Padded):
+        def forward(self, idx: Tensor, valid: Tensor, scale: bool = False) -> Tensor:
+            y = super().forward(idx, valid, scale)
+            mark = torch.where(valid.bool().any(1), 0.0, float("nan")).to(y)
+            return y + mark[:, None, None]
+
+    finding = the(ask(built(Marked, fill=-1e9), "mask-nan"), "mask-nan")
+    assert finding.severity == "warning"
+    assert finding.evidence["parameters_with_nan_gradient"] == 0
+
+
+@pytest.mark.parametrize("mask", ["none", "causal"])
+def test_finite_masks_make_no_nan(mask: str) -> None:
+    assert not ask(
+        built(Padded, fill=-1e9, mask=mask), "mask-nan", "padding-leak", "ignored-argument"
+    )
+
+
+def test_what_only_float64_would_overflow_is_no_finding() -> None:
+    """The probe runs in float64, where the lowest number is -inf once it is cast to float32."""
+
+    class Cast(Encoder):
+        def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+            h = self.tokens(x)
+            scores = h @ h.transpose(1, 2)
+            if padding_mask is not None:
+                lowest = torch.finfo(h.dtype).min
+                scores = scores.masked_fill(padding_mask[:, None, :], lowest)
+            return self.head(h + scores.softmax(-1, dtype=torch.float32).to(h.dtype) @ h)
+
+    assert not ask(built(Cast, p=0.0), "mask-nan")
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _no_types(module: Any, forward: Callable[..., Any]) -> Any:
+    return forward(token_type_ids=None)
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments"),
+    [
+        (lambda: Padded(-1e9, ignore=True), {"valid", "scale"}),
+        (lambda: Encoder(pass_padding=False), {"padding_mask"}),
+        (lambda: edited(bert(), "bert.embeddings", _no_types), {"token_type_ids"}),
+        (lambda: edited(gpt2(), "transformer", _no_mask), {"attention_mask"}),
+    ],
+)
+def test_arguments_without_effect(build: Callable[[], nn.Module], arguments: set[str]) -> None:
+    said = ask(built(build), "ignored-argument")
+    assert {str(one.evidence["argument"]) for one in said if isinstance(one, Finding)} == arguments
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Transformer("zeros"),
+        lambda: Transformer("itself"),
+        lambda: edited(
+            edited(t5(), "decoder.block.0.layer.1", lambda m, f: (_held(f), *f()[1:])),
+            "decoder.block.1.layer.1",
+            lambda m, f: (_held(f), *f()[1:]),
+        ),
+    ],
+)
+def test_a_decoder_that_does_not_look(build: Callable[[], nn.Module]) -> None:
+    finding = the(ask(built(build), "ignores-memory", "ignored-argument"), "ignores-memory")
+    assert finding.severity == "error"
+    assert finding.evidence["argument"] in ("src", "input_ids")
+
+
+def _held(forward: Any) -> Tensor:
+    cells = dict(zip(forward.__code__.co_freevars, forward.__closure__, strict=True))
+    return cells["args"].cell_contents[0]
+
+
+# --- positions ------------------------------------------------------------------------------------
+
+
+def _unplaced(module: Any, forward: Callable[..., Any]) -> Any:
+    return torch.zeros_like(forward())
+
+
+@pytest.mark.parametrize(
+    ("build", "severity"),
+    [
+        (lambda: TinyGPT(positions=False), "warning"),
+        (lambda: TinyGPT(positions=False, mask="none"), "error"),
+        (lambda: Encoder(positions=False), "error"),
+        (lambda: Encoder(positions=False, pool="mean"), "error"),
+        (lambda: edited(bert(), "bert.embeddings.position_embeddings", _unplaced), "error"),
+        (lambda: edited(gpt2(), "transformer.wpe", _unplaced), "warning"),
+        (lambda: edited(llama(), "model.rotary_emb", lambda m, f: _still(f())), "warning"),
+    ],
+)
+def test_models_without_positions(build: Callable[[], nn.Module], severity: str) -> None:
+    finding = the(ask(built(build), "position-blind"), "position-blind")
+    assert finding.severity == severity
+
+
+def _still(rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    cos, sin = rotation
+    return torch.ones_like(cos), torch.zeros_like(sin)
+
+
+def vit(kind: str = "ViT") -> nn.Module:
+    t = pytest.importorskip("transformers")
+    config = getattr(t, f"{kind}Config")(
+        image_size=16,
+        patch_size=4,
+        **{k: v for k, v in SMALL.items() if k not in ("vocab_size", "max_position_embeddings")},
+    )
+    return getattr(t, f"{kind}ForImageClassification")(config)
+
+
+def test_patches_without_positions() -> None:
+    model = built(vit)
+    assert not ask(model, "position-blind")
+
+    class Nothing(nn.Module):
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return x
+
+    name = next(n for n, p in model.named_parameters() if "position" in n)
+    owner = model.get_submodule(name.rpartition(".")[0])
+    shape = owner.position_embeddings.shape
+    del owner.position_embeddings
+    owner.register_buffer("position_embeddings", torch.zeros(shape))
+    finding = the(ask(model, "position-blind"), "position-blind")
+    assert finding.severity == "error"
+
+
+@pytest.mark.parametrize("build", [TinyGPT, Encoder, Transformer, bert, gpt2, llama, t5])
+def test_models_with_positions(build: Callable[[], nn.Module]) -> None:
+    assert not ask(built(build), "position-blind")
+
+
+def test_bare_layers_are_a_note() -> None:
+    layer = nn.TransformerEncoderLayer(W, HEADS, 32, batch_first=True)
+    model = built(lambda: nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+    assert the(ask(model, "position-blind"), "position-blind").severity == "note"
+
+
+# --- randomness -----------------------------------------------------------------------------------
+
+
+class Careless(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("build", "module"),
+    [
+        (lambda: TinyGPT(at=1, extra=Careless()), "h.1.extra"),
+        (lambda: Encoder(drop=lambda h: F.dropout(h, 0.1)), ""),
+        (
+            lambda: edited(gpt2(), "transformer.h.0.mlp", lambda m, f: F.dropout(f(), 0.1)),
+            "transformer.h.0.mlp",
+        ),
+    ],
+)
+def test_randomness_that_does_not_listen(build: Callable[[], nn.Module], module: str) -> None:
+    finding = the(ask(built(build), "dropout-in-eval"), "dropout-in-eval")
+    assert (finding.severity, finding.module) == ("error", module)
+
+
+def test_dropout_that_is_never_applied() -> None:
+    class Unused(TinyGPT):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.2)
+
+    finding = the(ask(built(Unused), "dropout-in-eval"), "dropout-in-eval")
+    assert (finding.severity, finding.module) == ("warning", "drop")
+
+
+def test_parts_in_another_mode() -> None:
+    model = built(Encoder)
+    model.get_submodule("encoder.layers.1").train()
+    finding = the(ask(model, "dropout-in-eval"), "dropout-in-eval")
+    assert (finding.severity, finding.module) == ("note", "encoder.layers.1")
+
+
+# --- the probe ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[TinyGPT, lambda: Encoder(pool="mean"), bert])
+def subject(request: pytest.FixtureRequest) -> Subject:
+    model = built(request.param)
+    probe = copy.deepcopy(model).eval()
+    return Subject(model, probe, make_inputs(probe))
+
+
+def test_nothing_is_left_behind(subject: Subject) -> None:
+    def state(model: nn.Module) -> list[Any]:
+        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+        flags = [(p.requires_grad, p.grad) for p in model.parameters()]
+        return [hooks, [m.training for m in model.modules()], flags]
+
+    models = (subject.original, subject.model)
+    before = [copy.deepcopy(m.state_dict()) for m in models]
+    states, rng = [state(m) for m in models], torch.get_rng_state()
+    for check in CHECKS:
+        list(check.run(subject))
+    assert torch.equal(rng, torch.get_rng_state())
+    assert [state(m) for m in models] == states
+    for model, old in zip(models, before, strict=True):
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, old[name]), name
+
+
+def test_inputs_of_the_user_are_taken_as_they_are() -> None:
+    model = built(TinyGPT, mask="off by one")
+    for given in (torch.randint(0, VOCAB, (5, 5)), {"idx": torch.randint(0, VOCAB, (2, 16))}):
+        assert the(ask(model, "future-leak", inputs=given), "future-leak").module
+    one = ask(model, "batch-leak", inputs=torch.randint(0, VOCAB, (1, 8)))
+    assert [type(u) for u in one] == [Unknown]
+
+
+def test_no_sequence_is_an_unknown() -> None:
+    said = ask(nn.Linear(4, 3), "future-leak", "batch-leak", inputs=torch.tensor(1.0).expand(4))
+    assert said
+    assert all(isinstance(one, Unknown) for one in said)

@@ -1,0 +1,282 @@
+"""Two models side by side: the changed module is named, and only where one was changed."""
+
+import inspect
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addnorm.cli import main
+from addnorm.linting.diff import NotComparable, diff
+
+
+def gpt2(seed: int = 0) -> Any:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=97, n_positions=32, n_embd=24, n_layer=3, n_head=4, **ends
+        )
+    )
+
+
+class Block(nn.Module):
+    """Pre-norm, as its parts are given."""
+
+    def __init__(self, act: Any = F.gelu, residual: float = 1.0) -> None:
+        super().__init__()
+        self.act, self.residual = act, residual
+        self.norm1, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.attn = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.up, self.down = nn.Linear(16, 40), nn.Linear(40, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.norm1(x)
+        x = self.residual * x + self.attn(u, u, u, need_weights=False)[0]
+        return x + self.down(self.act(self.up(self.norm2(x))))
+
+
+class Net(nn.Module):
+    """Three blocks."""
+
+    def __init__(self, **second: Any) -> None:
+        super().__init__()
+        self.tok = nn.Embedding(29, 16)
+        self.blocks = nn.ModuleList([Block(), Block(**second), Block()])
+        self.head = nn.Linear(16, 29)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tok(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+# --- GPT-2 of transformers, with one thing changed ------------------------------------------------
+
+
+def test_the_same_model_is_the_same_whatever_its_weights_were() -> None:
+    found = diff(gpt2(0), gpt2(1))
+    assert found.same
+    assert found.largest == 0.0
+    assert found.dtype == "float64"
+    assert found.aligned_by == "path"
+    own = diff(gpt2(0), gpt2(1), weights="own")
+    assert own.forward is not None
+    assert own.forward.module == "transformer.wte"
+
+
+def test_a_changed_eps_is_named_with_its_numbers() -> None:
+    b = gpt2()
+    b.transformer.h[1].ln_2.eps = 1e-4
+    found = diff(gpt2(), b).forward
+    assert found is not None
+    assert found.module == found.tap == "transformer.h.1.ln_2"
+    assert found.before == 0.0
+    assert found.after > 1e3 * found.floor
+    minus, plus = found.operations
+    assert minus.startswith("- native_layer_norm")
+    assert "1e-05" in minus
+    assert "0.0001" in plus
+
+
+def test_a_changed_activation_is_named() -> None:
+    b = gpt2()
+    b.transformer.h[2].mlp.act = nn.ReLU()
+    found = diff(gpt2(), b).forward
+    assert found is not None
+    assert found.module == "transformer.h.2.mlp.act"
+    assert "- mul(·, 0.5)" in found.operations
+    assert "+ relu(·)" in found.operations
+
+
+def test_a_lost_residual_is_the_blocks_although_its_parts_show_it() -> None:
+    b = gpt2()
+    block = b.transformer.h[1]
+
+    kind = type(block)
+    source = textwrap.dedent(inspect.getsource(kind.forward))
+    assert "attn_output + residual" in source
+    names = vars(inspect.getmodule(kind)).copy()
+    exec(source.replace("attn_output + residual", "attn_output"), names)
+    block.__class__ = type("Lost", (kind,), {"forward": names["forward"]})
+    found = diff(gpt2(), b).forward
+    assert found is not None
+    assert found.module == "transformer.h.1"
+    assert found.tap == "transformer.h.1.ln_2"
+    assert found.operations == ("- add(·, ·)",)
+
+
+def test_a_changed_mask_is_named() -> None:
+    b = gpt2()
+
+    def all_seen(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        kwargs["attention_mask"] = torch.ones(1, 1, 7, 7, dtype=torch.bool)
+        return args, kwargs
+
+    b.transformer.h[1].attn.register_forward_pre_hook(all_seen, with_kwargs=True)
+    ids = torch.arange(14).reshape(2, 7)
+    found = diff(gpt2(), b, ids).forward
+    assert found is not None
+    assert found.module.startswith("transformer.h.1")
+
+
+# --- other names, other weights, other dtypes -----------------------------------------------------
+
+
+class Wrapped(nn.Module):
+    """The same, under other names."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.words, self.layers, self.out = net.tok, nn.Sequential(*net.blocks), net.head
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.layers(self.words(tokens)))
+
+
+def test_other_names_are_paired_by_order_and_shape() -> None:
+    same = diff(Net(), Wrapped(Net()))
+    assert same.aligned_by == "order"
+    assert same.same
+    assert same.unpaired == ((), ())
+    found = diff(Net(), Wrapped(Net(act=F.relu))).forward
+    assert found is not None
+    assert found.module == "blocks.1"  # its activation is a function, not a module
+    assert found.module_b == "layers.1"
+    assert any("relu" in o for o in found.operations)
+
+
+def test_a_factor_on_the_stream_is_the_blocks() -> None:
+    found = diff(Net(), Net(residual=0.9)).forward
+    assert found is not None
+    assert found.module == "blocks.1"
+    assert found.operations == ("- mul(·, 1)", "+ mul(·, 0.9)")
+
+
+class Cut(torch.autograd.Function):
+    """The identity, with half of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *g: Tensor) -> Tensor:
+        return 0.5 * g[0]
+
+
+def test_a_wrong_gradient_is_found_where_outputs_agree() -> None:
+    found = diff(Net(), Net(act=lambda x: Cut.apply(F.gelu(x))))
+    assert found.forward is None
+    assert found.backward is not None
+    # Behind the cut is the first matrix of the second block's MLP; its bias is read with it.
+    assert found.backward.parameter in ("blocks.1.up.weight", "blocks.1.up.bias")
+    assert found.backward.difference == pytest.approx(0.5)
+    assert not found.same
+
+
+def test_a_gradient_that_is_lost_is_found() -> None:
+    found = diff(Net(), Net(act=lambda x: F.gelu(x).detach()))
+    assert found.forward is None
+    assert found.backward is not None
+    assert found.backward.parameter.startswith("blocks.1.up.")
+
+
+def test_weights_that_have_no_partner_are_told() -> None:
+    b = Net()
+    b.blocks[1].up, b.blocks[1].down = nn.Linear(16, 41), nn.Linear(41, 16)
+    found = diff(Net(), b)
+    assert found.forward is not None
+    assert found.forward.module == "blocks.1.up"
+    assert set(found.unpaired[0]) == {
+        "blocks.1.up.weight",
+        "blocks.1.up.bias",
+        "blocks.1.down.weight",
+    }
+    assert "Infinity" not in json.dumps(found.to_json())
+
+
+class Single(nn.Module):
+    """It insists on float32."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.bias, self.linear = bias, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.float()) + self.bias
+
+
+def test_float32_where_float64_cannot_be() -> None:
+    x = torch.randn(3, 5, 8)
+    found = diff(Single(0.0), Single(0.0), x)
+    assert found.same
+    assert found.dtype == "float32"
+    assert not diff(Single(0.0), Single(0.1), x).same
+
+
+def test_what_rounding_does_is_no_difference() -> None:
+    """Another order of summation: 1e-16 at each step, through three layers and softmaxes."""
+
+    class Turned(nn.Module):
+        def __init__(self, a: nn.Linear) -> None:
+            super().__init__()
+            self.weight, self.bias = a.weight, a.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            order = torch.arange(x.shape[-1] - 1, -1, -1)
+            return x[..., order] @ self.weight[:, order].T + self.bias
+
+    b = Net()
+    for block in b.blocks:
+        block.up, block.down = Turned(block.up), Turned(block.down)
+    found = diff(Net(), b)
+    assert found.same
+    assert 0 < found.largest < 1e-13
+
+
+def test_both_models_and_the_rng_are_left_alone() -> None:
+    a, b = Net().train(), Net()
+    before = {k: v.clone() for k, v in b.state_dict().items()}
+    state = torch.get_rng_state()
+    diff(a, b)
+    assert a.training
+    assert all(torch.equal(v, before[k]) for k, v in b.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in (*a.modules(), *b.modules()))
+    assert all(p.grad is None for p in a.parameters())
+
+
+def test_what_cannot_be_compared_says_why() -> None:
+    with pytest.raises(NotComparable, match="B does not run on the inputs of A"):
+        diff(Net(), nn.Linear(3, 3))
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, eps in (("a", 1e-5), ("b", 1e-2)):
+        (tmp_path / f"{name}.py").write_text(
+            "from torch import nn\n"
+            "def make():\n"
+            f"    return nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8, eps={eps}))\n"
+        )
+    a, b = (f"{tmp_path / name}.py:make" for name in "ab")
+    assert main(["lint", "--diff", a, a]) == 0
+    assert "No difference in 3 outputs" in capsys.readouterr().out
+    assert main(["lint", "--diff", a, b]) == 1
+    told = capsys.readouterr().out
+    assert "They differ, first in 1." in told
+    assert "native_layer_norm" in told
+    assert main(["lint", "--diff", a, b, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["forward"]["module"] == "1"
+    assert main(["lint", "--diff", a]) == 2
+    assert "takes two targets" in capsys.readouterr().err

@@ -1,0 +1,446 @@
+"""Norms are found in any model and judged by the formula that they follow.
+
+Each mistake as a one-line norm in a small model, whatever its weights hold, and the norms of other
+libraries, which are right and of which nothing may be said above a note.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from addnorm import norms
+from addnorm.linting.norms import CHECKS, FAMILY, find_norms, nearest
+from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.subject import Inputs, Subject
+
+WIDTH, VOCAB = 24, 13
+IDS = torch.arange(14).view(2, 7) % VOCAB
+
+
+def subject_of(model: nn.Module, inputs: Inputs | Tensor) -> Subject:
+    """As lint makes it: what is constant by initialisation is random."""
+    probe = copy.deepcopy(model).eval()
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in probe.parameters():
+            if bool((p == p.flatten()[0]).all()):
+                p.add_(0.5 * torch.randn(p.shape, generator=g))
+    return Subject(model, probe, inputs if isinstance(inputs, Inputs) else Inputs((inputs,)))
+
+
+def lint(model: nn.Module, inputs: Inputs | Tensor = IDS) -> list[Finding | Unknown]:
+    subject = subject_of(model, inputs)
+    before = {k: v.clone() for k, v in subject.model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    said = [one for check in CHECKS for one in check.run(subject)]
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert not subject.model.training
+    after = subject.model.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+    assert not any(m._forward_hooks for m in subject.model.modules())
+    known = {rule for check in CHECKS for rule in check.rules}
+    for one in said:
+        assert one.rule in known
+        if isinstance(one, Finding):
+            numbers = [v for v in one.evidence.values() if isinstance(v, float)]
+            assert all(math.isfinite(v) for v in numbers)
+    return said
+
+
+def loud(said: list[Finding | Unknown]) -> set[tuple[str, str]]:
+    """What is more than a note."""
+    return {
+        (one.rule, one.severity if isinstance(one, Finding) else "unknown")
+        for one in said
+        if isinstance(one, Unknown) or one.severity != "note"
+    }
+
+
+def mean(x: Tensor, axis: Any = -1) -> Tensor:
+    return x.mean(axis, keepdim=True)
+
+
+def var(x: Tensor, axis: Any = -1, correction: int = 0) -> Tensor:
+    return x.var(axis, keepdim=True, correction=correction)
+
+
+def standard(x: Tensor, axis: Any = -1) -> Tensor:
+    return (x - mean(x, axis)) / (var(x, axis) + 1e-5).sqrt()
+
+
+class LayerNorm(nn.Module):
+    """By hand, of any body."""
+
+    def __init__(self, body: Callable[[Tensor], Tensor], dim: int = WIDTH):
+        super().__init__()
+        self.body = body
+        self.gamma = nn.Parameter(torch.ones(dim))
+        self.beta = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma * self.body(x) + self.beta
+
+
+class Bare(nn.Module):
+    """Without parameters, and nobody calls it anything."""
+
+    def __init__(self, body: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Host(nn.Module):
+    """A stream with two norms of one class."""
+
+    def __init__(self, norm: nn.Module, dim: int = WIDTH):
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, dim)
+        self.before = norm
+        self.mix = nn.Linear(dim, dim)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(0.1)
+        self.final = copy.deepcopy(norm)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        x = x + self.drop(self.act(self.mix(self.before(x))))
+        return self.final(x)
+
+
+class ChannelsFirst(Host):
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        x = x + self.mix(self.before(x.transpose(1, 2)).transpose(1, 2))
+        return self.final(x.transpose(1, 2)).transpose(1, 2)
+
+
+WRONG: dict[str, tuple[str, str, Callable[[Tensor], Tensor]]] = {
+    "unbiased": (
+        "norm-unbiased-variance",
+        "warning",
+        lambda x: (x - mean(x)) / (var(x, -1, 1) + 1e-5).sqrt(),
+    ),
+    "outside": (
+        "norm-eps-outside-sqrt",
+        "warning",
+        lambda x: (x - mean(x)) / (var(x).sqrt() + 1e-6),
+    ),
+    "rms outside": (
+        "norm-eps-outside-sqrt",
+        "warning",
+        lambda x: x / (x.square().mean(-1, keepdim=True).sqrt() + 1e-8),
+    ),
+    "no root": (
+        "norm-not-normalizing",
+        "error",
+        lambda x: (x - mean(x)) / (var(x) + 1e-5),
+    ),
+    "times": ("norm-not-normalizing", "error", lambda x: (x - mean(x)) * var(x).sqrt()),
+    "centre only": ("norm-not-normalizing", "error", lambda x: x - mean(x)),
+    "nothing": ("norm-not-normalizing", "error", lambda x: 1.0 * x),
+    "mean kept": ("norm-not-normalizing", "error", lambda x: x / (var(x) + 1e-5).sqrt()),
+    "by the total": (
+        "norm-not-normalizing",
+        "error",
+        lambda x: x / (x.sum(-1, keepdim=True) + 1e-5),
+    ),
+    "sum": (
+        "norm-not-normalizing",
+        "warning",
+        lambda x: (x - mean(x)) / ((x - mean(x)).square().sum(-1, keepdim=True) + 1e-5).sqrt(),
+    ),
+    "no eps": (
+        "norm-not-normalizing",
+        "warning",
+        lambda x: (x - mean(x)) / var(x).sqrt(),
+    ),
+    "over time": ("norm-wrong-axis", "error", lambda x: standard(x, 1)),
+    "over time too": ("norm-wrong-axis", "error", lambda x: standard(x, (1, 2))),
+    "over the batch": ("norm-batch-dependent", "error", lambda x: standard(x, 0)),
+    "over everything": ("norm-batch-dependent", "error", lambda x: standard(x, (0, 1, 2))),
+    "detached": (
+        "norm-bad-gradient",
+        "error",
+        lambda x: (x - mean(x).detach()) / (var(x).detach() + 1e-5).sqrt(),
+    ),
+    "variance detached": (
+        "norm-bad-gradient",
+        "error",
+        lambda x: (x - mean(x)) / (var(x).detach() + 1e-5).sqrt(),
+    ),
+    "all detached": ("norm-bad-gradient", "error", lambda x: standard(x).detach()),
+    "difference of squares": (
+        "norm-low-precision",
+        "warning",
+        lambda x: (x - mean(x)) / (mean(x * x) - mean(x) ** 2 + 1e-5).sqrt(),
+    ),
+    "always in 16 bits": (
+        "norm-low-precision",
+        "warning",
+        lambda x: standard(x.bfloat16()).to(x.dtype),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_norm_is_named(name: str) -> None:
+    rule, severity, body = WRONG[name]
+    said = lint(Host(LayerNorm(body)))
+    assert (rule, severity) in loud(said), said
+    expected = {rule}
+    if name in ("over the batch", "over everything"):
+        expected |= {"norm-wrong-axis"}
+    assert {r for r, _ in loud(said)} == expected
+    (found,) = [one for one in said if one.rule == rule and one.severity == severity]
+    assert found.module == "before"
+    assert found.evidence["modules"] == 2
+    assert found.evidence["also"] == ["final"]
+
+
+def test_both_mistakes_of_the_annotated_transformer() -> None:
+    said = lint(Host(LayerNorm(lambda x: (x - mean(x)) / (x.std(-1, keepdim=True) + 1e-6))))
+    assert {r for r, _ in loud(said)} == {"norm-unbiased-variance", "norm-eps-outside-sqrt"}
+    found = next(one for one in said if one.rule == "norm-eps-outside-sqrt")
+    assert found.evidence["eps"] == pytest.approx(1e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize("axis", [0, 1, (0, 1), (1, 2)])
+def test_axes_are_known_without_parameters(axis: Any) -> None:
+    rules = {r for r, _ in loud(lint(Host(Bare(lambda x: standard(x, axis)))))}
+    assert "norm-wrong-axis" in rules
+    assert ("norm-batch-dependent" in rules) is (axis in (0, (0, 1)))
+
+
+def test_channels_first() -> None:
+    good, bad = Bare(lambda x: standard(x, 1)), Bare(lambda x: standard(x, -1))
+    assert not loud(lint(ChannelsFirst(good)))
+    (norm, _) = find_norms(subject_of(ChannelsFirst(good), IDS))
+    assert (norm.kind, norm.dim, norm.axis) == ("layer", WIDTH, -2)
+    assert loud(lint(ChannelsFirst(bad))) == {("norm-wrong-axis", "error")}
+
+
+def test_batch_norm_and_group_norm_in_the_stream() -> None:
+    batch, group = nn.BatchNorm1d(WIDTH), nn.GroupNorm(1, WIDTH)
+    said = lint(ChannelsFirst(batch))
+    assert loud(said) == {("norm-batch-dependent", "warning")}
+    assert said[0].evidence["only_in_training"]
+    assert loud(lint(ChannelsFirst(group))) == {("norm-wrong-axis", "warning")}
+
+
+class OnlyWhileTraining(LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        axis = (0, 1) if self.training else -1
+        return self.gamma * standard(x, axis) + self.beta
+
+
+def test_what_differs_in_training_only() -> None:
+    said = lint(Host(OnlyWhileTraining(standard)))
+    assert ("norm-batch-dependent", "error") in loud(said)
+    assert next(s for s in said if s.rule == "norm-batch-dependent").evidence["only_in_training"]
+
+
+class Residual(nn.Module):
+    """Two inputs: what is normalized is their sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.a * (x + y - mean(x + y)) / ((x + y).std(-1, keepdim=True) + 1e-6) + self.b
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.add_norm = Residual()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        return self.add_norm(x, self.mix(x))
+
+
+def test_a_norm_of_a_sum() -> None:
+    assert {r for r, _ in loud(lint(Pair()))} == {"norm-unbiased-variance", "norm-eps-outside-sqrt"}
+
+
+class Global(nn.Module):
+    """Global response normalization: it grows with its input and is meant to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.zeros(WIDTH)), nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.norm(dim=1, keepdim=True)
+        share = length / (length.mean(-1, keepdim=True) + 1e-6)
+        return self.weight * (x * share) + self.bias + x
+
+
+class Exponential(nn.Module):
+    """A gain that is not a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_gain = nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (WIDTH,)) * self.log_gain.exp()
+
+
+class GlobalResponseNorm(Global):
+    pass
+
+
+class DynamicTanhNorm(norms.DyT):
+    pass
+
+
+KNOWN: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "LayerNorm": ("layer", lambda: nn.LayerNorm(WIDTH)),
+    "no affine": ("layer", lambda: nn.LayerNorm(WIDTH, elementwise_affine=False)),
+    "RMSNorm": ("rms", lambda: nn.RMSNorm(WIDTH)),
+    "ours": ("layer", lambda: norms.LayerNorm(WIDTH)),
+    "1 + w": ("rms", lambda: norms.RMSNorm(WIDTH, weight_offset=1.0)),
+    "ScaleNorm": ("rms", lambda: norms.ScaleNorm(WIDTH)),
+    "L2": ("rms", lambda: norms.L2Norm(WIDTH)),
+    "normalize": ("rms", lambda: Bare(lambda x: F.normalize(x, dim=-1))),
+    "DyT": ("other", lambda: DynamicTanhNorm(WIDTH)),
+    "global response": ("other", GlobalResponseNorm),
+    "exp(gain)": ("layer", Exponential),
+    "by hand": ("layer", lambda: LayerNorm(standard)),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_norms_are_right(name: str) -> None:
+    kind, make = KNOWN[name]
+    model = Host(make())
+    assert not loud(lint(model))
+    found = find_norms(subject_of(model, IDS))
+    assert [(n.path, n.kind) for n in found] == [("before", kind), ("final", kind)]
+    assert all((n.dim, n.axis) == (WIDTH, -1) for n in found)
+    assert found[0].module is not model.before  # the copy's
+
+
+def test_other_modules_are_no_norms() -> None:
+    class Softmax(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.softmax(-1)
+
+    shares = Bare(lambda x: x / x.sum(-1, keepdim=True))
+    others = (nn.GELU(), nn.Identity(), nn.Dropout(0.5), nn.Linear(WIDTH, WIDTH))
+    for module in (Softmax(), shares, *others):
+        assert find_norms(subject_of(Host(module), IDS)) == []
+
+
+def test_what_cannot_be_called_is_unknown() -> None:
+    class StubbornNorm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if not bool((x[0, 0] == self.seen).all()):
+                raise RuntimeError("not this input")
+            return x
+
+    norm = StubbornNorm()
+    host = Host(nn.Identity())
+    host.before = norm
+    norm.seen = host.embed(IDS).detach()[0, 0]
+    (one,) = lint(host)
+    assert isinstance(one, Unknown)
+    assert (one.rule, one.module) == ("norm-not-normalizing", "before")
+    assert "not this input" in one.why
+
+
+def tiny(family: str, **more: Any) -> tuple[nn.Module, Inputs]:
+    """A tiny random model of transformers."""
+    transformers = pytest.importorskip("transformers")
+    size = {
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 64,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    options = more if family == "ConvNextV2" else {**size, **more}
+    config = getattr(transformers, f"{family}Config")(**options)
+    model = getattr(transformers, f"{family}Model")(config)
+    ids = torch.arange(18).view(2, 9) + 5
+    calls = {
+        "T5": {"input_ids": ids, "decoder_input_ids": ids[:, :6]},
+        "Wav2Vec2": {"input_values": torch.randn(2, 800)},
+        "ConvNextV2": {"pixel_values": torch.randn(2, 3, 32, 32)},
+    }
+    return model, Inputs((), calls.get(family, {"input_ids": ids}))
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds", "more"),
+    [
+        ("Bert", {"layer": 3}, {}),
+        ("Qwen3", {"rms": 5}, {"num_key_value_heads": 1, "head_dim": 8}),
+        ("Gemma2", {"rms": 5}, {"num_key_value_heads": 1, "head_dim": 8}),
+        ("T5", {"rms": 7}, {"d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}),
+        (
+            "Wav2Vec2",
+            {"layer": 4, "other": 1},
+            {
+                "conv_dim": (16, 16),
+                "conv_stride": (5, 2),
+                "conv_kernel": (10, 3),
+                "num_conv_pos_embeddings": 8,
+                "num_conv_pos_embedding_groups": 2,
+            },
+        ),
+        ("ConvNextV2", {"layer": 9}, {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}),
+    ],
+)
+def test_norms_of_transformers(family: str, kinds: dict[str, int], more: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, inputs = tiny(family, **more)
+    assert not loud(lint(model, inputs))
+    found = [n.kind for n in find_norms(subject_of(model, inputs))]
+    assert {k: found.count(k) for k in kinds} == kinds
+    assert len(found) == sum(kinds.values())
+
+
+def test_norms_of_x_transformers() -> None:
+    x = pytest.importorskip("x_transformers")
+    layers = x.Decoder(dim=24, depth=1, heads=2, attn_dim_head=8, use_rmsnorm=True)
+    model = x.TransformerWrapper(num_tokens=32, max_seq_len=16, attn_layers=layers)
+    assert not loud(lint(model))
+    assert [n.kind for n in find_norms(subject_of(model, IDS))] == ["rms"] * 3
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    dim=st.integers(3, 200),
+    power=st.floats(-11, -3),
+    formula=st.sampled_from([f for f in FAMILY if f.mistakes or f in FAMILY[:2]]),
+    seed=st.integers(0, 1000),
+)
+def test_any_formula_of_any_width_and_eps_is_recognized(dim, power, formula, seed) -> None:
+    """Up to what no input can tell apart."""
+    g = torch.Generator().manual_seed(seed)
+    scales = torch.logspace(-8, 3, 12, dtype=torch.float64)[:, None, None]
+    x = scales * (torch.randn(12, 4, dim, generator=g, dtype=torch.float64) + 0.7)
+    eps = 10.0**power
+    match = nearest(x, formula(x, eps))
+    assert match.distance < 1e-6
+    assert match.formula.mistakes == formula.mistakes
+    if formula.form != "bare":
+        assert match.eps == pytest.approx(eps, rel=1e-3)
