@@ -328,7 +328,7 @@ def positions(subject: Subject) -> Said:
 
 
 def _added(s: Structure, reader: str, at: str, source: Value, other: Value) -> Finding:
-    t = other.tensor.double()
+    t = other.tensor.detach().double()
     return Finding(
         rule="positions-on-ids",
         severity="error",

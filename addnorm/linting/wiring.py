@@ -230,7 +230,7 @@ def _apart(a: Tensor, b: Tensor) -> float:
     """How far a is from b, relative to b, but for a constant factor."""
     if a.shape != b.shape:
         return float("inf")
-    a, b = a.double().flatten(), b.double().flatten()
+    a, b = a.detach().double().flatten(), b.detach().double().flatten()
     c = torch.dot(a, b) / torch.dot(b, b).clamp(min=1e-300)
     return float((a - c * b).norm() / (c * b).norm().clamp(min=1e-300))
 
@@ -285,7 +285,8 @@ def _now_and_then(s: Structure) -> Said:
     if len(turns) < 2:
         return
     norm = turns[0][1]
-    share = float(norm.output.tensor.double().norm() / norm.source.tensor.double().norm())
+    before, after = (v.tensor.detach().double() for v in (norm.source, norm.output))
+    share = float(after.norm() / before.norm())
     yield Finding(
         rule="residual-wrong-tensor",
         severity="error",
@@ -360,7 +361,7 @@ def _normed_operand(s: Structure, residual: Residual) -> Said:
 
 
 def _share(residual: Residual) -> float:
-    b, a = residual.branch.tensor.double(), residual.stream.tensor.double()
+    b, a = (v.tensor.detach().double() for v in (residual.branch, residual.stream))
     return float(b.norm() / a.norm().clamp(min=1e-300))
 
 
@@ -529,7 +530,7 @@ def _double(s: Structure) -> Said:
             continue
         if value in forks or len(_uses(s, value, second)) > 0:
             continue
-        x, y = first.output.tensor.double(), second.output.tensor.double()
+        x, y = (n.output.tensor.detach().double() for n in (first, second))
         change = float((y - x).norm() / x.norm().clamp(min=1e-300)) if x.shape == y.shape else 1.0
         yield Finding(
             rule="double-norm",
@@ -584,7 +585,10 @@ def _missing_final(s: Structure) -> Said:
         ):
             continue
         read = [op for v in ends for op in v.readers if op.name in PRODUCTS and v in factors(op)]
-        rms = [float(r.output.tensor.double().square().mean().sqrt()) for r in (chain[0], last)]
+        rms = [
+            float(r.output.tensor.detach().double().square().mean().sqrt())
+            for r in (chain[0], last)
+        ]
         yield Finding(
             rule="missing-final-norm",
             severity="error" if read else "warning",

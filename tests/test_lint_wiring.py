@@ -1,0 +1,341 @@
+"""The stream, its sublayers, norms and attentions are found however a program is written.
+
+Four hosts: everything in one forward without a module; hidden states and residual handed on as a
+pair, the addition deferred into the norm; a post-norm encoder with channels-first products and
+torch's attention; a pre-norm block in the usual style. Each has its mistakes, and is clean without.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from addnorm.linting import attention, init, inline, parameters, wiring
+from addnorm.linting.run import _subject
+from addnorm.linting.subject import Subject
+
+CHECKS = (*wiring.CHECKS, *attention.CHECKS, *init.CHECKS, *inline.CHECKS, *parameters.CHECKS)
+DIM, HEADS, LAYERS, VOCAB = 24, 3, 3, 61
+
+
+class Functional(nn.Module):
+    """A GPT as one function: no blocks to go by, norms by hand, attention by einsum."""
+
+    def __init__(self, wrong=""):
+        super().__init__()
+        self.wrong = wrong
+
+        def matrices(rows, columns, scale=1.0):
+            made = (torch.randn(rows, columns) * 0.02 * scale for _ in range(LAYERS))
+            return nn.ParameterList(nn.Parameter(w) for w in made)
+
+        self.tokens = nn.Parameter(torch.randn(VOCAB, DIM) * 0.02)
+        self.places = nn.Parameter(torch.randn(32, DIM) * 0.02)
+        small = 1 / math.sqrt(2 * LAYERS)
+        self.qkv, self.out = matrices(DIM, 3 * DIM), matrices(DIM, DIM, small)
+        self.up, self.down = matrices(DIM, 4 * DIM), matrices(4 * DIM, DIM, small)
+        self.g1, self.g2 = (
+            nn.ParameterList(nn.Parameter(torch.ones(DIM)) for _ in range(LAYERS)) for _ in "12"
+        )
+        self.final = nn.Parameter(torch.ones(DIM))
+
+    def norm(self, x, gain):
+        wrong = self.wrong
+        if wrong == "tokens":
+            mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
+        elif wrong == "batch":
+            mean, var = x.mean((0, 1), keepdim=True), x.var((0, 1), keepdim=True, unbiased=False)
+        else:
+            mean = x.mean(-1, keepdim=True)
+            var = x.var(-1, keepdim=True, unbiased=wrong == "unbiased")
+        if wrong == "eps":
+            return gain * (x - mean) / (var.sqrt() + 1e-6)
+        if wrong == "variance":
+            return gain * (x - mean) / (var + 1e-5)
+        return gain * (x - mean) / torch.sqrt(var + 1e-5)
+
+    def forward(self, ids):
+        wrong, t = self.wrong, ids.shape[1]
+        here = torch.arange(t)
+        x = F.embedding(ids + here if wrong == "on ids" else ids, self.tokens) + self.places[:t]
+        for i in range(LAYERS):
+            u = self.norm(x, self.g1[i])
+            q, k, v = (u @ self.qkv[i]).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+            a = torch.einsum("bhtd,bhsd->bhts", q, k)
+            scale = {"no scale": 1.0, "width": DIM, "twice": (DIM // HEADS) ** 2}
+            a = a / math.sqrt(scale.get(wrong, DIM // HEADS))
+            a = a.masked_fill(here[:, None] < here, -1e9)
+            if wrong != "no softmax":
+                a = a.softmax(-2 if wrong == "queries" else -1)
+            if wrong == "outside":
+                a = a / math.sqrt(DIM // HEADS)
+            y = torch.einsum("bhts,bhsd->bthd", a, v).flatten(2) @ self.out[i]
+            x = y if wrong == "no residual" else x + y
+            if wrong == "normed":
+                x = self.norm(x, self.g2[i])
+                u = x
+            else:
+                u = self.norm(x, self.g1[i] if wrong == "shared" else self.g2[i])
+            h = u @ self.up[i]
+            y = (h if wrong == "linear" else F.gelu(h)) @ self.down[i]
+            y = F.relu(y) if wrong == "one sign" else y
+            x = y if wrong == "no residual of the MLP" else x + y
+        if wrong != "no final norm":
+            x = self.norm(x, self.final)
+        return x @ self.tokens.T
+
+
+class RMS(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(DIM))
+
+    def forward(self, x, residual=None):
+        x = x if residual is None else x + residual
+        y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
+        return (y, x) if residual is not None else y
+
+
+class PairBlock(nn.Module):
+    def __init__(self, wrong):
+        super().__init__()
+        self.wrong, self.n1, self.n2 = wrong, RMS(), RMS()
+        self.qkv, self.out = nn.Linear(DIM, 3 * DIM, False), nn.Linear(DIM, DIM, False)
+        self.gate_up, self.down = nn.Linear(DIM, 8 * DIM, False), nn.Linear(4 * DIM, DIM, False)
+
+    def forward(self, h, residual):
+        h, residual = (self.n1(h), h) if residual is None else self.n1(h, residual)
+        q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in self.qkv(h).chunk(3, -1))
+        scale = 1.0 if self.wrong == "no scale" else None
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        h = self.out(y.transpose(1, 2).flatten(2))
+        h, residual = (self.n2(h), h) if self.wrong == "no residual" else self.n2(h, residual)
+        gate, up = self.gate_up(h).chunk(2, -1)
+        return self.down(F.silu(gate) * up), residual
+
+
+class Pairs(nn.Module):
+    """(hidden states, residual) from layer to layer, as serving engines do it."""
+
+    def __init__(self, wrong=""):
+        super().__init__()
+        self.wrong = wrong
+        self.tokens, self.places = nn.Embedding(VOCAB, DIM), nn.Embedding(32, DIM)
+        self.blocks = nn.ModuleList(PairBlock(wrong) for _ in range(LAYERS))
+        self.norm, self.head = RMS(), nn.Linear(DIM, VOCAB, bias=False)
+        for name, p in self.named_parameters():
+            if p.dim() > 1:
+                last = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * LAYERS) if last else 0.02)
+
+    def forward(self, ids):
+        h, residual = self.tokens(ids) + self.places.weight[: ids.shape[1]], None
+        for block in self.blocks:
+            h, residual = block(h, residual)
+        return self.head(
+            h + residual if self.wrong == "no final norm" else self.norm(h, residual)[0]
+        )
+
+
+class ChannelsBlock(nn.Module):
+    def __init__(self, wrong):
+        super().__init__()
+        self.wrong = wrong
+        self.attention = nn.MultiheadAttention(DIM, HEADS, batch_first=True)
+        self.n1, self.n2 = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
+        self.up, self.down = nn.Conv1d(DIM, 4 * DIM, 1), nn.Conv1d(4 * DIM, DIM, 1)
+
+    def forward(self, x):
+        wrong = self.wrong
+        y = self.attention(x, x, x, need_weights=False)[0]
+        x = self.n1(y if wrong == "no residual" else x + y)
+        h = self.up(x.transpose(1, 2))
+        y = self.down(h if wrong == "linear" else F.relu(h)).transpose(1, 2)
+        if wrong in ("one sign", "dead"):
+            y = F.relu(y) if wrong == "one sign" else y * 0
+        if wrong == "alpha on the branch":
+            return self.n2(x + 2.2 * y)
+        z = (self.n1 if wrong == "shared" else self.n2)(x + y)
+        return F.layer_norm(z, (DIM,)) if wrong == "two norms" else z
+
+
+class Channels(nn.Module):
+    """A post-norm encoder with torch's attention and an MLP of convolutions of one place."""
+
+    def __init__(self, wrong=""):
+        super().__init__()
+        self.tokens = nn.Embedding(VOCAB, DIM)
+        self.places = nn.Parameter(torch.randn(1, 32, DIM) * 0.02)
+        self.blocks = nn.Sequential(*(ChannelsBlock(wrong) for _ in range(LAYERS)))
+        self.head = nn.Linear(DIM, 5)
+
+    def forward(self, tokens):
+        x = self.tokens(tokens) + self.places[:, : tokens.shape[1]]
+        return self.head(self.blocks(x).mean(1))
+
+
+class Block(nn.Module):
+    def __init__(self, wrong):
+        super().__init__()
+        self.wrong = wrong
+        self.n1, self.n2 = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
+        self.q, self.k, self.v, self.out = (nn.Linear(DIM, DIM) for _ in range(4))
+        self.mlp = nn.Sequential(nn.Linear(DIM, 4 * DIM), nn.GELU(), nn.Linear(4 * DIM, DIM))
+
+    def attend(self, u, raw):
+        split = {"q": self.q(u), "k": self.k(raw), "v": self.v(raw)}
+        q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in split.values())
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def forward(self, x):
+        wrong, u = self.wrong, self.n1(x)
+        y = self.attend(u, x if wrong == "queries only" else u)
+        if wrong == "norm of x":
+            x = u + y
+        elif wrong == "twice":
+            x = x + (x + y)
+        elif wrong == "lost":
+            return x + self.mlp(self.n2(x + y))
+        else:
+            x = x + y
+        if wrong == "not read":
+            self.mlp(self.n2(x))
+            return x
+        return x + self.mlp(self.n2(x))
+
+
+class Usual(nn.Module):
+    """Pre-norm blocks; ids, learned places, a final norm, an untied head."""
+
+    def __init__(self, wrong=""):
+        super().__init__()
+        self.wrong = wrong
+        self.tokens, self.places = nn.Embedding(VOCAB, DIM), nn.Embedding(32, DIM)
+        self.blocks = nn.ModuleList(Block(wrong) for _ in range(LAYERS))
+        self.norm, self.head = nn.LayerNorm(DIM), nn.Linear(DIM, VOCAB, bias=False)
+        for name, p in self.named_parameters():
+            if p.dim() > 1:
+                last = name.endswith(("out.weight", "mlp.2.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * LAYERS) if last else 0.02)
+        if wrong == "some writers":
+            for block in self.blocks:
+                nn.init.normal_(block.get_parameter("out.weight"), std=0.02)
+        if wrong == "loud":
+            for block in self.blocks:
+                for name in ("q.weight", "k.weight"):
+                    nn.init.normal_(block.get_parameter(name), std=3.0)
+
+    def forward(self, ids):
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+FAULTS = [
+    (Functional, "tokens", "norm-wrong-axis"),
+    (Functional, "batch", "norm-batch-dependent"),
+    (Functional, "unbiased", "norm-unbiased-variance"),
+    (Functional, "eps", "norm-eps-outside-sqrt"),
+    (Functional, "variance", "norm-not-normalizing"),
+    (Functional, "on ids", "positions-on-ids"),
+    (Functional, "no scale", "attention-scale"),
+    (Functional, "width", "attention-scale"),
+    (Functional, "twice", "attention-scale"),
+    (Functional, "outside", "attention-scale"),
+    (Functional, "no softmax", "attention-not-normalized"),
+    (Functional, "queries", "attention-not-normalized"),
+    (Functional, "no residual", "no-residual"),
+    (Functional, "no residual of the MLP", "no-residual"),
+    (Functional, "normed", "residual-wrong-tensor"),
+    (Functional, "shared", "shared-norm"),
+    (Functional, "linear", "linear-mlp"),
+    (Functional, "one sign", "one-signed-branch"),
+    (Functional, "no final norm", "missing-final-norm"),
+    (Pairs, "no scale", "attention-scale"),
+    (Pairs, "no residual", "no-residual"),
+    (Pairs, "no final norm", "missing-final-norm"),
+    (Pairs, "no final norm", "unused-norm"),
+    (Channels, "no residual", "no-residual"),
+    (Channels, "linear", "linear-mlp"),
+    (Channels, "one sign", "one-signed-branch"),
+    (Channels, "dead", "dead-branch"),
+    (Channels, "shared", "shared-norm"),
+    (Channels, "two norms", "double-norm"),
+    (Channels, "alpha on the branch", "residual-wrong-tensor"),
+    (Usual, "queries only", "residual-wrong-tensor"),
+    (Usual, "norm of x", "residual-wrong-tensor"),
+    (Usual, "twice", "residual-wrong-tensor"),
+    (Usual, "lost", "residual-wrong-tensor"),
+    (Usual, "not read", "dead-branch"),
+    (Usual, "some writers", "init-residual-scale"),
+    (Usual, "loud", "init-unstable"),
+]
+
+
+def looked_at(model) -> Subject:
+    ids = torch.randint(VOCAB - 8, (2, 7), generator=torch.Generator().manual_seed(1))
+    subject = _subject(model, ids, True, None)
+    assert isinstance(subject, Subject), subject
+    return subject
+
+
+def said(model) -> list:
+    subject = looked_at(model)
+    return [one for check in CHECKS for one in check.run(subject)]
+
+
+@pytest.mark.parametrize("host", [Functional, Pairs, Channels, Usual])
+def test_a_correct_program_is_clean_and_wholly_understood(host):
+    torch.manual_seed(0)
+    model = host()
+    assert said(model) == []
+    structure = looked_at(model).structure
+    assert len(structure.residuals) == 2 * LAYERS
+    assert len(structure.attentions) == LAYERS
+
+
+@pytest.mark.parametrize(("host", "wrong", "rule"), FAULTS)
+def test_a_mistake_is_named(host, wrong, rule):
+    torch.manual_seed(0)
+    found = said(host(wrong))
+    assert rule in {f.rule for f in found if hasattr(f, "severity")}, found
+
+
+@pytest.mark.parametrize("depth", [1, 2, 6])
+def test_the_stream_is_followed_at_any_depth(depth):
+    """Fork, branch and addition of every sublayer, in order."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(DIM, HEADS, 48, batch_first=True, norm_first=True)
+    model = nn.TransformerEncoder(layer, depth, nn.LayerNorm(DIM), enable_nested_tensor=False)
+    subject = _subject(model, torch.randn(2, 5, DIM), False, None)
+    assert isinstance(subject, Subject)
+    s = subject.structure
+    assert [r.add.module for r in s.residuals] == [f"layers.{i // 2}" for i in range(2 * depth)]
+    for before, after in zip(s.residuals, s.residuals[1:], strict=False):
+        assert s.previous(after) is before
+        assert after.fork is before.output
+        assert [n.path for n in s.own_norms(after)] != []
+    assert s.previous(s.residuals[0]) is None
+
+
+def test_post_norm_streams_are_normed_between_sublayers():
+    torch.manual_seed(0)
+    s = looked_at(Channels()).structure
+    for residual in s.residuals[1:]:
+        before = s.previous(residual)
+        assert before is not None
+        assert len(s.norms_between(before.output, residual.fork)) == 1
+        assert s.own_norms(residual) == []
+
+
+def test_deep_post_norm_with_torchs_initialization_is_not_called_unstable_for_its_scale():
+    """The first norm sets the stream's scale: the gradient there is compared relative to it."""
+    torch.manual_seed(0)
+    model = Channels()
+    with torch.no_grad():
+        model.tokens.weight.mul_(0.02)
+    assert not [f for f in said(model) if getattr(f, "rule", "") == "init-unstable"]
