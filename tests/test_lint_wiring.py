@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from addnorm import GPT, GPTConfig
 from addnorm.linting import attention, init, inline, parameters, wiring
 from addnorm.linting.run import _subject
 from addnorm.linting.subject import Subject
@@ -339,3 +340,44 @@ def test_deep_post_norm_with_torchs_initialization_is_not_called_unstable_for_it
     with torch.no_grad():
         model.tokens.weight.mul_(0.02)
     assert not [f for f in said(model) if getattr(f, "rule", "") == "init-unstable"]
+
+
+def test_products_that_only_steer_the_stream_need_no_residual():
+    """Hyper-connections compute from the stream how its parts are mixed; that is no sublayer."""
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=VOCAB,
+        context_length=32,
+        dim=DIM,
+        n_layers=2,
+        n_heads=HEADS,
+        scheme="hyper_connections",
+    )
+    found = {getattr(f, "rule", "") for f in said(GPT(config)) if hasattr(f, "severity")}
+    assert not found & {"no-residual", "residual-wrong-tensor", "dead-branch"}
+
+
+def test_layers_that_are_equal_because_they_are_zero_are_no_copies():
+    class Zeros(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+            for p in self.parameters():
+                nn.init.zeros_(p)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = x + layer(x)
+            return x
+
+    subject = _subject(Zeros(), torch.randn(2, 3, 4), None, None)
+    assert isinstance(subject, Subject)
+    assert list(parameters.copies(subject)) == []
+    assert [f.rule for f in parameters.copies(looked_at(copied()))] == ["identical-layers"]
+
+
+def copied():
+    model = Usual()
+    for block in model.blocks[1:]:
+        block.load_state_dict(model.blocks[0].state_dict())
+    return model

@@ -149,7 +149,9 @@ def wrong_tensor(subject: Subject) -> Said:
         if call.path in zeroed:
             x, y = zeroed[call.path]
             evidence["block_with_branches_zeroed_differs_from_x_by"] = _apart(y, x)
-            evidence["and_from_norm_of_x_by"] = _apart(y, first.output.tensor)
+            if first.module is not None:
+                with torch.no_grad():
+                    evidence["and_from_norm_of_x_by"] = _apart(y, first.module(x))
         yield Finding(
             rule="residual-wrong-tensor",
             severity="error",
