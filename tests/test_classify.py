@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from addnorm import train
 from addnorm.data.sources import DataError
-from addnorm.models.classifier import ClassifierConfig, TextClassifier, load
+from addnorm.models.classifier import ClassifierConfig, TextClassifier, load, windows
 from addnorm.models.folders import WeightsError
 from addnorm.training.checkpoint import Checkpoints
 from addnorm.training.classify import Classify, ClassifyTask, read_classes
@@ -79,7 +79,7 @@ def test_it_learns_and_resumes(folder: Path, tmp_path: Path) -> None:
 
 
 def test_every_epoch_has_every_text_once(folder: Path) -> None:
-    task = config(folder).about.build()
+    task = config(folder).changed({"token_dropout": 0.0}).about.build()
     assert isinstance(task, ClassifyTask)
     rows = task.splits["train"]
     n = len(rows)
@@ -104,17 +104,80 @@ def test_evaluation_by_the_definition(folder: Path) -> None:
     task = config(folder).about.build()
     assert isinstance(task, ClassifyTask)
     model = stir(task.model()).eval()
+    long = task.splits["val"][0]  # one text that takes five windows, the last where it ends
+    task.splits["val"][0] = long._replace(ids=np.arange(90, dtype=np.int64) % 7 + 40)
     right, loss = 0, 0.0
     with torch.no_grad():
         for row in task.splits["val"]:
-            ids = torch.from_numpy(row.ids)[None]
-            logits = model(ids, torch.ones_like(ids, dtype=torch.bool))
-            right += int(logits.argmax()) == row.label
-            loss += float(F.cross_entropy(logits, torch.tensor([row.label])))
+            starts = [0, 14, 29, 44, 58] if len(row.ids) == 90 else [0]
+            probabilities = []
+            for start in starts:
+                ids = torch.from_numpy(row.ids[start : start + 32])[None]
+                logits = model(ids, torch.ones_like(ids, dtype=torch.bool))
+                probabilities.append(logits.double().softmax(-1))
+            p = torch.cat(probabilities).mean(0)
+            right += int(p.argmax()) == row.label
+            loss -= float(p[row.label].log())
     found = task.evaluate(model)
     n = len(task.splits["val"])
     assert found["accuracy"] == right / n
     assert found["val_loss"] == pytest.approx(loss / n, rel=1e-5)
+
+
+def test_what_is_learned_from_is_varied_and_a_function_of_its_place(folder: Path) -> None:
+    task = config(folder).changed({"token_dropout": 0.25}).about.build()
+    assert isinstance(task, ClassifyTask)
+    # one text, ten contexts long, each token once
+    task.splits["train"] = [task.splits["train"][0]._replace(ids=np.arange(320, dtype=np.int64))]
+    batches = [task.batch("train", 1, step, 0, 1) for step in range(40)]
+    again = task.batch("train", 1, 7, 0, 1)
+    assert all(torch.equal(again[name], t) for name, t in batches[7].items())
+    rows = [b["ids"][i][b["valid"][i]] for b in batches for i in range(len(b["ids"]))]
+    assert all(bool((row[1:] > row[:-1]).all()) for row in rows), "in the text's order"
+    assert all(int(row[-1] - row[0]) < 32 for row in rows), "from one window"
+    starts = torch.stack([row[0] for row in rows])
+    assert int(starts.min()) < 20
+    assert int(starts.max()) > 270
+    lengths = torch.tensor([float(len(row)) for row in rows])
+    # 32 * (1 - rate), rate uniform in [0, 0.5]: mean 24, deviation 5, 640 rows: 0.2 of the mean's
+    assert float(lengths.mean()) == pytest.approx(24.0, abs=1.0)
+    assert float(lengths.max()) == 32
+
+
+def test_windows_reach_from_one_end_to_the_other() -> None:
+    for n, context in ((5, 8), (8, 8), (9, 8), (31, 8), (1000, 8)):
+        found = windows(np.arange(n), context)
+        assert found[0][0] == 0
+        assert found[-1][-1] == n - 1
+        assert all(len(w) == min(n, context) for w in found)
+        assert len(found) <= 8
+        if n <= 4 * context:  # nothing is left out, as long as eight windows are enough
+            assert set(np.concatenate(found).tolist()) == set(range(n))
+
+
+def test_smoothing_belongs_to_learning_only(folder: Path) -> None:
+    task = config(folder).changed({"label_smoothing": 0.3}).about.build()
+    plain = config(folder).changed({"label_smoothing": 0.0}).about.build()
+    assert isinstance(task, ClassifyTask)
+    model = stir(task.model()).eval()
+    batch = task.batch("train", 1, 0, 0, 1)
+    logits = model(batch["ids"], batch["valid"])
+    uniform = -logits.log_softmax(-1).mean(-1).sum()
+    right = F.cross_entropy(logits, batch["label"], reduction="sum")
+    torch.testing.assert_close(task.loss(model, batch)[0], 0.7 * right + 0.3 * uniform)
+    assert task.evaluate(model) == plain.evaluate(model)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("token_dropout", 0.6, r"token_dropout must be in \[0, 0.5\], got 0.6"),
+        ("label_smoothing", 1.0, r"label_smoothing must be in \[0, 1\), got 1"),
+    ],
+)
+def test_shares_are_checked(key: str, value: float, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Classify(**{key: value})
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -4,7 +4,8 @@
         ──▶ head ──▶ logits (B, classes)
 
 Every token sees every real one. The mean over tokens stands for the text, as in fastText (Joulin et
-al. 2017, arXiv 1607.01759) and most sentence encoders; it needs no token of its own.
+al. 2017, arXiv 1607.01759) and most sentence encoders; it needs no token of its own. A text longer
+than the context is judged by windows of it.
 """
 
 import dataclasses
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,6 +29,8 @@ from addnorm.models.folders import CONFIG, SAFETENSORS, WeightsError
 from addnorm.models.transformer import encoder
 from addnorm.positions import Learned
 from addnorm.stream import Context
+
+WINDOWS = 8  # of a text longer than the context, side by side with halves in common
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +89,39 @@ class TextClassifier(nn.Module):
     def predict(
         self, texts: Sequence[str], tokenizer: Tokenizer, classes: Sequence[str]
     ) -> list[tuple[str, float]]:
-        """The most probable class of each text, and its probability."""
+        """The most probable class of each text, and its probability: the mean over its windows."""
         found = []
         device = next(self.parameters()).device
         with evaluating(self.modules()), torch.inference_mode():
             for text in texts:
-                ids = tokenizer.encode(text)[: self.config.context_length] or [0]
-                row = torch.tensor([ids], device=device)
-                p = self(row, torch.ones_like(row, dtype=torch.bool))[0].float().softmax(-1)
+                ids = np.array(tokenizer.encode(text) or [0])
+                rows = windows(ids, self.config.context_length)
+                batch = {name: t.to(device) for name, t in padded(rows).items()}
+                p = self(batch["ids"], batch["valid"]).float().softmax(-1).mean(0)
                 best = int(p.argmax())
                 found.append((classes[best], float(p[best])))
         return found
+
+
+def windows(ids: NDArray[np.int64], context: int) -> list[NDArray[np.int64]]:
+    """The parts by which a text is judged: the whole of it, if it fits; else at most ``WINDOWS`` of
+    that length, from its beginning to its end at equal distances."""
+    if len(ids) <= context:
+        return [ids]
+    count = min(-(-2 * len(ids) // context) - 1, WINDOWS)
+    starts = np.linspace(0, len(ids) - context, count).round().astype(np.int64)
+    return [ids[start : start + context] for start in starts]
+
+
+def padded(rows: Sequence[NDArray[np.int64]]) -> dict[str, Tensor]:
+    """``ids`` and ``valid`` of texts of unlike length."""
+    length = max((len(row) for row in rows), default=1)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    valid = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.from_numpy(row)
+        valid[i, : len(row)] = True
+    return {"ids": ids, "valid": valid}
 
 
 KIND = "addnorm_classifier"

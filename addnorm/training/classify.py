@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from addnorm.data.sources import DataError, Texts, open_source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.generation.decode import evaluating
-from addnorm.models.classifier import ClassifierConfig, TextClassifier, save
+from addnorm.models.classifier import ClassifierConfig, TextClassifier, padded, save, windows
 from addnorm.training.config import HIDDEN, ConfigError
 from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here
@@ -39,6 +39,10 @@ class Classify:
     """Texts in one optimizer step, over all micro-batches and processes."""
     dropout: float = 0.1
     """In embeddings, attention and branches."""
+    token_dropout: float = 0.3
+    """The mean share of a text's tokens left out, others each time: few texts go further."""
+    label_smoothing: float = 0.1
+    """The share of a target's weight that goes to all classes alike."""
     cache: Path = Path("~/.cache/addnorm/data")
     """Where learned tokenizers are kept."""
     model: ClassifierConfig = field(
@@ -48,6 +52,10 @@ class Classify:
 
     def __post_init__(self) -> None:
         check(self.tokenizer, self.val_fraction, self.dropout)
+        if not 0.0 <= self.token_dropout <= 0.5:
+            raise ConfigError(f"token_dropout must be in [0, 0.5], got {self.token_dropout:g}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ConfigError(f"label_smoothing must be in [0, 1), got {self.label_smoothing:g}")
         if self.rows_per_step < 1:
             raise ConfigError(f"rows_per_step must be at least 1, got {self.rows_per_step}")
 
@@ -72,12 +80,12 @@ class Classify:
             classes=len(classes),
             dropout=self.dropout,
         )
-        splits = {"train": _rows(train, tokenizer, config), "val": _rows(val, tokenizer, config)}
+        splits = {"train": _rows(train, tokenizer), "val": _rows(val, tokenizer)}
         return ClassifyTask(self, config, tokenizer, classes, splits)
 
 
 class Row(NamedTuple):
-    """A text's first ids, and its class."""
+    """A text's ids, and its class."""
 
     ids: NDArray[np.int64]
     label: int
@@ -105,6 +113,7 @@ class ClassifyTask(Task):
         c, size = self.config, self.settings.rows_per_step
         parameters, trained = counted(self._empty, c.n_layers)
         longest = max(len(row.ids) for rows in self.splits.values() for row in rows)
+        longest = min(longest, c.context_length)
         own = -(-size // processes)
         batch = own * longest * 9
         batch += min(micro_rows or own, own) * longest * 4 * 2 * c.n_layers * c.dim
@@ -123,12 +132,28 @@ class ClassifyTask(Task):
         return TextClassifier(self.config)
 
     def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
-        """Rows rank, rank + world, ... of the step's, in an order of each epoch's own."""
+        """Rows rank, rank + world, ... of the step's, in an order of each epoch's own.
+
+        Of a text to learn from there is a part of the context's length from anywhere in it, less a
+        share of its tokens: both are drawn from the row's number.
+        """
         rows, size = self.splits[split], self.settings.rows_per_step
-        numbers = np.arange(step * size, (step + 1) * size)[rank::world]
-        return self._padded(
-            [rows[self._order(len(rows), seed, n // len(rows))[n % len(rows)]] for n in numbers]
-        )
+        parts, labels = [], []
+        for n in np.arange(step * size, (step + 1) * size)[rank::world]:
+            ids, label = rows[self._order(len(rows), seed, n // len(rows))[n % len(rows)]]
+            labels.append(label)
+            if split == "train":
+                parts.append(self._varied(ids, np.random.default_rng([seed, n])))
+            else:
+                parts.append(ids[: self.config.context_length])
+        return {**padded(parts), "label": torch.tensor(labels)}
+
+    def _varied(self, ids: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        start = rng.integers(max(len(ids) - self.config.context_length, 0) + 1)
+        ids = ids[start : start + self.config.context_length]
+        # a rate of its own for each text, so that whole ones are seen too
+        keep = rng.random(len(ids)) >= rng.uniform(0, 2 * self.settings.token_dropout)
+        return ids[keep] if keep.any() else ids
 
     def row(self, split: str, seed: int, step: int) -> Batch:
         """One, as of a process among as many as there are rows."""
@@ -144,28 +169,38 @@ class ClassifyTask(Task):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Cross-entropy, summed over texts; ``right`` are those whose class it finds."""
         logits = model(batch["ids"], batch["valid"]).float()
-        loss = F.cross_entropy(logits, batch["label"], reduction="sum")
+        smoothing = self.settings.label_smoothing
+        loss = F.cross_entropy(logits, batch["label"], reduction="sum", label_smoothing=smoothing)
         right = (logits.argmax(-1) == batch["label"]).sum()
         count = torch.tensor(len(logits), device=logits.device)
         return loss, count, {"accuracy": right}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """On all that was held out."""
+        """On all that was held out, each text by the mean over its windows."""
         device = next(model.parameters()).device
         world, rows = here(device), self.splits["val"]
-        found = torch.zeros(3, dtype=torch.float64)
+        parts = [
+            (i, part)
+            for i, row in enumerate(rows)
+            for part in windows(row.ids, self.config.context_length)
+        ]
+        found = torch.zeros(len(rows), len(self.classes), dtype=torch.float64)
         step = EVAL_ROWS * world.size
         with evaluating(model.modules()), torch.no_grad():
-            for first in range(0, len(rows), step):
-                mine = rows[first : first + step][world.rank :: world.size]
-                batch = {
-                    k: v.to(device) for k, v in self._padded(mine or rows[:1]).items()
-                }  # a sharded model needs every process, also one without a row
-                loss, count, parts = self.loss(model, batch)
+            for first in range(0, len(parts), step):
+                # A process without a row computes one all the same: a sharded model needs them all.
+                mine = parts[first : first + step][world.rank :: world.size]
+                batch = padded([part for _, part in mine or parts[:1]])
+                logits = model(batch["ids"].to(device), batch["valid"].to(device))
                 if mine:
-                    found += torch.stack([loss, parts["accuracy"], count]).double().cpu()
-        loss, right, count = world.total(found).tolist()
-        return {"accuracy": right / count, "val_loss": loss / count}
+                    which = torch.tensor([i for i, _ in mine])
+                    found.index_add_(0, which, logits.double().softmax(-1).cpu())
+        p = world.total(found)
+        p /= p.sum(-1, keepdim=True)
+        labels = torch.tensor([row.label for row in rows])
+        right = (p.argmax(-1) == labels).double().mean()
+        loss = F.nll_loss(p.clamp(min=torch.finfo(p.dtype).tiny).log(), labels)
+        return {"accuracy": float(right), "val_loss": float(loss)}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """For ``addnorm.models.classifier.load``."""
@@ -194,17 +229,8 @@ class ClassifyTask(Task):
             f"{self.settings.data}: {len(self.classes)} classes, {train:,} texts to learn from, "
             f"{val:,} held out; the most frequent class is right for {often:.1%}",
             f"model: {parameters:,} parameters, {self.config.scheme}, {self.config.n_layers} "
-            f"layers of width {self.config.dim}, the first {self.config.context_length} tokens",
+            f"layers of width {self.config.dim}, {self.config.context_length} tokens at a time",
         ]
-
-    def _padded(self, rows: Sequence[Row]) -> Batch:
-        length = max((len(row.ids) for row in rows), default=1)
-        ids = torch.zeros(len(rows), length, dtype=torch.long)
-        valid = torch.zeros(len(rows), length, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row.ids)] = torch.from_numpy(row.ids)
-            valid[i, : len(row.ids)] = True
-        return {"ids": ids, "valid": valid, "label": torch.tensor([row.label for row in rows])}
 
 
 def read_classes(
@@ -234,10 +260,5 @@ def read_classes(
     return train, val, names
 
 
-def _rows(
-    texts: Sequence[tuple[str, int]], tokenizer: Tokenizer, config: ClassifierConfig
-) -> list[Row]:
-    return [
-        Row(np.array(tokenizer.encode(text)[: config.context_length] or [0], np.int64), label)
-        for text, label in texts
-    ]
+def _rows(texts: Sequence[tuple[str, int]], tokenizer: Tokenizer) -> list[Row]:
+    return [Row(np.array(tokenizer.encode(text) or [0], np.int64), label) for text, label in texts]

@@ -177,11 +177,11 @@ def classify_text() -> Config:
     return Config(
         about=Classify(
             data="texts",
-            tokenizer="bpe:4096",
+            tokenizer="bpe:8192",
             rows_per_step=32,
             model=ClassifierConfig(vocab_size=1, classes=1, dim=128, n_layers=2, n_heads=4),
         ),
-        loop=Loop(steps=600, lr=1e-3, warmup=60, eval_every=100, save_every=200),
+        loop=Loop(steps=800, lr=1e-3, warmup=60, eval_every=100, save_every=200),
     )
 
 
