@@ -55,6 +55,9 @@ def _scale(s: Structure, attention: Attention, subject: Subject) -> Iterator[Fin
     else:
         before = before * _along(s, attention.weights, attention.scores.outputs[0])
     right = 1 / math.sqrt(dim)
+    alpha = number(attention.scores.kwargs.get("alpha", 1.0))
+    if alpha is not None and alpha != 1.0:  # baddbmm(mask, q, k, alpha=1 / sqrt(d))
+        before = before * Factor(alpha, (alpha,))
     c = before.constant
     told = {
         "factor_before_the_softmax": c,
@@ -265,12 +268,19 @@ def sums(subject: Subject) -> Said:
         columns = weights.sum(-2)
         down = bool(((columns - 1.0).abs() <= SUM).all())
         sinks = soft is not None and soft.outputs[0].shape[-1] > attention.weights.shape[-1]
+        decayed = soft is None and any(
+            op.name == "mul" and sum(v in s.activations for v in op.inputs) > 1
+            for op in attention.between
+        )
         if down:
             what = "the softmax runs over the queries instead of the keys"
             remedy = "softmax(..., dim=-1) on scores of shape (..., queries, keys)."
         elif sinks:
             what = "a part of each row goes to a sink that adds no value"
             remedy = "Nothing, if the sink is meant."
+        elif decayed:
+            what = "as in a state-space model or linear attention, decays take the softmax's place"
+            remedy = "Nothing, if that is the design."
         elif soft is None:
             what = "no softmax normalizes them"
             remedy = "softmax over the keys; keep it as it is only if the design is meant so."
@@ -282,7 +292,7 @@ def sums(subject: Subject) -> Said:
             remedy = "Leave the softmax's output as it is (dropout belongs to training)."
         yield Finding(
             rule="attention-not-normalized",
-            severity="note" if sinks else "error",
+            severity="note" if sinks or decayed else "error",
             module=attention.path,
             evidence={
                 "smallest_sum": float(total[used].min()),

@@ -97,6 +97,7 @@ def _writers(s: Structure, chain: list[Residual]) -> Iterator[Finding]:
     if len(own) * 2 <= len(chain):
         return  # post-norm: the stream is normalized anyway
     ratios: list[tuple[str, float]] = []
+    by_width: list[float] = []
     for residual in chain:
         writers: list[str] = []
         others: list[str] = []
@@ -117,10 +118,14 @@ def _writers(s: Structure, chain: list[Residual]) -> Iterator[Finding]:
             return
         if max(stds) > (1 + 2 * ALIKE) * min(stds):
             return  # stds by width (Xavier, Kaiming): a smaller one need not be for depth
+        width = residual.output.shape[-1]
         ratios.append((writers[0], float(w.std()) / statistics.median(stds)))
+        by_width.append(ratios[-1][1] * math.sqrt(w.numel()) / width)
     values = [r for _, r in ratios]
     if min(values) == 0.0:
         return  # zero-initialised writers: identity at the beginning
+    if all(abs(v - 1.0) <= ALIKE for v in by_width):
+        return  # torch's own rule: 1/sqrt of a matrix's inputs, of which an MLP's last has more
     usual = 1 / math.sqrt(len(chain))
     told: dict[str, float | str | list[float]] = {
         "sublayers": len(chain),

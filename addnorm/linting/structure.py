@@ -55,7 +55,7 @@ class Step:
     source: Value
     target: Value
     kind: str
-    """"view", "add", "scale", "norm" or "gate"."""
+    """"view", "shift" (by a constant), "add", "scale", "norm" or "gate"."""
     op: Op | None = None
     norm: "NormCall | None" = None
 
@@ -191,7 +191,7 @@ class Structure:
             return [Step(v, value, "view", op) for v in moving]
         if op.name in LINEAR:
             if len(moving) < 2:
-                return [Step(v, value, "view", op) for v in moving]
+                return [Step(v, value, "shift", op) for v in moving]
             inline = self._by_statistic(op, value, moving)
             return inline or [Step(v, value, "add", op) for v in moving]
         if op.name in ("lerp", "addcmul"):
@@ -296,10 +296,12 @@ class Structure:
 
     @cached_property
     def residuals(self) -> tuple[Residual, ...]:
-        """In the order of their additions."""
+        """In the order of their additions. What is added to an attention's scores (masks, biases,
+        the scores of the layer before) is none."""
         found = []
+        scores = {op for attention in self.attentions for op in attention.between}
         for op in self.trace.ops:
-            if op.name not in ("add", "sub", "lerp", "addcmul") or not op.outputs:
+            if op.name not in ("add", "sub", "lerp", "addcmul") or not op.outputs or op in scores:
                 continue
             out = op.outputs[0]
             moving = [v for v in op.inputs if v in self.activations and v.shape == out.shape]

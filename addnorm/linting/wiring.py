@@ -96,7 +96,21 @@ def _cuts(s: Structure, op: Op) -> bool:
                 onwards = onwards or reader.name in PRODUCTS
                 todo.append(v)
     onwards = onwards or any(r.stream in seen or r.fork in seen for r in s.residuals)
-    return onwards and _only_way(s, op)
+    return onwards and _only_way(s, op) and _could_be_added(s, op)
+
+
+def _could_be_added(s: Structure, op: Op) -> bool:
+    """Whether the stream is as wide afterwards as before: where patches are merged it is not."""
+    out = op.outputs[0]
+    before = [r.output for r in s.residuals if r.output in s.ancestors(out)]
+    after = [r.fork for r in s.residuals if out in s.ancestors(r.fork)]
+    if not before or not after:
+        return True
+    last, first = (
+        max(before, key=lambda v: v.number),
+        min(after, key=lambda v: v.number),
+    )
+    return last.shape == first.shape
 
 
 def _only_way(s: Structure, op: Op) -> bool:
@@ -134,10 +148,9 @@ def _only_way(s: Structure, op: Op) -> bool:
 def wrong_tensor(subject: Subject) -> Said:
     """Residual connections that carry on something other than the stream."""
     s = subject.structure
-    if not s.residuals:
-        yield Unknown(
-            rule="residual-wrong-tensor", module="", why="no residual connection was found"
-        )
+    missing = "residual connection" if s.attentions else "attention"
+    if not s.residuals or not s.attentions:  # sums of a recurrent state look like a stream
+        yield Unknown(rule="residual-wrong-tensor", module="", why=f"no {missing} was found")
         return
     zeroed = _blocks_without_branches(subject)
     told: set[str] = set()
@@ -287,8 +300,8 @@ def _now_and_then(s: Structure) -> Said:
     if len(turns) < 2:
         return
     norm = turns[0][1]
-    before, after = (v.tensor.detach().double() for v in (norm.source, norm.output))
-    share = float(after.norm() / before.norm())
+    raw, normed = (v.tensor.detach().double() for v in (norm.source, norm.output))
+    share = float(normed.norm() / raw.norm())
     yield Finding(
         rule="residual-wrong-tensor",
         severity="error",
@@ -449,7 +462,7 @@ def _plainly(s: Structure, value: Value) -> set[Value]:
     found, todo = {value}, [value]
     while todo:
         for step in s.steps_into(todo.pop()):
-            if step.kind in ("view", "add") and step.source not in found:
+            if step.kind in ("view", "shift", "add") and step.source not in found:
                 found.add(step.source)
                 todo.append(step.source)
     return found
@@ -522,7 +535,8 @@ def _double(s: Structure) -> Said:
         value, widest = second.source, second.source.shape
         while value not in outputs:
             steps = s.steps_into(value)
-            if len(steps) != 1 or steps[0].kind != "view" or value.shape != widest:
+            how = steps[0].op if len(steps) == 1 and steps[0].kind == "view" else None
+            if how is None or how.name in ("cat", "stack") or value.shape != widest:
                 break
             value = steps[0].source
         first = outputs.get(value)
@@ -632,6 +646,8 @@ def _shared(s: Structure, subject: Subject) -> Said:
         block = s.block(calls[0].path)
         around = [n for name, n in times.items() if block and within(name, block)]
         whole = bool(around) and min(around) >= len(calls) // 2 and max(around) >= 2
+        if not block:  # a recurrence calls its norm and its weights at every step
+            whole = any(n >= len(calls) for n in times.values())
         if _same_role(s, calls):
             continue
         yield Finding(
@@ -692,6 +708,8 @@ def branches(subject: Subject) -> Said:
     s = subject.structure
     for residual in s.residuals:
         b = residual.branch.tensor.detach().double()
+        if not bool(residual.stream.tensor.any()):
+            continue  # a recurrent state's beginning, not a stream
         relative = _share(residual)
         rows = b.reshape(-1, b.shape[-1])
         spread = float((rows - rows.mean(0)).norm() / rows.norm().clamp(min=1e-300))
