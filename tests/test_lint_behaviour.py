@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addnorm.linting import study
 from addnorm.linting.behaviour import CHECKS
 from addnorm.linting.inputs import inputs_from, make_inputs
 from addnorm.linting.report import Finding, Unknown
@@ -260,6 +261,107 @@ class Conv(nn.Module):
         return x + self.conv(F.pad(x.transpose(1, 2), self.sides)).transpose(1, 2)
 
 
+class Captioner(nn.Module):
+    """Captions of features: nobody but the caller knows where these stand."""
+
+    def __init__(self, reads: str = "features", width: int = 20) -> None:
+        super().__init__()
+        self.reads = reads
+        self.tokens, self.positions = nn.Embedding(VOCAB, W), nn.Embedding(LONGEST, W)
+        self.inner = nn.Linear(width, W)
+        layer = nn.TransformerDecoderLayer(W, HEADS, 32, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerDecoder(layer, 2, nn.LayerNorm(W))
+        self.head = nn.Linear(W, VOCAB)
+
+    def front(self, features: Tensor) -> Tensor:
+        return self.inner(features)
+
+    def forward(self, ids: Tensor, features: Tensor) -> Tensor:
+        n = ids.shape[1]
+        x = self.tokens(ids) + self.positions(torch.arange(n))
+        mask = nn.Transformer.generate_square_subsequent_mask(n).to(x.dtype)
+        shown = self.front(features) if self.reads == "features" else x[:, :1]
+        return self.head(self.layers(x, shown, mask))
+
+
+class Listener(Captioner):
+    """Cuts its frames from a spectrogram itself, so that they are its own to place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = nn.Conv1d(20, W, 3, 3)
+        self.hears = nn.TransformerEncoderLayer(W, HEADS, 32, batch_first=True)
+
+    def front(self, features: Tensor) -> Tensor:
+        return self.hears(self.frames(features.transpose(1, 2)).transpose(1, 2))
+
+
+class Patches(nn.Module):
+    """Pixels or samples of sound in patches; ``swapped`` blocks attend over the batch."""
+
+    def __init__(
+        self, swapped: tuple[int, ...] = (), pool: str = "class", sound: bool = False
+    ) -> None:
+        super().__init__()
+        conv = nn.Conv1d(1, W, 20, 20) if sound else nn.Conv2d(3, W, 4, 4)
+        self.cut, self.sound, self.pool, self.swapped = conv, sound, pool, swapped
+        self.first = nn.Parameter(torch.randn(1, 1, W))
+        self.pos = nn.Parameter(torch.randn(1, LONGEST, W))
+        self.h = nn.ModuleList(Block(mask="none", swapped=i in swapped) for i in range(2))
+        self.norm, self.head = nn.LayerNorm(W), nn.Linear(W, 5)
+
+    def forward(self, input_values: Tensor) -> Tensor:
+        x = self.cut(input_values[:, None] if self.sound else input_values)
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
+        x = x + self.pos[:, : x.shape[1]]
+        for block in self.h:
+            x = block(x)
+        x = self.norm(x)
+        return self.head(x[:, 0] if self.pool == "class" else x.mean(1) if self.pool else x)
+
+
+class Pictures(Patches):
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return super().forward(pixel_values)
+
+
+class Inline(nn.Module):
+    """A model whose only attention is in its own forward; ``edit`` is done to the embeddings."""
+
+    def __init__(self, edit: Callable[[Tensor], Tensor], causal: bool = True) -> None:
+        super().__init__()
+        self.edit, self.causal = edit, causal
+        self.wte, self.wpe = nn.Embedding(VOCAB, W), nn.Embedding(LONGEST, W)
+        self.qkv, self.proj, self.norm = nn.Linear(W, 3 * W), nn.Linear(W, W), nn.LayerNorm(W)
+        self.head = nn.Linear(W, VOCAB)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.edit(self.wte(idx) + self.wpe(torch.arange(idx.shape[1])))
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal))
+        return self.head(x)
+
+
+class Told(Encoder):
+    """A causal encoder of torch's with something done to its embeddings."""
+
+    def __init__(self, edit: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(mask=True, drop=edit)
+
+
+class Fourier(nn.Module):
+    """Mixes places without any attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte, self.head = nn.Embedding(VOCAB, W), nn.Linear(W, VOCAB)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.wte(idx)
+        return self.head(x + torch.fft.fft2(x).real)
+
+
 OPEN = torch.zeros(1, 1, 7, 7)  # added to the scores: nothing is hidden
 
 
@@ -299,6 +401,51 @@ def test_a_leak_is_found_where_it_happens(name: str, causal: bool | None) -> Non
     assert finding.evidence["module_reaches_ahead"] == reach
 
 
+@pytest.mark.parametrize("name", [*LEAKS, "batch", "clean"])
+def test_a_large_model_is_asked_less_and_answers_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays in float32, and several places are changed at once, each in another sample."""
+    monkeypatch.setattr(study, "SMALL", 0)
+    rules = ("future-leak", "no-causal-mask")
+    if name in LEAKS:
+        build, module, _ = LEAKS[name]
+        assert the(ask(built(build), *rules, causal=True), "future-leak").module == module
+    else:  # samples that notice one another are no future
+        extra = BatchCentre() if name == "batch" else None
+        assert not ask(built(TinyGPT, at=1, extra=extra), *rules, causal=True)
+
+
+def test_one_of_many_modules_that_is_not_like_the_others() -> None:
+    """What treats each place by itself is asked once for all that are alike."""
+
+    class Mixes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reach, self.inner = 0, nn.Linear(W, W)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.inner(x).roll(-self.reach, 1)
+
+    model = built(lambda: TinyGPT(extra=Mixes()))
+    for block in model.get_submodule("h").children():
+        block.extra = copy.deepcopy(block.extra)
+    assert not ask(model, "future-leak", "no-causal-mask", causal=True)
+    model.get_submodule("h.2.extra").reach = 1
+    assert the(ask(model, "future-leak", causal=True), "future-leak").module == "h.2.extra"
+
+
+def test_what_writes_into_its_input_is_run_again_on_what_it_got() -> None:
+    class Writes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul_(1.5).add_(x.mean(-1, keepdim=True))
+
+    model = built(lambda: TinyGPT(extra=Writes()))
+    found = study.study(Subject(model, model, make_inputs(model), True))
+    assert {m.path for m in found.mixers} == {f"h.{i}.attn" for i in range(3)}
+    assert not any(m.other_same or m.other_else for m in found.local)
+
+
 @pytest.mark.parametrize(
     "build",
     [
@@ -311,6 +458,35 @@ def test_a_leak_is_found_where_it_happens(name: str, causal: bool | None) -> Non
 def test_no_mask_at_all(build: Callable[[], nn.Module]) -> None:
     said = ask(built(build), "future-leak", "no-causal-mask", causal=True)
     assert the(said, "no-causal-mask").severity == "error"
+
+
+AHEAD: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: x - x.mean(1, keepdim=True),
+    "largest": lambda x: x + x.amax(1, keepdim=True),
+    "norm over tokens": lambda x: F.layer_norm(x.mT, x.shape[1:2]).mT,
+    "turned": lambda x: x + x.flip(1),
+    "shifted": lambda x: x + x.roll(-1, 1),
+    "convolved": lambda x: x + F.avg_pool1d(x.mT, 5, 1, 2).mT,
+}
+
+
+@pytest.mark.parametrize("host", [Inline, Told])
+@pytest.mark.parametrize("name", AHEAD)
+def test_what_is_no_attention_lacks_no_mask(name: str, host: Any) -> None:
+    """However far it reaches: the masks are where they belong."""
+    said = ask(built(host, edit=AHEAD[name]), "future-leak", "no-causal-mask", causal=True)
+    assert len(said) == 1
+    assert the(said, "future-leak").evidence["attentions_that_look_ahead"] == 0
+    clean = built(host, edit=lambda x: x - x.mean(-1, keepdim=True))
+    assert not ask(clean, "future-leak", "no-causal-mask", causal=True)
+
+
+def test_an_attention_in_the_model_itself_lacks_its_mask() -> None:
+    model = built(Inline, edit=lambda x: x, causal=False)
+    said = ask(model, "future-leak", "no-causal-mask", causal=True)
+    assert (len(said), the(said, "no-causal-mask").severity) == (1, "error")
+    said = ask(built(Fourier), "future-leak", "no-causal-mask", causal=True)
+    assert (len(said), the(said, "future-leak").severity) == (1, "error")
 
 
 def test_who_claims_to_be_causal_is_taken_at_his_word() -> None:
@@ -432,6 +608,31 @@ def test_swapped_in_the_encoder_of_a_pair_only() -> None:
     assert finding.module == "inner.encoder.layers.0.self_attn"
     assert finding.evidence["argument"] == "src"
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("pool", ["class", "mean", ""])
+@pytest.mark.parametrize("swapped", [(), (0, 1), (1,)])
+@pytest.mark.parametrize("sound", [False, True])
+def test_patches_that_attend_over_the_batch(
+    sound: bool, swapped: tuple[int, ...], pool: str
+) -> None:
+    """Even where the class token then sees nothing of its picture."""
+    kind = Patches if sound else Pictures
+    said = ask(
+        built(kind, swapped=swapped, pool=pool, sound=sound), "batch-leak", "batch-time-swapped"
+    )
+    assert {one.rule for one in said} == (
+        {"batch-leak", "batch-time-swapped"} if swapped else set()
+    )
+    for one in said:
+        assert isinstance(one, Finding)
+        assert (one.severity, one.module) == ("error", f"h.{swapped[0]}.attn")
+
+
+def test_one_block_of_tokens_that_attends_over_the_batch() -> None:
+    said = ask(built(TinyGPT, at=1, swapped=True), "batch-leak", "batch-time-swapped")
+    assert the(said, "batch-time-swapped").module == "h.1.attn"
+    assert the(said, "batch-leak").module == "h.1.attn"
 
 
 def test_time_first_is_no_fault_where_it_is_meant() -> None:
@@ -645,6 +846,33 @@ def test_a_decoder_that_does_not_look(build: Callable[[], nn.Module]) -> None:
     assert finding.evidence["argument"] in ("src", "input_ids")
 
 
+@pytest.mark.parametrize("features", [True, False])
+def test_a_captioner_that_reads_its_own_caption(features: bool) -> None:
+    """Nobody calls it an encoder; it has attention to a second sequence and none is read."""
+
+    class Words(Captioner):
+        def forward(self, y: Tensor, x: Tensor) -> Tensor:
+            return super().forward(y, self.tokens(x))
+
+    rules = ("ignores-memory", "ignored-argument", "position-blind")
+    kind, options = (Captioner, {}) if features else (Words, {"width": W})
+    said = ask(built(kind, reads="itself", **options), *rules, causal=True)
+    assert [one.rule for one in said] == ["ignores-memory"]
+    assert said[0].evidence["argument"] == ("features" if features else "x")
+    said = ask(built(kind, **options), *rules, causal=True)
+    assert not [one for one in said if one.rule != "position-blind"]
+
+
+def test_token_types_are_no_memory() -> None:
+    class Typed(Transformer):
+        def forward(self, src: Tensor, tgt: Tensor, token_type_ids: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(src, tgt)
+
+    ids = torch.randint(4, VOCAB, (3, 7))
+    given = {"src": ids[:, :5], "tgt": ids, "token_type_ids": torch.zeros_like(ids)}
+    assert not ask(built(Typed), "ignores-memory", inputs=given)
+
+
 def _held(forward: Any) -> Tensor:
     cells = dict(zip(forward.__code__.co_freevars, forward.__closure__, strict=True))
     return cells["args"].cell_contents[0]
@@ -715,6 +943,21 @@ def test_bare_layers_are_a_note() -> None:
     layer = nn.TransformerEncoderLayer(W, HEADS, 32, batch_first=True)
     model = built(lambda: nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
     assert the(ask(model, "position-blind"), "position-blind").severity == "note"
+
+
+@pytest.mark.parametrize("inputs", [None, (3, 7), (3, 9)])
+def test_what_the_caller_makes_vectors_of_is_his_to_place(inputs: Any) -> None:
+    given = None
+    if inputs is not None:
+        given = (torch.randint(0, VOCAB, (3, 7)), torch.randn(*inputs, 20))
+    said = ask(built(Captioner), "position-blind", inputs=given, causal=True)
+    assert all(isinstance(one, Finding) and one.severity == "note" for one in said)
+
+
+def test_what_the_model_cuts_into_frames_is_its_own() -> None:
+    given = (torch.randint(0, VOCAB, (3, 7)), torch.randn(3, 33, 20))
+    finding = the(ask(built(Listener), "position-blind", inputs=given), "position-blind")
+    assert (finding.severity, finding.evidence["argument"]) == ("error", "features")
 
 
 # --- randomness -----------------------------------------------------------------------------------

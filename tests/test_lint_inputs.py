@@ -11,13 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addnorm.linting.inputs import (
-    CannotMakeInputs,
-    argument_names,
-    find_roles,
-    inputs_from,
-    make_inputs,
-)
+from addnorm.linting.inputs import CannotMakeInputs, inputs_from, make_inputs
+from addnorm.linting.roles import argument_names, find_roles
 from addnorm.linting.subject import Inputs, main_output
 
 W, HEADS, VOCAB = 48, 4, 97
@@ -422,6 +417,67 @@ def test_masks_of_made_inputs_hide_nothing() -> None:
     assert torch.equal(inputs.tensors()["1"] == 0, torch.ones(7, 7).tril().bool().expand(3, 7, 7))
 
 
+COMPUTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "as they are": lambda ids: ids,
+    "moved on by two": lambda ids: ids + 2,
+    "moved back by one": lambda ids: (ids - 1).clamp(min=0),
+    "cut off": lambda ids: ids.clamp(3, 90),
+    "other ids for negative ones": lambda ids: torch.where(ids < 0, 5, ids),
+    "in a circle": lambda ids: (ids + torch.arange(ids.shape[1])) % VOCAB,
+    "with positions": lambda ids: ids + torch.arange(ids.shape[1]),
+    "in 32 bits, turned": lambda ids: ids.flip(1).int().flip(1) + 1,
+}
+
+
+class Computes(nn.Module):
+    """Looks up what it computes from its ids, and where they stand; ``style`` is how."""
+
+    def __init__(self, compute: Callable[[Tensor], Tensor], style: str) -> None:
+        super().__init__()
+        self.compute, self.style = compute, style
+        self.tokens, self.positions = nn.Embedding(VOCAB, W), nn.Embedding(20, W)
+        self.attn, self.head = Attention(), nn.Linear(W, VOCAB)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        ids = self.compute(idx)
+        match self.style:
+            case "module":
+                x = self.tokens(ids)
+            case "indexed":
+                x = self.tokens.weight[ids, :]
+            case _:
+                x = F.one_hot(ids.long(), VOCAB).to(self.head.weight) @ self.tokens.weight
+        # of an argument as well, and no ids: every line is the same
+        places = idx * 0 + torch.arange(idx.shape[1])
+        x = x + self.positions(places)
+        return self.head(x + self.attn(x, x, None))
+
+
+@pytest.mark.parametrize("style", ["module", "indexed", "one hot"])
+@pytest.mark.parametrize("name", COMPUTED)
+def test_ids_that_are_computed_with_before_they_are_looked_up(name: str, style: str) -> None:
+    model, inputs = made(lambda: Computes(COMPUTED[name], style))
+    ids = inputs.tensors()["0"]
+    assert ids.max() > VOCAB // 2, "words from all of the vocabulary, not the first two"
+    assert ids.max() < VOCAB
+    roles = find_roles(model, inputs)
+    assert (roles.main, roles.kind, roles.out_batch, roles.out_time) == ("0", "ids", 0, 1)
+    # whatever is drawn below this many rows may be looked up
+    (rows,) = roles.rows.values()
+    assert 60 < rows <= VOCAB
+    model(torch.full_like(ids, rows - 1))
+
+
+def test_what_is_shown_beside_ids_has_a_length_of_its_own() -> None:
+    class Captions(Nano):
+        def forward(self, idx: Tensor, features: Tensor) -> Tensor:  # type: ignore[override]
+            x = self.wte(idx) + features.mean(1, keepdim=True)
+            return self.head(x)
+
+    inputs = made(Captions)[1].tensors()
+    assert inputs["0"].shape[1] != inputs["1"].shape[1]
+
+
 def test_a_decoder_that_is_given_as_much_as_its_memory_is_told_by_its_behaviour() -> None:
     class Nameless(Annotated):
         def forward(self, *given: Tensor) -> Tensor:
@@ -470,6 +526,16 @@ def test_what_a_user_gives() -> None:
     for wrong in (None, 3, "text", {}, {1: x}):
         with pytest.raises(TypeError, match="inputs"):
             inputs_from(wrong)
+
+
+def test_a_target_without_effect_is_the_target_all_the_same() -> None:
+    class Deaf(Annotated):
+        def forward(self, src: Tensor, tgt: Tensor, src_mask: Tensor, tgt_mask: Tensor) -> Tensor:
+            said = super().forward(src, tgt * 0, src_mask, tgt_mask)
+            return said.mean(1, keepdim=True).expand(-1, tgt.shape[1], -1)
+
+    roles = find_roles(*made(Deaf))
+    assert (roles.main, roles.memory) == ("1", "0")
 
 
 def test_ids_given_as_floats_are_unclear() -> None:

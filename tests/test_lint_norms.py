@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from addnorm import norms
-from addnorm.linting.norms import CHECKS, FAMILY, find_norms, nearest
+from addnorm.linting.alike import sort_of
+from addnorm.linting.formulas import FAMILY, nearest
+from addnorm.linting.norms import CHECKS, find_norms
 from addnorm.linting.report import Finding, Unknown
 from addnorm.linting.subject import Inputs, Subject
 
@@ -206,6 +208,73 @@ def test_a_wrong_norm_is_named(name: str) -> None:
     assert found.module == "before"
     assert found.evidence["modules"] == 2
     assert found.evidence["also"] == ["final"]
+
+
+def test_a_norm_that_would_follow_a_lower_type_is_told_where_there_is_one() -> None:
+    """In a float32 model the statistics are in float32, whatever they would be elsewhere."""
+    model = Host(LayerNorm(standard))
+    assert not lint(model)
+    subject = subject_of(model, IDS)
+    low = Subject(copy.deepcopy(model).bfloat16(), subject.model, subject.inputs)
+    held = Subject(copy.deepcopy(model), subject.model, subject.inputs)
+    held.original.register_buffer("cache", torch.zeros(3, dtype=torch.float16))
+    for one in (low, held):
+        (found,) = [said for check in CHECKS for said in check.run(one)]
+        assert isinstance(found, Finding)
+        assert (found.rule, found.severity) == ("norm-low-precision", "warning")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert loud(lint(model)) == {("norm-low-precision", "warning")}
+    right = Host(LayerNorm(lambda x: standard(x.float()).to(x.dtype)))
+    low = Subject(copy.deepcopy(right).bfloat16(), subject_of(right, IDS).model, subject.inputs)
+    assert not [said for check in CHECKS for said in check.run(low)]
+
+
+class FlaggedNorm(LayerNorm):
+    """Right or wrong by a setting, a buffer or a function of one instance."""
+
+    def __init__(self) -> None:
+        super().__init__(standard)
+        self.wrong = False
+        self.register_buffer("shift", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wrong = self.shift + float(self.wrong)
+        return self.gamma * ((1 - wrong) * self.body(x) + wrong * x) + self.beta
+
+
+@pytest.mark.parametrize("how", ["setting", "buffer", "function", "body"])
+def test_one_of_many_that_is_not_like_the_others(how: str) -> None:
+    """Modules that are alike are measured once; this one only looks alike."""
+    model = Host(FlaggedNorm())
+    assert not loud(lint(model))
+    odd = model.final
+    assert isinstance(odd, FlaggedNorm)
+    match how:
+        case "setting":
+            odd.wrong = True
+        case "buffer":
+            odd.shift.fill_(1.0)
+        case "function":
+            odd.forward = lambda x: x * odd.gamma
+        case _:
+            odd.body = lambda x: x
+    said = lint(model)
+    assert {one.rule for one in said} == {"norm-not-normalizing"}
+    assert {one.module for one in said} == {"final"}
+
+
+def test_alike_are_those_that_differ_in_their_weights_only() -> None:
+    one, two = Host(FlaggedNorm()), Host(FlaggedNorm())
+    two.load_state_dict(
+        {k: v + (0.1 if "shift" not in k else 0) for k, v in one.state_dict().items()}
+    )
+    assert sort_of(one.before) == sort_of(one.final)
+    two.before.body = one.before.body
+    assert sort_of(one.before) == sort_of(two.before)
+    assert sort_of(nn.LayerNorm(8)) != sort_of(nn.LayerNorm(8, eps=1e-6))
+    assert sort_of(nn.Linear(8, 8)) != sort_of(nn.Linear(8, 8, bias=False))
+    assert sort_of(nn.Sequential(nn.Dropout(0.1))) != sort_of(nn.Sequential(nn.Dropout(0.2)))
+    assert sort_of(nn.ReLU()) != sort_of(nn.GELU())
 
 
 def test_both_mistakes_of_the_annotated_transformer() -> None:

@@ -13,11 +13,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from addnorm import GPT, GPTConfig
-from addnorm.linting import attention, init, inline, parameters, wiring
+from addnorm.linting import attention, init, inline, parameters, sites, sublayers, wiring
 from addnorm.linting.run import _subject
 from addnorm.linting.subject import Subject
 
-CHECKS = (*wiring.CHECKS, *attention.CHECKS, *init.CHECKS, *inline.CHECKS, *parameters.CHECKS)
+CHECKS = (
+    *wiring.CHECKS,
+    *sites.CHECKS,
+    *sublayers.CHECKS,
+    *attention.CHECKS,
+    *init.CHECKS,
+    *inline.CHECKS,
+    *parameters.CHECKS,
+)
 DIM, HEADS, LAYERS, VOCAB = 24, 3, 3, 61
 
 

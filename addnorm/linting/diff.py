@@ -8,6 +8,7 @@ and what that moves, tap by tap, is the floor.
 
 import copy
 import difflib
+import inspect
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
@@ -51,7 +52,7 @@ class Parting:
     agree: int
     """Taps that agree before it."""
     operations: tuple[str, ...]
-    """How the module's operations differ: "- " only in A, "+ " only in B."""
+    """How the module's operations differ, constants included: "- " only in A, "+ " only in B."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,16 @@ class Difference:
 
     def verdict(self) -> str:
         """In one line."""
+        if self.forward is not None and self.forward.module:
+            return f"They differ, first in {self.forward.module}."
         if self.forward is not None:
-            return f"They differ, first in {self.forward.module or 'the model itself'}."
+            alone = [o for o in self.forward.operations if _ALONE in o]
+            if alone:
+                told = "; ".join(
+                    f"{o[2:]}, is only in {'A' if o[0] == '-' else 'B'}" for o in alone
+                )
+                return f"They differ: {told}."
+            return "They differ in the outermost forward, between the modules that it calls."
         if self.backward is not None:
             return f"Outputs agree; the gradient of {self.backward.parameter} differs."
         return f"No difference in {self.taps} outputs of modules and {self.paired} parameters."
@@ -114,16 +123,18 @@ class Difference:
         how = "B has the weights of A" if self.weights == "copied" else "each has its own weights"
         yield "run", f"inputs {shapes}; {self.dtype}; {how}"
         yield "taps", f"{self.taps} outputs of modules, paired by {self.aligned_by}"
-        for which, names in zip("AB", self.unpaired, strict=True):
-            if names:
-                yield f"only in {which}", f"{_some(names)}, of parameters and buffers"
-        for which, names in zip("AB", self.only, strict=True):
-            if names:
-                yield f"only in {which}", f"{_some(names)}, of the modules called"
+        for which, names, called in zip("AB", self.unpaired, self.only, strict=True):
+            tops = _tops(called)
+            if called:
+                yield f"only in {which}", f"{_some(tops)}, of the modules called"
+            elsewhere = [n for n in names if not _within(n, tops)]
+            if elsewhere:
+                yield f"only in {which}", f"{_some(elsewhere)}, of parameters and buffers"
         if self.forward is not None:
             f = self.forward
             other = f" (B: {f.module_b})" if f.module_b != f.module else ""
-            yield "forward", f"{f.agree} taps agree, then {f.module or 'the model itself'}{other}"
+            place = f.module or "the outermost forward"
+            yield "forward", f"{f.agree} taps agree, then {place}{other}"
             yield (
                 "",
                 f"given what differs by {f.before:.2g}, it returns what differs by {_of(f.after)}",
@@ -132,18 +143,41 @@ class Difference:
             for line in f.operations:
                 yield "", line
             if not f.operations:
-                yield "", "the same operations in A and B: look at weights, buffers or constants"
+                yield (
+                    "",
+                    "the same operations with the same constants in A and B: look at weights "
+                    "and buffers",
+                )
         else:
             yield "forward", f"all agree; the largest difference is {self.largest:.2g}"
         if self.backward is not None:
-            g = self.backward
-            other = f" (B: {g.parameter_b})" if g.parameter_b != g.parameter else ""
-            place = f"{g.agree} agree, then" if g.agree else "at once"
-            yield "backward", f"gradients, from the outputs on: {place} {g.parameter}{other}"
-            found = f"differs by {_of(g.difference)}; rounding gives at most {g.floor:.1g} there"
-            yield "", found
+            yield "backward", self._backward(self.backward)
         else:
             yield "backward", "all gradients agree"
+
+    def _backward(self, g: Gradient) -> str:
+        """What a gradient that differs means, in a sentence or two."""
+        other = f" ({g.parameter_b} in B)" if g.parameter_b != g.parameter else ""
+        size = f"{_of(g.difference)}, where rounding gives at most {g.floor:.1g}"
+        if self.forward is not None:
+            return (
+                "the gradients differ as well, which a different forward brings about by itself: "
+                f"from the outputs backwards, the first is that of {g.parameter}{other}, by {size}"
+            )
+        near = (
+            f"the {g.agree} parameters nearer to the outputs agree"
+            if g.agree
+            else "no parameter is nearer to the outputs"
+        )
+        return (
+            f"the forward is the same, and the gradient of {g.parameter}{other} is not: it differs "
+            f"by {size}; {near}. What runs between it and the outputs passes another gradient back "
+            "(detach, no_grad, a backward of one's own)"
+        )
+
+
+_ALONE = ", a module with "
+"""In a line about a module that only one of the two calls."""
 
 
 def _of(difference: float) -> str:
@@ -153,6 +187,16 @@ def _of(difference: float) -> str:
 def _some(names: Sequence[str], n: int = 4) -> str:
     more = f" and {len(names) - n} more" if len(names) > n else ""
     return ", ".join(name or "(the model)" for name in names[:n]) + more
+
+
+def _within(path: str, tops: Sequence[str]) -> bool:
+    """Whether it is one of these modules or lies in one."""
+    return any(path == top or path.startswith(f"{top}.") for top in tops)
+
+
+def _tops(paths: Sequence[str]) -> list[str]:
+    """Those that lie in none of the others."""
+    return [p for p in paths if not _within(p, [q for q in paths if q != p])]
 
 
 def _finite(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -192,20 +236,45 @@ def diff(
             except Exception as error:
                 if dtype is torch.float64:
                     continue  # something in it insists on float32
-                raise NotComparable(f"A does not run: {type(error).__name__}: {error}") from None
+                raise NotComparable(f"A does not run: {_line(error)}") from None
             try:
                 two = _second(right, given)
             except Exception as error:
                 if dtype is torch.float64:
                     continue
-                line = (str(error).strip().splitlines() or [""])[0]
                 raise NotComparable(
-                    f"B does not run on the inputs of A: {type(error).__name__}: {line}"
+                    f"B does not run on the inputs of A, which are {_shown(given)}: its "
+                    f"{_signature(right)} ended in {_line(error)}. Two models are compared on one "
+                    "and the same input, so both must take it"
                 ) from None
             break
         _nudge(left)
         rounded = _Run(left, given)
         return _compared(one, two, rounded, pairs, unpaired, weights)
+
+
+def _line(error: Exception) -> str:
+    """The error in a line."""
+    said = (str(error).strip().splitlines() or [""])[0]
+    return type(error).__name__ + (f": {said}" if said else "")
+
+
+def _shown(inputs: Inputs) -> str:
+    """Names, sizes and dtypes of what is passed."""
+    told = (
+        f"{'' if name.isdecimal() else name + ' '}{tuple(t.shape)} of "
+        f"{str(t.dtype).removeprefix('torch.')}"
+        for name, t in inputs.tensors().items()
+    )
+    return ", ".join(told) or "no tensors"
+
+
+def _signature(model: nn.Module) -> str:
+    try:
+        names = list(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        names = ["..."]
+    return f"forward({', '.join(names[:6])}{', ...' if names[6:] else ''})"
 
 
 # --- the same weights -----------------------------------------------------------------------------
@@ -348,13 +417,13 @@ class _Run:
             for (name, p), g in zip(held.items(), grads, strict=True)
         }
 
-    def operations(self, key: tuple[str, int]) -> list[str]:
+    def operations(self, key: tuple[str, int]) -> "list[_Said]":
         """What ran in one call of one module, in order, its children's calls included."""
         calls = [c for c in self.trace.calls if c.path == key[0]]
         if len(calls) <= key[1]:
             return []
         call = calls[key[1]]
-        return [_named(op) for op in self.trace.ops[call.first : call.last] if op.name not in _IDLE]
+        return [_said(op) for op in self.trace.ops[call.first : call.last]]
 
     def uses(self) -> list[str]:
         """The parameters in the order in which the forward reads them first."""
@@ -367,24 +436,85 @@ class _Run:
 
 
 _IDLE = frozenset(("alias", "detach", "lift_fresh"))
+_COPIES = frozenset(
+    (
+        *("clone", "contiguous", "copy", "view", "_unsafe_view", "reshape", "_reshape_alias"),
+        *("expand", "unsqueeze", "squeeze"),
+    )
+)
+"""They pass the same numbers on in the same order."""
+_MOVES = frozenset(
+    (
+        *("t", "transpose", "permute", "slice", "select", "split", "split_with_sizes", "unbind"),
+        *("chunk", "narrow", "as_strided", "diagonal", "unfold", "cat", "stack"),
+    )
+)
+"""They bring the numbers to other places."""
+_WHERE_IT_LIES = frozenset(
+    ("device", "layout", "pin_memory", "memory_format", "non_blocking", "generator")
+)
+"""Arguments that change no number."""
 
 
-def _named(op: Op) -> str:
-    """An operation with its numbers: eps, axes, factors; without sizes of views."""
-    if "view" in op.name or op.name in ("expand", "reshape"):
-        return op.name
+@dataclass(frozen=True)
+class _Said:
+    """An operation and its constants; two that are equal do the same."""
 
-    def told(value: Any) -> str:
+    name: str
+    args: tuple[Any, ...]
+    options: tuple[tuple[str, Any], ...] = ()
+    """Keyword arguments, those left out with what the operation takes for them."""
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+    """The options that were not left out."""
+    module: str = field(default="", compare=False)
+
+    def told(self, other: "_Said | None" = None) -> str:
+        """In words, and so that it can be told from another of the same name."""
+        options = dict(self.options)
+        theirs = dict(other.options) if other is not None else options
+        shown = [n for n, v in self.options if n in self.given or theirs.get(n) != v]
+        for digits in (6, 17):
+            parts = [_constant(a, digits) for a in self.args]
+            parts += [f"{n}={_constant(options[n], digits)}" for n in shown]
+            text = f"{self.name}({', '.join(parts)})"
+            if other is None or digits == 17 or self.args == other.args:
+                break
+            if [_constant(a, digits) for a in other.args] != parts[: len(self.args)]:
+                break
+        return self.name if self.name in _COPIES else text
+
+
+def _constant(value: Any, digits: int) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_constant(v, digits) for v in value) + "]"
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return str(value).removeprefix("torch.")
+
+
+def _said(op: Op) -> _Said:
+    """An operation with its numbers: eps, axes, factors, kinds; without sizes of views."""
+
+    def constant(value: Any) -> Any:
         if isinstance(value, Value):
             t = value.tensor
-            if t.numel() == 1 and not value.name and value.op is None:
-                return f"{t.item():.6g}"  # a constant
-            return "·"
+            alone = t.numel() == 1 and not value.name and value.op is None
+            return float(t.item()) if alone and not t.is_complex() else "·"
         if isinstance(value, list | tuple):
-            return "[" + ",".join(told(v) for v in value) + "]"
-        return f"{value:.6g}" if isinstance(value, float) else str(value)
+            return tuple(constant(v) for v in value)
+        return value
 
-    return f"{op.name}({', '.join(told(a) for a in op.args)})"
+    if op.name in _COPIES | _IDLE:
+        return _Said(op.name, ("·",), module=op.module)
+    options = {n: constant(v) for n, v in op.kwargs.items() if n not in _WHERE_IT_LIES}
+    given = frozenset(options)
+    for argument in getattr(getattr(op.place[0], "_schema", None), "arguments", ()):
+        if argument.kwarg_only and argument.default_value is not None:
+            options.setdefault(argument.name, constant(argument.default_value))
+    for name in _WHERE_IT_LIES:
+        options.pop(name, None)
+    args = tuple(constant(a) for a in op.args)
+    return _Said(op.name, args, tuple(sorted(options.items())), given, op.module)
 
 
 def _kept(tree: Any) -> tuple[Tensor, ...]:
@@ -461,20 +591,19 @@ def _compared(
         if tap.key == again.key
     }
     least = _floor(0.0, dtype)
-    apart = [(a, b, _all_apart(a.returned, b.returned)) for a, b in taps]
-    forward = None
-    for agree, (a, b, found) in enumerate(apart):
-        if found > floors.get(a.key, least):
-            forward = _parting(
-                one, two, {x.key: (x, y) for x, y in taps}, a, b, floors, least, agree
-            )
-            break
     called = [dict.fromkeys(t.path for t in run.taps) for run in (one, two)]
     by_path = by == "path"
     only = (
         tuple(p for p in called[0] if by_path and p not in called[1]),
         tuple(p for p in called[1] if by_path and p not in called[0]),
     )
+    apart = [(a, b, _all_apart(a.returned, b.returned)) for a, b in taps]
+    forward = None
+    for agree, (a, b, found) in enumerate(apart):
+        if found > floors.get(a.key, least):
+            both = {x.key: (x, y) for x, y in taps}
+            forward = _parting(one, two, both, a, b, floors, least, agree, only)
+            break
     return Difference(
         forward,
         _gradient(one, two, rounded, pairs, dtype),
@@ -504,6 +633,7 @@ def _parting(
     floors: dict[tuple[str, int], float],
     least: float,
     agree: int,
+    only: tuple[Sequence[str], Sequence[str]],
 ) -> Parting:
     """Whose doing it is: the module's, if it was given the same, else that of the one around it."""
     floor = floors.get(a.key, least)
@@ -523,21 +653,56 @@ def _parting(
         _all_apart(x.returned, y.returned),
         floor,
         agree,
-        tuple(_changes(one.operations(x.key), two.operations(y.key))),
+        tuple(_changes(one.operations(x.key), two.operations(y.key), only)),
     )
 
 
-def _changes(a: Sequence[str], b: Sequence[str], most: int = 5) -> Iterator[str]:
-    """How two sequences of operations differ: the first few that only one of them has."""
-    sides: dict[str, list[str]] = {"-": [], "+": []}
-    for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+def _changes(
+    a: Sequence[_Said],
+    b: Sequence[_Said],
+    only: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    most: int = 5,
+) -> Iterator[str]:
+    """How two sequences of operations differ: the first few that only one of them has.
+
+    What computes is told before what moves numbers about, and what only copies or reshapes them if
+    there is nothing else. Modules that only one of the two calls are told as one, where the rest is
+    the same.
+    """
+    tops = [_tops(paths) for paths in only]
+    rest = [
+        [o for o in ops if o.name not in _IDLE | _COPIES and not _within(o.module, top)]
+        for ops, top in zip((a, b), tops, strict=True)
+    ]
+    if rest[0] == rest[1] and any(tops):
+        for sign, ops, top in zip("-+", (a, b), tops, strict=True):
+            for path in top:
+                n = sum(_within(o.module, [path]) and o.name not in _IDLE for o in ops)
+                if n:
+                    yield f"{sign} {path}{_ALONE}{n} operation{'' if n == 1 else 's'}"
+        return
+    for left_out in (_IDLE | _COPIES, _IDLE):
+        kept = [[o for o in ops if o.name not in left_out] for ops in (a, b)]
+        if kept[0] != kept[1]:
+            break
+    sides: dict[str, list[tuple[bool, str]]] = {"-": [], "+": []}
+    matcher = difflib.SequenceMatcher(None, kept[0], kept[1], autojunk=False)
+    for tag, i, j, k, m in matcher.get_opcodes():
         if tag != "equal":
-            sides["-"] += a[i:j]
-            sides["+"] += b[k:m]
-    for sign, found in sides.items():
+            x, y = kept[0][i:j], kept[1][k:m]
+            sides["-"] += [(o.name in _MOVES, o.told(_namesake(o, n, y))) for n, o in enumerate(x)]
+            sides["+"] += [(o.name in _MOVES, o.told(_namesake(o, n, x))) for n, o in enumerate(y)]
+    for sign, told in sides.items():
+        found = [text for _, text in sorted(told, key=lambda t: t[0])]
         yield from (f"{sign} {op}" for op in found[:most])
         if len(found) > most:
             yield f"{sign} and {len(found) - most} more"
+
+
+def _namesake(op: _Said, place: int, others: Sequence[_Said]) -> _Said | None:
+    """The operation at its place in the other model, if it is one of the same name."""
+    there = others[place] if place < len(others) else None
+    return there if there is not None and there.name == op.name else None
 
 
 def _gradient(

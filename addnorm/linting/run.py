@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from addnorm.linting import attention, behaviour, init, inline, norms, parameters, wiring
+from addnorm.linting import (
+    attention,
+    behaviour,
+    init,
+    inline,
+    norms,
+    parameters,
+    sites,
+    sublayers,
+    wiring,
+)
 from addnorm.linting.inputs import CannotMakeInputs, inputs_from, make_inputs
 from addnorm.linting.report import Finding, Report, Unknown, gathered
 from addnorm.linting.subject import Check, Subject, bare_copy, left_alone
@@ -17,6 +27,8 @@ CHECKS: tuple[Check, ...] = (
     *norms.CHECKS,
     *inline.CHECKS,
     *wiring.CHECKS,
+    *sites.CHECKS,
+    *sublayers.CHECKS,
     *attention.CHECKS,
     *init.CHECKS,
     *parameters.CHECKS,

@@ -107,6 +107,12 @@ class Residual:
         """The stream afterwards."""
         return self.add.outputs[0]
 
+    @property
+    def share(self) -> float:
+        """The branch's size over the stream's."""
+        b, a = (v.tensor.detach().double() for v in (self.branch, self.stream))
+        return float(b.norm() / a.norm().clamp(min=1e-300))
+
 
 class Structure:
     """What was found in a trace."""

@@ -5,7 +5,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -61,6 +61,8 @@ class Subject:
     causal: bool | None = None
     """True: position t must not see what comes after; False: it may; None: nobody said."""
     optimizer: torch.optim.Optimizer | None = None
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What rules have measured and share, by the name of the measurement."""
 
     @cached_property
     def trace(self) -> Trace:

@@ -1,0 +1,265 @@
+"""Which modules of a model are norms, by measurement or by what their author calls them."""
+
+import re
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from addnorm.linting.alike import given_as, sort_of
+from addnorm.linting.formulas import ACCEPT, Match
+from addnorm.linting.probes import Call, Probe, Reach, quiet
+from addnorm.linting.subject import Inputs, Subject
+
+# --- finding them ---------------------------------------------------------------------------------
+
+_TORCH_NORMS = tuple(
+    c
+    for c in (
+        nn.LayerNorm,
+        getattr(nn, "RMSNorm", None),
+        nn.GroupNorm,
+        nn.modules.batchnorm._NormBase,
+        nn.LocalResponseNorm,
+    )
+    if c is not None
+)
+
+
+_WORD = re.compile(r"norm|(?<![a-z])ln(?![a-z])|layernorm|rms")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was measured of one module."""
+
+    path: str
+    call: Call
+    claims: tuple[str, ...]
+    probe: Probe | None
+    """One for all modules that are alike."""
+    reach: Reach
+    match: Match | None
+    normalizes: bool
+    saturates: bool
+    failed: str = ""
+
+
+@dataclass
+class _Measured:
+    norms: list[Known]
+    longer: dict[str, tuple[int, ...]] | None = None
+    """The shapes with two batches in one, once asked for."""
+    shorter: dict[str, tuple[int, ...]] | None = None
+    """The shapes with one position less."""
+
+
+def measure(subject: Subject) -> list[Known]:
+    """The norms of a model, measured once per subject."""
+    return _measured_of(subject).norms
+
+
+def _measured_of(subject: Subject) -> _Measured:
+    """Made once per subject."""
+    if "norms" not in subject.memo:
+        with quiet():
+            found = list(_measured(subject.model, subject.inputs))
+        subject.memo["norms"] = _Measured(found)
+    held: _Measured = subject.memo["norms"]
+    return held
+
+
+def calls_of(model: nn.Module, inputs: Inputs) -> dict[str, Call]:
+    """How each module is first called, where it gives back the shape of its input."""
+    calls: dict[str, Call] = {}
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+            if path not in calls:
+                call = Call.of(args, kwargs, out)
+                if call is not None:
+                    calls[path] = call
+
+        return hook
+
+    handles = [
+        m.register_forward_hook(note(path), with_kwargs=True) for path, m in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            inputs.call(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _measured(model: nn.Module, inputs: Inputs) -> Iterator[Known]:
+    calls = calls_of(model, inputs)
+    modules = dict(model.named_modules())
+    norms: dict[str, Known] = {}
+    seen: dict[Any, Match] = {}
+    alike: dict[Hashable, Known | None] = {}
+    for path in sorted(calls, key=lambda p: (-p.count(".") - (p != ""), p)):
+        module, call = modules[path], calls[path]
+        below = f"{path}." if path else ""
+        if isinstance(module, nn.Identity) or any(p.startswith(below) for p in norms):
+            continue
+        if "parametrizations" in path.split(".") or not _broadcasts(module, call.shape):
+            continue
+        claims = _claims(path, module)
+        key = (sort_of(module), given_as(call.args, call.kwargs), claims)
+        if key not in alike:
+            alike[key] = _look(path, module, call, claims, seen)
+        known = alike[key]
+        if known is not None:
+            norms[path] = replace(known, path=path, call=call)
+    yield from (norms[path] for path in modules if path in norms)
+
+
+def _broadcasts(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether every parameter could be a factor or a shift of a tensor of this shape."""
+    for p in module.parameters():
+        lengths = [s for s in p.shape if s != 1]
+        if not lengths:
+            continue
+        if len(lengths) == 1 and lengths[0] in shape:
+            continue
+        if p.dim() > len(shape) or any(
+            s not in (1, t) for s, t in zip(p.shape, shape[len(shape) - p.dim() :], strict=True)
+        ):
+            return False
+    return True
+
+
+def _claims(path: str, module: nn.Module) -> tuple[str, ...]:
+    """Who calls it a norm."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(module).__name__).lower()
+    here = path.rpartition(".")[2].lower()
+    if here.isdecimal():  # an entry of a list is called as the list is
+        here = path.rpartition(".")[0].rpartition(".")[2].lower()
+    by_class = isinstance(module, _TORCH_NORMS) or (
+        _WORD.search(name) is not None and not isinstance(module, nn.Dropout)
+    )
+    # A library's own layer under such a name is what its class says: Dropout after a norm, GELU.
+    own = type(module).__module__.startswith("torch.nn.")
+    by_attribute = _WORD.search(here) is not None and not own and not _container(module)
+    return tuple(n for n, yes in (("class", by_class), ("attribute", by_attribute)) if yes)
+
+
+def _container(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential)
+
+
+def _look(
+    path: str, module: nn.Module, call: Call, claims: tuple[str, ...], seen: dict[Any, Match]
+) -> Known | None:
+    try:
+        probe = Probe(module, call)
+        with quiet():
+            reach = probe.reach()
+            if not reach.axes:
+                reach = Reach((), ())
+            normalizes = bool(reach.axes) and probe.invariant()
+            if not normalizes and not claims:
+                return None
+            if claims == ("attribute",) and probe.idle():
+                return None  # a norm that was switched off
+            match = probe.match(reach, seen) if reach.axes else None
+            if not claims and match is not None and _no_norm(match):
+                return None
+            return Known(path, call, claims, probe, reach, match, normalizes, _saturates(probe))
+    except Exception as e:
+        if not claims:
+            return None
+        why = f"{type(e).__name__}: {e}".splitlines()[0][:200]
+        return Known(path, call, claims, None, Reach((), ()), None, False, False, why)
+
+
+def _no_norm(match: Match) -> bool:
+    """What nobody calls a norm is none if it follows no norm's formula (shares of a sum, say)."""
+    return match.distance >= ACCEPT or "norm-not-normalizing" in match.formula.mistakes
+
+
+def _saturates(probe: Probe) -> bool:
+    """Whether the output is bounded though the input is not, as tanh and erf are."""
+    with torch.no_grad():
+        x = probe.normal(7, offset=0.0)
+        small, large = probe.bare(10.0 * x).abs().max(), probe.bare(1e4 * x).abs().max()
+    return bool(large < 5.0 * small)
+
+
+def feature_axis(subject: Subject, k: Known) -> int:
+    """Where the parameters lie; without them the axis that is neither batch nor sequence, where
+    that could be seen; else the last."""
+    if k.probe is not None and k.probe.feature_axis is not None:
+        return k.probe.feature_axis
+    batch, time = batch_and_time(subject, k.path)
+    if batch is not None and time is not None:
+        left = [a for a in range(-len(k.call.shape), 0) if a not in (batch, time)]
+        if len(k.reach.axes) == 1 and k.reach.axes[0] in left:
+            return k.reach.axes[0]
+        if left:
+            return left[-1]
+    return -1
+
+
+# --- the axes of the model ------------------------------------------------------------------------
+
+
+def batch_and_time(subject: Subject, path: str) -> tuple[int | None, int | None]:
+    """The axes (from the end) that grow with the batch and shrink with the sequence, measured."""
+    held = _measured_of(subject)
+    if held.longer is None or held.shorter is None:
+        tensors = subject.inputs.tensors()
+        main = next((t for t in tensors.values() if t.dim()), None)
+        batch = 0 if main is None else main.shape[0]
+        length = 0 if main is None or main.dim() < 2 else main.shape[1]
+        longer = shorter = subject.inputs
+        for name, t in tensors.items():
+            if t.dim() and t.shape[0] == batch:
+                longer = longer.replaced(name, torch.cat([t, t]))
+            if t.dim() in (2, 3) and t.shape[1] == length and length > 2:
+                shorter = shorter.replaced(name, t[:, :-1])
+        held.longer, held.shorter = _shapes(subject, longer), _shapes(subject, shorter)
+    seen = next(k for k in held.norms if k.path == path).call.shape
+
+    def changed(new: tuple[int, ...] | None) -> int | None:
+        if new is None or len(new) != len(seen):
+            return None
+        axes = [i for i in range(-len(seen), 0) if new[i] != seen[i]]
+        return axes[0] if len(axes) == 1 else None
+
+    first, second = changed(held.longer.get(path)), changed(held.shorter.get(path))
+    # Inputs with the sequence first: what grew by concatenation there is the sequence.
+    return first, second if second != first else None
+
+
+def _shapes(subject: Subject, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    """The shapes that modules see of other inputs, none where the model does not take them."""
+    if inputs is subject.inputs:
+        return {}
+    try:
+        with quiet():
+            return {path: call.shape for path, call in calls_of(subject.model, inputs).items()}
+    except Exception:
+        return {}
+
+
+def in_convolutions(subject: Subject, path: str) -> bool:
+    """Whether a convolution stands beside it or above it in a parent that has no attention: the
+    front end of a speech or image model, where statistics over positions are the custom."""
+    parts = path.split(".")
+    modules = dict(subject.model.named_modules())
+    for depth in (1, 2):
+        if len(parts) < depth:
+            break
+        parent = modules[".".join(parts[:-depth])]
+        kernels = any(
+            p.dim() >= 3 and name.count(".") <= depth for name, p in parent.named_parameters()
+        )
+        if kernels:
+            return True
+    return False

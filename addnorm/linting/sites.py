@@ -1,0 +1,205 @@
+"""Where norms sit on the stream: two in a row, none at the end, one at several places."""
+
+from collections import defaultdict
+
+from addnorm.linting.report import Finding
+from addnorm.linting.structure import PRODUCTS, NormCall, Residual, Structure, factors, within
+from addnorm.linting.subject import Check, Said, Subject
+from addnorm.observe import Op, Value
+
+
+def norms_on_the_way(subject: Subject) -> Said:
+    """double-norm, missing-final-norm, shared-norm."""
+    s = subject.structure
+    yield from _double(s)
+    yield from _missing_final(s)
+    yield from _shared(s, subject)
+
+
+def _all_norms(s: Structure) -> list[NormCall]:
+    """Every application of a norm, once, in order."""
+    found: dict[Value, NormCall] = {}
+    for value in s.trace.values:
+        if value in s.activations:
+            for step in s.steps_into(value):
+                if step.norm is not None:
+                    found[value] = step.norm
+    return sorted(found.values(), key=lambda n: s.order(n.op))
+
+
+def _double(s: Structure) -> Said:
+    outputs = {n.output: n for n in _all_norms(s)}
+    forks = {r.fork for r in s.residuals} | {v for r in s.residuals for v in (r.stream,)}
+    for second in outputs.values():
+        value, widest = second.source, second.source.shape
+        while value not in outputs:
+            steps = s.steps_into(value)
+            how = steps[0].op if len(steps) == 1 and steps[0].kind == "view" else None
+            if how is None or how.name in ("cat", "stack") or value.shape != widest:
+                break
+            value = steps[0].source
+        first = outputs.get(value)
+        if first is None or first is second:
+            continue
+        if _inside(first, second) or _inside(second, first):
+            continue
+        if value in forks or len(_uses(s, value, second)) > 0:
+            continue
+        x, y = (n.output.tensor.detach().double() for n in (first, second))
+        change = float((y - x).norm() / x.norm().clamp(min=1e-300)) if x.shape == y.shape else 1.0
+        yield Finding(
+            rule="double-norm",
+            severity="warning",
+            module=second.path,
+            evidence={"first_norm": first.path, "relative_change_by_the_second": change},
+            message=f"{second.path} normalizes what {first.path} has just normalized: nothing but "
+            "identity lies between. The second undoes the first one's gain and bias, and costs a "
+            "pass over memory.",
+            remedy="Remove one: a post-norm stack ends normalized and needs no final norm.",
+        )
+
+
+def _inside(a: NormCall, b: NormCall) -> bool:
+    """Whether one is a part of a module that is the other."""
+    return b.module is not None and within(a.path, b.path)
+
+
+def _uses(s: Structure, value: Value, besides: NormCall) -> list[Op]:
+    """Who reads a value, apart from one norm and from views on the way to it."""
+    way = s.ancestors(besides.output)
+    return [
+        op
+        for op in value.readers
+        if any(v in s.live for v in op.outputs) and not any(v in way for v in op.outputs)
+    ]
+
+
+def _missing_final(s: Structure) -> Said:
+    """A pre-norm stream that is read at its end without a norm."""
+    for last in s.residuals:
+        if s.next(last):
+            continue
+        chain = [last]
+        while (before := s.previous(chain[-1])) is not None and before not in chain:
+            chain.append(before)
+        chain.reverse()
+        attending = [r for r in chain if any(a.mix.outputs[0] in r.inside for a in s.attentions)]
+        if not attending:
+            continue
+        own = [r for r in chain if s.own_norms(r)]
+        normed_before = [
+            r
+            for r in chain[1:]
+            if (p := s.previous(r)) is not None and s.norms_between(p.output, r.fork)
+        ]
+        if len(own) * 2 <= len(chain) or len(normed_before) * 2 > len(chain):
+            continue
+        ends = s.carried_on(last.output)
+        if any(
+            step.norm is not None for v in ends for step in s.steps_into(v) if step.source in ends
+        ):
+            continue
+        read = [op for v in ends for op in v.readers if op.name in PRODUCTS and v in factors(op)]
+        rms = [
+            float(r.output.tensor.detach().double().square().mean().sqrt())
+            for r in (chain[0], last)
+        ]
+        yield Finding(
+            rule="missing-final-norm",
+            severity="error" if read else "warning",
+            module=read[0].module if read else last.add.module,
+            evidence={
+                "sublayers": len(chain),
+                "with_a_norm_of_their_own": len(own),
+                "rms_after_the_first_sublayer": rms[0],
+                "rms_at_the_end": rms[1],
+            },
+            message="The sublayers are pre-norm, so nothing ever normalizes the stream itself, and "
+            + (
+                f"{read[0].module or 'a product'} reads its end without a norm"
+                if read
+                else "its end is returned without a norm"
+            )
+            + ": its scale grows with depth and during training, and so do the logits.",
+            remedy="Put a norm after the last block (GPT-2's ln_f)."
+            + ("" if read else " If the caller normalizes what it gets, ignore this."),
+        )
+
+
+def _shared(s: Structure, subject: Subject) -> Said:
+    """One norm's parameters at several places of the stream."""
+    at: dict[frozenset[str], list[NormCall]] = defaultdict(list)
+    for norm in _all_norms(s):
+        own = frozenset(name for name in norm.parameters if name) or _gains(s, norm)
+        if own and norm.source not in {n.source for n in at[own]}:
+            at[own].append(norm)
+    times: dict[str, int] = defaultdict(int)
+    for op in s.trace.ops:
+        if op.name in PRODUCTS and s.weighted(op):
+            for v in op.inputs:
+                for name in _weight_names(s, v):
+                    times[name] += 1
+    for names, calls in at.items():
+        if len(calls) < 2:
+            continue
+        block = s.block(calls[0].path)
+        around = [n for name, n in times.items() if block and within(name, block)]
+        whole = bool(around) and min(around) >= len(calls) // 2 and max(around) >= 2
+        if not block:  # a recurrence calls its norm and its weights at every step
+            whole = any(n >= len(calls) for n in times.values())
+        if _same_role(s, calls):
+            continue
+        yield Finding(
+            rule="shared-norm",
+            severity="note" if whole else "error",
+            module=calls[0].path,
+            evidence={
+                "places": len(calls),
+                "parameters": sorted(names),
+                "whole_layer_is_shared": whole,
+            },
+            message=(
+                f"The layer around {calls[0].path} is used {len(calls)} times with the same "
+                "weights, its norms among them, as in ALBERT."
+                if whole
+                else f"{calls[0].path} is one norm at {len(calls)} places: its gain and bias get "
+                "the sum of unlike gradients, and no place gets a scale of its own."
+            ),
+            remedy="Nothing, if the sharing is meant." if whole else "One norm for each place.",
+        )
+
+
+def _gains(s: Structure, norm: NormCall) -> frozenset[str]:
+    """The vectors that a norm computed by hand is multiplied by, just before or just after."""
+    found: set[str] = set()
+    before = [norm.source.op] if norm.source.op is not None else []
+    for op in (*before, *norm.output.readers):
+        if op.name == "mul" and len(op.outputs[0].shape) > 1:
+            for v in op.inputs:
+                if v not in s.activations and v.tensor.numel() == norm.output.shape[-1]:
+                    found |= {a.name for a in s.trace.ancestors(v) if a.name}
+    return frozenset(found)
+
+
+def _same_role(s: Structure, calls: list[NormCall]) -> bool:
+    """Norms of queries and keys, or of one projection's parts, inside one branch."""
+    first = [r for r in s.residuals if calls[0].output in r.inside]
+    return bool(first) and all(
+        any(n.output in r.inside for r in first) and n.source not in _read_of(s, first)
+        for n in calls
+    )
+
+
+def _read_of(s: Structure, residuals: list[Residual]) -> set[Value]:
+    return {v for r in residuals for v in s.carried(r.fork)} | {
+        v for r in residuals for v in s.carried_on(r.fork)
+    }
+
+
+def _weight_names(s: Structure, value: Value) -> set[str]:
+    if value in s.activations:
+        return set()
+    return {v.name for v in s.trace.ancestors(value) if v.name}
+
+
+CHECKS = (Check(("double-norm", "missing-final-norm", "shared-norm"), norms_on_the_way),)

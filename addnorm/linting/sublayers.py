@@ -1,0 +1,156 @@
+"""What branches compute: nothing, one sign only, or what one matrix would."""
+
+from collections import defaultdict
+
+from addnorm.linting.report import Finding
+from addnorm.linting.structure import LINEAR, PRODUCTS, VIEWS, Residual, Structure, factors
+from addnorm.linting.subject import Check, Said, Subject
+from addnorm.observe import Op, Value
+
+DEAD = 1e-6  # relative to the stream; randomised branches write 1e-3 and more
+
+
+def branches(subject: Subject) -> Said:
+    """dead-branch, one-signed-branch, linear-mlp."""
+    s = subject.structure
+    for residual in s.residuals:
+        b = residual.branch.tensor.detach().double()
+        if not bool(residual.stream.tensor.any()):
+            continue  # a recurrent state's beginning, not a stream
+        relative = residual.share
+        rows = b.reshape(-1, b.shape[-1])
+        spread = float((rows - rows.mean(0)).norm() / rows.norm().clamp(min=1e-300))
+        if relative < DEAD or (spread < DEAD and _varies(residual.fork)):
+            yield Finding(
+                rule="dead-branch",
+                severity="error",
+                module=_branch_module(s, residual),
+                evidence={"branch_over_stream": relative, "spread_over_tokens": spread},
+                message="This branch adds "
+                + ("nothing" if relative < DEAD else "the same vector to every token")
+                + " although no weight of it is zero: it cannot learn, and its parameters are "
+                "ballast.",
+                remedy="Look for a factor of zero, a mask that drops everything, or an output "
+                "that was overwritten.",
+            )
+        elif float(b.min()) >= 0.0 or float(b.max()) <= 0.0:
+            sign = "negative" if float(b.min()) >= 0.0 else "positive"
+            yield Finding(
+                rule="one-signed-branch",
+                severity="error",
+                module=_branch_module(s, residual),
+                evidence={
+                    "smallest": float(b.min()),
+                    "largest": float(b.max()),
+                    "entries": b.numel(),
+                },
+                message=f"Not one of {b.numel()} values that this branch adds is {sign}: it can "
+                "only push the stream in one direction, and the stream drifts with depth.",
+                remedy="No activation after the last projection of a branch.",
+            )
+    yield from _thrown_away(s)
+    yield from _linear(s)
+
+
+def _varies(value: Value) -> bool:
+    rows = value.tensor.detach().double().reshape(-1, value.shape[-1])
+    return len(rows) > 1 and float((rows - rows.mean(0)).norm()) > DEAD * float(rows.norm())
+
+
+def _branch_module(s: Structure, residual: Residual) -> str:
+    """The innermost module around the branch's last product."""
+    last = [v.op for v in residual.inside if v.op is not None and v.op.name in PRODUCTS]
+    return max(last, key=s.order).module if last else residual.add.module
+
+
+def _thrown_away(s: Structure) -> Said:
+    """Attentions and products with weights inside blocks whose result nobody reads."""
+    paths: dict[str, Op] = {}
+    for op in s.trace.ops:
+        if op.name in PRODUCTS and op.outputs[0] in s.activations and op.outputs[0] not in s.live:
+            block = s.block(op.module)
+            if block:
+                paths.setdefault(op.module, op)
+    last: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        last[s.block(path)].append(path)
+    for block, inside in last.items():
+        yield Finding(
+            rule="dead-branch",
+            severity="error",
+            module=block,
+            evidence={"computed_and_not_used": inside[:8], "count": len(inside)},
+            message=f"What {', '.join(inside[:3])} computes reaches no output: the branch is "
+            "computed and thrown away.",
+            remedy="Add it to the stream, or remove it.",
+        )
+
+
+def _linear(s: Structure) -> Said:
+    """Two products with weights in a row and nothing nonlinear between."""
+    for op in s.trace.ops:
+        if op.name not in PRODUCTS or not s.weighted(op) or op.outputs[0] not in s.live:
+            continue
+        out = op.outputs[0]
+        ends, mixed = [], False
+        for value in s.carried_on(out):
+            for step in s.steps_from.get(value, ()):
+                mixed = mixed or step.kind in ("norm", "gate", "add")
+            for reader in value.readers:
+                if not any(v in s.live for v in reader.outputs):
+                    continue
+                if reader.name in PRODUCTS:
+                    ends.append((reader, value))
+                elif reader.name not in _CARRYING:
+                    mixed = True
+        seconds = [r for r, v in ends if s.weighted(r)]
+        if mixed or len(seconds) != len(ends) or len({s.order(r) for r in seconds}) != 1:
+            continue
+        second = seconds[0]
+        first_widths, second_widths = _widths(s, op), _widths(s, second)
+        if first_widths is None or second_widths is None:
+            continue
+        (start, hidden), (read, end) = first_widths, second_widths
+        if read != hidden:
+            continue
+        if hidden < min(start, end):
+            continue  # a factorized matrix: fewer parameters, on purpose
+        in_branch = out in s.covered and second.outputs[0] in s.covered
+        yield Finding(
+            rule="linear-mlp",
+            severity="error" if in_branch else "warning",
+            module=_common(op.module, second.module),
+            evidence={"widths": [start, hidden, end], "first": op.module, "second": second.module},
+            message=f"{op.module} and {second.module} follow each other with nothing nonlinear "
+            f"between: {start} -> {hidden} -> {end} is one matrix of {start} x {end}, at the cost "
+            "of two.",
+            remedy="Put the activation (GELU, ReLU, SwiGLU) between them.",
+        )
+
+
+_CARRYING = PRODUCTS | LINEAR | VIEWS | {"mul", "div", "alias"}
+
+
+def _widths(s: Structure, op: Op) -> tuple[int, int] | None:
+    """(in, out) of a product with weights, rows first."""
+    pair = factors(op)
+    if op.name.endswith("convolution"):
+        weight = pair[1]
+        pointwise = all(n == 1 for n in weight.shape[2:]) and weight not in s.activations
+        return (weight.shape[1], weight.shape[0]) if pointwise else None
+    if len(pair) != 2 or any(len(v.shape) < 2 for v in pair):
+        return None
+    if pair[0] in s.activations:
+        return pair[1].shape[-2], pair[1].shape[-1]
+    return pair[0].shape[-1], pair[0].shape[-2]
+
+
+def _common(a: str, b: str) -> str:
+    left, right = a.split("."), b.split(".")
+    same = 0
+    while same < min(len(left), len(right)) and left[same] == right[same]:
+        same += 1
+    return ".".join(left[:same])
+
+
+CHECKS = (Check(("dead-branch", "one-signed-branch", "linear-mlp"), branches),)

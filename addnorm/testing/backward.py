@@ -1,0 +1,249 @@
+"""Its gradients, against those of the equation and of what people forget in them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from addnorm.linting.report import Unknown
+from addnorm.testing.kit import Checks, Kind, Kit, Said, Width, all_off_by, finding, off_by, unit
+
+# Gradients ----------------------------------------------------------------------------------------
+
+
+def _gradients(kit: Kit) -> Said:
+    if not kit.right:
+        yield Unknown(rule="gradient", module="", why="it is another function: so is its gradient")
+        return
+    double = kit.first.probe.like.dtype == torch.float64
+    for dtype in dict.fromkeys([torch.float64] * double + [torch.float32, *kit.dtypes]):
+        if dtype in kit.dead:
+            continue
+        for w in kit.measured:
+            if w.dim > 1:
+                yield from _gradients_at(kit, w, dtype)
+
+
+def _gradients_at(kit: Kit, w: Width, dtype: torch.dtype) -> Said:
+    module = kit.typed(w.module, dtype)
+    for p in module.parameters():
+        p.requires_grad_(True)
+    name = str(dtype).removeprefix("torch.")
+    weight, _ = kit.affine(w, module)
+    # Rows enough that a sum over them in bfloat16 loses its digits, in a 3-D shape whose axes all
+    # differ.
+    x = kit.rows(16 * 24, w.dim, dtype, 8).view(16, 24, w.dim).requires_grad_()
+    hat = kit.answer(x.detach())
+    # dy has a part along xhat, one along ones and noise: each term of the gradient is of its size.
+    noise = kit.rows(16 * 24, w.dim, torch.float64, 9, mean=0.0).view_as(hat)
+    scale = 1.0 if weight is None else weight.sign()
+    dy = ((hat + 0.8) * scale + 0.5 * noise).to(dtype)
+    y = module(x)
+    if not y.requires_grad:
+        yield finding(
+            "gradient-missing",
+            "error",
+            {"dtype": name},
+            "The output has no gradient: it is detached from its input.",
+            "Compute without no_grad and detach.",
+        )
+        return
+    gain, shift = kit.gain_name(w), kit.bias_name(w)
+    held = dict(module.named_parameters())
+    named = [("weight", gain), ("bias", shift)]
+    wanted = [x, *(held[n] for _, n in named if n is not None)]
+    got = list(torch.autograd.grad(y, wanted, dy.to(y.dtype), allow_unused=True))
+    dyd = dy.double()
+    yield from _input_gradient(kit, w, name, x, got[0], dyd, weight, hat)
+    index = 1
+    for role, n in named:
+        if n is None:
+            continue
+        terms = dyd * hat if role == "weight" else dyd
+        found = list(_parameter_gradient(role, got[index], terms, dtype, w))
+        index += 1
+        if found and role not in kit.wrong:  # in the widest dtype that shows it
+            kit.wrong.add(role)
+            yield from found
+
+
+def _input_gradient(
+    kit: Kit,
+    w: Width,
+    name: str,
+    x: Tensor,
+    got: Tensor | None,
+    dy: Tensor,
+    weight: Tensor | None,
+    hat: Tensor,
+) -> Said:
+    r = reciprocal(kit, x.detach())
+    family = gradients(dy if weight is None else dy * weight, hat, r, kit.kind)
+    if weight is not None:
+        right = gradients(dy, hat, r, kit.kind)[RIGHT]
+        family["the weight is left out"] = ("gradient-wrong", right)
+    have = torch.zeros_like(x) if got is None else got
+    off = all_off_by(have, {told: value for told, (_, value) in _pairs(family).items()})
+    # Relative to r * g, which the other terms may cancel (of two features nearly all): roundings of
+    # g, of the products and of the result, at most 8 units of the dtype; float32 sums, n + 10.
+    # xhat and r are as exact as x - mean is, which loses mean|x| / deviation.
+    dtype = x.dtype
+    v = unit(torch.float64 if dtype == torch.float64 else torch.float32)
+    lost = float((x.detach().double().abs().mean(-1, keepdim=True) * r).max())
+    bound = 8 * unit(dtype) + (w.dim + 10) * v * (1 + lost)
+    if w.match is not None:
+        bound += 10 * w.match.distance  # what is computed in float32 whatever it is given
+    g = dy if weight is None else dy * weight
+    bound *= float((r * g).norm() / _pairs(family)[RIGHT][1].norm().clamp(min=1e-300))
+    if off[RIGHT] <= bound:
+        return
+    best = min(off, key=lambda n: off[n])
+    if best == RIGHT:
+        best, rule = "less precise than rounding explains", "gradient-precision"
+    elif off[best] > 0.1:
+        best, rule = "like none that is known", "gradient-wrong"
+    else:
+        rule = _pairs(family)[best][0]
+    yield finding(
+        rule,
+        "error",
+        {"dtype": name, "dim": w.dim, "bound": bound}
+        | {f"distance: {told}": d for told, d in sorted(off.items(), key=lambda i: i[1])[:4]},
+        f"The gradient of x in {name} is off by {off[RIGHT]:.2g}: {best}.",
+        "dx = r * (g - mean(g) - xhat * mean(g * xhat)) with g = dy * weight"
+        + ("." if kit.kind == "layer" else "; for RMSNorm without mean(g)."),
+    )
+
+
+RIGHT = "right"
+
+
+def _pairs(family: dict[str, Any]) -> dict[str, tuple[str, Tensor]]:
+    return {k: v if isinstance(v, tuple) else ("", v) for k, v in family.items()}
+
+
+def reciprocal(kit: Kit, x: Tensor) -> Tensor:
+    """One over the root, (..., 1), in float64."""
+    eps = kit.eps_in(x.dtype)
+    x = x.double()
+    if kit.kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    return ((x * x).mean(-1, keepdim=True) + eps).rsqrt()
+
+
+def gradients(g: Tensor, hat: Tensor, r: Tensor, kind: Kind) -> dict[str, Any]:
+    """The right gradient of x and wrong ones, by what is wrong, as (rule, value); g = dy * weight.
+
+    r is 1 / sqrt(variance + eps).
+    """
+    n = hat.shape[-1]
+    mean = g.mean(-1, keepdim=True)
+    along = (g * hat).mean(-1, keepdim=True)
+    layer, rms = r * (g - mean - hat * along), r * (g - hat * along)
+    wrong = {
+        "statistics are held constant (detached)": ("gradient-detached-statistics", r * g),
+        "the term of the variance is dropped": (
+            "gradient-dropped-variance-term",
+            r * (g - mean),
+        ),
+        "not divided by the deviation": (
+            "gradient-wrong",
+            (layer if kind == "layer" else rms) / r,
+        ),
+        "sums instead of means": (
+            "gradient-wrong",
+            r * (g - (n * mean if kind == "layer" else 0.0) - n * hat * along),
+        ),
+        "a sign is wrong": (
+            "gradient-wrong",
+            r * (g - (mean if kind == "layer" else 0.0) + hat * along),
+        ),
+        "nothing": ("gradient-missing", torch.zeros_like(g)),
+    }
+    if kind == "layer":
+        wrong["the term of the mean is dropped (RMSNorm's gradient)"] = (
+            "gradient-dropped-mean-term",
+            rms,
+        )
+        return {RIGHT: layer, **wrong}
+    wrong["it has a term of the mean (LayerNorm's gradient)"] = ("gradient-wrong", layer)
+    return {RIGHT: rms, **wrong}
+
+
+def _parameter_gradient(
+    role: str, got: Tensor | None, terms: Tensor, dtype: torch.dtype, w: Width
+) -> Said:
+    """``terms`` (batch, positions, dim) summed over batch and positions."""
+    right = terms.sum((0, 1))
+    n = terms.shape[0] * terms.shape[1]
+    name = str(dtype).removeprefix("torch.")
+    if got is not None and got.numel() != right.numel():
+        yield finding(
+            f"gradient-{role}",
+            "error",
+            {"shape": list(got.shape), "expected": list(right.shape)},
+            f"The gradient of the {role} has shape {tuple(got.shape)}.",
+            "Sum over all axes but the last.",
+        )
+        return
+    have = torch.zeros_like(right) if got is None else got.reshape(-1)
+    family = {
+        RIGHT: right,
+        "averaged over the rows instead of summed": right / n,
+        "summed over the first sample only": terms[0].sum(0),
+        "summed over the last sample only": terms[-1].sum(0),
+        "summed over the first position only": terms[:, 0].sum(0),
+        "averaged over the batch": right / terms.shape[0],
+        "summed over the features too": torch.full_like(right, float(terms.sum())),
+        "nothing": torch.zeros_like(right),
+    }
+    off = all_off_by(have, family)
+    v = unit(torch.float64 if dtype == torch.float64 else torch.float32)
+    # One rounding of dy * xhat in each term (n of them, of random sign, so that they are 1/sqrt(n)
+    # of a unit in a sum of one sign) and one of the result; n + 10 roundings of a float32 sum. Half
+    # of the terms' sum may cancel: twice that. xhat is rounded too in half the kernels: 4 units.
+    size = float(terms.abs().sum((0, 1)).norm() / right.norm())
+    bound = 4 * unit(dtype) + (n + w.dim + 20) * v * size
+    if w.match is not None:
+        bound += 10 * w.match.distance * size
+    if off[RIGHT] <= bound:
+        return
+    best = min(off, key=lambda k: off[k])
+    low = dtype in (torch.bfloat16, torch.float16)
+    running = _running(terms, right, dtype) if low else 0.0
+    if low and (best == RIGHT or off[RIGHT] <= 2 * running):
+        yield finding(
+            f"gradient-{role}-low-precision",
+            "warning",
+            {
+                "dtype": name,
+                "rows": n,
+                "relative_error": off[RIGHT],
+                "bound": bound,
+                "of_a_running_sum": running,
+            },
+            f"The gradient of the {role} is off by {off[RIGHT]:.2g} in {name}: the sum over "
+            f"{n} rows was accumulated in {name}.",
+            "Accumulate it in float32.",
+        )
+        return
+    told = best if best != RIGHT and off[best] < 0.1 else "unlike any known"
+    yield finding(
+        f"gradient-{role}",
+        "error",
+        {"dtype": name, "bound": bound}
+        | {f"distance: {t}": d for t, d in sorted(off.items(), key=lambda i: i[1])[:4]},
+        f"The gradient of the {role} in {name} is off by {off[RIGHT]:.2g}: {told}.",
+        "Sum dy * xhat (for the bias dy) over all axes but the last, in float32.",
+    )
+
+
+def _running(terms: Tensor, right: Tensor, dtype: torch.dtype) -> float:
+    """The error of adding the rows one after the other in a dtype."""
+    total = torch.zeros_like(right).to(dtype)
+    for row in terms.flatten(0, 1).to(dtype):
+        total = total + row
+    return off_by(total, right)
+
+
+CHECKS: Checks = (("gradient", _gradients),)

@@ -1,0 +1,411 @@
+"""How it behaves: extremes, strides, shapes, its inputs, autocast, compilation."""
+
+import math
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from addnorm.linting.probes import statistics_error
+from addnorm.linting.report import Unknown
+from addnorm.testing.kit import (
+    Checks,
+    Function,
+    Kit,
+    NormOfSum,
+    Said,
+    Width,
+    bare_at,
+    close,
+    finding,
+    unit,
+)
+from addnorm.testing.precision import rounding_bound
+
+# Extremes -----------------------------------------------------------------------------------------
+
+
+def _extremes(kit: Kit) -> Said:
+    w = kit.first
+    if not kit.right or w.dim == 1:
+        return
+    for dtype in kit.dtypes:
+        if dtype in kit.dead:
+            continue
+        name = str(dtype).removeprefix("torch.")
+        module = kit.typed(w.module, dtype)
+        weight, bias = kit.affine(w, module)
+        # Float16 ends at 65504; a float32 sum of squares carries bfloat16 up to about 1e17.
+        top = 2e4 if dtype == torch.float16 else 1e17
+        base = kit.rows(16, w.dim, torch.float64, 11, mean=0.0).clamp(-3, 3)
+        tiny = 1e-7 if dtype == torch.float16 else 1e-8
+        cases = {"overflow": top * base, "tiny-row": tiny * base}
+        for rule, xd in cases.items():
+            x = xd.to(dtype)
+            with torch.no_grad():
+                y = module(x)
+            ref = kit.answer(x, weight, bias)
+            excess = float(
+                ((y.double() - ref).abs() / rounding_bound(x, ref, weight, bias, kit)).max()
+            )
+            if not excess <= 1.0:
+                size = float(x.double().abs().max())
+                yield finding(
+                    rule,
+                    "error",
+                    {
+                        "dtype": name,
+                        "largest_input": size,
+                        "not_finite": int((~y.isfinite()).sum()),
+                        "error_over_bound": excess,
+                    },
+                    f"Rows of {name} values up to {size:.2g} come out wrong: something is squared "
+                    "or cast where it does not fit.",
+                    "Square in float32; do not cast eps or the variance to the input's dtype.",
+                )
+        yield from _flat_rows(kit, w, dtype, module, bias)
+
+
+def _flat_rows(
+    kit: Kit, w: Width, dtype: torch.dtype, module: nn.Module, bias: Tensor | None
+) -> Said:
+    """Rows without a variance, forward and backward."""
+    name = str(dtype).removeprefix("torch.")
+    cases = {"zero-row": 0.0} | ({"constant-row": 3.3} if kit.kind == "layer" else {})
+    for rule, value in cases.items():
+        x = torch.full((4, w.dim), value, device=kit.device, dtype=dtype, requires_grad=True)
+        y = module(x)
+        finite = bool(y.isfinite().all())
+        back = True
+        if y.requires_grad:
+            (dx,) = torch.autograd.grad(y.sum(), x, allow_unused=True)
+            back = dx is None or bool(dx.isfinite().all())
+        wanted = torch.zeros(w.dim, dtype=torch.float64) if bias is None else bias
+        # x - mean may be n float32 roundings of 3.3, divided by sqrt(eps).
+        slack = (
+            (w.dim + 10)
+            * unit(torch.float32)
+            * abs(value)
+            / math.sqrt(max(kit.eps_in(dtype), 1e-12))
+        )
+        slack = 4 * slack * _largest(kit.affine(w, module)[0]) + 4 * unit(dtype) * _largest(bias)
+        near = finite and float((y.detach().double() - wanted).abs().max()) <= slack + 1e-30
+        if finite and back and near:
+            continue
+        what = "NaN" if not finite else "NaN in backward" if not back else "not the bias"
+        yield finding(
+            rule,
+            "error",
+            {"dtype": name, "value": value, "finite": finite, "finite_backward": back},
+            f"A row of {value:g} ({name}) gives {what}.",
+            "Put eps under the root, in float32: sqrt(variance + eps); sqrt(0) has no gradient.",
+        )
+
+
+def _largest(t: Tensor | None) -> float:
+    return 1.0 if t is None else float(t.abs().max())
+
+
+def _one_feature(kit: Kit) -> Said:
+    """A row of one: LayerNorm gives the bias, RMSNorm the sign."""
+    if not isinstance(kit.subject, Function | NormOfSum) or not kit.right:
+        return
+    inner = kit.subject.pair if isinstance(kit.subject, NormOfSum) else kit.subject
+    if not isinstance(inner, Function) or inner.fixed:
+        return
+    module = kit.of_width(1)
+    x = torch.tensor([[2.0], [-3.0]], device=kit.device)
+    weight = bias = None
+    if isinstance(module, NormOfSum):
+        weight, bias = module.pair.weight, module.pair.bias
+    else:
+        weight, bias = module.weight, module.bias
+    ref = kit.answer(x, weight, bias)  # type: ignore[arg-type]
+    with torch.no_grad():
+        y = module(x)
+    off = float((y.double() - ref).abs().max())
+    if not off < 1e-5 * (1 + float(ref.abs().max())):
+        yield finding(
+            "one-feature",
+            "error",
+            {"difference": off if math.isfinite(off) else str(off)},
+            "Rows of one feature come out wrong.",
+            "The variance of one number is 0, not NaN: correction=0, and eps under the root.",
+        )
+
+
+def _strides(kit: Kit) -> Said:
+    """The same numbers, lying elsewhere."""
+    w = kit.first
+    if w.reach.axes != (-1,):
+        return
+    module = kit.typed(w.module, torch.float32)
+    x = kit.rows(12, w.dim, torch.float32, 12)
+    with torch.no_grad():
+        base = module(x)
+    padded = torch.full((24, w.dim + 3), 7.0, device=kit.device)
+    padded[::2, 1:-2] = x
+    views = {
+        "transposed": (x.t().contiguous().t(), base),
+        "every other row of a wider tensor": (padded[::2, 1:-2], base),
+        "expanded": (x[:1].expand(12, -1), base[:1].expand(12, -1)),
+        "permuted": (
+            x.view(3, 4, w.dim).transpose(0, 1).contiguous().transpose(0, 1),
+            base.view(3, 4, w.dim),
+        ),
+    }
+    for told, (view, wanted) in views.items():
+        yield from _same(module, view, wanted, "strides", f"an input that is {told}")
+    # An expanded gradient is what y.sum().backward() sends.
+    held = x.clone().requires_grad_()
+    y = module(held)
+    if y.requires_grad:
+        ones = torch.ones((), device=kit.device).expand(y.shape)
+        (thin,) = torch.autograd.grad(y, held, ones, retain_graph=True, allow_unused=True)
+        (full,) = torch.autograd.grad(
+            y, held, torch.ones_like(y), retain_graph=True, allow_unused=True
+        )
+        g = torch.randn_like(y)
+        (plain,) = torch.autograd.grad(y, held, g, retain_graph=True, allow_unused=True)
+        (turned,) = torch.autograd.grad(y, held, g.t().contiguous().t(), allow_unused=True)
+        for told, a, b in (("expanded", thin, full), ("transposed", turned, plain)):
+            if a is not None and b is not None and not close(a, b):
+                # dx of a constant dy may be all rounding: an absolute comparison then.
+                if float((a - b).abs().max()) < 1e-4 * float(plain.abs().max()):
+                    continue
+                yield finding(
+                    "strides",
+                    "error",
+                    {"gradient": told, "difference": float((a - b).abs().max())},
+                    f"A gradient that is {told} gives another result than the same numbers "
+                    "in order.",
+                    "Call .contiguous() on dy, or read its strides.",
+                )
+
+
+def _same(module: nn.Module, x: Tensor, wanted: Tensor, rule: str, told: str) -> Said:
+    try:
+        with torch.no_grad():
+            y = module(x)
+    except Exception as e:
+        yield finding(
+            rule,
+            "warning",
+            {"exception": type(e).__name__, "says": str(e).splitlines()[0][:200] if str(e) else ""},
+            f"It refuses {told}.",
+            "Accept it, with .contiguous() or .reshape(-1, dim) where need be.",
+        )
+        return
+    if y.shape != wanted.shape or not (y.numel() == 0 or close(y, wanted)):
+        same = y.shape == wanted.shape
+        yield finding(
+            rule,
+            "error",
+            {"case": told, "difference": float((y - wanted).abs().max())}
+            if same
+            else {"case": told, "shape": list(y.shape), "expected": list(wanted.shape)},
+            f"{told[0].upper()}{told[1:]} gives another result than the same numbers in rows.",
+            "Address elements by their strides, and flatten all axes but the last.",
+        )
+
+
+def _shapes(kit: Kit) -> Said:
+    w = kit.first
+    if w.reach.axes != (-1,):
+        return
+    module = kit.typed(w.module, torch.float32)
+    x = kit.rows(24, w.dim, torch.float32, 13)
+    with torch.no_grad():
+        base = module(x)
+    for shape in ((24,), (4, 6), (2, 3, 4)):
+        told = f"an input of {len(shape) + 1} axes"
+        wanted = base.view(*shape, w.dim)
+        yield from _same(module, x.view(*shape, w.dim), wanted, "leading-shapes", told)
+    yield from _same(module, x[0], base[0], "leading-shapes", "an input of 1 axis")
+    for empty in ((0,), (2, 0)):
+        nothing = x.new_zeros(*empty, w.dim)
+        yield from _same(module, nothing, nothing, "empty-batch", f"an empty batch {empty}")
+
+
+def _batch(kit: Kit) -> Said:
+    """A row alone, and among others; and while training."""
+    w = kit.first
+    if w.reach.axes != (-1,):
+        return
+    trained = w.probe.reach(train=True).axes
+    if trained != (-1,):
+        yield finding(
+            "batch-dependence",
+            "error",
+            {"axes": list(w.reach.axes), "axes_in_training": list(trained)},
+            "In training mode a row's output depends on other rows.",
+            "Take statistics of the row alone, in training as in evaluation.",
+        )
+    module = kit.typed(w.module, torch.float32)
+    x = kit.rows(24, w.dim, torch.float32, 13)
+    with torch.no_grad():
+        base, alone = module(x), module(x[5:6])
+    if not close(alone, base[5:6]):
+        yield finding(
+            "batch-dependence",
+            "error",
+            {"difference": float((alone - base[5:6]).abs().max())},
+            "A row alone gives another result than among 24.",
+            "Let no row read what belongs to another.",
+        )
+
+
+def _writes(kit: Kit) -> Said:
+    w = kit.first
+    for dtype in kit.dtypes:
+        if dtype in kit.dead:
+            continue
+        module = kit.typed(w.module, dtype)
+        x = kit.rows(6, w.dim, dtype, 14)
+        before = [t.detach().clone() for t in (x, *module.parameters())]
+        leaf = x.requires_grad_()
+        y = module(leaf)
+        dy = torch.ones_like(y)
+        if y.requires_grad:
+            with suppress(RuntimeError):  # torch may itself have seen what was overwritten
+                torch.autograd.grad(y, leaf, dy, allow_unused=True)
+        names = ["x", *(n for n, _ in module.named_parameters()), "the gradient of y"]
+        now = [x, *module.parameters(), dy]
+        for name, old, new in zip(names, [*before, torch.ones_like(dy)], now, strict=True):
+            if not torch.equal(old, new.detach()):
+                kit.spoilt = f"it writes into {name}: nothing can be compared"
+                yield finding(
+                    "writes-inputs",
+                    "error",
+                    {"what": name, "elements": int((old != new.detach()).sum())},
+                    f"It writes into {name}, which belongs to its caller.",
+                    "Allocate the output; no in-place operation on arguments.",
+                )
+                return
+
+
+def _deterministic(kit: Kit) -> Said:
+    w = kit.first
+    module = kit.typed(w.module, torch.float32)
+
+    def once() -> list[Tensor]:
+        x = kit.rows(512, w.dim, torch.float32, 15).requires_grad_()
+        y = module(x)
+        if not y.requires_grad:
+            return []
+        wanted = [x, *(p for p in module.parameters() if p.requires_grad)]
+        found = torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True)
+        return [g for g in found if g is not None]
+
+    first = once()
+    for _ in range(2):
+        for i, (a, b) in enumerate(zip(first, once(), strict=True)):
+            if not torch.equal(a, b) and not bool(a.isnan().any()):
+                yield finding(
+                    "nondeterministic",
+                    "warning",
+                    {"what": "gradient", "which": i, "difference": float((a - b).abs().max())},
+                    "The same input gives another gradient the second time.",
+                    "Sum in a fixed order: no atomic additions.",
+                )
+                return
+
+
+def _autocast(kit: Kit) -> Said:
+    if not kit.right:
+        return
+    w = kit.first
+    kind = kit.device.type
+    if not torch.amp.is_autocast_available(kind):
+        yield Unknown(rule="autocast", module="", why=f"{kind} has no autocast")
+        return
+    module = bare_at(kit, w, torch.float32) if w.probe.is_bare else None
+    if module is None or w.dim < 16:
+        return
+    for dtype in (torch.float32, torch.bfloat16):
+        x = kit.rows(64, w.dim, dtype, 16)
+        try:
+            with torch.no_grad(), torch.autocast(kind, dtype=torch.bfloat16):
+                y = module(x)
+        except Exception as e:
+            yield finding(
+                "autocast",
+                "error",
+                {"input": str(dtype), "exception": type(e).__name__, "says": str(e)[:200]},
+                f"Under autocast it raises {type(e).__name__} for {dtype} inputs and float32 "
+                "parameters.",
+                "Cast the parameters to the dtype that you compute in.",
+            )
+            continue
+        ref = kit.answer(x)
+        shared = statistics_error(y.double(), ref.to(y.dtype).double())
+        if shared > 0.25 * unit(torch.bfloat16):
+            yield finding(
+                "autocast",
+                "error",
+                {"input": str(dtype), "row_error": shared, "output": str(y.dtype)},
+                "Under autocast the statistics are taken in bfloat16.",
+                "Compute in float32 explicitly: x.float(), under autocast(enabled=False).",
+            )
+
+
+def _compiles(kit: Kit) -> Said:
+    if kit.backend is None:
+        yield Unknown(rule="compile", module="", why="it was not asked for: backend=None")
+        return
+    w = kit.first
+    module = kit.typed(w.module, torch.float32)
+    x = kit.rows(6, w.dim, torch.float32, 17)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend=kit.backend)
+    eager = x.clone().requires_grad_()
+    wanted = module(eager)
+    g = torch.randn_like(wanted)
+    try:
+        held = x.clone().requires_grad_()
+        y = compiled(held)
+        pairs = [("output", y, wanted)]
+        if wanted.requires_grad:
+            (a,) = torch.autograd.grad(y, held, g)
+            (b,) = torch.autograd.grad(wanted, eager, g)
+            pairs.append(("gradient", a, b))
+    except Exception as e:
+        told = " ".join(f"{type(e).__name__}: {e}".split())[:300]
+        if isinstance(e, torch._dynamo.exc.Unsupported):
+            yield finding(
+                "compile",
+                "warning",
+                {"exception": type(e).__name__, "says": told},
+                "torch.compile(fullgraph=True) breaks the graph here: the norm is not fused with "
+                "what stands beside it.",
+                "Register the kernel with torch.library.custom_op, with a fake implementation.",
+            )
+        else:
+            yield Unknown(rule="compile", module="", why=f"the compiler did not run: {told}")
+        return
+    finally:
+        torch._dynamo.reset()
+    for what, have, right in pairs:
+        if not close(have.detach(), right.detach()):
+            yield finding(
+                "compile",
+                "error",
+                {"what": what, "difference": float((have - right).detach().abs().max())},
+                f"Compiled, the {what} is another one.",
+                "Check what the code reads while it is traced: shapes, flags, global state.",
+            )
+
+
+FIRST: Checks = (("writes-inputs", _writes),)
+"""Before all others: what is written to cannot be compared with."""
+
+CHECKS: Checks = (
+    ("extremes", _extremes),
+    ("one-feature", _one_feature),
+    ("strides", _strides),
+    ("leading-shapes", _shapes),
+    ("batch-dependence", _batch),
+    ("determinism", _deterministic),
+    ("autocast", _autocast),
+    ("compile", _compiles),
+)

@@ -1,0 +1,450 @@
+"""What is checked, as a module, what was measured of it, and the equation it is held against."""
+
+import copy
+import inspect
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from addnorm.linting.formulas import ACCEPT, Match
+from addnorm.linting.probes import Call, Probe, Reach, claimed_eps
+from addnorm.linting.report import Finding, Report, Severity, Unknown, gathered
+
+Kind = Literal["layer", "rms"]
+
+
+Said = Iterator[Finding | Unknown]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_NAMES = {
+    "weight": ("weight", "gamma", "scale", "gain", "w", "g"),
+    "bias": ("bias", "beta", "shift", "b"),
+    "eps": ("eps", "epsilon"),
+    "residual": ("residual", "res", "skip", "r"),
+}
+"""What a function may call its arguments."""
+
+
+def reference(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Kind, eps: float
+) -> Tensor:
+    """The equation, in float64 (Ba et al. 2016; Zhang & Sennrich 2019 with eps under the root)."""
+    x = x.double()
+    if kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    y = x / ((x * x).mean(-1, keepdim=True) + eps).sqrt()
+    if weight is not None:
+        y = y * weight.double()
+    return y if bias is None else y + bias.double()
+
+
+# --- what is checked, as a module -----------------------------------------------------------------
+
+
+class Function(nn.Module):
+    """A function with the parameters that it takes."""
+
+    def __init__(self, fn: Callable[..., Any], names: dict[str, str], eps: float, pair: bool):
+        super().__init__()
+        self.fn, self.names, self.eps, self.pair = fn, names, eps, pair
+        self.weight: nn.Parameter | None
+        self.bias: nn.Parameter | None
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+        self.fixed: dict[str, Tensor] = {}
+
+    def at(self, dim: int) -> "Function":
+        """The same with parameters of another width."""
+        made = copy.copy(self)
+        made._parameters = {}
+        for i, name in enumerate(("weight", "bias")):
+            value = self.fixed.get(name)
+            if name not in self.names:
+                made.register_parameter(name, None)
+                continue
+            if value is None or value.shape != (dim,):
+                g = torch.Generator().manual_seed(100 * dim + i)
+                value = torch.randn(dim, generator=g) * 0.5 + (1.0 if name == "weight" else 0.0)
+            made.register_parameter(name, nn.Parameter(value.detach().clone()))
+        return made
+
+    def forward(self, x: Tensor, *residual: Tensor) -> Any:
+        kwargs: dict[str, Any] = {}
+        if self.weight is not None:
+            kwargs[self.names["weight"]] = self.weight
+        if self.bias is not None:
+            kwargs[self.names["bias"]] = self.bias
+        if "eps" in self.names:
+            kwargs[self.names["eps"]] = self.eps
+        return self.fn(x, *residual, **kwargs)
+
+
+class NormOfSum(nn.Module):
+    """The norm of a fused addition and norm: with nothing to add."""
+
+    def __init__(self, pair: nn.Module):
+        super().__init__()
+        self.pair = pair
+
+    def at(self, dim: int) -> "NormOfSum":
+        """The same of another width."""
+        return NormOfSum(self.pair.at(dim)) if isinstance(self.pair, Function) else self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return both(self.pair(x, torch.zeros_like(x)))[0]
+
+
+def both(out: Any) -> tuple[Tensor, Tensor]:
+    """The two outputs of an addition and norm."""
+    if not (isinstance(out, tuple | list) and len(out) == 2):
+        raise TypeError(f"expected (normed, stream), got {type(out).__name__}")
+    return out[0], out[1]
+
+
+def as_module(
+    norm: Callable[..., Any] | nn.Module,
+    kind: Kind,
+    dim: int | Sequence[int] | None,
+    eps: float | None,
+    weight: Tensor | bool | None,
+    bias: Tensor | bool | None,
+    device: str | torch.device,
+    pair: bool = False,
+) -> tuple[nn.Module, float | None, tuple[int, ...]]:
+    """Norm or function as a module of one (or two) tensors, its eps and the widths to try."""
+    if kind not in ("layer", "rms"):
+        raise ValueError(f"kind must be 'layer' or 'rms', got {kind!r}")
+    if isinstance(norm, nn.Module):
+        known = _width_of(norm)
+        asked = known if dim is None else dim
+        asked = 64 if asked is None else asked
+        wide = (asked,) if isinstance(asked, int) else tuple(asked)
+        made = copy.deepcopy(norm).to(device)
+        return made, claimed_eps(norm) if eps is None else eps, wide
+    names: dict[str, str] = {}
+    parameters: dict[str, inspect.Parameter] = {}
+    with suppress(TypeError, ValueError):  # a builtin says nothing: then it takes x alone
+        parameters = dict(inspect.signature(norm).parameters)
+    for role, known_names in _NAMES.items():
+        found = next((n for n in known_names if n in list(parameters)[1:]), None)
+        if found is not None:
+            names[role] = found
+    if weight is False:
+        names.pop("weight", None)
+    if bias is False:
+        names.pop("bias", None)
+    if "eps" in names and eps is None:
+        default = parameters[names["eps"]].default
+        eps = float(default) if isinstance(default, int | float) else 1e-5
+    wrapped = Function(norm, names, 0.0 if eps is None else eps, pair)
+    for role, value in (("weight", weight), ("bias", bias)):
+        if isinstance(value, Tensor):
+            if role not in names:
+                raise ValueError(f"a {role} is given, but the function has no argument for it")
+            wrapped.fixed[role] = value
+    given = next((len(v) for v in wrapped.fixed.values()), None)
+    asked = dim if dim is not None else (given if given is not None else (64, 100))
+    wide = (asked,) if isinstance(asked, int) else tuple(asked)
+    return wrapped.to(device), eps, wide
+
+
+def _width_of(norm: nn.Module) -> int | None:
+    """How many features a module is for, from its parameters, else as it says."""
+    for p in norm.parameters():
+        if p.numel() > 1:
+            return p.numel()
+    for name in ("normalized_shape", "dim", "hidden_size", "d_model", "features"):
+        said = getattr(norm, name, None)
+        said = said[-1] if isinstance(said, tuple | list) and said else said
+        if isinstance(said, int) and said > 0:
+            return said
+    return None
+
+
+# --- the kit --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Width:
+    """What was measured at one width."""
+
+    dim: int
+    module: nn.Module
+    probe: Probe
+    reach: Reach
+    match: Match | None
+
+
+class Kit:
+    """One norm under examination."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        kind: Kind,
+        widths: tuple[int, ...],
+        eps: float | None,
+        dtypes: tuple[torch.dtype, ...],
+        device: torch.device,
+        backend: str | None,
+        pair: nn.Module | None = None,
+    ):
+        self.subject, self.kind, self.widths = module, kind, widths
+        self.claimed, self.dtypes, self.device = eps, dtypes, device
+        self.backend, self.pair = backend, pair
+        self.eps = eps
+        self.measured: list[Width] = []
+        self.dead: set[torch.dtype] = set()
+        self.wrong: set[str] = set()
+        """The parameters whose gradients were found wrong."""
+        self.misused = False
+        """Weight or bias do not enter as they should."""
+        self.spoilt = ""
+        """Why nothing more can be compared."""
+        self._eps: dict[torch.dtype, float] = {}
+
+    def report(self, checks: Sequence[tuple[str, Callable[["Kit"], Said]]]) -> Report:
+        began = time.monotonic()
+        said: list[Finding | Unknown] = []
+        devices = range(torch.cuda.device_count())
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a norm warns of is no answer of the kit
+            torch.manual_seed(0)
+            try:
+                self._measure()
+            except Exception as e:
+                said.append(raised("call", e, f"an input of shape (3, 5, {self.widths[0]})"))
+                return gathered(said, ("call",), self._facts(began))
+            # What differs from call to call cannot be compared with anything.
+            if self._moves():
+                self.spoilt = "the output differs from call to call: nothing can be compared"
+                said.append(
+                    finding(
+                        "nondeterministic",
+                        "error",
+                        {"calls": 3, "what": "output"},
+                        "The same input gives another output the second time.",
+                        "Sum in a fixed order (no atomic additions), and draw no random numbers.",
+                    )
+                )
+            for name, check in checks:
+                if self.spoilt:
+                    said.append(Unknown(rule=name, module="", why=self.spoilt))
+                    continue
+                try:
+                    said += list(check(self))
+                except Exception as e:
+                    said.append(raised(name, e, f"the inputs of the check '{name}'"))
+        return gathered(said, [name for name, _ in checks], self._facts(began))
+
+    def _facts(self, began: float) -> dict[str, Any]:
+        first = next((w for w in self.measured if w.match is not None), None)
+        return {
+            "kind": self.kind,
+            "widths": list(self.widths),
+            "formula": None if first is None or first.match is None else first.match.formula.name,
+            "eps": self.eps,
+            "dtypes": [str(d) for d in self.dtypes],
+            "seconds": time.monotonic() - began,
+        }
+
+    def of_width(self, dim: int) -> nn.Module:
+        """The module with that many features."""
+        if isinstance(self.subject, Function | NormOfSum):
+            return self.subject.at(dim).to(self.device)
+        return self.subject
+
+    def _measure(self) -> None:
+        for dim in self.widths:
+            module = self.of_width(dim)
+            x = torch.zeros(3, 5, dim, device=self.device)
+            held = [p for p in module.parameters() if p.is_floating_point()]
+            if not held:
+                module.register_buffer("_device", torch.zeros(1, device=self.device))
+            probe = Probe(module, Call((x,), {}, 0, (3, 5, dim)))
+            probe.claimed_eps = self.claimed
+            reach = probe.reach()
+            match = probe.match(reach) if reach.axes else None
+            self._enliven(module, probe)
+            self.measured.append(Width(dim, module, probe, reach, match))
+            if self.eps is None and match is not None and match.distance < ACCEPT:
+                self.eps = match.eps
+
+    def _moves(self) -> bool:
+        module = self.typed(self.first.module, torch.float32)
+        with torch.no_grad():
+            ys = [module(self.rows(512, self.first.dim, torch.float32, 15)) for _ in range(3)]
+        return any(not torch.equal(y.nan_to_num(), ys[0].nan_to_num()) for y in ys)
+
+    def _enliven(self, module: nn.Module, probe: Probe) -> None:
+        """Random values for ones and zeros, which would hide what is done to them."""
+        g = torch.Generator().manual_seed(1)
+        for (_, p), (_, q) in zip(
+            module.named_parameters(), probe.module.named_parameters(), strict=True
+        ):
+            shift = any(q is b for b in probe.shifts)
+            if (q is probe.gain or shift) and bool((p == p.flatten()[0]).all()) and p.numel() > 1:
+                noise = 0.5 * torch.randn(p.shape, generator=g)
+                p.data.copy_(noise + (0.0 if shift else 1.0 - probe.offset))
+
+    @property
+    def first(self) -> Width:
+        return self.measured[0]
+
+    @property
+    def right(self) -> bool:
+        """The formula is the one asked for: what follows may compare with the reference."""
+        name = {"layer": "LayerNorm", "rms": "RMSNorm"}[self.kind]
+        return not self.misused and all(
+            w.reach.axes == (-1,)
+            and w.match is not None
+            and w.match.formula.name == name
+            and w.match.distance < 1e-4
+            and abs(w.match.factor - 1.0) < 1e-4
+            for w in self.measured
+        )
+
+    @property
+    def used_eps(self) -> float:
+        """The eps that was measured; what is wrong with it is said once."""
+        match = self.first.match
+        return match.eps if match is not None else (self.eps or 0.0)
+
+    def eps_in(self, dtype: torch.dtype) -> float:
+        """The eps in a dtype: some norms take the dtype's own (torch's RMSNorm without one)."""
+        if dtype == self.first.probe.like.dtype or not self.right:
+            return self.used_eps
+        if dtype not in self._eps:
+            self._eps[dtype] = self._read_eps(dtype)
+        return self._eps[dtype]
+
+    def _read_eps(self, dtype: torch.dtype) -> float:
+        w = self.first
+        assert w.match is not None
+        if not w.probe.is_bare or w.dim < 2:
+            return self.used_eps
+        size = 1e-5 if dtype == torch.float32 else 1e-3
+        x = (size * self.rows(32, w.dim, torch.float64, 4)).to(dtype)
+        try:
+            with torch.no_grad():
+                y = bare_at(self, w, dtype)(x)
+        except Exception:  # said where the dtype is tried
+            return self.used_eps
+        read = float(w.match.formula.eps_from(x.double(), y.double()).median())
+        # A row is known to one unit of the dtype, its square to two, and far less of their mean.
+        if abs(read - self.used_eps) <= 0.05 * max(self.used_eps, size**2):
+            return self.used_eps
+        own = torch.finfo(dtype).eps
+        return own if abs(read - own) < 0.05 * own else read
+
+    def answer(
+        self,
+        x: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """The reference, with the eps of x's dtype."""
+        return reference(x, weight, bias, self.kind, self.eps_in(dtype or x.dtype))
+
+    def typed(self, module: nn.Module, dtype: torch.dtype) -> nn.Module:
+        """A copy in a dtype, in evaluation mode."""
+        return copy.deepcopy(module).to(dtype).eval()
+
+    def affine(self, w: Width, module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+        """Weight (as it multiplies) and bias of a copy of ``w.module``, of shape (dim,)."""
+        by_name = dict(w.probe.module.named_parameters())
+        here = dict(module.named_parameters())
+        gain = next((n for n, p in by_name.items() if p is w.probe.gain), None)
+        shift = next((n for n, p in by_name.items() if any(p is b for b in w.probe.shifts)), None)
+        weight = None if gain is None else here[gain].detach().double() + w.probe.offset
+        bias = None if shift is None else here[shift].detach().double()
+        return weight, bias
+
+    def gain_name(self, w: Width) -> str | None:
+        """The parameter that multiplies."""
+        return next((n for n, p in w.probe.module.named_parameters() if p is w.probe.gain), None)
+
+    def bias_name(self, w: Width) -> str | None:
+        """The parameter that is added."""
+        named = w.probe.module.named_parameters()
+        return next((n for n, p in named if any(p is b for b in w.probe.shifts)), None)
+
+    def rows(self, rows: int, dim: int, dtype: torch.dtype, seed: int, mean: float = 0.5) -> Tensor:
+        """Normal rows around ``mean``."""
+        g = torch.Generator().manual_seed(seed)
+        x = torch.randn(rows, dim, generator=g, dtype=torch.float64) + mean
+        return x.to(device=self.device, dtype=dtype)
+
+
+def finding(
+    rule: str, severity: Severity, evidence: dict[str, Any], message: str, remedy: str
+) -> Finding:
+    """With evidence that JSON has numbers for."""
+    finite = {
+        name: str(v) if isinstance(v, float) and not math.isfinite(v) else v
+        for name, v in evidence.items()
+    }
+    return Finding(
+        rule=rule, severity=severity, module="", evidence=finite, message=message, remedy=remedy
+    )
+
+
+def raised(rule: str, e: Exception, on: str) -> Finding:
+    """A check that the norm broke."""
+    return finding(
+        rule,
+        "error",
+        {"exception": type(e).__name__, "says": str(e).splitlines()[0][:200] if str(e) else ""},
+        f"It raises {type(e).__name__} for {on}.",
+        "Let it run, or refuse such inputs with a message of your own and leave this check out.",
+    )
+
+
+def unit(dtype: torch.dtype) -> float:
+    """Half the distance from 1 to the next number: the relative error of one rounding."""
+    return torch.finfo(dtype).eps / 2
+
+
+def off_by(y: Tensor, ref: Tensor, size: float | None = None) -> float:
+    """The difference of two tensors as wholes, relative to the second or to ``size``."""
+    size = float(ref.double().norm()) if size is None else size
+    d = float((y.detach().double() - ref.detach().double()).norm()) / max(size, 1e-300)
+    return d if math.isfinite(d) else math.inf
+
+
+def all_off_by(have: Tensor, family: dict[str, Tensor]) -> dict[str, float]:
+    """The distance to each of a family, relative to its first, which is the right one."""
+    size = float(next(iter(family.values())).double().norm())
+    return {told: off_by(have, value, size) for told, value in family.items()}
+
+
+# Memory, shapes and modes -------------------------------------------------------------------------
+
+
+def close(y: Tensor, base: Tensor) -> bool:
+    """Equal but for the order of float32 sums: 1e-5 of the largest, or two units of the dtype."""
+    bound = (1e-5 + 4 * unit(y.dtype)) * float(base.abs().max().clamp(min=1e-30))
+    return y.shape == base.shape and bool(((y - base).abs() <= bound).all())
+
+
+def bare_at(kit: Kit, w: Width, dtype: torch.dtype) -> nn.Module:
+    """A copy with gain one and no bias, as the probe left it."""
+    module = kit.typed(w.module, dtype)
+    held = dict(w.probe.module.named_parameters())
+    with torch.no_grad():
+        for n, p in module.named_parameters():
+            p.copy_(held[n])
+    return module
+
+
+Checks = tuple[tuple[str, Callable[[Kit], Said]], ...]
+"""By name."""

@@ -1,0 +1,252 @@
+"""What it computes: the formula, its eps, weight and bias."""
+
+import math
+from typing import Any
+
+import torch
+
+from addnorm.linting.formulas import ACCEPT, Match
+from addnorm.linting.report import Finding
+from addnorm.testing.kit import Checks, Function, Kit, NormOfSum, Said, Width, all_off_by, finding
+
+# Formula ------------------------------------------------------------------------------------------
+
+_RULES = {
+    "norm-unbiased-variance": (
+        "unbiased-variance",
+        "It divides by n - 1 (unbiased variance) instead of n: outputs are sqrt((n-1)/n) of what "
+        "they should be, and one feature gives NaN.",
+        "Use the biased variance: mean((x - mean)^2), correction=0.",
+    ),
+    "norm-eps-outside-sqrt": (
+        "eps-outside-root",
+        "eps is added to the root instead of under it: small rows come out differently, and the "
+        "root of zero has no gradient.",
+        "Write sqrt(variance + eps).",
+    ),
+}
+
+
+def _formula(kit: Kit) -> Said:
+    for w in kit.measured:
+        yield from _formula_at(kit, w)
+
+
+def _formula_at(kit: Kit, w: Width) -> Said:
+    m = w.match
+    where = {"dim": w.dim}
+    if not w.reach.axes:
+        yield finding(
+            "not-normalizing",
+            "error",
+            {**where, "elements_that_share_statistics": 1},
+            "No output depends on another feature than its own: nothing is normalized.",
+            "Divide by a statistic of the row.",
+        )
+        return
+    if w.reach.axes != (-1,):
+        names = {-3: "the batch", -2: "the positions", -1: "the features"}
+        over = " and ".join(names[a] for a in w.reach.axes)
+        for rule in ("batch-dependence", "wrong-axis") if -3 in w.reach.axes else ("wrong-axis",):
+            yield finding(
+                rule,
+                "error",
+                {**where, "input_shape": [3, 5, w.dim], "statistics_over_axes": list(w.reach.axes)},
+                f"For inputs (batch, positions, features) statistics are taken over {over}.",
+                "Reduce over the last axis alone: dim=-1, keepdim=True.",
+            )
+        return
+    if w.dim == 1:
+        return
+    assert m is not None
+    told = {
+        **where,
+        "formula": m.formula.name,
+        "distance": m.distance,
+        "next_formula": m.runner_up,
+        "next_distance": m.runner_up_distance,
+        "eps": m.eps,
+    }
+    if m.distance >= ACCEPT:
+        yield finding(
+            "unknown-formula",
+            "error",
+            told,
+            f"It follows no formula that is known; the nearest is '{m.formula.name}', off by "
+            f"{m.distance:.2g}.",
+            "Compare with addnorm.testing.reference on the same inputs.",
+        )
+        return
+    for mistake in m.formula.mistakes:
+        if mistake in _RULES:
+            rule, message, remedy = _RULES[mistake]
+            yield finding(rule, "error", told, message, remedy)
+    if m.formula.mistakes and not set(m.formula.mistakes) <= set(_RULES):
+        rule = "not-normalizing"
+        if not m.formula.centred and m.formula.spread in ("variance", "unbiased"):
+            rule = "mean-not-removed"
+        elif m.formula.summed and m.formula.form in ("inside", "outside"):
+            rule = "sum-not-mean"
+        elif m.formula.form in ("bare", "times", "no root"):
+            rule = "not-normalizing"
+        yield finding(
+            rule,
+            "error",
+            told,
+            f"It computes: {m.formula.name}.",
+            "LayerNorm is (x - mean) / sqrt(mean((x - mean)^2) + eps), RMSNorm "
+            "x / sqrt(mean(x^2) + eps).",
+        )
+    if m.formula.kind != kit.kind and m.formula.kind != "other":
+        if kit.kind == "layer":
+            yield finding(
+                "mean-not-removed",
+                "error",
+                told,
+                "The mean is not subtracted: this is RMSNorm, not LayerNorm.",
+                "Subtract x.mean(-1, keepdim=True), or check it with kind='rms'.",
+            )
+        else:
+            yield finding(
+                "mean-removed",
+                "error",
+                told,
+                "The mean is subtracted: this is LayerNorm, not RMSNorm.",
+                "Leave the mean in, or check it with kind='layer'.",
+            )
+    elif not m.formula.mistakes and m.formula.summed:
+        yield finding(
+            "sum-not-mean",
+            "error",
+            told,
+            "It divides by the length of the row, sqrt(sum(x^2)): outputs are 1/sqrt(n) of "
+            "RMSNorm's.",
+            "Take the mean of the squares.",
+        )
+    elif not m.formula.mistakes and m.formula.kind == "other":
+        yield finding(
+            "unknown-formula",
+            "error",
+            told,
+            f"It divides by the {m.formula.name}, not by the root of a mean square.",
+            "LayerNorm and RMSNorm take the root of the mean of squares.",
+        )
+    if not math.isnan(m.factor) and abs(m.factor - 1.0) > max(1e-4, 10 * m.distance):
+        yield finding(
+            "constant-factor",
+            "error",
+            {**told, "factor": m.factor},
+            f"Outputs are {m.factor:.6g} times what they should be, for a weight of one.",
+            "Remove the factor, or put it into the weight.",
+        )
+    if m.distance > 1e-4:
+        yield finding(
+            "low-precision-statistics",
+            "error",
+            told,
+            f"Even of {w.probe.like.dtype} inputs the result has about "
+            f"{-math.log2(m.distance):.0f} bits: something inside is cast to 16 bits.",
+            "Compute mean and variance in float32 at least.",
+        )
+        return
+    yield from _eps_at(kit, w, m, told)
+
+
+def _eps_at(kit: Kit, w: Width, m: Match, told: dict[str, Any]) -> Said:
+    if m.formula.form == "bare" or "norm-not-normalizing" in m.formula.mistakes:
+        return
+    claimed = kit.claimed
+    with torch.no_grad():
+        zeros = w.probe.bare(torch.zeros_like(w.probe.normal(0)))
+    if m.eps == 0.0 and not bool(zeros.isfinite().all()):
+        yield finding(
+            "eps-missing",
+            "error",
+            told | ({} if claimed is None else {"claimed_eps": claimed}),
+            "There is no eps: a row of zeros is divided by zero.",
+            "Add eps under the root.",
+        )
+    # The reading of eps is as exact as the arithmetic inside: float32 on rows of 1e-6.
+    elif claimed is not None and abs(m.eps - claimed) > 1e-2 * claimed + 1e-18:
+        yield finding(
+            "eps-size",
+            "error",
+            {**told, "claimed_eps": claimed},
+            f"eps is {m.eps:.4g} and not {claimed:.4g} as claimed.",
+            "Pass eps through unchanged (and not its square, nor another default).",
+        )
+
+
+def _eps_by_dtype(kit: Kit) -> Said:
+    if not kit.right:
+        return
+    for dtype in kit.dtypes:
+        eps = kit.eps_in(dtype)
+        if abs(eps - kit.used_eps) > 0.05 * kit.used_eps:
+            like = kit.first.probe.like.dtype
+            yield finding(
+                "eps-of-dtype",
+                "warning" if kit.claimed is not None else "note",
+                {str(dtype).removeprefix("torch."): eps, str(like): kit.used_eps},
+                f"eps is {eps:.3g} in {dtype} and {kit.used_eps:.3g} in {like}: the same weights "
+                "give another function in another dtype.",
+                "Give eps as a number.",
+            )
+
+
+def _affine(kit: Kit) -> Said:
+    """Whether weight and bias are used as w * xhat + b."""
+    w = kit.first
+    if isinstance(w.module, Function | NormOfSum):
+        inner = w.module.pair if isinstance(w.module, NormOfSum) else w.module
+        if isinstance(inner, Function):
+            lost = {
+                "weight": inner.weight is not None and w.probe.gain is None and w.dim > 1,
+                "bias": inner.bias is not None and not w.probe.shifts,
+            }
+            for name in (n for n, yes in lost.items() if yes and w.match is not None):
+                kit.misused = True
+                yield _ignored(name)
+    if not kit.right or w.probe.gain is None:
+        return
+    dtype = w.probe.like.dtype
+    module = kit.typed(w.module, dtype)
+    weight, bias = kit.affine(w, module)
+    x = kit.rows(32, w.dim, dtype, 3)
+    with torch.no_grad():
+        y = module(x)
+    hat = kit.answer(x)
+    assert weight is not None
+    zero = torch.zeros_like(weight) if bias is None else bias
+    family = {
+        "weight * xhat + bias": hat * weight + zero,
+        "weight * (xhat + bias)": (hat + zero) * weight,
+        "weight left out": hat + zero,
+        "bias left out": hat * weight,
+        "(1 + weight) * xhat + bias": hat * (weight + 1) + zero,
+    }
+    off = all_off_by(y, family)
+    best = min(off, key=lambda n: off[n])
+    # The right one is at the accuracy of the formula; one that is nearer by far is meant.
+    if off["weight * xhat + bias"] > 10 * max(off[best], 1e-6):
+        kit.misused = True
+        yield finding(
+            "affine",
+            "error",
+            {f"distance of {n}": d for n, d in off.items()},
+            f"Weight and bias enter as {best}.",
+            "The norm is weight * xhat + bias.",
+        )
+
+
+def _ignored(name: str) -> Finding:
+    return finding(
+        f"{name}-ignored",
+        "error",
+        {"output_change": 0.0},
+        f"The {name} does not enter the output as it should: y = weight * xhat + bias.",
+        f"Use the {name}.",
+    )
+
+
+CHECKS: Checks = (("formula", _formula), ("eps-of-dtype", _eps_by_dtype), ("affine", _affine))
