@@ -350,8 +350,10 @@ def test_deep_post_norm_with_torchs_initialization_is_not_called_unstable_for_it
     assert not [f for f in said(model) if getattr(f, "rule", "") == "init-unstable"]
 
 
-def test_products_that_only_steer_the_stream_need_no_residual():
-    """Hyper-connections compute from the stream how its parts are mixed; that is no sublayer."""
+@pytest.mark.parametrize("scheme", ["hyper_connections", "residual_dual"])
+def test_streams_of_other_designs_are_no_mistake(scheme):
+    """Hyper-connections compute from the stream how its parts are mixed, which is no sublayer;
+    ResiDual has two streams, one normed."""
     torch.manual_seed(0)
     config = GPTConfig(
         vocab_size=VOCAB,
@@ -359,7 +361,7 @@ def test_products_that_only_steer_the_stream_need_no_residual():
         dim=DIM,
         n_layers=2,
         n_heads=HEADS,
-        scheme="hyper_connections",
+        scheme=scheme,
     )
     found = {getattr(f, "rule", "") for f in said(GPT(config)) if hasattr(f, "severity")}
     assert not found & {"no-residual", "residual-wrong-tensor", "dead-branch"}

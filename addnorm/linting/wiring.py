@@ -284,6 +284,8 @@ def _now_and_then(s: Structure) -> Said:
     """Without blocks to go by: sublayers with a norm of their own and sublayers that have none and
     read a normed stream, in turns. A design may change from one to the other once, not at every
     layer."""
+    if len({r.branch for r in s.residuals}) < len(s.residuals):
+        return  # two streams, one normed and one not, get the same branches (ResiDual)
     kinds: list[tuple[str, NormCall]] = []
     for residual in s.residuals:
         before = s.previous(residual)
