@@ -14,7 +14,7 @@ its weights after each step is left out, since an optimizer moves none of them. 
 """
 
 from addnorm.adapt.files import export, load, save, why_not_peft
-from addnorm.adapt.model import Adapted, adapt, adapted, folded, merge, state, unmerge
+from addnorm.adapt.model import Adapted, adapt, adapted, apply, folded, merge, state, unmerge
 from addnorm.adapt.settings import Adapt
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Adapted",
     "adapt",
     "adapted",
+    "apply",
     "export",
     "folded",
     "load",

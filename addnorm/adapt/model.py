@@ -57,9 +57,22 @@ def adapt(model: nn.Module, kind: str, **settings: Any) -> Adapted:
     known("kind", kind, get_args(Kind)[1:])
     for name in settings:
         known("setting", name, [f.name for f in dataclasses.fields(Adapt)[1:]])
-    made = Adapt(kind=kind, **settings).apply(model)  # type: ignore[arg-type]
+    made = apply(Adapt(kind=kind, **settings), model)  # type: ignore[arg-type]
     assert made is not None
     return made
+
+
+def apply(settings: Adapt, model: nn.Module) -> Adapted | None:
+    """Adapt the model in place; with kind none nothing happens."""
+    if settings.kind == "none":
+        return None
+    if settings.kind == "adalora" and settings.steps is None:
+        raise ValueError("steps must say how many steps the run has: ranks fall by them")
+    if settings.kind in ("prefix", "adapter"):
+        return install(model, settings, {})
+    rank = settings.rank if settings.kind == "lora" else settings.init_rank
+    updates = dict.fromkeys(targeted(model, settings), (rank, settings.scale))
+    return install(model, settings, updates)
 
 
 def adapted(model: nn.Module) -> Adapted | None:

@@ -3,12 +3,7 @@
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
-
-from torch import nn
-
-if TYPE_CHECKING:
-    from addnorm.adapt.model import Adapted
+from typing import Any, Literal, get_args
 
 Kind = Literal["none", "lora", "adalora", "prefix", "adapter"]
 
@@ -85,19 +80,6 @@ class Adapt:
     def scale(self) -> float:
         """What a low-rank update is multiplied by."""
         return self.alpha / (self.rank if self.kind == "lora" else self.init_rank)
-
-    def apply(self, model: nn.Module) -> "Adapted | None":
-        """Adapt the model in place; with kind none nothing happens."""
-        if self.kind == "none":
-            return None
-        if self.kind == "adalora" and self.steps is None:
-            raise ValueError("steps must say how many steps the run has: ranks fall by them")
-        from addnorm.adapt.model import install, targeted  # which imports this file
-
-        if self.kind in ("prefix", "adapter"):
-            return install(model, self, {})
-        rank = self.rank if self.kind == "lora" else self.init_rank
-        return install(model, self, dict.fromkeys(targeted(model, self), (rank, self.scale)))
 
 
 def known(what: str, name: object, known: Any) -> None:

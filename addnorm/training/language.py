@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addnorm.adapt import Adapt, export
+from addnorm.adapt import Adapt, apply, export
 from addnorm.data.shards import Prepared, Tokens, prepare, training_texts
 from addnorm.data.sources import DataError, Source
 from addnorm.data.tokenizer import Tokenizer
@@ -176,7 +176,7 @@ class LanguageTask(Task):
 
     def _adapt(self, model: GPT) -> None:
         try:
-            self.settings.adapt.apply(model)
+            apply(self.settings.adapt, model)
         except ValueError as error:
             raise ConfigError(f"adapt: {error}") from None
 
