@@ -210,6 +210,25 @@ def test_a_wrong_norm_is_named(name: str) -> None:
     assert found.evidence["also"] == ["final"]
 
 
+@pytest.mark.parametrize(
+    ("formula", "severity"),
+    [
+        (lambda x: (x - mean(x)) / x.abs().sum(-1, keepdim=True), "note"),
+        (lambda x: x / (x[..., :1] - x[..., 1:2]), "warning"),
+        (lambda x: (x - x.amin(-1, True)) / (x.amax(-1, True) - x.amin(-1, True)), "note"),
+    ],
+)
+def test_a_norm_of_no_known_formula_is_said_to_be_none(formula: Any, severity: str) -> None:
+    class Norm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return formula(x)
+
+    model = nn.Sequential(nn.Linear(24, 24), Norm(), nn.Linear(24, 24))
+    found = [f for f in lint(model, torch.randn(3, 7, 24)) if isinstance(f, Finding)]
+    assert [(f.rule, f.severity) for f in found] == [("norm-not-normalizing", severity)]
+    assert float(found[0].evidence["distance"]) > 1e-3
+
+
 def test_a_norm_that_would_follow_a_lower_type_is_told_where_there_is_one() -> None:
     """In a float32 model the statistics are in float32, whatever they would be elsewhere."""
     model = Host(LayerNorm(standard))

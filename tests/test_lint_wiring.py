@@ -522,3 +522,26 @@ def test_a_recurrent_state_is_no_stream():
 
     torch.manual_seed(0)
     assert not rules_of(State(), torch.randn(2, 5, DIM))
+
+
+def test_a_series_may_be_normalized_over_its_own_time():
+    """Reversible instance normalization: what the caller gave, before the model reads it."""
+
+    class Series(nn.Module):
+        def __init__(self, late):
+            super().__init__()
+            self.late, self.up = late, nn.Linear(6, DIM)
+            self.blocks = nn.Sequential(Block(""), Block(""), nn.LayerNorm(DIM))
+
+        def normed(self, x):
+            return (x - x.mean(1, keepdim=True)) / (
+                x.var(1, keepdim=True, correction=0) + 1e-5
+            ) ** 0.5
+
+        def forward(self, x):
+            h = self.normed(self.up(x)) if self.late else self.up(self.normed(x))
+            return self.blocks(h)
+
+    torch.manual_seed(0)
+    assert "norm-wrong-axis" not in rules_of(Series(late=False), torch.randn(2, 9, 6))
+    assert "norm-wrong-axis" in rules_of(Series(late=True), torch.randn(2, 9, 6))

@@ -82,6 +82,8 @@ def _by_hand(s: Structure, norm: NormCall) -> Iterator[Finding]:
     rank = len(norm.source.shape)
     if dims is not None and {d % rank for d in dims} != {rank - 1}:
         over = [norm.source.shape[d] for d in dims]
+        if _of_the_inputs(s, norm):
+            return  # a series normalized over its own time before anything reads it (RevIN)
         yield _wrong_axis(norm, dims, over)
         if rank > 2 and 0 in {d % rank for d in dims}:
             yield _finding(
@@ -96,6 +98,13 @@ def _by_hand(s: Structure, norm: NormCall) -> Iterator[Finding]:
     yield from _biased(norm, moments)
     yield from _eps(norm, chain)
     yield from _sizes(s, norm)
+
+
+def _of_the_inputs(s: Structure, norm: NormCall) -> bool:
+    """Whether it is what the caller gave that is normalized, before the model computed anything."""
+    root = next((c for c in s.trace.calls if c.parent is None), None)
+    given = set(root.inputs) if root is not None else set()
+    return bool(given & set(s.carried(norm.source)))
 
 
 def _derived(value: Value, source: Value) -> bool:

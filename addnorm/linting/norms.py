@@ -22,6 +22,8 @@ from addnorm.linting.probes import Probe, Reach, quiet, statistics_error
 from addnorm.linting.report import Finding, Severity, Unknown
 from addnorm.linting.subject import Check, Said, Subject
 
+UNLIKE = 0.2  # rows of a right norm differ in RMS by eps alone; divided by a sum, by 1 and more
+
 
 @dataclass(frozen=True)
 class FoundNorm:
@@ -193,9 +195,42 @@ def _formula_cases(subject: Subject, k: Known) -> Iterator[_Case]:
                 "Divide by a statistic of the input: sqrt(mean(x^2) + eps), or the standard "
                 "deviation after the mean is subtracted.",
             )
+        elif k.normalizes and k.claims and not _responds_globally(k):
+            yield _unlike_case(k, name, key)
         return
     for rule in m.formula.mistakes:
         yield _formula_case(k, rule, name, key)
+
+
+def _unlike_case(k: Known, name: str, key: tuple[Any, ...]) -> _Case:
+    """The input's scale is taken out, but by no formula that is known."""
+    assert k.probe is not None
+    assert k.match is not None
+    with torch.no_grad():
+        rows = k.probe.rows(k.probe.bare(k.probe.normal(5)), k.reach).double()
+    sizes = rows.square().mean(-1).sqrt()
+    spread = float(sizes.std() / sizes.mean().clamp(min=1e-300)) if len(sizes) > 1 else 0.0
+    return _Case(
+        "norm-not-normalizing",
+        "warning" if spread > UNLIKE else "note",
+        k.path,
+        key,
+        {
+            "nearest_formula": k.match.formula.name,
+            "distance": k.match.distance,
+            "spread_of_the_rows_rms": spread,
+            "mean_of_the_rows": float(rows.mean()),
+        },
+        f"{name} is called a norm and follows none that is known; the nearest, "
+        f"{k.match.formula.name}, is {k.match.distance:.2g} away. Its rows "
+        + (
+            "come out of unlike size, so what reads them gets some tokens loud and some faint."
+            if spread > UNLIKE
+            else f"have the mean {float(rows.mean()):.2g} and one size."
+        ),
+        "Divide by sqrt(mean(x^2) + eps), after the mean is subtracted for a LayerNorm; nothing, "
+        "if another norm is meant.",
+    )
 
 
 def _formula_case(k: Known, rule: str, name: str, key: tuple[Any, ...]) -> _Case:
