@@ -135,6 +135,19 @@ def test_half_precision_models_are_looked_at(model):
     assert report.ok, report.findings
 
 
+def test_half_precision_inputs_go_with_half_precision_models():
+    stack = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)).to(torch.bfloat16)
+    report = addnorm.lint(stack, torch.randn(2, 5, 8, dtype=torch.bfloat16))
+    assert "lint" not in {u.rule for u in report.unknown}, report.unknown
+
+
+def test_a_model_without_values_is_told_so():
+    with torch.device("meta"):
+        model = LM()
+    (unknown,) = addnorm.lint(model).unknown
+    assert unknown.why == "the model has no values (meta device): build it on the CPU"
+
+
 def test_what_cannot_be_run_is_unknown_and_not_fine():
     class Strange(nn.Module):
         def forward(self, mystery):

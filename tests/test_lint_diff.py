@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,101 @@ def test_a_changed_mask_is_named() -> None:
     found = diff(gpt2(), b, ids).forward
     assert found is not None
     assert found.module.startswith("transformer.h.1")
+
+
+def test_an_argument_by_name_is_named_with_both_values() -> None:
+    found = diff(Net(), Net(act=lambda x: F.gelu(x, approximate="tanh"))).forward
+    assert found is not None
+    assert found.operations == ("- gelu(·, approximate=none)", "+ gelu(·, approximate=tanh)")
+    # What is left out of a call counts as what the operation takes for it.
+    assert diff(Net(), Net(act=lambda x: F.gelu(x, approximate="none"))).same
+
+
+def test_constants_that_look_alike_are_told_apart() -> None:
+    found = diff(Net(residual=1.0), Net(residual=1.0 + 1e-8)).forward
+    assert found is not None
+    assert found.operations == ("- mul(·, 1)", "+ mul(·, 1.0000000099999999)")
+
+
+class Scaled(nn.Module):
+    """A scale, among copies."""
+
+    def __init__(self, scaled: Any) -> None:
+        super().__init__()
+        self.linear, self.scaled = nn.Linear(8, 8), scaled
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scaled(self.linear(x))
+
+
+def operations(a: Any, b: Any) -> tuple[str, ...]:
+    found = diff(Scaled(a), Scaled(b), torch.randn(8, 8)).forward
+    assert found is not None
+    return found.operations
+
+
+def test_copies_do_not_bury_what_computes() -> None:
+    def one(x: Tensor) -> Tensor:
+        x = x.clone().contiguous().view(8, 2, 4).clone().reshape(8, 8).clone()
+        return x.T.clone().T * 0.25
+
+    assert operations(one, lambda x: x / 8) == (
+        "- mul(·, 0.25)",
+        "- permute(·, [1,0])",
+        "- permute(·, [1,0])",
+        "+ div(·, 8)",
+    )
+    # What only moves numbers is told where it is the difference, and what only reshapes as well.
+    assert operations(lambda x: x.clone(), lambda x: x.transpose(0, 1)) == ("+ transpose(·, 0, 1)",)
+    turned = operations(lambda x: x.view(2, 4, 8), lambda x: x.view(4, 2, 8))
+    assert turned == ("- view(·, [2,4,8])", "+ view(·, [4,2,8])")
+
+
+class Stack(nn.Module):
+    """As many layers as are given."""
+
+    def __init__(self, layers: int, tail: float = 1.0) -> None:
+        super().__init__()
+        self.tail = tail
+        self.layers = nn.ModuleList(
+            [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(layers)]
+        )
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x) * self.tail
+
+
+def test_a_layer_less_is_told_as_that_layer() -> None:
+    found = diff(Stack(4), Stack(3))
+    assert found.forward is not None
+    assert found.forward.module == ""
+    (line,) = found.forward.operations
+    assert re.fullmatch(r"- layers\.3, a module with [1-9]\d* operations", line)
+    assert found.verdict() == f"They differ: {line[2:]}, is only in A."
+    told = dict(found.lines())
+    assert told["only in A"] == "layers.3, of the modules called"  # and its parameters go with it
+    turned = diff(Stack(3), Stack(4))
+    assert turned.verdict() == f"They differ: {line[2:]}, is only in B."
+
+
+def test_a_difference_between_the_modules_is_the_outermost_forwards() -> None:
+    found = diff(Stack(2), Stack(2, tail=2.0))
+    assert found.verdict() == (
+        "They differ in the outermost forward, between the modules that it calls."
+    )
+    assert "the model itself" not in "".join(text for _, text in found.lines())
+
+
+def test_gradients_are_told_in_a_sentence() -> None:
+    both = dict(diff(Net(), Net(residual=0.9)).lines())["backward"]
+    assert both.startswith("the gradients differ as well, which a different forward brings about")
+    alone = dict(diff(Net(), Net(act=lambda x: F.gelu(x).detach())).lines())["backward"]
+    assert alone.startswith("the forward is the same, and the gradient of blocks.1.up.")
+    assert "parameters nearer to the outputs agree" in alone
+    assert "detach" in alone
 
 
 # --- other names, other weights, other dtypes -----------------------------------------------------
@@ -255,14 +351,20 @@ def test_both_models_and_the_rng_are_left_alone() -> None:
 
 
 def test_what_cannot_be_compared_says_why() -> None:
-    with pytest.raises(NotComparable, match="B does not run on the inputs of A"):
+    says = (
+        r"B does not run on the inputs of A, which are \(3, 7\) of int64: its forward\(input\) "
+        r"ended in RuntimeError: .*\. Two models are compared on one and the same input"
+    )
+    with pytest.raises(NotComparable, match=says):
         diff(Net(), nn.Linear(3, 3))
 
 
 # --- the command ----------------------------------------------------------------------------------
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, eps in (("a", 1e-5), ("b", 1e-2)):
         (tmp_path / f"{name}.py").write_text(
             "from torch import nn\n"
@@ -276,7 +378,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     told = capsys.readouterr().out
     assert "They differ, first in 1." in told
     assert "native_layer_norm" in told
-    assert main(["lint", "--diff", a, b, "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["forward"]["module"] == "1"
+    for words in (["--diff", a, b, "--json"], ["--diff", "--json", a, b], [a, b, "--diff"]):
+        assert main(["lint", *words]) == 1
+        if "--json" in words:
+            assert json.loads(capsys.readouterr().out)["forward"]["module"] == "1"
+    capsys.readouterr()
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["lint", "--diff", a, b]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[3:])) <= 60  # after the paths of the two
+    at = next(i for i, line in enumerate(lines) if line.startswith("backward"))
+    assert lines[at + 1].startswith(" " * 10)
     assert main(["lint", "--diff", a]) == 2
     assert "takes two targets" in capsys.readouterr().err

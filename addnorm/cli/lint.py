@@ -12,7 +12,10 @@ import importlib
 import importlib.util
 import inspect
 import json
+import shutil
 import sys
+import sysconfig
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
     from addnorm.linting.diff import Difference
 
 WIDTH = 100  # of what is printed, at most
+NARROWEST = 40
+MANY = 500_000_000  # parameters from which on it is said at once that this takes long
+GLUE = "\ue000"  # a blank at which no line is broken, until it is printed
+PATIENCE = 5.0  # seconds of silence
 LOUD = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 ITEMS = 4  # of a list in the evidence
 
@@ -69,6 +76,58 @@ class Options:
     """With --diff: B is given the weights of A, or both keep their own."""
 
 
+FLAGS = ("--causal", "--no-causal", "--notes", "-v", "--json", "--rules")
+VALUED = {
+    "--ignore": "the name of a rule",
+    "--explain": "the name of a rule",
+    "--weights": "copied or own",
+}
+"""What each of the other options wants."""
+
+
+def arranged(args: Sequence[str]) -> list[str]:
+    """Targets may stand anywhere; what is too many, unknown or missing is told in words."""
+    if {"-h", "--help"} & set(args):
+        return list(args)
+    words: list[str] = []
+    targets: list[str] = []
+    todo = list(args)
+    two = False
+    while todo:
+        word = todo.pop(0)
+        if not word.startswith("-") or word == "-":
+            targets.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name == "--diff":
+            two = True
+            targets += [value] if equals else []
+        elif name in VALUED:
+            if not equals and (not todo or todo[0].startswith("-")):
+                raise Refusal(f"{name} wants {VALUED[name]} after it")
+            words += [name, value if equals else todo.pop(0)]
+        elif name in FLAGS and not equals:
+            words.append(name)
+        else:
+            known = [*FLAGS, *VALUED, "--diff"]
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"; near it: {', '.join(near)}" if near else ""
+            raise Refusal(f"there is no option {word}{hint}. All: addnorm lint --help")
+    if two and len(targets) != 2:
+        given = ", ".join(targets) or "none"
+        raise Refusal(
+            f"--diff takes two targets and nothing else: addnorm lint --diff A B; given: {given}"
+        )
+    if not two and len(targets) > 1:
+        two_only = f"; to compare two, addnorm lint --diff {' '.join(targets[:2])}"
+        raise Refusal(
+            f"lint looks at one target, and {len(targets)} are given ({', '.join(targets)}): give "
+            f"them one after the other{two_only if len(targets) == 2 else ''}"
+        )
+    return [*words, "--diff", *targets] if two else [*words, *targets]
+
+
 def run(options: Options) -> int:
     """Returns the exit status."""
     if options.rules:
@@ -99,7 +158,11 @@ def _lint(options: Options) -> int:
     from addnorm.linting import lint
 
     causal = True if options.causal else False if options.no_causal else None
-    with _progress() as progress, contextlib.redirect_stdout(sys.stderr):
+    with (
+        _not_hung(*_running(found)),
+        _progress() as progress,
+        contextlib.redirect_stdout(sys.stderr),
+    ):
         report = lint(found.model, found.inputs, causal=causal, progress=progress)
     report = report.without(options.ignore)
     undone = next((u.why for u in report.unknown if u.rule == "lint"), None)
@@ -108,13 +171,101 @@ def _lint(options: Options) -> int:
     elif undone is None:
         print_report(report, found, _console(), notes=options.notes, ignored=options.ignore)
     if undone is not None:
-        undone = undone.partition("\nGive a batch")[0]
-        raise Refusal(
-            f"{found.name} could not be looked at: {undone}\n"
-            "To give inputs of your own, let a function return (model, inputs): a tensor, a tuple "
-            "of\npositional arguments or a dict of keyword arguments"
-        )
+        refused = _inputs_refused(found) or _undone(undone)
+        raise Refusal(f"{found.name} could not be looked at: {refused}")
     return 0 if report.ok else 1
+
+
+def _undone(why: str) -> str:
+    """Why no made-up inputs did, and what to do; any other reason as it is."""
+    if "kinds of call were tried" not in why:
+        return why
+    told, same = _each_once(why)
+    doubt = (
+        "The error is the same whatever it is given: it may lie in forward itself.\n"
+        if same
+        else ""
+    )
+    return (
+        f"{told}\n{doubt}"
+        "To give inputs of your own, let a function return (model, inputs): a tensor, a tuple "
+        "of\npositional arguments or a dict of keyword arguments"
+    )
+
+
+def _each_once(why: str) -> tuple[str, bool]:
+    """The calls that were tried, those with one and the same error in one line; and whether there
+    is no other."""
+    head, *lines = why.partition("\nGive a batch")[0].splitlines()
+    calls: dict[str, list[str]] = {}
+    for line in lines:
+        call, _, error = line.strip().partition(": ")
+        calls.setdefault(error, []).append(call)
+    told = [
+        f"  {made[0]}{f' and {len(made) - 1} more' if made[1:] else ''}: {error}"
+        for error, made in calls.items()
+    ]
+    return "\n".join([head, *told]), len(calls) == 1 and len(lines) > 1
+
+
+def _inputs_refused(found: "Found") -> str | None:
+    """What the model says of the inputs that its author gave, with the line; None: there are
+    none, or they run."""
+    if found.inputs is None:
+        return None
+    import torch
+
+    from addnorm.linting.inputs import inputs_from
+    from addnorm.linting.subject import left_alone
+
+    try:
+        inputs = inputs_from(found.inputs)
+    except TypeError as error:
+        return str(error)
+    shapes = ", ".join(
+        f"{'' if name.isdecimal() else name + ' '}{tuple(t.shape)} of "
+        f"{str(t.dtype).removeprefix('torch.')}"
+        for name, t in inputs.tensors().items()
+    )
+    try:
+        with left_alone(), torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
+            inputs.call(found.model.eval())
+    except Exception as error:  # a stranger's forward may raise anything
+        return (
+            f"its forward fails on the inputs that come with it ({shapes or 'no tensors'}): "
+            f"{_where(error, found.file)}"
+        )
+    return None
+
+
+@contextlib.contextmanager
+def _not_hung(doing: str, parameters: int = 0) -> Iterator[None]:
+    """Where no bar is drawn, a line says what is being done if that takes long."""
+    errors = sys.stderr
+    if errors.isatty():
+        yield
+        return
+
+    def tell() -> None:
+        print(f"addnorm: {doing}", file=errors, flush=True)
+
+    timer = threading.Timer(PATIENCE, tell)
+    timer.daemon = True
+    if parameters > MANY:
+        tell()
+    else:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _running(*all_found: "Found") -> tuple[str, int]:
+    """What is being done to these models, and how large they are together."""
+    count = sum(p.numel() for found in all_found for p in found.model.parameters())
+    names = " and ".join(found.name for found in all_found)
+    return f"running {names} ({count:,} parameters) many times; this may take minutes", count
 
 
 @contextlib.contextmanager
@@ -128,7 +279,8 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
 
 def _console() -> Console:
     console = Console(highlight=False, markup=False, emoji=False)
-    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    here = shutil.get_terminal_size((WIDTH, 0)).columns  # COLUMNS counts in a pipe as well
+    console.width = max(min(here, WIDTH), NARROWEST)
     return console
 
 
@@ -143,12 +295,16 @@ def print_report(
     """For a reader who is tired and knows nothing of this program."""
     _wrapped(_header(report.facts, found), console)
     folded = []
+    under = _under(report.findings)
+    inside = {id(f) for found_there in under.values() for f in found_there}
     for finding in report.findings:
+        if id(finding) in inside:
+            continue
         if finding.severity == "note" and not notes:
             folded.append(finding)
         else:
             console.print()
-            _print_finding(finding, console)
+            _print_finding(finding, console, under.get(id(finding), ()))
     if folded:
         console.print()
         for finding in folded:
@@ -161,6 +317,46 @@ def print_report(
     _wrapped(_verdict(report, ignored), console)
 
 
+_CAUSES = ("dead-branch", "ignores-memory", "no-residual")
+"""Rules whose errors leave parameters without use."""
+
+
+def _modules(finding: "Finding") -> list[str]:
+    others = next((finding.evidence[n] for n in _OTHERS if n in finding.evidence), ())
+    return [finding.module, *(others if isinstance(others, list | tuple) else ())]
+
+
+def _under(findings: "Sequence[Finding]") -> "dict[int, list[Finding]]":
+    """id of an error -> the unused parameters that are all inside its modules."""
+    under: dict[int, list[Finding]] = {}
+    causes = [f for f in findings if f.rule in _CAUSES and f.severity == "error" and f.module]
+    for finding in findings:
+        for cause in causes:
+            if (finding.rule, finding.severity) == ("unused-parameter", "warning") and all(
+                any(m == c or m.startswith(f"{c}.") for c in _modules(cause))
+                for m in _modules(finding)
+            ):
+                under.setdefault(id(cause), []).append(finding)
+                break
+    return under
+
+
+def _unused(findings: "Sequence[Finding]") -> str:
+    """How many parameters are of no use inside a module that is told of."""
+    said = []
+    for read, what in ((False, "never read"), (True, "read and never trained")):
+        count = 0
+        for f in findings:
+            names = f.evidence.get("parameters", ())
+            if bool(f.evidence.get("read_by_the_forward")) is read and isinstance(names, list):
+                count += len(names) * len(_modules(f))
+        if count:
+            said.append(
+                f"{_count(count, 'parameter')} inside it {'is' if count == 1 else 'are'} {what}"
+            )
+    return "and " + ", ".join(said)
+
+
 def _header(facts: Mapping[str, Any], found: "Found") -> Text:
     parts = [
         f"{facts['parameters']:,} parameters",
@@ -171,12 +367,12 @@ def _header(facts: Mapping[str, Any], found: "Found") -> Text:
     inputs = facts.get("inputs", {})
     given = "inputs" if found.inputs is not None else "made-up inputs"
     shapes = ", ".join(
-        f"{name + ' ' if not name.isdecimal() else ''}({', '.join(map(str, shape))})"
+        f"{name + ' ' if not name.isdecimal() else ''}({f',{GLUE}'.join(map(str, shape))})"
         for name, shape in inputs.items()
     )
-    parts += [f"{given} {shapes}", f"{facts['seconds']:.1f}s"]
+    took = f"{facts['seconds']:.1f}s on {given} {shapes}"
     header = Text(str(facts["model"]), style="bold")
-    header.append(": " + ", ".join(parts[:4]) + "; " + "; ".join(parts[4:]), style="not bold")
+    header.append(f": {', '.join(parts)}; {took}", style="not bold")
     if found.note:
         header.append(f"\n{found.note}", style="not bold")
     return header
@@ -202,29 +398,37 @@ def _place(finding: "Finding") -> str:
     return (finding.module or "(the model)") + (f" and {more} more" if more else "")
 
 
-def _print_finding(finding: "Finding", console: Console) -> None:
+def _print_finding(finding: "Finding", console: Console, inside: "Sequence[Finding]" = ()) -> None:
     console.print(_title(finding), soft_wrap=False)
     evidence = "  ".join(
         f"{name}={_told(value)}" for name, value in finding.evidence.items() if name not in _OTHERS
     )
     _indented(Text(_sentence(finding)), console)
     _indented(Text(evidence, style="dim"), console, "seen")
+    if inside:
+        _indented(Text(_unused(inside)), console)
     _indented(Text(finding.remedy, style="green"), console, "fix")
 
 
 def _indented(text: Text, console: Console, label: str = "") -> None:
     """Wrapped, with its label to the left."""
-    start = f"  {label:<6}" if label else "  "
-    for line in text.wrap(console, console.width - len(start)):
+    _hung(text, console, (f"  {label:<6}" if label else "  ", "dim"))
+
+
+def _hung(text: Text, console: Console, start: tuple[str, str]) -> None:
+    """Wrapped to the right of its start, which is printed once."""
+    head, style = start
+    for line in text.wrap(console, console.width - len(head)):
         line.rstrip()
-        console.print(Text.assemble((start, "dim"), line))
-        start = " " * len(start)
+        console.print(Text.assemble((head, style), line))
+        head = " " * len(head)
 
 
 def _wrapped(text: Text, console: Console) -> None:
     """Wrapped, without blanks at the ends of lines."""
     for line in text.wrap(console, console.width):
         line.rstrip()
+        line.plain = line.plain.replace(GLUE, " ")
         console.print(line)
 
 
@@ -308,16 +512,19 @@ def _list_rules() -> int:
 
 
 def _diff(options: Options) -> int:
-    if len(options.diff) != 2 or options.target:
-        raise Refusal("--diff takes two targets and nothing else: addnorm lint --diff A B")
     first, second = (open_target(t) for t in options.diff)
     from addnorm.linting.diff import NotComparable, diff
 
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with (
+            _not_hung(*_running(first, second)),
+            contextlib.redirect_stdout(sys.stderr),
+        ):
             found = diff(first.model, second.model, first.inputs, weights=options.weights)
     except NotComparable as error:
-        raise Refusal(f"{first.name} and {second.name} cannot be compared: {error}") from None
+        refused = _inputs_refused(first)
+        told = f"{first.name}: {refused}" if refused else _undone(str(error))
+        raise Refusal(f"{first.name} and {second.name} cannot be compared: {told}") from None
     if options.as_json:
         print(json.dumps(found.to_json() | {"a": options.diff[0], "b": options.diff[1]}, indent=2))
     else:
@@ -330,10 +537,10 @@ def print_difference(found: "Difference", a: str, b: str, console: Console) -> N
     console.print(Text(f"A  {a}\nB  {b}"))
     console.print()
     for label, text in found.lines():
-        console.print(Text.assemble((f"{label:<10}", "bold"), text))
+        _hung(Text(text), console, (f"{label:<10}", "bold"))
     console.print()
     style = "bold green" if found.same else "bold red"
-    console.print(Text(found.verdict(), style=style))
+    _wrapped(Text(found.verdict(), style=style), console)
 
 
 # --- what is looked at ----------------------------------------------------------------------------
@@ -348,10 +555,25 @@ class Found:
     inputs: Any = None
     note: str = ""
     """What a reader must know of how it came to be."""
+    file: Path | None = None
+    """The file, or the folder of the modules, that its author wrote."""
 
 
 def open_target(target: str) -> Found:
     """What TARGET names; a ``Refusal`` says what is wrong with it."""
+    with _not_hung(f"loading or making {target}"):
+        found = _opened(target)
+    tensors = [*found.model.parameters(), *found.model.buffers()]
+    if empty := sum(t.is_meta for t in tensors):
+        raise Refusal(
+            f"{found.name} has no values: {empty} of its {len(tensors)} parameters and buffers are "
+            "on the meta device. Build it on the CPU (no torch.device('meta'), no "
+            "init_empty_weights); what is measured needs numbers"
+        )
+    return found
+
+
+def _opened(target: str) -> Found:
     place, _, name = target.rpartition(":")
     if target.endswith(".py"):
         place, name = target, ""
@@ -361,7 +583,7 @@ def open_target(target: str) -> Found:
             raise Refusal(f"there is no file {file}")
         with _of_the_user(target, file):
             module = _run_file(file)
-        return _made(target, module, name)
+        return _made(target, module, name, file)
     if Path(target).expanduser().is_dir() or not place or "/" in place:
         return _from_folder(target)
     if not name:
@@ -378,7 +600,7 @@ def open_target(target: str) -> Found:
             raise
         finally:
             sys.path.remove(str(Path.cwd()))
-    return _made(target, module, name)
+    return _made(target, module, name, Path.cwd())
 
 
 def _run_file(file: Path) -> ModuleType:
@@ -412,35 +634,54 @@ def _of_the_user(target: str, file: Path) -> Iterator[None]:
             'the model under if __name__ == "__main__":'
         ) from None
     except Exception as error:
-        raise Refusal(f"{target} failed: {_where(error)}") from None
+        raise Refusal(f"{target} failed: {_where(error, file)}") from None
     finally:
         sys.argv = words
 
 
-def _where(error: Exception) -> str:
-    """The error with file and line, in one line or two."""
+def _where(error: Exception, file: Path | None) -> str:
+    """The error, and the last line of the user's own code that led to it; a library's only if
+    there is none."""
     lines = str(error).strip().splitlines()
     told = type(error).__name__ + (f": {lines[0][:300]}" if lines else "")
     if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+        place = f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+        text = (error.text or "").rstrip()
+        if not text.strip():
+            return place
+        cut = len(text) - len(text.lstrip())
+        caret = " " * max((error.offset or 1) - 1 - cut, 0) + "^"
+        return f"{place}\n  {text.strip()}\n  {caret}"
     frames = traceback.extract_tb(error.__traceback__)
-    here = str(Path(__file__).parent)
-    theirs = [
-        f
-        for f in frames
-        if not f.filename.startswith((here, "<frozen")) and "site-packages" not in f.filename
-    ]
-    theirs = [f for f in theirs if "importlib" not in f.filename] or list(frames[-1:])
-    last = theirs[-1]
+    foreign = [f for f in frames if not f.filename.startswith(str(Path(__file__).parent))]
+    theirs = [f for f in foreign if not _of_a_library(f.filename)]
+    if file is not None:
+        root = file if file.is_dir() else file.resolve().parent
+        theirs = [f for f in theirs if Path(f.filename).resolve().is_relative_to(root)] or theirs
+    last = (theirs or foreign or list(frames))[-1]
     return f"{told}\n  {last.filename}:{last.lineno}, in {last.name}: {last.line}"
 
 
-def _made(target: str, module: ModuleType, name: str) -> Found:
+def _of_a_library(filename: str) -> bool:
+    """Python's own files, what is installed, and this package."""
+    if filename.startswith("<") or {"site-packages", "dist-packages"} & set(Path(filename).parts):
+        return True
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
+    ours = str(Path(__file__).parent.parent)
+    return any(Path(filename).is_relative_to(p) for p in (*libraries, ours))
+
+
+def _made(target: str, module: ModuleType, name: str, file: Path) -> Found:
     """The model that a name of a module stands for."""
     from torch import nn
 
     if not name:
-        name = _only(target, module)
+        there = _candidates(module)
+        if len(there) > 1 and set(there.values()) == {"a class"}:
+            whole = _holder(target, {n: getattr(module, n) for n in there}, file)
+            if whole is not None:
+                return whole
+        name = _only(target, there)
         target = f"{target}:{name}"
     found: Any = module
     for part in name.split("."):
@@ -453,7 +694,7 @@ def _made(target: str, module: ModuleType, name: str) -> Found:
             raise Refusal(f"{target}: there is no {part!r} in it{hint}")
         found = getattr(found, part)
     if isinstance(found, nn.Module):
-        return Found(target, found)
+        return Found(target, found, file=file)
     if not callable(found):
         raise Refusal(f"{target} is a {type(found).__name__}: no model, nor a function")
     if needed := _needed(found):
@@ -461,7 +702,7 @@ def _made(target: str, module: ModuleType, name: str) -> Found:
             f"{target} needs arguments ({', '.join(needed)}): give a function without any, such as "
             f"def make(): return {name}(...)"
         )
-    with _of_the_user(target, Path(getattr(module, "__file__", None) or target)):
+    with _of_the_user(target, file):
         made = found()
     inputs = None
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
@@ -471,7 +712,7 @@ def _made(target: str, module: ModuleType, name: str) -> Found:
             f"{target} returned {type(made).__name__}; expected a torch.nn.Module, or "
             "(module, inputs)"
         )
-    return Found(target, made, inputs)
+    return Found(target, made, inputs, file=file)
 
 
 def _needed(function: Any) -> list[str]:
@@ -514,9 +755,24 @@ def _returns(function: Callable[..., Any]) -> bool:
     return any(isinstance(n, ast.Return) and n.value is not None for n in ast.walk(tree))
 
 
-def _only(target: str, module: ModuleType) -> str:
+def _holder(target: str, classes: "dict[str, type[nn.Module]]", file: Path) -> Found | None:
+    """The model of the one class that has all the others in it, if there is one."""
+    for name, kind in reversed(classes.items()):  # what is made of parts stands below them
+        others = [c for n, c in classes.items() if n != name]
+        try:
+            with _of_the_user(target, file):
+                made = kind()
+        except Refusal:
+            continue  # it is the whole that is looked for, and this cannot be it
+        inner = [m for m in made.modules() if m is not made]
+        if all(any(isinstance(m, c) for m in inner) for c in others):
+            note = f"Of {len(classes)} classes in the file, {name} is taken: it holds the others."
+            return Found(f"{target}:{name}", made, note=note, file=file)
+    return None
+
+
+def _only(target: str, there: Mapping[str, str]) -> str:
     """The one thing in a file that may be meant."""
-    there = _candidates(module)
     if len(there) == 1:
         return next(iter(there))
     if not there:
@@ -541,17 +797,43 @@ def _from_folder(target: str) -> Found:
             return Found(target, open_model(target)[0])
     try:
         folder = folders.find(target)
-        told = folders.read_json(folder / folders.CONFIG)
     except (ValueError, OSError) as error:  # WeightsError is a ValueError
-        hint = ""
-        if not path.exists() and "/" not in target:
-            hint = f"\nFor code, give path.py:NAME or module:NAME, such as {target}:make"
-        raise Refusal(str(error) + hint) from None
+        raise Refusal(str(error) if path.exists() else _nowhere(target, error.__cause__)) from None
+    try:
+        told = folders.read_json(folder / folders.CONFIG)
+    except (ValueError, OSError) as error:
+        raise Refusal(str(error)) from None
     weights = any((folder / name).exists() for name in folders.WEIGHTS)
     ours = (folder / folders.CHECKSUMS).exists() or told.get("model_type") == configs.MODEL_TYPE
     if ours and weights:
         return Found(target, open_model(target)[0])
     return _from_transformers(target, folder, weights)
+
+
+def _nowhere(target: str, error: BaseException | None) -> str:
+    """That there is nothing of this name, and what the hub said if it was asked."""
+    hub = ""
+    if error is not None:
+        line = (str(error).strip().splitlines() or [""])[0][:200]
+        hub = (
+            f"\nAs a model of the Hugging Face hub it could not be had: {type(error).__name__}: "
+            f"{line} (without a network, give a folder with config.json and the weights)"
+        )
+    file = Path(f"{target}.py").expanduser()
+    inner = Path(target.replace(".", "/") + ".py")
+    for there in (file, inner):
+        if there.is_file():
+            return f"{target} is no folder; did you mean {there}?"
+    first = target.partition(".")[0]
+    if target.replace(".", "").isidentifier() and importlib.util.find_spec(first):
+        return (
+            f"{target} is a module and names no model in it: give {target}:NAME, where NAME is a "
+            f"model or a function that returns one{hub}"
+        )
+    beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
+    near = difflib.get_close_matches(file.name, beside, n=3, cutoff=0.75)
+    hint = f"; near it: {', '.join(str(file.parent / n) for n in near)}" if near else ""
+    return f"{target} is neither a file, nor a folder, nor a module{hint}{hub}"
 
 
 def _from_transformers(target: str, folder: Path, weights: bool) -> Found:

@@ -481,7 +481,7 @@ class _Said:
                 break
             if [_constant(a, digits) for a in other.args] != parts[: len(self.args)]:
                 break
-        return self.name if self.name in _COPIES else text
+        return text
 
 
 def _constant(value: Any, digits: int) -> str:
@@ -493,7 +493,7 @@ def _constant(value: Any, digits: int) -> str:
 
 
 def _said(op: Op) -> _Said:
-    """An operation with its numbers: eps, axes, factors, kinds; without sizes of views."""
+    """An operation with its numbers: eps, axes, factors, kinds."""
 
     def constant(value: Any) -> Any:
         if isinstance(value, Value):
@@ -504,8 +504,6 @@ def _said(op: Op) -> _Said:
             return tuple(constant(v) for v in value)
         return value
 
-    if op.name in _COPIES | _IDLE:
-        return _Said(op.name, ("·",), module=op.module)
     options = {n: constant(v) for n, v in op.kwargs.items() if n not in _WHERE_IT_LIES}
     given = frozenset(options)
     for argument in getattr(getattr(op.place[0], "_schema", None), "arguments", ()):
@@ -677,7 +675,10 @@ def _changes(
     if rest[0] == rest[1] and any(tops):
         for sign, ops, top in zip("-+", (a, b), tops, strict=True):
             for path in top:
-                n = sum(_within(o.module, [path]) and o.name not in _IDLE for o in ops)
+                n = sum(
+                    _within(o.module, [path]) and o.name not in _IDLE | _COPIES | _MOVES
+                    for o in ops
+                )
                 if n:
                     yield f"{sign} {path}{_ALONE}{n} operation{'' if n == 1 else 's'}"
         return

@@ -21,7 +21,7 @@ from addnorm.linting import (
 )
 from addnorm.linting.inputs import CannotMakeInputs, inputs_from, make_inputs
 from addnorm.linting.report import Finding, Report, Unknown, gathered
-from addnorm.linting.subject import Check, Subject, bare_copy, left_alone
+from addnorm.linting.subject import Check, Inputs, Subject, bare_copy, left_alone
 
 CHECKS: tuple[Check, ...] = (
     *norms.CHECKS,
@@ -100,12 +100,15 @@ def _run(check: Check, subject: Subject) -> list[Finding | Unknown]:
 def _subject(
     model: nn.Module, inputs: Any, causal: bool | None, optimizer: torch.optim.Optimizer | None
 ) -> Subject | Unknown:
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        why = "the model has no values (meta device): build it on the CPU"
+        return Unknown(rule="lint", module="", why=why)
     try:
         probed = _copy(model)
     except (RuntimeError, TypeError) as error:
         return Unknown(rule="lint", module="", why=f"the model cannot be copied: {error}")
     try:
-        given = make_inputs(probed) if inputs is None else inputs_from(inputs)
+        given = make_inputs(probed) if inputs is None else _widened(inputs_from(inputs), model)
         with torch.no_grad():
             given.call(probed)
     except CannotMakeInputs as error:
@@ -119,11 +122,24 @@ def _subject(
     return Subject(model, probed, given, causal, optimizer)
 
 
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def _widened(inputs: Inputs, model: nn.Module) -> Inputs:
+    """For the copy of a 16-bit model, which is in float32."""
+    if not any(p.dtype in HALVES for p in model.parameters()):
+        return inputs
+    for name, t in inputs.tensors().items():
+        if t.dtype in HALVES:
+            inputs = inputs.replaced(name, t.float())
+    return inputs
+
+
 def _copy(model: nn.Module) -> nn.Module:
     """In evaluation mode, in at least float32, without the user's hooks, and with parameters that
     are constant by initialisation made random, so that no branch is dead by design."""
     probed = bare_copy(model)
-    if any(p.dtype in (torch.float16, torch.bfloat16) for p in probed.parameters()):
+    if any(p.dtype in HALVES for p in probed.parameters()):
         probed.float()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
