@@ -48,7 +48,7 @@ LANGUAGE = {"tokenizer": "bytes", "tokens_per_step": "64", "samples": "1", "mode
 NUMBERS = ["0", "-1", "1", "2", "3", "17", "1000000000", "4611686018427387904", "9" * 30, "-7"]
 NUMBERS += ["1.5", "-0.0", "1e308", "-1e308", "1e-308", "1e400", "nan", "inf", "-inf", "0x10"]
 NUMBERS += ["1_0", "0.999999", "1.0", "1e9", "\u0661\u0662"]
-WORDS = ["", " ", "none", "None", "true", "false", "no/such/file.txt", "/no/such/folder", "nowhere"]
+WORDS = ["", " ", "none", "None", "true", "false", "no/such/file.txt", "/proc/no/such", "nowhere"]
 WORDS += [
     "\u00e9\u4e2d\U0001f600",
     "a" * 300,
