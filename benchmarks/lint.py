@@ -345,7 +345,9 @@ def page(result: dict[str, Any]) -> str:
             lines += [
                 *_paragraph(
                     "Nobody looked at these while the rules were made, and their hosts have no part"
-                    " in the rest: this is what to expect of a model that is new to lint."
+                    " in the rest: this is what to expect of a model that is new to lint. The"
+                    " first run found 93 of 99 (93.9 %), with one false alarm that was an error"
+                    " (docs/log.md); that alarm and one of the six have been looked at since."
                 ),
                 "| family | faults | found | recall | unknown |",
                 "|---|---:|---:|---:|---:|",
