@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import addnorm
 from addnorm.linting import study
 from addnorm.linting.behaviour import CHECKS
 from addnorm.linting.inputs import inputs_from, make_inputs
@@ -1041,3 +1042,19 @@ def test_no_sequence_is_an_unknown() -> None:
     said = ask(nn.Linear(4, 3), "future-leak", "batch-leak", inputs=torch.tensor(1.0).expand(4))
     assert said
     assert all(isinstance(one, Unknown) for one in said)
+
+
+def test_a_table_of_samples_against_samples_is_no_leak() -> None:
+    """CLIP's: each image's score with each text of the batch."""
+
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image, self.text = nn.Linear(12, 8), nn.Embedding(31, 8)
+
+        def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+            return self.image(images) @ self.text(ids).mean(1).T
+
+    report = addnorm.lint(Pairs(), (torch.randn(3, 12), torch.randint(31, (3, 7))))
+    assert "batch-leak" not in {f.rule for f in report.findings}
+    assert "compares every sample" in str([u.why for u in report.unknown if u.rule == "batch-leak"])

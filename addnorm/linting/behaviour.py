@@ -245,6 +245,10 @@ def _samples(s: Study) -> Said:
         for rule in ("batch-leak", "batch-time-swapped"):
             yield Unknown(rule=rule, module="", why="the inputs hold one sample only")
         return
+    if s.base.shape == (s.samples, s.samples):
+        why = "the output compares every sample with every other (contrastive models do)"
+        yield Unknown(rule="batch-leak", module="", why=why)
+        return
     swapped = yield from _swapped(s)
     if not swapped:
         yield from _over_samples_found(s)
@@ -380,7 +384,6 @@ def _leaks(s: Study) -> Said:
             rule="batch-leak", module="", why="the output has no axis as long as the batch"
         )
         return
-
     changed = s.change(r.main, tuple([slice(None)] * r.batch + [0]))
 
     def others(base: Tensor, new: Tensor) -> float:
