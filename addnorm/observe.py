@@ -43,6 +43,10 @@ class Value:
         """Its sizes."""
         return tuple(self.tensor.shape)
 
+    def rms(self) -> float:
+        """The root of the mean of its squares."""
+        return float(self.tensor.detach().double().square().mean().sqrt())
+
 
 @dataclass(eq=False, slots=True)
 class Op:
@@ -93,6 +97,11 @@ class Trace:
     values: tuple[Value, ...]
     outputs: tuple[Tensor, ...]
     """The tensors that it returned, with their place in autograd's graph."""
+
+    @property
+    def given(self) -> tuple[Value, ...]:
+        """What the outermost call was given."""
+        return next((c.inputs for c in self.calls if c.parent is None), ())
 
     def parameters(self) -> set[str]:
         """The paths of parameters and buffers that were read."""

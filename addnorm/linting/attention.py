@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from addnorm.linting.report import Finding, Unknown
-from addnorm.linting.structure import Attention, Structure, factors, number
+from addnorm.linting.structure import Attention, Structure, factors, number, uniform
 from addnorm.linting.subject import Check, Said, Subject
 from addnorm.observe import Op, Value
 
@@ -127,7 +127,7 @@ def _scale(s: Structure, attention: Attention, subject: Subject) -> Iterator[Fin
             logits_std=std,
         )
     else:
-        width = _stream_width(s)
+        width = s.width
         names = {width: "the model's width", attention.weights.shape[-1]: "the number of keys"}
         for n, name in names.items():
             if n > 1 and n != dim and _close(c, 1 / math.sqrt(n)):
@@ -203,10 +203,10 @@ def _factor(s: Structure, op: Op, carried: Value) -> Factor:
         return Factor()
     other = others[0]
     if isinstance(other, Value):
-        if any(v.name in _parameters(s) for v in s.trace.ancestors(other)):
+        if any(v.name in s.parameters for v in s.ancestors(other)):
             return Factor(learned=True)
         t = other.tensor
-        if t.numel() == 0 or not bool((t == t.flatten()[0]).all()):
+        if t.numel() == 0 or not uniform(t):
             return Factor()  # positions' cosines and the like
         constant = float(t.flatten()[0])
     else:
@@ -219,30 +219,18 @@ def _factor(s: Structure, op: Op, carried: Value) -> Factor:
     return Factor(constant, (constant,))
 
 
-def _parameters(s: Structure) -> set[str]:
-    return {name for name, _ in s.model.named_parameters()}
-
-
 def _weights_ratio(s: Structure, q: Value, k: Value, subject: Subject) -> float | None:
     """std of the queries' weights over that of the keys', as the user's model has them."""
     parameters = dict(subject.original.named_parameters())
 
     def std(value: Value) -> float | None:
-        names = []
-        for v in s.carried(value):
-            if v.op is not None and s.weighted(v.op):
-                for factor in factors(v.op):
-                    if factor not in s.activations:
-                        names += [a.name for a in s.trace.ancestors(factor) if a.name]
+        products = [v.op for v in s.carried(value) if v.op is not None and s.weighted(v.op)]
+        names = {name for op in products for name in s.weights(op)}
         stds = [float(parameters[n].detach().float().std()) for n in names if n in parameters]
         return max(stds) if stds else None
 
     a, b = std(q), std(k)
     return a / b if a is not None and b else None
-
-
-def _stream_width(s: Structure) -> int:
-    return s.residuals[0].output.shape[-1] if s.residuals else 0
 
 
 def sums(subject: Subject) -> Said:
@@ -257,9 +245,7 @@ def sums(subject: Subject) -> Said:
             NEAR
         ):
             continue  # attention-scale says it
-        weights = attention.weights.tensor.detach().double()
-        if attention.right:
-            weights = weights.transpose(-2, -1)
+        weights = attention.table().double()
         total = weights.sum(-1)
         used = weights.abs().sum(-1) > 0  # a query that sees nothing takes nothing
         off = (total[used] - 1.0).abs()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from addnorm.linting.inputs import CannotMakeInputs, inputs_from, make_inputs
-from addnorm.linting.subject import Inputs, left_alone
+from addnorm.linting.subject import Inputs, enliven, left_alone
 from addnorm.observe import Op, Trace, Value, record
 
 SLACK = 100.0
@@ -223,10 +223,11 @@ def diff(
     """
     with left_alone():
         for dtype in (torch.float64, torch.float32):
+            # Hooks stay: they are part of what is compared.
             left, right = (copy.deepcopy(m).eval().to(dtype) for m in (a, b))
             pairs, unpaired = _pairs(left, right)
             if weights == "copied":
-                _randomise(left)
+                enliven(left)
                 _copy_weights(left, right, pairs)
             try:
                 given = make_inputs(left) if inputs is None else _as(inputs_from(inputs), dtype)
@@ -307,16 +308,6 @@ def _pairs(
 def _matching(a: Sequence[Hashable], b: Sequence[Hashable]) -> Sequence[tuple[int, int, int]]:
     """(start in a, start in b, length) of what both have in the same order."""
     return difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
-
-
-def _randomise(model: nn.Module) -> None:
-    """Zeros above all, so that what they would hide is seen."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.is_floating_point() and p.numel() and bool((p == p.flatten()[0]).all()):
-                noise = torch.randn(p.shape, generator=generator) * 0.2
-                p.add_(noise.to(p) if p.numel() > 1 else torch.full_like(p, 0.3))
 
 
 def _copy_weights(a: nn.Module, b: nn.Module, pairs: dict[str, str]) -> None:

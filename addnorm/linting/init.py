@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from addnorm.linting.report import Finding, Unknown
-from addnorm.linting.structure import PRODUCTS, Residual, Step, Structure, factors
+from addnorm.linting.structure import PRODUCTS, Residual, Step, Structure
 from addnorm.linting.subject import Check, Said, Subject, bare_copy
-from addnorm.observe import Op, Value, record
+from addnorm.observe import Value, record
 
 SUBLAYERS = 4  # below that no rule of depth can be told from another
 ALIKE = 0.12  # relative error of a std from 64 weights is 1/sqrt(2 * 64) = 9 %
@@ -34,12 +34,11 @@ def init(subject: Subject) -> Said:
             yield Unknown(rule=rule, module="", why=why)
         return
     s = Structure(trace, model)
-    chains = _chains(s)
-    if not chains:
+    if not s.chains:
         for rule in ("init-residual-scale", "init-unstable"):
             yield Unknown(rule=rule, module="", why="no residual stream was found")
         return
-    for chain in chains:
+    for chain in s.chains:
         yield from _writers(s, chain)
         yield from _depth(s, chain)
     yield from _saturated(s)
@@ -48,20 +47,6 @@ def init(subject: Subject) -> Said:
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-def _chains(s: Structure) -> list[list[Residual]]:
-    """The residual connections with attention in them, stack by stack."""
-    found = []
-    for last in s.residuals:
-        if s.next(last):
-            continue
-        chain = [last]
-        while (before := s.previous(chain[-1])) is not None and before not in chain:
-            chain.append(before)
-        if any(a.mix.outputs[0] in r.inside for r in chain for a in s.attentions):
-            found.append(chain[::-1])
-    return found
 
 
 def _after(s: Structure, residual: Residual) -> Iterator[Step]:
@@ -77,18 +62,7 @@ def _after(s: Structure, residual: Residual) -> Iterator[Step]:
         value = step.source
 
 
-def _names(s: Structure, op: Op) -> list[str]:
-    """The weights of a product."""
-    return [
-        v.name
-        for factor in factors(op)
-        if factor not in s.activations
-        for v in s.trace.ancestors(factor)
-        if v.name
-    ]
-
-
-def _writers(s: Structure, chain: list[Residual]) -> Iterator[Finding]:
+def _writers(s: Structure, chain: Sequence[Residual]) -> Iterator[Finding]:
     """std of each branch's last matrix against that of its others."""
     if len(chain) < SUBLAYERS:
         return
@@ -106,7 +80,7 @@ def _writers(s: Structure, chain: list[Residual]) -> Iterator[Finding]:
             op = value.op
             if op is None or op.name not in PRODUCTS or not s.weighted(op):
                 continue
-            names = [n for n in _names(s, op) if n in parameters and parameters[n].dim() > 1]
+            names = [n for n in s.weights(op) if n in parameters and parameters[n].dim() > 1]
             (writers if op.outputs[0] in carried else others).extend(names)
         if len(set(writers)) != 1 or not others:
             return
@@ -150,7 +124,7 @@ def _writers(s: Structure, chain: list[Residual]) -> Iterator[Finding]:
     if all(scaled):
         return
     if all(plain):
-        growth = _rms(chain[-1].output) / max(_rms(chain[0].fork), 1e-30)
+        growth = chain[-1].output.rms() / max(chain[0].fork.rms(), 1e-30)
         told["stream_rms_end_over_start"] = growth
         yield found(
             "note",
@@ -185,14 +159,10 @@ def _writers(s: Structure, chain: list[Residual]) -> Iterator[Finding]:
         )
 
 
-def _rms(value: Value) -> float:
-    return float(value.tensor.detach().double().square().mean().sqrt())
-
-
-def _depth(s: Structure, chain: list[Residual]) -> Iterator[Finding]:
+def _depth(s: Structure, chain: Sequence[Residual]) -> Iterator[Finding]:
     """RMS of the stream and of its gradient, from the first sublayer to the last."""
     outputs = [r.output for r in chain]
-    rms = [_rms(v) for v in outputs]
+    rms = [v.rms() for v in outputs]
     grads = _gradients(s, outputs)
     told = {"rms": [float(f"{v:.3g}") for v in rms]}
     if grads:
@@ -277,9 +247,7 @@ def _gradients(s: Structure, at: list[Value]) -> list[float]:
 def _saturated(s: Structure) -> Iterator[Finding]:
     """Attention that looks at one key only, before it has learned at which."""
     for attention in s.attentions:
-        weights = attention.weights.tensor.detach().double()
-        if attention.right:
-            weights = weights.transpose(-2, -1)
+        weights = attention.table().double()
         seen = weights[(weights > 0).sum(-1) >= 4]
         if len(seen) == 0:
             continue

@@ -26,20 +26,12 @@ def inline(subject: Subject) -> Said:
     """The rules of norm modules, for norms without a module."""
     s = subject.structure
     modules = [n.path for n in find_norms(subject)]
-    for norm in _inline_norms(s):
+    for norm in s.norms:
+        if norm.module is not None or norm.output not in s.live:
+            continue
         if any(path and within(norm.op.module, path) for path in modules):
             continue
         yield from (_function(s, norm) if norm.op.name in NORMS else _by_hand(s, norm))
-
-
-def _inline_norms(s: Structure) -> list[NormCall]:
-    found: dict[Value, NormCall] = {}
-    for value in s.trace.values:
-        if value in s.activations and value in s.live:
-            for step in s.steps_into(value):
-                if step.norm is not None and step.norm.module is None:
-                    found[value] = step.norm
-    return list(found.values())
 
 
 def _function(s: Structure, norm: NormCall) -> Iterator[Finding]:
@@ -60,13 +52,9 @@ def _function(s: Structure, norm: NormCall) -> Iterator[Finding]:
     shape = norm.op.args[1] if len(norm.op.args) > 1 else None
     if not isinstance(shape, list | tuple) or not all(isinstance(n, int) for n in shape):
         return
-    width = _width(s)
+    width = s.width
     if len(shape) > 1 or (width and shape[0] != width and norm.source.shape[-2:-1] == (width,)):
         yield _wrong_axis(norm, [-len(shape) + i for i in range(len(shape))], list(shape))
-
-
-def _width(s: Structure) -> int | None:
-    return s.residuals[0].output.shape[-1] if s.residuals else None
 
 
 def _by_hand(s: Structure, norm: NormCall) -> Iterator[Finding]:
@@ -102,9 +90,7 @@ def _by_hand(s: Structure, norm: NormCall) -> Iterator[Finding]:
 
 def _of_the_inputs(s: Structure, norm: NormCall) -> bool:
     """Whether it is what the caller gave that is normalized, before the model computed anything."""
-    root = next((c for c in s.trace.calls if c.parent is None), None)
-    given = set(root.inputs) if root is not None else set()
-    return bool(given & set(s.carried(norm.source)))
+    return not set(s.trace.given).isdisjoint(s.carried(norm.source))
 
 
 def _derived(value: Value, source: Value) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from addnorm.linting.report import Finding
-from addnorm.linting.structure import LOOKUPS, PRODUCTS, Structure, factors
+from addnorm.linting.structure import LOOKUPS, PRODUCTS, Structure, factors, uniform
 from addnorm.linting.subject import Check, Said, Subject
 from addnorm.observe import Value, record
 
@@ -161,7 +161,7 @@ def copies(subject: Subject) -> Said:
 
 def _same_numbers(a: nn.Module, b: nn.Module) -> bool:
     left, right = dict(a.named_parameters()), dict(b.named_parameters())
-    random = [n for n, p in left.items() if p.numel() > 1 and not _constant(p)]
+    random = [n for n, p in left.items() if p.numel() > 1 and not uniform(p)]
     return (
         bool(random)
         and left.keys() == right.keys()
@@ -170,38 +170,26 @@ def _same_numbers(a: nn.Module, b: nn.Module) -> bool:
     )
 
 
-def _constant(p: Tensor) -> bool:
-    return bool((p == p.flatten()[0]).all())
-
-
 def made_in_forward(subject: Subject) -> Said:
     """module-in-forward: parameters that are born while the model runs."""
-    born: list[tuple[str, str, tuple[int, ...]]] = []
+    owners: dict[str, list[str]] = defaultdict(list)
+    stack: list[str] = []
 
-    def note(module: nn.Module, name: str, parameter: Any) -> None:
+    def born(module: nn.Module, name: str, parameter: Any) -> None:
         if isinstance(parameter, Tensor):
-            born.append((type(module).__name__, name, tuple(parameter.shape)))
+            made = f"{type(module).__name__}.{name}{list(parameter.shape)}"
+            owners[stack[-1] if stack else ""].append(made)
 
     model = copy.deepcopy(subject.model)
-    before = {id(p) for p in model.parameters()}
-    stack: list[str] = []
-    where: list[str] = []
+    before = len(list(model.parameters()))
     with _stacked(model, stack), torch.random.fork_rng(devices=[]), torch.no_grad():
         subject.inputs.call(model)  # lazy modules make theirs once
-        again = {id(p) for p in model.parameters()}
-
-        def noted(module: nn.Module, name: str, parameter: Any) -> None:
-            note(module, name, parameter)
-            where.append(stack[-1] if stack else "")
-
-        handle = register_module_parameter_registration_hook(noted)
+        again = len(list(model.parameters()))
+        handle = register_module_parameter_registration_hook(born)
         try:
             subject.inputs.call(model)
         finally:
             handle.remove()
-    owners: dict[str, list[str]] = defaultdict(list)
-    for (kind, name, shape), path in zip(born, where, strict=True):
-        owners[path].append(f"{kind}.{name}{list(shape)}")
     for path, made in owners.items():
         yield Finding(
             rule="module-in-forward",
@@ -210,8 +198,8 @@ def made_in_forward(subject: Subject) -> Said:
             evidence={
                 "parameters_made_in_one_forward": len(made),
                 "which": made[:6],
-                "parameters_before": len(before),
-                "parameters_after": len(again),
+                "parameters_before": before,
+                "parameters_after": again,
             },
             message=f"Every forward of {path or 'the model'} makes new parameters "
             f"({', '.join(made[:2])}): they are random each time, no optimizer knows them, and "
@@ -247,7 +235,7 @@ def ties(subject: Subject) -> Said:
             a, b = named[table], named[head]
             if a.shape != b.shape or a is b or a.data_ptr() == b.data_ptr():
                 continue
-            equal = torch.equal(a, b) and not _constant(a)
+            equal = torch.equal(a, b) and not uniform(a)
             if not equal and not (wanted and _is_claimed(subject.original, a, b)):
                 continue
             apart = float((a.detach() - b.detach()).abs().max())
@@ -291,17 +279,14 @@ def _heads(s: Structure) -> set[str]:
     for result in s.results:
         for value in s.carried(result):
             if value.op is not None and value.op.name in PRODUCTS and s.weighted(value.op):
-                for factor in factors(value.op):
-                    if factor not in s.activations:
-                        found |= {v.name for v in s.trace.ancestors(factor) if v.name}
+                found |= s.weights(value.op)
     return found
 
 
 def positions(subject: Subject) -> Said:
     """positions-on-ids: something is added to token numbers before they are looked up."""
     s = subject.structure
-    root = next((c for c in s.trace.calls if c.parent is None), None)
-    ids = [v for v in (root.inputs if root else ()) if not v.tensor.is_floating_point()]
+    ids = [v for v in s.trace.given if not v.tensor.is_floating_point()]
     ids = [v for v in ids if v.tensor.dtype != torch.bool]
     for op in s.trace.ops:
         if op.name in LOOKUPS and op.inputs[0] not in s.activations:
@@ -321,7 +306,7 @@ def positions(subject: Subject) -> Said:
                 if step.op is None or step.op.name not in ("add", "sub", "mul"):
                     continue
                 others = [v for v in step.op.inputs if v is not step.source]
-                varying = [v for v in others if v.tensor.numel() > 1 and not _constant(v.tensor)]
+                varying = [v for v in others if v.tensor.numel() > 1 and not uniform(v.tensor)]
                 if varying:
                     yield _added(s, op.module, step.op.module, source, varying[0])
                     return
@@ -444,12 +429,7 @@ def optimizer(subject: Subject) -> Said:
 def _norm_parameters(subject: Subject) -> set[str]:
     """The gains and biases of norms, found where they are applied."""
     s = subject.structure
-    found: set[str] = set()
-    for value in s.trace.values:
-        if value in s.activations:
-            for step in s.steps_into(value):
-                if step.norm is not None:
-                    found |= set(step.norm.parameters)
+    found = {name for norm in s.norms for name in norm.parameters}
     own = dict(subject.original.named_parameters())
     return {n for n in found if n in own and own[n].squeeze().dim() <= 1}
 

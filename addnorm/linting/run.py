@@ -21,7 +21,7 @@ from addnorm.linting import (
 )
 from addnorm.linting.inputs import CannotMakeInputs, inputs_from, make_inputs
 from addnorm.linting.report import Finding, Report, Unknown, gathered
-from addnorm.linting.subject import Check, Inputs, Subject, bare_copy, left_alone
+from addnorm.linting.subject import Check, Inputs, Subject, bare_copy, enliven, left_alone
 
 CHECKS: tuple[Check, ...] = (
     *norms.CHECKS,
@@ -34,8 +34,6 @@ CHECKS: tuple[Check, ...] = (
     *parameters.CHECKS,
     *behaviour.CHECKS,
 )
-RULES = tuple(sorted({rule for check in CHECKS for rule in check.rules}))
-OPTIMIZER_RULES = frozenset(parameters.OPTIMIZER_RULES)
 
 Progress = Callable[[int, int, str], None]
 
@@ -67,7 +65,9 @@ def lint(
             return Report(unknown=(subject,), facts=_facts(model, began))
         said: list[Finding | Unknown] = []
         checked: list[str] = []
-        checks = [c for c in CHECKS if optimizer is not None or set(c.rules) - OPTIMIZER_RULES]
+        checks = [
+            c for c in CHECKS if optimizer is not None or c.rules != parameters.OPTIMIZER_RULES
+        ]
         for i, check in enumerate(checks):
             if progress is not None:
                 progress(i, len(checks), check.rules[0])
@@ -141,14 +141,7 @@ def _copy(model: nn.Module) -> nn.Module:
     probed = bare_copy(model)
     if any(p.dtype in HALVES for p in probed.parameters()):
         probed.float()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in probed.parameters():
-            if not p.is_floating_point() or p.numel() == 0:
-                continue
-            if bool((p == p.flatten()[0]).all()):
-                noise = torch.randn(p.shape, generator=generator) * 0.2
-                p.add_(noise.to(p) if p.numel() > 1 else torch.full_like(p, 0.3))
+    enliven(probed)
     return probed
 
 

@@ -13,22 +13,11 @@ def norms_on_the_way(subject: Subject) -> Said:
     s = subject.structure
     yield from _double(s)
     yield from _missing_final(s)
-    yield from _shared(s, subject)
-
-
-def _all_norms(s: Structure) -> list[NormCall]:
-    """Every application of a norm, once, in order."""
-    found: dict[Value, NormCall] = {}
-    for value in s.trace.values:
-        if value in s.activations:
-            for step in s.steps_into(value):
-                if step.norm is not None:
-                    found[value] = step.norm
-    return sorted(found.values(), key=lambda n: s.order(n.op))
+    yield from _shared(s)
 
 
 def _double(s: Structure) -> Said:
-    outputs = {n.output: n for n in _all_norms(s)}
+    outputs = {n.output: n for n in s.norms}
     forks = {r.fork for r in s.residuals} | {v for r in s.residuals for v in (r.stream,)}
     for second in outputs.values():
         value, widest = second.source, second.source.shape
@@ -76,16 +65,8 @@ def _uses(s: Structure, value: Value, besides: NormCall) -> list[Op]:
 
 def _missing_final(s: Structure) -> Said:
     """A pre-norm stream that is read at its end without a norm."""
-    for last in s.residuals:
-        if s.next(last):
-            continue
-        chain = [last]
-        while (before := s.previous(chain[-1])) is not None and before not in chain:
-            chain.append(before)
-        chain.reverse()
-        attending = [r for r in chain if any(a.mix.outputs[0] in r.inside for a in s.attentions)]
-        if not attending:
-            continue
+    for chain in s.chains:
+        last = chain[-1]
         own = [r for r in chain if s.own_norms(r)]
         normed_before = [
             r
@@ -100,10 +81,7 @@ def _missing_final(s: Structure) -> Said:
         ):
             continue
         read = [op for v in ends for op in v.readers if op.name in PRODUCTS and v in factors(op)]
-        rms = [
-            float(r.output.tensor.detach().double().square().mean().sqrt())
-            for r in (chain[0], last)
-        ]
+        rms = [r.output.rms() for r in (chain[0], last)]
         yield Finding(
             rule="missing-final-norm",
             severity="error" if read else "warning",
@@ -126,10 +104,10 @@ def _missing_final(s: Structure) -> Said:
         )
 
 
-def _shared(s: Structure, subject: Subject) -> Said:
+def _shared(s: Structure) -> Said:
     """One norm's parameters at several places of the stream."""
     at: dict[frozenset[str], list[NormCall]] = defaultdict(list)
-    for norm in _all_norms(s):
+    for norm in s.norms:
         own = frozenset(name for name in norm.parameters if name) or _gains(s, norm)
         if own and norm.source not in {n.source for n in at[own]}:
             at[own].append(norm)
@@ -137,7 +115,7 @@ def _shared(s: Structure, subject: Subject) -> Said:
     for op in s.trace.ops:
         if op.name in PRODUCTS and s.weighted(op):
             for v in op.inputs:
-                for name in _weight_names(s, v):
+                for name in s.names(v):
                     times[name] += 1
     for names, calls in at.items():
         if len(calls) < 2:
@@ -176,8 +154,8 @@ def _gains(s: Structure, norm: NormCall) -> frozenset[str]:
     for op in (*before, *norm.output.readers):
         if op.name == "mul" and len(op.outputs[0].shape) > 1:
             for v in op.inputs:
-                if v not in s.activations and v.tensor.numel() == norm.output.shape[-1]:
-                    found |= {a.name for a in s.trace.ancestors(v) if a.name}
+                if v.tensor.numel() == norm.output.shape[-1]:
+                    found |= s.names(v)
     return frozenset(found)
 
 
@@ -194,12 +172,6 @@ def _read_of(s: Structure, residuals: list[Residual]) -> set[Value]:
     return {v for r in residuals for v in s.carried(r.fork)} | {
         v for r in residuals for v in s.carried_on(r.fork)
     }
-
-
-def _weight_names(s: Structure, value: Value) -> set[str]:
-    if value in s.activations:
-        return set()
-    return {v.name for v in s.trace.ancestors(value) if v.name}
 
 
 CHECKS = (Check(("double-norm", "missing-final-norm", "shared-norm"), norms_on_the_way),)

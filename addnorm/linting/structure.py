@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from addnorm.observe import Call, Op, Trace, Value
 
@@ -88,6 +88,11 @@ class Attention:
     """The operations from the scores to the weights, in order."""
     path: str
 
+    def table(self) -> Tensor:
+        """The weights as they were, (..., queries, keys)."""
+        weights = self.weights.tensor.detach()
+        return weights.mT if self.right else weights
+
 
 @dataclass(eq=False, frozen=True)
 class Residual:
@@ -120,12 +125,13 @@ class Structure:
     def __init__(self, trace: Trace, model: nn.Module) -> None:
         self.trace, self.model = trace, model
         self.modules = dict(model.named_modules())
-        root = next((c for c in trace.calls if c.parent is None), None)
-        self.activations = trace.descendants(*(root.inputs if root else ()))
+        self.parameters = {name for name, _ in model.named_parameters()}
+        self.activations = trace.descendants(*trace.given)
         leaves = torch.utils._pytree.tree_leaves(trace.result)
         self.results = [v for v in leaves if isinstance(v, Value)]
         self.live = trace.ancestors(*self.results)
         self._ancestors: dict[Value, set[Value]] = {}
+        self._steps: dict[Value, list[Step]] = {}
 
     # --- carrying
 
@@ -158,7 +164,7 @@ class Structure:
         source, output = sources[0], call.outputs[0]
         if source.shape != output.shape or source is output:
             return None
-        ops = [op for op in self.trace.ops if call.first <= self._order[op] < call.last]
+        ops = self.trace.ops[call.first : call.last]
         if any(op.name in PRODUCTS or op.name in ("_softmax", "_safe_softmax") for op in ops):
             return None
         if not any(op.name in REDUCTIONS or op.name in NORMS for op in ops):
@@ -184,6 +190,11 @@ class Structure:
 
     def steps_into(self, value: Value) -> list[Step]:
         """The ways by which a value carries others."""
+        if value not in self._steps:
+            self._steps[value] = self._steps_into(value)
+        return self._steps[value]
+
+    def _steps_into(self, value: Value) -> list[Step]:
         norm = self.norms_by_output.get(value)
         if norm is not None:
             return [Step(norm.source, value, "norm", norm.op, norm)]
@@ -345,6 +356,26 @@ class Structure:
         """Everything inside some branch."""
         return set().union(*(r.inside for r in self.residuals)) if self.residuals else set()
 
+    @cached_property
+    def chains(self) -> tuple[tuple[Residual, ...], ...]:
+        """The streams: residual connections that write on one another, those of each with an
+        attention somewhere."""
+        found = []
+        for last in self.residuals:
+            if self.next(last):
+                continue
+            chain = [last]
+            while (before := self.previous(chain[-1])) is not None and before not in chain:
+                chain.append(before)
+            if any(a.mix.outputs[0] in r.inside for r in chain for a in self.attentions):
+                found.append(tuple(reversed(chain)))
+        return tuple(found)
+
+    @property
+    def width(self) -> int:
+        """Of the first stream; 0: there is none."""
+        return self.residuals[0].output.shape[-1] if self.residuals else 0
+
     def previous(self, residual: Residual) -> Residual | None:
         """The residual connection that wrote last on what this one's branch forks from."""
         before = self.carried(residual.fork)
@@ -398,7 +429,29 @@ class Structure:
                     todo.append((step.target, normed or step.norm is not None))
         return list(found.items())
 
+    @cached_property
+    def norms(self) -> tuple[NormCall, ...]:
+        """Every application of a norm, once, in order."""
+        found = {
+            value: step.norm
+            for value in self.trace.values
+            if value in self.activations
+            for step in self.steps_into(value)
+            if step.norm is not None
+        }
+        return tuple(sorted(found.values(), key=lambda n: self.order(n.op)))
+
     # --- attention, products, blocks
+
+    def names(self, value: Value) -> set[str]:
+        """The parameters and buffers that a value was computed from, if it is no activation."""
+        if value in self.activations:
+            return set()
+        return {v.name for v in self.ancestors(value) if v.name}
+
+    def weights(self, op: Op) -> set[str]:
+        """The names behind a product's factors."""
+        return {name for factor in factors(op) for name in self.names(factor)}
 
     def weighted(self, op: Op) -> bool:
         """A product of an activation with weights."""
@@ -520,6 +573,11 @@ factors: Callable[[Op], tuple[Value, ...]] = _factors
 def within(path: str, scope: str) -> bool:
     """Whether a module's path lies in another's."""
     return scope == "" or path == scope or path.startswith(scope + ".")
+
+
+def uniform(t: Tensor) -> bool:
+    """Whether all entries are one number."""
+    return bool((t == t.flatten()[0]).all())
 
 
 def number(value: Any) -> float | None:

@@ -417,15 +417,8 @@ def decided(*rules: str) -> Callable[[Callable[[Study], Said]], Check]:
 def argument_values(s: Study, name: str) -> list[Value]:
     """The values of the trace that are this argument."""
     trace = s.subject.trace
-    root = next((c for c in trace.calls if c.parent is None), None)
     given = list(s.subject.inputs.tensors())
-    return [v for n, v in zip(given, root.inputs if root else (), strict=False) if n == name]
-
-
-def _seen(one: Attention) -> Tensor:
-    """Its weights, (..., queries, keys)."""
-    weights = one.weights.tensor.detach()
-    return weights.mT if one.right else weights
+    return [v for n, v in zip(given, trace.given, strict=False) if n == name]
 
 
 def _gazes(s: Study) -> list[Gaze]:
@@ -434,7 +427,7 @@ def _gazes(s: Study) -> list[Gaze]:
     own = structure.trace.descendants(*argument_values(s, s.roles.main))
     for one in structure.attentions:
         q, k = factors(one.scores)
-        seen = _seen(one)
+        seen = one.table()
         n = seen.shape[-1]
         if seen.shape[-2] != n or n < 3 or q not in own or k not in own:
             continue
@@ -468,7 +461,7 @@ def _over_samples(s: Study) -> list[Attention]:
     found = [
         (i, a)
         for i, a in enumerate(structure.attentions)
-        if _seen(a).shape[-2:] == (s.samples, s.samples)
+        if a.table().shape[-2:] == (s.samples, s.samples)
     ]
     if s.samples < 2 or not found:
         return []
@@ -486,7 +479,7 @@ def _over_samples(s: Study) -> list[Attention]:
     less = Structure(trace, model).attentions
     if len(less) != len(structure.attentions):
         return []
-    return [a for i, a in found if _seen(less[i]).shape[-1] == s.samples - 1]
+    return [a for i, a in found if less[i].table().shape[-1] == s.samples - 1]
 
 
 # --- from inside: every module by itself ----------------------------------------------------------

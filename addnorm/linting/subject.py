@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.linting.report import Finding, Unknown
-from addnorm.linting.structure import Structure
+from addnorm.linting.structure import Structure, uniform
 from addnorm.observe import Trace, record
 
 Said = Iterator[Finding | Unknown]
@@ -98,6 +98,17 @@ def bare_copy(model: nn.Module) -> nn.Module:
                 if not str(getattr(hook, "__module__", "")).startswith("torch."):
                     del hooks[key]  # torch's own compute weights (weight_norm)
     return made
+
+
+def enliven(model: nn.Module) -> None:
+    """Give random values to parameters that are one number by initialisation, zeros above all, so
+    that what they would hide is seen; the same on every call."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.is_floating_point() and p.numel() and uniform(p):
+                noise = torch.randn(p.shape, generator=generator) * 0.2
+                p.add_(noise.to(p) if p.numel() > 1 else torch.full_like(p, 0.3))
 
 
 @contextmanager
