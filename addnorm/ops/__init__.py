@@ -4,7 +4,10 @@
 why. See docs/numerics.md.
 """
 
-from addnorm.ops.dispatch import Kernel, add_norm, explain, register
+from addnorm.ops import native
+from addnorm.ops.dispatch import Kernel, add_norm, explain, reference_only, register
 from addnorm.ops.reference import settle
 
-__all__ = ["Kernel", "add_norm", "explain", "register", "settle"]
+__all__ = ["Kernel", "add_norm", "explain", "reference_only", "register", "settle"]
+
+register(native.KERNEL)

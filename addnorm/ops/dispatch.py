@@ -9,7 +9,8 @@ which it cannot do with an opaque kernel.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from addnorm.ops.reference import (
     normalize,
     scaled,
     settle,
+    without_autocast,
 )
 
 
@@ -48,21 +50,26 @@ class Call(NamedTuple):
     spec: Spec
 
 
+Made = tuple[Tensor, Tensor, tuple[Tensor, ...]]
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A fast implementation.
 
     ``declines(call)`` returns None to serve the call or the reason why not.
-    ``forward(call)`` returns ``(normed, stream, saved)``; ``saved`` are tensors for backward.
-    ``backward(dy, dstream, stream, saved, weight, spec)`` returns the gradients of the stream
-    (``dstream`` included), the weight and the bias. The chain through keep and gain is done here.
+    ``forward(call)``, without gradients, returns ``(normed, stream, saved)``, where ``saved`` are
+    tensors for backward, or the reason why it cannot serve these values.
+    ``backward(dy, dstream, stream, saved, weight, bias, spec)`` returns the gradients of the stream
+    (including ``dstream``, None where nobody else reads it), the weight and the bias. The chain
+    through keep and gain is done here.
     """
 
     name: str
     declines: Callable[[Call], str | None]
-    forward: Callable[[Call], tuple[Tensor, Tensor, tuple[Tensor, ...]]]
+    forward: Callable[[Call], Made | str]
     backward: Callable[
-        [Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor | None, Spec],
+        [Tensor, Tensor | None, Tensor, tuple[Tensor, ...], Tensor | None, Tensor | None, Spec],
         tuple[Tensor, Tensor | None, Tensor | None],
     ]
 
@@ -99,6 +106,17 @@ def register(kernel: Kernel) -> Callable[[], None]:
     return lambda: _kernels.remove(kernel)
 
 
+@contextmanager
+def reference_only() -> Iterator[None]:
+    """Within it the reference serves every call, in all threads."""
+    kernels = _kernels[:]
+    _kernels.clear()
+    try:
+        yield
+    finally:
+        _kernels[:] = kernels
+
+
 def explain() -> Explanation:
     """Which implementation served the calls so far, and why the others did not."""
     rows = [Served(name, why, n) for (name, why), n in _served.most_common()]
@@ -133,9 +151,13 @@ def add_norm(
     for kernel in _kernels:
         reason = kernel.declines(call)
         if reason is None:
-            _served[kernel.name, "offered first among those that serve this call"] += 1
-            normed, stream = _Fused.apply(kernel, call.spec, *call[:-1])
-            return normed, stream
+            with torch.no_grad(), without_autocast(x):
+                made = kernel.forward(call)
+            if not isinstance(made, str):
+                _served[kernel.name, "offered first among those that serve this call"] += 1
+                normed, *stream = _Fused.apply(kernel, call.spec, made, *call[:-1])
+                return normed, stream[0] if stream else x
+            reason = made
         declined.append(f"{kernel.name}: {reason}")
     _served["reference", "; ".join(declined) or "no kernel is registered"] += 1
     return _reference(call)
@@ -185,29 +207,34 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 
 
 class _Fused(torch.autograd.Function):
-    """A kernel with a gradient. A gradient that must itself be differentiable (create_graph) is
-    taken through the reference, from the stream that the kernel stored."""
+    """A kernel with a gradient.
+
+    A gradient that must itself be differentiable (create_graph) is taken through the reference,
+    from the stream that the kernel stored. A stream that is x itself is no output: x is there.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         kernel: Kernel,
         spec: Spec,
+        made: Made,
         x: Tensor,
         residual: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
         keep: Scale,
         gain: Scale,
-    ) -> tuple[Tensor, Tensor]:
-        normed, stream, saved = kernel.forward(Call(x, residual, weight, bias, keep, gain, spec))
+    ) -> tuple[Tensor, ...]:
+        normed, stream, saved = made
+        ctx.set_materialize_grads(False)
         # x and residual are kept only where a learned factor needs them: everything else follows
         # from the stream, which the next reader keeps anyway.
         needs = ctx.needs_input_grad
         ctx.save_for_backward(
             stream if stream is not x else None,
-            x if needs[7] or stream is x else None,
-            residual if needs[6] else None,  # None as well where there is no residual to keep
+            x if needs[8] or stream is x else None,
+            residual if needs[7] else None,  # None as well where there is no residual to keep
             weight,
             bias,
             keep if isinstance(keep, Tensor) else None,
@@ -220,33 +247,35 @@ class _Fused(torch.autograd.Function):
             ctx.keep = None
         if isinstance(gain, Tensor):
             ctx.gain = None
-        return normed, stream
+        return (normed,) if stream is x else (normed, stream)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, dstream: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dstream: Tensor | None = None) -> tuple[Any, ...]:
         stream, x, residual, weight, bias, keep, gain, *saved = ctx.saved_tensors
         keep = ctx.keep if keep is None else keep
         gain = ctx.gain if gain is None else gain
         stream = x if stream is None else stream
-        if torch.is_grad_enabled():
-            d, dweight, dbias = _differentiable(ctx, dy, dstream, stream, weight, bias)
-        else:
-            d, dweight, dbias = ctx.kernel.backward(
-                dy, dstream, stream, tuple(saved), weight, ctx.spec
+        if dy is None:
+            dy = torch.zeros_like(stream, dtype=ctx.dtype)
+        again = torch.is_grad_enabled()
+        with without_autocast(stream):
+            d, dweight, dbias = (_differentiated if again else ctx.kernel.backward)(
+                dy, dstream, stream, tuple(saved), weight, bias, ctx.spec
             )
         needs = ctx.needs_input_grad
         wide = accumulate_dtype(d)
-        dx = scaled(gain, d, wide).to(ctx.dtype) if needs[2] else None
-        dresidual = scaled(keep, d, wide).to(d.dtype) if needs[3] else None
+        dx = scaled(gain, d, wide).to(ctx.dtype) if needs[3] else None
+        dresidual = scaled(keep, d, wide).to(d.dtype) if needs[4] else None
         dkeep = None if residual is None else _summed(d, residual, keep)
-        dgain = _summed(d, x, gain) if needs[7] else None
+        dgain = _summed(d, x, gain) if needs[8] else None
         return (
+            None,
             None,
             None,
             dx,
             dresidual,
-            dweight if needs[4] else None,
-            dbias if needs[5] else None,
+            dweight if needs[5] else None,
+            dbias if needs[6] else None,
             dkeep,
             dgain,
         )
@@ -258,22 +287,30 @@ def _summed(d: Tensor, factor_of: Tensor, like: Tensor) -> Tensor:
     return (d.to(wide) * factor_of.to(wide)).sum_to_size(like.shape).to(like.dtype)
 
 
-def _differentiable(
-    ctx: Any, dy: Tensor, dstream: Tensor, stream: Tensor, weight: Any, bias: Any
+def _differentiated(
+    dy: Tensor,
+    dstream: Tensor | None,
+    stream: Tensor,
+    saved: tuple[Tensor, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    spec: Spec,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The gradients of the reference, differentiable again.
+    """A ``Kernel.backward`` by the reference, which is differentiable again in grad mode.
 
     Taken with respect to views: the stream itself was made from weight and bias, and the search
     for their gradients would go on through it, into the backward that asks here.
     """
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
         s = stream.view_as(stream) if stream.requires_grad else stream.detach().requires_grad_()
         w = None if weight is None else weight.view_as(weight)
         b = None if bias is None else bias.view_as(bias)
-        normed = normalize(s, w, b, **ctx.spec._asdict(), dtype=ctx.dtype)
+        normed = normalize(s, w, b, **spec._asdict(), dtype=dy.dtype)
     wanted = [t for t in (s, w, b) if t is not None and t.requires_grad]
-    grads = iter(torch.autograd.grad(normed, wanted, dy, create_graph=True))
-    d = next(grads) + dstream
+    grads = iter(torch.autograd.grad(normed, wanted, dy, create_graph=again))
+    d = next(grads)
+    d = d if dstream is None else d + dstream
     dweight = next(grads) if w is not None and w.requires_grad else None
     dbias = next(grads) if b is not None and b.requires_grad else None
     return d, dweight, dbias
