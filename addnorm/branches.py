@@ -24,6 +24,8 @@ from addnorm.stream import PLAIN, Context, InitRule, Make
 NormRule = Callable[[int], nn.Module]
 Activation = str | Callable[[Tensor], Tensor]
 
+MATRIX_UNITS = torch.cpu._is_amx_tile_supported()
+
 # --- multilayer perceptrons -----------------------------------------------------------------------
 
 
@@ -407,11 +409,24 @@ def attend(
     if allowed is not None:
         seen = allowed.any(-1, keepdim=True)
         allowed = allowed | ~seen  # a softmax over nothing is NaN, and so is its gradient
-    if softcap is None:
+    if softcap is None and _faster_wide(q, k):
+        with without_autocast(q):
+            y = _fused_attention(
+                q.float(), k.float(), v.float(), allowed, bias, scale, causal, dropout
+            ).to(q.dtype)
+    elif softcap is None:
         y = _fused_attention(q, k, v, allowed, bias, scale, causal, dropout)
     else:
         y = _plain_attention(q, k, v, allowed, bias, scale, causal, softcap, dropout)
     return y if seen is None else y.masked_fill(~seen, 0.0)
+
+
+def _faster_wide(q: Tensor, k: Tensor) -> bool:
+    """Whether bfloat16 is better attended to in float32: small heads and short texts with their
+    gradients, on CPUs without matrix units, are 1.2 to 4 times faster so (docs/log.md)."""
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or MATRIX_UNITS:
+        return False
+    return torch.is_grad_enabled() and q.shape[-1] <= 64 and max(q.shape[-2], k.shape[-2]) <= 256
 
 
 def _fused_attention(

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from addnorm import branches
 from addnorm.branches import (
     ACTIVATIONS,
     MLP,
@@ -34,6 +35,7 @@ from addnorm.branches import (
     GrowingCache,
     MultiHead,
     Parallel,
+    attend,
 )
 from addnorm.norms import LayerNorm, RMSNorm
 from addnorm.positions import ALiBi, AttentionPosition, RoPE
@@ -1313,6 +1315,41 @@ def test_plain_attention_is_wide(kind: str, weights: torch.dtype) -> None:
     assert seen.softmax == [torch.float32]
     assert seen.products == [torch.float32] * 2
     assert y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("heads", "tokens", "units", "grad", "wide"),
+    [
+        (64, 256, False, True, True),
+        (64, 256, True, True, False),
+        (64, 256, False, False, False),
+        (65, 256, False, True, False),
+        (64, 257, False, True, False),
+    ],
+)
+def test_short_attention_is_wide_where_that_is_faster(
+    heads: int,
+    tokens: int,
+    units: bool,
+    grad: bool,
+    wide: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On CPUs without matrix units, with gradients; under autocast as well. What it says then is
+    float32's answer for the same bfloat16 queries, keys and values, rounded once."""
+    monkeypatch.setattr(branches, "MATRIX_UNITS", units)
+    q, k, v = (
+        torch.randn(1, 2, n, heads, dtype=torch.bfloat16, requires_grad=True)
+        for n in (5, tokens, tokens)
+    )
+    allowed = torch.rand(1, 1, 5, tokens) < 0.5
+    bias = torch.randn(2, 5, tokens)
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16):
+        y = attend(q, k, v, allowed, bias, scale=0.1)
+    assert y.dtype == torch.bfloat16
+    want = attend(q.float(), k.float(), v.float(), allowed, bias, scale=0.1).bfloat16()
+    assert torch.equal(y, want) == wide
+    near(y.float(), want.float(), 0.02)
 
 
 # --- compiled, and built without memory -----------------------------------------------------------

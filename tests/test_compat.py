@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addnorm import compat
+from addnorm import compat, ops
 from addnorm.joins import Scaled
 from addnorm.models.transformer import EncoderDecoder
 from addnorm.norms import BatchNorm, LayerNorm
@@ -636,7 +636,8 @@ def test_copies_and_compiled_models_compute_the_same():
     twin.load_state_dict(ours.state_dict(), strict=True)  # the copy's hooks act on the copy
     assert torch.equal(twin(*xs), expected)
     compiled = torch.compile(ours, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(*xs), expected)
+    with ops.reference_only():  # which is what the compiler sees
+        assert torch.equal(compiled(*xs), ours(*xs))
 
 
 @pytest.mark.parametrize("scheme", [None, "deepnorm", "mix_ln(0.5)", "ngpt"])
