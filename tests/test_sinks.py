@@ -1,7 +1,9 @@
 """Where numbers go: every value as it was, whatever ended the run; and the optional sinks."""
 
+import errno
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,13 @@ from typing import Any
 import pytest
 
 from addnorm import train
+from addnorm.training import run as run_module
 from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.language import Language
 from addnorm.training.loop import Trainer
 from addnorm.training.recipes import Config
+from addnorm.training.run import Unwritten
 from addnorm.training.sinks import JSONLines, open_sinks, read, scalars
 from tests.test_training import small
 
@@ -35,6 +39,63 @@ def test_a_line_that_a_kill_cut_off(tmp_path: Path) -> None:
     sink.write({"step": 2, "loss": 2.0})
     sink.close()
     assert [r["loss"] for r in read(file)] == [1.0, 2.0]
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, named: str, room: list[int]) -> None:
+    """Of files whose name ends so, writes take ``room[0]`` bytes more, and then none."""
+    write = os.write
+
+    def limited(to: int, data: bytes) -> int:
+        if not os.readlink(f"/proc/self/fd/{to}").endswith(named):
+            return write(to, data)
+        if room[0] <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        n = write(to, data[: room[0]])
+        room[0] -= n
+        return n
+
+    monkeypatch.setattr(os, "write", limited)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="files by number need /proc")
+def test_a_full_disk_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, room = tmp_path / "metrics.jsonl", [20]
+    full_disk(monkeypatch, file.name, room)
+    sink = JSONLines(file)
+    for step in (1, 2):
+        with pytest.raises(OSError, match="No space left"):
+            sink.write({"step": step, "loss": float(step)})
+    room[0] = 1000
+    sink.write({"step": 3, "loss": 3.0})
+    sink.close()
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="files by number need /proc")
+@pytest.mark.parametrize("again", [True, False])
+def test_training_goes_on_beside_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], again: bool
+) -> None:
+    """Told once; every step is there if there was room before the end, and else the run fails."""
+    room = [0]
+    full_disk(monkeypatch, "metrics.jsonl", room)
+    write_samples = run_module._Session._write_samples
+
+    def room_again(self: Any, texts: list[str]) -> None:
+        room[0] = 10**6 if again else 0
+        write_samples(self, texts)
+
+    monkeypatch.setattr(run_module._Session, "_write_samples", room_again)
+    config = small(tmp_path, steps=4, eval_every=3)
+    if again:
+        assert train(config, out=tmp_path / "run").finished
+        lines = read(tmp_path / "run" / "metrics.jsonl")
+        assert [r["step"] for r in lines if "loss" in r] == [1, 2, 3, 4]
+    else:
+        with pytest.raises(Unwritten, match=r"step 4 is done and saved.*metrics\.jsonl"):
+            train(config, out=tmp_path / "run")
+    assert capsys.readouterr().out.count("No space left on device\ntraining goes on") == 1
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
 def test_the_last_line_of_a_step_counts(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def run(options: Options) -> int:
     from addnorm.training.loop import Diverged
     from addnorm.training.parallel import here
     from addnorm.training.parallel import stop as leave
-    from addnorm.training.run import Stopped, train
+    from addnorm.training.run import Stopped, Unwritten, train
 
     folder = options.resume or options.out
     try:
@@ -95,6 +95,8 @@ def run(options: Options) -> int:
         )
     except (ConfigError, DataError, WeightsError, SchemeError, CheckpointError) as error:
         raise Refusal(str(error)) from None
+    except Unwritten as error:
+        raise Refusal(str(error), status=1) from None
     except Diverged as error:
         raise Refusal(f"{error}\nThe checkpoints in {folder} are from before", status=1) from None
     except Stopped as stop:

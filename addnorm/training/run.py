@@ -19,8 +19,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -39,7 +40,7 @@ from addnorm.training.loop import Diverged, Outcome, Trainer
 from addnorm.training.loop_settings import Loop
 from addnorm.training.parallel import World, start
 from addnorm.training.recipes import Config
-from addnorm.training.sinks import Sink, installed, open_sinks
+from addnorm.training.sinks import JSONLines, Record, Sink, installed, open_sinks
 from addnorm.training.task import Task
 
 
@@ -60,6 +61,10 @@ class Stopped(Exception):
     def __init__(self, number: int, step: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number, self.step = number, step
+
+
+class Unwritten(Exception):
+    """The run came to its end, but not all that is to be told of it could be written."""
 
 
 def train(
@@ -161,6 +166,7 @@ class _Session:
         self.best: float | None = None
         self.saved = -1
         self.failure = ""
+        self.unwritten: set[str] = set()
         self.beside: dict[str, Any] = {}
         self.told: dict[str, Any] = config.to_json() if config else settings.to_json(loop)
 
@@ -169,7 +175,10 @@ class _Session:
         if resume:
             self._resume()
         if self.world.first:
-            self._write_config()
+            try:
+                self._write_config()
+            except OSError as error:
+                raise ConfigError(f"cannot write to {self.folder}: {error.strerror}") from None
             self.checkpoints.lock()
         self._announce()
         sinks = (
@@ -190,6 +199,11 @@ class _Session:
             raise
         finally:
             self._close(sinks)
+        if self.unwritten:
+            raise Unwritten(
+                f"step {self.trainer.done} is done and saved, but the disk of {self.folder} did "
+                f"not take all of {', '.join(sorted(self.unwritten))}"
+            )
         finished = self.trainer.done >= self.loop.steps
         return Run(self.folder, self.trainer.done, finished, self.metrics, self.best)
 
@@ -197,15 +211,13 @@ class _Session:
         trainer, loop = self.trainer, self.loop
         while trainer.done < min(loop.steps, until or loop.steps):
             record = self._one()
-            for sink in sinks:
-                sink.write(record)
+            self._record_in(sinks, record)
             self.display.step(record)
             number = self._agreed(asked())
             last = trainer.done == loop.steps
             if last or (loop.eval_every and trainer.done % loop.eval_every == 0):
                 evaluation = self._evaluate(last)
-                for sink in sinks:
-                    sink.write(evaluation)
+                self._record_in(sinks, evaluation)
                 self.display.evaluation(evaluation)
             due = loop.save_every and trainer.done % loop.save_every == 0
             if last or number or due or trainer.done == until:
@@ -293,13 +305,33 @@ class _Session:
         if last and self.world.first:
             self.beside = self.task.beside()
         if texts:
-            line = {"step": self.trainer.done, "samples": texts}
-            with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._written("samples.jsonl", partial(self._write_samples, texts))
             self.display.sample(texts[0])
         return {**self._place(), **found, "whole": last}
 
     # --- files ------------------------------------------------------------------------------------
+
+    def _written(self, what: str, write: Callable[[], object]) -> None:
+        """A full disk is told, once until it works again, and stops nothing."""
+        try:
+            write()
+        except OSError as error:
+            if what not in self.unwritten:
+                self.display.say(
+                    f"{self.folder / what} could not be written: {error.strerror or error}\n"
+                    "training goes on"
+                )
+            self.unwritten.add(what)
+        else:
+            self.unwritten.discard(what)
+
+    def _record_in(self, sinks: list[Sink], record: Record) -> None:
+        for sink in sinks:
+            self._written(sink.name, partial(sink.write, record))
+
+    def _write_samples(self, texts: list[str]) -> None:
+        with closing(JSONLines(self.folder / "samples.jsonl")) as samples:
+            samples.write({"step": self.trainer.done, "samples": texts})
 
     def _write_config(self) -> None:
         text = self.config.to_toml() if self.config else settings.to_toml(self.loop)
@@ -373,7 +405,7 @@ class _Session:
                 self.display.say(f"{again}\ntraining goes on; the next save is in its turn")
                 return
         self.saved = trainer.done
-        self._write_state()
+        self._written("run.json", self._write_state)
 
     def _save_divided(self, snapshot: Snapshot) -> None:
         """Each process its part; what goes wrong on one is known to all."""
@@ -386,7 +418,7 @@ class _Session:
             return
         self.saved = self.trainer.done
         if self.world.first:
-            self._write_state()
+            self._written("run.json", self._write_state)
 
     def _export(self, name: str, weights: Mapping[str, Tensor]) -> None:
         """The model in its users' format; where it is spread over processes, from whole tensors."""
@@ -467,21 +499,14 @@ class _Session:
     def _close(self, sinks: list[Sink]) -> None:
         """Whatever ended the run: its numbers are written, its last save is done, it is told."""
         for sink in sinks:
-            sink.close()
+            self._written(sink.name, sink.close)
         try:
             self.checkpoints.wait()
         finally:
             self.checkpoints.close()
             if self.world.first:
-                self._tell_all()
-
-    def _tell_all(self) -> None:
-        """run.json and the report; a full disk here must not hide how the run ended."""
-        try:
-            self._write_state()
-            report.write(self.folder)
-        except OSError as error:
-            self.display.say(f"the report could not be written: {error}")
+                self._written("run.json", self._write_state)
+                self._written("report.html", partial(report.write, self.folder))
 
 
 @contextmanager

@@ -20,7 +20,10 @@ Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """Takes records until it is closed."""
+    """Takes records until it is closed. An OSError stops nothing: the next record is offered."""
+
+    name: str
+    """What it writes, for messages."""
 
     def write(self, record: Record) -> None: ...
 
@@ -28,21 +31,29 @@ class Sink(Protocol):
 
 
 class JSONLines:
-    """``metrics.jsonl``, one object a line, appended to and flushed."""
+    """A file of one object a line, appended to at once. What the system does not take, because the
+    disk is full, is kept and goes before the next line."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file.open("a", encoding="utf-8")
-        if _cut_off(file):  # the line that a kill left
-            self._file.write("\n")
+        self.name = file.name
+        self._to = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._waiting = b"\n" if _cut_off(file) else b""  # the line that a kill left
 
     def write(self, record: Record) -> None:
         """One line."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._waiting += json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        self._flush()
 
     def close(self) -> None:
         """No more lines."""
-        self._file.close()
+        try:
+            self._flush()
+        finally:
+            os.close(self._to)
+
+    def _flush(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[os.write(self._to, self._waiting) :]
 
 
 def _cut_off(file: Path) -> bool:
@@ -58,6 +69,7 @@ class TensorBoard:
     given up for a checkpoint, is shown no more."""
 
     def __init__(self, folder: Path, first: int) -> None:
+        self.name = "tensorboard"
         writer = _imported("tensorboard").SummaryWriter
         self._writer: Any = writer(str(folder / "tensorboard"), purge_step=first)
 
@@ -76,6 +88,7 @@ class WeightsAndBiases:
     one there. The step is a number like the others, since wandb's own cannot go back."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        self.name = "wandb"
         wandb = _imported("wandb")
         name = folder / "wandb" / "run-id"
         name.parent.mkdir(exist_ok=True)
