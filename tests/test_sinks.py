@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from addnorm import train
+from addnorm.models import weights
 from addnorm.training import run as run_module
+from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.language import Language
@@ -96,6 +99,40 @@ def test_training_goes_on_beside_a_full_disk(
             train(config, out=tmp_path / "run")
     assert capsys.readouterr().out.count("No space left on device\ntraining goes on") == 1
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_a_model_that_found_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """safetensors has an error of its own for it; whatever else goes wrong then is told as well."""
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(Unwritten, match="did not take all of best, model"):
+        train(small(tmp_path, steps=4, eval_every=2, save_every=2), out=tmp_path / "run")
+    told = capsys.readouterr().out
+    for name in ("model", "best"):
+        said = f"{tmp_path / 'run' / name} could not be written: I/O error: No space left"
+        assert told.count(said) == 1
+    assert [f.name for f in (tmp_path / "run" / "checkpoints").glob("step-*")]
+
+
+def test_what_ended_a_run_is_not_hidden_by_what_failed_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_room(self: Any) -> None:
+        raise CheckpointError("step 2 could not be saved")
+
+    def broken(self: Any, last: bool) -> None:
+        monkeypatch.setattr(Checkpoints, "wait", no_room)
+        raise ZeroDivisionError("the first to go wrong")
+
+    monkeypatch.setattr(run_module._Session, "_evaluate", broken)
+    with pytest.raises(ZeroDivisionError, match="the first"):
+        train(small(tmp_path, steps=4, eval_every=2), out=tmp_path / "run")
+    assert "step 2 could not be saved" in capsys.readouterr().out
 
 
 def test_the_last_line_of_a_step_counts(tmp_path: Path) -> None:

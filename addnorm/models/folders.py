@@ -290,6 +290,8 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
         for file in written:
             file.replace(folder / file.name)
         sync(folder)
+    except SafetensorError as error:  # the disk is full, say, in safetensors' words
+        raise WeightsError(f"{folder} could not be written: {error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -194,11 +194,14 @@ class _Session:
         try:
             with _signals() as asked, self.display.training(self.loop.steps, self.trainer.done):
                 self._steps(sinks, asked, until)
-        except (Diverged, Stopped) as error:
-            self.failure = str(error)
+        except BaseException as error:
+            self.failure = str(error) if isinstance(error, Diverged | Stopped) else repr(error)
+            try:
+                self._close(sinks)
+            except CheckpointError as other:  # of the save before; what ended the run is told
+                self.display.say(str(other))
             raise
-        finally:
-            self._close(sinks)
+        self._close(sinks)
         if self.unwritten:
             raise Unwritten(
                 f"step {self.trainer.done} is done and saved, but the disk of {self.folder} did "
@@ -315,12 +318,12 @@ class _Session:
         """A full disk is told, once until it works again, and stops nothing."""
         try:
             write()
-        except OSError as error:
+        except (OSError, folders.WeightsError) as error:
+            told = str(error)
+            if isinstance(error, OSError):
+                told = f"{self.folder / what} could not be written: {error.strerror or error}"
             if what not in self.unwritten:
-                self.display.say(
-                    f"{self.folder / what} could not be written: {error.strerror or error}\n"
-                    "training goes on"
-                )
+                self.display.say(f"{told}\ntraining goes on")
             self.unwritten.add(what)
         else:
             self.unwritten.discard(what)
@@ -430,10 +433,7 @@ class _Session:
             model = self.task.model()
             torch.set_rng_state(state)
             model.load_state_dict(weights)
-        try:
-            self.task.save(model, self.folder / name)
-        except (OSError, folders.WeightsError) as error:
-            self.display.say(f"{self.folder / name} could not be written: {error}")
+        self._written(name, partial(self.task.save, model, self.folder / name))
 
     def _loaded(self) -> Snapshot:
         if self.world.first:
