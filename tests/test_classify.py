@@ -1,6 +1,7 @@
 """A second task on the same loop: classifying texts of a folder."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def config(folder: Path) -> Config:
         val_fraction=0.25,
         dropout=0.1,
         model=ClassifierConfig(
-            vocab_size=1, classes=1, context_length=32, dim=16, n_layers=1, n_heads=2
+            vocab_size=1, classes=1, context_length=32, dim=16, n_layers=1, n_heads=2, pairs=99
         ),
     )
     return Config(
@@ -180,16 +181,57 @@ def test_shares_are_checked(key: str, value: float, told: str) -> None:
         Classify(**{key: value})
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_nothing(side: str) -> None:
-    config = ClassifierConfig(vocab_size=11, classes=3, context_length=12, dim=8, n_heads=2)
-    model = stir(TextClassifier(config)).double().eval()
-    ids = torch.tensor([[1, 5, 7, 2]])
+def tiny(**changes: Any) -> TextClassifier:
+    config = ClassifierConfig(
+        vocab_size=11, classes=3, context_length=12, dim=8, n_heads=2, **changes
+    )
+    return stir(TextClassifier(config)).double().eval()
+
+
+@pytest.mark.parametrize("pairs", [0, 50])
+@pytest.mark.parametrize("places", [[3, 4, 5, 6], [0, 1, 2, 3], [1, 2, 5, 6]])
+def test_padding_changes_nothing(places: list[int], pairs: int) -> None:
+    """Before, after and between."""
+    model, ids = tiny(pairs=pairs), torch.tensor([[1, 5, 7, 2]])
     alone = model(ids, torch.ones_like(ids, dtype=torch.bool))
-    pad = (3, 0) if side == "left" else (0, 3)
-    padded = F.pad(ids, pad, value=9)
-    valid = F.pad(torch.ones_like(ids, dtype=torch.bool), pad)
+    padded, valid = torch.full((1, 7), 9), torch.zeros(1, 7, dtype=torch.bool)
+    padded[:, places], valid[:, places] = ids, True
     torch.testing.assert_close(model(padded, valid), alone, rtol=1e-12, atol=1e-12)
+
+
+def test_a_text_without_a_token_has_an_answer() -> None:
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    assert tiny()(ids, torch.zeros_like(ids, dtype=torch.bool)).isfinite().all()
+
+
+def test_pairs_tell_the_order_of_neighbours() -> None:
+    """Two texts of the same tokens, whose positions say nothing: only pairs tell them apart."""
+    texts = torch.tensor([[1, 2, 3, 4], [1, 3, 2, 4]])
+    for pairs, alike in ((0, True), (1000, False)):
+        model = tiny(pairs=pairs)
+        with torch.no_grad():
+            model.positions.weight.zero_()
+        a, b = model(texts, torch.ones_like(texts, dtype=torch.bool))
+        assert torch.allclose(a, b, atol=1e-12) == alike
+
+
+def test_the_largest_value_of_each_feature_counts() -> None:
+    """One token that stands out is seen however long the text: head = identity of the maxima."""
+    model = tiny()
+    seen = []
+    model.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    stacked = torch.randn(1, 5, 8, dtype=torch.float64)
+    model.stack.forward = lambda h, ctx: stacked  # type: ignore[misc]
+    valid = torch.tensor([[True, True, False, True, True]])
+    model(torch.ones(1, 5, dtype=torch.long), valid)
+    real = stacked[:, valid[0]]
+    torch.testing.assert_close(seen[0], torch.cat([real.mean(1), real.amax(1)], -1))
+
+
+@pytest.mark.parametrize("pairs", [-1, 2.5, True])
+def test_pairs_are_a_number(pairs: Any) -> None:
+    with pytest.raises(ValueError, match="pairs must be a whole number of at least 0"):
+        ClassifierConfig(vocab_size=11, classes=3, pairs=pairs)
 
 
 def test_texts_are_held_out_by_what_they_are(folder: Path) -> None:

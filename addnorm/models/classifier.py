@@ -1,11 +1,14 @@
 """A text classifier: tokens and positions, an encoder on any scheme, the mean, a linear head.
 
-    ids ──▶ tokens + positions ──▶ Stack([attention, MLP] * n_layers) ──▶ mean of real tokens
-        ──▶ head ──▶ logits (B, classes)
+    ids ──▶ tokens + pairs + positions ──▶ Stack([attention, MLP] * n_layers) ──▶ mean and maximum
+        over real tokens ──▶ head ──▶ logits (B, classes)
 
 Every token sees every real one. The mean over tokens stands for the text, as in fastText (Joulin et
-al. 2017, arXiv 1607.01759) and most sentence encoders; it needs no token of its own. A text longer
-than the context is judged by windows of it.
+al. 2017, arXiv 1607.01759) and most sentence encoders, and beside it the largest value of each
+feature (Collobert et al. 2011, arXiv 1103.0398), in which one telling word is not diluted by all
+the others. Each pair of neighbours may have a row in a table, shared by pairs of the same hash, as
+fastText has it: few texts suffice for what a phrase alone tells. A text longer than the context is
+judged by windows of it.
 """
 
 import dataclasses
@@ -43,6 +46,7 @@ class ClassifierConfig:
     dim: int = 128
     n_layers: int = 2
     n_heads: int = 4
+    pairs: int = 0  # rows of the table of neighbours; 0: there is none
     scheme: str = "pre_norm"
     dropout: float = 0.0
 
@@ -51,6 +55,8 @@ class ClassifierConfig:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if type(self.pairs) is not int or self.pairs < 0:
+            raise ValueError(f"pairs must be a whole number of at least 0, got {self.pairs!r}")
         if self.dim % self.n_heads:
             raise ValueError(f"{self.n_heads} heads do not divide the width {self.dim}")
         if not 0.0 <= self.dropout < 1.0:
@@ -65,22 +71,44 @@ class TextClassifier(nn.Module):
         super().__init__()
         c = self.config = config
         self.tokens = nn.Embedding(c.vocab_size, c.dim)
+        self.pairs = nn.Embedding(c.pairs, c.dim) if c.pairs else None
         self.positions = Learned(c.context_length, c.dim)
         self.stack = encoder(
-            c.dim, c.n_heads, c.n_layers, schemes.parse(c.scheme), dropout=c.dropout
+            c.dim,
+            c.n_heads,
+            c.n_layers,
+            schemes.parse(c.scheme),
+            dropout=c.dropout,
+            attention_dropout=0.0,
         )
-        self.head = nn.Linear(c.dim, c.classes)
+        self.head = nn.Linear(2 * c.dim, c.classes)
         nn.init.normal_(self.tokens.weight, std=0.02)
+        if self.pairs is not None:
+            nn.init.zeros_(self.pairs.weight)  # most are rare: they begin as what their tokens are
         nn.init.zeros_(self.head.bias)
 
     def forward(self, ids: Tensor, valid: Tensor) -> Tensor:
         """Padding may be anywhere; positions count real tokens."""
         place = (valid.cumsum(1) - 1).clamp(min=0)  # (B, T)
         h = self.tokens(ids) + self.positions(place)
+        if self.pairs is not None:
+            h = h + self.pairs(self._pair(ids, valid))
         h = F.dropout(h, self.config.dropout, self.training)
         h = self.stack(h, Context(valid=valid))  # (B, T, D)
-        real = valid.to(h.dtype)[..., None]
-        return self.head((h * real).sum(1) / real.sum(1).clamp(min=1.0))
+        h = h.masked_fill(~valid[..., None], 0.0)
+        mean = h.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+        most = h.masked_fill(~valid[..., None], torch.finfo(h.dtype).min).amax(1)
+        most = most.masked_fill(~valid.any(1, keepdim=True), 0.0)
+        return self.head(torch.cat([mean, most], -1))
+
+    def _pair(self, ids: Tensor, valid: Tensor) -> Tensor:
+        """(B, T): the row of each token and the real one before it."""
+        place = torch.arange(ids.shape[1], device=ids.device).where(valid, -1)
+        before = F.pad(place.cummax(1).values, (1, -1), value=-1)  # (B, T), -1: none
+        first = self.config.vocab_size  # stands before every text
+        left = torch.where(before < 0, first, ids.gather(1, before.clamp(min=0)))
+        mixed = left * 0x9E3779B1 + ids * 0x85EBCA77  # Knuth's and another odd multiplier
+        return (mixed ^ (mixed >> 15)) % self.config.pairs
 
     def after_step(self, step: int) -> None:
         """Call after every optimizer step; ``step`` counts from 1."""

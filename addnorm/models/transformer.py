@@ -17,13 +17,15 @@ from addnorm.stream import Cache, Context, Make, Scheme, Stack
 
 
 class Options(TypedDict, total=False):
-    """What encoder and decoder share. ``hidden`` is 4 * dim unless given."""
+    """What encoder and decoder share. ``hidden`` is 4 * dim unless given, ``attention_dropout``,
+    that of the attention's weights, ``dropout``: above 0 it keeps CPUs from fused attention."""
 
     hidden: int | None
     norm: Callable[[int], nn.Module]
     activation: str
     bias: bool
     dropout: float
+    attention_dropout: float
     position: AttentionPosition | None
 
 
@@ -131,8 +133,12 @@ class EncoderDecoder(nn.Module):
 def _makes(
     dim: int, n_heads: int, *, causal: bool, **options: Unpack[Options]
 ) -> tuple[Make, Make, Make]:
-    heads: Heads = {"bias": options.get("bias", True)}
-    heads["dropout"] = heads["out_dropout"] = options.get("dropout", 0.0)
+    bias, dropout = options.get("bias", True), options.get("dropout", 0.0)
+    heads: Heads = {
+        "bias": bias,
+        "dropout": options.get("attention_dropout", dropout),
+        "out_dropout": dropout,
+    }
     position = options.get("position")
     attention = partial(Attention, dim, n_heads, causal=causal, position=position, **heads)
     mlp = partial(
@@ -140,8 +146,8 @@ def _makes(
         dim,
         options.get("hidden") or 4 * dim,
         options.get("activation", "gelu"),
-        bias=heads["bias"],
-        dropout=heads["dropout"],
-        out_dropout=heads["out_dropout"],
+        bias=bias,
+        dropout=dropout,
+        out_dropout=dropout,
     )
     return attention, partial(CrossAttention, dim, n_heads, **heads), mlp

@@ -38,7 +38,7 @@ class Classify:
     rows_per_step: int = 32
     """Texts in one optimizer step, over all micro-batches and processes."""
     dropout: float = 0.1
-    """In embeddings, attention and branches."""
+    """In embeddings and branches."""
     token_dropout: float = 0.3
     """The mean share of a text's tokens left out, others each time: few texts go further."""
     label_smoothing: float = 0.1

@@ -179,7 +179,9 @@ def classify_text() -> Config:
             data="texts",
             tokenizer="bpe:8192",
             rows_per_step=32,
-            model=ClassifierConfig(vocab_size=1, classes=1, dim=128, n_layers=2, n_heads=4),
+            model=ClassifierConfig(
+                vocab_size=1, classes=1, dim=128, n_layers=2, n_heads=4, pairs=65536
+            ),
         ),
         loop=Loop(steps=800, lr=1e-3, warmup=60, eval_every=100, save_every=200),
     )
