@@ -422,11 +422,12 @@ def attend(
 
 
 def _faster_wide(q: Tensor, k: Tensor) -> bool:
-    """Whether bfloat16 is better attended to in float32: small heads and short texts with their
+    """Whether bfloat16 is better attended to in float32: short texts and small heads with their
     gradients, on CPUs without matrix units, are 1.2 to 4 times faster so (docs/log.md)."""
     if q.dtype != torch.bfloat16 or q.device.type != "cpu" or MATRIX_UNITS:
         return False
-    return torch.is_grad_enabled() and q.shape[-1] <= 64 and max(q.shape[-2], k.shape[-2]) <= 256
+    tokens = max(q.shape[-2], k.shape[-2])
+    return torch.is_grad_enabled() and q.shape[-1] <= 64 and tokens * q.shape[-1] <= 128 * 64
 
 
 def _fused_attention(

@@ -179,11 +179,12 @@ def classify_text() -> Config:
             data="texts",
             tokenizer="bpe:8192",
             rows_per_step=32,
+            token_dropout=0.4,
             model=ClassifierConfig(
                 vocab_size=1, classes=1, dim=128, n_layers=2, n_heads=4, pairs=65536
             ),
         ),
-        loop=Loop(steps=800, lr=1e-3, warmup=60, eval_every=100, save_every=200),
+        loop=Loop(steps=1200, lr=1e-3, warmup=60, eval_every=200, save_every=200),
     )
 
 
