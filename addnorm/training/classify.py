@@ -117,7 +117,7 @@ class ClassifyTask(Task):
         own = -(-size // processes)
         batch = own * longest * 9
         batch += min(micro_rows or own, own) * longest * 4 * 2 * c.n_layers * c.dim
-        names = ("context_length", "dim", "n_layers")
+        names = ("context_length", "dim", "n_layers", "pairs")
         because = ", ".join(f"model.{n}={getattr(c, n)}" for n in names)
         because += f", rows_per_step={size}, micro_rows={micro_rows}"
         return Needs(parameters, trained, c.n_layers * MODULES, batch, because)
