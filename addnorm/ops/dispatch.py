@@ -257,11 +257,9 @@ class _Fused(torch.autograd.Function):
         stream = x if stream is None else stream
         if dy is None:
             dy = torch.zeros_like(stream, dtype=ctx.dtype)
-        again = torch.is_grad_enabled()
+        gradients = _differentiated if torch.is_grad_enabled() else ctx.kernel.backward
         with without_autocast(stream):
-            d, dweight, dbias = (_differentiated if again else ctx.kernel.backward)(
-                dy, dstream, stream, tuple(saved), weight, bias, ctx.spec
-            )
+            d, dweight, dbias = gradients(dy, dstream, stream, tuple(saved), weight, bias, ctx.spec)
         needs = ctx.needs_input_grad
         wide = accumulate_dtype(d)
         dx = scaled(gain, d, wide).to(ctx.dtype) if needs[3] else None
@@ -296,19 +294,18 @@ def _differentiated(
     bias: Tensor | None,
     spec: Spec,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A ``Kernel.backward`` by the reference, which is differentiable again in grad mode.
+    """A ``Kernel.backward`` by the reference, differentiable again.
 
     Taken with respect to views: the stream itself was made from weight and bias, and the search
     for their gradients would go on through it, into the backward that asks here.
     """
-    again = torch.is_grad_enabled()
     with torch.enable_grad():
         s = stream.view_as(stream) if stream.requires_grad else stream.detach().requires_grad_()
         w = None if weight is None else weight.view_as(weight)
         b = None if bias is None else bias.view_as(bias)
         normed = normalize(s, w, b, **spec._asdict(), dtype=dy.dtype)
     wanted = [t for t in (s, w, b) if t is not None and t.requires_grad]
-    grads = iter(torch.autograd.grad(normed, wanted, dy, create_graph=again))
+    grads = iter(torch.autograd.grad(normed, wanted, dy, create_graph=True))
     d = next(grads)
     d = d if dstream is None else d + dstream
     dweight = next(grads) if w is not None and w.requires_grad else None

@@ -18,7 +18,6 @@ from torch.autograd import forward_ad
 from addnorm.ops.dispatch import Call, Kernel, Made, Spec
 from addnorm.ops.reference import accumulate_dtype, least_square, limit, settle
 
-Saved = tuple[Tensor, ...]
 MEAN = 4.0  # of a row, in its standard deviations
 
 
@@ -55,7 +54,7 @@ def forward(call: Call) -> Made | str:
         y, mean, r = torch.native_layer_norm(s, s.shape[-1:], weight, bias, eps)
         if not bool((mean.abs() * r).amax() <= MEAN):
             return "a row's mean is far above its spread"
-        saved: Saved = (mean, r)
+        saved: tuple[Tensor, ...] = (mean, r)
     else:
         r = torch.rsqrt((s * s).mean(-1, keepdim=True) + eps)  # (..., 1)
         y = s * r
@@ -73,7 +72,7 @@ def backward(
     dy: Tensor,
     dstream: Tensor | None,
     stream: Tensor,
-    saved: Saved,
+    saved: tuple[Tensor, ...],
     weight: Tensor | None,
     bias: Tensor | None,
     spec: Spec,
