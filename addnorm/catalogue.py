@@ -20,13 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from addnorm.branches import MLP, Attention
+from addnorm.errors import Mendable
 from addnorm.norms import Norm
 from addnorm.stream import Scheme, Site, Stack, Sublayer, Wiring
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class SchemeError(ValueError):
+class SchemeError(Mendable):
     """A text that names no scheme, or a scheme that cannot be built as asked."""
 
 

@@ -20,6 +20,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, final
 
+from addnorm.errors import Mendable
+
 __all__ = ["DataError", "Source", "Texts", "open_source"]
 
 SEPARATOR = "<|endoftext|>"
@@ -47,7 +49,7 @@ PROBE = 8000  # bytes at the start of a file in which a zero byte says that it i
 NOT_STDLIB = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
 
 
-class DataError(ValueError):
+class DataError(Mendable):
     """Text or a prepared data set that cannot be used; the message says why and what to do."""
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.data.tokenizer import Tokenizer
+from addnorm.errors import Mendable
 from addnorm.models import folders
 from addnorm.models.gpt import GPT
 
@@ -36,7 +37,7 @@ Tell = Callable[[str], None]
 """Is told what is being done, for what may take a while."""
 
 
-class ExportError(ValueError):
+class ExportError(Mendable):
     """What was asked cannot be written; the message says why, and nothing was written."""
 
 

@@ -31,13 +31,15 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from addnorm.errors import Mendable
+
 MOST_STATES = 10_000  # of an automaton; each costs a kilobyte, and time to find its tokens
 Ranges = tuple[tuple[int, int], ...]  # of code points, inclusive, ascending, apart
 LAST = 0x10FFFF
 NEVER = np.iinfo(np.int64).max
 
 
-class RegexError(ValueError):
+class RegexError(Mendable):
     """An expression that is wrong, or that needs more than a finite automaton."""
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from addnorm.errors import Mendable
 from addnorm.linting.inputs import CannotMakeInputs, inputs_from, make_inputs
 from addnorm.linting.subject import Inputs, enliven, left_alone
 from addnorm.observe import Op, Trace, Value, record
@@ -29,7 +30,7 @@ LEAST = 1e4
 """And from so many units of the dtype on: sums in another order, through a few dozen layers."""
 
 
-class NotComparable(ValueError):
+class NotComparable(Mendable):
     """The two cannot be run on the same inputs; says why."""
 
 

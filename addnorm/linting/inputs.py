@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from addnorm.errors import Mendable
 from addnorm.linting.roles import (
     FEATURES,
     MASK,
@@ -39,7 +40,7 @@ SECONDS = 30.0  # for all attempts together
 ATTEMPTS = 400
 
 
-class CannotMakeInputs(ValueError):
+class CannotMakeInputs(Mendable):
     """No call of the model was found that runs; says what was tried."""
 
 

@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+from addnorm.errors import Mendable
+
 RULES: dict[str, str] = {
     # norms by themselves
     "norm-not-normalizing": "what is called a norm does not normalize",
@@ -61,7 +63,7 @@ RULES: dict[str, str] = {
 _PAGES = Path(__file__).parent / "pages"
 
 
-class UnknownRule(ValueError):
+class UnknownRule(Mendable):
     """No rule is called so; the message names the nearest ones."""
 
 

@@ -20,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from addnorm.errors import Mendable
+
 CONFIG = "config.json"
 CHECKSUMS = "addnorm_checksums.json"
 SAFETENSORS = "model.safetensors"
@@ -31,7 +33,7 @@ TOKENIZERS = (CARD, "characters.json", "tokenizer.json", "vocab.json", "added_to
 BESIDE_A_TOKENIZER = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
-class WeightsError(ValueError):
+class WeightsError(Mendable):
     """A folder that cannot be loaded or written as asked; the message says what and where."""
 
 

@@ -35,6 +35,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from addnorm.errors import Mendable
 from addnorm.models.folders import digest, sync
 from addnorm.training.divided import Parts, write
 from addnorm.training.parallel import World
@@ -62,7 +63,7 @@ DTYPES = {
 """What can be saved, and what safetensors calls it."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(Mendable):
     """A checkpoint that cannot be written or read; the message says what, where and what to do."""
 
 

@@ -21,12 +21,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from addnorm.errors import Mendable
+
 Settings = TypeVar("Settings")
 HIDDEN = "hidden"
 """Metadata of a field that holds settings: names in them that are not the user's to set."""
 
 
-class ConfigError(ValueError):
+class ConfigError(Mendable):
     """A setting that is not understood; the message says which and what was expected."""
 
 
