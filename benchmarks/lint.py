@@ -9,8 +9,7 @@ models, a finding counts as a false alarm unless the model really has that defec
 ``known`` then says. "Unknown" is a miss on a fault.
 
 Exit status 1 if a target is missed: recall of 95 % on the seen faults, at most 5 % unknown on
-correct models, no false alarm that is an error. The recall on the unseen ones has no target; it is
-what to expect of models that nobody has tuned a rule for.
+correct models, no false alarm that is an error. The recall on the unseen ones has no target.
 """
 
 import argparse
@@ -44,6 +43,12 @@ UNSEEN = "benchmarks.lint_faults_unseen"
 RECALL, UNKNOWN = 0.95, 0.05
 SEVERITIES = ("error", "warning", "note")
 FOREIGN = ("hf_", "torch_", "x_")
+ELSEWHERE = (
+    "A set of faults and correct models was written elsewhere and not shown to the authors of the"
+    " rules. On it, lint at commit 4a36125 found 79 % of 173 faults, and reported an error on 14 of"
+    " 197 correct models (7 %). Expect that of a model that is new to lint, and not the figures"
+    " below."
+)
 FIRST_LOOK = (
     "Of 71 faults that nobody had looked at while the first rules were made, 58 were found at first"
     " sight (81.7 %); they are among the seen ones since."
@@ -328,6 +333,7 @@ def page(result: dict[str, Any]) -> str:
             " there, and what stands there now."
         ),
     ]
+    lines += ["## On models from elsewhere", "", *_paragraph(ELSEWHERE)]
     alarms = (result["controls"] or {}).get("alarms", {})
     for kind, title in (("seen", "The seen faults"), ("unseen", "The unseen third")):
         if kind not in recall:
@@ -345,7 +351,7 @@ def page(result: dict[str, Any]) -> str:
             lines += [
                 *_paragraph(
                     "Nobody looked at these while the rules were made, and their hosts have no part"
-                    " in the rest: this is what to expect of a model that is new to lint. The"
+                    " in the rest; but they were written in this project, for these rules. The"
                     " first run found 93 of 99 (93.9 %), with one false alarm that was an error"
                     " (docs/log.md); that alarm and one of the six have been looked at since."
                 ),
@@ -388,12 +394,14 @@ def _control_lines(controls: dict[str, Any], alarms: dict[str, Any]) -> list[str
     lines = [
         "## Correct models",
         "",
-        f"{controls['count']} correct models. Those with a false alarm that is an error:",
-        f"{some['error']}; a warning: {some['warning']}; a note: {some['note']}. Undecided:",
-        f"{controls['unknown']:.1%} of {controls['asked']} questions (a rule asked of a model).",
-        f"Seconds for a model, on one thread: median {controls['median seconds']:.1f}, worst"
-        f" {controls['worst seconds']:.1f} ({controls['slowest']}).",
-        "",
+        *_paragraph(
+            f"{controls['count']} correct models, beside which the rules were tuned: no estimate"
+            f" for other models. Those with a false alarm that is an error: {some['error']}; a"
+            f" warning: {some['warning']}; a note: {some['note']}. Undecided:"
+            f" {controls['unknown']:.1%} of {controls['asked']} questions (a rule asked of one)."
+            f" Seconds for a model, on one thread: median {controls['median seconds']:.1f}, worst"
+            f" {controls['worst seconds']:.1f} ({controls['slowest']})."
+        ),
     ]
     if alarms:
         lines += [
