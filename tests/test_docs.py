@@ -49,6 +49,42 @@ def test_the_table_of_schemes_is_the_register() -> None:
     assert listed[: len(schemes.names())] == schemes.names()
 
 
+FROM_TEN = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+NUMBERS = f"zero one two three four five six seven eight nine {FROM_TEN}"
+CHINESE = "一二三四五六七八九十"  # up to 十九, where they add up
+
+
+def number(word: str) -> int:
+    """Of a word in English or Chinese."""
+    if word.isascii():
+        return NUMBERS.split().index(word.lower())
+    return sum(CHINESE.index(c) + 1 for c in word.replace("两", "二"))
+
+
+def counted(name: str, pattern: str) -> list[int]:
+    """The number words that a document has where the pattern has its groups."""
+    text = " ".join((ROOT / name).read_text().split())
+    found = re.search(pattern, text)
+    assert found, f"{name} does not count the designs"
+    return [number(word) for word in found.groups()]
+
+
+def test_the_documents_count_the_designs() -> None:
+    """What the register itself calls an ablation is no published design."""
+    papers = [entry(name).paper for name in schemes.names()]
+    ablations = sum(paper.startswith("an ablation") for paper in papers)
+    published = len(papers) - ablations
+    every = [len(papers), published, ablations]
+    readme = r"(\w+) published designs run on one stack, and (\w+) ablations"
+    assert counted("README.md", readme) == [published, ablations]
+    chinese = r"(\w{1,2})种已发表的设计和(\w)种消融"
+    assert counted("README.zh-CN.md", chinese) == [published, ablations]
+    listed = r"(\w+) are named, (\w+) published designs and (\w+) ablations"
+    assert counted("docs/schemes.md", listed) == every
+    changes = r"(\w+) named schemes \((\w+) published designs, (\w+) ablations\)"
+    assert counted("CHANGELOG.md", changes) == every
+
+
 def test_the_picture_of_the_house_names_every_room() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     for path in (ROOT / "addnorm").iterdir():
