@@ -1,6 +1,7 @@
 """The documents hold: their code runs, their tables are the register's, their links lead on."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,29 @@ def test_the_documents_count_the_designs() -> None:
     assert counted("docs/schemes.md", listed) == every
     changes = r"(\w+) named schemes \((\w+) published designs, (\w+) ablations\)"
     assert counted("CHANGELOG.md", changes) == every
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    """Whoever is told to install one must find it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    sources = [path for room in ("addnorm", "tests") for path in (ROOT / room).rglob("*.py")]
+    named = {
+        extra
+        for path in [*DOCUMENTS, *sources, ROOT / "pyproject.toml"]
+        for extras in re.findall(r"addnorm\[([\w,]+)\]", path.read_text())
+        for extra in extras.split(",")
+    }
+    assert {"hf", "export", "log", "data", "dev"} <= named
+    assert named <= set(project["optional-dependencies"])
+
+
+def test_nobody_is_sent_to_an_index_that_has_no_addnorm() -> None:
+    """Before the first release the name is free there, and anybody's to take."""
+    released = re.search(r"^## \[\d", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    told = [
+        path.name for path in DOCUMENTS if re.search(r"pip install addnorm\b", path.read_text())
+    ]
+    assert released or not told
 
 
 def test_the_picture_of_the_house_names_every_room() -> None:

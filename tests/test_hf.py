@@ -585,7 +585,7 @@ def test_new_tokens_keep_the_schemes_constraint() -> None:
 
 @pytest.fixture
 def peft() -> Any:
-    return pytest.importorskip("peft", reason="peft is not installed: pip install 'addnorm[peft]'")
+    return pytest.importorskip("peft", reason="peft is not installed: pip install peft")
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
