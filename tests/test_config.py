@@ -96,6 +96,8 @@ def test_a_file_that_is_no_file_of_settings(tmp_path: Path) -> None:
     file.write_text("steps 5")
     with pytest.raises(ConfigError, match="is not TOML"):
         settings.from_toml(file)
+    file.write_text("\ufeffsteps = 5\n", encoding="utf-8")  # as editors on Windows save it
+    assert settings.from_toml(file) == {"steps": 5}
     with pytest.raises(ConfigError, match="'steps' is not key=value"):
         settings.from_assignments(["steps"])
     assert settings.from_assignments(["a=1", "a=2", "b = c=d"]) == {"a": "2", "b": "c=d"}

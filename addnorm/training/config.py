@@ -13,7 +13,6 @@ import inspect
 import json
 import math
 import textwrap
-import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -21,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from addnorm import reading
 from addnorm.errors import Mendable
 
 Settings = TypeVar("Settings")
@@ -77,12 +77,7 @@ def from_assignments(words: Sequence[str]) -> dict[str, str]:
 
 def from_toml(file: Path) -> dict[str, Any]:
     """The keys of a TOML file, tables as dotted keys."""
-    try:
-        tree = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {file}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file} is not TOML: {error}") from None
+    tree = reading.toml_file(file, ConfigError)
 
     def flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():

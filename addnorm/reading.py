@@ -1,0 +1,239 @@
+"""Files that others wrote, read through one door.
+
+A file may be missing, a folder, somebody else's, cut short, in another encoding, nested without
+end. Whatever keeps it from being read leaves here as a ``Mendable`` that names the file and what to
+do, of the class ``kind`` that the caller promises to its own callers. A byte order mark is no part
+of a text, and a line ends at a newline and nowhere else.
+"""
+
+import codecs
+import errno
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, final
+
+from addnorm.errors import Mendable
+
+AGAIN = "copy or download it again"
+DEEPEST = 100  # lists and objects inside each other; no file that means something comes near
+POINTER = "version https://git-lfs"
+"""What Git LFS leaves where a large file was not fetched begins so."""
+REMEDIES = {
+    errno.EACCES: "give yourself the right to read it, or copy it",
+    errno.EPERM: "give yourself the right to read it, or copy it",
+    errno.EIO: "copy it from elsewhere, and check the disk",
+}
+WORDS: Mapping[type, str] = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    NoneType: "null",
+}
+"""What JSON holds, in words."""
+
+Value = TypeVar("Value")
+
+
+class Unreadable(Mendable):
+    """A file that is not there, may not be read, or is not what it should be."""
+
+
+# --- paths ----------------------------------------------------------------------------------------
+
+
+def place(word: str | os.PathLike[str], kind: type[Mendable] = Unreadable) -> Path:
+    """Where a path points, with the home folder for a ``~``. Nothing need be there, but it can be
+    asked whether something is."""
+    try:
+        path = Path(word).expanduser()
+        path.exists()
+    except (RuntimeError, OSError) as error:  # no such user; a name too long, a folder of others
+        raise kind(f"{word} cannot be looked for: {error}") from None
+    return path
+
+
+@contextmanager
+def system_errors(
+    path: str | os.PathLike[str], kind: type[Mendable] = Unreadable, doing: str = "read"
+) -> Iterator[None]:
+    """Within it, what the system refuses to do with a path is a ``kind``."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise kind(f"cannot {doing} {where}: {_reason(where, error, doing)}") from None
+
+
+def _reason(path: Any, error: OSError, doing: str) -> str:
+    """Why, and what to do where that does not go without saying."""
+    if isinstance(error, FileNotFoundError) and os.path.islink(path):
+        return f"it is a link to {os.readlink(path)}, which is not there"
+    if doing == "read" and os.path.isdir(path):
+        return "it is a folder, and a file is expected"
+    why = error.strerror or str(error) or type(error).__name__
+    remedy = REMEDIES.get(error.errno or 0) if doing == "read" else None
+    return why if remedy is None else f"{why}: {remedy}"
+
+
+# --- texts ----------------------------------------------------------------------------------------
+
+
+def raw(file: Path, kind: type[Mendable] = Unreadable) -> bytes:
+    """All bytes of a file."""
+    with system_errors(file, kind):
+        return file.read_bytes()
+
+
+def text(file: Path, kind: type[Mendable] = Unreadable) -> str:
+    """A file of UTF-8."""
+    return Decoder(file, kind).decode(raw(file, kind), final=True)
+
+
+def lines(file: Path, kind: type[Mendable] = Unreadable) -> list[str]:
+    """Its lines, without their ends. Texts may hold the other characters that ``str.splitlines``
+    cuts at."""
+    content = text(file, kind).removesuffix("\n")
+    return [line.removesuffix("\r") for line in content.split("\n")] if content else []
+
+
+@final
+class Decoder:
+    """UTF-8 in pieces, without the byte order mark; an error says which byte of ``where``."""
+
+    def __init__(
+        self,
+        where: str | os.PathLike[str],
+        kind: type[Mendable] = Unreadable,
+        hint: str = "convert the file first",
+    ) -> None:
+        self._where, self._kind, self._hint = where, kind, hint
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._done, self._begun = 0, False
+
+    def decode(self, chunk: bytes, final: bool = False) -> str:
+        """The characters that are complete now."""
+        before = self._done - len(self._decoder.getstate()[0])
+        try:
+            piece = self._decoder.decode(chunk, final)
+        except UnicodeDecodeError as error:
+            byte, hint = before + error.start, self._hint
+            if byte == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                hint = "it looks like UTF-16: convert it first"
+            raise self._kind(
+                f"{self._where} is not UTF-8 (byte {byte} is 0x{error.object[error.start]:02x}): "
+                f"{hint}"
+            ) from None
+        self._done += len(chunk)
+        if piece and not self._begun:
+            self._begun = True
+            return piece.removeprefix("\ufeff")
+        return piece
+
+
+# --- JSON and TOML --------------------------------------------------------------------------------
+
+
+def json_value(content: str, where: object, kind: type[Mendable] = Unreadable) -> Any:
+    """What a JSON text says; ``where`` it stood is named where it is none."""
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, column {error.colno}"
+        at = line if error.lineno > 1 else f"character {error.pos}"
+        raise kind(
+            f"{where} is not valid JSON: {error.msg} at {at} of {len(content)} characters"
+        ) from None
+    except ValueError:  # Python reads no integer of more than 4300 digits
+        raise kind(f"{where} has a number of thousands of digits") from None
+    except RecursionError:
+        raise kind(_too_deep(where)) from None
+    if _deeper(value, DEEPEST):
+        raise kind(_too_deep(where))
+    return value
+
+
+def json_file(file: Path, kind: type[Mendable] = Unreadable) -> Any:
+    """What a file of JSON says."""
+    content = text(file, kind)
+    if content.startswith(POINTER):
+        raise kind(f"{file} is only a pointer of Git LFS: run `git lfs pull` where it is from")
+    if not content.strip():
+        raise kind(f"{file} is empty: {AGAIN}")
+    try:
+        return json_value(content, file, kind)
+    except kind as error:
+        raise kind(f"{error}. It is damaged or cut short: {AGAIN}") from None
+
+
+def json_object(file: Path, kind: type[Mendable] = Unreadable) -> dict[str, Any]:
+    """The same where it must be an object, whose fields ``field`` checks."""
+    value = json_file(file, kind)
+    if not isinstance(value, dict):
+        raise kind(f"{file} holds {in_words(value)}, expected a JSON object: {AGAIN}")
+    return value
+
+
+def field(
+    held: Mapping[str, Any],
+    key: str,
+    wanted: type[Value],
+    where: object,
+    kind: type[Mendable] = Unreadable,
+) -> Value:
+    """The value of a key that must be there, and of this type and no other."""
+    if key not in held:
+        raise kind(f"{where}: {key!r} is missing")
+    value = held[key]
+    # bool is an int in Python, and no number in JSON
+    fits = type(value) in (int, float) if wanted is float else type(value) is wanted
+    if not fits:
+        raise kind(f"{where}: {key!r} is {in_words(value)}, expected {WORDS[wanted]}")
+    return value
+
+
+def in_words(value: object) -> str:
+    """What a value of JSON is, short enough for a message: ``a list``, ``the text 'x'``."""
+    if isinstance(value, bool | NoneType):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str | int | float):
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        return f"the {'text' if isinstance(value, str) else 'number'} {shown}"
+    return WORDS[type(value)]
+
+
+def toml_file(file: Path, kind: type[Mendable] = Unreadable) -> dict[str, Any]:
+    """What a file of TOML says."""
+    content = text(file, kind)
+    try:
+        value = tomllib.loads(content)
+    except RecursionError:
+        raise kind(_too_deep(file)) from None
+    except ValueError as error:  # TOMLDecodeError; a number of thousands of digits
+        raise kind(f"{file} is not TOML: {error}") from None
+    if _deeper(value, DEEPEST):
+        raise kind(_too_deep(file))
+    return value
+
+
+def _too_deep(where: object) -> str:
+    return f"{where} has lists or objects more than {DEEPEST} deep inside each other"
+
+
+def _deeper(value: Any, most: int) -> bool:
+    """Whether lists and objects are inside each other more often than that."""
+    layer = [value] if isinstance(value, dict | list) else []
+    for _ in range(most):
+        inside = (v for one in layer for v in (one.values() if isinstance(one, dict) else one))
+        layer = [v for v in inside if isinstance(v, dict | list)]
+        if not layer:
+            return False
+    return True
