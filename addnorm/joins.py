@@ -204,7 +204,8 @@ class Collapse(nn.Module):
     """The sum of the n streams, at the exit."""
 
     def forward(self, s: Stream) -> Stream:
-        return Stream(s.settle().sum(0), taps=s.taps)
+        h = s.settle()
+        return Stream(h.sum(0, dtype=h.dtype), taps=s.taps)  # else autocast's, on GPUs
 
 
 # --- around another join --------------------------------------------------------------------------

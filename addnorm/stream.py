@@ -272,6 +272,17 @@ def seam(norm: AddNorm, s: Stream, valid: Tensor | None) -> tuple[Tensor, Tensor
     return normed, stream
 
 
+def normed_stream(norm: AddNorm, s: Stream, valid: Tensor | None) -> Tensor:
+    """``seam`` where its norm *is* the stream, or what leaves it: in the stream's dtype.
+
+    A norm answers in the dtype of what a branch said, which autocast made narrow: made wide before
+    the norm, it is not rounded on the way.
+    """
+    if s.v is not None:
+        s = s._replace(v=s.v.to(s.h.dtype))
+    return seam(norm, s, valid)[0]
+
+
 class Add(Join):
     """x + f(x). ``shortcut`` takes the stream to the branch's width where the two differ, as the
     projection shortcut of He et al. 2015 does."""
@@ -323,9 +334,7 @@ class Sublayer(nn.Module):
         s = self.join.write(carry, v, {**(s.taps or {}), **(here.offers or {})})
         if self.post is None:
             return s
-        if s.v is not None:  # the norm answers in its input's dtype: here it *is* the stream
-            s = s._replace(v=s.v.to(s.h.dtype))
-        return Stream(seam(self.post, s, ctx.valid)[0], taps=s.taps)
+        return Stream(normed_stream(self.post, s, ctx.valid), taps=s.taps)
 
     def init_rules(self) -> dict[str, tuple[str, InitRule]]:
         """Parameter -> (role, the rule that filled it)."""
@@ -339,7 +348,8 @@ class Sublayer(nn.Module):
 
 
 class Stack(nn.Module):
-    """Sublayers in a row on one stream: (B, T, dim) -> (B, T, dim).
+    """Sublayers in a row on one stream: (B, T, dim) -> (B, T, dim), in the stream's dtype, which
+    is that of x whatever the branches compute in.
 
     ``branches`` is a list of (kind, make); ``make(inner=, init=)`` returns a module that is called
     as ``branch(u, ctx)``. ``role="decoder"`` says that the stack is causal. ``depths`` are the
@@ -410,7 +420,7 @@ class Stack(nn.Module):
             s = sub(s, ctx)
         if self.exit is not None:
             s = self.exit(s)
-        return s.settle() if self.final is None else seam(self.final, s, ctx.valid)[0]
+        return s.settle() if self.final is None else normed_stream(self.final, s, ctx.valid)
 
     def after_step(self, step: int) -> None:
         """Call after every optimizer step; ``step`` counts from 1."""

@@ -14,12 +14,22 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from addnorm import EncoderDecoder, schemes
+from addnorm import GPT, EncoderDecoder, GPTConfig, compat, schemes
 from addnorm.branches import MLP, Attention
 from addnorm.norms import LayerNorm, Norm
 from addnorm.stream import AddNorm, Context, Scheme, Site, Stack, Stream, Wiring
 from addnorm.training.parallel import shard
-from tests.nets import DECODER_OF_BOTH, DIM, build, decoder, encoder, gradients, inputs, stir
+from tests.nets import (
+    DECODER_OF_BOTH,
+    DIM,
+    ENCODER_OF_BOTH,
+    build,
+    decoder,
+    encoder,
+    gradients,
+    inputs,
+    stir,
+)
 
 NAMES = schemes.names()
 by_name = pytest.mark.parametrize("name", NAMES)
@@ -226,6 +236,47 @@ def test_the_fp32_stream_stays_fp32_under_autocast(name: str) -> None:
         assert (s.taps or {}).get("dual", s.h).dtype == torch.float32
     # ... while what waits to be added, where something waits, was computed in bfloat16
     assert all(s.v is None or s.v.dtype == torch.bfloat16 for s in seen)
+
+
+COMBINED = ["drop_path(deepnorm, 0.2)", "with_layer_scale(sandwich, 0.5)", "parallel(pre_norm)"]
+
+
+@pytest.mark.parametrize("text", [*NAMES, *COMBINED])
+def test_a_stack_answers_in_the_dtype_of_its_stream(text: str) -> None:
+    """Whatever the branches compute in, and not by way of it: then the answer would be rounded, as
+    it is where the last branch is all that the stream holds."""
+    rounded = text == "no_residual"
+    for layout in (decoder(2), ENCODER_OF_BOTH, DECODER_OF_BOTH):
+        stack = build(text, layout)
+        for inside in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", inside):
+                y = stack(*inputs(layout, dtype=torch.float32))
+            assert y.dtype == torch.float32
+            assert rounded or not torch.equal(y, y.to(inside).float())
+        for weights in (torch.float32, torch.bfloat16):
+            stack.to(weights)
+            for stream in (torch.bfloat16, torch.float32, torch.float64):
+                y = stack(*inputs(layout, dtype=stream))
+                assert y.dtype == stream, f"{y.dtype} of a {stream} stream, {weights} weights"
+                fits = torch.promote_types(weights, stream) == weights
+                assert rounded or fits == torch.equal(y, y.to(weights).to(stream))
+
+
+@by_name
+def test_models_answer_in_the_dtype_of_what_enters(name: str) -> None:
+    """Logits have that of the head, which under autocast is autocast's."""
+    both = EncoderDecoder(DIM, 4, 1, schemes.parse(name), hidden=40)
+    theirs = compat.Transformer(DIM, 4, 1, 1, 40, batch_first=True, scheme=name)
+    config = GPTConfig(vocab_size=11, context_length=7, dim=DIM, n_layers=1, n_heads=4, scheme=name)
+    model = GPT(config)
+    x, ids = torch.randn(2, 5, DIM), torch.arange(10).view(2, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert both(x, x).dtype == theirs(x, x).dtype == torch.float32
+        assert theirs.encoder(x).dtype == torch.float32
+        assert model(ids).dtype == torch.bfloat16
+    assert both.bfloat16()(x.bfloat16(), x.bfloat16()).dtype == torch.bfloat16
+    assert theirs.bfloat16()(x.bfloat16(), x.bfloat16()).dtype == torch.bfloat16
+    assert model.bfloat16()(ids).dtype == torch.bfloat16
 
 
 # --- sharded over two processes -------------------------------------------------------------------
