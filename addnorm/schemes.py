@@ -124,6 +124,12 @@ def _out(s: Site) -> Norm:
     return as_norm(s.norm(s.dim))
 
 
+def _additions(s: Site) -> float:
+    """How often a stack that is alone adds to its stream: the papers' 2L for blocks of attention
+    and MLP, their 3M where cross-attention stands between, L where a block is one branch."""
+    return sum(s.depths) * s.total / s.blocks
+
+
 # --- what the articles compare with ---------------------------------------------------------------
 
 
@@ -224,12 +230,13 @@ def ln_scaling(s: Site) -> Wiring:
 )
 def sub_ln(s: Site) -> Wiring:
     """A second norm inside the branch, before what it writes is projected. Xavier gains of
-    sqrt(ln 2L) for one stack, sqrt(ln(3M) ln(2N) / 3) and sqrt(ln 3M) for encoder and decoder."""
+    sqrt(ln 2L) for one stack, sqrt(ln(3M) ln(2N) / 3) and sqrt(ln 3M) for encoder and decoder. 2L
+    counts the sublayers: it is 3L where blocks have three; one alone counts as two, as ln 1 = 0."""
     n, m = s.depths
     if n and m:
         square = math.log(3 * m) * math.log(2 * n) / 3 if s.role == "encoder" else math.log(3 * m)
     else:
-        square = math.log(2 * (n or m))
+        square = math.log(max(_additions(s), 2))
     w = replace(pre_norm(s), init=xavier_init(math.sqrt(square)))
     return w if s.kind in ("embed", "head") else replace(w, inner=s.norm)
 
@@ -243,12 +250,13 @@ def sub_ln(s: Site) -> Wiring:
     2022,
 )
 def deepnorm(s: Site) -> Wiring:
-    """Bounds how far one step moves the model, at any depth. One stack of L blocks: alpha =
-    (2L)^1/4, beta = (8L)^-1/4; N encoder and M decoder blocks: 0.81 (N^4 M)^1/16 and 0.87 (N^4
-    M)^-1/16 in the encoder, (3M)^1/4 and (12M)^-1/4 in the decoder."""
+    """Bounds how far one step moves the model, at any depth. One stack of S sublayers: alpha =
+    S^1/4, beta = (4S)^-1/4, which the paper has for L blocks of two, (2L)^1/4 and (8L)^-1/4. N
+    encoder and M decoder blocks: 0.81 (N^4 M)^1/16 and 0.87 (N^4 M)^-1/16 in the encoder, (3M)^1/4
+    and (12M)^-1/4 in the decoder."""
     n, m = s.depths
     if not (n and m):
-        alpha, beta = (2 * (n or m)) ** 0.25, (8 * (n or m)) ** -0.25
+        alpha, beta = _additions(s) ** 0.25, (4 * _additions(s)) ** -0.25
     elif s.role == "encoder":
         alpha, beta = 0.81 * (n**4 * m) ** 0.0625, 0.87 * (n**4 * m) ** -0.0625
     else:

@@ -797,9 +797,12 @@ def test_deepnorm_constants_are_those_of_the_encoder_decoder():
     assert keeps(model.decoder) == {(3 * 3) ** 0.25}
     layer = build("TransformerDecoderLayer", compat)
     alone = compat.TransformerDecoder(layer, 3, scheme="deepnorm")
-    assert keeps(alone) == {(2 * 3) ** 0.25}
-    told = compat.TransformerDecoder(layer, 3, scheme="deepnorm", depths=(2, 3))
-    assert keeps(told) == keeps(model.decoder)
+    assert keeps(alone) == keeps(model.decoder)  # three blocks of three sublayers either way
+    encoder_layer = build("TransformerEncoderLayer", compat)
+    alone = compat.TransformerEncoder(encoder_layer, 2, scheme="deepnorm")
+    assert keeps(alone) == {(2 * 2) ** 0.25}
+    told = compat.TransformerEncoder(encoder_layer, 2, scheme="deepnorm", depths=(2, 3))
+    assert keeps(told) == keeps(model.encoder)
 
 
 def test_the_guard_of_after_step_holds():

@@ -1,6 +1,7 @@
 """One generic test over every registered scheme, and what it rejects when the code is broken."""
 
 import io
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,6 +51,7 @@ LAYOUTS = [decoder(2), decoder(5), encoder(2), ENCODER_OF_BOTH, DECODER_OF_BOTH]
 CASES = [(n, layout) for n in NAMES for layout in LAYOUTS] + [("mix_ln", decoder(6))]
 
 by_name = pytest.mark.parametrize("name", NAMES)
+SIDES = [(4, "encoder"), (3, "decoder")]
 
 
 def test_fifteen_designs_are_registered() -> None:
@@ -118,6 +120,45 @@ def test_with_layer_scale_weighs_the_branch(name: str) -> None:
                 p.mul_(0.5)
     x, ctx = inputs(layout)
     torch.testing.assert_close(scaled(x, ctx), base(x, ctx), rtol=1e-12, atol=1e-12)
+
+
+def constants(
+    name: str, kinds: list[str], role: str, depths: tuple[int, int] | None = None
+) -> set[tuple[float, float]]:
+    """What each sublayer multiplies the stream by, and the gain of what it writes."""
+    make = lambda **_: nn.Identity()  # noqa: E731
+    stack = Stack([(k, make) for k in kinds], DIM, schemes.parse(name), role=role, depths=depths)
+    subs = stack.sublayers()
+    return {(getattr(s.join, "keep", 1.0), s.init.factors["down"]) for s in subs}
+
+
+@pytest.mark.parametrize("role", ["encoder", "decoder"])
+def test_constants_by_depth_follow_the_number_of_sublayers(role: str) -> None:
+    """S = 2L and 3M are the papers', to the last bit; nothing in them is about pairs."""
+    for blocks in (1, 4, 9):
+        for kinds in (["both"], ["attn", "mlp"], ["attn", "cross", "mlp"], ["attn", *["mlp"] * 4]):
+            s = blocks * len(kinds)
+            want = {(s**0.25, (4 * s) ** -0.25)}
+            assert constants("deepnorm", kinds * blocks, role) == want
+            want = {(1.0, math.log(max(s, 2)) ** 0.5)}
+            assert constants("sub_ln", kinds * blocks, role) == want
+    uneven = ["attn", "mlp", "attn", "cross", "mlp"]
+    assert constants("deepnorm", uneven, role) == {(5**0.25, 20**-0.25)}
+    # a part of a stack, told how deep the whole is
+    depths = (12, 0) if role == "encoder" else (0, 12)
+    part = constants("deepnorm", ["attn", "mlp"] * 3, role, depths)
+    assert part == constants("deepnorm", ["attn", "mlp"] * 12, role)
+
+
+@pytest.mark.parametrize("kinds", [["both"], ["attn", "mlp"], ["attn", "cross", "mlp"]])
+def test_constants_of_an_encoder_decoder_are_the_papers(kinds: list[str]) -> None:
+    """N = 4, M = 3 in blocks, whatever is in them."""
+    encoder, decoder = (constants("deepnorm", kinds * n, r, (4, 3)) for n, r in SIDES)
+    assert encoder == {(0.81 * (4**4 * 3) ** (1 / 16), 0.87 * (4**4 * 3) ** (-1 / 16))}
+    assert decoder == {((3 * 3) ** 0.25, (12 * 3) ** -0.25)}
+    encoder, decoder = (constants("sub_ln", kinds * n, r, (4, 3)) for n, r in SIDES)
+    assert encoder == {(1.0, (math.log(9) * math.log(8) / 3) ** 0.5)}
+    assert decoder == {(1.0, math.log(9) ** 0.5)}
 
 
 # --- gradients ------------------------------------------------------------------------------------
