@@ -124,7 +124,8 @@ def test_style(path: Path) -> None:
             # hf.py implements transformers' interface, which has one
             flags = [n for n in names if n.startswith("use_") and path.name != "hf.py"]
             assert not flags, f"{part.name}: a use_ flag"
-        if isinstance(part, ast.Attribute):
+        # threads.py tells OpenMP how to wait, which no result depends on
+        if isinstance(part, ast.Attribute) and path.name != "threads.py":
             assert part.attr not in ("environ", "getenv"), "no architecture from the environment"
 
 

@@ -19,6 +19,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from addnorm import __version__
+from addnorm.cli.threads import choose_waiting
 
 __all__ = ["Positional", "Refusal", "UseAppendAction", "arg", "main", "read"]
 
@@ -76,6 +77,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if command is None:
             raise Refusal(f"no command {first!r}\n\n{_help()}")
+        choose_waiting()
         module: Any = import_module(f"addnorm.cli.{command.name}")
         prog = f"addnorm {command.name}"
         words = getattr(module, "arranged", list)(given[1:])
