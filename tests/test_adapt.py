@@ -859,6 +859,13 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         config.write_text(json.dumps(told | change))
         save_file(load_file(file), file)  # without our record
         refused(said)
+    whole = load_file(file)
+    first = next(iter(whole))
+    again = first.removeprefix("base_model.model.")
+    save_file(whole | {again: torch.zeros_like(whole[first])}, file)
+    config.write_text(json.dumps(told))
+    refused(f"{first} and {again} are both lora_A of h.0.attn.c_attn")
+    save_file(whole, file)
     config.write_text(json.dumps({k: v for k, v in told.items() if k != "lora_alpha"}))
     refused("'lora_alpha' is missing")
     broken = load_file(file)

@@ -880,6 +880,15 @@ def test_a_compiled_or_wrapped_model_is_written_under_its_own_names(tmp_path: Pa
     assert same_bits(GPT.from_pretrained(tmp_path / "m").state_dict(), want)
 
 
+def test_two_tensors_of_a_model_do_not_fall_on_one_name(tmp_path: Path) -> None:
+    """The second would take the place of the first without a word."""
+    model = tiny()
+    model.module = tiny()
+    with pytest.raises(WeightsError, match=r"tokens.weight and module.tokens.weight .* both be to"):
+        model.save_pretrained(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 def test_a_new_folder_appears_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

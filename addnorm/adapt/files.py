@@ -327,10 +327,13 @@ def _unstacked(
     the whole A."""
     table = {_bare(theirs): ours for theirs, ours in _table(model)[1].items()}
     modules: dict[str, dict[str, Tensor]] = {}
+    places: dict[tuple[str, str], str] = {}
     for full, t in tensors.items():
         name, _, factor = _bare(full.removesuffix(".weight")).rpartition(".")
         if name not in table or factor not in ("lora_A", "lora_B", "lora_E"):
             raise ValueError(f"the model has no place for {full}")
+        if places.setdefault((name, factor), full) != full:
+            raise ValueError(f"{places[name, factor]} and {full} are both {factor} of {name}")
         modules.setdefault(name, {})[factor] = t
     values: dict[str, Tensor] = {}
     made: dict[str, tuple[int, float]] = {}

@@ -267,6 +267,16 @@ def _some(names: list[str]) -> str:
 # --- writing --------------------------------------------------------------------------------------
 
 
+def _own(model: GPT) -> dict[str, Tensor]:
+    """The model's tensors by their names without wrappers."""
+    state = model.state_dict()
+    names: dict[str, str] = {}
+    for full in state:
+        if (first := names.setdefault(_bare(full), full)) != full:
+            raise WeightsError(f"{first} and {full} of the model would both be {_bare(full)}")
+    return {name: state[full] for name, full in names.items()}
+
+
 def save(
     model: GPT,
     path: str | os.PathLike[str],
@@ -290,7 +300,7 @@ def save(
             f"the tokenizer has {tokenizer.vocab_size} tokens, and the model's vocabulary is "
             f"{config.vocab_size}"
         )
-    stored = {_bare(name): t for name, t in model.state_dict().items()}
+    stored = _own(model)
     shapes = _empty(config)[1]
     odd = [n for n in stored.keys() | shapes if n not in stored or stored[n].shape != shapes.get(n)]
     if odd:
