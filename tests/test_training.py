@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from addnorm.training import loop as loop_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
-from addnorm.training.language import Language
+from addnorm.training.language import Language, LanguageTask
 from addnorm.training.loop import Diverged, Trainer, canonical
 from addnorm.training.loop_settings import Loop
 from addnorm.training.optim import factor, roles
@@ -505,9 +506,14 @@ def test_a_language_model_learns(tmp_path: Path) -> None:
     assert len(samples) == 6
 
 
-def test_evaluation_by_the_definition(tmp_path: Path) -> None:
-    """Every token but the first of the split is predicted once, in windows side by side."""
-    task = small(tmp_path).about.build()
+@pytest.mark.parametrize("tokenizer", ["characters", "bpe:270"])
+def test_evaluation_by_the_definition(tmp_path: Path, tokenizer: str) -> None:
+    """Every token but the first of the split is predicted once, in windows side by side; a byte is
+    one of the text's, of which a token has more or, in another alphabet, a character has two."""
+    text = "".join(f"пёс {i} bit a cat. " for i in range(200))
+    config = small(tmp_path, tokenizer=tokenizer, split="tail")
+    (tmp_path / "text.txt").write_text(text)
+    task = config.about.build()
     model = task.model().eval()
     tokens = task.tokens["val"]
     ids = torch.from_numpy(tokens.read(0, len(tokens)).astype("int64"))
@@ -518,7 +524,7 @@ def test_evaluation_by_the_definition(tmp_path: Path) -> None:
             nats += float(F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="sum"))
     found = task.evaluate(model)
     assert found["val_loss"] == pytest.approx(nats / (len(ids) - 1), rel=1e-6)
-    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / tokens.bytes, rel=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-6)
 
 
 def test_rows_of_all_processes_are_the_rows(tmp_path: Path) -> None:
@@ -602,6 +608,11 @@ def test_fine_tuning_starts_from_the_weights(tmp_path: Path) -> None:
     assert run.finished
 
 
+    held_out = task.tokenizer.decode([i for i in ids.tolist() if i != task.tokenizer.eos_id])
+    assert text.endswith(held_out)
+    assert len(held_out) == pytest.approx(len(text) / 10, abs=1)
+    size = len(held_out.encode())
+    assert abs(size - len(ids)) > 0.1 * size  # else one could pass for the other
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -623,3 +634,21 @@ def test_config_of_a_gpt_with_any_scheme(tmp_path: Path) -> None:
     """Designs that care for their weights after each step, too."""
     config = small(tmp_path, **{"model.scheme": "ngpt", "steps": 4})
     assert train(config, out=tmp_path / "run", display=quiet()).finished
+    # held-out windows, side by side: a document that two of them share begins anew in the second
+    tokens, losses = task.tokens["val"], []
+    ids = torch.from_numpy(tokens.read(0, len(tokens)).astype("int64"))
+    edges = sorted({*tokens.starts.tolist(), *range(0, len(ids) - 1, 16), len(ids) - 1})
+    with torch.no_grad():
+        for first, end in pairwise(edges):
+            logits = model(ids[None, first:end])[0].float()
+            losses.append(F.cross_entropy(logits, ids[first + 1 : end + 1], reduction="sum"))
+        plain = replace(task.settings, document_mask=False)
+        unmasked = LanguageTask(plain, task.config, task.tokenizer, task.data).evaluate(model)
+    nats = float(torch.stack(losses).sum()) / (len(ids) - 1)
+    assert len(edges) > len(ids) / 16 + 3
+    assert task.evaluate(model)["val_loss"] == pytest.approx(nats, rel=1e-5)
+    assert unmasked["val_loss"] != pytest.approx(nats, rel=1e-3)
+    whole = replace(task.settings, glance_tokens=len(ids))
+    glance = LanguageTask(whole, task.config, task.tokenizer, task.data).glance(model)
+    assert glance["val_loss"] == pytest.approx(nats, rel=1e-5)
+

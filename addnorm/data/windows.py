@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from addnorm.data.shards import Tokens
 from addnorm.data.sources import DataError
 
-__all__ = ["Windows"]
+__all__ = ["Windows", "document_of"]
 
 ROUNDS: Final = 64
 """Of the shuffle. After r rounds the place of an element is uniform but for 2**-r."""
@@ -78,7 +78,12 @@ class Windows:
     def documents(self, first: int, count: int, every: int = 1) -> NDArray[np.int64]:
         """The number of the document that each token of these windows belongs to."""
         indices = self.starts(first, count)[::every, None] + np.arange(self._context + 1)
-        return np.searchsorted(self._tokens.starts, indices, side="right") - 1
+        return document_of(self._tokens, indices)
+
+
+def document_of(tokens: Tokens, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The number of the document that each token, by its index, belongs to."""
+    return np.searchsorted(tokens.starts, indices, side="right") - 1
 
 
 # --- the order ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from addnorm.adapt import Adapt, apply, export
 from addnorm.data.shards import Prepared, Tokens, prepare, training_texts
 from addnorm.data.sources import DataError, Source
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.data.windows import Windows
+from addnorm.data.windows import Windows, document_of
 from addnorm.generation import generate
 from addnorm.generation.decode import evaluating
 from addnorm.models import configs, folders
@@ -49,7 +50,7 @@ class Language:
     tokens_per_step: int = 8192
     """Tokens in one optimizer step, over all micro-batches and processes."""
     document_mask: bool = False
-    """Tokens see nothing of the documents before theirs."""
+    """Tokens see nothing of the documents before theirs, in training and in evaluations."""
     dropout: float = 0.0
     """In embeddings, attention and branches."""
     z_loss: float = 0.0
@@ -242,7 +243,8 @@ class LanguageTask(Task):
                 # A process without a window computes one all the same, and the last window is as
                 # long as the others: a sharded model is the work of all processes at once.
                 ids, targets = self._rows(mine or starts[:1], last)
-                logits = model(ids.to(device)).float()
+                seen = {n: t.to(device) for n, t in self._seen(mine or starts[:1]).items()}
+                logits = model(ids.to(device), **seen).float()
                 nll = F.cross_entropy(
                     logits.flatten(0, 1), targets.flatten().to(device), reduction="none"
                 )
@@ -265,6 +267,13 @@ class LanguageTask(Task):
             )
             targets[i, : stop - start - 1] = ids[i, 1 : stop - start]
         return ids[:, :-1], targets
+
+    def _seen(self, starts: Sequence[int]) -> dict[str, Tensor]:
+        """``documents`` of validation windows, (rows, context), if training masks them too."""
+        if not self.settings.document_mask:
+            return {}
+        indices = np.array(starts)[:, None] + np.arange(self.config.context_length)
+        return {"documents": torch.from_numpy(document_of(self.tokens["val"], indices))}
 
     def sample(self, model: nn.Module) -> list[str]:
         """Texts from fixed prompts and seeds, so that those of one run can be compared."""
