@@ -24,7 +24,7 @@ from addnorm.training import checkpoint
 from addnorm.training import loop as loop_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import ConfigError
-from addnorm.training.display import Display
+from addnorm.training.display import Display, line
 from addnorm.training.language import Language, LanguageTask
 from addnorm.training.loop import Diverged, Trainer, canonical
 from addnorm.training.loop_settings import Loop
@@ -70,6 +70,7 @@ class Toy(Task):
         self.rows, self.dropout, self.dtype = rows, dropout, dtype
         self.asked: list[int] = []
         self.spoil: Mapping[int, float] = {}
+        self.empty: tuple[int, ...] = ()  # steps without a target
 
     def model(self) -> nn.Module:
         return stir(Net(self.dropout)).to(self.dtype)
@@ -86,6 +87,8 @@ class Toy(Task):
             value = self.spoil[step]
             (y if math.isfinite(value) else x)[3, 2, 1] = value
             counts[3, 2] = True
+        if step in self.empty and split == "train":
+            counts[:] = False
         return {k: v[rank::world] for k, v in {"x": x, "y": y, "counts": counts}.items()}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -119,8 +122,13 @@ def loop(**changes: Any) -> Loop:
     return Loop(**{**SETTINGS, **changes})
 
 
+def copied(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    """What a step does not change: on the CPU, ``tensors`` are the trainer's own."""
+    return {g: {n: t.clone() for n, t in of.items()} for g, of in trainer.tensors().items()}
+
+
 def weights(trainer: Trainer) -> dict[str, Tensor]:
-    return {n: t.clone() for n, t in trainer.tensors()["model"].items()}
+    return copied(trainer)["model"]
 
 
 # --- a step ---------------------------------------------------------------------------------------
@@ -289,17 +297,49 @@ def test_skipping_is_as_if_the_step_had_not_been() -> None:
     trainer = Trainer(task, loop(nonfinite="skip"), ALONE)
     trainer.step()
     trainer.step()
-    before = trainer.tensors()
+    before = copied(trainer)
     outcome = trainer.step()
-    after = trainer.tensors()
     assert outcome.skipped
     assert not math.isfinite(outcome.loss)
-    for group in ("model", "optimizer"):
-        for name, t in before[group].items():
-            assert torch.equal(t, after[group][name])
+    assert same(before, trainer.tensors())
     assert (trainer.done, trainer.skipped) == (3, 1)
     assert trainer.raw.steps == [1, 2]
     assert not trainer.step().skipped
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_without_targets_is_left_out(tmp_path: Path, precision: Any) -> None:
+    """There is no mean over nothing: as if the step had not been, and no NaN is written; the first
+    one that there is tells nothing of how many targets are usual."""
+    task = Toy(dtype=torch.float32)
+    task.empty = (0, 2)
+    trainer = Trainer(task, loop(precision=precision, spike=5.0), ALONE)
+    forgets = {"done", "skipped"}
+    for taken in (False, True, False, True):
+        before, remembered = copied(trainer), trainer.facts()
+        outcome = trainer.step()
+        assert outcome.skipped is not taken
+        assert same(before, trainer.tensors()) is not taken
+        now = {k: v for k, v in trainer.facts().items() if k not in forgets}
+        assert (now == {k: v for k, v in remembered.items() if k not in forgets}) is not taken
+    assert (trainer.done, trainer.skipped) == (4, 2)
+    assert trainer.raw.steps == [2, 4]
+    assert all(p.grad is None for p in trainer.raw.parameters())
+
+    run = train(task, loop=loop(precision=precision), out=tmp_path / "run", display=Display())
+    assert run.finished
+    records = [r for r in read(run.folder / "metrics.jsonl") if "whole" not in r]
+    assert [r["step"] for r in records if r.get("skipped")] == [1, 3]
+    assert all(("loss" in r) == ("grad_norm" in r) == ("skipped" not in r) for r in records)
+    values = [v for r in records for v in r.values() if isinstance(v, float)]
+    assert all(map(math.isfinite, values))
+    assert json.loads((run.folder / "run.json").read_text())["skipped"] == 2
+
+
+def test_a_step_without_targets_is_told_so() -> None:
+    record = {"step": 3, "lr": 1e-3, "tokens_per_s": 0.0, "elapsed_s": 1.0, "skipped": True}
+    assert "no targets" in line(record, 12)
+    assert line(record, 12).endswith("SKIPPED")
 
 
 def test_spikes_are_left_out_and_do_not_count_as_usual() -> None:
@@ -338,16 +378,29 @@ def same(a: Mapping[str, Mapping[str, Tensor]], b: Mapping[str, Mapping[str, Ten
     )
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("kind", "empty", "changes"),
+    [
+        pytest.param(Toy, (), {"optimizer": "adamw"}, id="adamw"),
+        pytest.param(Toy, (), {"optimizer": "muon", "spike": 1.5}, id="muon"),
+        pytest.param(Toy, (), {"precision": "fp16"}, id="float16"),
+        pytest.param(Toy, (0, 5, 9), {}, id="steps without targets"),
+    ],
+)
 def test_a_resumed_run_is_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, empty: Any, changes: Any
 ) -> None:
-    """Weights, optimizer, random numbers and every loss, to the bit; with dropout."""
+    """Weights, optimizer, random numbers, every loss and all that is remembered, to the bit; with
+    dropout. float16's scale grows once before the checkpoint, and once after it."""
+    monkeypatch.setattr(loop_module, "GROWS_AFTER", 5)
+    monkeypatch.setattr(loop_module, "LOSS_SCALE", 2.0**8)
 
     def task() -> Toy:
-        return Toy(dropout=0.3, dtype=torch.float32)
+        found: Toy = kind(dropout=0.3, dtype=torch.float32)
+        found.empty = empty
+        return found
 
-    options = {"loop": loop(optimizer=optimizer, micro_rows=5), "display": quiet()}
+    options = {"loop": loop(micro_rows=5, **changes), "display": quiet()}
     train(task(), out=tmp_path / "whole", **options)
 
     class Fall(Exception):
@@ -360,20 +413,23 @@ def test_a_resumed_run_is_the_run(
             raise Fall
         return step(self)
 
-    monkeypatch.setattr(Trainer, "step", falling)
-    with pytest.raises(Fall):
-        train(task(), out=tmp_path / "parts", **options)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", falling)
+        with pytest.raises(Fall):
+            train(task(), out=tmp_path / "parts", **options)
     assert Checkpoints(tmp_path / "parts" / "checkpoints").steps() == [4, 8]
     train(task(), out=tmp_path / "parts", resume=True, **options)
     a, b = (Checkpoints(tmp_path / n / "checkpoints").load() for n in ("whole", "parts"))
     assert same(a.tensors, b.tensors)
+    assert a.facts["trainer"] == b.facts["trainer"]
     losses = [
         [r["loss"] for r in read(tmp_path / n / "metrics.jsonl") if "loss" in r]
         for n in ("whole", "parts")
     ]
     assert losses[0] == losses[1]
-    assert len(losses[0]) == 12
+    assert len(losses[0]) == 12 - len(empty)
+    if "precision" in changes:
+        assert a.facts["trainer"]["scale"] == 2.0**10
 
 
 def test_looking_changes_nothing(tmp_path: Path) -> None:
@@ -522,6 +578,11 @@ def test_evaluation_by_the_definition(tmp_path: Path, tokenizer: str) -> None:
         for start in range(0, len(ids) - 1, 16):
             window = ids[start : start + 17]
             nats += float(F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="sum"))
+    held_out = task.tokenizer.decode([i for i in ids.tolist() if i != task.tokenizer.eos_id])
+    assert text.endswith(held_out)
+    assert len(held_out) == pytest.approx(len(text) / 10, abs=1)
+    size = len(held_out.encode())
+    assert abs(size - len(ids)) > 0.1 * size  # else one could pass for the other
     found = task.evaluate(model)
     assert found["val_loss"] == pytest.approx(nats / (len(ids) - 1), rel=1e-6)
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-6)
@@ -594,6 +655,24 @@ def test_masked_documents_see_nothing_of_one_another(tmp_path: Path) -> None:
     assert float(total) == pytest.approx(want, rel=1e-5)
     assert float(plain) != pytest.approx(want, rel=1e-3)
 
+    # held-out windows, side by side: a document that two of them share begins anew in the second
+    tokens, losses = task.tokens["val"], []
+    ids = torch.from_numpy(tokens.read(0, len(tokens)).astype("int64"))
+    edges = sorted({*tokens.starts.tolist(), *range(0, len(ids) - 1, 16), len(ids) - 1})
+    with torch.no_grad():
+        for first, end in pairwise(edges):
+            logits = model(ids[None, first:end])[0].float()
+            losses.append(F.cross_entropy(logits, ids[first + 1 : end + 1], reduction="sum"))
+        plain = replace(task.settings, document_mask=False)
+        unmasked = LanguageTask(plain, task.config, task.tokenizer, task.data).evaluate(model)
+    nats = float(torch.stack(losses).sum()) / (len(ids) - 1)
+    assert len(edges) > len(ids) / 16 + 3
+    assert task.evaluate(model)["val_loss"] == pytest.approx(nats, rel=1e-5)
+    assert unmasked["val_loss"] != pytest.approx(nats, rel=1e-3)
+    whole = replace(task.settings, glance_tokens=len(ids))
+    glance = LanguageTask(whole, task.config, task.tokenizer, task.data).glance(model)
+    assert glance["val_loss"] == pytest.approx(nats, rel=1e-5)
+
 
 def test_fine_tuning_starts_from_the_weights(tmp_path: Path) -> None:
     first = train(small(tmp_path, steps=5), out=tmp_path / "run", display=quiet())
@@ -608,11 +687,6 @@ def test_fine_tuning_starts_from_the_weights(tmp_path: Path) -> None:
     assert run.finished
 
 
-    held_out = task.tokenizer.decode([i for i in ids.tolist() if i != task.tokenizer.eos_id])
-    assert text.endswith(held_out)
-    assert len(held_out) == pytest.approx(len(text) / 10, abs=1)
-    size = len(held_out.encode())
-    assert abs(size - len(ids)) > 0.1 * size  # else one could pass for the other
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -634,21 +708,3 @@ def test_config_of_a_gpt_with_any_scheme(tmp_path: Path) -> None:
     """Designs that care for their weights after each step, too."""
     config = small(tmp_path, **{"model.scheme": "ngpt", "steps": 4})
     assert train(config, out=tmp_path / "run", display=quiet()).finished
-    # held-out windows, side by side: a document that two of them share begins anew in the second
-    tokens, losses = task.tokens["val"], []
-    ids = torch.from_numpy(tokens.read(0, len(tokens)).astype("int64"))
-    edges = sorted({*tokens.starts.tolist(), *range(0, len(ids) - 1, 16), len(ids) - 1})
-    with torch.no_grad():
-        for first, end in pairwise(edges):
-            logits = model(ids[None, first:end])[0].float()
-            losses.append(F.cross_entropy(logits, ids[first + 1 : end + 1], reduction="sum"))
-        plain = replace(task.settings, document_mask=False)
-        unmasked = LanguageTask(plain, task.config, task.tokenizer, task.data).evaluate(model)
-    nats = float(torch.stack(losses).sum()) / (len(ids) - 1)
-    assert len(edges) > len(ids) / 16 + 3
-    assert task.evaluate(model)["val_loss"] == pytest.approx(nats, rel=1e-5)
-    assert unmasked["val_loss"] != pytest.approx(nats, rel=1e-3)
-    whole = replace(task.settings, glance_tokens=len(ids))
-    glance = LanguageTask(whole, task.config, task.tokenizer, task.data).glance(model)
-    assert glance["val_loss"] == pytest.approx(nats, rel=1e-5)
-

@@ -55,17 +55,18 @@ class Display:
         self._live = None
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """A step's numbers."""
+        """A step's numbers; the panel keeps those of the last step that had targets."""
         if self.quiet:
             return
-        self._last = dict(record)
-        self._losses.append(record["loss"])
+        if "loss" in record:
+            self._last = dict(record)
+            self._losses.append(record["loss"])
         if record.get("stream_rms"):
             self._stream = record["stream_rms"]
             self._first_stream = self._first_stream or self._stream
         if self._live is not None:
             self._bar.update(self._task, completed=record["step"])
-            self._live.update(self._panel())
+            self._live.update(self._panel() if self._last else self._bar)
         elif time.monotonic() - self._spoke >= EVERY or record["step"] in (1, self._steps):
             self._spoke = time.monotonic()
             self.say(line(record, self._steps))
@@ -101,10 +102,12 @@ class Display:
 
 
 def line(record: Mapping[str, Any], steps: int) -> str:
-    """A step in one line."""
+    """A step in one line; one without targets has no loss."""
+    told = "no targets"
+    if "loss" in record:
+        told = f"loss {record['loss']:.4f}  gradient {record['grad_norm']:.3g}"
     told = (
-        f"step {record['step']:>6}/{steps}  loss {record['loss']:.4f}  "
-        f"gradient {record['grad_norm']:.3g}  lr {record['lr']:.2e}  "
+        f"step {record['step']:>6}/{steps}  {told}  lr {record['lr']:.2e}  "
         f"{record['tokens_per_s']:,.0f} tokens/s  {record['elapsed_s']:.0f} s"
     )
     return told + ("  SKIPPED" if record.get("skipped") else "")

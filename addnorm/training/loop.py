@@ -38,7 +38,7 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one optimizer step was."""
+    """What one optimizer step was; of no targets (``count`` 0) there is no mean, and it is NaN."""
 
     loss: float
     parts: dict[str, float]
@@ -81,15 +81,19 @@ class Trainer:
 
     def step(self) -> Outcome:
         """One optimizer step; ``Diverged`` if its numbers broke and that is not to be survived."""
-        loop = self.loop
+        loop, nominal = self.loop, self.nominal
         batch = self.batch()
         sums, parts = self._accumulate(batch)
         total, count = sums.tolist()
-        norm = self._norm(count)
         # Every process sees the same sums, and so decides the same.
-        finite = math.isfinite(total) and math.isfinite(norm)
+        empty = count == 0
+        if empty:  # nothing to learn from, nor a sign of how many targets are usual
+            norm, finite, self.nominal = math.nan, True, nominal
+        else:
+            norm = self._norm(count)
+            finite = math.isfinite(total) and math.isfinite(norm)
         lr = factor(self.done, loop.steps, self.warmup, loop.schedule, loop.lr_floor, loop.decay)
-        skipped = not finite or self._spikes(norm)
+        skipped = empty or not finite or self._spikes(norm)
         if not skipped:
             self._divide(count, loop.clip / norm if 0 < loop.clip < norm else 1.0)
             for optimizer in self.optimizers:
@@ -100,7 +104,8 @@ class Trainer:
             if after is not None:
                 after(self.done + 1)
             self.recent.append(norm)
-        self._rescale(finite)
+        if not empty:
+            self._rescale(finite)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         overflow = not finite and self.precision == "fp16" and self.scale >= 1.0
@@ -110,8 +115,8 @@ class Trainer:
         self.seen += int(count)
         self.skipped += skipped
         return Outcome(
-            loss=total / count,
-            parts={name: value / count for name, value in parts.items()},
+            loss=total / (count or math.nan),
+            parts={name: value / (count or math.nan) for name, value in parts.items()},
             count=int(count),
             grad_norm=norm,
             lr=lr * loop.lr,
@@ -159,7 +164,7 @@ class Trainer:
     def _share(self, count: float) -> float:
         """From gradients as they add up to those of the mean over targets."""
         # DDP and FSDP take the mean over processes: times their number it is the sum again.
-        return self.nominal * self.world.size / (self.scale * max(count, 1.0))
+        return self.nominal * self.world.size / (self.scale * count)
 
     def _norm(self, count: float) -> float:
         """Of the gradient of the mean, over all parameters."""

@@ -246,12 +246,11 @@ class _Session:
         return self._record(outcome, perf_counter() - begun, stream)
 
     def _record(self, o: Outcome, seconds: float, stream: list[float]) -> dict[str, Any]:
+        of_targets = {"loss": o.loss, **o.parts, "grad_norm": o.grad_norm} if o.count else {}
         record: dict[str, Any] = {
             **self._place(),
-            "loss": o.loss,
-            **o.parts,
+            **of_targets,
             "lr": o.lr,
-            "grad_norm": o.grad_norm,
             "tokens_per_s": o.count / max(seconds, 1e-9),
         }
         if o.skipped:

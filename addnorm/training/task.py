@@ -3,7 +3,8 @@
 A batch is a mapping of tensors whose first dimension are rows; the loop cuts it into micro-batches
 and moves it to the device. ``loss`` returns sums, not means: the loop divides once per optimizer
 step by the count over all micro-batches and processes, so that accumulation is the large batch,
-however unevenly the targets are spread.
+however unevenly the targets are spread. A step that has no target on any process teaches nothing:
+it is left out, weights and optimizer stay as they are.
 """
 
 from abc import ABC, abstractmethod
@@ -58,7 +59,11 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(sum, count, parts): the loss summed over ``count`` targets, and sums to be told."""
+        """(sum, count, parts): the loss summed over ``count`` targets, and sums to be told.
+
+        Rows may have no target: their sum is 0, computed by the model all the same, so that every
+        process has gradients to add up.
+        """
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, float]:
