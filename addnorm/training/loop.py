@@ -26,7 +26,6 @@ from addnorm.training.parallel import World, put, spread, whole
 from addnorm.training.task import Batch, Task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WRAPPERS = ("module.", "_orig_mod.")
 RECENT = 64  # gradient norms that the spike guard compares with
 LOSS_SCALE = 2.0**16  # of float16 at the beginning (Micikevicius et al. 2018)
 GROWS_AFTER = 2000  # steps without overflow
@@ -248,7 +247,7 @@ class Trainer:
 
     def _where(self, batch: Batch, total: float, norm: float) -> str:
         """The first module whose output is not finite, or the parameter whose gradient is not."""
-        names = {id(m): canonical(n) or "the model" for n, m in self.raw.named_modules()}
+        names = {id(m): n or "the model" for n, m in self.raw.named_modules()}
         first: list[str] = []
 
         def look(module: nn.Module, args: Any, out: Any) -> None:
@@ -258,7 +257,7 @@ class Trainer:
 
         for name, p in self.raw.named_parameters():
             if not bool(whole(p.detach()).isfinite().all()):
-                first.append(f"the parameter {canonical(name)}, before the step")
+                first.append(f"the parameter {name}, before the step")
                 break
         handles = [m.register_forward_hook(look) for m in self.raw.modules()]
         try:
@@ -283,8 +282,8 @@ class Trainer:
     # --- state ------------------------------------------------------------------------------------
 
     def weights(self, keep: bool = True) -> dict[str, Tensor]:
-        """Whole, and under names no wrapper has a part in; every process must ask, and one that
-        does not ``keep`` them has one tensor at a time."""
+        """Whole, and under the names that the task's model has for them; every process must ask,
+        and one that does not ``keep`` them has one tensor at a time."""
         found: dict[str, Tensor] = {}
         for name, t in self._weights().items():
             together = whole(t)  # of which every process has a part
@@ -293,7 +292,7 @@ class Trainer:
         return found
 
     def _weights(self) -> dict[str, Tensor]:
-        return {canonical(n): t.detach() for n, t in self.raw.state_dict().items()}
+        return {n: t.detach() for n, t in self.raw.state_dict().items()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Weights, optimizer and random state, likewise."""
@@ -309,7 +308,9 @@ class Trainer:
             for optimizer in self.optimizers:
                 for key, value in optimizer.state.get(p, {}).items():
                     value = value if isinstance(value, Tensor) else torch.tensor(value)
-                    states[f"{name}.{key}"] = value.detach()
+                    full = f"{name}.{key}"
+                    assert full not in states, f"two states of optimizers are {full}"
+                    states[full] = value.detach()
         states_of = self.world.gather(random_state(self.world.device))
         random = {
             f"{rank}.{name}": t
@@ -341,7 +342,7 @@ class Trainer:
         self, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]
     ) -> list[str]:
         """Take up a state; returns what is not the same as then, in words."""
-        own = {canonical(n): t for n, t in self.raw.state_dict(keep_vars=True).items()}
+        own = self.raw.state_dict(keep_vars=True)
         _same_names("weights", own, tensors["model"])
         for name, t in own.items():
             put(t, tensors["model"][name])
@@ -367,8 +368,8 @@ class Trainer:
         return differ
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Canonical name -> parameter, each once."""
-        return {canonical(n): p for n, p in self.raw.named_parameters()}
+        """Name -> parameter, each once."""
+        return dict(self.raw.named_parameters())
 
     def _restore_optimizers(self, stored: Mapping[str, Tensor]) -> None:
         states: dict[str, dict[str, Tensor]] = {}
@@ -416,13 +417,6 @@ class Trainer:
 
 
 # --- parts ----------------------------------------------------------------------------------------
-
-
-def canonical(name: str) -> str:
-    """A parameter's own name, whatever wraps the model."""
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 def resolved_precision(asked: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
