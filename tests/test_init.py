@@ -1,5 +1,6 @@
 """Initialization: what is measured is what the paper's rule says, for every design and layout."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from addnorm import init_table, schemes
+from addnorm import GPT, GPTConfig, init_table, schemes
 from addnorm.branches import MLP, Attention, CrossAttention, GatedMLP
 from addnorm.models.transformer import decoder as make_decoder
 from addnorm.stream import (
@@ -22,7 +23,7 @@ from addnorm.stream import (
     reset_parameters,
 )
 from tests.nets import DECODER_OF_BOTH, ENCODER_OF_BOTH, Layout, decoder, encoder, rejects
-from tests.references.init import init_std
+from tests.references.init import init_std, init_value
 
 NAMES = schemes.names()
 LAYOUTS = [encoder(2), encoder(6), decoder(2), decoder(6), ENCODER_OF_BOTH, DECODER_OF_BOTH]
@@ -98,6 +99,83 @@ def test_reset_parameters_repeats_the_rule(name: str) -> None:
             assert torch.equal(a, b), k
         else:
             assert 0.8 < b.std() / a.std() < 1.25, k  # 24 * 24 draws: 3 % a standard error
+
+
+def whole(scheme: str, blocks: int = 3) -> GPT:
+    """With tables of 512 * 128 and 128 * 128 draws, of whose deviation 2 % are 3.6 standard errors,
+    and 6 sublayers, more than hyper-connections have streams."""
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=512,
+        context_length=128,
+        dim=WIDTH,
+        n_layers=blocks,
+        n_heads=4,
+        scheme=scheme,
+        tied=False,
+    )
+    return GPT(config)
+
+
+def deviation(weight: Tensor) -> float:
+    """The root mean square; in the mean, normal draws are 0."""
+    wide = weight.detach().double()
+    assert abs(wide.mean().item()) < 4 * wide.std().item() * wide.numel() ** -0.5
+    return wide.square().mean().sqrt().item()
+
+
+TABLES = {"tokens.weight": "embed", "positions.weight": "embed", "head.weight": "head"}
+PART = re.compile(r"(?:stack\.subs\.(\d+)\.)?.*?(join\.(?:\w+)|weight|bias)")
+
+
+def check_start(name: str, path: str, p: Tensor) -> None:
+    """A parameter that is not drawn is equal to what the paper fills it with."""
+    place, part = PART.fullmatch(path.replace("join.norm.", "norm.").replace("base.", "")).groups()
+    want = init_value(name, part, int(place or 0), tuple(p.shape))
+    assert torch.equal(p, torch.from_numpy(want).float()), path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_no_branch_draws_begins_as_published(name: str) -> None:
+    """Tables, norms, joins, biases: nothing of a model is left out."""
+    for path, p in whole(name).named_parameters():
+        if path in TABLES:
+            role, shape = TABLES[path], tuple(p.shape)
+            want = init_std(name, role, shape, side="decoder", N=0, M=3, blocks=3)
+            assert deviation(p) == pytest.approx(want, rel=0.02), path
+            if name == "ngpt":
+                torch.testing.assert_close(p.norm(dim=1), torch.ones(len(p)))
+        elif p.dim() == 1 or ".branch." not in path:
+            check_start(name, path, p)
+
+
+@pytest.mark.parametrize("gain", [0.3, 1e-4])
+def test_combinators_begin_as_they_say(gain: float) -> None:
+    """A gain as given, on top of what the base begins with."""
+    for base, around in (("rezero", "{}"), ("hyper_connections(3)", "drop_path({}, 0.1)")):
+        model = whole(around.format(f"with_layer_scale({base}, {gain})"))
+        for path, p in model.stack.named_parameters():
+            if "join" not in path or "join.norm" in path.replace("base.", ""):
+                continue
+            outermost = path.count("base.") == around.count("drop_path")
+            if path.endswith("gain") and outermost:
+                assert torch.equal(p, torch.full((WIDTH,), gain)), path
+            else:
+                check_start(base.partition("(")[0], f"stack.{path}", p)
+
+
+@pytest.mark.parametrize("base", ["pre_norm", "deepnorm"])
+def test_fan_in_says_how_both_ends_begin(base: str) -> None:
+    """Tokens are the stream itself and get 1; the head is a matrix that reads it."""
+    model = whole(f"fan_in({base})")
+    for path, role in TABLES.items():
+        want = 1.0 if role == "embed" else WIDTH**-0.5
+        assert deviation(model.get_parameter(path)) == pytest.approx(want, rel=0.02), path
+    factor = {"pre_norm": 6**-0.5, "deepnorm": 24**-0.25}[base]
+    mlp = model.stack.sublayers()[1].branch
+    up = 1.0 if base == "pre_norm" else factor
+    assert deviation(mlp.up.weight) == pytest.approx(up * WIDTH**-0.5, rel=0.02)
+    assert deviation(mlp.down.weight) == pytest.approx(factor * HIDDEN**-0.5, rel=0.02)
 
 
 # --- the table ------------------------------------------------------------------------------------

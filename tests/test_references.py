@@ -20,7 +20,7 @@ import pytest
 
 from tests.references import attention as naive
 from tests.references import norms, parts, schemes, tape
-from tests.references.init import init_std
+from tests.references.init import init_std, init_value
 from tests.references.tape import Array, Var
 
 STEP = 1e-5
@@ -912,6 +912,11 @@ def test_sinusoidal() -> None:
         ("sub_ln", "down", "decoder", (0, 3), 0.2 * math.sqrt(math.log(6))),
         ("sub_ln", "v", "encoder", (4, 3), 0.2 * math.sqrt(math.log(9) * math.log(8) / 3)),
         ("sub_ln", "v", "decoder", (4, 3), 0.2 * math.sqrt(math.log(9))),
+        ("pre_norm", "embed", "decoder", (0, 8), 0.02),
+        ("post_norm", "head", "decoder", (0, 8), 1 / math.sqrt(18)),
+        ("deepnorm", "embed", "decoder", (0, 8), 1 / math.sqrt(18)),
+        ("sub_ln", "head", "encoder", (4, 3), 1 / math.sqrt(18)),
+        ("ngpt", "embed", "decoder", (0, 8), 1 / math.sqrt(18)),
         ("ngpt", "up", "decoder", (0, 8), 1 / math.sqrt(18)),
         ("ngpt", "down", "decoder", (0, 8), 1 / math.sqrt(32)),
     ],
@@ -938,3 +943,14 @@ def test_init_covers_every_design() -> None:
         init_std("pre_norm", "bias", (8, 4), side="decoder", N=0, M=2, blocks=2)
     with pytest.raises(ValueError, match="no published"):
         init_std("parallel_pre_norm", "up", (8, 4), side="decoder", N=0, M=2, blocks=2)
+
+
+def test_init_value() -> None:
+    """Sublayer 6 of a hyper-connected stack reads stream 6 mod 4 = 2."""
+    alpha = init_value("hyper_connections", "join.alpha", 6, (4, 5))
+    rows = [[0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+    np.testing.assert_array_equal(alpha, rows)
+    assert init_value("ngpt", "join.alpha", 0, (4,)).tolist() == [0.5] * 4
+    assert init_value("rezero", "join.gain", 0, (1,)).tolist() == [0.0]
+    with pytest.raises(ValueError, match="no published value"):
+        init_value("pre_norm", "join.gain", 0, (4,))

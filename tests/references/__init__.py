@@ -7,5 +7,5 @@ Nothing here imports PyTorch or the library under test. All arithmetic is float6
 * `parts`: attention and MLP branches.
 * `schemes`: one function per residual/normalisation design, and `run` with all gradients.
 * `attention`: a loop-by-loop attention with every masking and positional option (forward only).
-* `init`: published standard deviations at initialisation.
+* `init`: how everything begins.
 """
