@@ -225,6 +225,8 @@ class MultiHead(nn.Module, ABC):
         self.k_norm = None if qk_norm is None else as_norm(qk_norm(head_dim))
         self.inner = None if inner is None else as_norm(inner(n_heads * head_dim))
         self.out = nn.Linear(n_heads * head_dim, dim, bias=bias)
+        self.prefix: nn.Module | None = None
+        """An adapter's: k, v -> the same with more in front, which every query sees."""
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -261,6 +263,15 @@ class MultiHead(nn.Module, ABC):
         causal: bool = False,
     ) -> Tensor:
         """Attend, concatenate the heads, project: (B, H, T, head_dim) -> (B, T, dim)."""
+        if self.prefix is not None:
+            # After position codes, cache and masks: tokens keep their numbers, and a window does
+            # not hide the prefix.
+            batch, total = len(q), k.shape[-2]
+            if causal:
+                shape = (batch, self.n_heads, q.shape[-2], total)
+                allowed, causal = visible(shape, q.device, None, None, causal=True), False
+            k, v = self.prefix(k, v)
+            allowed, bias = behind(k.shape[-2] - total, total, allowed, bias)
         y = attend(
             q,
             k,
@@ -555,6 +566,17 @@ def split_bias(
     bias = full_shape(name, bias, shape)
     finite = bias != -math.inf
     return finite if allowed is None else allowed & finite, bias.masked_fill(~finite, 0.0)
+
+
+def behind(
+    more: int, total: int, allowed: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The masks of ``total`` keys before which ``more`` stand that every query sees."""
+    if allowed is not None:
+        allowed = F.pad(allowed.expand(*allowed.shape[:-1], total), (more, 0), value=True)
+    if bias is not None:
+        bias = F.pad(bias.expand(*bias.shape[:-1], total), (more, 0))
+    return allowed, bias
 
 
 # --- the cache ------------------------------------------------------------------------------------

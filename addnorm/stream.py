@@ -341,10 +341,13 @@ class Sublayer(nn.Module):
         return {f"branch.{name}": (role, self.init) for name, role in self.roles.items()}
 
     def after_step(self, step: int) -> None:
-        """What the scheme wants done to the branch's weights after every optimizer step."""
+        """What the scheme wants done to the branch's weights after every optimizer step; a frozen
+        weight no optimizer has moved, and it stays what it is to the last bit."""
         if self.care is not None:
             for name, role in self.roles.items():
-                self.care(role, self.branch.get_parameter(name), step)
+                weight = self.branch.get_parameter(name)
+                if weight.requires_grad:
+                    self.care(role, weight, step)
 
 
 class Stack(nn.Module):
@@ -402,9 +405,10 @@ class Stack(nn.Module):
         self.cares = {"embed": first.care, "head": last.care}
         if role == "decoder":
             _refuse_crossing(self)
+        self.followers: list[Callable[[int], None]] = []
+        """An adapter's: called with the step in ``after_step``."""
         self.overdue = False
-        if any(sub.care is not None for sub in self.sublayers()):
-            _careful.add(self)
+        self._await_steps()
 
     def sublayers(self) -> list[Sublayer]:
         """The sublayers, typed."""
@@ -426,7 +430,18 @@ class Stack(nn.Module):
         """Call after every optimizer step; ``step`` counts from 1."""
         for sub in self.sublayers():
             sub.after_step(step)
+        for follower in self.followers:
+            follower(step)
         self.overdue = False
+
+    def follow(self, follower: Callable[[int], None]) -> None:
+        """Have something called with the step at every ``after_step``."""
+        self.followers.append(follower)
+        self._await_steps()
+
+    def _await_steps(self) -> None:
+        if self.followers or any(sub.care is not None for sub in self.sublayers()):
+            _careful.add(self)
 
     def _check(self, x: Tensor, ctx: Context) -> None:
         if x.dim() != 3 or x.shape[-1] != self.dim:
@@ -436,15 +451,15 @@ class Stack(nn.Module):
         if self.overdue and self.training and torch.is_grad_enabled():
             raise RuntimeError(
                 "the optimizer stepped but model.after_step(step) was not called: this scheme "
-                "keeps its weights on a constraint that every optimizer step leaves"
+                "keeps its weights on a constraint that every optimizer step leaves, or an adapter "
+                "prunes there"
             )
         if not torch.compiler.is_compiling():
             check_masks(ctx)
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # a copy needs the same care
         super().__setstate__(state)
-        if any(sub.care is not None for sub in self.sublayers()):
-            _careful.add(self)
+        self._await_steps()
 
 
 # --- guards -------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
+import io
 import json
 import math
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from addnorm import GPT, GPTConfig, schemes, train
 from addnorm.adapt import (
@@ -350,18 +353,73 @@ def test_merging_in_bfloat16_adds_in_float32() -> None:
     assert torch.equal(part.weight, want)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_copy_is_of_its_own(kind: str) -> None:
-    model = made(kind)
-    other = copy.deepcopy(model)
-    before = model(ids())
+def through_a_file(model: nn.Module) -> Any:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES: dict[str, Callable[[nn.Module], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "torch.save": through_a_file,
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("kind", [*KINDS, "shifted"])
+def test_a_copy_is_the_model_and_of_its_own(
+    kind: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It computes, trains, prunes and merges as the model does, to the bit, and the model stays."""
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)
+    model = made("prefix", positions="shifted") if kind == "shifted" else made(kind)
+    steps(model, 2)
+    before, base = model(ids()), copy.deepcopy(model.state_dict())
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)  # as in another process, from a file
+    other = COPIES[way](model)
+    # the first hooks of an observer's, numbered there as the adapter's were here
+    watch = [sub.branch.register_forward_hook for sub in other.stack.sublayers()]
+    for register in [other.positions.register_forward_pre_hook] if kind == "shifted" else watch:
+        register(lambda *_: None).remove()
     assert torch.equal(other(ids()), before)
-    steps(other, 3)
+    assert torch.equal(
+        other.generate(ids(), 5, temperature=0), model.generate(ids(), 5, temperature=0)
+    )
+    assert other.state_dict().keys() == base.keys()
+    assert str(adapted(other)) == str(adapted(model))
+
+    losses = steps(other, 6)
     assert not torch.equal(other(ids()), before)
     assert torch.equal(model(ids()), before)
+    assert all(torch.equal(t, base[name]) for name, t in model.state_dict().items())
+    assert steps(model, 6) == losses
+    assert torch.equal(other(ids()), model(ids()))
+    assert adapted(other).ranks() == adapted(model).ranks()
+    if kind == "adalora":
+        assert sum(adapted(other).ranks().values()) < 4 * 12  # the copy was pruned too
+    if kind in FOLDED:
+        assert torch.equal(folded(other)(ids()), folded(model)(ids()))
+        merge(other)
+        again = COPIES[way](other)
+        unmerge(again)
+        assert torch.equal(again(ids()), model(ids()))
 
 
 # --- adalora --------------------------------------------------------------------------------------
+
+
+def test_adalora_that_is_not_pruned_raises_at_the_next_training_forward() -> None:
+    for model in (made("adalora"), pickle.loads(pickle.dumps(made("adalora")))):
+        model.train()(ids()).square().sum().backward()
+        torch.optim.SGD(adapted(model).parameters(), lr=0.1).step()
+        with pytest.raises(
+            RuntimeError, match=r"after_step\(step\) was not called: .*adapter prunes"
+        ):
+            model(ids())
+        model.after_step(1)
+        model(ids())
 
 
 def test_ranks_fall_by_the_schedule() -> None:

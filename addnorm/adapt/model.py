@@ -4,16 +4,16 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from addnorm.adapt.parts import AdaLoRA, Bottleneck, LoRA, LowRank, Prefix
 from addnorm.adapt.settings import Adapt, Kind, known
 from addnorm.branches import MultiHead
+from addnorm.errors import Mendable
 from addnorm.positions import Learned
 from addnorm.stream import Stack, Sublayer
 
@@ -25,6 +25,9 @@ class Adapted:
     settings: Adapt
     parts: Mapping[str, nn.Module]
     """The modules that hold the adapter's parameters, by their names in the model."""
+    hooks: tuple[RemovableHandle, ...] = ()
+    """Of the modules that have no place for a part. They are kept because a copy from a file counts
+    its hooks on from them: one more would otherwise take the place of ours."""
 
     def parameters(self) -> list[nn.Parameter]:
         """The adapter's."""
@@ -52,7 +55,8 @@ def adapt(model: nn.Module, kind: str, **settings: Any) -> Adapted:
     """Give a model an adapter, in place, and freeze everything else.
 
     The settings of each kind are those of ``Adapt``. Call ``model.after_step(step)`` after every
-    optimizer step and before ``zero_grad``, as addnorm's trainer does: adalora prunes there.
+    optimizer step and before ``zero_grad``, as addnorm's trainer does: adalora prunes there. (A
+    module of your own needs such a method, which calls its stacks'.)
     """
     known("kind", kind, get_args(Kind)[1:])
     for name in settings:
@@ -67,7 +71,7 @@ def apply(settings: Adapt, model: nn.Module) -> Adapted | None:
     if settings.kind == "none":
         return None
     if settings.kind == "adalora" and settings.steps is None:
-        raise ValueError("steps must say how many steps the run has: ranks fall by them")
+        raise Mendable("steps must say how many steps the run has: ranks fall by them")
     if settings.kind in ("prefix", "adapter"):
         return install(model, settings, {})
     rank = settings.rank if settings.kind == "lora" else settings.init_rank
@@ -84,7 +88,7 @@ def adapted(model: nn.Module) -> Adapted | None:
 def install(model: nn.Module, settings: Adapt, updates: Mapping[str, tuple[int, float]]) -> Adapted:
     """Put the parts in: those of ``updates`` (Linear -> rank, scale), or prefixes, bottlenecks."""
     if (there := adapted(model)) is not None:
-        raise ValueError(f"the model has an adapter already: {there}")
+        raise Mendable(f"the model has an adapter already: {there}")
     subs = _sublayers(model)
     heads = {
         f"{name}.branch.{inner}".rstrip("."): module
@@ -93,14 +97,15 @@ def install(model: nn.Module, settings: Adapt, updates: Mapping[str, tuple[int, 
         if isinstance(module, MultiHead)
     }
     if settings.kind == "prefix" and not heads:
-        raise ValueError("a prefix needs attention, and no sublayer of the model has any")
+        raise Mendable("a prefix needs attention, and no sublayer of the model has any")
     table = getattr(model, "positions", None)
     if settings.positions == "shifted" and not isinstance(table, Learned):
-        raise ValueError(
+        raise Mendable(
             "positions='shifted' is for models with learned positions: leave them 'kept'"
         )
     model.requires_grad_(False)
     parts: dict[str, nn.Module] = {}
+    hooks: list[RemovableHandle] = []
     for name, (rank, scale) in updates.items():
         linear, more = _linear(model, name), (rank, scale, settings.dropout)
         ada = settings.kind == "adalora"
@@ -112,45 +117,18 @@ def install(model: nn.Module, settings: Adapt, updates: Mapping[str, tuple[int, 
             width = branch.n_kv_heads * branch.head_dim
             prefix = Prefix(settings.length, branch.n_kv_heads, branch.k.weight, width)
             parts[f"{name}.prefix"] = branch.prefix = prefix.train(branch.training)
-            vars(branch)["look"] = MethodType(_look, branch)
         if isinstance(table, Learned) and settings.positions == "shifted":
-            table.register_forward_pre_hook(_Shift(settings.length))
+            hooks.append(table.register_forward_pre_hook(_Shift(settings.length)))
     if settings.kind == "adapter":
         for name, sub in subs.items():
             like = next(sub.branch.parameters())
-            made = Bottleneck(sub.site.dim, settings.width, like).train(sub.training)
-            parts[f"{name}.branch.adapter"] = sub.branch.adapter = made
-            sub.branch.register_forward_hook(_narrowed)
-    # In the instance: a method of it is bound anew in a copy.
-    vars(model)["after_step"] = MethodType(_after_step, model)
-    found = vars(model)["adapted"] = Adapted(settings, parts)
+            bottleneck = Bottleneck(sub.site.dim, settings.width, like).train(sub.training)
+            parts[f"{name}.branch.adapter"] = sub.branch.adapter = bottleneck
+            hooks.append(sub.branch.register_forward_hook(_narrowed))
+    found = vars(model)["adapted"] = Adapted(settings, parts, tuple(hooks))
+    if settings.kind == "adalora":
+        _stacks(model)[0].follow(_Pruning(settings, tuple(found.adalora().values())))
     return found
-
-
-def _look(
-    branch: MultiHead,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    allowed: Tensor | None,
-    bias: Tensor | None,
-    valid: Tensor | None,
-    causal: bool = False,
-) -> Tensor:
-    """``MultiHead.look``, with the prefix in front: after position codes, cache and masks, so that
-    tokens keep their numbers and a window does not hide the prefix."""
-    new, total = q.shape[-2], k.shape[-2]
-    prefix = branch.prefix
-    assert isinstance(prefix, Prefix)
-    if causal:
-        allowed = torch.ones(new, total, dtype=torch.bool, device=q.device).tril()
-    if allowed is not None:
-        seen = allowed.new_ones(*allowed.shape[:-1], prefix.length)
-        allowed = torch.cat((seen, allowed.expand(*allowed.shape[:-1], total)), -1)
-    if bias is not None:
-        bias = F.pad(bias.expand(*bias.shape[:-1], total), (prefix.length, 0))
-    k, v = prefix(k, v)
-    return type(branch).look(branch, q, k, v, allowed, bias, valid)
 
 
 def _narrowed(branch: nn.Module, args: Any, v: Tensor) -> Tensor:
@@ -170,15 +148,15 @@ class _Shift:
         return (args[0] + self.by,)
 
 
-def _after_step(model: nn.Module, step: int) -> None:
-    """``model.after_step``: the weights are frozen, so that a scheme has nothing to restore."""
-    for stack in model.modules():
-        if isinstance(stack, Stack):
-            stack.overdue = False
-    found = adapted(model)
-    assert found is not None
-    if found.settings.kind == "adalora":
-        _allocate(list(found.adalora().values()), found.settings, step)
+@dataclass(frozen=True)
+class _Pruning:
+    """What AdaLoRA does after each step: all updates of a model compete, in all of its stacks."""
+
+    settings: Adapt
+    parts: tuple[AdaLoRA, ...]
+
+    def __call__(self, step: int) -> None:
+        _allocate(self.parts, self.settings, step)
 
 
 @torch.no_grad()
@@ -208,11 +186,15 @@ def _allocate(parts: Sequence[AdaLoRA], s: Adapt, step: int) -> None:
 
 def _sublayers(model: nn.Module) -> dict[str, Sublayer]:
     found = {name: m for name, m in model.named_modules() if isinstance(m, Sublayer)}
-    if not found:
-        raise ValueError(
+    if not found or not _stacks(model):
+        raise Mendable(
             f"a {type(model).__name__} has no Stack of addnorm: for other models there is peft"
         )
     return found
+
+
+def _stacks(model: nn.Module) -> list[Stack]:
+    return [module for module in model.modules() if isinstance(module, Stack)]
 
 
 def linears(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -268,7 +250,9 @@ def folded(model: nn.Module) -> nn.Module:
         weight = part.weight.detach() if part.original is not None else part.sum()
         plain.weight, plain.bias = nn.Parameter(weight), part.bias
         _replace(made, name, plain.train(part.training))
-    del vars(made)["adapted"], vars(made)["after_step"]
+    del vars(made)["adapted"]
+    for stack in _stacks(made):
+        stack.followers = [f for f in stack.followers if not isinstance(f, _Pruning)]
     return made.requires_grad_(True)
 
 
@@ -283,10 +267,10 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def required(model: nn.Module) -> Adapted:
-    """What was done to this model; ``ValueError`` if nothing was."""
+    """What was done to this model; ``Mendable`` if nothing was."""
     found = adapted(model)
     if found is None:
-        raise ValueError(f"the {type(model).__name__} has no adapter: adapt(model, kind) first")
+        raise Mendable(f"the {type(model).__name__} has no adapter: adapt(model, kind) first")
     return found
 
 
@@ -294,7 +278,7 @@ def _foldable(model: nn.Module) -> list[LowRank]:
     found = required(model)
     parts = list(found.low_rank().values())
     if not parts:
-        raise ValueError(
+        raise Mendable(
             f"a {found.settings.kind} is no update of weights and cannot be merged: it stays "
             "beside the model"
         )

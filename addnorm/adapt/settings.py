@@ -5,6 +5,8 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from addnorm.errors import Mendable
+
 Kind = Literal["none", "lora", "adalora", "prefix", "adapter"]
 
 
@@ -53,25 +55,25 @@ class Adapt:
         for f in dataclasses.fields(self):
             kinds, value = f.metadata.get("kinds", (self.kind,)), getattr(self, f.name)
             if self.kind not in kinds and value != f.default:
-                raise ValueError(f"{f.name} is a setting of {' and '.join(kinds)}, not {self.kind}")
+                raise Mendable(f"{f.name} is a setting of {' and '.join(kinds)}, not {self.kind}")
             least = {"tinit": 0, "tfinal": 0}.get(f.name, 1)
             whole = f.type is int or (f.name == "steps" and value is not None)
             if whole and (type(value) is not int or value < least):
-                raise ValueError(f"{f.name} must be a whole number of at least {least}: {value!r}")
+                raise Mendable(f"{f.name} must be a whole number of at least {least}: {value!r}")
         known("positions", self.positions, ("kept", "shifted"))
         if not self.targets or isinstance(self.targets, str):
-            raise ValueError(f"targets must be names such as ('q', 'v'), got {self.targets!r}")
+            raise Mendable(f"targets must be names such as ('q', 'v'), got {self.targets!r}")
         if not self.alpha > 0 or not self.orthogonality >= 0:
-            raise ValueError("alpha must be positive and orthogonality not negative")
+            raise Mendable("alpha must be positive and orthogonality not negative")
         if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout:g}")
+            raise Mendable(f"dropout must be in [0, 1), got {self.dropout:g}")
         if self.kind == "adalora":
             if self.target_rank > self.init_rank:
-                raise ValueError(
+                raise Mendable(
                     f"target_rank={self.target_rank} is above init_rank={self.init_rank}"
                 )
             if self.steps is not None and self.tinit >= self.steps - self.tfinal:
-                raise ValueError(
+                raise Mendable(
                     f"tinit={self.tinit} and tfinal={self.tfinal} leave none of {self.steps} steps "
                     "to prune in"
                 )
@@ -87,4 +89,4 @@ def known(what: str, name: object, known: Any) -> None:
     if name not in known:
         near = difflib.get_close_matches(str(name), list(known))
         told = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-        raise ValueError(f"unknown {what} {name!r}; {told}")
+        raise Mendable(f"unknown {what} {name!r}; {told}")

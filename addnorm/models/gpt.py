@@ -286,9 +286,9 @@ class GPT(nn.Module):
         """Call after every optimizer step; ``step`` counts from 1."""
         self.stack.after_step(step)
         for name, (role, _) in self.init_rules().items():
-            care = self.stack.cares[role]
-            if care is not None:
-                care(role, self.get_parameter(name), step)
+            care, weight = self.stack.cares[role], self.get_parameter(name)
+            if care is not None and weight.requires_grad:
+                care(role, weight, step)
 
     def _check(self, ids: Tensor, past: int | Tensor) -> None:
         c = self.config
