@@ -830,6 +830,26 @@ def test_weights_of_another_design_carry_over_by_name():
     assert told.missing_keys == expected
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("pre_norm", "ln_scaling"),
+        ("pre_norm", "mix_ln(0.5)"),
+        ("post_norm", "deepnorm"),
+        ("post_norm", "no_residual"),
+    ],
+)
+def test_a_state_dict_does_not_know_its_design(one, other):
+    """As docs/compat.md warns: all keys match, and it is another function."""
+    torch.manual_seed(0)
+    ours = build("TransformerEncoder", compat, scheme=one)
+    randomize(ours)
+    twin = build("TransformerEncoder", compat, scheme=other)
+    twin.load_state_dict(ours.state_dict(), strict=True)
+    xs = inputs("TransformerEncoder", False, True, torch.float32)
+    assert not torch.allclose(twin(*xs), ours(*xs), rtol=0.05)
+
+
 # --- init -----------------------------------------------------------------------------------------
 
 # The standard deviation of n uniform draws is known to sqrt(0.2 / n), of n normal ones to
