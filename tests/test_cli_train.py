@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +139,96 @@ def test_a_mistake_is_one_message(
     assert told.err.startswith("addnorm: ")
     assert message in told.err
     assert "Traceback" not in told.err
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps, on a text in which Unicode would see the ends of many lines."""
+    folder = tmp_path_factory.mktemp("first")
+    (folder / "text.txt").write_text("\u0085 to be \u2028 or not. " * 300, encoding="utf-8")
+    words = [*SMALL, "steps=4", f"data={folder / 'text.txt'}", f"cache={folder / 'cache'}"]
+    assert main(["train", *words, "tokenizer=bytes", "--out", str(folder / "run")]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(first: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(first / "run", tmp_path / "runs" / "run")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--overwrite", "steps=6"], r"--resume goes on with .*--overwrite would replace it"),
+        (["--out", "elsewhere", "steps=6"], "leave --out elsewhere out"),
+        (["steps=2"], r"steps=2 leaves nothing to do: .* is at step 4 of 4\. Say steps=N with N"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_a_resume_cannot_be_asked_for(
+    run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(run)
+    assert main(["train", "--resume", str(run), *words]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert {k: v for k, v in contents(run).items() if k.name != ".lock"} == {
+        k: v for k, v in before.items() if k.name != ".lock"
+    }
+
+
+def test_a_finished_run_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", str(run), "--out", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert "is finished: all of its 4 steps are done. steps=N" in told
+    assert "gzip" in told  # what was compared at the end is still known
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"step": 4', "[" * 10**5, '{"best": "x"}'])
+def test_a_run_json_that_is_none_of_ours(
+    run: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Is told, and does not keep the runs beside it from being listed."""
+    other = shutil.copytree(run, run.with_name("other"))
+    (run / "run.json").write_text(text)
+    assert main(["train", "--resume", str(run)]) == 2
+    assert f"{run} is not the folder of a run: " in capsys.readouterr().err
+    assert main(["train", "--list", "--out", str(run)]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(str(other))
+    assert told.err.startswith(f"left out: {run} is not the folder of a run")
+    (other / "run.json").unlink()
+    assert main(["train", "--list", "--out", str(run)]) == 2
+    assert "no runs in" in capsys.readouterr().err
+
+
+def test_a_run_of_a_task_in_python_is_gone_on_with_there(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its settings are the loop's alone: the command would train something else."""
+    state = json.loads((run / "run.json").read_text())
+    del state["config"]["task"]
+    (run / "run.json").write_text(json.dumps(state))
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "is a run of a task written in Python" in capsys.readouterr().err
+
+
+def test_a_project_is_not_replaced(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("checkpoints/mine.pt", "model/my_code.py", "wandb/mine"):
+        (tmp_path / "project" / name).parent.mkdir(parents=True)
+        (tmp_path / "project" / name).touch()
+    before = contents(tmp_path / "project")
+    for more in ([], ["--overwrite"]):
+        assert main([*arguments, "--out", str(tmp_path / "project"), *more]) == 2
+        told = capsys.readouterr().err
+        assert "no run of addnorm's" in told
+        assert f"such as --out {tmp_path / 'project' / 'run'}" in told
+    assert contents(tmp_path / "project") == before
 
 
 def test_numbers_that_break_end_with_status_1(

@@ -17,11 +17,13 @@ from addnorm.training import run as run_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
+from addnorm.training.folder import clear
 from addnorm.training.language import Language
 from addnorm.training.loop import Trainer
 from addnorm.training.recipes import Config
 from addnorm.training.run import Unwritten
-from addnorm.training.sinks import JSONLines, open_sinks, read, scalars
+from addnorm.training.sinks import JSONLines, objects, open_sinks, read, scalars
+from tests.test_folder import LEFT, names
 from tests.test_training import small
 
 
@@ -153,6 +155,17 @@ def test_the_last_line_of_a_step_counts(tmp_path: Path) -> None:
     assert [r["val_loss"] for r in found if "whole" in r] == [6.0]
 
 
+def test_a_text_may_hold_what_unicode_takes_for_the_end_of_a_line(tmp_path: Path) -> None:
+    """Lines end with a newline and nothing else, here and where samples are read."""
+    file, odd = tmp_path / "lines.jsonl", "a\u0085b\u2028c\u2029d\x0be\x0cf\x1cg\rh\ni"
+    sink = JSONLines(file)
+    sink.write({"step": 1, "name": odd})
+    sink.write({"step": 2, "name": odd})
+    sink.close()
+    assert [r["name"] for r in read(file)] == [odd, odd]
+    assert [told["step"] for told in objects(file)] == [1, 2]
+
+
 def test_scalars() -> None:
     record = {"step": 3, "loss": 1.5, "skipped": True, "stream_rms": [1.0, 2.0], "name": "x"}
     assert list(scalars(record)) == [
@@ -239,6 +252,10 @@ def test_wandb_offline_is_one_run_on_the_disk(
                 told.setdefault(name, {})[int(row["step"])] = value
     for name, values in wanted(out).items():
         assert told[name] == values, name
+    mine = (out / "wandb" / "run-id").read_text()
+    clear(Checkpoints(out / "checkpoints"))  # as --overwrite does
+    # wandb's own process may write what it has to say of itself once more
+    assert not [n for n in names(out) - LEFT if mine in n or "run" in Path(n).name]
 
 
 def stored(file: Path) -> tuple[set[str], list[dict[str, float]]]:
@@ -277,6 +294,8 @@ def test_an_overwritten_run_leaves_no_curves(tmp_path: Path) -> None:
     for _ in range(2):
         train(config, out=tmp_path / "run", overwrite=True, display=Display(quiet=True))
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    clear(Checkpoints(tmp_path / "run" / "checkpoints"))
+    assert names(tmp_path / "run") == LEFT
 
 
 # --- what is told first ---------------------------------------------------------------------------

@@ -8,7 +8,7 @@
 Every setting is key=value; --print-config shows them all, with what each is.
 """
 
-import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from addnorm.cli import Positional, Refusal, arg
 
 if TYPE_CHECKING:
     from addnorm.training.recipes import Config
+
+OUT = Path("out/run")
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,12 @@ class Options:
     """What to start from: stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2, classify_text."""
     config: Path | None = None
     """A TOML file of settings, over the recipe's."""
-    out: Path = Path("out/run")
-    """The run's folder."""
+    out: Path | None = None
+    """The run's folder; out/run unless said."""
     resume: Path | None = None
     """The folder of a run to go on with, with its own settings; KEY=VALUE may change the loop's."""
     overwrite: bool = False
-    """Replace the run that is in --out."""
+    """Replace the run that is in --out; only files that addnorm wrote are deleted."""
     prove_resume: bool = False
     """Only prove, on these settings and in about a minute, that a killed run resumes bit by bit."""
     print_config: bool = False
@@ -64,21 +66,18 @@ def arranged(args: Sequence[str]) -> list[str]:
 
 def run(options: Options) -> int:
     """Returns the exit status."""
+    out = options.out or OUT
     if options.listing:
-        return _list(options.out.parent)
+        return _list(out.parent)
     import torch
 
-    from addnorm.data.sources import DataError
-    from addnorm.models.folders import WeightsError
-    from addnorm.schemes import SchemeError
-    from addnorm.training.checkpoint import CheckpointError
-    from addnorm.training.config import ConfigError
+    from addnorm.errors import Mendable
     from addnorm.training.loop import Diverged
     from addnorm.training.parallel import here
     from addnorm.training.parallel import stop as leave
     from addnorm.training.run import Stopped, Unwritten, train
 
-    folder = options.resume or options.out
+    folder = options.resume or out
     try:
         config = _config(options)
         if options.print_config:
@@ -93,7 +92,7 @@ def run(options: Options) -> int:
         result = train(
             config, out=folder, resume=options.resume is not None, overwrite=options.overwrite
         )
-    except (ConfigError, DataError, WeightsError, SchemeError, CheckpointError) as error:
+    except Mendable as error:
         raise Refusal(str(error)) from None
     except Unwritten as error:
         raise Refusal(str(error), status=1) from None
@@ -120,6 +119,15 @@ def _config(options: Options) -> "Config":
         for name in ("recipe", "config", "data", "adapt"):
             if getattr(options, name) is not None:
                 raise Refusal(f"--resume takes the run's own settings: leave --{name} out")
+        if options.out not in (None, options.resume):
+            raise Refusal(
+                f"--resume goes on in the run's own folder: leave --out {options.out} out"
+            )
+        if options.overwrite:
+            raise Refusal(
+                f"--resume goes on with {options.resume}, --overwrite would replace it: leave one "
+                "of them out"
+            )
         return _of_run(options.resume).changed(settings.from_assignments(options.settings))
     name = options.recipe or "stdlib_cpu"
     if name not in RECIPES:
@@ -142,20 +150,23 @@ def _config(options: Options) -> "Config":
 
 
 def _of_run(folder: Path) -> "Config":
+    from addnorm.training.folder import read
     from addnorm.training.recipes import Config
 
-    file = folder / "run.json"
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    told = read(folder)["config"]
+    if "task" not in told:
         raise Refusal(
-            f"{folder} is not the folder of a run: {file} cannot be read ({error})"
-        ) from None
-    return Config.from_json(told["config"])
+            f"{folder} is a run of a task written in Python: go on with it there, with "
+            "addnorm.train(task, loop=loop, out=..., resume=True)"
+        )
+    return Config.from_json(told)
 
 
 def _conclude(folder: Path) -> None:
-    told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    from addnorm.training.folder import SAMPLES, read
+    from addnorm.training.sinks import objects
+
+    told = read(folder)
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in told["metrics"].items())
     print(f"finished {told['step']} steps in {told['elapsed_s']:.0f} s: {metrics}")
     if "compressed" in told:
@@ -164,23 +175,30 @@ def _conclude(folder: Path) -> None:
             f"bits per byte on held-out text: {told['metrics']['bits_per_byte']:.3f}; "
             f"on the same bytes {others}"
         )
-    samples = folder / "samples.jsonl"
-    if samples.exists():
-        last = json.loads(samples.read_text(encoding="utf-8").splitlines()[-1])
-        print(f"\n{last['samples'][0].strip()}\n")
+    written = [told["samples"] for told in objects(folder / SAMPLES) if told.get("samples")]
+    if written:
+        print(f"\n{written[-1][0].strip()}\n")
     print(f"model: {folder / 'model'}\nreport: {folder / 'report.html'}")
 
 
 def _list(folder: Path) -> int:
+    from addnorm.training.config import ConfigError
+    from addnorm.training.folder import STATE, read
+
     rows: list[dict[str, Any]] = []
-    for file in sorted(folder.glob("*/run.json")):
-        told = json.loads(file.read_text(encoding="utf-8"))
-        rows.append({"name": str(file.parent), **told})
+    unread: list[str] = []
+    for file in sorted(folder.glob(f"*/{STATE}")):
+        try:
+            rows.append({"name": str(file.parent), **read(file.parent)})
+        except ConfigError as error:
+            unread.append(str(error))
     if not rows:
-        raise Refusal(f"no runs in {folder}")
+        raise Refusal("\n".join([f"no runs in {folder}", *unread]))
     width = max(len(row["name"]) for row in rows)
     for row in rows:
         best = "-" if row["best"] is None else f"{row['metric']} {row['best']:.4f}"
         state = "finished" if row["finished"] else "unfinished"
         print(f"{row['name']:{width}}  {state:10}  step {row['step']:>7}  best {best}")
+    for text in unread:
+        print(f"left out: {text}", file=sys.stderr)
     return 0

@@ -45,6 +45,8 @@ __all__ = ["CheckpointError", "Checkpoints", "Snapshot"]
 STATE = "state.json"
 CHECKSUMS = "checksums.json"
 LOCK = ".lock"
+LEFT_BEHIND = (".saving-step-", ".deleted-step-")
+"""How the names begin of what a save or a deletion that was cut off leaves."""
 WHOLE, DIVIDED = 1, 2  # formats: whether some tensors are in parts
 SHARD = 2 * 1000**3  # bytes of tensors in one file; a larger tensor has a file to itself
 FLOAT = "$float"
@@ -61,6 +63,11 @@ DTYPES = {
     torch.bool: "BOOL",
 }
 """What can be saved, and what safetensors calls it."""
+WRITTEN = re.compile(
+    rf"{re.escape(STATE)}|{re.escape(CHECKSUMS)}"
+    r"|[a-z][a-z0-9_]*(-of-process)?(-\d{5}-of-\d{5})?\.safetensors"
+)
+"""The names of the files of a checkpoint."""
 
 
 class CheckpointError(Mendable):
@@ -260,6 +267,34 @@ class Checkpoints:
             raise self._none(step)
         _examine(found[max(found)], step)
 
+    def strangers(self) -> list[Path]:
+        """What lies inside of checkpoints and was not written with them, by its name."""
+        try:
+            return [
+                path
+                for step in self._found().values()
+                for path in ([step] if step.is_symlink() else sorted(step.iterdir()))
+                if not WRITTEN.fullmatch(path.name) or path.is_dir()
+            ]
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot be read: {error}") from error
+
+    def clear(self) -> None:
+        """Delete every checkpoint, for a run that begins anew; none if there are ``strangers``."""
+        self.lock()
+        try:
+            if wrong := self.strangers():
+                raise CheckpointError(
+                    f"{wrong[0]} was not written with the checkpoint it is in: move it elsewhere"
+                )
+            for path in self._found().values():
+                self._delete(path)
+            for left in self._folders():
+                if left.name.startswith(LEFT_BEHIND):
+                    shutil.rmtree(left, ignore_errors=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} could not be cleared: {error}") from error
+
     def _none(self, step: int | None) -> CheckpointError:
         held = ", ".join(map(str, self.steps())) or "none"
         asked = "no checkpoint" if step is None else f"no checkpoint of step {step}"
@@ -306,7 +341,7 @@ class Checkpoints:
         if self._lock is not None and self._lock.sure:
             # Nobody else writes here, so what a save or a deletion left behind is nobody's.
             for left in self._folders():
-                if left.name.startswith((".saving-step-", ".deleted-step-")):
+                if left.name.startswith(LEFT_BEHIND):
                     shutil.rmtree(left, ignore_errors=True)
         again = max((n + 1 for step, n in self._found() if step == new), default=0)
         path = self.folder / (f"step-{new:08d}" + (f".{again}" if again else ""))

@@ -216,7 +216,7 @@ def _train(
     expected = -signal.SIGKILL if die else 0
     for process, text in zip(running, told, strict=True):
         if process.returncode != expected:
-            last = "\n".join(text.strip().splitlines()[-8:])
+            last = "\n".join(text.strip().split("\n")[-8:])
             raise ConfigError(
                 f"the training itself failed, before anything could be proved:\n{last}"
             )

@@ -37,7 +37,7 @@ from addnorm.page import (
     trace,
 )
 from addnorm.training.recipes import Config
-from addnorm.training.sinks import read
+from addnorm.training.sinks import objects, read
 
 NAME = "report.html"
 MOMENTS = (0.0, 0.05, 0.2, 0.5, 1.0)  # shares of a run at which the stream is drawn by layer
@@ -74,11 +74,10 @@ class Story:
     @classmethod
     def read(cls, folder: Path) -> "Story":
         """From a run's folder."""
-        metrics = folder / "metrics.jsonl"
         return cls(
             folder,
             _object(folder / "run.json"),
-            read(metrics) if metrics.exists() else (),
+            read(folder / "metrics.jsonl"),
             _samples(folder / "samples.jsonl"),
             [name for name in ("model", "best") if (folder / name).is_dir()],
         )
@@ -172,17 +171,10 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _samples(file: Path) -> list[tuple[int, list[str]]]:
-    """The texts by step, the last of a step counting; a line that a kill cut off is passed over."""
+    """The texts by step, the last of a step counting."""
     found: dict[int, list[str]] = {}
-    if not file.exists():
-        return []
-    # Not splitlines: a text may hold what Unicode takes for the end of a line.
-    for line in file.read_bytes().split(b"\n"):
-        try:
-            told = json.loads(line)
-        except ValueError:
-            continue
-        step = _whole(told.get("step")) if isinstance(told, dict) else None
+    for told in objects(file):
+        step = _whole(told.get("step"))
         if step is not None and isinstance(told.get("samples"), list):
             found[step] = [str(text) for text in told["samples"]]
     return sorted(found.items())

@@ -13,25 +13,26 @@ DIR/report.html
 import json
 import os
 import platform
-import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from addnorm import __version__
+from addnorm.errors import Mendable
 from addnorm.models import folders
 from addnorm.training import config as settings
+from addnorm.training import folder as places
 from addnorm.training import report
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
 from addnorm.training.config import ConfigError
@@ -42,6 +43,8 @@ from addnorm.training.parallel import World, start
 from addnorm.training.recipes import Config
 from addnorm.training.sinks import JSONLines, Record, Sink, installed, open_sinks
 from addnorm.training.task import Task
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -98,50 +101,47 @@ def train(
     if loop.threads is not None:
         torch.set_num_threads(loop.threads)
     display = display or Display(quiet=not world.first)
-    folder = Path(out)
-    if config is not None and world.first:
-        installed(config.sinks)
-    prepared(folder, world, resume, overwrite)
-    if task is None:
-        assert config is not None
-        task = built(config, world)
-    return _Session(task, config, loop, world, folder, display).run(resume, until)
+    sinks = () if config is None else config.sinks
+    checkpoints = Checkpoints(Path(out) / places.CHECKPOINTS, keep=loop.keep)
+
+    def claimed() -> Mapping[str, Any]:
+        installed(sinks)
+        return places.claim(checkpoints, resume=resume, overwrite=overwrite).state
+
+    try:
+        state = by_the_first(world, claimed)
+        if task is None:
+            assert config is not None
+            task = built(config, world)
+        session = _Session(task, config, loop, world, checkpoints, display)
+        return session.run(state if resume else None, until)
+    finally:
+        with suppress(CheckpointError):  # of a save: the session has told it
+            checkpoints.close()
+
+
+def by_the_first(world: World, work: Callable[[], Result]) -> Result:
+    """What the first process does while the others wait, for all of them; so is its failure."""
+    result, failure = None, None
+    if world.first:
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+    told = world.share((result, failure and (str(failure), isinstance(failure, Mendable))))
+    if failure is not None:
+        raise failure
+    result, wrong = cast(tuple[Result, tuple[str, bool] | None], told)
+    if wrong is not None:
+        raise (ConfigError if wrong[1] else RuntimeError)(f"on the first process: {wrong[0]}")
+    return result
 
 
 def built(config: Config, world: World) -> Task:
     """The task; the first process reads and tokenizes, the others find it done."""
-    if world.first:
-        task: Task = config.about.build()
-        world.wait()
-        return task
-    world.wait()
-    return config.about.build()
-
-
-def prepared(folder: Path, world: World, resume: bool, overwrite: bool) -> None:
-    """See that the folder fits what is asked, before anything takes long."""
-    try:
-        there = (folder / "run.json").exists() or (folder / "checkpoints").exists()
-    except OSError as error:
-        raise ConfigError(f"cannot look into {folder}: {error.strerror}") from None
-    if resume and not there:
-        raise ConfigError(f"{folder} holds no run to go on with")
-    if world.first:
-        if there and overwrite:
-            for name in ("checkpoints", "model", "best", "tensorboard", "wandb"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-            for name in ("run.json", "metrics.jsonl", "samples.jsonl", "report.html"):
-                (folder / name).unlink(missing_ok=True)
-        elif there and not resume:
-            raise ConfigError(
-                f"{folder} holds a run already: go on with it (--resume {folder}), choose another "
-                "--out, or replace it (--overwrite)"
-            )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot write to {folder}: {error.strerror}") from None
-    world.wait()
+    tasks: list[Task] = []
+    by_the_first(world, lambda: tasks.append(config.about.build()))
+    return tasks[0] if tasks else config.about.build()
 
 
 class _Session:
@@ -153,13 +153,16 @@ class _Session:
         config: Config | None,
         loop: Loop,
         world: World,
-        folder: Path,
+        checkpoints: Checkpoints,
         display: Display,
     ) -> None:
         self.task, self.config, self.loop, self.world = task, config, loop, world
-        self.folder, self.display = folder, display
+        self.checkpoints, self.display = checkpoints, display
+        self.folder = checkpoints.folder.parent
         self.trainer = Trainer(task, loop, world)
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=loop.keep)
+        self.sinks: list[Sink] = []
+        self.entered = False  # whether the folder is this session's to write to
+        self.first = 1  # its first step
         self.earlier = 0.0  # seconds of earlier sessions
         self.begun = perf_counter()
         self.metrics: dict[str, float] = {}
@@ -170,38 +173,27 @@ class _Session:
         self.beside: dict[str, Any] = {}
         self.told: dict[str, Any] = config.to_json() if config else settings.to_json(loop)
 
-    def run(self, resume: bool, until: int | None = None) -> Run:
-        """Until the last step, ``until`` one before it, or a signal."""
-        if resume:
-            self._resume()
-        if self.world.first:
-            try:
-                self._write_config()
-            except OSError as error:
-                raise ConfigError(f"cannot write to {self.folder}: {error.strerror}") from None
-            self.checkpoints.lock()
+    def run(self, state: Mapping[str, Any] | None, until: int | None = None) -> Run:
+        """Until the last step, ``until`` one before it, or a signal; ``state`` is the run.json of a
+        run to go on with."""
+        resumed = state is not None and self._resume(state)
+        if resumed and self.trainer.done >= self.loop.steps:
+            return self._nothing_left(state or {})
         self._announce()
-        sinks = (
-            open_sinks(
-                self.config.sinks if self.config else (),
-                self.folder,
-                self.told,
-                self.trainer.done + 1,
-            )
-            if self.world.first
-            else []
-        )
+        self.first = self.trainer.done + 1
+        if not resumed:
+            self._enter(anew=state is None)
         try:
             with _signals() as asked, self.display.training(self.loop.steps, self.trainer.done):
-                self._steps(sinks, asked, until)
+                self._steps(asked, until)
         except BaseException as error:
             self.failure = str(error) if isinstance(error, Diverged | Stopped) else repr(error)
             try:
-                self._close(sinks)
+                self._close()
             except CheckpointError as other:  # of the save before; what ended the run is told
                 self.display.say(str(other))
             raise
-        self._close(sinks)
+        self._close()
         if self.unwritten:
             raise Unwritten(
                 f"step {self.trainer.done} is done and saved, but the disk of {self.folder} did "
@@ -210,17 +202,47 @@ class _Session:
         finished = self.trainer.done >= self.loop.steps
         return Run(self.folder, self.trainer.done, finished, self.metrics, self.best)
 
-    def _steps(self, sinks: list[Sink], asked: Callable[[], int], until: int | None) -> None:
+    def _nothing_left(self, state: Mapping[str, Any]) -> Run:
+        """A finished run is left as it is, unless it fell before it could say that it is done."""
+        self.display.say(
+            f"{self.folder} is finished: all of its {self.loop.steps} steps are done. steps=N with "
+            "a larger N goes on"
+        )
+        if not state.get("finished") and self.world.first:
+            self.entered, self.beside = True, self.task.beside()
+        self._close()
+        return Run(self.folder, self.trainer.done, True, self.metrics, self.best)
+
+    def _enter(self, anew: bool) -> None:
+        """From here on the folder is this session's: what an earlier run left goes, if this one
+        begins ``anew``, and the settings are those of now."""
+
+        def take() -> None:
+            if anew:
+                places.clear(self.checkpoints)
+            try:
+                self._write_config()
+            except OSError as error:
+                raise ConfigError(f"cannot write to {self.folder}: {error.strerror}") from None
+            asked = self.config.sinks if self.config else ()
+            self.sinks = open_sinks(asked, self.folder, self.told, self.first)
+
+        by_the_first(self.world, take)
+        self.entered = True
+
+    def _steps(self, asked: Callable[[], int], until: int | None) -> None:
         trainer, loop = self.trainer, self.loop
         while trainer.done < min(loop.steps, until or loop.steps):
             record = self._one()
-            self._record_in(sinks, record)
+            if not self.entered:  # a step of the resumed run went well: its new settings hold
+                self._enter(anew=False)
+            self._record(record)
             self.display.step(record)
             number = self._agreed(asked())
             last = trainer.done == loop.steps
             if last or (loop.eval_every and trainer.done % loop.eval_every == 0):
                 evaluation = self._evaluate(last)
-                self._record_in(sinks, evaluation)
+                self._record(evaluation)
                 self.display.evaluation(evaluation)
             due = loop.save_every and trainer.done % loop.save_every == 0
             if last or number or due or trainer.done == until:
@@ -243,9 +265,9 @@ class _Session:
                 raise
             self._roll_back(error)
             return self._one()
-        return self._record(outcome, perf_counter() - begun, stream)
+        return self._numbers(outcome, perf_counter() - begun, stream)
 
-    def _record(self, o: Outcome, seconds: float, stream: list[float]) -> dict[str, Any]:
+    def _numbers(self, o: Outcome, seconds: float, stream: list[float]) -> dict[str, Any]:
         of_targets = {"loss": o.loss, **o.parts, "grad_norm": o.grad_norm} if o.count else {}
         record: dict[str, Any] = {
             **self._place(),
@@ -307,7 +329,7 @@ class _Session:
         if last and self.world.first:
             self.beside = self.task.beside()
         if texts:
-            self._written("samples.jsonl", partial(self._write_samples, texts))
+            self._written(places.SAMPLES, partial(self._write_samples, texts))
             self.display.sample(texts[0])
         return {**self._place(), **found, "whole": last}
 
@@ -327,18 +349,18 @@ class _Session:
         else:
             self.unwritten.discard(what)
 
-    def _record_in(self, sinks: list[Sink], record: Record) -> None:
-        for sink in sinks:
+    def _record(self, record: Record) -> None:
+        for sink in self.sinks:
             self._written(sink.name, partial(sink.write, record))
 
     def _write_samples(self, texts: list[str]) -> None:
-        with closing(JSONLines(self.folder / "samples.jsonl")) as samples:
+        with closing(JSONLines(self.folder / places.SAMPLES)) as samples:
             samples.write({"step": self.trainer.done, "samples": texts})
 
     def _write_config(self) -> None:
+        self._write_state()  # first: by it the folder is known as a run's
         text = self.config.to_toml() if self.config else settings.to_toml(self.loop)
-        (self.folder / "config.toml").write_text(text, encoding="utf-8")
-        self._write_state()
+        self._put(places.SETTINGS, text)
 
     def _write_state(self) -> None:
         told = {
@@ -366,9 +388,14 @@ class _Session:
             "facts": self.task.facts(),
             "config": self.told,
         }
-        work = self.folder / ".run.json"
-        work.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        work.replace(self.folder / "run.json")
+        self._put(places.STATE, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+
+    def _put(self, name: str, text: str) -> None:
+        """A file of the run's, whole or as it was."""
+        work = self.folder / f".{name}"
+        work.write_text(text, encoding="utf-8")
+        folders.sync(work)
+        work.replace(self.folder / name)
 
     def _save(self) -> None:
         if self.saved == self.trainer.done:
@@ -407,7 +434,7 @@ class _Session:
                 self.display.say(f"{again}\ntraining goes on; the next save is in its turn")
                 return
         self.saved = trainer.done
-        self._written("run.json", self._write_state)
+        self._written(places.STATE, self._write_state)
 
     def _save_divided(self, snapshot: Snapshot) -> None:
         """Each process its part; what goes wrong on one is known to all."""
@@ -420,7 +447,7 @@ class _Session:
             return
         self.saved = self.trainer.done
         if self.world.first:
-            self._written("run.json", self._write_state)
+            self._written(places.STATE, self._write_state)
 
     def _export(self, name: str, weights: Mapping[str, Tensor]) -> None:
         """The model in its users' format; where it is spread over processes, from whole tensors."""
@@ -442,10 +469,16 @@ class _Session:
         self.world.wait()
         return self.checkpoints.load()
 
-    def _resume(self) -> None:
+    def _resume(self, state: Mapping[str, Any]) -> bool:
+        """Take up the newest checkpoint; False if the run had come to none."""
         if not self.checkpoints.steps():
+            if state.get("finished"):
+                raise ConfigError(
+                    f"{self.folder} is finished, and its checkpoints are gone: there is nothing to "
+                    "go on from. Its model, if it is there, can begin a new run (init_from)"
+                )
             self.display.say("the run was stopped before its first checkpoint: it begins anew")
-            return
+            return False
         snapshot = self._loaded()
         facts = snapshot.facts
         now = self.task.facts()
@@ -455,6 +488,7 @@ class _Session:
                     f"{name} was {value} and is {now[name]}: this would not be the same run. Give "
                     "it its old settings, or begin a new one with init_from"
                 )
+        self._leaves_steps(facts)
         differ = self.trainer.restore(snapshot.tensors, facts["trainer"])
         self.best, self.metrics = facts["best"], dict(facts["metrics"])
         self.earlier, self.saved = facts["elapsed_s"], self.trainer.done
@@ -469,6 +503,16 @@ class _Session:
             self.display.say(
                 f"not the same as then: {'; '.join(differ)}. The data goes on where it was; the "
                 "numbers agree to rounding, not to the bit"
+            )
+        return True
+
+    def _leaves_steps(self, facts: Mapping[str, Any]) -> None:
+        """Raise if the run is past the steps it is to have, as an unfinished one is at its last."""
+        done, steps, before = facts["trainer"]["done"], self.loop.steps, facts["config"]["steps"]
+        if steps < done or (steps == done and steps != before):
+            raise ConfigError(
+                f"steps={steps} leaves nothing to do: {self.folder} is at step {done} of {before}. "
+                f"Say steps=N with N above {done}, or nothing, to keep {before}"
             )
 
     def _announce(self) -> None:
@@ -495,17 +539,17 @@ class _Session:
         found = self.world.gather(number)
         return max(n for n in found if isinstance(n, int))
 
-    def _close(self, sinks: list[Sink]) -> None:
+    def _close(self) -> None:
         """Whatever ended the run: its numbers are written, its last save is done, it is told."""
-        for sink in sinks:
+        for sink in self.sinks:
             self._written(sink.name, sink.close)
         try:
             self.checkpoints.wait()
         finally:
+            if self.world.first and self.entered:
+                self._written(places.STATE, self._write_state)
+                self._written(report.NAME, partial(report.write, self.folder))
             self.checkpoints.close()
-            if self.world.first:
-                self._written("run.json", self._write_state)
-                self._written("report.html", partial(report.write, self.folder))
 
 
 @contextmanager
