@@ -1,4 +1,11 @@
-"""What a user can mend has one base class, so that it is never mistaken for a bug of ours."""
+"""What a user can mend has one base class, so that it is never mistaken for a bug of ours; and the
+checks of single values that every room needs."""
+
+from typing import TypeGuard
+
+LONGEST = 60  # characters of a value in a message
+MOST = 1 << 28
+"""No size is larger: two of them, multiplied, still count the bytes of a tensor in 64 bits."""
 
 
 class Mendable(ValueError):
@@ -7,3 +14,24 @@ class Mendable(ValueError):
     The command line tells exactly these without a traceback. Whatever else is raised, another
     ``ValueError`` included, is a bug of ours and told as one.
     """
+
+
+def check_whole(name: str, value: object, least: int = 1) -> None:
+    """A size is a whole number, from ``least`` up to ``MOST``."""
+    if type(value) is not int or value < least:
+        raise Mendable(
+            f"{name} must be a whole number of at least {least}, got {value_in_short(value)}"
+        )
+    if value > MOST:
+        raise Mendable(f"{name} must be at most {MOST}, got {value_in_short(value)}")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a number that a float can hold, inf and nan being none, nor True and False."""
+    return isinstance(value, int | float) and type(value) is not bool and -1e300 < value < 1e300
+
+
+def value_in_short(value: object) -> str:
+    """A value as Python writes it, cut to what a message can bear."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

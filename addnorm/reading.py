@@ -17,7 +17,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, final
 
-from addnorm.errors import Mendable
+from addnorm.errors import Mendable, value_in_short
 
 AGAIN = "copy or download it again"
 DEEPEST = 100  # lists and objects inside each other; no file that means something comes near
@@ -204,9 +204,7 @@ def in_words(value: object) -> str:
     if isinstance(value, bool | NoneType):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str | int | float):
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        return f"the {'text' if isinstance(value, str) else 'number'} {shown}"
+        return f"the {'text' if isinstance(value, str) else 'number'} {value_in_short(value)}"
     return WORDS[type(value)]
 
 

@@ -15,20 +15,21 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from addnorm import schemes
+from addnorm import reading, schemes
 from addnorm.data.tokenizer import Tokenizer
+from addnorm.errors import Mendable, check_whole, is_number, value_in_short
 from addnorm.generation.decode import evaluating
 from addnorm.models import folders
 from addnorm.models.folders import CONFIG, SAFETENSORS, WeightsError
+from addnorm.models.stored import DTYPES, entries
 from addnorm.models.transformer import encoder
 from addnorm.positions import Learned
 from addnorm.stream import Context
@@ -52,15 +53,12 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "classes", "context_length", "dim", "n_layers", "n_heads"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if type(self.pairs) is not int or self.pairs < 0:
-            raise ValueError(f"pairs must be a whole number of at least 0, got {self.pairs!r}")
+            check_whole(name, getattr(self, name))
+        check_whole("pairs", self.pairs, least=0)
         if self.dim % self.n_heads:
-            raise ValueError(f"{self.n_heads} heads do not divide the width {self.dim}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+            raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
+        if not (is_number(self.dropout) and 0.0 <= self.dropout < 1.0):
+            raise Mendable(f"dropout must be in [0, 1), got {value_in_short(self.dropout)}")
         schemes.parse(self.scheme)
 
 
@@ -174,13 +172,52 @@ def save(model: TextClassifier, folder: Path, tokenizer: Tokenizer, classes: Seq
 
 def load(folder: Path) -> tuple[TextClassifier, Tokenizer, list[str]]:
     """(model in evaluation mode, its tokenizer, the names of its classes), checked."""
-    folders.verify(folder)
-    told: dict[str, Any] = folders.read_json(folder / CONFIG)
+    with reading.system_errors(folder, WeightsError):
+        config, classes = _read(folder)
+        with torch.device("meta"):
+            model = TextClassifier(config)
+        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        stored = entries(folder)
+        for name in sorted(shapes.keys() | stored.keys()):
+            want, got = shapes.get(name), stored[name].shape if name in stored else None
+            if want != got or stored[name].dtype not in DTYPES.values():
+                raise WeightsError(
+                    f"{folder}: the weights and {CONFIG} belong to different models: {name} is "
+                    f"{got and stored[name].dtype} {got}, expected {want}"
+                )
+        files = sorted({entry.file for entry in stored.values()})
+        folders.seal(folder, files)
+        state = {
+            name: folders.finite(entry.file, name, entry.read()).float().clone()
+            for name, entry in stored.items()
+        }
+        model.load_state_dict(state, strict=True, assign=True)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise WeightsError(
+            f"{folder} has the tokenizer of another model: it has {tokenizer.vocab_size} tokens, "
+            f"and the model's vocabulary is {config.vocab_size}"
+        )
+    return model.eval(), tokenizer, classes
+
+
+def _read(folder: Path) -> tuple[ClassifierConfig, list[str]]:
+    """What the folder's config.json says: the settings, and the names of the classes."""
+    file = folder / CONFIG
+    told = folders.read_json(file)
     if told.get("model_type") != KIND:
         raise WeightsError(
-            f"{folder} is no text classifier: model_type is {told.get('model_type')!r}"
+            f"{folder} is no text classifier: model_type is "
+            f"{value_in_short(told.get('model_type'))}"
         )
+    for name in ("vocab_size", "classes"):
+        reading.field(told, name, int, file, WeightsError)
+    classes = reading.field(told, "classes_by_name", list, file, WeightsError)
     fields = {f.name for f in dataclasses.fields(ClassifierConfig)}
-    model = TextClassifier(ClassifierConfig(**{k: v for k, v in told.items() if k in fields}))
-    model.load_state_dict(load_file(folder / SAFETENSORS), strict=True)
-    return model.eval(), Tokenizer.from_pretrained(folder), told["classes_by_name"]
+    try:
+        config = ClassifierConfig(**{k: v for k, v in told.items() if k in fields})
+    except Mendable as error:
+        raise WeightsError(f"{file}: {error}") from None
+    if [type(name) for name in classes] != [str] * config.classes:
+        raise WeightsError(f"{file}: classes_by_name must be {config.classes} texts")
+    return config, classes

@@ -4,11 +4,13 @@ What is not understood is refused by name.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from addnorm import __version__, schemes
+from addnorm import __version__, reading, schemes
+from addnorm.errors import Mendable, value_in_short
 from addnorm.models.folders import CARD, CONFIG, TOKENIZERS, WeightsError, read_json
 from addnorm.models.gpt import GPTConfig
 
@@ -34,7 +36,14 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-OTHERS = {"n_inner", "activation_function", "layer_norm_epsilon", "tie_word_embeddings"}
+UNTOLD: dict[str, Any] = {
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    **dict.fromkeys(DROPOUTS, 0.1),
+}
+"""What holds where a config.json says nothing."""
 EXACT = {
     "scale_attn_weights": (True, "attention logits are divided by sqrt(head width)"),
     "scale_attn_by_inverse_layer_idx": (False, "attention is scaled alike in all blocks"),
@@ -71,38 +80,44 @@ def read(folder: Path, dropout: float | None) -> tuple[dict[str, Any], GPTConfig
     told = read_json(file)
     kind = told.get("model_type")
     readers = {"gpt2": from_gpt2, MODEL_TYPE: from_own}
-    if kind not in readers:
-        raise WeightsError(f"{file}: model_type is {kind!r}, expected {' or '.join(readers)}")
+    if not isinstance(kind, str) or kind not in readers:
+        raise WeightsError(
+            f"{file}: model_type is {value_in_short(kind)}, expected {' or '.join(readers)}"
+        )
+    if told.get(IDENTITY) is not None:
+        reading.field(told, IDENTITY, str, file, WeightsError)
     try:
         return told, readers[kind](told, dropout)
-    except (ValueError, TypeError) as error:  # ours, or what GPTConfig says of a value
+    except Mendable as error:  # ours, or what GPTConfig says of a value
         raise WeightsError(f"{file}: {error}") from None
 
 
 def from_gpt2(told: Mapping[str, Any], dropout: float | None) -> GPTConfig:
     """What a GPT2Config says."""
-    _refuse(told, {*FIELDS, *DROPOUTS, *OTHERS}, "GPT-2 as transformers defines it")
+    _refuse(told, {*FIELDS, *UNTOLD}, "GPT-2 as transformers defines it")
     absent = [name for name in FIELDS if name not in told]
     if absent:
         raise WeightsError(f"{', '.join(absent)} missing")
-    activation = told.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
+    told = {**UNTOLD, **told}
+    activation = told["activation_function"]
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise WeightsError(
-            f"activation_function={activation!r} is not implemented, of {', '.join(ACTIVATIONS)}"
+            f"activation_function={value_in_short(activation)} is not implemented, of "
+            f"{', '.join(ACTIVATIONS)}"
         )
-    drops = {name: float(told.get(name, 0.1)) for name in DROPOUTS}
-    if dropout is None and len(set(drops.values())) > 1:
-        each = ", ".join(f"{name}={value}" for name, value in drops.items())
+    drops = {name: told[name] for name in DROPOUTS}
+    if dropout is None and any(value != drops["resid_pdrop"] for value in drops.values()):
+        each = ", ".join(f"{name}={value_in_short(value)}" for name, value in drops.items())
         raise WeightsError(
             f"{each}: addnorm has one dropout for all three. It matters in training only; choose, "
-            f"as in from_pretrained(..., dropout={drops['resid_pdrop']})"
+            f"as in from_pretrained(..., dropout={value_in_short(drops['resid_pdrop'])})"
         )
     return GPTConfig(
         **{ours: told[theirs] for theirs, ours in FIELDS.items()},
-        eps=float(told.get("layer_norm_epsilon", 1e-5)),
-        hidden=told.get("n_inner"),
+        eps=told["layer_norm_epsilon"],
+        hidden=told["n_inner"],
         activation=ACTIVATIONS[activation],
-        tied=bool(told.get("tie_word_embeddings", True)),
+        tied=told["tie_word_embeddings"],
         dropout=drops["resid_pdrop"] if dropout is None else dropout,
     )
 
@@ -122,13 +137,15 @@ def _refuse(told: Mapping[str, Any], known: Iterable[str], whose: str) -> None:
     """Nothing that is set may be passed over: it might be part of the architecture."""
     for name, value in told.items():
         if name in EXACT and value != EXACT[name][0]:
-            raise WeightsError(f"{name}={value!r} is not implemented: in addnorm {EXACT[name][1]}")
+            raise WeightsError(
+                f"{name}={value_in_short(value)} is not implemented: in addnorm {EXACT[name][1]}"
+            )
         if name in known or name in EXACT or name in BOOKKEEPING:
             continue
         if value not in (None, False, 0, "", [], {}):
             raise WeightsError(
-                f"{name}={value!r} is no option of {whose}. If the model does not depend on it, "
-                "remove the line; otherwise this is another model"
+                f"{name}={value_in_short(value)} is no option of {whose}. If the model does not "
+                "depend on it, remove the line; otherwise this is another model"
             )
 
 
@@ -211,30 +228,39 @@ def check_tokenizer(folder: Path, vocab_size: int, identity: str | None) -> None
     """What makes ids beside the weights must be the model's own, and make none that it lacks."""
     for name in TOKENIZERS:
         file = folder / name
-        size = max(_ids(name, read_json(file)), default=-1) + 1 if file.exists() else 0
+        if not os.path.lexists(file):
+            continue
+        size = max(_ids(file, read_json(file)), default=-1) + 1
         if size > vocab_size:
             raise WeightsError(
                 f"{file} is the tokenizer of another model: it has {size} tokens, and the model's "
                 f"vocabulary is {vocab_size}"
             )
-    if identity is not None and (folder / CARD).exists():
-        other = read_json(folder / CARD).get("identity")
+    card = folder / CARD
+    if identity is not None and card.exists():
+        other = reading.field(read_json(card), "identity", str, card, WeightsError)
         if other != identity:
             raise WeightsError(
-                f"{folder / CARD} is the tokenizer of another model: its identity is {other}, and "
-                f"the model was saved with {identity}"
+                f"{card} is the tokenizer of another model: its identity is {other}, and the model "
+                f"was saved with {identity}"
             )
 
 
-def _ids(name: str, told: dict[str, Any]) -> Iterable[int]:
+def _ids(file: Path, told: dict[str, Any]) -> Iterable[int]:
     """The ids in one of a tokenizer's files."""
-    if name == CARD:  # what is not said elsewhere: 256 bytes and the end of a text
+    if file.name == CARD:  # what is not said elsewhere: 256 bytes and the end of a text
         return range(257 if told.get("kind") == "bytes" else 0)
-    if name == "characters.json":
-        return range(len(told.get("characters") or ""))
-    if name != "tokenizer.json":  # token -> id
-        return [v for v in told.values() if type(v) is int]
-    model, added = told.get("model"), told.get("added_tokens") or []
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    ids = range(len(vocab)) if isinstance(vocab, list) else (vocab or {}).values()
-    return [*ids, *(one["id"] for one in added)]
+    if file.name == "characters.json":
+        return range(len(reading.field(told, "characters", str, file, WeightsError)))
+    if file.name != "tokenizer.json":  # token -> id
+        return [reading.field(told, token, int, file, WeightsError) for token in told]
+    model = reading.field(told, "model", dict, file, WeightsError)
+    vocab, added = model.get("vocab") or {}, told.get("added_tokens") or []
+    if not isinstance(vocab, dict | list) or not isinstance(added, list):
+        raise WeightsError(f"{file} has no vocabulary, or no list of added tokens: it is damaged")
+    ids = [*(vocab.values() if isinstance(vocab, dict) else range(len(vocab)))]
+    ids += [one.get("id") if isinstance(one, dict) else one for one in added]
+    wrong = [id for id in ids if type(id) is not int]
+    if wrong:
+        raise WeightsError(f"{file} has {reading.in_words(wrong[0])} as the id of a token")
+    return ids

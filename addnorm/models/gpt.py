@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from addnorm import schemes
 from addnorm.branches import ACTIVATIONS, MLP, Attention, GatedMLP
+from addnorm.errors import Mendable, check_whole, is_number, value_in_short
 from addnorm.generation.decode import generate_ids
 from addnorm.norms import DyT, L2Norm, LayerNorm, Norm, RMSNorm, ScaleNorm
 from addnorm.positions import ALiBi, AttentionPosition, Learned, RoPE, Sinusoidal
@@ -70,17 +71,22 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "dim", "n_layers", "n_heads"):
-            _positive(name, getattr(self, name))
+            check_whole(name, getattr(self, name))
         for name in ("n_kv_heads", "hidden", "window"):
             if getattr(self, name) is not None:
-                _positive(name, getattr(self, name))
-        _positive("vocab_multiple", self.vocab_multiple)
+                check_whole(name, getattr(self, name))
+        check_whole("vocab_multiple", self.vocab_multiple)
         for name in ("rope_base", "attention_softcap", "softcap"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value!r}")
-        if not self.eps >= 0:
-            raise ValueError(f"eps must not be negative, got {self.eps!r}")
+            capless = value is None and name != "rope_base"
+            if not capless and not (is_number(value) and value > 0):
+                raise Mendable(f"{name} must be a number above 0, got {value_in_short(value)}")
+        if not (is_number(self.eps) and self.eps >= 0):
+            raise Mendable(f"eps must be a number of at least 0, got {value_in_short(self.eps)}")
+        for name in ("bias", "tied"):
+            if type(getattr(self, name)) is not bool:
+                told = value_in_short(getattr(self, name))
+                raise Mendable(f"{name} must be true or false, got {told}")
         _known("norm", self.norm, NORMS)
         _known("position", self.position, POSITIONS)
         _known("mlp", self.mlp, MLPS)
@@ -88,15 +94,15 @@ class GPTConfig:
         if self.qk_norm is not None:
             _known("qk_norm", self.qk_norm, NORMS)
         if self.dim % self.n_heads:
-            raise ValueError(f"{self.n_heads} heads do not divide the width {self.dim}")
+            raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
         if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_kv_heads={self.n_kv_heads} do not divide n_heads={self.n_heads}")
+            raise Mendable(f"n_kv_heads={self.n_kv_heads} do not divide n_heads={self.n_heads}")
         if self.position == "rope" and self.dim // self.n_heads % 2:
-            raise ValueError(
+            raise Mendable(
                 f"RoPE rotates pairs: the head's width {self.dim // self.n_heads} is odd"
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if not (is_number(self.dropout) and 0.0 <= self.dropout < 1.0):
+            raise Mendable(f"dropout must be in [0, 1), got {value_in_short(self.dropout)}")
         schemes.parse(self.scheme)
 
     @property
@@ -326,12 +332,8 @@ def _places(ids: Tensor, valid: Tensor | None, past: int | Tensor) -> Tensor:
     return slots if valid is None else (valid.cumsum(1) - 1).clamp(min=0).index_select(1, slots)
 
 
-def _positive(name: str, value: object) -> None:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
 def _known(what: str, name: object, known: Any) -> None:
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         near = difflib.get_close_matches(str(name), list(known)) or list(known)
-        raise ValueError(f"unknown {what} {name!r}; did you mean {' or '.join(near)}?")
+        told = value_in_short(name)
+        raise Mendable(f"unknown {what} {told}; did you mean {' or '.join(near)}?")

@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from addnorm import reading
 from addnorm.models import configs, folders
 from addnorm.models.configs import IDENTITY, Tokenizer, why_not_gpt2
-from addnorm.models.folders import CONFIG, Entry, WeightsError
+from addnorm.models.folders import CONFIG, WeightsError
 from addnorm.models.gpt import GPT, GPTConfig
+from addnorm.models.stored import DTYPES, Entry, entries
 
 __all__ = ["Report", "WeightsError", "check", "load", "save", "why_not_gpt2"]
 
@@ -88,11 +90,13 @@ class Report:
     files: list[str]
     dtypes: list[str]
     ignored: list[str]  # stored tensors that hold nothing learned
-    verified: bool  # whether checksums were there
+    verified: bool  # whether there are checksums, of every file that counts
+    unsealed: list[str]  # files of which the checksums that are there say nothing
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.format}, {', '.join(self.dtypes)}, {', '.join(self.files)}"]
-        lines.append("checksums agree" if self.verified else "without checksums")
+        told = "checksums agree" if self.verified or self.unsealed else "without checksums"
+        lines.append(told + (f", but not of {', '.join(self.unsealed)}" if self.unsealed else ""))
         if self.ignored:
             some = ", ".join(self.ignored[:3]) + (", ..." if len(self.ignored) > 3 else "")
             lines.append(f"ignored {len(self.ignored)} causal masks or copies ({some})")
@@ -110,15 +114,16 @@ def load(
     ``dtype`` None keeps each tensor's own. ``dropout`` replaces what the folder says.
     """
     folder = folders.find(path_or_id)
-    model, told, sources, report = _inspect(folder, dropout)
-    state: dict[str, Tensor] = {}
-    for row, entry in sources:
-        t = folders.finite(entry.file, row.theirs, entry.read())
-        if dtype is not None:
-            t = folders.finite(entry.file, f"{row.theirs} as {dtype}", t.to(dtype))
-        t = t.T if row.transposed else t
-        for name, part in zip(row.ours, t.chunk(len(row.ours)), strict=True):
-            state[name] = part.clone(memory_format=torch.contiguous_format)
+    with reading.system_errors(folder, WeightsError):
+        model, told, sources, report = _inspect(folder, dropout)
+        state: dict[str, Tensor] = {}
+        for row, entry in sources:
+            t = folders.finite(entry.file, row.theirs, entry.read())
+            if dtype is not None:
+                t = folders.finite(entry.file, f"{row.theirs} as {dtype}", t.to(dtype))
+            t = t.T if row.transposed else t
+            for name, part in zip(row.ours, t.chunk(len(row.ours)), strict=True):
+                state[name] = part.clone(memory_format=torch.contiguous_format)
     model.load_state_dict(state, strict=True, assign=True)
     model.tokenizer_identity = told.get(IDENTITY)
     log.info("%s", report)
@@ -127,9 +132,10 @@ def load(
 
 def check(folder: Path) -> Report:
     """Everything that ``load`` checks, the values included, without making a model."""
-    _, _, sources, report = _inspect(folder, None)
-    for row, entry in sources:
-        folders.finite(entry.file, row.theirs, entry.read())
+    with reading.system_errors(folder, WeightsError):
+        _, _, sources, report = _inspect(folder, None)
+        for row, entry in sources:
+            folders.finite(entry.file, row.theirs, entry.read())
     return report
 
 
@@ -147,16 +153,11 @@ def _inspect(folder: Path, dropout: float | None) -> tuple[GPT, dict[str, Any], 
     _check_names(folder, rows, stored)
     for row in rows:
         _check_one(folder, row, stored[row.theirs], shapes, config)
-    verified = folders.verify(folder)
+    files = sorted({e.file for e in stored.values()})
+    dtypes = sorted({e.dtype for e in stored.values()})
+    verified, unsealed = folders.seal(folder, files)
     configs.check_tokenizer(folder, config.vocab_size, told.get(IDENTITY))
-    report = Report(
-        folder,
-        kind,
-        sorted({e.file for e in stored.values()}),
-        sorted({e.dtype for e in stored.values()}),
-        ignored,
-        verified,
-    )
+    report = Report(folder, kind, files, dtypes, ignored, verified, unsealed)
     return model, told, [(row, stored[row.theirs]) for row in rows], report
 
 
@@ -178,7 +179,7 @@ def _stored(folder: Path, copies: bool) -> tuple[dict[str, Entry], list[str]]:
     """
     found: dict[str, tuple[str, Entry]] = {}
     ignored = []
-    for stored, entry in folders.entries(folder).items():
+    for stored, entry in entries(folder).items():
         name = _bare(stored)
         if MASKS.fullmatch(name):
             ignored.append(stored)
@@ -237,7 +238,7 @@ def _check_one(
     config: GPTConfig,
 ) -> None:
     """The dtype and shape of one tensor, from the header."""
-    where, known = f"{folder / entry.file}: {row.theirs}", folders.DTYPES.values()
+    where, known = f"{folder / entry.file}: {row.theirs}", DTYPES.values()
     if entry.dtype not in known:
         raise WeightsError(
             f"{where} is {entry.dtype}: weights are {', '.join(known)}. Quantized or packed ones "

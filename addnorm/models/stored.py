@@ -1,0 +1,173 @@
+"""The tensors in a folder's files, listed and not read yet: safetensors and torch's pickles."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from addnorm import reading
+from addnorm.models.folders import SAFETENSORS, WEIGHTS, WeightsError, content, read_json
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor in a file, not read yet."""
+
+    file: str
+    dtype: str  # as torch calls it: "float32"
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]  # may share memory with the file: copy what is to stay
+
+
+def entries(folder: Path) -> dict[str, Entry]:
+    """Every stored tensor by its name in the file. Headers are read here, the values are not."""
+    for name in WEIGHTS:
+        if os.path.lexists(folder / name):
+            break
+    else:
+        raise WeightsError(
+            f"{folder} has no weights ({' or '.join(WEIGHTS)}); it holds {content(folder)}"
+        )
+    if not name.endswith(".index.json"):
+        return _open(folder / name)
+    places = read_json(folder / name).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+        raise WeightsError(f"{folder / name} has no weight_map from tensors to files")
+    shards = {}
+    for shard in sorted(set(places.values())):
+        if Path(shard).name != shard:
+            raise WeightsError(f"{folder / name} names {shard!r}, a file outside of the folder")
+        if not (folder / shard).exists():
+            first = next(tensor for tensor, file in places.items() if file == shard)
+            raise WeightsError(
+                f"{folder / name} says that {first} is in {shard}, which is missing: download it"
+            )
+        shards[shard] = _open(folder / shard)
+    for tensor, shard in places.items():
+        if tensor not in shards[shard]:
+            raise WeightsError(
+                f"{folder / name} says that {tensor} is in {shard}, which does not hold it: the "
+                "index belongs to other files"
+            )
+    found: dict[str, Entry] = {}
+    for shard, held_by in shards.items():
+        for tensor, entry in held_by.items():
+            if places.get(tensor) != shard:
+                raise WeightsError(f"{folder / shard} holds {tensor}, which {name} does not say")
+            found[tensor] = entry
+    return found
+
+
+def _open(file: Path) -> dict[str, Entry]:
+    with reading.system_errors(file, WeightsError), file.open("rb") as opened:
+        start = opened.read(len(reading.POINTER))
+    if start == reading.POINTER.encode():
+        raise WeightsError(f"{file} is a pointer of Git LFS, not the weights: run `git lfs pull`")
+    return _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
+
+
+def _open_safetensors(file: Path) -> dict[str, Entry]:
+    """8 bytes: the header's length; the header, JSON; the values."""
+    with reading.system_errors(file, WeightsError), file.open("rb") as opened:
+        size = file.stat().st_size
+        length = int.from_bytes(opened.read(8), "little")
+        if length < 2 or length > 100_000_000:  # the format's own limit
+            raise WeightsError(
+                f"{file} does not begin as a safetensors file does: it is damaged or something else"
+            )
+        raw = opened.read(length)
+    held = [] if len(raw) < length else _ends(file, raw)
+    expected = 8 + length + max(held, default=0)
+    if size < expected:
+        raise WeightsError(
+            f"{file} is truncated: {size:,} bytes, and {expected:,} or more were written. Get the "
+            "file again"
+        )
+    found = {}
+    try:
+        tensors = safe_open(file, framework="pt")
+        for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
+            part, read = tensors.get_slice(name), partial(tensors.get_tensor, name)
+            dtype = DTYPES.get(part.get_dtype(), part.get_dtype())
+            found[name] = Entry(file.name, dtype, tuple(part.get_shape()), read)
+    except SafetensorError as error:
+        raise _damaged_header(file, error) from None
+    return found
+
+
+def _ends(file: Path, header: bytes) -> list[int]:
+    """Where the values of each tensor end, by the file's own account."""
+    try:
+        told = reading.json_value(header.decode(), "it")
+    except ValueError as error:
+        raise _damaged_header(file, error) from None
+    if not isinstance(told, dict):
+        raise _damaged_header(file, "it holds no object")
+    ends = []
+    for name, info in told.items():
+        if name == "__metadata__":
+            continue
+        place = info.get("data_offsets") if isinstance(info, dict) else None
+        if not isinstance(place, list) or [type(offset) for offset in place] != [int, int]:
+            raise _damaged_header(file, f"{name} has no place")
+        ends.append(place[1])
+    return ends
+
+
+def _damaged_header(file: Path, why: object) -> WeightsError:
+    return WeightsError(f"{file} has a damaged header ({why}): get the file again")
+
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""What safetensors calls the dtypes that hold weights; any other keeps its name, to be refused."""
+
+
+def _open_pickle(file: Path) -> dict[str, Entry]:
+    """A .bin of torch.save. ``weights_only``: tensors and plain containers, never code."""
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # what reading garbage raises has no common base
+        raise WeightsError(_why_refused(file, error)) from None
+    wrong = {} if isinstance(held, dict) else {"the whole": held}
+    wrong = wrong or {k: v for k, v in held.items() if not _plain(v)}
+    if wrong:
+        name, value = next(iter(wrong.items()))
+        raise WeightsError(
+            f"{file}: {name} is a {type(value).__name__}; expected a dictionary of tensors alone, "
+            "none of them sparse"
+        )
+    return {
+        str(name): Entry(
+            file.name, str(t.dtype).removeprefix("torch."), tuple(t.shape), t.contiguous
+        )
+        for name, t in held.items()
+    }
+
+
+def _why_refused(file: Path, error: Exception) -> str:
+    """In our words where torch advises to read the file without its guard."""
+    asked = re.search(r"GLOBAL (\S+)", str(error))
+    if asked is not None:
+        return (
+            f"{file} was refused: it holds more than tensors ({asked[1]}), which may run any code "
+            f"when read. Ask for {SAFETENSORS} instead"
+        )
+    first = "" if isinstance(error, UnpicklingError) else str(error).partition("\n")[0]
+    return (
+        f"{file} is truncated or damaged, or was not written by torch.save "
+        f"({type(error).__name__}{first and ': '}{first}): get it again, or ask for {SAFETENSORS}"
+    )
+
+
+def _plain(value: object) -> bool:
+    """Whether it is a tensor that has its values in memory, one after the other."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
