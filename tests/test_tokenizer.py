@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from addnorm.data import tokenizer as module
-from addnorm.data.tokenizer import Tokenizer
+from addnorm.data.tokenizer import Tokenizer, TokenizerError
 from tests.references import bpe
 
 END = "<|endoftext|>"
@@ -485,16 +485,18 @@ def test_bytes():
 def test_training_says_what_is_wrong(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(b"abc\xffdef")
-    with pytest.raises(ValueError, match=r"text\.txt is not UTF-8: byte 3 is 0xff"):
+    with pytest.raises(ValueError, match=r"text\.txt is not UTF-8 \(byte 3 is 0xff\): convert it"):
         Tokenizer.train(path, vocab_size=300)
     path.write_bytes("日本".encode()[:-1])
-    with pytest.raises(ValueError, match=r"text\.txt is not UTF-8: byte 3 is 0xe6"):
+    with pytest.raises(ValueError, match=r"text\.txt is not UTF-8 \(byte 3 is 0xe6"):
         Tokenizer.characters(path)
+    path.write_text("\ufeffabc", encoding="utf-8")
+    assert len(Tokenizer.characters(path)) == 3, "a byte order mark is no part of the text"
     with pytest.raises(ValueError, match=r"is a file: give Path\("):
         Tokenizer.train(str(path), vocab_size=300)
-    with pytest.raises(IsADirectoryError, match="is a folder: give its files"):
+    with pytest.raises(TokenizerError, match="is a folder: give its files"):
         Tokenizer.train(tmp_path, vocab_size=300)
-    with pytest.raises(FileNotFoundError, match=r"no\.txt"):
+    with pytest.raises(TokenizerError, match=r"no\.txt"):
         Tokenizer.train(tmp_path / "no.txt", vocab_size=300)
     with pytest.raises(TypeError, match="expected a str, got bytes"):
         Tokenizer.train([b"abc"], vocab_size=300)
@@ -660,7 +662,7 @@ def test_a_changed_vocabulary_is_noticed(everything, tmp_path):
 def test_two_kinds_do_not_share_a_folder(everything, tmp_path):
     everything["bpe"].save(tmp_path)
     for kind in ("characters", "bytes"):
-        with pytest.raises(FileExistsError, match=r"another kind \(tokenizer\.json\)"):
+        with pytest.raises(TokenizerError, match=r"another kind \(tokenizer\.json\)"):
             everything[kind].save(tmp_path)
     assert Tokenizer.from_pretrained(tmp_path).kind == "bpe"
 
@@ -900,6 +902,7 @@ def test_other_kinds_are_refused_by_name(data, tmp_path, changes, found):
         (lambda v, m: m.append("日 x"), "merge 61, '日 x', needs '日'"),
         (lambda v, m: m.append("a b c"), "merge 61 is 'a b c': expected two"),
         (lambda v, m: m.append(7), "merge 61 is 7: expected two"),
+        (lambda v, m: m.append([["a"], "b"]), "merge 61 is [['a'], 'b']: expected two"),
         (lambda v, m: v.update({END: 317}), "has two ids, 317 and 316"),
     ],
 )
@@ -910,6 +913,53 @@ def test_a_tokenizer_json_that_contradicts_itself(data, tmp_path, spoil, said):
     with pytest.raises(ValueError, match=r"tokenizer\.json: ") as error:
         Tokenizer.from_pretrained(folder)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"added_tokens": [5]}, "added_tokens holds the number 5, expected objects"),
+        ({"added_tokens": {}}, "added_tokens is an object, expected a list"),
+        ({"added_tokens": [{"content": 5, "id": 316}]}, "'content' is the number 5, expected a te"),
+        (
+            {"added_tokens": [{"content": "x", "id": "316"}]},
+            "'id' is the text '316', expected a whole number",
+        ),
+        (
+            {"added_tokens": [{"content": "x", "id": 316, "special": 1}]},
+            "'special' is the number 1, expected true",
+        ),
+        ({"model": []}, "no model in it"),
+        ({"pre_tokenizer": "ByteLevel"}, "a step in it is the text 'ByteLevel', expected an obj"),
+        ({"pre_tokenizer": {"type": ["ByteLevel"]}}, "'type' is a list, expected a text"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": 5}}, "is the number 5, expected"),
+        ({"normalizer": 5}, "a step in it is the number 5, expected an object"),
+    ],
+)
+def test_parts_of_a_tokenizer_json_of_another_type(data, tmp_path, changes, said):
+    folder = write(tmp_path, tokenizer__json=data | changes)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: ") as error:
+        Tokenizer.from_pretrained(folder)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("token", [5, ["x"], {"content": 5}, True])
+def test_a_role_that_is_no_token(data, tmp_path, token):
+    for name in ("tokenizer_config__json", "special_tokens_map__json"):
+        folder = write(tmp_path / name, tokenizer__json=data, **{name: {"eos_token": token}})
+        with pytest.raises(TokenizerError, match="for a token"):
+            Tokenizer.from_pretrained(folder)
+
+
+def test_a_card_of_another_type(tmp_path):
+    for card, said in (
+        ({"kind": ["bpe"], "identity": ""}, "'kind' is a list, expected a text"),
+        ({"kind": "bytes", "identity": 5}, "'identity' is the number 5, expected a text"),
+        ({"kind": "bytes"}, "'identity' is missing"),
+    ):
+        write(tmp_path, addnorm_tokenizer__json=card)
+        with pytest.raises(TokenizerError, match=rf"addnorm_tokenizer\.json: {said}"):
+            Tokenizer.from_pretrained(tmp_path)
 
 
 def test_a_configuration_that_would_change_the_text(data, tmp_path):
@@ -1001,9 +1051,10 @@ def test_old_files_with_added_tokens(pair):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"a": 1, "b"', "is not valid JSON .* 12 characters"),
-        (b"", "is not valid JSON .* 0 characters"),
-        (b"[1]", "should be a JSON object, and is a list"),
+        (b'{"a": 1, "b"', "is not valid JSON: .* 12 characters. It is damaged or cut short: copy"),
+        (b"", "is empty: copy or download it again"),
+        (b"[1]", "holds a list, expected a JSON object"),
+        (b"[" * 100_000, "has lists or objects more than 100 deep"),
         (b"\xff\xfe{}", "is not UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1", "is only a pointer of Git LFS"),
     ],
@@ -1024,13 +1075,20 @@ def test_saved_files_that_are_damaged(everything, kind, tmp_path):
     with pytest.raises(ValueError, match=f"{path.name} is not valid JSON"):
         Tokenizer.from_pretrained(tmp_path)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{path.name} is missing|no tokenizer in"):
+    with pytest.raises(TokenizerError, match=rf"cannot read .*{path.name}|no tokenizer in"):
         Tokenizer.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [({"characters": "aba"}, "'a' more than once"), ({"characters": [1]}, "expected {")],
+    [
+        ({"characters": "aba"}, "'a' more than once"),
+        ({"characters": [1]}, "'characters' is a list, expected a text"),
+        ({"characters": 7}, "'characters' is the number 7, expected a text"),
+        ({"characters": ""}, "there is no character in it"),
+        ({"characters": "a\ud800"}, "character 1 of the text, .* is half of a surrogate pair"),
+        ({}, "'characters' is missing"),
+    ],
 )
 def test_characters_that_are_none(tmp_path, content, said):
     card = {"kind": "characters", "identity": ""}
@@ -1048,24 +1106,24 @@ def test_a_kind_from_the_future(tmp_path):
 def test_folders_without_a_tokenizer(tmp_path, pair):
     folder, _ = pair
     (folder / "merges.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has vocab\.json, but not merges\.txt"):
+    with pytest.raises(TokenizerError, match=r"has vocab\.json, but not merges\.txt"):
         Tokenizer.from_pretrained(folder)
     write(folder, merges__txt="")
     (folder / "vocab.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has merges\.txt, but not vocab\.json"):
+    with pytest.raises(TokenizerError, match=r"has merges\.txt, but not vocab\.json"):
         Tokenizer.from_pretrained(folder)
 
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer in .* The folder is empty"):
+    with pytest.raises(TokenizerError, match=r"no tokenizer in .* The folder is empty"):
         Tokenizer.from_pretrained(tmp_path / "empty")
     folder = write(tmp_path / "other", config__json={}, tokenizer__model="", **{"z z": ""})
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(TokenizerError) as error:
         Tokenizer.from_pretrained(folder)
     assert "expected tokenizer.json, or vocab.json and merges.txt" in str(error.value)
     assert "There is: config.json, tokenizer.model, z z (tokenizer.model is SentencePiece" in str(
         error.value
     )
-    with pytest.raises(NotADirectoryError, match="give the folder that it is in"):
+    with pytest.raises(TokenizerError, match="give the folder that it is in"):
         Tokenizer.from_pretrained(folder / "config.json")
 
 
@@ -1095,7 +1153,7 @@ def test_a_name_is_asked_from_the_hub(small, tmp_path, monkeypatch):
     ["a/b/c", "./here", "../there", "/no/such", "~/x", "a/", "a b", Path("gpt2"), "C:\\x"],
 )
 def test_what_is_a_path_is_not_asked_from_the_hub(path):
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(TokenizerError, match="no folder"):
         Tokenizer.from_pretrained(path)
 
 
@@ -1116,5 +1174,5 @@ def test_without_a_network(small, data, tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment
     )
     assert done.stdout == small.identity + "\n", done.stderr
-    assert "FileNotFoundError: there is no folder 'gpt2', and it could not be had" in done.stderr
+    assert "TokenizerError: there is no folder 'gpt2', and it could not be had" in done.stderr
     assert "hf download gpt2 vocab.json merges.txt --local-dir FOLDER" in done.stderr

@@ -22,6 +22,7 @@ import codecs
 import difflib
 import hashlib
 import json
+import os
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -34,7 +35,10 @@ from typing import Any, ClassVar, final
 
 import tokenizers
 
-__all__ = ["TextStream", "Tokenizer"]
+from addnorm import reading
+from addnorm.errors import Mendable, value_in_short
+
+__all__ = ["TextStream", "Tokenizer", "TokenizerError"]
 
 ENDOFTEXT = "<|endoftext|>"
 """What GPT-2 puts between documents; the special token of the tokenizers made here."""
@@ -69,6 +73,11 @@ LONGEST = 1 << 24  # characters without a place to cut, after which training cut
 QUIET = 1 << 24  # bytes of text that take no more than a few seconds to learn from
 
 
+class TokenizerError(Mendable):
+    """A tokenizer that cannot be loaded, made or saved, or a text that it has no ids for; the
+    message says why and what to do."""
+
+
 # --- the kinds ------------------------------------------------------------------------------------
 
 
@@ -89,7 +98,7 @@ class Kind(ABC):
     @classmethod
     @abstractmethod
     def load(cls, folder: Path) -> "Kind":
-        """What ``save`` wrote; damage is a ValueError that names the file."""
+        """What ``save`` wrote; damage is a TokenizerError that names the file."""
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -114,7 +123,7 @@ class BytePairs(Kind):
         self.config = config
         model, added = _check_bpe(data)
         if config.get("add_prefix_space"):
-            raise ValueError(
+            raise TokenizerError(
                 "the configuration asks for a space before every text, as none does here"
             )
         for role in ROLES:
@@ -123,7 +132,9 @@ class BytePairs(Kind):
                 continue
             ids = {**model["vocab"], **{t["content"]: t["id"] for t in added}}
             if name not in ids:
-                raise ValueError(f"the configuration names {role} {name!r}: no token is called so")
+                raise TokenizerError(
+                    f"the configuration names {role} {name!r}: no token is called so"
+                )
             # Ordinary for the file, but special for whoever wrote the configuration.
             added = [t for t in added if t["content"] != name]
             added.append(_special(name, ids[name]))
@@ -139,7 +150,7 @@ class BytePairs(Kind):
         self._engine = _engine(json.dumps(data))
         for token in self.added:
             if (given := self._engine.token_to_id(token["content"])) != token["id"]:
-                raise ValueError(
+                raise TokenizerError(
                     f"{token['content']!r} has id {token['id']}, but {given} is the next free one"
                 )
         alphabet = _alphabet()
@@ -217,21 +228,21 @@ class BytePairs(Kind):
         _expect_files(folder)
         path, config = folder / cls.file, _read_config(folder)
         if path.exists():
-            data = _read_object(path)
+            data = reading.json_object(path, TokenizerError)
         else:
             path = folder / "vocab.json"
             data = _from_vocab_and_merges(folder, config)
         try:
             return cls(data, config)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        except TokenizerError as error:
+            raise TokenizerError(f"{path}: {error}") from None
 
     @classmethod
     def train(cls, texts: Iterator[str], vocab_size: int, progress: bool) -> "BytePairs":
         """Learn merges. Ids as in GPT-2: the bytes, then the merges, then the special token."""
         byte_level = tokenizers.pre_tokenizers.ByteLevel
         if vocab_size < 257:
-            raise ValueError(
+            raise TokenizerError(
                 f"vocab_size is {vocab_size}: 256 bytes and {ENDOFTEXT} need 257, and merges more"
             )
         engine = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -255,9 +266,12 @@ class Characters(Kind):
     name, file = "characters", "characters.json"
 
     def __init__(self, characters: str):
+        _check_text(characters)
+        if not characters:
+            raise TokenizerError("there is no character in it")
         twice = sorted(c for c, n in Counter(characters).items() if n > 1)
         if twice:
-            raise ValueError(f"{', '.join(map(repr, twice))} more than once")
+            raise TokenizerError(f"{', '.join(map(repr, twice))} more than once")
         self.characters = characters
         self.special = {}
         self.pieces = {i: c.encode() for i, c in enumerate(characters)}
@@ -267,7 +281,7 @@ class Characters(Kind):
         try:
             return [[self._ids[c] for c in text] for text in texts]
         except KeyError:
-            raise ValueError(self._unknown(texts)) from None
+            raise TokenizerError(self._unknown(texts)) from None
 
     def _unknown(self, texts: Sequence[str]) -> str:
         """Which characters are not in the vocabulary, and where."""
@@ -294,13 +308,12 @@ class Characters(Kind):
     @classmethod
     def load(cls, folder: Path) -> "Characters":
         path = folder / cls.file
-        characters = _read_object(path).get("characters")
-        if not isinstance(characters, str):
-            raise ValueError(f'{path}: expected {{"characters": "..."}}')
+        held = reading.json_object(path, TokenizerError)
+        characters = reading.field(held, "characters", str, path, TokenizerError)
         try:
             return cls(characters)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        except TokenizerError as error:
+            raise TokenizerError(f"{path}: {error}") from None
 
 
 @final
@@ -351,20 +364,25 @@ class Tokenizer:
         what ``save`` wrote; or, if there is no such folder, from the Hugging Face hub or its cache.
         """
         folder = _find(path_or_id)
+        with reading.system_errors(folder, TokenizerError):
+            return cls._of_folder(folder)
+
+    @classmethod
+    def _of_folder(cls, folder: Path) -> "Tokenizer":
         card_path = folder / CARD
-        if not card_path.exists():
+        if not os.path.lexists(card_path):
             return cls(BytePairs.load(folder))
-        card = _read_object(card_path)
-        if card.get("kind") not in KINDS:
-            raise ValueError(
-                f"{card_path}: unknown kind {card.get('kind')!r}, not {_some(KINDS, 9)}"
-            )
-        kind = KINDS[card["kind"]]
+        card = reading.json_object(card_path, TokenizerError)
+        name = reading.field(card, "kind", str, card_path, TokenizerError)
+        identity = reading.field(card, "identity", str, card_path, TokenizerError)
+        if name not in KINDS:
+            raise TokenizerError(f"{card_path}: unknown kind {name!r}, not {_some(KINDS, 9)}")
+        kind = KINDS[name]
         tokenizer = cls(kind.load(folder))
-        if tokenizer.identity != card.get("identity"):
-            raise ValueError(
+        if tokenizer.identity != identity:
+            raise TokenizerError(
                 f"{folder / kind.file} is not the tokenizer that was saved here: its identity is "
-                f"{tokenizer.identity}, {CARD} says {card.get('identity')}. It was changed or "
+                f"{tokenizer.identity}, {CARD} says {identity}. It was changed or "
                 "damaged; ids made with the one do not fit the other. Copy both files again from "
                 f"where they came from, or delete {CARD} if the change was meant"
             )
@@ -388,20 +406,20 @@ class Tokenizer:
         if kind == "characters":
             found = set[str]().union(*_read_texts(sources))
             if not found:
-                raise ValueError("there is no text to make a tokenizer from")
+                raise TokenizerError("there is no text to make a tokenizer from")
             if vocab_size is not None and len(found) > vocab_size:
-                raise ValueError(
+                raise TokenizerError(
                     f"the text has {len(found)} characters, vocab_size is {vocab_size}"
                 )
             return cls(Characters("".join(sorted(found))))
         if kind != "bpe":
             near = difflib.get_close_matches(kind, ["bpe", "characters"])
-            raise ValueError(
+            raise TokenizerError(
                 f"unknown kind {kind!r}{f', did you mean {near[0]!r}?' if near else ''}: 'bpe' and "
                 "'characters' are learned from text; for bytes there is Tokenizer.bytes()"
             )
         if vocab_size is None:
-            raise ValueError("kind 'bpe' needs a vocab_size; GPT-2 has 50257")
+            raise TokenizerError("kind 'bpe' needs a vocab_size; GPT-2 has 50257")
         sources = list(sources) if isinstance(sources, Sequence) else sources
         # The bar of the training itself, which knows what is left to do; only where one can see it.
         progress = sys.stderr.isatty() and _size(sources) > QUIET
@@ -546,7 +564,7 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         others = {kind.file for kind in KINDS.values()} - {self._kind.file, CARD}
         if there := sorted(name for name in others if (folder / name).exists()):
-            raise FileExistsError(
+            raise TokenizerError(
                 f"{folder} holds a tokenizer of another kind ({', '.join(there)}), which other "
                 f"programs would take for this one, of kind {self.kind!r}: delete it, or save "
                 "somewhere else"
@@ -579,22 +597,22 @@ class TextStream:
 
 def _find(path_or_id: str | Path) -> Path:
     """The folder, or what the hub or its cache has under that name."""
-    folder = Path(path_or_id)
+    folder = reading.place(path_or_id, TokenizerError)
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise NotADirectoryError(f"{folder} is a file: give the folder that it is in")
+        raise TokenizerError(f"{folder} is a file: give the folder that it is in")
     name = str(path_or_id)
     part = r"[A-Za-z0-9_][\w.-]*"
     if isinstance(path_or_id, Path) or not re.fullmatch(f"({part}/)?{part}", name, re.ASCII):
-        raise FileNotFoundError(f"no folder {name} (looked for {folder.absolute()})")
+        raise TokenizerError(f"no folder {name} (looked for {folder.absolute()})")
     import huggingface_hub
 
     names = [CARD, *(kind.file for kind in KINDS.values()), *CONFIGS, *PARTS, "added_tokens.json"]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=sorted({*names})))
     except Exception as error:  # of its own, the network's, the file system's: no common base
-        raise FileNotFoundError(
+        raise TokenizerError(
             f"there is no folder {name!r}, and it could not be had from the Hugging Face hub "
             f"({type(error).__name__}: {error}). Without a network: where there is one, run\n"
             f"    hf download {name} {' '.join(PARTS)} --local-dir FOLDER\n"
@@ -612,12 +630,12 @@ def _expect_files(folder: Path) -> None:
         return
     if parts:
         (missing,) = {*PARTS} - {*parts}
-        raise FileNotFoundError(
+        raise TokenizerError(
             f"{folder} has {parts[0]}, but not {missing}: both come from one download, and neither "
             "can be made from the other"
         )
     foreign = [f"{name} is {what}" for name, what in FOREIGN.items() if name in there]
-    raise FileNotFoundError(
+    raise TokenizerError(
         f"no tokenizer in {folder}: expected {BytePairs.file}, or {' and '.join(PARTS)}, or what "
         f"Tokenizer.save wrote, with its {CARD}. "
         + (f"There is: {_some(there, 20)}" if there else "The folder is empty")
@@ -625,60 +643,41 @@ def _expect_files(folder: Path) -> None:
     )
 
 
-def _read(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): copy or download it again") from None
-    if text.startswith("version https://git-lfs"):
-        raise ValueError(
-            f"{path} is only a pointer of Git LFS: run `git lfs pull` where it is from"
-        )
-    return text
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    text = _read(path)
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}; it has {len(text)} characters). It is damaged or "
-            "cut short: copy or download it again"
-        ) from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} should be a JSON object, and is a {type(data).__name__}")
-    return data
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     """What the makers say about the tokens' roles; tokenizer_config.json has the last word."""
-    last, first = (_read_object(p) if (p := folder / name).exists() else {} for name in CONFIGS)
+    last, first = (
+        reading.json_object(p, TokenizerError) if os.path.lexists(p := folder / name) else {}
+        for name in CONFIGS
+    )
     roles = {role: first[role] for role in ROLES if first.get(role) and not last.get(role)}
     return {**last, **roles}
 
 
 def _from_vocab_and_merges(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """``vocab.json`` and ``merges.txt`` in the form of a ``tokenizer.json``."""
-    vocab = _read_object(folder / "vocab.json")
+    vocab = reading.json_object(folder / "vocab.json", TokenizerError)
     path = folder / "added_tokens.json"
-    if path.exists() and (more := sorted(_read_object(path).keys() - vocab.keys())):
-        raise ValueError(
+    added = reading.json_object(path, TokenizerError) if os.path.lexists(path) else {}
+    if more := sorted(added.keys() - vocab.keys()):
+        raise TokenizerError(
             f"{path} has tokens that vocab.json does not have ({_some(more, 5)}): of these old "
             "files only vocab.json and merges.txt are read; save the tokenizer as tokenizer.json "
             "with transformers"
         )
     path, merges, made = folder / "merges.txt", [], set()
-    for number, line in enumerate(_read(path).split("\n"), 1):
+    lines = reading.lines(path, TokenizerError)
+    if lines and lines[0].startswith(reading.POINTER):
+        raise TokenizerError(
+            f"{path} is only a pointer of Git LFS: run `git lfs pull` where it is from"
+        )
+    for number, line in enumerate(lines, 1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
         pair = line.split(" ")
         if len(pair) != 2:
-            raise ValueError(f"{path}, line {number}: expected two tokens, found {line!r}")
+            raise TokenizerError(f"{path}, line {number}: expected two tokens, found {line!r}")
         if (unknown := _unknown_token(pair, vocab)) is not None:
-            raise ValueError(
+            raise TokenizerError(
                 f"{path}, line {number}: {line!r} needs {unknown!r}: not in vocab.json"
             )
         merges.append(pair)
@@ -688,7 +687,7 @@ def _from_vocab_and_merges(folder: Path, config: dict[str, Any]) -> dict[str, An
     bracketed = re.compile(r"<.+>|\[.+\]")  # <|endoftext|>, <s>, [PAD]: made by hand
     lost = [t for t in vocab if len(t) > 1 and t not in made and not bracketed.fullmatch(t)]
     if lost:
-        raise ValueError(
+        raise TokenizerError(
             f"{path} has {len(merges)} merges, and {len(lost)} tokens of vocab.json come from none "
             f"of them ({_some(map(repr, lost), 5)}): it is cut short, or from another tokenizer"
         )
@@ -706,7 +705,10 @@ def _from_vocab_and_merges(folder: Path, config: dict[str, Any]) -> dict[str, An
 
 def _token_text(token: Any) -> str | None:
     """A token in a configuration is a str, or an object with its ``content``."""
-    return token.get("content") if isinstance(token, dict) else token
+    text = token.get("content") if isinstance(token, dict) else token
+    if text is not None and not isinstance(text, str):
+        raise TokenizerError(f"the configuration has {reading.in_words(text)} for a token")
+    return text
 
 
 def _special(token: str, id: int) -> dict[str, Any]:
@@ -746,18 +748,26 @@ def _flat(step: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
     """A step of a ``tokenizer.json``, or the steps of a Sequence, which has them in ``members``."""
     if step is None:
         return []
+    if not isinstance(step, dict):
+        raise TokenizerError(f"a step in it is {reading.in_words(step)}, expected an object")
     if step.get("type") == "Sequence":
-        return [inner for member in step.get(members, []) for inner in _flat(member, members)]
-    return [{"type": "without a name", **step}]
+        inside = reading.field({members: [], **step}, members, list, "it", TokenizerError)
+        return [inner for member in inside for inner in _flat(member, members)]
+    step = {"type": "without a name", **step}
+    reading.field(step, "type", str, "a step in it", TokenizerError)
+    return [step]
 
 
 def _check_bpe(data: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Model and added tokens of a ``tokenizer.json``; ValueError for what ``BytePairs`` is not."""
     model = data.get("model")
     if not isinstance(model, dict):
-        raise ValueError("no model in it: not a tokenizer.json")
+        raise TokenizerError("no model in it: not a tokenizer.json")
     usual = {**_special("", -1), "special": False}
-    added = [{**usual, **token} for token in data.get("added_tokens") or []]
+    added = [{**usual, **token} for token in _objects(data.get("added_tokens"), "added_tokens")]
+    for token in added:
+        for key, value in usual.items():
+            reading.field(token, key, type(value), "a token in added_tokens", TokenizerError)
     kind = model.get("type") or ("BPE" if "merges" in model else "without a name")
     found = [f"model {kind}"] if kind != "BPE" else []
     steps = _flat(data.get("pre_tokenizer"), "pretokenizers")
@@ -779,43 +789,55 @@ def _check_bpe(data: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any
         if not token["special"] and (token["lstrip"] or token["rstrip"]):
             found.append(f"token {token['content']!r} that swallows the spaces around it")
     if found:
-        raise ValueError(
+        raise TokenizerError(
             f"only byte-level BPE of GPT-2's family is read here, found: {_some(found, 6, '; ')}"
         )
     if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
-        raise ValueError("its model has no vocabulary or no merges")
+        raise TokenizerError("its model has no vocabulary or no merges")
     _check_vocabulary(model, {token["content"]: token["id"] for token in added})
     return model, added
+
+
+def _objects(value: Any, name: str) -> list[dict[str, Any]]:
+    """A list of objects, or nothing."""
+    if value is not None and not isinstance(value, list):
+        raise TokenizerError(f"{name} is {reading.in_words(value)}, expected a list")
+    for one in value or []:
+        if not isinstance(one, dict):
+            raise TokenizerError(f"{name} holds {reading.in_words(one)}, expected objects")
+    return value or []
 
 
 def _check_vocabulary(model: dict[str, Any], added: dict[str, int]) -> None:
     vocab, alphabet = model["vocab"], _alphabet()
     tokens = {**vocab, **added}
     if bad := [t for t, i in tokens.items() if type(i) is not int or i < 0]:
-        raise ValueError(f"the id of {bad[0]!r} is {tokens[bad[0]]!r}, not a number from 0")
+        raise TokenizerError(f"the id of {bad[0]!r} is {tokens[bad[0]]!r}, not a number from 0")
     if bad := [t for t, i in added.items() if vocab.get(t, i) != i]:
-        raise ValueError(f"token {bad[0]!r} has two ids, {vocab[bad[0]]} and {added[bad[0]]}")
+        raise TokenizerError(f"token {bad[0]!r} has two ids, {vocab[bad[0]]} and {added[bad[0]]}")
     if len(set(tokens.values())) < len(tokens):
         first: dict[int, str] = {}
         one, two = next((first[i], t) for t, i in tokens.items() if first.setdefault(i, t) != t)
-        raise ValueError(f"tokens {one!r} and {two!r} have the same id, {tokens[two]}")
+        raise TokenizerError(f"tokens {one!r} and {two!r} have the same id, {tokens[two]}")
     if missing := [f"0x{b:02x}" for c, b in alphabet.items() if c not in vocab or c in added]:
-        raise ValueError(f"no token for the single bytes {_some(missing, 5)}: not byte-level")
+        raise TokenizerError(f"no token for the single bytes {_some(missing, 5)}: not byte-level")
     if bad := [t for t in vocab if not alphabet.keys() >= set(t) and t not in added]:
-        raise ValueError(f"token {bad[0]!r} is not written in GPT-2's alphabet of bytes")
+        raise TokenizerError(f"token {bad[0]!r} is not written in GPT-2's alphabet of bytes")
     for number, merge in enumerate(model["merges"], 1):
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError(f"merge {number} is {merge!r}: expected two tokens")
+        if not isinstance(pair, list) or [type(token) for token in pair] != [str, str]:
+            raise TokenizerError(f"merge {number} is {value_in_short(merge)}: expected two tokens")
         if (unknown := _unknown_token(pair, vocab)) is not None:
-            raise ValueError(f"merge {number}, {merge!r}, needs {unknown!r}: not in the vocabulary")
+            raise TokenizerError(
+                f"merge {number}, {merge!r}, needs {unknown!r}: not in the vocabulary"
+            )
 
 
 def _engine(text: str) -> tokenizers.Tokenizer:
     try:
         engine = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # what the package raises has no class of its own
-        raise ValueError(f"the tokenizers package does not read it: {error}") from None
+        raise TokenizerError(f"the tokenizers package does not read it: {error}") from None
     engine.encode_special_tokens = True  # as ordinary text; the package does not save this
     return engine
 
@@ -830,7 +852,7 @@ def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise TokenizerError(
             f"character {error.start} of the text, {text[error.start]!r}, is half of a surrogate "
             "pair: no Unicode text has it, and no bytes stand for it. It comes from reading with "
             "errors='surrogateescape' or from cut UTF-16; for bytes that are not UTF-8 there is "
@@ -862,30 +884,19 @@ def _chunks(source: str | Path) -> Iterator[str]:
     # 255 bytes is the longest name that there is: to ask for a longer one is an error
     short = len(source) < 256 and len(source.encode()) < 256
     if short and re.fullmatch(r".*[\\/.].*", source) and Path(source).is_file():
-        raise ValueError(f"{source!r} is a file: give Path({source!r}); a str is taken as text")
+        raise TokenizerError(f"{source!r} is a file: give Path({source!r}); a str is taken as text")
     for start in range(0, len(source), CHUNK):
         yield source[start : start + CHUNK]
 
 
 def _read_file(path: Path) -> Iterator[str]:
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give its files, as sorted(folder.rglob('*'))")
-    decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
-    with path.open("rb") as file:
-        while True:
-            chunk = file.read(CHUNK)
-            held = len(decoder.getstate()[0])
-            try:
-                text = decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path} is not UTF-8: byte {done - held + error.start} is "
-                    f"0x{error.object[error.start]:02x}. Convert the file first, or pass its text"
-                ) from None
-            done += len(chunk)
-            yield text
-            if not chunk:
-                return
+        raise TokenizerError(f"{path} is a folder: give its files, as sorted(folder.rglob('*'))")
+    decoder = reading.Decoder(path, TokenizerError, "convert it first, or pass its text")
+    with reading.system_errors(path, TokenizerError), path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield decoder.decode(chunk)
+    yield decoder.decode(b"", final=True)
 
 
 def _documents(sources: Iterable[str | Path]) -> Iterator[str]:
@@ -896,14 +907,15 @@ def _documents(sources: Iterable[str | Path]) -> Iterator[str]:
             empty = empty and not part
             yield part
     if empty:
-        raise ValueError("there is no text to make a tokenizer from")
+        raise TokenizerError("there is no text to make a tokenizer from")
 
 
 def _size(sources: Iterable[str | Path]) -> float:
     """About how many bytes of text; without an end for what can be read once only."""
     if not isinstance(sources, Sequence):
         return float("inf")
-    return sum(s.stat().st_size if isinstance(s, Path) else len(s) for s in sources)
+    with reading.system_errors("the files to learn from", TokenizerError):
+        return sum(s.stat().st_size if isinstance(s, Path) else len(s) for s in sources)
 
 
 # --- helpers --------------------------------------------------------------------------------------
