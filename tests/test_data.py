@@ -1,5 +1,6 @@
 """Text to windows of tokens: nothing lost, nothing twice, the same again, and flat in memory."""
 
+import errno
 import hashlib
 import json
 import os
@@ -215,7 +216,9 @@ def test_what_is_called_text_and_is_not_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": 1', r"is not valid JSON: Expecting ',' delimiter at 10"),
+        ('{"text": 1', r"is not valid JSON: Expecting ',' delimiter at character 10 of 10"),
+        ("[" * 100_000, "has lists or objects more than 100 deep inside each other"),
+        (f'{{"text": "a", "id": {"1" * 5000}}}', "has a number of thousands of digits"),
         ('["text"]', r'expected an object, found \["text"\]'),
         (
             '{"body": "b", "id": 1}',
@@ -229,6 +232,25 @@ def test_errors_in_json_lines(tmp_path, line, message):
     path = write(tmp_path / "a.jsonl", '{"text": "fine"}\n\n' + line + "\n")
     with pytest.raises(DataError, match=f"a.jsonl, line 3:? {message}"):
         documents(path)
+
+
+def test_what_cannot_be_read_in_a_folder_is_not_left_out_in_silence(tmp_path, monkeypatch):
+    write(tmp_path / "a.txt", "a")
+    for name in ("odd", "odd.md"):  # of which only the first is opened to see what it is
+        (tmp_path / name).symlink_to("/proc/self/mem")
+        with pytest.raises(DataError, match=f"cannot read {tmp_path / name}: Input/output error"):
+            documents(tmp_path)
+        (tmp_path / name).unlink()
+
+    walk = os.walk
+
+    def refused(top, onerror):
+        yield from walk(top)
+        onerror(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "sub")))
+
+    monkeypatch.setattr(os, "walk", refused)
+    with pytest.raises(DataError, match=f"cannot read {tmp_path / 'sub'}: Permission denied"):
+        documents(tmp_path)
 
 
 def test_json_lines_by_another_key(tmp_path):
@@ -299,7 +321,7 @@ def test_a_file_that_changes_is_not_taken_for_one(tmp_path):
     with pytest.raises(DataError, match=r"a.txt was changed while it was being read"):
         list(source.documents())
     path.unlink()
-    with pytest.raises(DataError, match=r"a.txt cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"cannot read .*a.txt: No such file"):
         list(source.documents())
 
 

@@ -36,8 +36,9 @@ from typing import Any, Literal, NamedTuple, final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from addnorm import reading
 from addnorm.data.sources import DataError, Source
-from addnorm.data.tokenizer import CUT, WHITESPACE, Tokenizer
+from addnorm.data.tokenizer import CUT, WHITESPACE, Tokenizer, TokenizerError
 
 __all__ = ["Prepared", "Split", "Summary", "Tokens", "prepare", "training_texts"]
 
@@ -166,7 +167,8 @@ class Prepared:
         beyond that the sizes, and 64 pieces of each file. ``verify`` compares all."""
         meta = _read_meta(folder)
         size = sum(file["bytes"] for file in meta["files"].values())
-        _check(folder, meta, full=size <= FULL)
+        with reading.system_errors(folder, DataError):
+            _check(folder, meta, full=size <= FULL)
         return cls._of(folder, meta, reused=True)
 
     @classmethod
@@ -183,7 +185,8 @@ class Prepared:
 
     def verify(self) -> None:
         """Compare every byte with what was written; a DataError names the file that differs."""
-        _check(self.folder, self._meta, full=True)
+        with reading.system_errors(self.folder, DataError):
+            _check(self.folder, self._meta, full=True)
 
 
 def prepare(
@@ -219,11 +222,11 @@ def prepare(
     it takes more than a few seconds.
     """
     if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction is {val_fraction}: more than 0 and less than 1")
+        raise DataError(f"val_fraction is {val_fraction}: more than 0 and less than 1")
     if split not in get_args(Rule):
-        raise ValueError(f"no split {split!r}, only {', '.join(map(repr, get_args(Rule)))}")
+        raise DataError(f"no split {split!r}, only {', '.join(map(repr, get_args(Rule)))}")
     if workers is not None and workers < 1:
-        raise ValueError(f"workers is {workers}: at least 1")
+        raise DataError(f"workers is {workers}: at least 1")
     with _Meter(source.name, progress) as meter:
         meter.phase("hashing")
         content = source.identity()
@@ -249,9 +252,7 @@ def prepare(
             meta = _write(folder, pieces, tokenizer, summary, survey.bytes, workers, meter)
         except _Done:  # somebody else was faster
             return Prepared.open(folder)
-        except DataError:
-            raise
-        except ValueError as error:  # a character that the tokenizer does not have
+        except TokenizerError as error:  # a character that it does not have
             raise DataError(f"{source.name}: {error}") from None
     return Prepared._of(folder, meta, reused=False)
 
@@ -722,13 +723,14 @@ def _sync_folder(folder: Path) -> None:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META
+    if not path.exists():
+        raise DataError(f"{folder} is no prepared data set: there is no {META} in it")
     try:
-        meta = json.loads(path.read_bytes())
-        recorded = meta.pop("checksum")
-    except FileNotFoundError:
-        raise DataError(f"{folder} is no prepared data set: there is no {META} in it") from None
-    except (ValueError, AttributeError, KeyError, TypeError):
-        raise _damaged(folder, f"{META} cannot be read") from None
+        meta = reading.json_object(path, DataError)
+        recorded = reading.field(meta, "checksum", str, path, DataError)
+    except DataError as error:
+        raise _damaged(folder, str(error)) from None
+    del meta["checksum"]
     if recorded != _checksum(meta):
         raise _damaged(folder, f"{META} is not what was written")
     if meta["format"] != FORMAT:
@@ -736,7 +738,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
             f"{folder} has format {meta['format']}, this version of addnorm reads {FORMAT}: "
             "prepare the text again"
         )
-    return dict(meta)
+    return meta
 
 
 def _check(folder: Path, meta: dict[str, Any], full: bool) -> None:

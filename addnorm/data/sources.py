@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, final
 
+from addnorm import reading
 from addnorm.errors import Mendable
 
 __all__ = ["DataError", "Source", "Texts", "open_source"]
@@ -51,6 +52,10 @@ NOT_STDLIB = ("test", "tests", "idle_test", "site-packages", "dist-packages", "_
 
 class DataError(Mendable):
     """Text or a prepared data set that cannot be used; the message says why and what to do."""
+
+
+class _NotUtf8(DataError):
+    """Bytes that are no text: of a file in a folder that nobody has called one, no matter."""
 
 
 class Source(ABC):
@@ -99,14 +104,10 @@ def open_source(text: str) -> Source:
     if text.startswith("hf:"):
         return _Hub(text)
     key = "text"
-    try:
-        path = Path(text).expanduser()
-        path.exists()
-    except (RuntimeError, OSError) as error:  # no such user; a name too long, a folder of others
-        raise DataError(f"{text} cannot be looked for: {error}") from None
+    path = reading.place(text, DataError)
     if not path.exists() and ".jsonl#" in text:
         name, _, key = text.rpartition("#")
-        path = Path(name).expanduser()
+        path = reading.place(name, DataError)
         if not key:
             raise DataError(f"{text}: no key after the #")
     if path.is_dir():
@@ -158,7 +159,7 @@ class _File:
     def hash(self) -> str:
         """SHA-256 of the bytes; a DataError if they are not UTF-8."""
         sha = hashlib.sha256()
-        decoder = _Decoder(self.path)
+        decoder = self._decoder()
         for chunk in self._chunks():
             sha.update(chunk)
             decoder.decode(chunk)
@@ -176,7 +177,7 @@ class _File:
             return False
         if self.path.suffix.lower() in TEXT:
             return True
-        with self.path.open("rb") as file:
+        with reading.system_errors(self.path, DataError), self.path.open("rb") as file:
             start = file.read(PROBE)
         try:
             codecs.getincrementaldecoder("utf-8")().decode(start)
@@ -195,14 +196,17 @@ class _File:
 
     def _chunks(self) -> Iterator[bytes]:
         """The bytes; a DataError if the file is not what it was when it was first read."""
-        try:
-            with self.path.open("rb") as file:
-                self._check(file.fileno())
-                while chunk := file.read(CHUNK):
-                    yield chunk
-                self._check(file.fileno())
-        except OSError as error:
-            raise DataError(f"{self.path} cannot be read: {error.strerror}") from None
+        with reading.system_errors(self.path, DataError), self.path.open("rb") as file:
+            self._check(file.fileno())
+            while chunk := file.read(CHUNK):
+                yield chunk
+            self._check(file.fileno())
+
+    def _decoder(self) -> reading.Decoder:
+        suffix = self.path.suffix.lower()
+        hint = f"a {suffix} is no text: unpack or convert it first"
+        usual = "convert the file first"
+        return reading.Decoder(self.path, _NotUtf8, hint if suffix in BINARY else usual)
 
     def _check(self, file: int) -> None:
         found = os.fstat(file)
@@ -214,7 +218,7 @@ class _File:
         self._stamp = stamp
 
     def _text(self) -> Iterator[str]:
-        decoder = _Decoder(self.path)
+        decoder = self._decoder()
         for chunk in self._chunks():
             yield decoder.decode(chunk)
         yield decoder.decode(b"", final=True)
@@ -232,10 +236,7 @@ class _File:
 
     def _record(self, number: int, line: str) -> str:
         where = f"{self.path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where} is not valid JSON: {error.msg} at {error.pos}") from None
+        record = reading.json_value(line, where, DataError)
         if not isinstance(record, dict):
             raise DataError(f"{where}: expected an object, found {_shown(record)}")
         if self.key not in record:
@@ -278,7 +279,7 @@ class _Folder(Source):
                 continue
             try:
                 _ = file.hash  # reads it whole, as UTF-8
-            except DataError:
+            except _NotUtf8:
                 if file.path.suffix.lower() in TEXT:
                     raise
                 continue  # an odd file that only began like text
@@ -295,47 +296,17 @@ class _Folder(Source):
     def _found(self) -> Sequence[_File]:
         found = []
         leave_out = NOT_STDLIB if self._stdlib else ()
-        for folder, below, names in os.walk(self._folder):
-            below[:] = [b for b in below if not b.startswith(".") and b not in leave_out]
-            for name in names:
-                path = Path(folder, name)
-                if name.startswith(".") or not path.is_file():
-                    continue  # a broken link, a socket
-                if not self._stdlib or path.suffix == ".py":
-                    found.append(_File(path, path.relative_to(self._folder).as_posix()))
+        with reading.system_errors(self._folder, DataError):
+            # by default, what is in a folder that may not be listed is left out in silence
+            for folder, below, names in os.walk(self._folder, onerror=_raise):
+                below[:] = [b for b in below if not b.startswith(".") and b not in leave_out]
+                for name in names:
+                    path = Path(folder, name)
+                    if name.startswith(".") or not path.is_file():
+                        continue  # a broken link, a socket
+                    if not self._stdlib or path.suffix == ".py":
+                        found.append(_File(path, path.relative_to(self._folder).as_posix()))
         return sorted(found, key=lambda file: file.name)
-
-
-@final
-class _Decoder:
-    """UTF-8 in pieces, without the byte order mark; an error says which byte of the file."""
-
-    def __init__(self, path: Path):
-        self._path, self._done = path, 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._begun = False
-
-    def decode(self, chunk: bytes, final: bool = False) -> str:
-        """The characters that are complete now."""
-        held = len(self._decoder.getstate()[0])
-        try:
-            text = self._decoder.decode(chunk, final)
-        except UnicodeDecodeError as error:
-            place = self._done - held + error.start
-            hint = "convert the file first"
-            if place == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                hint = "it looks like UTF-16: convert it first"
-            elif self._path.suffix.lower() in BINARY:
-                hint = f"a {self._path.suffix} is no text: unpack or convert it first"
-            raise DataError(
-                f"{self._path} is not UTF-8 (byte {place} is 0x{error.object[error.start]:02x}): "
-                f"{hint}"
-            ) from None
-        self._done += len(chunk)
-        if text and not self._begun:
-            self._begun = True
-            return text.removeprefix("\ufeff")
-        return text
 
 
 def _split(chunks: Iterable[str]) -> Iterator[tuple[str, bool]]:
@@ -456,11 +427,16 @@ class _Hub(Source):
 # --- helpers --------------------------------------------------------------------------------------
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _missing(path: Path) -> str:
     """What is said of a path that is not there: what is there instead."""
     if not path.parent.is_dir():
         return f"there is no {path}: not even the folder {path.parent}"
-    names = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
+    with reading.system_errors(path.parent, DataError):
+        names = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
     near = difflib.get_close_matches(path.name, [*names, "stdlib"], n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"there is no {path}{hint}"
