@@ -358,7 +358,7 @@ def test_a_text_without_words() -> None:
     assert (got.words, got.tokens) == (0, 2)
     assert math.isnan(got.word_perplexity)
     assert math.isfinite(got.bits_per_byte)
-    assert "nan per word (0)" in str(got)
+    assert "nan per word (0 words)" in str(got)
 
 
 def test_what_it_prints_can_be_done_again() -> None:
@@ -367,14 +367,15 @@ def test_what_it_prints_can_be_done_again() -> None:
         nats=200.0, tokens=50, words=20, bytes=100, context=64, stride=32, start=256
     )
     assert str(likelihood) == (
-        "perplexity 54.5982 per token (50), 22026.4658 per word (20), 2.8854 bits per byte (100); "
-        "context 64, stride 32, after id 256"
+        "perplexity 54.5982 per token (50 tokens), 22026.4658 per word (20 words), "
+        "2.8854 bits per byte (100 bytes)\n"
+        "context 64, stride 32; each text is scored as following the end-of-text token (id 256)"
     )
     without = dataclasses.replace(likelihood, start=None)
-    assert str(without).endswith("stride 32, the first token not scored")
+    assert str(without).endswith("stride 32; the first token of each text is not scored")
     got = str(perplexity(Hashed(vocab_size=300), TEXT, tokenizer=CHARACTERS, stride=3))
-    assert f"per token ({len(TEXT) - 1})" in got
-    assert got.endswith("context 8, stride 3, the first token not scored")
+    assert f"per token ({len(TEXT) - 1} tokens)" in got
+    assert got.endswith("context 8, stride 3; the first token of each text is not scored")
 
 
 def test_as_json() -> None:

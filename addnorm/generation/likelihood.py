@@ -67,12 +67,15 @@ class Likelihood:
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
     def __str__(self) -> str:
-        start = "the first token not scored" if self.start is None else f"after id {self.start}"
+        if self.start is None:
+            start = "the first token of each text is not scored"
+        else:
+            start = f"each text is scored as following the end-of-text token (id {self.start})"
         return (
-            f"perplexity {self.perplexity:.4f} per token ({self.tokens}), "
-            f"{self.word_perplexity:.4f} per word ({self.words}), "
-            f"{self.bits_per_byte:.4f} bits per byte ({self.bytes}); "
-            f"context {self.context}, stride {self.stride}, {start}"
+            f"perplexity {self.perplexity:.4f} per token ({self.tokens} tokens), "
+            f"{self.word_perplexity:.4f} per word ({self.words} words), "
+            f"{self.bits_per_byte:.4f} bits per byte ({self.bytes} bytes)\n"
+            f"context {self.context}, stride {self.stride}; {start}"
         )
 
 
