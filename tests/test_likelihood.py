@@ -348,7 +348,7 @@ def test_figures_beyond_a_float_are_infinite() -> None:
     got = perplexity(Hashed(vocab_size=300), "日本" * 100, tokenizer=BYTES)
     assert (got.words, got.tokens, got.bytes) == (1, 600, 600)
     assert got.word_perplexity == math.inf
-    assert "inf per word (1)" in str(got)
+    assert "inf per word (1 word)" in str(got)
     assert Likelihood(1e6, 10, 10, 10, 8, 4, None).perplexity == math.inf
     assert Likelihood(1e6, 10, 10, 10, 8, 4, None).byte_perplexity == math.inf
 

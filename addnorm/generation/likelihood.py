@@ -72,9 +72,9 @@ class Likelihood:
         else:
             start = f"each text is scored as following the end-of-text token (id {self.start})"
         return (
-            f"perplexity {self.perplexity:.4f} per token ({self.tokens} tokens), "
-            f"{self.word_perplexity:.4f} per word ({self.words} words), "
-            f"{self.bits_per_byte:.4f} bits per byte ({self.bytes} bytes)\n"
+            f"perplexity {self.perplexity:.4f} per token ({_count(self.tokens, 'token')}), "
+            f"{self.word_perplexity:.4f} per word ({_count(self.words, 'word')}), "
+            f"{self.bits_per_byte:.4f} bits per byte ({_count(self.bytes, 'byte')})\n"
             f"context {self.context}, stride {self.stride}; {start}"
         )
 
@@ -150,6 +150,10 @@ def _scores(
             place += windows[row][0] + length - scored + 1
             raise FloatingPointError(f"the likelihood is not finite at token {place}")
         yield -nll.cpu().double()  # not every accelerator has float64
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _exp(x: float) -> float:
