@@ -1,7 +1,7 @@
 """The joins: how a branch reads the stream and how its output is written back, one paper each.
 
 Plain addition is ``addnorm.stream.Add``. A join that is not of the form keep * h + gain * v adds at
-once. What a join needs at the two ends of the stack (Stream -> Stream) stands beside it.
+once. What a join needs at the two ends of the stack, (Stream, valid) -> Stream, stands beside it.
 """
 
 import math
@@ -66,7 +66,7 @@ class Dual(Join):
 class Fork(nn.Module):
     """d_0 = x_0, at the entrance of a ResiDual stack."""
 
-    def forward(self, s: Stream) -> Stream:
+    def forward(self, s: Stream, valid: Tensor | None = None) -> Stream:
         return s._replace(taps={**(s.taps or {}), "dual": s.h})
 
 
@@ -77,9 +77,9 @@ class Rejoin(nn.Module):
         super().__init__()
         self.norm = as_norm(norm)
 
-    def forward(self, s: Stream) -> Stream:
+    def forward(self, s: Stream, valid: Tensor | None = None) -> Stream:
         assert s.taps is not None, "Rejoin needs the tap that Fork set"
-        return Stream(s.settle(), self.norm(s.taps["dual"]), taps=s.taps)
+        return Stream(s.settle(), self.norm(s.taps["dual"], valid=valid), taps=s.taps)
 
 
 class Slerp(Join):
@@ -123,7 +123,7 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
 class Unit(nn.Module):
     """What enters an nGPT stack is put on the unit sphere."""
 
-    def forward(self, s: Stream) -> Stream:
+    def forward(self, s: Stream, valid: Tensor | None = None) -> Stream:
         h = s.settle()
         return Stream(unit(h.to(accumulate_dtype(h))).to(h.dtype), taps=s.taps)
 
@@ -195,7 +195,7 @@ class Expand(nn.Module):
         super().__init__()
         self.n = n
 
-    def forward(self, s: Stream) -> Stream:
+    def forward(self, s: Stream, valid: Tensor | None = None) -> Stream:
         h = s.settle()
         return Stream(h.expand(self.n, *h.shape), taps=s.taps)
 
@@ -203,7 +203,7 @@ class Expand(nn.Module):
 class Collapse(nn.Module):
     """The sum of the n streams, at the exit."""
 
-    def forward(self, s: Stream) -> Stream:
+    def forward(self, s: Stream, valid: Tensor | None = None) -> Stream:
         h = s.settle()
         return Stream(h.sum(0, dtype=h.dtype), taps=s.taps)  # else autocast's, on GPUs
 

@@ -167,8 +167,8 @@ class Wiring:
     join: "Join | None" = None  # how the stream is read and written; None = plain addition
     init: InitRule = PLAIN
     care: Callable[[str, Tensor, int], None] | None = None  # (role, weight, step) after each step
-    enter: nn.Module | None = None  # at embed: Stream -> Stream
-    exit: nn.Module | None = None  # at head: Stream -> Stream
+    enter: nn.Module | None = None  # at embed: (Stream, valid) -> Stream
+    exit: nn.Module | None = None  # at head: (Stream, valid) -> Stream
 
 
 Scheme = Callable[[Site], Wiring]
@@ -419,11 +419,11 @@ class Stack(nn.Module):
         self._check(x, ctx)
         s = Stream(x)
         if self.enter is not None:
-            s = self.enter(s)
+            s = self.enter(s, ctx.valid)
         for sub in self.subs:
             s = sub(s, ctx)
         if self.exit is not None:
-            s = self.exit(s)
+            s = self.exit(s, ctx.valid)
         return s.settle() if self.final is None else normed_stream(self.final, s, ctx.valid)
 
     def after_step(self, step: int) -> None:
