@@ -46,12 +46,12 @@ FOREIGN = ("hf_", "torch_", "x_")
 ELSEWHERE = (
     "A set of faults and correct models was written elsewhere and not shown to the authors of the"
     " rules. On it, lint at commit 4a36125 found 79 % of 173 faults, and reported an error on 14 of"
-    " 197 correct models (7 %). Expect that of a model that is new to lint, and not the figures"
-    " below."
+    " 197 correct models (7 %). This is what to expect for a model that is new to lint, not the"
+    " figures below."
 )
 FIRST_LOOK = (
     "Of 71 faults that nobody had looked at while the first rules were made, 58 were found at first"
-    " sight (81.7 %); they are among the seen ones since."
+    " sight (81.7 %); since then they count among the seen ones."
 )
 
 
@@ -305,23 +305,23 @@ def page(result: dict[str, Any]) -> str:
         "",
         *_paragraph(
             "Correct models are broken in one place each, and lint is asked what is wrong with"
-            " them; then it is handed correct models and asked the same. A fault counts as found if"
-            " its rule is among the findings and not among those of the unbroken twin (a few are"
-            ' named as well by a second rule, and say so); an answer of "unknown" is a miss. A'
-            " finding on a correct model counts as a false alarm, unless the model really has that"
-            " defect."
+            " them; then it is given correct models and asked the same. A fault counts as found if"
+            " its rule is among the findings and not among those of the unbroken twin (for a few"
+            " faults a second rule counts as well, which is declared with the fault); an answer of"
+            ' "unknown" is a miss. A finding on a correct model counts as a false alarm, unless the'
+            " model really has that defect."
         ),
         "## What was run",
         "",
         *_paragraph(
-            f"{faults} faults in {result['hosts']} models, of which {result['foreign hosts']} are"
-            f" transformers', torch's or x-transformers' own, and {correct} correct models, with"
+            f"{faults} faults in {result['hosts']} models, {result['foreign hosts']} of which come"
+            f" with transformers, torch or x-transformers, and {correct} correct models, with"
             f" addnorm {__version__}, {versions}: {result['seconds']:.0f} seconds of lint on one"
-            " thread. Again:"
+            " thread. To run it again:"
         ),
         "```bash",
         "make bench-lint                              # everything, one process for each core",
-        "python -m benchmarks.lint --write            # and write this page",
+        "python -m benchmarks.lint --write            # the same, and write this page",
         "python -m benchmarks.lint --seen --only gpt  # the seen faults with gpt in their names",
         "python -m benchmarks.lint --json all.json    # every finding",
         "```",
@@ -329,8 +329,8 @@ def page(result: dict[str, Any]) -> str:
         *_paragraph(
             f"The targets are a recall of {RECALL:.0%} on the seen faults, at most {UNKNOWN:.0%}"
             " undecided on correct models, and no false alarm that is an error; the exit status"
-            " says whether they are met. The faults are in `benchmarks/lint_faults*.py`: what stood"
-            " there, and what stands there now."
+            " says whether they are met. The faults are in `benchmarks/lint_faults*.py`, each as"
+            " the correct code and the broken code that replaces it."
         ),
     ]
     lines += ["## On models from elsewhere", "", *_paragraph(ELSEWHERE)]
@@ -350,10 +350,11 @@ def page(result: dict[str, Any]) -> str:
         if kind == "unseen":
             lines += [
                 *_paragraph(
-                    "Nobody looked at these while the rules were made, and their hosts have no part"
-                    " in the rest; but they were written in this project, for these rules. The"
+                    "Nobody looked at these while the rules were made, and none of their models is"
+                    " among the others; but they were written in this project, for these rules. The"
                     " first run found 93 of 99 (93.9 %), with one false alarm that was an error"
-                    " (docs/log.md); that alarm and one of the six have been looked at since."
+                    " (docs/log.md); that alarm and one of the six missed faults have been looked"
+                    " at since."
                 ),
                 "| family | faults | found | recall | unknown |",
                 "|---|---:|---:|---:|---:|",
@@ -366,7 +367,7 @@ def page(result: dict[str, Any]) -> str:
                     lines.append(f"| {family} {_cells(some)}")
         else:
             lines += [
-                *_paragraph("The rules were made with these at hand. " + FIRST_LOOK),
+                *_paragraph("These were known while the rules were made. " + FIRST_LOOK),
                 "| rule | faults | found | recall | unknown |",
                 "|---|---:|---:|---:|---:|",
             ]
@@ -395,12 +396,13 @@ def _control_lines(controls: dict[str, Any], alarms: dict[str, Any]) -> list[str
         "## Correct models",
         "",
         *_paragraph(
-            f"{controls['count']} correct models, beside which the rules were tuned: no estimate"
-            f" for other models. Those with a false alarm that is an error: {some['error']}; a"
+            f"{controls['count']} correct models, on which the rules were tuned: this is no estimate"
+            f" for other models. Models with a false alarm that is an error: {some['error']}; a"
             f" warning: {some['warning']}; a note: {some['note']}. Undecided:"
-            f" {controls['unknown']:.1%} of {controls['asked']} questions (a rule asked of one)."
-            f" Seconds for a model, on one thread: median {controls['median seconds']:.1f}, worst"
-            f" {controls['worst seconds']:.1f} ({controls['slowest']})."
+            f" {controls['unknown']:.1%} of {controls['asked']} questions (one rule asked of one"
+            f" model). Seconds for a model, on one thread: median"
+            f" {controls['median seconds']:.1f}, worst {controls['worst seconds']:.1f}"
+            f" ({controls['slowest']})."
         ),
     ]
     if alarms:
