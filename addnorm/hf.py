@@ -5,7 +5,7 @@ the class here wrote, whatever the scheme, with ``generate``, ``Trainer`` and pe
 scheme that cares for its weights after each optimizer step needs the callback ``AfterStep`` and
 raises without it. What is not supported is refused by name; see docs/gpt2.md.
 
-This is the only file that imports transformers.
+Everything that needs transformers is here, except that ``addnorm lint`` opens its models.
 """
 
 import dataclasses

@@ -396,9 +396,9 @@ def _control_lines(controls: dict[str, Any], alarms: dict[str, Any]) -> list[str
         "## Correct models",
         "",
         *_paragraph(
-            f"{controls['count']} correct models, on which the rules were tuned: this is no estimate"
-            f" for other models. Models with a false alarm that is an error: {some['error']}; a"
-            f" warning: {some['warning']}; a note: {some['note']}. Undecided:"
+            f"{controls['count']} correct models, on which the rules were tuned: this is no"
+            " estimate for other models. Models with a false alarm that is an error:"
+            f" {some['error']}; a warning: {some['warning']}; a note: {some['note']}. Undecided:"
             f" {controls['unknown']:.1%} of {controls['asked']} questions (one rule asked of one"
             f" model). Seconds for a model, on one thread: median"
             f" {controls['median seconds']:.1f}, worst {controls['worst seconds']:.1f}"

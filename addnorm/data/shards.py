@@ -8,8 +8,9 @@
 A document is stored as the end-of-text token, if the tokenizer has one, and its ids: so the token
 before a document's first character is that which ended the document before, as GPT-2 was trained.
 
-The text is read twice, once to count and once to tokenize, and memory holds a few megabytes of it,
-however long it or one of its documents is.
+The text is read three times: to hash it, to count, and to tokenize; learning a tokenizer from it
+takes two passes more. Memory holds a few megabytes of it, however long it or one of its documents
+is.
 """
 
 import hashlib

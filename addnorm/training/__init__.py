@@ -1,1 +1,4 @@
-"""Training: for now how a model is laid out over several processes."""
+"""Training: tasks and their settings, the loop, a run's folder, checkpoints, several processes.
+
+``run.py`` is the way through: settings -> task -> loop -> folder. docs/training.md.
+"""
