@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,53 @@ def test_a_folder_of_any_design(transformers: Any, tmp_path: Path, scheme: str) 
     with torch.no_grad():
         want = copy.deepcopy(model).to(torch.bfloat16).float()(x)
     close(stored.float()(x), want)
+
+
+@pytest.mark.parametrize("theirs", ["config.json", "tokenizer.json", "addnorm_checksums.json"])
+def test_somebody_elses_folder_is_left_as_it_is(
+    transformers: Any, tmp_path: Path, tokenizer: Tokenizer, theirs: str
+) -> None:
+    """An export replaces an export, and nothing else; files of other names may be beside it."""
+    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / theirs).write_text("[]")
+    with pytest.raises(ExportError, match=rf"holds {theirs} that addnorm did not write"):
+        to_hf(gpt(), tmp_path, tokenizer=tokenizer)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "README.md": "mine",
+        theirs: "[]",
+    }
+    (tmp_path / theirs).unlink()
+    to_hf(gpt(), tmp_path, tokenizer=tokenizer)
+    again = gpt(seed=1)
+    to_hf(again, tmp_path, tokenizer=tokenizer)
+    close(GPT.from_pretrained(tmp_path)(ids(1, 5)), again(ids(1, 5)), 0)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".gguf"])
+def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path, suffix: str) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime", "gguf"):
+        pytest.importorskip(package, reason=WHY)
+    begins = {".onnx": onnx_file.BEGINS, ".gguf": b"GGUF"}[suffix]
+    export = {".onnx": to_onnx, ".gguf": partial(to_gguf, tokenizer=None)}[suffix]
+    thesis, temporary, earlier = (tmp_path / name for name in ("thesis.tex", "tmp", "earlier"))
+    thesis.write_text("\\documentclass{book}")
+    temporary.touch()  # as mktemp leaves it
+    earlier.write_bytes(begins + b"...")
+    for path in (temporary, earlier, tmp_path / "new"):
+        assert check.file_path(path, suffix, begins) == path
+    with pytest.raises(ExportError, match=rf"already and is no {suffix} file.*/thesis{suffix}"):
+        export(gpt(), thesis)
+    assert thesis.read_text() == "\\documentclass{book}"
+
+
+def test_weights_beside_a_graph_that_is_not_there_are_somebody_elses(
+    ort: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "a.onnx.data").write_text("mine")
+    with pytest.raises(ExportError, match=r"a\.onnx\.data is there already, without a graph"):
+        to_onnx(gpt(n_layers=1), tmp_path / "a.onnx")
+    assert (tmp_path / "a.onnx.data").read_text() == "mine"
 
 
 def test_a_format_that_was_insisted_on(transformers: Any, tmp_path: Path) -> None:
@@ -639,12 +687,12 @@ def test_a_graph_that_is_wrong_is_thrown_away(
     monkeypatch: pytest.MonkeyPatch, plain: Exported, cached: Exported, tmp_path: Path
 ) -> None:
     for exported, name in ((plain, "gpt.positions.weight"), (cached, "gpt.tokens.weight")):
-        (tmp_path / "a.onnx").write_text("the one before")
+        (tmp_path / "a.onnx").write_bytes(b"\x08the one before")
         exported.again(monkeypatch, spoiled(name))
         with pytest.raises(CheckFailed, match=r"onnxruntime .*: logits differ by"):
             to_onnx(exported.model, tmp_path / "a.onnx", **exported.options)
         assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
-        assert (tmp_path / "a.onnx").read_text() == "the one before"
+        assert (tmp_path / "a.onnx").read_bytes() == b"\x08the one before"
 
 
 def test_a_cache_that_is_wrong_shows_in_the_steps(cached: Exported) -> None:

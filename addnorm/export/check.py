@@ -5,7 +5,7 @@ import dataclasses
 import math
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -198,14 +198,40 @@ def publish(*files: Path, to: Path) -> None:
     folders.sync(to)
 
 
-def file_path(path: Path, suffix: str) -> Path:
-    """The path of a file to write, refused where it cannot be one."""
+def file_path(path: Path, suffix: str, begins: bytes) -> Path:
+    """The path of a file to write, refused where it cannot be one, and where a file of another kind
+    would be lost: one that does not begin as all of this kind do."""
     path = path.expanduser()
     if path.is_dir():
         raise ExportError(
             f"{path} is a folder: give the file to write, as {path / 'model'}{suffix}"
         )
+    if path.exists():
+        with path.open("rb") as file:
+            head = file.read(len(begins))
+        if head not in (b"", begins):
+            other = path.with_suffix(suffix)
+            name = "another name" if other == path else f"another name, such as {other},"
+            raise ExportError(
+                f"{path} is there already and is no {suffix} file: it was left as it is. Give "
+                f"{name} or delete it first"
+            )
     return path
+
+
+def leave_alone(folder: Path, files: Iterable[Path]) -> None:
+    """Refuse to replace what is in the folder under the names of these files, if it was not put
+    there by addnorm, whose checksums name what was."""
+    try:
+        ours = {folders.CHECKSUMS, *folders.read_json(folder / folders.CHECKSUMS)}
+    except folders.WeightsError:  # there are none, or they are somebody else's
+        ours = set()
+    lost = sorted(f.name for f in files if f.name not in ours and (folder / f.name).exists())
+    if lost:
+        raise ExportError(
+            f"{folder} holds {', '.join(lost)} that addnorm did not write: nothing was changed. "
+            "Give another folder, or delete them first"
+        )
 
 
 def needs(package: str, what: str) -> Any:

@@ -18,6 +18,7 @@ from addnorm.export.check import (
     ExportError,
     Tell,
     Written,
+    leave_alone,
     logits,
     measured_copy,
     reason,
@@ -57,8 +58,9 @@ def to_hf(
         try:
             weights.save(stored, made, format=format, tokenizer=tokenizer)
             kind = folders.read_json(made / folders.CONFIG)["model_type"]
-            check, remarks = _compare(made, ours, tokenizer, tell)
             files = [file for file in sorted(made.iterdir()) if file.name != folders.CHECKSUMS]
+            leave_alone(path, [*files, made / folders.CHECKSUMS])
+            check, remarks = _compare(made, ours, tokenizer, tell)
             folders.write(path, lambda empty: _move(files, empty))
         except WeightsError as error:
             raise ExportError(str(error)) from None

@@ -80,7 +80,7 @@ def to_gguf(
     ``tokenizer`` None writes a file without one, for programs that deal in ids.
     """
     gguf = needs("gguf", "addnorm export gguf")
-    path = file_path(Path(path), ".gguf")
+    path = file_path(Path(path), ".gguf", begins=b"GGUF")
     reasons = why_not_gguf(model.config)
     if reasons:
         raise ExportError(f"llama.cpp's gpt2 cannot be this model: {'; '.join(reasons)}")

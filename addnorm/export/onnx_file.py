@@ -33,6 +33,9 @@ from addnorm.models.gpt import GPT
 INLINE = 1_700_000_000
 """Bytes of weights from which on they go into a file of their own: protobuf ends at 2 GiB."""
 
+BEGINS = b"\x08"
+"""The first byte of a graph, which no text has: protobuf's mark of the format's version."""
+
 EXPONENTS = (0x7F80_0000, 0x7FF0_0000_0000_0000)
 """The bits of a float32 and of a float64 that hold the exponent."""
 
@@ -53,7 +56,13 @@ def to_onnx(
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         needs(package, "addnorm export onnx")
-    path = file_path(Path(path), ".onnx")
+    path = file_path(Path(path), ".onnx", begins=BEGINS)
+    beside = path.with_name(f"{path.name}.data")
+    if beside.exists() and not path.exists():
+        raise ExportError(
+            f"{beside} is there already, without a graph that it belongs to: it was left as it is. "
+            "Give another name, or delete it first"
+        )
     ours = measured_copy(model)
     graph = Graph(ours, with_cache, with_valid)
     tell("tracing the model")
