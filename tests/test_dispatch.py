@@ -378,14 +378,27 @@ def native() -> Iterator[None]:
 SERVED = "torch", "offered first among those that serve this call"
 
 
+def with_means(*deviations: float) -> Tensor:
+    """Rows whose means are so many of their standard deviations."""
+    x = randn(len(deviations), 256)
+    x = (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, correction=0)
+    return x + torch.tensor(deviations)[:, None]
+
+
+FAR = "a row's mean is far above its spread"
+
+
 @pytest.mark.parametrize(
     ("x", "options", "why"),
     [
         (randn(3, 8), {}, ""),
-        (randn(3, 8) + 3.0, {}, ""),  # means of at most 4 deviations
+        (with_means(3.9, 0.0, -3.9), {}, ""),
+        (with_means(0.0, 4.1, 0.0), {}, FAR),
+        (with_means(0.0, 0.0, -4.1), {}, FAR),
+        (with_means(0.0, 0.0, -4.1), {"kind": "rms"}, ""),
         (randn(3, 8, dtype=torch.bfloat16), {}, ""),
         (randn(3, 8), {"cast": "llama", "kind": "rms"}, ""),
-        (randn(3, 8) + 100.0, {}, "a row's mean is far above its spread"),
+        (randn(3, 8) + 100.0, {}, FAR),
         (randn(3, 8) + 100.0, {"kind": "rms"}, ""),
         (1e120 * randn(3, 8), {}, "a row is huge"),
         (1e120 * randn(3, 8), {"kind": "rms"}, "a row is huge"),
