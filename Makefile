@@ -1,11 +1,13 @@
 # Everything one does with this repository; `make` alone lists it.
-# PYTHON=... chooses the interpreter that builds .venv, TESTFLAGS=... and DEMO=... what is run.
+# PYTHON=... chooses the interpreter that builds .venv; TESTFLAGS=..., DEMO=... and MUTANTS=... what
+# is run.
 
 # The first of these that runs: a name on PATH may be a shim with nothing behind it.
 PYTHON    ?= $(firstword $(shell for p in python3.11 python3; do \
 	       $$p -c "print('$$p')"; done 2>/dev/null) python3)
 TESTFLAGS ?= -n 2
 DEMO      ?= train --out out/demo --overwrite
+MUTANTS   ?=
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -17,7 +19,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout=300 $(TESTFLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench-lint format format-check lint types check clean
+.PHONY: help setup demo test test-all bench-lint mutants format format-check lint types check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +50,9 @@ test-all: setup  ## every test, the slow ones too
 
 bench-lint: setup  ## measure lint: the faults it finds, its false alarms on correct models
 	$(BIN)/python -m benchmarks.lint
+
+mutants: setup  ## break the code in 400 places, and ask the tests (MUTANTS="--only FILE")
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants $(MUTANTS)
 
 format: setup  ## apply ruff's safe fixes and rewrite the code in the house format
 	$(BIN)/ruff check --fix-only
