@@ -821,7 +821,7 @@ def test_any_module_with_a_stack(tmp_path: Path) -> None:
         ("lara", {}, "unknown kind 'lara'; did you mean lora"),
         ("none", {}, "unknown kind 'none'"),
         ("lora", {"rang": 3}, "unknown setting 'rang'; did you mean .*rank"),
-        ("lora", {"rank": 0}, "rank must be a whole number of at least 1: 0"),
+        ("lora", {"rank": 0}, "rank must be a whole number of at least 1, got 0"),
         ("lora", {"rank": 2.0}, "rank must be a whole number"),
         ("lora", {"width": 3}, "width is a setting of adapter, not lora"),
         ("prefix", {"rank": 3}, "rank is a setting of lora, not prefix"),
@@ -912,6 +912,11 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     for change, said in (
         ({"use_dora": True}, "use_dora of peft is not known here"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa of peft"),
+        ({"alpha_pattern": {"(": 3}}, r"alpha_pattern '\(' is no expression: missing \)"),
+        ({"alpha_pattern": {"c_attn": "3"}}, "alpha_pattern 'c_attn' is '3', not a number"),
+        ({"alpha_pattern": [1]}, "alpha_pattern is a list, expected an object"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000.*, not a number"),
+        ({"lora_dropout": "x"}, "dropout must be a number, got 'x'"),
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; what is read is LORA, ADALORA, PREFIX"),
     ):
         config.write_text(json.dumps(told | change))

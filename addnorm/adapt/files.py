@@ -20,9 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from addnorm import reading
 from addnorm.adapt.model import Adapted, folded, install, linears, required, state
 from addnorm.adapt.parts import Prefix
 from addnorm.adapt.settings import Adapt
+from addnorm.errors import is_number, value_in_short
 from addnorm.models import configs, folders
 from addnorm.models.folders import WeightsError
 from addnorm.models.gpt import GPT
@@ -217,12 +219,10 @@ def _prompt(model: GPT, found: Adapted) -> tuple[dict[str, Tensor], dict[str, An
 def load(model: nn.Module, folder: str | os.PathLike[str]) -> Adapted:
     """Adapt a model as a folder says, one of ``save`` or of peft; ``WeightsError`` if it does not
     fit, and then nothing has happened."""
-    path = Path(folder).expanduser()
+    path = reading.place(folder, WeightsError)
     tensors, record = _read(path / TENSORS)
     told = folders.read_json(path / CONFIG) if (path / CONFIG).exists() or not record else None
-    updates = {
-        name: (int(r), float(scale)) for name, (r, scale) in record.get("updates", {}).items()
-    }
+    updates = {name: (r, float(scale)) for name, (r, scale) in record.get("updates", {}).items()}
     try:
         if told is None:
             values, settings = tensors, _settings(record, {})
@@ -261,11 +261,27 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise WeightsError(f"{file.parent} has no adapter: there is no {file.name}")
     try:
         with safe_open(file, framework="pt") as opened:
-            record = json.loads((opened.metadata() or {}).get(OURS, "{}"))
+            record = (opened.metadata() or {}).get(OURS)
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file} is damaged ({error}): get it again") from None
-    return {name: folders.finite(str(file), name, t) for name, t in tensors.items()}, record
+    tensors = {name: folders.finite(str(file), name, t) for name, t in tensors.items()}
+    return tensors, {} if record is None else _checked(file, record)
+
+
+def _checked(file: Path, record: str) -> dict[str, Any]:
+    """Our record, if it is one: settings, and rank and scale of each update."""
+    where = f"{file}: the record in it"
+    told = reading.json_value(record, where, WeightsError)
+    if not isinstance(told, dict):
+        raise WeightsError(f"{where} is {reading.in_words(told)}, expected an object")
+    reading.field(told, "settings", dict, where, WeightsError)
+    for name, update in reading.field(told, "updates", dict, where, WeightsError).items():
+        pair = update if isinstance(update, list) else []
+        whole = len(pair) == 2 and type(pair[0]) is int and pair[0] >= 0
+        if not (whole and is_number(pair[1])):
+            raise WeightsError(f"{where}: the rank and scale of {name} are not two numbers")
+    return told
 
 
 def _same(want: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]) -> None:
@@ -303,7 +319,10 @@ def _of_low_rank(told: Mapping[str, Any]) -> dict[str, Any]:
         odd.append(f"init_lora_weights={told['init_lora_weights']}")
     if odd:
         raise ValueError(f"{', '.join(odd)} of peft is not known here")
-    found = {"kind": kind, "alpha": float(told["lora_alpha"]), "dropout": told["lora_dropout"]}
+    alpha = told["lora_alpha"]
+    if not is_number(alpha):
+        raise WeightsError(f"lora_alpha is {value_in_short(alpha)}, not a number")
+    found = {"kind": kind, "alpha": alpha, "dropout": told["lora_dropout"]}
     if kind == "lora":
         return found | {"rank": told["r"]}
     return found | {
@@ -361,9 +380,19 @@ def _scale(told: Mapping[str, Any], name: str, rank: int) -> float:
     """What peft multiplies an update by."""
     if told["peft_type"] == TYPES["adalora"]:
         return float(told["lora_alpha"] / (told["init_r"] + EPS))
-    patterns: Mapping[str, float] = told.get("alpha_pattern") or {}
-    matching = (v for key, v in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name))
-    alpha = next(matching, told["lora_alpha"])
+    alpha, patterns = told["lora_alpha"], told.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise WeightsError(f"alpha_pattern is {reading.in_words(patterns)}, expected an object")
+    for key, value in patterns.items():
+        try:
+            fits = re.fullmatch(rf"(.*\.)?({key})", name)
+        except re.error as error:
+            raise WeightsError(f"alpha_pattern {key!r} is no expression: {error}") from None
+        if fits and not is_number(value):
+            raise WeightsError(f"alpha_pattern {key!r} is {value_in_short(value)}, not a number")
+        if fits:
+            alpha = value
+            break
     return float(alpha / (rank**0.5 if told.get("use_rslora") else rank))
 
 

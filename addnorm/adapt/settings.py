@@ -5,7 +5,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from addnorm.errors import Mendable
+from addnorm.errors import Mendable, check_whole, is_number, value_in_short
 
 Kind = Literal["none", "lora", "adalora", "prefix", "adapter"]
 
@@ -58,11 +58,15 @@ class Adapt:
                 raise Mendable(f"{f.name} is a setting of {' and '.join(kinds)}, not {self.kind}")
             least = {"tinit": 0, "tfinal": 0}.get(f.name, 1)
             whole = f.type is int or (f.name == "steps" and value is not None)
-            if whole and (type(value) is not int or value < least):
-                raise Mendable(f"{f.name} must be a whole number of at least {least}: {value!r}")
+            if whole:
+                check_whole(f.name, value, least)
+            if f.type is float and not is_number(value):
+                raise Mendable(f"{f.name} must be a number, got {value_in_short(value)}")
         known("positions", self.positions, ("kept", "shifted"))
-        if not self.targets or isinstance(self.targets, str):
-            raise Mendable(f"targets must be names such as ('q', 'v'), got {self.targets!r}")
+        names = self.targets if isinstance(self.targets, tuple) else ()
+        if not names or not all(isinstance(name, str) for name in names):
+            shown = value_in_short(self.targets)
+            raise Mendable(f"targets must be names such as ('q', 'v'), got {shown}")
         if not self.alpha > 0 or not self.orthogonality >= 0:
             raise Mendable("alpha must be positive and orthogonality not negative")
         if not 0.0 <= self.dropout < 1.0:
