@@ -78,6 +78,8 @@ def _reason(path: Any, error: OSError, doing: str) -> str:
         return f"it is a link to {os.readlink(path)}, which is not there"
     if doing == "read" and os.path.isdir(path):
         return "it is a folder, and a file is expected"
+    if isinstance(error, FileExistsError):
+        return "there is a file of this name"
     why = error.strerror or str(error) or type(error).__name__
     remedy = REMEDIES.get(error.errno or 0) if doing == "read" else None
     return why if remedy is None else f"{why}: {remedy}"

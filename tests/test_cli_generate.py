@@ -286,7 +286,7 @@ def test_what_eval_refuses(folder: str, tmp_path: Path, capsys: pytest.CaptureFi
     for words, message in (
         ([], "no text: give at least one file"),
         (["missing.txt"], "cannot read missing.txt"),
-        ([str(text)], "is not UTF-8 text: byte 2 is 0xff"),
+        ([str(text)], "is not UTF-8 (byte 2 is 0xff)"),
         ([str(empty)], "there is no token to score"),
         ([str(empty), "--stride", "99"], "stride must be between 1 and the context of 40"),
     ):

@@ -205,7 +205,7 @@ def test_a_design_that_is_none(
 def test_a_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert main(["schemes", "no_norm", *TINY, "--out", str(tmp_path / "file")]) == 2
-    assert "cannot write to" in capsys.readouterr().err
+    assert f"cannot write {tmp_path / 'file'}: there is a file of this" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

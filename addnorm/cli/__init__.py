@@ -5,30 +5,30 @@ Each subcommand is a module beside this one with a dataclass of its options and 
 file is the only one that knows which library reads the command line.
 """
 
-import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from addnorm import __version__
+from addnorm.cli import output
 from addnorm.cli.threads import choose_waiting
+from addnorm.errors import Mendable
 
 __all__ = ["Positional", "Refusal", "UseAppendAction", "arg", "main", "read"]
 
 Options = TypeVar("Options")
 
 
-class Refusal(Exception):
-    """What was asked cannot be done: the message goes to stderr; the exit status is 2, if it was
-    the asking that was wrong."""
+class Refusal(Mendable):
+    """What was asked of the command cannot be done, and with which exit status it ends: 2, if it
+    was the asking that was wrong."""
 
     def __init__(self, message: str, status: int = 2) -> None:
         super().__init__(message)
@@ -64,9 +64,43 @@ def read(kind: type[Options], args: Sequence[str], prog: str, description: str) 
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    given = list(sys.argv[1:] if args is None else args)
-    first = given[0] if given else "--help"
+    """Run the command line; returns the exit status.
+
+    The one place where errors are told. What the user can mend is one message, what is wrong in
+    addnorm is told as that, and no part of the command decides for itself which of the two it is.
+    """
+    output.prepare_streams()
+    try:
+        try:
+            return _run(list(sys.argv[1:] if args is None else args))
+        finally:
+            sys.stdout.flush()  # here, where it can be told if it fails
+    except BrokenPipeError:  # the reader, such as head, had enough
+        output.give_up(sys.stdout)
+        return 1
+    except KeyboardInterrupt:
+        output.say("interrupted")
+        return 130
+    except Mendable as error:
+        output.say(str(error))
+        if output.disk_is_full(error):
+            return 1
+        return error.status if isinstance(error, Refusal) else 2
+    except Exception as error:
+        if isinstance(error, OSError) and output.disk_is_full(error):
+            output.give_up(sys.stdout)
+            output.say(f"cannot write {error.filename or 'what there is to say'}: {error.strerror}")
+            return 1
+        output.say(
+            f"this is a bug in addnorm: {type(error).__name__}: {error}\n{_report(error)}; please "
+            "report it with the command you gave"
+        )
+        return 70
+
+
+def _run(words: list[str]) -> int:
+    """The exit status of one command."""
+    first = words[0] if words else "--help"
     if first in ("-h", "--help"):
         print(_help())
         return 0
@@ -74,33 +108,26 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"addnorm {__version__}")
         return 0
     command = next((c for c in COMMANDS if c.name == first), None)
-    try:
-        if command is None:
-            raise Refusal(f"no command {first!r}\n\n{_help()}")
-        choose_waiting()
-        module: Any = import_module(f"addnorm.cli.{command.name}")
-        prog = f"addnorm {command.name}"
-        words = getattr(module, "arranged", list)(given[1:])
-        status: int = module.run(read(module.Options, words, prog, module.__doc__))
-    except Refusal as refusal:
-        print(f"addnorm: {refusal}", file=sys.stderr)
-        return refusal.status
-    except BrokenPipeError:  # the reader, such as head, had enough
-        sys.stderr.close()
-        return 1
-    except KeyboardInterrupt:
-        print("addnorm: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:  # the one place: a bug of ours, told without a wall of text
-        log = Path(tempfile.gettempdir()) / f"addnorm-error-{os.getpid()}.txt"
-        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        print(
-            f"addnorm: this is a bug in addnorm: {type(error).__name__}: {error}\n"
-            f"What led to it is in {log}; please report it with the command you gave",
-            file=sys.stderr,
-        )
-        return 70
+    if command is None:
+        raise Refusal(f"no command {first!r}\n\n{_help()}")
+    choose_waiting()
+    module: Any = import_module(f"addnorm.cli.{command.name}")
+    prog = f"addnorm {command.name}"
+    arranged = getattr(module, "arranged", list)(words[1:])
+    status: int = module.run(read(module.Options, arranged, prog, module.__doc__))
     return status
+
+
+def _report(error: Exception) -> str:
+    """Where the traceback is: in a new file that nobody can have put there before, or here."""
+    told = "".join(traceback.format_exception(error))
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="addnorm-error-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(told)
+    except OSError:
+        return f"{told}That is what led to it"
+    return f"What led to it is in {name}"
 
 
 def _help() -> str:

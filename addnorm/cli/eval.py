@@ -7,13 +7,13 @@ Figures of different tokenizers compare per byte or per word, and only with the 
 import json
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from addnorm.cli import Positional, Refusal, arg
+from addnorm import reading
+from addnorm.cli import Positional, Refusal, arg, output
 from addnorm.cli.models import Place, with_tokenizer
 
 
@@ -61,20 +61,17 @@ def run(options: Options) -> int:
         except ValueError as error:
             raise Refusal(str(error)) from None
         except FloatingPointError as error:
-            print(f"addnorm: {error}", file=sys.stderr)
+            output.say(str(error))
             return 1
     print(json.dumps(found.to_json()) if options.as_json else str(found))
     return 0
 
 
 def _read(name: str) -> str:
-    try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
-    except OSError as error:
-        raise Refusal(f"cannot read {name}: {error.strerror}") from None
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise Refusal(
-            f"{name} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}"
-        ) from None
+    if name != "-":
+        return reading.text(reading.place(name))
+    if sys.stdin is None:
+        raise Refusal("there is no stdin to read: it is closed")
+    with reading.system_errors("stdin"):
+        content = sys.stdin.buffer.read()
+    return reading.Decoder("stdin").decode(content, final=True)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from addnorm.cli import Positional, Refusal, arg
+from addnorm import reading
+from addnorm.cli import Positional, Refusal, arg, output
 from addnorm.cli.models import open_model
 
 if TYPE_CHECKING:
@@ -115,15 +116,12 @@ def run(options: Options) -> int:
     with Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("", total=None)
         try:
-            written = options.write(
-                model, tokenizer, lambda text: bar.update(task, description=text)
-            )
-        except ExportError as error:
-            raise Refusal(str(error)) from None
-        except OSError as error:
-            raise Refusal(f"cannot write {options.out}: {error}") from None
+            with reading.system_errors(options.out, ExportError, "write"):
+                written = options.write(
+                    model, tokenizer, lambda text: bar.update(task, description=text)
+                )
         except CheckFailed as error:
-            print(f"addnorm: the check failed, and nothing was written: {error}", file=sys.stderr)
+            output.say(f"the check failed, and nothing was written: {error}")
             return 1
     _print(written)
     return 0

@@ -5,7 +5,6 @@ then gets what it would have got alone. The text goes to stdout, what is said of
 """
 
 import dataclasses
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -15,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from addnorm.cli import Positional, Refusal, arg
+from addnorm import reading
+from addnorm.cli import Positional, Refusal, arg, output
 from addnorm.cli.models import Place, with_tokenizer
+from addnorm.cli.output import json_line, legible
 
 if TYPE_CHECKING:
     from addnorm.generation import Generated, Writing
@@ -112,7 +113,8 @@ def run(options: Options) -> int:
         else:
             _write_as_it_comes(writing, prompts[0], shown)
     except FloatingPointError as error:
-        print(f"\naddnorm: {error}", file=sys.stderr)
+        print(file=sys.stderr)
+        output.say(str(error))
         return 1
     except KeyboardInterrupt:
         _conclude(options, writing, "".join(shown), time.perf_counter() - begun)
@@ -129,11 +131,7 @@ def _prompts(options: Options) -> list[str]:
     if options.file is not None:
         if options.prompts:
             raise Refusal("give prompts either after the model or in --file, not both")
-        try:
-            text = options.file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise Refusal(f"cannot read {options.file}: {error}") from None
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in reading.lines(reading.place(options.file)) if line.strip()]
         if not lines:
             raise Refusal(f"{options.file} has no line with text, so there is no prompt")
         return lines
@@ -142,7 +140,8 @@ def _prompts(options: Options) -> list[str]:
     if sys.stdin is None or sys.stdin.isatty():
         return [""]
     try:
-        return [sys.stdin.read().removesuffix("\n")]
+        with reading.system_errors("stdin"):
+            return [sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")]
     except UnicodeDecodeError as error:
         raise Refusal(f"stdin is not text: {error}") from None
 
@@ -152,9 +151,9 @@ def _prompts(options: Options) -> list[str]:
 
 def _write_as_it_comes(writing: "Writing", prompt: str, shown: list[str]) -> None:
     """What was written of the text is in ``shown`` when this is interrupted."""
-    print(prompt, end="", flush=True)
+    print(legible(prompt), end="", flush=True)
     for piece in writing:
-        print(piece.text, end="", flush=True)
+        print(legible(piece.text), end="", flush=True)
         shown.append(piece.text)
 
 
@@ -174,16 +173,16 @@ def _conclude(options: Options, writing: "Writing", shown: str, seconds: float) 
     results = writing.results
     if options.as_json:
         for result in results:
-            print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
+            print(json_line(dataclasses.asdict(result)))
     elif len(results) == 1:
-        print(results[0].text.removeprefix(shown), flush=True)
+        print(legible(results[0].text.removeprefix(shown)), flush=True)
     else:
         for i, result in enumerate(results):
             print(f"{'' if i == 0 else chr(10)}--- {i + 1} of {len(results)}: {_end(result)}")
-            print(result.prompt + result.text)
+            print(legible(result.prompt + result.text))
     sys.stdout.flush()
     for remark in _remarks(results, seconds):
-        print(f"addnorm: {remark}", file=sys.stderr)
+        output.say(remark)
 
 
 def _end(result: "Generated") -> str:

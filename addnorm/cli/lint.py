@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from addnorm import reading
 from addnorm.cli import Positional, Refusal, UseAppendAction, arg
 from addnorm.cli.models import RUN, open_model
 
@@ -132,15 +133,12 @@ def run(options: Options) -> int:
     """Returns the exit status."""
     if options.rules:
         return _list_rules()
-    from addnorm.linting.rules import UnknownRule, known, page
+    from addnorm.linting.rules import known, page
 
-    try:
-        if options.explain is not None:
-            print(page(options.explain).rstrip())
-            return 0
-        known(options.ignore)
-    except UnknownRule as error:
-        raise Refusal(str(error)) from None
+    if options.explain is not None:
+        print(page(options.explain).rstrip())
+        return 0
+    known(options.ignore)
     if options.causal and options.no_causal:
         raise Refusal("--causal and --no-causal exclude each other: give one, or neither")
     if options.diff:
@@ -560,7 +558,7 @@ class Found:
 
 
 def open_target(target: str) -> Found:
-    """What TARGET names; a ``Refusal`` says what is wrong with it."""
+    """What TARGET names; a ``Mendable`` says what is wrong with it."""
     with _not_hung(f"loading or making {target}"):
         found = _opened(target)
     tensors = [*found.model.parameters(), *found.model.buffers()]
@@ -578,13 +576,13 @@ def _opened(target: str) -> Found:
     if target.endswith(".py"):
         place, name = target, ""
     if place.endswith(".py"):
-        file = Path(place).expanduser()
+        file = reading.place(place)
         if not file.is_file():
             raise Refusal(f"there is no file {file}")
         with _of_the_user(target, file):
             module = _run_file(file)
         return _made(target, module, name, file)
-    if Path(target).expanduser().is_dir() or not place or "/" in place:
+    if reading.place(target).is_dir() or not place or "/" in place:
         return _from_folder(target)
     if not name:
         raise Refusal(f"{target} names no model: give module:NAME")
@@ -790,19 +788,16 @@ def _only(target: str, there: Mapping[str, str]) -> str:
 def _from_folder(target: str) -> Found:
     from addnorm.models import configs, folders
 
-    path = Path(target).expanduser()
+    path = reading.place(target)
     if path.is_dir() and not (path / folders.CONFIG).exists():
         inner = [path / RUN, path / "base"]
         if any((p / folders.CONFIG).exists() for p in inner):
             return Found(target, open_model(target)[0])
     try:
         folder = folders.find(target)
-    except (ValueError, OSError) as error:  # WeightsError is a ValueError
+    except folders.WeightsError as error:
         raise Refusal(str(error) if path.exists() else _nowhere(target, error.__cause__)) from None
-    try:
-        told = folders.read_json(folder / folders.CONFIG)
-    except (ValueError, OSError) as error:
-        raise Refusal(str(error)) from None
+    told = folders.read_json(folder / folders.CONFIG)
     weights = any((folder / name).exists() for name in folders.WEIGHTS)
     ours = (folder / folders.CHECKSUMS).exists() or told.get("model_type") == configs.MODEL_TYPE
     if ours and weights:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from addnorm.cli import Refusal
+from addnorm.errors import Mendable
 
 if TYPE_CHECKING:
     from addnorm.data.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ def open_model(target: str, place: Place = CPU) -> "tuple[GPT, Tokenizer | None]
     """The model, in evaluation mode, and its tokenizer if there is one beside it.
 
     ``target``: a folder with config.json and weights, the folder of a run, or an id of the hub.
-    A ``Refusal`` says what is wrong with it.
+    A ``Mendable`` says what is wrong with it.
     """
     import torch
 
@@ -39,26 +40,24 @@ def open_model(target: str, place: Place = CPU) -> "tuple[GPT, Tokenizer | None]
     from addnorm.models import folders
     from addnorm.models.gpt import GPT
 
-    try:
-        folder = folders.find(target)
-        run = folder / RUN
-        if not (folder / folders.CONFIG).exists() and run.is_dir():
-            folder = run
-        adapter = None
-        if (folder / "base").is_dir() and (folder / "adapter").is_dir():
-            folder, adapter = folder / "base", folder / "adapter"
-        model = GPT.from_pretrained(folder, dtype=getattr(torch, place.dtype))
-        if adapter is not None:
-            load(model, adapter)
-            model.to(getattr(torch, place.dtype)).eval()
-        model = model.to(_device(place.device))
-    except (ValueError, OSError) as error:  # WeightsError is a ValueError
-        raise Refusal(str(error)) from None
+    folder = folders.find(target)
+    run = folder / RUN
+    if not (folder / folders.CONFIG).exists() and run.is_dir():
+        folder = run
+    adapter = None
+    if (folder / "base").is_dir() and (folder / "adapter").is_dir():
+        folder, adapter = folder / "base", folder / "adapter"
+    dtype = getattr(torch, place.dtype)
+    model = GPT.from_pretrained(folder, dtype=dtype)
+    if adapter is not None:
+        load(model, adapter)
+        model.to(dtype).eval()
+    model = model.to(_device(place.device))
     if not any((folder / name).exists() for name in folders.TOKENIZERS):
         return model, None
     try:
         return model, Tokenizer.from_pretrained(folder)
-    except (ValueError, OSError) as error:
+    except Mendable as error:
         raise Refusal(f"the tokenizer beside the model cannot be read: {error}") from None
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg
 from addnorm.lab import Setup
 
@@ -93,30 +94,22 @@ def _print_explanation(name: str, setup: Setup) -> None:
     from addnorm import schemes
 
     shape = {"dim": setup.width, "n_heads": setup.heads, "tokens": setup.tokens}
-    try:
-        print(schemes.explain(name, blocks=max(setup.depths), **shape))
-    except schemes.SchemeError as error:
-        raise Refusal(str(error)) from None
+    print(schemes.explain(name, blocks=max(setup.depths), **shape))
 
 
 # --- measuring ------------------------------------------------------------------------------------
 
 
 def _measure(options: Options) -> None:
-    from addnorm import schemes
     from addnorm.lab import page
     from addnorm.lab.profile import compare, everything, resolve
 
     setup, names = options.setup, tuple(dict.fromkeys(options.names))
     texts = names or everything()
-    try:
-        for text in texts:
-            resolve(text, setup)
+    for text in texts:
+        resolve(text, setup)
+    with reading.system_errors(options.out, Refusal, "write"):
         options.out.mkdir(parents=True, exist_ok=True)
-    except schemes.SchemeError as error:
-        raise Refusal(str(error)) from None
-    except OSError as error:
-        raise Refusal(f"cannot write to {options.out}: {error.strerror}") from None
     blocks = len(texts) * setup.seeds * sum(setup.depths)
     errors = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -126,8 +119,9 @@ def _measure(options: Options) -> None:
             texts, setup, command(names, setup), advance=lambda n: bar.advance(task, n)
         )
     _print_report(report)
-    (options.out / "schemes.json").write_text(json.dumps(report.to_json(), allow_nan=False))
-    (options.out / "schemes.html").write_text(page.render(report), encoding="utf-8")
+    with reading.system_errors(options.out, Refusal, "write"):
+        (options.out / "schemes.json").write_text(json.dumps(report.to_json(), allow_nan=False))
+        (options.out / "schemes.html").write_text(page.render(report), encoding="utf-8")
     for kind, name in (("plots", "schemes.html"), ("numbers", "schemes.json")):
         print(f"{kind}: {options.out / name}")
 
