@@ -410,8 +410,8 @@ def test_rules_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> N
     ("words", "says"),
     [
         ([], "no target"),
-        (["--explain", "duble-norm"], "near it: double-norm"),
-        (["x.py", "--ignore", "future-leek"], "near it: future-leak"),
+        (["--explain", "duble-norm"], "did you mean double-norm"),
+        (["x.py", "--ignore", "future-leek"], "did you mean future-leak"),
         (["nothing.py:make"], "there is no file nothing.py"),
         (["a.py", "b.py"], "to compare two, addnorm lint --diff a.py b.py"),
         (["a.py", "b.py", "c.py"], "one target, and 3 are given (a.py, b.py, c.py)"),

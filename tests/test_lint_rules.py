@@ -63,7 +63,7 @@ def test_a_page_says_all_that_a_page_must(rule: str) -> None:
 
 
 def test_an_unknown_rule_is_told_with_near_ones() -> None:
-    with pytest.raises(rules.UnknownRule, match="near it: double-norm"):
+    with pytest.raises(rules.UnknownRule, match="did you mean double-norm"):
         rules.page("doublenorm")
     with pytest.raises(rules.UnknownRule, match=r"no rule '\.\./rules'"):
         rules.page("../rules")

@@ -94,10 +94,10 @@ def _scale(s: Structure, attention: Attention, subject: Subject) -> Iterator[Fin
         ratio = _weights_ratio(s, q, k, subject)
         if ratio is not None and ratio < 2.0 / math.sqrt(dim) and dim > 4:
             yield found(
-                "The logits are not divided by sqrt(d); the queries' weights are initialised "
+                "The logits are not divided by sqrt(d); the queries' weights are initialized "
                 f"{1 / max(ratio, 1e-9):.3g} times smaller than the keys', which does the same at "
                 "the beginning (as in T5).",
-                "Nothing, if it is meant: keep the initialisation with it.",
+                "Nothing, if this is intended: the initialization has to stay as it is.",
                 "note",
                 query_over_key_std=ratio,
             )
@@ -116,7 +116,7 @@ def _scale(s: Structure, attention: Attention, subject: Subject) -> Iterator[Fin
                 if doubled
                 else "muP's scale, or 1/sqrt(d) squared by mistake."
             ),
-            f"Use {usual}" + ("." if doubled else "; keep 1/d only with muP's initialisation."),
+            f"Use {usual}" + ("." if doubled else "; keep 1/d only with muP's initialization."),
             "error" if doubled else "warning",
         )
     elif c > 1.0 + NEAR:
@@ -263,13 +263,13 @@ def sums(subject: Subject) -> Said:
             remedy = "softmax(..., dim=-1) on scores of shape (..., queries, keys)."
         elif sinks:
             what = "a part of each row goes to a sink that adds no value"
-            remedy = "Nothing, if the sink is meant."
+            remedy = "Nothing, if the sink is intended."
         elif decayed:
-            what = "as in a state-space model or linear attention, decays take the softmax's place"
+            what = "decays replace the softmax, as in a state-space model or linear attention"
             remedy = "Nothing, if that is the design."
         elif soft is None:
             what = "no softmax normalizes them"
-            remedy = "softmax over the keys; keep it as it is only if the design is meant so."
+            remedy = "Use a softmax over the keys, unless the design is intended."
         elif _masked_after(soft, weights):
             what = "weights are masked after the softmax and not renormalized"
             remedy = "Mask the logits with -inf before the softmax."

@@ -70,8 +70,8 @@ def _future(s: Study) -> Said:
     if sees is None and not inside:
         if s.subject.causal:
             why = (
-                "the output has no axis of places, and no module inside was found in which places "
-                "see one another"
+                "the output has no axis of positions, and no module inside was found in which "
+                "positions see one another"
             )
             for rule in ("future-leak", "no-causal-mask"):
                 yield Unknown(rule=rule, module="", why=why)
@@ -122,7 +122,7 @@ def _future(s: Study) -> Said:
         nothing_masked = not causal and not partial and bool(linear)
     upside_down = not past and (share == 1.0 or bool(partial))
     claim = _claims(s) or _own_flag(s, [*full, *partial])
-    said = "causal=True was given" if s.subject.causal else claim
+    said = "you said that the model is causal (causal=True)" if s.subject.causal else claim
     if s.subject.causal is None:
         lopsided = [m for m in partial if m.uneven or (len(m.after) > len(m.before) and not m.full)]
         if nothing_masked and claim is None:
@@ -143,7 +143,7 @@ def _future(s: Study) -> Said:
                 module="",
                 evidence={**evidence, "leaks_with_mask_given": False},
                 message=f"{said}, and without a mask every position sees every other; with a "
-                f"causal {masked} it does not. The mask is the caller's to give, every time.",
+                f"causal {masked} it does not. So every caller has to pass the mask.",
                 remedy=f"Pass {masked} in training and in generation, or build it in forward.",
             )
             return
@@ -154,8 +154,8 @@ def _future(s: Study) -> Said:
             evidence={**evidence, "modules": [path or "(the model)" for path in blind[:6]]},
             message=f"{said}, but every position sees every other"
             + (f", from {blind[0]!r} on" if blind[0] else "")
-            + ". Trained on next tokens it copies the answer: the loss falls to nearly nothing, "
-            "and what it generates is worthless.",
+            + ". Trained to predict the next token it copies the answer: the loss falls to nearly "
+            "nothing, and what it generates is worthless.",
             remedy="Mask attention so that position t sees positions up to t: "
             "scaled_dot_product_attention(..., is_causal=True), or fill scores above the diagonal "
             "with -inf before the softmax.",
@@ -307,11 +307,11 @@ def _over_samples_found(s: Study) -> Said:
             "modules": list(dict.fromkeys(paths))[:6],
         },
         message=f"batch and time are swapped: the keys of the attention in {paths[0]!r} are the "
-        "samples of the batch (with one sample less there is one key less), so that places of one "
-        "sample do not see each other there, and places of different samples do. What it says of "
-        "a sample depends on its neighbours.",
-        remedy="Take the transpose of batch and time before it away, or build it with the "
-        "batch_first that what it is given has.",
+        "samples of the batch (with one sample less there is one key less), so that positions of "
+        "one sample do not see each other there, and positions of different samples do. What it "
+        "says about a sample depends on the others in its batch.",
+        remedy="Remove the transpose of batch and time before it, or build it with the "
+        "batch_first that its input has.",
     )
 
 
@@ -327,7 +327,7 @@ def _across(s: Study, *, memory: bool) -> list[Attention]:
 
 
 def _memory_samples(s: Study) -> Said:
-    """The same of the encoder's input."""
+    """Whether samples see each other where the encoder's input is read."""
     r = s.roles
     if r.memory is None or r.out_batch is None or s.base.dim() == 0:
         return
@@ -494,8 +494,8 @@ def _side_positions(s: Study, side: str) -> Said:
             yield Unknown(
                 rule="position-blind",
                 module="",
-                why="no module was found in which places see one another, so that the forward "
-                "could not be asked what it makes of their order",
+                why="no module was found in which positions see one another, so that it could not "
+                "be measured whether their order matters",
             )
             return
         limit = 1e-12 if s.exact else 1e-4  # of sums in another order
@@ -504,7 +504,7 @@ def _side_positions(s: Study, side: str) -> Said:
             return
         if not _one_way(s) and permuted is not None:
             return  # the order shows in the output, wherever it comes in
-    features = vectors and not frames  # what the caller makes vectors of is his to place
+    features = vectors and not frames  # whoever makes the vectors gives them positions
     one_way = _one_way(s)
     severity: Severity = "error"
     if features:
@@ -523,7 +523,7 @@ def _side_positions(s: Study, side: str) -> Said:
         evidence["change_at_last_position"] = first.order_matters
     what = (
         "the same token looks the same at every position, and the first attention's output at the "
-        "last position is the same in whatever order the earlier ones stand. A causal mask tells "
+        "last position is the same in whatever order the earlier ones stand. A causal mask conveys "
         "order to deeper layers only, and indirectly"
         if one_way and side == r.main
         else "permuted tokens give the same outputs, permuted: the order of words, patches or "
@@ -535,7 +535,7 @@ def _side_positions(s: Study, side: str) -> Said:
         module=first.path if first else "",
         evidence=evidence,
         message=f"nothing tells the model where the tokens of {s.name(side)!r} stand: {what}."
-        + (" For bare layers that is the caller's part." if features else ""),
+        + (" With bare layers, positions are up to the caller." if features else ""),
         remedy="Add positions: learned or sinusoidal ones to the embeddings, or rotary or relative "
         "ones in attention." + (" Add them before you call it." if features else ""),
     )

@@ -116,7 +116,7 @@ class Difference:
         return f"No difference in {self.taps} outputs of modules and {self.paired} parameters."
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """What is to be told, as (label, text)."""
+        """What there is to say, as (label, text)."""
         shapes = ", ".join(
             f"{'' if name.isdecimal() else name + ' '}{tuple(shape)}"
             for name, shape in self.inputs.items()
@@ -135,10 +135,10 @@ class Difference:
             f = self.forward
             other = f" (B: {f.module_b})" if f.module_b != f.module else ""
             place = f.module or "the outermost forward"
-            yield "forward", f"{f.agree} taps agree, then {place}{other}"
+            yield "forward", f"{f.agree} outputs agree, then {place}{other}"
             yield (
                 "",
-                f"given what differs by {f.before:.2g}, it returns what differs by {_of(f.after)}",
+                f"its inputs differ by {f.before:.2g}, its outputs by {_of(f.after)}",
             )
             yield "", f"seen at {f.tap or 'the output'}; rounding gives at most {f.floor:.1g} there"
             for line in f.operations:
@@ -162,8 +162,8 @@ class Difference:
         size = f"{_of(g.difference)}, where rounding gives at most {g.floor:.1g}"
         if self.forward is not None:
             return (
-                "the gradients differ as well, which a different forward brings about by itself: "
-                f"from the outputs backwards, the first is that of {g.parameter}{other}, by {size}"
+                "the gradients differ as well, as they must with a different forward: from the "
+                f"outputs backwards, the first is that of {g.parameter}{other}, by {size}"
             )
         near = (
             f"the {g.agree} parameters nearer to the outputs agree"
@@ -172,8 +172,8 @@ class Difference:
         )
         return (
             f"the forward is the same, and the gradient of {g.parameter}{other} is not: it differs "
-            f"by {size}; {near}. What runs between it and the outputs passes another gradient back "
-            "(detach, no_grad, a backward of one's own)"
+            f"by {size}; {near}. Something between it and the outputs passes back another gradient "
+            "(detach, no_grad, a hand-written backward)"
         )
 
 
@@ -246,8 +246,8 @@ def diff(
                     continue
                 raise NotComparable(
                     f"B does not run on the inputs of A, which are {_shown(given)}: its "
-                    f"{_signature(right)} ended in {_line(error)}. Two models are compared on one "
-                    "and the same input, so both must take it"
+                    f"{_signature(right)} ended in {_line(error)}. Two models are compared on the "
+                    "same input, so both must accept it"
                 ) from None
             break
         _nudge(left)
@@ -396,7 +396,7 @@ class _Run:
         self.gradients = self._backward()
 
     def _backward(self) -> dict[str, Tensor]:
-        """Of a random projection of all floating-point outputs."""
+        """Gradients of a random projection of all floating-point outputs."""
         outs = [t for t in self.trace.outputs if t.is_floating_point() and t.requires_grad]
         held = {n: p for n, p in self.parameters.items() if p.requires_grad}
         if not outs or not held:

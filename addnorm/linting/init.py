@@ -1,4 +1,4 @@
-"""The model as it was initialised: residual writers against depth, and scale by depth."""
+"""The model as it was initialized: residual writers against depth, and scale by depth."""
 
 import math
 import statistics
@@ -97,7 +97,7 @@ def _writers(s: Structure, chain: Sequence[Residual]) -> Iterator[Finding]:
         by_width.append(ratios[-1][1] * math.sqrt(w.numel()) / width)
     values = [r for _, r in ratios]
     if min(values) == 0.0:
-        return  # zero-initialised writers: identity at the beginning
+        return  # zero-initialized writers: identity at the beginning
     if all(abs(v - 1.0) <= ALIKE for v in by_width):
         return  # torch's own rule: 1/sqrt of a matrix's inputs, of which an MLP's last has more
     usual = 1 / math.sqrt(len(chain))
@@ -128,7 +128,7 @@ def _writers(s: Structure, chain: Sequence[Residual]) -> Iterator[Finding]:
         told["stream_rms_end_over_start"] = growth
         yield found(
             "note",
-            f"The {len(chain)} matrices that write on the stream have the std of all others: "
+            f"The {len(chain)} matrices that write to the stream have the same std as all others: "
             f"the stream's variance grows with every branch ({growth:.3g} times in RMS here). "
             "GPT-2 divides their std by sqrt(branches); many later models do not.",
         )
@@ -136,26 +136,27 @@ def _writers(s: Structure, chain: Sequence[Residual]) -> Iterator[Finding]:
         which = ", ".join(n for (n, _), p in zip(ratios, plain, strict=True) if p)
         yield found(
             "warning",
-            f"Some residual writers are scaled by depth and some are not ({which[:160]}): the "
-            "scaling was lost for those.",
+            "Some of the matrices that write to the stream are scaled by depth and some are not "
+            f"({which[:160]}): for those the scaling was lost.",
         )
     elif all(abs(v - 1 / len(chain)) <= ALIKE / len(chain) for v in values):
         yield found(
             "warning",
-            f"Residual writers are scaled by 1/{len(chain)}, not 1/sqrt({len(chain)}): the "
-            "branches hardly count at the beginning.",
+            "The matrices that write to the stream are scaled by "
+            f"1/{len(chain)}, not 1/sqrt({len(chain)}): the branches hardly count at first.",
         )
     elif all(abs(v - usual * math.sqrt(2)) <= ALIKE * usual for v in values):
         yield found(
             "warning",
-            "Residual writers are scaled by 1/sqrt(layers); each layer writes twice, so GPT-2's "
-            "rule is 1/sqrt(2 * layers).",
+            "The matrices that write to the stream are scaled by 1/sqrt(layers); each layer writes "
+            "twice, so GPT-2's rule is 1/sqrt(2 * layers).",
         )
     elif min(values) > LOUDER:
         yield found(
             "warning",
-            f"Residual writers have {statistics.median(values):.3g} times the std of the branches' "
-            "other matrices: every branch shouts over the stream.",
+            "The matrices that write to the stream have "
+            f"{statistics.median(values):.3g} times the std of the branches' other matrices: every "
+            "branch drowns out the stream.",
         )
 
 
@@ -185,7 +186,7 @@ def _depth(s: Structure, chain: Sequence[Residual]) -> Iterator[Finding]:
             "error",
             "The stream or its gradient is not finite before a single step; first in "
             f"{first.add.module}.",
-            "Look at the initialisation and at divisions, logarithms and masks there.",
+            "Look at the initialization and at divisions, logarithms and masks there.",
         )
         return
     growth = math.prod(
@@ -196,14 +197,15 @@ def _depth(s: Structure, chain: Sequence[Residual]) -> Iterator[Finding]:
     if growth > EXPLODES or growth < 1 / EXPLODES:
         yield found(
             "error",
-            f"The stream's RMS changes {growth:.3g} times in {len(chain)} sublayers: "
-            "at this depth it explodes or vanishes at initialisation.",
+            f"The stream's RMS changes by a factor of {growth:.3g} in {len(chain)} sublayers: "
+            "at this depth it explodes or vanishes at initialization.",
             "Scale the branches' last matrices down with depth, or normalize the branches.",
         )
     elif growth > GROWS and growth ** (1 / max(len(chain) - 1, 1)) > 1.3:
         yield found(
             "warning",
-            f"The stream's RMS grows {growth:.3g} times in {len(chain)} sublayers, exponentially.",
+            f"The stream's RMS grows by a factor of {growth:.3g} in {len(chain)} sublayers, "
+            "exponentially.",
             "Scale the branches' last matrices down with depth, or normalize the branches.",
         )
     if len(grads) > 1 and min(grads) > 0:
@@ -214,7 +216,7 @@ def _depth(s: Structure, chain: Sequence[Residual]) -> Iterator[Finding]:
                 "error",
                 f"Relative to the stream, the gradient at the first sublayer is {ratio:.3g} "
                 "times that at the last: lower layers will not train, or all will diverge.",
-                "Pre-norm, a smaller initialisation of the branches, or DeepNorm's factors.",
+                "Pre-norm, a smaller initialization of the branches, or DeepNorm's factors.",
             )
         elif ratio > GROWS or ratio < 1 / GROWS:
             yield found(
@@ -260,8 +262,8 @@ def _saturated(s: Structure) -> Iterator[Finding]:
                 module=attention.path,
                 evidence={"mean_largest_weight": top, "std_of_the_scores": float(scores.std())},
                 message=f"Before training a query gives {100 * top:.3g} % of its attention to one "
-                "key: the softmax is saturated, and almost no gradient comes back through it.",
-                remedy="A smaller initialisation of queries and keys (std 0.02, or "
+                "key: the softmax is saturated, and almost no gradient passes through it.",
+                remedy="A smaller initialization of queries and keys (std 0.02, or "
                 "1/sqrt(width)), or a norm on both.",
             )
 
@@ -294,7 +296,7 @@ def _logits(s: Structure, model: nn.Module) -> Iterator[Finding]:
                 message=f"Before training the logits over {t.shape[-1]} classes have a std of "
                 f"{std:.3g}: the loss starts near {_expected(t):.3g} instead of "
                 f"{math.log(t.shape[-1]):.3g}, and the first steps only undo it.",
-                remedy="Initialise the head (with tied weights: the embedding) with std 0.02, or "
+                remedy="Initialize the head (with tied weights: the embedding) with std 0.02, or "
                 "1/sqrt(width).",
             )
 

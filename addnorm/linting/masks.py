@@ -248,15 +248,15 @@ def _silent_padding(s: Study) -> Said:
                 "noise_floor": s.floor,
                 "hidden_from_some_attention": obeys,
             },
-            message=f"id {pad} is padding, and what its embedding holds changes the output of real "
-            "tokens"
+            message=f"id {pad} is padding, and the values of its embedding change the output of "
+            "real tokens"
             + (
                 ": attention does not see it, but some later step (a mean, a maximum, the last "
-                "place) does"
+                "position) does"
                 if obeys
-                else ": nothing hides it, and there is no mask to give"
+                else ": nothing hides it, and forward takes no mask"
             )
-            + ". What the model says of a text depends on how far its batch was padded.",
+            + ". What the model says about a text depends on how far its batch was padded.",
             remedy="Hide padding from every attention, and leave it out of means, maxima and "
             "last-token pooling.",
         )
@@ -327,7 +327,9 @@ def _padding(s: Study) -> Said:
             yield Unknown(
                 rule="padding-leak",
                 module="",
-                why=f"with places hidden by {padding.said} the model does not run: {error}"[:300],
+                why=f"with positions hidden by {padding.said} the model does not run: {error}"[
+                    :300
+                ],
             )
             continue
         if pooled:
@@ -355,8 +357,8 @@ def _padding(s: Study) -> Said:
                 if not padding.works
                 else ": some layer, pooling or norm does not obey the mask"
             )
-            + ". What the model says of a text depends on how far its batch was padded.",
-            remedy="Give the mask to every attention, and leave padded places out of means, "
+            + ". What the model says about a text depends on how far its batch was padded.",
+            remedy="Pass the mask to every attention, and leave padded positions out of means, "
             "maxima and last-token pooling.",
         )
 
@@ -424,7 +426,7 @@ def _nan(s: Study) -> Said:
                     "nan_at_real_positions": elsewhere,
                     "parameters_with_nan_gradient": gradients,
                 },
-                message=f"{case} ({said}) makes NaN: {', '.join(what)}. A softmax over "
+                message=f"{case} ({said}) gives NaN in {', '.join(what)}. A softmax over "
                 "nothing but -inf is 0/0"
                 + (", and one such sample in a batch ruins every weight." if gradients else "."),
                 remedy="Let every query see at least itself, fill with a large finite number "
@@ -520,7 +522,7 @@ def _arguments(s: Study) -> Said:
             },
             message=f"the decoder's output does not depend on {s.name(r.memory)!r}: whatever "
             "the encoder reads, the decoder says the same.",
-            remedy="Take keys and values of the cross attention from the encoder's output, "
+            remedy="Take keys and values of the cross-attention from the encoder's output, "
             "add its result to the stream, and check what masks hide there.",
         )
     for padding in _paddings(s):
@@ -590,8 +592,8 @@ def _ignored(s: Study, name: str, severity: Severity, given: str, effect: str) -
         severity=severity,
         module="",
         evidence={"argument": name, "given": given, "noise_floor": s.floor, "change": 0.0},
-        message=f"the argument {name!r} is without effect: {given} {effect} in the output. Whoever "
-        "passes it believes it does something.",
+        message=f"the argument {name!r} has no effect: {given} {effect} in the output. Whoever "
+        "passes it believes that it does something.",
         remedy=f"Use {name!r} in forward (is it passed on to every layer?), or take it out of the "
         "signature.",
     )

@@ -26,8 +26,8 @@ def _dropout(s: Study) -> Said:
             module=path,
             evidence={"difference_of_two_eval_runs": difference, "output_size": largest(one)},
             message="in evaluation mode two runs on the same input differ: something is random and "
-            f"does not listen to eval(){f', in {path!r}' if path else ''}. Validation and "
-            "generation are noisy and worse than the model is.",
+            f"ignores eval(){f', in {path!r}' if path else ''}. Validation and generation are "
+            "noisy, and worse than the model itself.",
             remedy="Use nn.Dropout, or pass training=self.training to F.dropout and "
             "dropout_p=self.dropout if self.training else 0.0 to scaled_dot_product_attention.",
         )
@@ -36,8 +36,8 @@ def _dropout(s: Study) -> Said:
         yield Unknown(
             rule="dropout-in-eval",
             module="",
-            why=f"two runs under the same RNG differ by {s.noise:.3g}: the randomness is not "
-            "torch's, or memory is read that was never written",
+            why=f"two runs from the same random state differ by {s.noise:.3g}: the randomness is "
+            "not torch's, or memory is read that was never written",
         )
         return
     configured = _configured(s.model)
@@ -96,7 +96,7 @@ def _mixed_modes(s: Study) -> Said:
             evidence={"modules_in_another_mode": len(odd), "first": tops[:6]},
             message=f"the model is in {mode} mode and {len(odd)} of its modules are in {other} "
             f"mode ({', '.join(tops[:3])}{', ...' if len(tops) > 3 else ''}).",
-            remedy=f"Call model.{mode}() as the last thing, unless frozen parts are meant.",
+            remedy=f"Call model.{mode}() last, unless these parts are frozen on purpose.",
         )
 
 

@@ -190,8 +190,8 @@ def _formula_cases(subject: Subject, k: Known) -> Iterator[_Case]:
                     "distance": m.distance,
                 },
                 f"{name} is called a norm, but its output grows {ratio:.3g}-fold where its input "
-                "grows 10-fold, and it follows no norm that is known: the size of its input goes "
-                "on into what reads it.",
+                "grows 10-fold, and it follows no known norm: the size of its input is passed on "
+                "to what reads it.",
                 "Divide by a statistic of the input: sqrt(mean(x^2) + eps), or the standard "
                 "deviation after the mean is subtracted.",
             )
@@ -203,7 +203,7 @@ def _formula_cases(subject: Subject, k: Known) -> Iterator[_Case]:
 
 
 def _unlike_case(k: Known, name: str, key: tuple[Any, ...]) -> _Case:
-    """The input's scale is taken out, but by no formula that is known."""
+    """The input's scale is taken out, but by no known formula."""
     assert k.probe is not None
     assert k.match is not None
     with torch.no_grad():
@@ -221,15 +221,16 @@ def _unlike_case(k: Known, name: str, key: tuple[Any, ...]) -> _Case:
             "spread_of_the_rows_rms": spread,
             "mean_of_the_rows": float(rows.mean()),
         },
-        f"{name} is called a norm and follows none that is known; the nearest, "
+        f"{name} is called a norm and follows no known one; the nearest, "
         f"{k.match.formula.name}, is {k.match.distance:.2g} away. Its rows "
         + (
-            "come out of unlike size, so what reads them gets some tokens loud and some faint."
+            "come out with different sizes, so that some tokens are loud and some faint to what "
+            "reads them."
             if spread > UNLIKE
-            else f"have the mean {float(rows.mean()):.2g} and one size."
+            else f"have the mean {float(rows.mean()):.2g} and all the same size."
         ),
-        "Divide by sqrt(mean(x^2) + eps), after the mean is subtracted for a LayerNorm; nothing, "
-        "if another norm is meant.",
+        "Divide by sqrt(mean(x^2) + eps), for a LayerNorm after the mean is subtracted; nothing, "
+        "if another norm is intended.",
     )
 
 
@@ -256,8 +257,8 @@ def _formula_case(k: Known, rule: str, name: str, key: tuple[Any, ...]) -> _Case
             key,
             _numbers(k),
             f"{name} adds eps = {m.eps:.3g} to the root, not under it: rows with a deviation near "
-            f"{m.eps:.3g} come out differently than from any LayerNorm or RMSNorm with an eps, and "
-            "the root of zero has no gradient: a constant row gives NaN in backward.",
+            f"{m.eps:.3g} come out differently than with LayerNorm or RMSNorm, whatever their eps, "
+            "and the root of zero has no gradient: a constant row gives NaN in backward.",
             "Write (variance + eps).sqrt(), not variance.sqrt() + eps or std + eps.",
         )
     summed = m.formula.summed and m.formula.form in ("inside", "outside")
@@ -316,9 +317,10 @@ def _pointwise_cases(subject: Subject, k: Known, name: str) -> Iterator[_Case]:
             (name, "stored"),
             {"output_rms_ratio_at_10x_input": ratio, "buffers": stored},
             f"{name} scales and shifts each feature by stored numbers ({', '.join(stored)}), in "
-            "training as well, as a frozen BatchNorm does: it normalizes only what is distributed "
-            "as the data were that they come from.",
-            "Nothing, if the weights before it are frozen too; to train from scratch, LayerNorm.",
+            "training as well, as a frozen BatchNorm does: it normalizes only inputs that are "
+            "distributed like the data from which those numbers come.",
+            "Nothing, if the weights before it are frozen too; to train from scratch, use "
+            "LayerNorm.",
         )
         return
     yield _Case(
@@ -421,8 +423,8 @@ def _axis_cases(subject: Subject, k: Known) -> Iterator[_Case]:
             evidence | {"only_in_training": only},
             f"{name} takes its statistics over {told(trained if only else evaluated)}"
             + (" while training, and other ones in evaluation" if only else "")
-            + ": what one sample gives depends on the others beside it, padding counts, a batch of "
-            "one behaves differently"
+            + ": the output for one sample depends on the others in its batch, padding counts, a "
+            "batch of one behaves differently"
             + (", and training sees the future." if time in every else "."),
             "Normalize each token over its features: torch.nn.LayerNorm or torch.nn.RMSNorm.",
         )
@@ -443,7 +445,7 @@ def _axis_cases(subject: Subject, k: Known) -> Iterator[_Case]:
             + (
                 "a token's output depends on later tokens."
                 if time in evaluated
-                else "other elements than one token's features decide its size."
+                else "elements other than one token's features decide its size."
             ),
             f"Take mean and variance over axis {features} alone.",
         )
@@ -625,7 +627,7 @@ def _precision_cases(subject: Subject, k: Known) -> Iterator[_Case]:
             "warning",
             name,
             {"relative_error_in_float64": m.distance, "formula": m.formula.name},
-            f"{name} computes with about {-math.log2(m.distance):.0f} bits even where it is given "
+            f"{name} computes with about {-math.log2(m.distance):.0f} bits even if its input is "
             "float64: something inside is cast to a 16-bit format",
         )
         return
@@ -644,8 +646,8 @@ def _precision_cases(subject: Subject, k: Known) -> Iterator[_Case]:
                     "of_a_two_pass_variance": far * u,
                     "of_a_difference_of_squares": far**2 * u,
                 },
-                f"{name} loses its digits in float32 where the mean is large beside the deviation, "
-                "as mean(x^2) - mean(x)^2 does (it may even turn negative: NaN)",
+                f"{name} loses digits in float32 where the mean is large compared with the "
+                "deviation, as mean(x^2) - mean(x)^2 does (it may even turn negative: NaN)",
             )
     if not _in_16_bits(subject, k):
         return  # what it would do in bfloat16 is no fault of a model that is in float32
@@ -663,8 +665,8 @@ def _precision_cases(subject: Subject, k: Known) -> Iterator[_Case]:
                 "row_error_in_bfloat16": found,
                 "of_bfloat16_statistics": u / math.sqrt(3),
             },
-            f"{name} takes its statistics in the dtype of its input: in bfloat16 every row is off "
-            f"by {found / u:.2g} units as a whole",
+            f"{name} takes its statistics in the dtype of its input: in bfloat16 every row as a "
+            f"whole is off by {found / u:.2g} units in the last place",
         )
 
 

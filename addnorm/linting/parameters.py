@@ -45,8 +45,8 @@ def unused(subject: Subject) -> Said:
                 severity="note",
                 module=owner,
                 evidence={"parameters": names, "numbers": count},
-                message=f"{', '.join(names[:3])} is read in training only.",
-                remedy="Nothing, if it is meant (masking, distillation).",
+                message=f"Read in training only: {', '.join(names[:3])}.",
+                remedy="Nothing, if it is intended (masking, distillation).",
             )
             continue
         yield Finding(
@@ -121,8 +121,8 @@ def _without_gradient(subject: Subject, missing: set[str]) -> Iterator[Finding]:
             severity="warning",
             module=owner,
             evidence={"parameters": names, "read_by_the_forward": True},
-            message=f"{', '.join(names[:3])} is read, but no output has a gradient with respect "
-            "to it: it will never be trained.",
+            message=f"The forward reads {', '.join(names[:3])}, but no output has a gradient with "
+            f"respect to {'it' if len(names) == 1 else 'them'}: never trained.",
             remedy="Look for detach(), no_grad(), argmax, a result that is thrown away, or freeze "
             "it on purpose with requires_grad_(False).",
         )
@@ -152,9 +152,9 @@ def copies(subject: Subject) -> Said:
             evidence={"like": members[0][0], "copies": same, "numbers_equal": numbers},
             message=f"{len(same) + 1} members of {parent or 'the model'} start with the same "
             f"{numbers} numbers (deep copies of one, as torch.nn.TransformerEncoder makes them): "
-            "each is random, but "
-            "not independent of the others, and that costs at the beginning of training.",
-            remedy="Initialise the parameters anew after building the stack: for p in "
+            "each is random, but not independent of the others, and that slows the beginning of "
+            "training.",
+            remedy="Initialize the parameters again after building the stack: for p in "
             "model.parameters(): if p.dim() > 1: nn.init.xavier_uniform_(p).",
         )
 
@@ -250,8 +250,8 @@ def ties(subject: Subject) -> Said:
                     "declared_tied": wanted,
                 },
                 message=(
-                    f"{head} has the numbers of {table} but is a tensor of its own: the tie was "
-                    "copied, not shared, and the first step pulls them apart."
+                    f"{head} has the same values as {table} but is a separate tensor: the weights "
+                    "were copied, not shared, and the first step pulls them apart."
                     if equal
                     else f"The configuration says that {head} and {table} are tied; they are two "
                     "tensors with different numbers."
@@ -325,8 +325,8 @@ def _added(s: Structure, reader: str, at: str, source: Value, other: Value) -> F
             "largest_id": float(source.tensor.max()),
         },
         message=f"Numbers from {float(t.min()):.3g} to {float(t.max()):.3g} are added to the token "
-        f"ids before {reader or 'the model'} reads them: token 5 at place 2 becomes token 7 at "
-        "place 0. Ids are names, not amounts.",
+        f"ids before {reader or 'the model'} reads them: token 5 at position 2 becomes token 7 at "
+        "position 0. Ids are names, not amounts.",
         remedy="Look the ids up first, then add the position codes to the vectors.",
     )
 
@@ -372,7 +372,7 @@ def optimizer(subject: Subject) -> Said:
             message=f"{len(decayed)} gains and biases of norms are decayed towards zero with "
             f"{decay:g}. They do not regularize anything there: a smaller gain is undone by the "
             "next matrix or shrinks the branch.",
-            remedy="Two parameter groups: weight_decay=0 for everything of one dimension.",
+            remedy="Use two parameter groups: weight_decay=0 for everything of one dimension.",
         )
     trainable = {n: p for n, p in subject.original.named_parameters() if p.requires_grad}
     missing = [n for n, p in trainable.items() if id(p) not in held]
@@ -395,8 +395,8 @@ def optimizer(subject: Subject) -> Said:
                 else ""
             )
             + (
-                f" {strangers} tensors in the optimizer are not of this model: it was made before "
-                "the model was changed, wrapped or copied."
+                f" {strangers} tensors in the optimizer do not belong to this model: the optimizer "
+                "was made before the model was changed, wrapped or copied."
                 if strangers
                 else ""
             ),
@@ -410,9 +410,9 @@ def optimizer(subject: Subject) -> Said:
             severity="error",
             module=twice[0].rpartition(".")[0],
             evidence={"parameters": twice[:8], "count": len(twice)},
-            message=f"{', '.join(twice[:3])} is in the optimizer more than once: every step "
-            "updates it as often.",
-            remedy="Collect parameters by identity: model.parameters() gives each once.",
+            message=f"In the optimizer more than once: {', '.join(twice[:3])}. Every step updates "
+            "it as many times.",
+            remedy="Collect parameters by identity: model.parameters() yields each once.",
         )
     if frozen:
         yield Finding(
@@ -421,7 +421,7 @@ def optimizer(subject: Subject) -> Said:
             module=frozen[0].rpartition(".")[0],
             evidence={"parameters": frozen[:8], "count": len(frozen)},
             message=f"{len(frozen)} frozen parameters are in the optimizer: they get no gradient, "
-            "and if they are thawed later, they start with the momentum of nothing.",
+            "and if they are unfrozen later, they start without momentum.",
             remedy="Give the optimizer [p for p in model.parameters() if p.requires_grad].",
         )
 

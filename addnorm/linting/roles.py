@@ -383,7 +383,7 @@ def _roles(model: nn.Module, inputs: Inputs) -> Roles:
         elif value.is_floating_point() and value.dim() in (2, 3, 4):
             kind = {2: "wave", 3: "features", 4: "image"}[value.dim()]  # type: ignore[assignment]
             if re.search(r"ids?$|idx|tokens?$", said) and rows == {}:
-                unclear.append(f"{said} sounds like token ids and is given as {value.dtype}")
+                unclear.append(f"{said} sounds like token ids but is {value.dtype}")
         else:
             continue
         if re.search(r"label", said):
@@ -391,11 +391,11 @@ def _roles(model: nn.Module, inputs: Inputs) -> Roles:
         try:
             found[name] = _carried(model, inputs, name, kind, base, rows, set(special))
         except Exception as error:  # foreign code that takes these values and no others
-            unclear.append(f"{said} could not be changed: {type(error).__name__}: {error}"[:200])
+            unclear.append(f"changing {said} failed: {type(error).__name__}: {error}"[:200])
     if not found:
         raise NoSequence(
-            "no argument is a sequence of token ids, features or pixels whose change the model "
-            f"takes; given are {', '.join(inputs.tensors()) or 'no tensors'}"
+            "no argument is a sequence of token ids, features or pixels that can be changed; "
+            f"the arguments are {', '.join(inputs.tensors()) or 'no tensors'}"
             + "".join(f"; {u}" for u in unclear)
         )
     main = max(found, key=lambda n: (found[n].moves, found[n].score, _decoder_like(names, n)))

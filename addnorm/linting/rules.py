@@ -37,20 +37,20 @@ RULES: dict[str, str] = {
     "future-leak": "a causal model in which something sees what comes later",
     "no-causal-mask": "a causal model without any causal mask",
     "batch-leak": "one sample's output depends on the others in its batch",
-    "batch-time-swapped": "attention runs over the batch in place of the text",
+    "batch-time-swapped": "attention runs over the batch instead of the text",
     "padding-leak": "padded tokens change the output of real ones",
-    "mask-nan": "a mask that hides everything makes NaN",
+    "mask-nan": "a mask that hides everything gives NaN",
     "ignored-argument": "an argument of forward that changes nothing",
     "position-blind": "nothing tells the model where its tokens stand",
     "positions-on-ids": "positions are added to token ids before they are looked up",
     "ignores-memory": "a decoder that does not read its encoder",
-    "dropout-in-eval": "randomness that does not listen to eval(), or modes that are mixed",
+    "dropout-in-eval": "randomness that ignores eval(), or modules in different modes",
     # parameters and their start
     "identical-layers": "layers that start with the same random numbers",
     "unused-parameter": "a parameter that the forward never reads, or that gets no gradient",
-    "module-in-forward": "a module made anew in every forward",
+    "module-in-forward": "a module made again in every forward",
     "untied-weights": "embedding and head that should be one tensor and are two",
-    "init-residual-scale": "last matrices of branches that are not scaled by depth as the rest is",
+    "init-residual-scale": "last matrices of branches that are not scaled by depth like the rest",
     "init-unstable": "a stream, gradient or logits that are too large or small before training",
     # the optimizer
     "decay-on-norm": "weight decay on the gains and biases of norms",
@@ -64,7 +64,7 @@ _PAGES = Path(__file__).parent / "pages"
 
 
 class UnknownRule(Mendable):
-    """No rule is called so; the message names the nearest ones."""
+    """There is no rule of that name; the message names the nearest ones."""
 
 
 def known(rules: Iterable[str]) -> tuple[str, ...]:
@@ -74,8 +74,8 @@ def known(rules: Iterable[str]) -> tuple[str, ...]:
         if name not in RULES:
             near = difflib.get_close_matches(name, RULES, n=3, cutoff=0.5)
             near = near or [r for r in RULES if set(r.split("-")) & set(name.split("-"))][:3]
-            hint = f"; near it: {', '.join(near)}" if near else ""
-            raise UnknownRule(f"there is no rule {name!r}{hint}. All: addnorm lint --rules")
+            hint = f"; did you mean {' or '.join(near)}?" if near else "."
+            raise UnknownRule(f"there is no rule {name!r}{hint} addnorm lint --rules lists them")
     return names
 
 

@@ -87,8 +87,8 @@ def lint(
 
 
 def _run(check: Check, subject: Subject) -> list[Finding | Unknown]:
-    """A check that a model breaks says that it could not decide. Somebody else's forward may raise
-    anything; nothing is swallowed, it is the reason that is told."""
+    """Run one check; if the model breaks it, the answer is that it could not decide. Somebody
+    else's forward may raise anything; nothing is swallowed, since the error is the reason given."""
     try:
         return list(check.run(subject))
     except Exception as error:
@@ -137,7 +137,7 @@ def _widened(inputs: Inputs, model: nn.Module) -> Inputs:
 
 def _copy(model: nn.Module) -> nn.Module:
     """In evaluation mode, in at least float32, without the user's hooks, and with parameters that
-    are constant by initialisation made random, so that no branch is dead by design."""
+    are constant by initialization made random, so that no branch is dead by design."""
     probed = bare_copy(model)
     if any(p.dtype in HALVES for p in probed.parameters()):
         probed.float()

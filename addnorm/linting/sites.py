@@ -41,9 +41,9 @@ def _double(s: Structure) -> Said:
             severity="warning",
             module=second.path,
             evidence={"first_norm": first.path, "relative_change_by_the_second": change},
-            message=f"{second.path} normalizes what {first.path} has just normalized: nothing but "
-            "identity lies between. The second undoes the first one's gain and bias, and costs a "
-            "pass over memory.",
+            message=f"{second.path} normalizes what {first.path} has just normalized, with nothing "
+            "between them. The second undoes the first one's gain and bias, and costs a pass over "
+            "memory.",
             remedy="Remove one: a post-norm stack ends normalized and needs no final norm.",
         )
 
@@ -100,7 +100,7 @@ def _missing_final(s: Structure) -> Said:
             )
             + ": its scale grows with depth and during training, and so do the logits.",
             remedy="Put a norm after the last block (GPT-2's ln_f)."
-            + ("" if read else " If the caller normalizes what it gets, ignore this."),
+            + ("" if read else " If the caller normalizes the output, ignore this."),
         )
 
 
@@ -141,9 +141,9 @@ def _shared(s: Structure) -> Said:
                 "weights, its norms among them, as in ALBERT."
                 if whole
                 else f"{calls[0].path} is one norm at {len(calls)} places: its gain and bias get "
-                "the sum of unlike gradients, and no place gets a scale of its own."
+                "the sum of different gradients, and no place gets a scale of its own."
             ),
-            remedy="Nothing, if the sharing is meant." if whole else "One norm for each place.",
+            remedy="Nothing, if the sharing is intended." if whole else "One norm for each place.",
         )
 
 

@@ -55,7 +55,7 @@ class Subject:
     """The user's own. Read only: rules look at its weights and never call it."""
     model: nn.Module
     """A deep copy in evaluation mode, float32 or float64, in which parameters that are constant by
-    initialisation (zeros above all) are random: branches that are dead by design are alive here.
+    initialization (zeros above all) are random: branches that are dead by design are alive here.
     A rule that changes it (mode, weights, hooks) puts it back."""
     inputs: Inputs
     causal: bool | None = None
@@ -101,7 +101,7 @@ def bare_copy(model: nn.Module) -> nn.Module:
 
 
 def enliven(model: nn.Module) -> None:
-    """Give random values to parameters that are one number by initialisation, zeros above all, so
+    """Give random values to parameters that are one number by initialization, zeros above all, so
     that what they would hide is seen; the same on every call."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

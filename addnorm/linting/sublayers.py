@@ -28,8 +28,8 @@ def branches(subject: Subject) -> Said:
                 evidence={"branch_over_stream": relative, "spread_over_tokens": spread},
                 message="This branch adds "
                 + ("nothing" if relative < DEAD else "the same vector to every token")
-                + " although no weight of it is zero: it cannot learn, and its parameters are "
-                "ballast.",
+                + " although none of its weights is zero: it cannot learn, and its parameters are "
+                "useless.",
                 remedy="Look for a factor of zero, a mask that drops everything, or an output "
                 "that was overwritten.",
             )
@@ -44,9 +44,9 @@ def branches(subject: Subject) -> Said:
                     "largest": float(b.max()),
                     "entries": b.numel(),
                 },
-                message=f"Not one of {b.numel()} values that this branch adds is {sign}: it can "
+                message=f"None of the {b.numel()} values that this branch adds is {sign}: it can "
                 "only push the stream in one direction, and the stream drifts with depth.",
-                remedy="No activation after the last projection of a branch.",
+                remedy="Do not put an activation after the last projection of a branch.",
             )
     yield from _thrown_away(s)
     yield from _linear(s)
@@ -122,8 +122,8 @@ def _linear(s: Structure) -> Said:
             module=_common(op.module, second.module),
             evidence={"widths": [start, hidden, end], "first": op.module, "second": second.module},
             message=f"{op.module} and {second.module} follow each other with nothing nonlinear "
-            f"between: {start} -> {hidden} -> {end} is one matrix of {start} x {end}, at the cost "
-            "of two.",
+            f"between them: {start} -> {hidden} -> {end} amounts to one matrix of {start} x {end}, "
+            "at the cost of two.",
             remedy="Put the activation (GELU, ReLU, SwiGLU) between them.",
         )
 

@@ -51,7 +51,7 @@ def no_residual(subject: Subject) -> Said:
         blocks[s.block(path) or path.rpartition(".")[0]].append(path)
     for block, paths in blocks.items():
         attention_too = any(a.path in paths for a in s.attentions)
-        what = "attention" if attention_too else "products with weights"
+        what, it = ("attention", "it") if attention_too else ("products with weights", "them")
         first = found[paths[0]][0]
         yield Finding(
             rule="no-residual",
@@ -63,8 +63,8 @@ def no_residual(subject: Subject) -> Said:
                 "residual_connections_in_the_model": len(s.residuals),
                 "shape": list(first.outputs[0].shape),
             },
-            message=f"The {what} in {', '.join(paths[:3])} has no residual connection around it: "
-            "what comes before reaches what comes after only through it. Deep stacks of such "
+            message=f"No residual connection goes around the {what} in {', '.join(paths[:3])}: "
+            f"what comes before reaches what comes after only through {it}. Deep stacks of such "
             "layers lose the signal and its gradient.",
             remedy="Add the sublayer's input to its output: x = x + sublayer(norm(x)), or "
             "norm(x + sublayer(x)).",
@@ -375,7 +375,7 @@ def _normed_operand(s: Structure, residual: Residual) -> Said:
 
 
 def _scaled_branch(s: Structure, residual: Residual) -> Said:
-    """DeepNorm's factor on the branch in place of the stream."""
+    """DeepNorm's factor on the branch instead of the stream."""
     op = residual.branch.op
     if op is None or op.name != "mul" or any(step.kind == "scale" for step in residual.steps):
         return
@@ -394,12 +394,12 @@ def _scaled_branch(s: Structure, residual: Residual) -> Said:
             message=f"Before {after[0].norm.path if after[0].norm else 'the norm'} the branch is "
             f"multiplied by {factor:.3g} and the stream by 1: the deeper the stack, the faster it "
             "forgets its input. DeepNorm's factor belongs to the stream.",
-            remedy="norm(alpha * x + f(x)), not norm(x + alpha * f(x)).",
+            remedy="Write norm(alpha * x + f(x)), not norm(x + alpha * f(x)).",
         )
 
 
 def _partly_normed(s: Structure, residual: Residual) -> Said:
-    """Of the products that read the stream, some read it through a norm and some do not."""
+    """Some products of a branch read the stream through a norm, and some do not."""
     readers = [(op, normed) for op, normed in s.readers(residual) if s.weighted(op)]
     normed = [op.module for op, ok in readers if ok]
     raw = [op.module for op, ok in readers if not ok]
@@ -414,9 +414,9 @@ def _partly_normed(s: Structure, residual: Residual) -> Said:
         severity="error",
         module=residual.add.module,
         evidence={"through_a_norm": sorted(set(normed)), "past_it": sorted(set(raw))},
-        message="Of the projections of one attention some read the stream through the norm and "
-        f"some past it ({', '.join(sorted(set(raw))[:3]) or 'in one product'}): their scale grows "
-        "with depth while that of the others does not.",
+        message="Some projections of one attention read the stream through the norm, and some "
+        f"without it ({', '.join(sorted(set(raw))[:3]) or 'in one product'}): the scale of the "
+        "latter grows with depth while that of the others does not.",
         remedy="Give all of queries, keys and values the normed stream.",
     )
 
@@ -498,7 +498,7 @@ def _not_the_input(s: Structure, path: str, x: Tensor, y: Tensor) -> Said:
             "residual_connections_inside": len(inside),
         },
         message="With every branch zeroed this block does not return its input (passed through "
-        "its own norms): something else is written on the stream or taken from it.",
+        "its own norms): something else is written to the stream or taken from it.",
         remedy="Look at what is added besides the sublayers' outputs.",
     )
 
