@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor, nn
 
 from addnorm import GPT, GPTConfig, Stack, schemes, train
@@ -466,9 +468,20 @@ def test_a_step_without_targets_is_left_out(tmp_path: Path, precision: Any) -> N
 
 
 def test_a_step_without_targets_is_told_so() -> None:
-    record = {"step": 3, "lr": 1e-3, "tokens_per_s": 0.0, "elapsed_s": 1.0, "skipped": True}
-    assert "no targets" in line(record, 12)
-    assert line(record, 12).endswith("SKIPPED")
+    """In a line, and on a terminal by the last step that had some, if there was one."""
+    empty = {"step": 1, "tokens": 0, "lr": 1e-3, "tokens_per_s": 0.0, "elapsed_s": 1.0}
+    empty["skipped"] = True
+    assert "no targets" in line(empty, 12)
+    assert line(empty, 12).endswith("SKIPPED")
+    display = Display()
+    display._console = Console(file=StringIO(), force_terminal=True, width=80)
+    with display.training(12, 0):
+        display.step(empty)
+        display.step({**empty, "step": 2, "loss": 2.75, "grad_norm": 1.0})
+        display.step({**empty, "step": 3})
+    shown = display._console.file.getvalue()
+    assert "2.7500" in shown
+    assert "3/12" in shown
 
 
 def test_spikes_are_left_out_and_do_not_count_as_usual() -> None:
