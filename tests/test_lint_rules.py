@@ -55,9 +55,9 @@ def test_a_page_says_all_that_a_page_must(rule: str) -> None:
     lines = text.splitlines()
     assert lines[0] == f"# {rule}"
     assert 15 <= len(lines) <= 55
-    for part in ("**How it is decided.**", "**A program that has it:**", "\nMended:\n"):
+    for part in ("**How it is decided.**", "**A program that has it:**", "\nFixed:\n"):
         assert part in text
-    assert "**Known and graded.**" in text
+    assert "**Severity and exceptions.**" in text
     assert f"--ignore {rule}" in text
     assert not [line for line in lines if len(line) > 100 and "http" not in line]
 
