@@ -159,6 +159,19 @@ def test_rows_have_nothing_to_do_with_each_other() -> None:
         assert torch.equal(p, distribution(row[None], sampling)[0])
 
 
+@pytest.mark.parametrize("options", [{"top_p": 0.9}, {"top_p": 0.6, "top_k": 2000, "min_p": 1e-4}])
+def test_rows_of_a_large_vocabulary_are_each_the_references(options: dict[str, Any]) -> None:
+    """Flat ones need more tokens than are looked at first, the peaked ones beside them do not."""
+    rows = [logits(i, vocab=3000, scale=scale) for i, scale in enumerate((0.1, 8.0, 0.1, 2.0))]
+    together = distribution(torch.stack(rows), Sampling(**options)).numpy()
+    kept = (together > 0).sum(-1)
+    assert min(kept[0], kept[2]) > module.ENOUGH > max(kept[1], 1)
+    for row, p in zip(rows, together, strict=True):
+        np.testing.assert_allclose(
+            p, reference.distribution(row.numpy(), [], **options), rtol=0, atol=1e-10
+        )
+
+
 # --- the draw -------------------------------------------------------------------------------------
 
 DRAWS = 20_000
