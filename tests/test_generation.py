@@ -25,6 +25,7 @@ from addnorm.generation import (
     lay_out_for_decoding,
     stream_text,
 )
+from addnorm.generation import automaton as automata
 from addnorm.generation.automaton import both, regex, without
 from addnorm.generation.constraint import Constraint
 from addnorm.generation.decode import Decoder, window_start
@@ -820,12 +821,91 @@ def test_a_regex_needs_tokens_that_spell_it() -> None:
         (r"\N{EM DASH}", "a character's name at position 0"),
         (r"[^\w\W]", "no text satisfies it"),
         (r"(\w{100}){100}", "it needs more than 10000 states"),
+        (r"\w{1,200}", "it needs more than 10000 states"),
         ("((((a{9}){9}){9}){9}){9}", "it needs more than 10000 states"),
+        ("a{99999999999}", "a number of repetitions in it is too large"),
+        (f"a{{{'9' * 5000}}}", "a number of repetitions in it is too large"),
+        ("a" * 9000 + "(", rf"regex '{'a' * 80}'\.\.\.: missing \), unterminated"),
     ],
 )
 def test_what_an_automaton_cannot_do_is_refused_by_name(pattern: str, message: str) -> None:
     with pytest.raises(RegexError, match=message):
         regex(pattern)
+
+
+@pytest.mark.parametrize("depth", [51, 300, 10_000])
+@pytest.mark.parametrize("after", ["", "*", "{2}", "+?"])
+def test_groups_that_are_nested_too_deep_are_refused(depth: int, after: str) -> None:
+    """Also where the parentheses are not balanced, or many have closed before."""
+    for pattern in ("(" * depth + "a" + f"){after}" * depth, "()" * 60 + "(a|" * depth):
+        with pytest.raises(RegexError, match=f"^regex .* nested {depth} deep, and at most 50 are"):
+            regex(pattern)
+
+
+def test_what_only_looks_nested_is_read() -> None:
+    """Fifty groups, with what repeats them; parentheses one after the other, quoted, in sets."""
+    for after, few, many in (("", 1, 1), ("?", 0, 1), ("*", 0, 9), ("+", 1, 9), ("{1}", 1, 1)):
+        automaton = regex("(?:" * 25 + "(" * 25 + "a" + f"){after}" * 50)
+        for n in range(10):
+            assert automaton.matches("a" * n) == (few <= n <= many)
+    brackets = "(" * 60
+    for pattern, text in (
+        ("(a)" * 60, "a" * 60),
+        (r"\(" * 60, brackets),
+        (f"[{brackets}]", "("),
+        (f"[]{brackets}]", "]"),
+        (f"[^]{brackets}]", "a"),
+        (rf"[\]{brackets}]", "]"),
+        (rf"\[[{brackets}]\]", "[(]"),
+        (f"[[{brackets}]" * 3, "[(["),
+    ):
+        assert regex(pattern).matches(text)
+        assert not regex(pattern).matches("b(")
+
+
+HEAVY = [
+    "(a?){9999}",
+    "(a?){3000}a{3000}",
+    "(a*b*c*d*){200}",
+    "(.?){400}",
+    f"[{'ab' * 5000}]{{99}}",
+]
+ORDINARY = [
+    ("[a-z]{1,9000}", "a" * 9000),
+    ("[a-z]{1,200}", "a" * 200),
+    (r"([a-z]*,?){300}", "a,b," * 99),
+    (r"(.{1,80}\n){1,3}", "日本\n" * 3),
+    (r"(\w+\s?){1,5}", "one two 三 vier"),
+    (r'\{(\s*"\w+"\s*:\s*("[^"]*"|-?[0-9]+(\.[0-9]+)?|true|null)\s*,?)*\}', '{"a": 1, "b": null}'),
+]
+
+
+@pytest.mark.parametrize("pattern", HEAVY, ids=lambda p: p[:20])
+def test_the_work_of_an_expression_is_bounded(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the places that are looked at, of which one step of the search adds those there are."""
+    monkeypatch.setattr(automata, "MOST_WORK", 100_000)
+    parser = automata._Parser(pattern)
+    with pytest.raises(RegexError, match=r"too much work\. .* write a\{,1000\} rather than"):
+        parser.parse().determined()
+    assert parser.nfa.work <= 100_000 + len(parser.nfa.edges)
+    assert len(parser.nfa.edges) <= 20 * automata.MOST_STATES
+
+
+@pytest.mark.parametrize(("pattern", "text"), ORDINARY, ids=lambda p: p[:20])
+def test_ordinary_expressions_are_far_from_the_bound(pattern: str, text: str) -> None:
+    parser = automata._Parser(pattern)
+    automaton = parser.parse().determined()
+    assert automaton.matches(text)
+    assert not automaton.matches(text + "?")
+    assert 2 * parser.nfa.work <= automata.MOST_WORK
+
+
+def test_a_small_expression_of_much_work_is_refused_by_generate() -> None:
+    with pytest.raises(RegexError, match=r"^regex '\(a\?\)\{1000\}': it takes too much work"):
+        generate(Bigrams(0), "p", tokenizer=BYTES, regex="(a?){1000}")
+    generate(Bigrams(0), "p", tokenizer=BYTES, regex="a{,1000}", max_new_tokens=1)
 
 
 # --- banned words ---------------------------------------------------------------------------------

@@ -15,13 +15,16 @@ finite automaton can:
     ^ at the start, $ at the end         which fullmatch implies
 
 Flags, look-around, back-references, word boundaries, atomic groups and possessive repetition are
-refused by name.
+refused by name. So is what costs too much: ``MOST_STATES``, ``MOST_WORK`` and ``MOST_NESTED`` bound
+the time and the memory of whatever is asked.
 
 References: Thompson 1968 (the construction), Aho & Corasick 1975 (the search for many words).
 """
 
 import re
 import sys
+import warnings
+from array import array
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +37,8 @@ from numpy.typing import NDArray
 from addnorm.errors import Mendable
 
 MOST_STATES = 10_000  # of an automaton; each costs a kilobyte, and time to find its tokens
+MOST_WORK = 2_000_000  # places of an expression that are looked at until its states are found
+MOST_NESTED = 50  # groups in groups: reading one takes five calls, and Python has some 1000
 Ranges = tuple[tuple[int, int], ...]  # of code points, inclusive, ascending, apart
 LAST = 0x10FFFF
 NEVER = np.iinfo(np.int64).max
@@ -168,7 +173,10 @@ class Words(Generic[Symbol]):
 def without(words: Sequence[str]) -> Dfa:
     """The texts in which none of the words occurs."""
     if not all(words):
-        raise ValueError("an empty word is in every text: it cannot be banned")
+        raise Mendable("an empty word is in every text: it cannot be banned")
+    for word in words:
+        if any("\ud800" <= c <= "\udfff" for c in word):
+            raise Mendable(f"{word!r} holds half of a character, which is in no text: ban it whole")
     find = Words(word.encode() for word in words)
     table = np.array(
         [[find.step(state, byte) for byte in range(256)] for state in range(len(find))], np.int32
@@ -184,14 +192,51 @@ def without(words: Sequence[str]) -> Dfa:
 def regex(pattern: str) -> Dfa:
     """The texts that ``re.fullmatch(pattern, text)`` matches."""
     try:
-        re.compile(pattern)
-    except re.error as error:
-        raise RegexError(f"regex {pattern!r}: {error}") from None
-    try:
-        nfa = _Parser(pattern).parse()
-        return nfa.determined()
+        depth = _depth(pattern)
+        if depth > MOST_NESTED:
+            raise RegexError(
+                f"its groups are nested {depth} deep, and at most {MOST_NESTED} are read"
+            )
+        _check_syntax(pattern)
+        return _Parser(pattern).parse().determined()
     except RegexError as error:
-        raise RegexError(f"regex {pattern!r}: {error}") from None
+        raise RegexError(f"{named(pattern)}: {error}") from None
+
+
+def named(pattern: str) -> str:
+    """An expression in a message, cut if it is long."""
+    return f"regex {pattern!r}" if len(pattern) <= 100 else f"regex {pattern[:80]!r}..."
+
+
+def _check_syntax(pattern: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # that [[a] may come to mean something else
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise RegexError(str(error)) from None
+        except (OverflowError, ValueError):  # of more than 32 bits, of more than 4300 digits
+            raise RegexError("a number of repetitions in it is too large") from None
+
+
+def _depth(pattern: str) -> int:
+    """How deep its groups are nested; sets are not, [ is a character in one."""
+    depth = deepest = at = 0
+    while at < len(pattern):
+        c = pattern[at]
+        at += 2 if c == "\\" else 1
+        if c == "(":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif c == ")":
+            depth -= 1
+        elif c == "[":
+            at += pattern.startswith("^", at)
+            at += pattern.startswith("]", at)  # at the beginning it is a member
+            while at < len(pattern) and pattern[at] != "]":
+                at += 2 if pattern[at] == "\\" else 1
+            at += 1
+    return deepest
 
 
 class _Nfa:
@@ -202,6 +247,7 @@ class _Nfa:
         self.edges: list[list[tuple[int, int, int]]] = []  # state -> (first byte, last byte, to)
         self.free: list[list[int]] = []  # state -> states reached without a byte
         self.start = self.end = 0
+        self.work = 0
 
     def state(self) -> int:
         self.edges.append([])
@@ -225,16 +271,28 @@ class _Nfa:
             self.edges[start].append((first, last, shared[sequence[1:]]))
         return start, end
 
-    def closure(self, states: Iterable[int]) -> frozenset[int]:
-        found = set(states)
-        stack = list(found)
+    def closure(self, states: Iterable[int]) -> bytes:
+        """What is reached without a byte, as four bytes each: only what reads a byte or ends the
+        text tells states apart."""
+        seen = set(states)
+        stack = list(seen)
         while stack:
             for state in self.free[stack.pop()]:
-                if state not in found:
-                    found.add(state)
+                if state not in seen:
+                    seen.add(state)
                     stack.append(state)
-        # only what reads a byte or ends the text tells states apart
-        return frozenset(s for s in found if self.edges[s] or s == self.end)
+        self.spend(len(seen))
+        telling = sorted(s for s in seen if self.edges[s] or s == self.end)
+        return array("i", telling).tobytes()
+
+    def spend(self, places: int) -> None:
+        """Count what is looked at, and stop before it is too much."""
+        self.work += places
+        if self.work > MOST_WORK:
+            raise RegexError(
+                "it takes too much work. It is too long, or many of its parts may come at the same "
+                "place: write a{,1000} rather than (a?){1000}"
+            )
 
     def determined(self) -> Dfa:
         """The subset construction."""
@@ -242,23 +300,33 @@ class _Nfa:
         numbers = {begin: 0}
         sets = [begin]
         rows = []
-        for states in sets:  # grows while it is read
+        accepting = []
+        for places in sets:  # grows while it is read
+            states = array("i", places).tolist()
             row = np.full(256, -1, np.int32)
-            edges = [edge for s in states for edge in self.edges[s]]
-            cuts = sorted({first for first, _, _ in edges} | {last + 1 for _, last, _ in edges})
-            for low, high in pairwise(cuts):
-                reached = frozenset(to for first, last, to in edges if first <= low <= last)
-                if not reached:
-                    continue
+            for low, high, reached in self.moves(states):
                 after = self.closure(reached)
                 if after not in numbers:
                     numbers[after] = len(sets)
                     sets.append(after)
                 row[low:high] = numbers[after]
             rows.append(row)
+            accepting.append(self.end in states)
             _check_size(len(sets))
-        accepting = np.array([self.end in states for states in sets])
-        return trimmed(np.stack(rows), accepting)
+        return trimmed(np.stack(rows), np.array(accepting))
+
+    def moves(self, states: Sequence[int]) -> Iterator[tuple[int, int, set[int]]]:
+        """Bytes from low to below high lead from some of the states to the same others."""
+        edges = [edge for s in states for edge in self.edges[s]]
+        cuts = sorted({first for first, _, _ in edges} | {last + 1 for _, last, _ in edges})
+        edges.sort(reverse=True)
+        active: list[tuple[int, int, int]] = []
+        for low, high in pairwise(cuts):
+            active = [edge for edge in active if low <= edge[1]]
+            while edges and edges[-1][0] == low:
+                active.append(edges.pop())
+            if active:
+                yield low, high, {to for _, _, to in active}
 
 
 class _Parser:
@@ -288,7 +356,7 @@ class _Parser:
     def sequence(self) -> tuple[int, int]:
         start = end = self.nfa.state()
         while self.at < len(self.pattern) and self.pattern[self.at] not in "|)":
-            if self.pattern[self.at :] == "$":
+            if self.pattern[self.at] == "$" and self.at == len(self.pattern) - 1:
                 self.at += 1
                 break
             first, last = self.repeated()
@@ -397,6 +465,7 @@ class _Parser:
         first = True
         while first or self.pattern[self.at] != "]":
             first = False
+            self.nfa.spend(1)
             low = self.member()
             c = self.pattern
             if c[self.at] == "-" and c[self.at + 1] != "]":
@@ -457,14 +526,18 @@ def _category(letter: str) -> Ranges:
     return tuple((m.start(), m.end() - 1) for m in re.finditer(rf"\{letter}+", everything))
 
 
-def _utf8(ranges: Ranges) -> Iterator[Ranges]:
+@lru_cache
+def _utf8(ranges: Ranges) -> tuple[Ranges, ...]:
     """A set of characters as sequences of ranges of bytes (as in RE2): every UTF-8 of the set is in
     exactly one, and every sequence of bytes in one is a UTF-8 of the set."""
     one_length = ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, LAST))
-    for low, high in ranges:  # between 0xD7FF and 0xE000 are surrogates, which have no UTF-8
-        for first, last in one_length:
-            if max(low, first) <= min(high, last):
-                yield from _same_length(max(low, first), min(high, last))
+    return tuple(
+        sequence
+        for low, high in ranges  # between 0xD7FF and 0xE000 are surrogates, which have no UTF-8
+        for first, last in one_length
+        if max(low, first) <= min(high, last)
+        for sequence in _same_length(max(low, first), min(high, last))
+    )
 
 
 def _same_length(low: int, high: int) -> Iterator[Ranges]:

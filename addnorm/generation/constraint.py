@@ -18,6 +18,7 @@ from addnorm.generation.automaton import (
     Dfa,
     RegexError,
     both,
+    named,
     regex,
     steps_to_the_end,
     without,
@@ -155,6 +156,6 @@ def constraint(
     try:
         return Constraint(rules[0] if len(rules) == 1 else both(*rules), tokenizer)
     except RegexError as error:
-        asked = [] if pattern is None else [f"regex {pattern!r}"]
+        asked = [] if pattern is None else [named(pattern)]
         asked += [f"banned words {', '.join(map(repr, banned))}"] if banned else []
         raise RegexError(f"{' and '.join(asked)}: {error}") from None
