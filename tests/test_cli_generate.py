@@ -199,6 +199,13 @@ def test_numbers_that_are_not_finite(
         (["MODEL", "a", "--top-logprobs", "3"], "with --json only"),
         (["MODEL", "a", "--device", "abacus"], "there is no device 'abacus' here"),
         (["MODEL", "a" * 50, "--beyond", "error"], "exceed the context of 40"),
+        (["MODEL", "a", "--seed", "9" * 20], f"the seed of row 0 is {'9' * 20}: give one from"),
+        (["MODEL", "a", "--regex", "(" * 300 + "a" + ")" * 300], "nested 300 deep, and at most 50"),
+        (["MODEL", "a", "--regex", "(a?){9999}"], "regex '(a?){9999}': it takes too much work"),
+        (["MODEL", "a", "--presence-penalty", "1e300"], "presence_penalty must be between"),
+        (["MODEL", "a", "--banned-words", "\udcff"], "holds half of a character"),
+        (["MODEL", "a", "--stop", ""], "an empty stop string"),
+        (["MODEL", "\udcff"], "half of a surrogate pair"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
 )

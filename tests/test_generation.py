@@ -17,6 +17,7 @@ from torch._dynamo.testing import CompileCounter
 
 from addnorm import schemes
 from addnorm.data.tokenizer import Tokenizer
+from addnorm.errors import Mendable
 from addnorm.generation import (
     RegexError,
     StaticCache,
@@ -326,11 +327,11 @@ def test_beyond_the_context_is_an_error_only_if_asked() -> None:
     model = tiny(context_length=12)
     options: dict[str, Any] = {"tokenizer": BYTES, "eos": None, "max_new_tokens": 8}
     assert len(generate(model, "abcde", beyond="error", **options).ids) == 8  # 5 + 8 - 1 = 12
-    with pytest.raises(ValueError, match="6 tokens and 8 new ones exceed the context of 12"):
+    with pytest.raises(Mendable, match="6 tokens and 8 new ones exceed the context of 12"):
         generate(model, ["a", "abcdef"], beyond="error", **options)
-    with pytest.raises(ValueError, match="13 tokens is longer than the context of 12"):
+    with pytest.raises(Mendable, match="13 tokens is longer than the context of 12"):
         generate(model, "abcdef", beyond="extend", **options)
-    with pytest.raises(ValueError, match="beyond must be one of slide, extend, error, got 'stop'"):
+    with pytest.raises(Mendable, match="beyond must be one of slide, extend, error, got 'stop'"):
         generate(model, "a", beyond="stop", **options)
 
 
@@ -420,8 +421,27 @@ def test_seeds() -> None:
     state = torch.random.get_rng_state()
     assert generate(model, "the", temperature=0, **options).seed is None
     assert torch.equal(torch.random.get_rng_state(), state)
-    with pytest.raises(ValueError, match="1 seeds for 2 prompts"):
+    with pytest.raises(Mendable, match="1 seeds for 2 prompts"):
         generate(model, same, seed=[1], **options)
+
+
+def test_seeds_may_be_as_large_as_generators_take() -> None:
+    model = Bigrams(0)
+    options: dict[str, Any] = {"tokenizer": BYTES, "max_new_tokens": 5, "eos": None}
+    last = 2**64 - 1
+    a, b = generate(model, ["a", "a"], seed=last - 1, **options)
+    assert (a.seed, b.seed) == (last - 1, last)
+    assert generate(model, "a", seed=last, **options).ids == b.ids
+    assert generate(model, "a", seed=-(2**63), **options).seed == -(2**63)
+    for seed, row in ((99999999999999999999, 0), (last, 1), ([0, -(2**63) - 1], 1)):
+        with pytest.raises(Mendable, match=f"the seed of row {row} is .*: give one from -2..63 to"):
+            generate(model, ["a", "a"], seed=seed, **options)
+    for seed in (np.int64(7), np.uint64(7), np.array([7])[0], [np.int32(7)]):
+        result = generate(model, "a", seed=seed, **{**options, "max_new_tokens": np.int64(5)})
+        assert result == generate(model, "a", seed=7, **options)
+        assert type(result.seed) is int  # which JSON can say
+    with pytest.raises(Mendable, match="a seed must be a whole number, got None"):
+        generate(model, ["a", "a"], seed=[7, None], **options)
 
 
 # --- the options reach the distribution -----------------------------------------------------------
@@ -496,7 +516,7 @@ def test_logprobs_are_the_models_own() -> None:
     for got, top_ids, values in zip(result.top_logprobs, best.indices, best.values, strict=True):
         assert [i for i, _ in got] == top_ids.tolist()
         np.testing.assert_allclose([v for _, v in got], values, rtol=0, atol=1e-10)
-    with pytest.raises(ValueError, match="top_logprobs must be between 0 and the 295 tokens"):
+    with pytest.raises(Mendable, match="top_logprobs must be between 0 and the 295 tokens"):
         generate(model, "a", tokenizer=PAIRS, top_logprobs=301)
 
 
@@ -567,9 +587,9 @@ def test_every_row_has_its_own_end() -> None:
     for i, (text, stop, row) in enumerate(zip(prompts, stops, together, strict=True)):
         assert generate(model, text, stop=stop, seed=i, **options) == row
     assert {row.finish for row in together} == {"stop", "length", "eos"}
-    with pytest.raises(ValueError, match="1 lists of stop strings for 4 prompts"):
+    with pytest.raises(Mendable, match="1 lists of stop strings for 4 prompts"):
         generate(model, prompts, stop=[["q"]], **options)
-    with pytest.raises(ValueError, match="empty stop string"):
+    with pytest.raises(Mendable, match="empty stop string"):
         generate(model, "a", stop=[""], **options)
 
 
@@ -611,7 +631,7 @@ def test_an_empty_prompt_starts_from_the_end_of_text() -> None:
     result = generate(model, ["", "a"], tokenizer=BYTES, temperature=0, max_new_tokens=1)[0]
     assert result.prompt_ids == [256]
     assert result.ids == [int(model.table[256, :257].argmax())]
-    with pytest.raises(ValueError, match="prompt 1 is empty, and the tokenizer has no token that"):
+    with pytest.raises(Mendable, match="prompt 1 is empty, and the tokenizer has no token that"):
         generate(model, ["a", ""], tokenizer=CHARACTERS)
 
 
@@ -784,7 +804,7 @@ def test_a_regex_ends_the_text() -> None:
     assert (result.text, result.finish) == ("ababab", "length")
     result = generate(model, "p", regex="(ab){3}", max_new_tokens=6, **options)
     assert (result.text, result.finish) == ("ababab", "stop")
-    with pytest.raises(ValueError, match="either regex or stop"):
+    with pytest.raises(Mendable, match="either regex or stop"):
         generate(model, "p", regex="a+", stop=["b"], **options)
 
 
@@ -938,8 +958,10 @@ def test_banned_words_and_a_regex_together() -> None:
         assert "rb" not in text
     with pytest.raises(RegexError, match=r"regex 'ab\|b' and banned words 'b': no text satisf"):
         generate(Bigrams(0), "p", tokenizer=BYTES, regex="ab|b", banned_words=["b"])
-    with pytest.raises(ValueError, match="an empty word is in every text"):
+    with pytest.raises(Mendable, match="an empty word is in every text"):
         generate(Bigrams(0), "p", tokenizer=BYTES, banned_words=[""])
+    with pytest.raises(Mendable, match="holds half of a character, which is in no text"):
+        generate(Bigrams(0), "p", tokenizer=BYTES, banned_words=["a\udcff"])
     with pytest.raises(TypeError, match="put a single one in a list"):
         generate(Bigrams(0), "p", tokenizer=BYTES, banned_words="b")
 
@@ -1123,12 +1145,12 @@ def test_a_bfloat16_model_generates() -> None:
 
 
 def test_a_tokenizer_of_another_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="the tokenizer has 295 tokens and the model 294"):
+    with pytest.raises(Mendable, match="the tokenizer has 295 tokens and the model 294"):
         generate(Bigrams(0, vocab_size=294), "a", tokenizer=PAIRS)
     model = tiny()
     model.tokenizer_identity = PAIRS.identity
     generate(model, "a", tokenizer=PAIRS, max_new_tokens=1)
-    with pytest.raises(ValueError, match=f"saved with the tokenizer {PAIRS.identity}, this one is"):
+    with pytest.raises(Mendable, match=f"saved with the tokenizer {PAIRS.identity}, this one is"):
         generate(model, "a", tokenizer=BYTES)
 
 
@@ -1141,12 +1163,12 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(TypeError, match="a stop string must be a str, got 3"):
         generate(model, "a", tokenizer=PAIRS, stop=[[3]])
     for wrong in (999, -1, 2.5):
-        with pytest.raises(ValueError, match="eos must be one of the 300 ids or None"):
+        with pytest.raises(Mendable, match="eos must be one of the 300 ids or None"):
             generate(model, "a", tokenizer=PAIRS, eos=wrong, regex="[ab]*")
     for wrong in (2.5, "1", True):
-        with pytest.raises(ValueError, match="a seed must be a whole number"):
+        with pytest.raises(Mendable, match="a seed must be a whole number"):
             generate(model, "a", tokenizer=PAIRS, seed=wrong)
-    with pytest.raises(ValueError, match="top_logprobs must be between 0 and"):
+    with pytest.raises(Mendable, match="top_logprobs must be between 0 and"):
         generate(model, "a", tokenizer=PAIRS, top_logprobs=2.5)
     for options in ({"regex": 5}, {"banned_words": [5]}):
         with pytest.raises(TypeError, match="a banned word or regex must be a str, got 5"):
@@ -1154,16 +1176,19 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(TypeError, match="stop must be a str or a list"):
         generate(model, "a", tokenizer=PAIRS, stop=None)
     for wrong in (-1, 2.5, True):
-        with pytest.raises(ValueError, match="max_new_tokens must be a whole number of at least 0"):
+        with pytest.raises(Mendable, match="max_new_tokens must be a whole number of at least 0"):
             generate(model, "a", tokenizer=PAIRS, max_new_tokens=wrong)
-        with pytest.raises(ValueError, match="max_new_tokens must be a whole number of at least 0"):
+        with pytest.raises(Mendable, match="max_new_tokens must be a whole number of at least 0"):
             model.generate(prompt(3), wrong)
-    with pytest.raises(ValueError, match=r"ids must be whole numbers of shape \(B, T\)"):
+    with pytest.raises(Mendable, match=r"ids must be whole numbers of shape \(B, T\)"):
         model.generate(torch.zeros(3), 5)
+    for dtype in (torch.uint8, torch.bool, torch.int16):
+        with pytest.raises(Mendable, match=rf"in int64 or int32, got \(1, 3\) in {dtype}"):
+            model.generate(prompt(3).to(dtype), 5)
     nothing = torch.tensor([[True, True], [False, False]])
-    with pytest.raises(ValueError, match="row 1 has no token to start from"):
+    with pytest.raises(Mendable, match="row 1 has no token to start from"):
         model.generate(prompt(2, batch=2), 5, valid=nothing)
-    with pytest.raises(ValueError, match="valid must be boolean, True = real token, of the shape"):
+    with pytest.raises(Mendable, match="valid must be boolean, True = real token, of the shape"):
         model.generate(prompt(2), 5, valid=torch.ones(1, 3, dtype=torch.bool))
 
 
@@ -1172,3 +1197,15 @@ def test_ids_in_ids_out() -> None:
     assert got.shape == (4, 8)
     assert got.dtype == torch.int
     assert torch.equal(got[:, :3], prompt(3, batch=4).int())
+
+
+def test_no_rows_are_as_long_as_others() -> None:
+    got = tiny().generate(prompt(3)[:0].int(), 5)
+    assert (got.shape, got.dtype) == ((0, 8), torch.int)
+
+
+def test_a_penalty_that_leaves_float32_is_named() -> None:
+    """From logits of 1e35, which are finite: the penalty's factor makes them infinite."""
+    model = Bigrams(0, scale=1e35)
+    with pytest.raises(FloatingPointError, match=r"of row 0: .*, or a penalty takes them"):
+        generate(model, "a", tokenizer=BYTES, repetition_penalty=1e-5)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from addnorm import schemes
 from addnorm.branches import GrowingCache
+from addnorm.errors import Mendable
 from addnorm.models.gpt import GPT, MLPS, NORMS, POSITIONS, PRESETS, GPTConfig
 from addnorm.stream import init_table, reset_parameters
 
@@ -244,4 +245,26 @@ def test_wrong_ids_are_named_before_any_kernel_sees_them() -> None:
         model(torch.zeros(1, 5))
     with pytest.raises(ValueError, match=r"whole numbers of shape \(B, T\)"):
         model(torch.zeros(5, dtype=torch.long))
+    for dtype in (torch.uint8, torch.bool, torch.int16):
+        with pytest.raises(Mendable, match=rf"in int64 or int32, got \(1, 5\) in {dtype}"):
+            model(torch.zeros(1, 5, dtype=dtype))
     tiny(position="rope")(torch.zeros(1, 25, dtype=torch.long))  # has no table to run out of
+
+
+def test_the_last_places_are_as_many_as_asked_for() -> None:
+    model, x = tiny(), torch.arange(10).reshape(2, 5)
+    logits = model(x)
+    for last in (0, 1, 3, 5, 9):
+        assert torch.equal(model(x, last=last), logits[:, 5 - min(last, 5) :])
+    with pytest.raises(
+        Mendable, match="last says of how many places at the end, at least 0, got -1"
+    ):
+        model(x, last=-1)
+
+
+def test_a_mask_that_is_not_boolean_is_named() -> None:
+    for dtype in (torch.float32, torch.long):
+        with pytest.raises(
+            TypeError, match=f"valid must be boolean, True = real token, got {dtype}"
+        ):
+            tiny()(torch.zeros(1, 5, dtype=torch.long), torch.ones(1, 5, dtype=dtype))

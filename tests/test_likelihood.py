@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from addnorm.data.tokenizer import Tokenizer
+from addnorm.errors import Mendable
 from addnorm.generation import Likelihood, perplexity, token_logprobs
 from addnorm.models.gpt import GPT, GPTConfig
 from tests.nets import stir
@@ -418,17 +419,17 @@ def test_progress_counts_scored_tokens(name: str) -> None:
     ],
 )
 def test_nothing_to_score_is_an_error(texts: str | list[str], name: str) -> None:
-    with pytest.raises(ValueError, match="there is no token to score"):
+    with pytest.raises(Mendable, match="there is no token to score"):
         perplexity(Hashed(vocab_size=300), texts, tokenizer=TOKENIZERS[name])
 
 
 def test_a_tokenizer_of_another_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="the tokenizer has 257 tokens and the model 256"):
+    with pytest.raises(Mendable, match="the tokenizer has 257 tokens and the model 256"):
         perplexity(Hashed(vocab_size=256), "a", tokenizer=BYTES)
     model = tiny(vocab_size=300)
     model.tokenizer_identity = PAIRS.identity
     assert perplexity(model, "a", tokenizer=PAIRS).tokens == 1
-    with pytest.raises(ValueError, match=f"saved with the tokenizer {PAIRS.identity}, this one is"):
+    with pytest.raises(Mendable, match=f"saved with the tokenizer {PAIRS.identity}, this one is"):
         perplexity(model, "a", tokenizer=BYTES)
 
 
@@ -446,16 +447,16 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
 )
 def test_wrong_numbers_are_named(options: dict[str, int], message: str) -> None:
     model = Hashed(vocab_size=300)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Mendable, match=message):
         token_logprobs(model, [1, 2, 3], **options)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Mendable, match=message):
         perplexity(model, "abc", tokenizer=BYTES, **options)
 
 
 def test_a_context_beyond_the_models() -> None:
     """An error of the model where its positions end; where they do not, it is read on."""
     ids = random_ids(20, 40)
-    with pytest.raises(ValueError, match="longer than the context of 4"):
+    with pytest.raises(Mendable, match="longer than the context of 4"):
         token_logprobs(tiny(), ids, context=5)
     assert len(token_logprobs(tiny(), ids[:5], context=100)) == 4  # four are enough for five
     model = tiny(position="alibi").double()

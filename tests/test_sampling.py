@@ -8,8 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from addnorm.errors import Mendable
 from addnorm.generation import sampling as module
-from addnorm.generation.sampling import Sampling, Uniforms, choose, distribution, draw, penalized
+from addnorm.generation.sampling import (
+    Sampling,
+    Uniforms,
+    choose,
+    distribution,
+    draw,
+    masked,
+    penalized,
+)
 from tests.references import sampling as reference
 
 VOCAB = 40
@@ -188,7 +197,8 @@ def test_draws_follow_the_distribution(options: dict[str, Any]) -> None:
     rest = {name: value for name, value in options.items() if name != "banned"}
     sampling = Sampling(**rest)
     history = told(banned=options.get("banned"))
-    z = penalized(x[None], sampling, *history).expand(DRAWS // 50, -1)
+    seen, counts_before, allowed = history
+    z = masked(penalized(x[None], sampling, seen, counts_before), allowed).expand(DRAWS // 50, -1)
     uniforms = Uniforms(range(len(z)), torch.device("cpu"))
     counts = torch.zeros(VOCAB, dtype=torch.long)
     for _ in range(50):
@@ -260,12 +270,45 @@ def test_a_rows_numbers_depend_on_its_seed_alone() -> None:
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
         ({"min_p": -0.1}, "min_p must be between 0 and 1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        (
+            {"repetition_penalty": 0.0},
+            r"repetition_penalty must be between 1e-06 and 1e\+06, 1 for",
+        ),
+        ({"repetition_penalty": 1e300}, "repetition_penalty must be between"),
+        (
+            {"presence_penalty": 1e300},
+            r"presence_penalty must be between -1e\+06 and 1e\+06, 0 for",
+        ),
+        ({"presence_penalty": -1e39}, "presence_penalty must be between"),
+        ({"frequency_penalty": 1e38}, "frequency_penalty must be between"),
+        ({"temperature": 10**400}, "temperature must be finite"),
+        ({"top_k": 10**400}, "top_k must be finite"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Mendable, match=message):
         Sampling(**options)
+
+
+def test_numbers_may_be_numpys_and_large() -> None:
+    x = logits(0)[None]
+    for options in ({"temperature": 2, "top_k": 7, "top_p": 0.75}, {"temperature": 10**30}):
+        want = distribution(x, Sampling(**options))
+        theirs = {
+            name: np.array(value, "f4" if name != "top_k" else "i8")[()]
+            for name, value in options.items()
+        }
+        assert torch.equal(distribution(x, Sampling(**theirs)), want)
+
+
+@pytest.mark.parametrize("size", [1e6, -1e6, 1e-6])
+def test_the_largest_penalties_stay_finite(size: float) -> None:
+    """Of ids that came a million times, in float32: what is left is a distribution."""
+    options = {"repetition_penalty": abs(size), "presence_penalty": size, "frequency_penalty": size}
+    seen, counts, _ = told(dtype=torch.float32)
+    p = distribution(logits(0).float()[None], Sampling(**options), seen, counts * 1e6)
+    assert p.isfinite().all()
+    assert p.sum().item() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("options", [{"temperature": "0"}, {"temperature": None}, {"top_k": True}])

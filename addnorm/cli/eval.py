@@ -58,8 +58,6 @@ def run(options: Options) -> int:
                 batch_size=options.batch_size,
                 progress=lambda done, of: bar.update(task, completed=done, total=of),
             )
-        except ValueError as error:
-            raise Refusal(str(error)) from None
         except FloatingPointError as error:
             output.say(str(error))
             return 1

@@ -95,16 +95,13 @@ def run(options: Options) -> int:
     from addnorm.generation import lay_out_for_decoding, stream_text
 
     lay_out_for_decoding(model)
-    try:
-        writing = stream_text(
-            model,
-            prompts,
-            tokenizer=tokenizer,
-            top_logprobs=options.top_logprobs,
-            **options.choice.keywords(),
-        )
-    except ValueError as error:  # RegexError is one too
-        raise Refusal(str(error)) from None
+    writing = stream_text(
+        model,
+        prompts,
+        tokenizer=tokenizer,
+        top_logprobs=options.top_logprobs,
+        **options.choice.keywords(),
+    )
     begun = time.perf_counter()
     shown: list[str] = []
     try:

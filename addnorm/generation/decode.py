@@ -13,13 +13,17 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from addnorm.errors import Mendable
 from addnorm.generation.cache import StaticCache
-from addnorm.generation.sampling import Sampling, Uniforms, choose, penalized
+from addnorm.generation.sampling import Sampling, Uniforms, choose, masked, penalized
 from addnorm.ops.reference import accumulate_dtype
 from addnorm.stream import Cache
+
+SEEDS = range(-(2**63), 2**64)  # what torch's generators take
 
 Beyond = Literal["slide", "extend", "error"]
 """What happens beyond the context: the window slides; or the row goes on growing, for a model that
@@ -138,13 +142,14 @@ class Decoder:
         """
         with evaluating(self._modules):
             cache, new, logits = self._forward()
-        x = penalized(logits, self.sampling, self._seen, self._counts, allowed)
+        scores = penalized(logits, self.sampling, self._seen, self._counts)
         uniform = None if self._uniforms is None else self._uniforms.now()
-        chosen = choose(x.to(self._choosing), self.sampling, uniform).to(self._device)
-        finite = logits.isfinite().all(-1)
+        x = masked(scores, allowed).to(self._choosing)
+        chosen = choose(x, self.sampling, uniform).to(self._device)
+        finite = scores.isfinite().all(-1)
         ids: list[int] = torch.where(finite, chosen, -1).tolist()  # the one wait for the device
         if min(ids) < 0:
-            ids, chosen = self._without_the_broken(ids, logits)
+            ids, chosen = self._without_the_broken(ids, scores)
         # From here on the step is done: had it been interrupted before, it could be taken again.
         self._cache, self.logits, self._last = cache, logits, chosen[:, None]
         if self._seen is not None and self._counts is not None:
@@ -224,15 +229,17 @@ class Decoder:
         x = torch.tensor(padded, device=self._device)
         return cache, longest, self.model(x, self._valid, cache=cache, last=1)[:, -1]
 
-    def _without_the_broken(self, ids: list[int], logits: Tensor) -> tuple[list[int], Tensor]:
+    def _without_the_broken(self, ids: list[int], scores: Tensor) -> tuple[list[int], Tensor]:
         """Any id for rows that nobody reads any more; the others' are an error."""
+        cause = "The weights or the activations hold NaN or overflow"
+        if self.sampling.penalizes:
+            cause += ", or a penalty takes them beyond what a float32 holds"
         for i, (row, id) in enumerate(zip(self.rows, ids, strict=True)):
             if id < 0 and row not in self._unheeded:
-                broken = logits[i][~logits[i].isfinite()]
+                broken = scores[i][~scores[i].isfinite()]
                 raise FloatingPointError(
                     f"the logits are not finite at step {self._steps} of row {row}: "
-                    f"{broken.numel()} of {logits.shape[-1]}, the first {broken[0].item()}. The "
-                    "weights or the activations hold NaN or overflow"
+                    f"{broken.numel()} of {scores.shape[-1]}, the first {broken[0].item()}. {cause}"
                 )
         ids = [max(id, 0) for id in ids]
         return ids, torch.tensor(ids, device=self._device)
@@ -244,10 +251,10 @@ class Decoder:
 def check_beyond(beyond: str, model: LanguageModel, longest: int, max_new_tokens: int) -> None:
     """``longest`` is the longest prompt's length."""
     if beyond not in get_args(Beyond):
-        raise ValueError(f"beyond must be one of {', '.join(get_args(Beyond))}, got {beyond!r}")
+        raise Mendable(f"beyond must be one of {', '.join(get_args(Beyond))}, got {beyond!r}")
     context = model.config.context_length
     if beyond == "error" and max_new_tokens and longest + max_new_tokens - 1 > context:
-        raise ValueError(
+        raise Mendable(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the context of "
             f"{context}; beyond='slide' lets the window slide"
         )
@@ -255,22 +262,32 @@ def check_beyond(beyond: str, model: LanguageModel, longest: int, max_new_tokens
 
 def check_max_new_tokens(value: int) -> None:
     """A whole number, 0 included."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"max_new_tokens must be a whole number of at least 0, got {value!r}")
+    if not whole(value) or value < 0:
+        raise Mendable(f"max_new_tokens must be a whole number of at least 0, got {value!r}")
 
 
 def row_seeds(seed: int | Sequence[int] | None, rows: int, sampling: Sampling) -> list[int]:
     """One seed for each row: seed, seed + 1, ...; the global generator decides if none is given."""
-    for one in seed if isinstance(seed, Sequence) else [seed]:
-        if one is not None and (isinstance(one, bool) or not isinstance(one, int)):
-            raise ValueError(f"a seed must be a whole number, got {one!r}")
-    if isinstance(seed, Sequence):
-        if len(seed) != rows:
-            raise ValueError(f"{len(seed)} seeds for {rows} prompts")
-        return list(seed)
-    if seed is None and sampling.temperature > 0:
-        seed = int(torch.randint(2**62, ()))
-    return [(seed or 0) + row for row in range(rows)]
+    if seed is None:
+        seed = int(torch.randint(2**62, ())) if sampling.temperature > 0 else 0
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed]
+    for one in seeds:
+        if not whole(one):
+            raise Mendable(f"a seed must be a whole number, got {one!r}")
+    seeds = [int(one) for one in seeds]
+    if not isinstance(seed, Sequence):
+        seeds = [seeds[0] + row for row in range(rows)]
+    if len(seeds) != rows:
+        raise Mendable(f"{len(seeds)} seeds for {rows} prompts")
+    for row, one in enumerate(seeds):
+        if one not in SEEDS:
+            raise Mendable(f"the seed of row {row} is {one}: give one from -2**63 to 2**64 - 1")
+    return seeds
+
+
+def whole(value: object) -> bool:
+    """Whether it is a whole number, be it NumPy's."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 # --- ids to ids -----------------------------------------------------------------------------------
@@ -294,19 +311,22 @@ def generate_ids(
     """
     check_max_new_tokens(max_new_tokens)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    if ids.dim() != 2 or ids.is_floating_point():
-        raise ValueError(f"ids must be whole numbers of shape (B, T), got {tuple(ids.shape)}")
+    if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
+        raise Mendable(
+            "ids must be whole numbers of shape (B, T) in int64 or int32, got "
+            f"{tuple(ids.shape)} in {ids.dtype}"
+        )
     if valid is not None and (valid.shape != ids.shape or valid.dtype != torch.bool):
-        raise ValueError(
+        raise Mendable(
             f"valid must be boolean, True = real token, of the shape of ids {tuple(ids.shape)}, "
             f"got {valid.dtype} of shape {tuple(valid.shape)}"
         )
     rows = range(len(ids))
     prompts = [(ids[i] if valid is None else ids[i][valid[i]]).tolist() for i in rows]
     if not all(prompts):
-        raise ValueError(f"row {prompts.index([])} has no token to start from")
+        raise Mendable(f"row {prompts.index([])} has no token to start from")
     if not prompts or not max_new_tokens:
-        return ids
+        return torch.cat((ids, ids.new_empty(len(ids), max_new_tokens)), 1)  # of nothing
     decoder = Decoder(model, prompts, sampling, row_seeds(seed, len(prompts), sampling))
     new = [decoder.step() for _ in range(max_new_tokens)]
     return torch.cat((ids, torch.tensor(new, dtype=ids.dtype, device=ids.device).T), 1)

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from addnorm.errors import Mendable
 from addnorm.generation.decode import LanguageModel, evaluating
 from addnorm.generation.text import Tokenizer, check_tokenizer
 from addnorm.ops.reference import accumulate_dtype
@@ -101,7 +102,7 @@ def perplexity(
     rows = [([] if start is None else [start]) + tokenizer.encode(text) for text in texts]
     tokens = sum(max(len(ids) - 1, 0) for ids in rows)
     if not tokens:
-        raise ValueError("there is no token to score: the text is empty or a single token")
+        raise Mendable("there is no token to score: the text is empty or a single token")
     nats, done = 0.0, 0
     for ids in rows:
         for part in _scores(model, ids, context, stride, batch_size):
@@ -133,7 +134,7 @@ def _scores(
 ) -> Iterator[Tensor]:
     """The same, a batch of windows at a time."""
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise Mendable(f"batch_size must be at least 1, got {batch_size}")
     x = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
     for windows in _batches(len(ids), context, stride, batch_size):
         length, scored = windows[0][1:]
@@ -164,9 +165,9 @@ def _window(model: LanguageModel, context: int | None, stride: int | None) -> tu
     context = model.config.context_length if context is None else context
     stride = max(context // 2, 1) if stride is None else stride
     if context < 1:
-        raise ValueError(f"context must be at least 1, got {context}")
+        raise Mendable(f"context must be at least 1, got {context}")
     if not 1 <= stride <= context:
-        raise ValueError(
+        raise Mendable(
             f"stride must be between 1 and the context of {context}, so that no token is left out, "
             f"got {stride}"
         )

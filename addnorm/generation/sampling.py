@@ -18,15 +18,19 @@ The order is fixed, and every step may be left out:
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from addnorm.errors import Mendable
 from addnorm.ops.reference import accumulate_dtype
 
 ENOUGH = 512  # so many of the most probable tokens usually reach top_p, and all need not be sorted
+MOST_PENALTY = 1e6  # far beyond any use, and what float32 holds is not left
 BLOCK = 64  # random numbers drawn at a time, for each row
 
 
@@ -44,23 +48,35 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            value: float | None = getattr(self, field.name)
             if value is None and field.default is None:
                 continue
+            if isinstance(value, np.number):
+                value = value.item()
+                object.__setattr__(self, field.name, value)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"{field.name} must be a number, got {value!r}")
-            if not math.isfinite(value):
-                raise ValueError(f"{field.name} must be finite, got {value}")
+            if not abs(value) <= sys.float_info.max:  # nan, infinity, 10**400
+                raise Mendable(f"{field.name} must be finite, got {value}")
         if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+            raise Mendable(f"temperature must be 0 (greedy) or more, got {self.temperature}")
         if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
-            raise ValueError(f"top_k must be a whole number of at least 1, got {self.top_k}")
+            raise Mendable(f"top_k must be a whole number of at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+            raise Mendable(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p must be between 0 and 1, got {self.min_p}")
-        if self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+            raise Mendable(f"min_p must be between 0 and 1, got {self.min_p}")
+        if not 1 / MOST_PENALTY <= self.repetition_penalty <= MOST_PENALTY:
+            raise Mendable(
+                f"repetition_penalty must be between {1 / MOST_PENALTY:g} and {MOST_PENALTY:g}, 1 "
+                f"for none, got {self.repetition_penalty}"
+            )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if abs(getattr(self, name)) > MOST_PENALTY:
+                raise Mendable(
+                    f"{name} must be between {-MOST_PENALTY:g} and {MOST_PENALTY:g}, 0 for none, "
+                    f"got {getattr(self, name)}"
+                )
 
     @property
     def penalizes(self) -> bool:
@@ -81,12 +97,11 @@ def penalized(
     sampling: Sampling,
     seen: Tensor | None = None,
     counts: Tensor | None = None,
-    allowed: Tensor | None = None,
 ) -> Tensor:
-    """Steps 1 to 3, in float32 or better: (B, V) -> (B, V).
+    """Steps 1 and 2, in float32 or better: (B, V) -> (B, V).
 
     ``seen`` (B, V) is True for ids of prompt and output, ``counts`` (B, V) says how often an id is
-    in the output, ``allowed`` (B, V) or (V,) is True where a token may come.
+    in the output.
     """
     x = logits.to(accumulate_dtype(logits))
     r = sampling.repetition_penalty
@@ -95,6 +110,11 @@ def penalized(
     if sampling.counts and counts is not None:
         n = counts.to(x.dtype)
         x = x - sampling.presence_penalty * (n > 0).to(n.dtype) - sampling.frequency_penalty * n
+    return x
+
+
+def masked(x: Tensor, allowed: Tensor | None) -> Tensor:
+    """Step 3: ``allowed`` (B, V) or (V,) is True where a token may come."""
     return x if allowed is None else x.masked_fill(~allowed, -math.inf)
 
 
@@ -106,7 +126,7 @@ def distribution(
     allowed: Tensor | None = None,
 ) -> Tensor:
     """All steps: probabilities (B, V) in float32, or float64 for float64 logits."""
-    x = penalized(logits, sampling, seen, counts, allowed)
+    x = masked(penalized(logits, sampling, seen, counts), allowed)
     if sampling.temperature == 0.0:
         return torch.zeros_like(x).scatter_(-1, x.argmax(-1, keepdim=True), 1.0)
     return _filtered(x, sampling)
@@ -116,7 +136,7 @@ def _filtered(x: Tensor, sampling: Sampling) -> Tensor:
     """Steps 4 to 8 at a temperature above 0."""
     # Less the largest first: dividing by a small temperature then overflows to -inf at worst. One
     # so small that it is 0 in this dtype would make 0 / 0.
-    x = (x - x.amax(-1, keepdim=True)) / max(sampling.temperature, torch.finfo(x.dtype).tiny)
+    x = (x - x.amax(-1, keepdim=True)) / max(float(sampling.temperature), torch.finfo(x.dtype).tiny)
     if sampling.top_k is not None and sampling.top_k < x.shape[-1]:
         border = x.topk(sampling.top_k, sorted=True).values[..., -1:]
         x = x.masked_fill(x < border, -math.inf)
@@ -149,7 +169,7 @@ def _nucleus(p: Tensor, top_p: float) -> Tensor:
 
 
 def choose(x: Tensor, sampling: Sampling, u: Tensor | None) -> Tensor:
-    """One id for each row, (B,), from ``penalized`` logits and ``u`` (B,) uniform in [0, 1)."""
+    """One id for each row, (B,), from logits after step 3 and ``u`` (B,) uniform in [0, 1)."""
     if sampling.temperature == 0.0:
         return x.argmax(-1)
     assert u is not None, "sampling needs random numbers"

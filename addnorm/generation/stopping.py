@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from addnorm.errors import Mendable
 from addnorm.generation.automaton import Words
 
 LEAST_LOOP = 24  # tokens that a repetition must fill, and ...
@@ -16,7 +17,7 @@ class StopStrings:
             if not isinstance(string, str):
                 raise TypeError(f"a stop string must be a str, got {string!r}")
         if not all(strings):
-            raise ValueError("an empty stop string would stop every text before it begins")
+            raise Mendable("an empty stop string would stop every text before it begins")
         self.words = Words(strings)
 
     def watch(self) -> "Watch":

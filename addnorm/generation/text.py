@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, Protocol, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
+from addnorm.errors import Mendable
 from addnorm.generation.constraint import Constraint, Tokens, constraint, pieces
 from addnorm.generation.decode import (
     Beyond,
@@ -195,17 +196,17 @@ class Writing:
         self._greedy, self._most, self._top = temperature == 0, max_new_tokens, top_logprobs
         self._eos = tokenizer.eos_id if eos == "tokenizer" else eos
         if self._eos is not None and self._eos not in range(model.config.vocab_size):
-            raise ValueError(
+            raise Mendable(
                 f"eos must be one of the {model.config.vocab_size} ids or None, got {self._eos!r}"
             )
         if top_logprobs not in range(tokenizer.vocab_size + 1):
-            raise ValueError(
+            raise Mendable(
                 f"top_logprobs must be between 0 and the {tokenizer.vocab_size} tokens there are, "
                 f"got {top_logprobs}"
             )
         stops = _stops(stop, len(prompts))
         if regex is not None and any(len(s.words) > 1 for s in stops):
-            raise ValueError("a regex says where the text ends: give either regex or stop")
+            raise Mendable("a regex says where the text ends: give either regex or stop")
         if isinstance(banned_words, str):
             raise TypeError("banned_words are several: put a single one in a list")
         for word in (*banned_words, *([] if regex is None else [regex])):
@@ -380,16 +381,16 @@ def generate(
 
 
 def check_tokenizer(model: LanguageModel, tokenizer: Tokenizer) -> None:
-    """ValueError for a tokenizer that is not the model's."""
+    """Mendable for a tokenizer that is not the model's."""
     size = model.config.vocab_size
     if tokenizer.vocab_size > size:
-        raise ValueError(
+        raise Mendable(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {size}: it is not this "
             "model's tokenizer"
         )
     trained_with = getattr(model, "tokenizer_identity", None)
     if trained_with is not None and trained_with != tokenizer.identity:
-        raise ValueError(
+        raise Mendable(
             f"the model was saved with the tokenizer {trained_with}, this one is "
             f"{tokenizer.identity}: its ids mean something else"
         )
@@ -403,7 +404,7 @@ def _stops(stop: Stop, rows: int) -> list[StopStrings]:
     if all(isinstance(s, str) for s in stop):
         return [StopStrings(stop)] * rows  # type: ignore[arg-type]
     if len(stop) != rows:
-        raise ValueError(f"{len(stop)} lists of stop strings for {rows} prompts")
+        raise Mendable(f"{len(stop)} lists of stop strings for {rows} prompts")
     return [StopStrings([s] if isinstance(s, str) else s) for s in stop]
 
 
@@ -414,7 +415,7 @@ def _encode(tokenizer: Tokenizer, prompt: str, row: int) -> list[int]:
     if ids:
         return ids
     if tokenizer.eos_id is None:
-        raise ValueError(
+        raise Mendable(
             f"prompt {row} is empty, and the tokenizer has no token that begins a text: give at "
             "least one character"
         )

@@ -240,6 +240,10 @@ class GPT(nn.Module):
         """
         past = 0 if cache is None else cache.length(0)
         self._check(ids, past)
+        if valid is not None and valid.dtype != torch.bool:  # positions are counted by it
+            raise TypeError(f"valid must be boolean, True = real token, got {valid.dtype}")
+        if last is not None and last < 0:
+            raise Mendable(f"last says of how many places at the end, at least 0, got {last}")
         h = self.tokens(ids)  # (B, T, D)
         if self.positions is not None:
             place = _places(ids, valid, past)
@@ -251,7 +255,7 @@ class GPT(nn.Module):
         h = F.dropout(h, self.config.dropout, self.training)
         attend = None if documents is None else documents[:, :, None] == documents[:, None, :]
         h = self.stack(h, Context(valid=valid, attend=attend, cache=cache))
-        return self.logits(h if last is None else h[:, -last:])
+        return self.logits(h if last is None else h[:, max(h.shape[1] - last, 0) :])
 
     def generate(
         self,
@@ -298,12 +302,15 @@ class GPT(nn.Module):
 
     def _check(self, ids: Tensor, past: int | Tensor) -> None:
         c = self.config
-        if ids.dim() != 2 or ids.is_floating_point():
-            raise ValueError(f"ids must be whole numbers of shape (B, T), got {tuple(ids.shape)}")
+        if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
+            raise Mendable(
+                "ids must be whole numbers of shape (B, T) in int64 or int32, got "
+                f"{tuple(ids.shape)} in {ids.dtype}"
+            )
         if not isinstance(past, Tensor) and c.position == "learned":  # a tensor: while compiling
             length = past + ids.shape[1]
             if length > c.context_length:
-                raise ValueError(
+                raise Mendable(
                     f"a sequence of {length} tokens is longer than the context of "
                     f"{c.context_length}"
                 )
@@ -311,7 +318,7 @@ class GPT(nn.Module):
             low, high = (int(v) for v in ids.aminmax())
             if low < 0 or high >= c.vocab_size:
                 wrong = high if high >= c.vocab_size else low
-                raise ValueError(f"id {wrong} is outside the vocabulary of {c.vocab_size}")
+                raise Mendable(f"id {wrong} is outside the vocabulary of {c.vocab_size}")
 
 
 def _positions(c: GPTConfig) -> Learned | Sinusoidal | None:
