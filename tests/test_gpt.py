@@ -11,7 +11,9 @@ from addnorm import schemes
 from addnorm.branches import GrowingCache
 from addnorm.errors import Mendable
 from addnorm.models.gpt import GPT, MLPS, NORMS, POSITIONS, PRESETS, GPTConfig
+from addnorm.positions import ALiBi, RoPE
 from addnorm.stream import init_table, reset_parameters
+from tests.references import attention as naive
 
 
 def tiny(**changes: Any) -> GPT:
@@ -96,6 +98,28 @@ def test_forward_is_gpt2_written_out() -> None:
         h = h + lin(f"{m}.branch.down", u)
     want = ln("stack.final", h) @ w["tokens.weight"].T
     torch.testing.assert_close(model(x), want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_what_a_position_adds_and_where(position: str) -> None:
+    """A table of the model's own, or the published sines beside tokens as large as they; of the
+    others only attention knows.
+
+    Sines of whole numbers are computed in float32: an angle below 9 is off by 28 half units of its
+    last place (derived in test_positions.py), 2e-6.
+    """
+    model = tiny(position=position).double().eval()
+    inputs: list[torch.Tensor] = []
+    model.stack.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    model(ids())
+    want = model.tokens.weight[ids()]
+    if position == "learned":
+        want = want + model.get_parameter("positions.weight")[:9]
+    elif position == "sinusoidal":
+        want = want * 16**0.5 + torch.tensor(naive.sinusoidal(9, 16))
+    torch.testing.assert_close(inputs[0], want, rtol=0, atol=2e-6)
+    in_attention = model.stack.subs[0].branch.position
+    assert type(in_attention) is {"rope": RoPE, "alibi": ALiBi}.get(position, type(None))
 
 
 # --- every option ---------------------------------------------------------------------------------
