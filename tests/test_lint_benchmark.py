@@ -343,7 +343,7 @@ def test_the_page_says_what_was_run_and_how() -> None:
     name = "host gpt"
     found = outcome("seen", "found", (RIGHT, "error"), seconds=41.0)
     told = " ".join(lint.page(judged(outcome("control", name), found, controls=[name])).split())
-    assert "1 faults in 1 models, of which 0 are" in told
+    assert "1 faults in 1 models, 0 of which come" in told
     assert "and 1 correct models" in told
     assert "42 seconds of lint" in told
     assert "make bench-lint" in told

@@ -234,12 +234,12 @@ def edits(
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ("char_cpu", ["model.dim=1000000000"]),
-        ("char_cpu", ["model.n_layers=1000000000"]),
-        ("char_cpu", ["model.hidden=4611686018427387904"]),
+        ("char_cpu", ["model.dim=200000000"]),
+        ("char_cpu", ["model.n_layers=200000000"]),
+        ("char_cpu", ["model.hidden=200000000"]),
         ("char_cpu", ["tokens_per_step=1000000000000"]),
-        ("finetune_gpt2", ["adapt.kind=prefix", "adapt.length=100000000000"]),
-        ("classify_text", ["model.context_length=100000000000"]),
+        ("finetune_gpt2", ["adapt.kind=prefix", "adapt.length=200000000"]),
+        ("classify_text", ["model.context_length=200000000"]),
         ("classify_text", ["rows_per_step=10000000000"]),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1],
