@@ -11,10 +11,16 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+)
 
 from addnorm import __version__
 from addnorm.cli import output
@@ -60,7 +66,31 @@ def read(kind: type[Options], args: Sequence[str], prog: str, description: str) 
     fields make the options. Options of nested dataclasses have no prefix.
     """
     config = (OmitArgPrefixes, FlagCreatePairsOff)
-    return tyro.cli(kind, args=args, prog=prog, description=description, config=config)
+    rules = ConstructorRegistry()
+    rules.primitive_rule(_path_rule)
+    return tyro.cli(
+        kind, args=args, prog=prog, description=description, config=config, registry=rules
+    )
+
+
+def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Paths, of which none is empty: --out "$FOLDER" with a FOLDER that is not set would mean the
+    current folder."""
+    if info.type is not Path:
+        return None
+
+    def path(words: list[str]) -> Path:
+        if not words[0]:
+            raise ValueError('the path is empty; "." is the current folder')
+        return Path(words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=path,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def main(args: Sequence[str] | None = None) -> int:
