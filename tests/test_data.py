@@ -26,6 +26,7 @@ from addnorm.data.shards import Prepared, prepare
 from addnorm.data.sources import DataError, Source, Texts, open_source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.windows import Windows
+from tests.references import bpe
 
 END = "<|endoftext|>"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -476,6 +477,25 @@ def test_shakespeare_has_the_tokens_that_nanogpt_counts(tmp_path, kind, train, v
     assert [len(prepared.split(name)) for name in ("train", "val")] == [train + gpt2, val + gpt2]
     text = path.read_text(encoding="utf-8")
     assert stored(prepared, "val")[0][gpt2:] == made.encode(text[int(len(text) * 0.9) :])
+
+
+def test_a_text_has_the_tokens_that_nanogpts_preparation_counts(tmp_path):
+    """Its first nine tenths and its last one, each encoded for itself by GPT-2's tokenizer: here by
+    the reference and a vocabulary that it learned; and our end-of-text token in front."""
+    merges = bpe.train([SAMPLE], merges=1000, min_frequency=2)
+    (tmp_path / "gpt2").mkdir()
+    bpe.write(tmp_path / "gpt2", merges)
+    vocab = json.loads((tmp_path / "gpt2/vocab.json").read_text(encoding="utf-8"))
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    text = "".join(SAMPLE[i:] + SAMPLE[:i] for i in range(0, 200, 7))
+    (tmp_path / "text.txt").write_bytes(text.encode())
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "gpt2")
+    prepared = prepare(open_source(str(tmp_path / "text.txt")), tokenizer, tmp_path / "cache")
+    cut = int(len(text) * 0.9)
+    for name, part in (("train", text[:cut]), ("val", text[cut:])):
+        want = [vocab[END], *bpe.encode(part, vocab, ranks)]
+        assert len(prepared.split(name)) == len(want)
+        assert stored(prepared, name) == [want]
 
 
 # --- text to ids ----------------------------------------------------------------------------------

@@ -30,6 +30,14 @@ We'll say it's the cat's, they've said, and I'm sure she'd know. 12 123 1234!
     def the(cat):\r\n\treturn cat + "the"   # the   cat
 """
 
+# Merges of marks, whose lines in merges.txt begin as its first one does, of white space, digits,
+# contractions, and of bytes inside of characters and across them.
+MORE = """## # ## ### #### # the cats the cat's we'll we've they'd I'm you're the the at at on on
+    the    cat     sat\n\n\n\n\t\t on\t\tthe   mat\r\n\r\n 12 123 1234 12 1234 10 100 1000 2024 2024
+日本語の文章。日本語の文章。 Привет, мир! Привет, мир! 👩‍👩‍👧👩‍👩‍👧 🇩🇪🇩🇪 éé ééé e\u0301e\u0301
+\u00a0\u00a0\u3000\u3000 ٣٤٥ ٣٤٥ ½½ ²² \0\0 \x1c\x1c \x85\x85 <|endoftext|><|endoftext|>
+"""
+
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
@@ -50,16 +58,32 @@ def files(folder: Path):
     return vocab, {pair: rank for rank, pair in enumerate(pairs)}
 
 
-@pytest.fixture(scope="module")
-def gpt2():
+@pytest.fixture(scope="module", params=["learned here", "OpenAI's"])
+def gpt2_folder(request, tmp_path_factory):
+    """A vocabulary in GPT-2's two files: one that the reference learned and wrote, and GPT-2's."""
+    if request.param == "learned here":
+        folder = tmp_path_factory.mktemp("gpt2")
+        bpe.write(folder, bpe.train([SAMPLE, MORE], merges=1000, min_frequency=2))
+        return folder
     if not GPT2.is_dir():
         pytest.skip(f"needs vocab.json and merges.txt of GPT-2 in {GPT2}")
-    return Tokenizer.from_pretrained(GPT2)
+    return GPT2
 
 
 @pytest.fixture(scope="module")
-def gpt2_files(gpt2):
-    return files(GPT2)
+def gpt2(gpt2_folder):
+    return Tokenizer.from_pretrained(gpt2_folder)
+
+
+@pytest.fixture(scope="module")
+def gpt2_files(gpt2_folder):
+    return files(gpt2_folder)
+
+
+@pytest.fixture(scope="module")
+def transformers_gpt2(gpt2_folder):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    return transformers.GPT2Tokenizer.from_pretrained(gpt2_folder)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +144,12 @@ SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], d
 # --- GPT-2 ----------------------------------------------------------------------------------------
 
 
-def test_gpt2_gives_the_ids_that_everybody_knows(gpt2):
+def test_gpt2_gives_the_ids_that_everybody_knows(gpt2, gpt2_files):
+    for text, i in {"!": 0, "'": 6, "0": 15, "A": 32, "a": 64, "\n": 198, " ": 220}.items():
+        assert gpt2.encode(text) == [i]
+    assert gpt2.eos_id == len(gpt2) - 1 == 256 + len(gpt2_files[1])
+    if len(gpt2) != 50257:
+        return
     known = {
         "Hello world": [15496, 995],
         "Hello, world!": [15496, 11, 995, 0],
@@ -171,6 +200,36 @@ def test_gpt2_equals_the_reference(gpt2, gpt2_files, text):
 @given(text=TEXT)
 def test_gpt2_equals_the_reference_on_any_text(gpt2, gpt2_files, text):
     assert gpt2.encode(text) == bpe.encode(text, *gpt2_files)
+
+
+def test_gpt2_in_two_files_has_all_of_them(gpt2, gpt2_files):
+    """No merge is lost, not even those whose lines look like the header."""
+    vocab, ranks = gpt2_files
+    assert ("#", "#") in ranks
+    assert gpt2.encode("##") == [vocab["##"]]
+    assert gpt2._kind.merges == list(ranks)
+    assert {**gpt2._kind.vocab, **gpt2.special} == vocab
+
+
+@SHARED
+@given(text=st.lists(TEXT | st.just(END), max_size=3).map("".join))
+def test_gpt2_is_transformers(gpt2, transformers_gpt2, text):
+    """Their GPT2Tokenizer reads the same files; with the end of text as text, and as its token."""
+    ids = gpt2.encode(text)
+    assert transformers_gpt2.encode(text, split_special_tokens=True) == ids
+    special = gpt2.encode(text, allow_special=True)
+    assert transformers_gpt2.encode(text) == special
+    for some in (ids, special):
+        assert transformers_gpt2.decode(some, clean_up_tokenization_spaces=False) == text
+
+
+@SHARED
+@given(text=TEXT)
+def test_the_references_words_are_those_of_gpt2s_expression(text):
+    """As OpenAI published it, run by another engine."""
+    regex = pytest.importorskip("regex", reason="regex is not installed")
+    words = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    assert bpe.split(text) == regex.findall(words, text)
 
 
 def test_every_token_has_the_bytes_of_the_reference(gpt2, gpt2_files):
@@ -678,7 +737,8 @@ def test_identities_do_not_change_with_our_version():
 
 
 def test_the_identity_of_gpt2(gpt2):
-    assert gpt2.identity == "e91150796c17bcd1"
+    """It is written beside every prepared text, and so must never change."""
+    assert gpt2.identity == {50257: "e91150796c17bcd1", 383: "5a58d0010e358295"}[len(gpt2)]
 
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}

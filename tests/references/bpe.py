@@ -11,9 +11,11 @@ begin with L and N, and \\s is White_Space: Python's `str.isspace` has U+001C to
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 
@@ -126,3 +128,13 @@ def train(texts: Sequence[str], merges: int, min_frequency: int) -> list[tuple[s
         made.setdefault(best[0] + best[1], len(made))
         words = [merge(word, {best: 0}) for word in words]
     return learned
+
+
+def write(folder: Path, merges: Sequence[tuple[str, str]]) -> None:
+    """The two files as OpenAI published them: ids are those of the bytes in the order of their
+    characters, then of the merges, then of the end of text."""
+    tokens = [*sorted(byte_characters()), *map("".join, merges), "<|endoftext|>"]
+    vocab = json.dumps({token: i for i, token in enumerate(tokens)})
+    (folder / "vocab.json").write_text(vocab, encoding="utf-8")
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
