@@ -215,3 +215,31 @@ def test_no_command_takes_our_bug_for_its_users_mistake(
     first = [rest.pop(0)] if command == "export" else []
     assert main([command, *first, folder, *rest]) == 70
     assert "a bug in addnorm: ValueError: not enough values" in capsys.readouterr().err
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "hf", "MODEL", "--out", ""],
+        ["train", "--data", "t.txt", "--out="],
+        ["train", "--resume", ""],
+        ["schemes", "pre_norm", "--out", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_current_folder(
+    folder: str,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Such as --out "$FOLDER", where FOLDER is not set."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main([folder if word == "MODEL" else word for word in words])
+    assert 'the path is empty; "." is the current folder' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
