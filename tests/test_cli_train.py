@@ -115,6 +115,8 @@ def test_settings_from_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--config", "no.toml"], "cannot read no.toml"),
         (["init_from=nowhere/at/all"], "nowhere/at/all"),
         (["model.context_length=100000"], "fewer than a window"),
+        (["data=no/such.txt"], "are two answers to one question: leave one of them out"),
+        (["muon_lr=0.1", "optimizer=adamw"], "muon_lr=0.1 has no effect with optimizer=adamw"),
         (["sinks=tensorbord"], "unknown sink 'tensorbord'; did you mean tensorboard?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

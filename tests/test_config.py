@@ -1,15 +1,26 @@
 """Settings: what is set is what counts, what is wrong is named, and nothing else happens."""
 
+import hashlib
 import random
 import string
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from addnorm import train
 from addnorm.training import config as settings
 from addnorm.training.config import ConfigError
-from addnorm.training.recipes import RECIPES, Config
+from addnorm.training.display import Display
+from addnorm.training.folder import read
+from addnorm.training.loop import Trainer
+from addnorm.training.loop_settings import Loop
+from addnorm.training.recipes import RECIPES, Config, classify_text
+from addnorm.training.run import Run
+from addnorm.training.sinks import objects
+from tests import test_sinks, test_training
+from tests.test_training import ALONE, small
 
 START = Config()
 
@@ -147,3 +158,290 @@ def test_every_setting_is_told() -> None:
         for here, after in zip(found.body, found.body[1:], strict=False):
             if isinstance(here, ast.AnnAssign) and ast.unparse(here.target) != "model":
                 assert isinstance(after, ast.Expr), ast.unparse(here)
+
+
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="device=cuda:99 is not here: there are auto, "):
+        train(Config(loop=Loop(device="cuda:99")))
+
+
+def test_a_prefix_that_takes_positions_leaves_none_to_train_with(place: Path) -> None:
+    start = {"init_from": str(place / "run" / "model"), "adapt.kind": "prefix"}
+    with pytest.raises(ConfigError, match=r"adapt\.positions=shifted begins at position 16 of 8"):
+        language(place, **start, **{"adapt.positions": "shifted"}).build()
+
+
+# --- every setting has an effect, or is an error --------------------------------------------------
+
+OTHER: dict[str, Any] = {
+    "data": "other.txt",
+    "tokenizer": "bytes",
+    "split": "tail",
+    "val_fraction": 0.3,
+    "tokens_per_step": 48,
+    "rows_per_step": 5,
+    "document_mask": True,
+    "dropout": 0.5,
+    "token_dropout": 0.5,
+    "label_smoothing": 0.2,
+    "z_loss": 0.1,
+    "init_from": "run/model",
+    "samples": 2,
+    "glance_tokens": 20,
+    "cache": "elsewhere",
+    "model.context_length": 4,
+    "model.dim": 16,
+    "model.n_layers": 2,
+    "model.n_heads": 1,
+    "model.scheme": "deepnorm",
+    "model.norm": "rms",
+    "model.eps": 0.1,
+    "model.position": "alibi",
+    "model.rope_base": 10.0,
+    "model.n_kv_heads": 1,
+    "model.qk_norm": "rms",
+    "model.window": 2,
+    "model.attention_softcap": 0.1,
+    "model.mlp": "gated",
+    "model.activation": "relu",
+    "model.hidden": 8,
+    "model.bias": False,
+    "model.tied": False,
+    "model.softcap": 0.1,
+    "model.vocab_multiple": 64,
+    "model.pairs": 7,
+    "adapt.kind": "lora",
+    "adapt.targets": "k",
+    "adapt.rank": 2,
+    "adapt.alpha": 1.0,
+    "adapt.dropout": 0.5,
+    "adapt.init_rank": 5,
+    "adapt.target_rank": 1,
+    "adapt.steps": 5,
+    "adapt.tinit": 1,
+    "adapt.tfinal": 1,
+    "adapt.delta_t": 3,
+    "adapt.orthogonality": 1.0,
+    "adapt.length": 3,
+    "adapt.width": 3,
+    "steps": 4,
+    "seed": 1,
+    "optimizer": "muon",
+    "lr": 0.1,
+    "muon_lr": 0.1,
+    "schedule": "constant",
+    "warmup": 0,
+    "lr_floor": 0.5,
+    "decay": 0.9,
+    "weight_decay": 0.5,
+    "beta1": 0.5,
+    "beta2": 0.5,
+    "clip": 0.01,
+    "micro_rows": 1,
+    "precision": "bf16",
+    "compile": "false",
+    "parallel": "fsdp",
+    "eval_every": 2,
+    "save_every": 1,
+    "keep": 1,
+    "watch_every": 1,
+    "threads": 2,
+}
+"""A value of each setting that none of the small runs here has by itself."""
+
+SEEN_ELSEWHERE = {
+    "spike": test_training.test_spikes_are_left_out_and_do_not_count_as_usual,
+    "nonfinite": test_training.test_skipping_is_as_if_the_step_had_not_been,
+    "most_rollbacks": test_training.test_rollback_goes_back_and_past_the_data,
+    "device": test_a_device_that_is_not_there,
+    "adapt.positions": test_a_prefix_that_takes_positions_leaves_none_to_train_with,
+    "sinks": test_sinks.test_tensorboards_own_reader_finds_every_scalar,
+}
+"""What takes more than a few steps to be seen, and where it is."""
+OF_A_RUN = {"steps", "micro_rows", "parallel", "eval_every", "save_every", "keep", "watch_every"}
+OF_A_RUN |= {"threads", "samples"}
+"""What no step shows, but a whole run."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts, classes of texts, and a model to start from."""
+    folder = tmp_path_factory.mktemp("settings")
+    train(language(folder), out=folder / "run", display=Display(quiet=True))
+    (folder / "other.txt").write_text("another text, of which more is said below. " * 40)
+    for texts, names in (("texts", ("one", "two")), ("more", ("one", "two", "three"))):
+        for name in names:
+            (folder / texts / name).mkdir(parents=True)
+            for i in range(20):
+                (folder / texts / name / f"{i}.txt").write_text(f"{name} and {name}, {i} times.")
+    return folder
+
+
+def language(folder: Path, **changes: Any) -> Config:
+    (folder / "elsewhere").mkdir(exist_ok=True)
+    shape = {"dim": 8, "n_layers": 1, "context_length": 8}
+    config = small(folder, **{f"model.{key}": value for key, value in shape.items()})
+    text = "\n<|endoftext|>\n".join(f"document {i} says {i * i}." for i in range(60))
+    (folder / "text.txt").write_text(text)
+    few = {"samples": 1, "eval_every": 0, "save_every": 0, "watch_every": 0}
+    return config.changed({"steps": 3, "warmup": 1, "tokens_per_step": 32, **few}, changes)
+
+
+def classes(folder: Path, **changes: Any) -> Config:
+    shape = {"dim": 8, "n_layers": 1, "n_heads": 2, "context_length": 16, "pairs": 0}
+    config = classify_text().changed(
+        {"data": str(folder / "texts"), "tokenizer": "bpe:260", "rows_per_step": 4},
+        {"cache": folder / "cache", "dropout": 0.1, "token_dropout": 0.2, "threads": 1},
+        {f"model.{key}": value for key, value in shape.items()},
+    )
+    return config.changed({"steps": 3, "warmup": 1, "precision": "fp32", "eval_every": 0}, changes)
+
+
+def seen(config: Config, folder: Path) -> Any:
+    """All that a few steps show, to the bit."""
+    task = config.build()
+    trainer = Trainer(task, config.loop, ALONE)
+    outcomes = [trainer.step() for _ in range(config.loop.steps)]
+    sha = hashlib.sha256()
+    for tensors in trainer.tensors().values():
+        for name, t in tensors.items():
+            sha.update(name.encode() + t.reshape(-1).view(torch.uint8).numpy().tobytes())
+    with trainer.looking() as model:
+        glance = task.glance(model)
+    cached = sorted(p.name for p in (folder / "elsewhere").iterdir())
+    return task.facts(), outcomes, trainer.why, sha.hexdigest(), glance, cached
+
+
+def seen_of_a_run(config: Config, folder: Path) -> Any:
+    """All that a whole run leaves, but for times, and what it says."""
+    said: list[str] = []
+
+    class Listening(Display):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    threads = torch.get_num_threads()
+    try:
+        run: Run = train(config, out=folder, display=Listening(quiet=True))
+    finally:
+        torch.set_num_threads(threads)
+    state = read(run.folder)
+    lines = [
+        {k: v for k, v in record.items() if k not in ("elapsed_s", "tokens_per_s")}
+        for record in objects(run.folder / "metrics.jsonl")
+    ]
+    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+    texts = list(objects(run.folder / "samples.jsonl"))
+    return said, lines, files, texts, state["step"], state["threads"]
+
+
+def awake(key: str, config: Config, model: Path) -> dict[str, Any]:
+    """What a key says that it needs to have an effect."""
+    found: dict[str, Any] = {"save_every": 1} if key == "keep" else {}
+    for part in (config.about, config.loop):
+        for need in settings.needs(part).get(key, []):
+            found |= {name: fit[0] for name, fit in need.cases[0].items()}
+    if key.startswith("adapt."):
+        found["init_from"] = str(model)
+    if found.get("adapt.kind") == "adalora":
+        found |= {"adapt.steps": 3, "adapt.init_rank": 4, "adapt.target_rank": 2, "steps": 3}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+@pytest.mark.parametrize("make", [language, classes])
+def test_every_setting_has_an_effect(make: Any, place: Path, tmp_path: Path) -> None:
+    """With what it says that it needs; whoever adds a setting gives it another value here, and is
+    told if nothing reads it."""
+    start = make(place)
+    before: dict[Any, Any] = {}
+    idle = []
+    for part in (start.about, start.loop) if make is language else (start.about,):
+        for key, _, value in settings.keys(part):
+            if key in SEEN_ELSEWHERE:
+                continue
+            other = OTHER[key]
+            if key in ("data", "cache", "init_from"):
+                other = str(place / ("more" if key == "data" and make is classes else other))
+            base = awake(key, start, place / "run" / "model")
+            assert settings.plain(value) != other, key
+            look = seen_of_a_run if key in OF_A_RUN else seen
+            name = (look, *sorted(base.items()))
+            if name not in before:
+                folder = place if look is seen else tmp_path / f"{len(before)}"
+                before[name] = look(make(place, **base), folder)
+            folder = place if look is seen else tmp_path / key
+            if look(make(place, **{**base, key: other}), folder) == before[name]:
+                idle.append(key)
+    assert not idle
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (({"muon_lr": 0.1},), "muon_lr=0.1 has no effect with optimizer=adamw: .* optimizer=muon"),
+        (({"decay": "0.5"},), "decay=0.5 has no effect with schedule=cosine: it .* schedule=wsd"),
+        (({"schedule": "constant", "lr_floor": 0.5},), "lr_floor=0.5 has no effect"),
+        (({"most_rollbacks": 9},), "most_rollbacks=9 has no effect with nonfinite=stop"),
+        (({"model.rope_base": 10},), r"model\.rope_base=10.0 has no effect with model.position"),
+        (({"model.norm": "dyt", "model.eps": 0.1},), r"model\.eps=0.1 has no effect with model."),
+        (({"adapt.rank": 2},), "rank is a setting of lora, not none"),
+        (({"optimizer": "adamw"}, {"muon_lr": 0.1}), "muon_lr=0.1 has no effect"),
+        (({"optimizer": "muon"}, {"optimizer": "adamw", "muon_lr": 0.1}), "muon_lr=0.1 has no ef"),
+    ],
+    ids=str,
+)
+def test_what_has_no_effect_is_an_error(layers: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        START.changed(*layers)
+
+
+def test_a_setting_that_nobody_asked_for_is_no_error() -> None:
+    """What a recipe, or a file below, says for another case is given up, and not recorded."""
+    config = RECIPES["char_cpu"]().changed({"optimizer": "adamw"})
+    assert config.loop.muon_lr == Loop().muon_lr
+    assert "muon_lr" not in config.to_json()
+    assert "# muon_lr counts with optimizer=muon" in config.to_toml()
+    file: dict[str, Any] = {"schedule": "wsd", "decay": 0.5, "adapt.kind": "lora", "adapt.rank": 2}
+    config = START.changed(file, {"schedule": "cosine", "adapt.kind": "none"})
+    assert config == START
+    assert START.changed({"decay": 0.5}, {"schedule": "wsd"}).loop.decay == 0.5
+    assert START.changed({"decay": Loop().decay}) == START  # it asks for nothing else
+    with pytest.raises(ConfigError, match=r"muon_lr=0\.1 has no effect"):
+        Loop(muon_lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"model.dim": 16}, r"model\.dim=16 is 8 there"),
+        ({"model.dim": 256, "model.bias": False}, r"dim=256 is 8 there"),
+        ({"tokenizer": "bytes"}, "tokenizer=bytes is not its tokenizer"),
+        ({"tokenizer": "bpe:300"}, "tokenizer=bpe:300 is not its tokenizer"),
+        ({"model.hidden": 8}, r"model\.hidden=8 is 32 there"),
+    ],
+    ids=str,
+)
+def test_what_init_from_brings_is_not_asked_for_otherwise(
+    place: Path, said: dict[str, Any], message: str
+) -> None:
+    """Nor when that is what the setting is by itself: 256 is no answer to 8."""
+    start = {"init_from": str(place / "run" / "model"), "cache": place / "cache"}
+    data = {"data": str(place / "text.txt"), "tokens_per_step": 32}
+    for layers in (({**start, **data, **said},), (said, {**start, **data})):
+        with pytest.raises(ConfigError, match=f"init_from=.* comes with a model.*{message}"):
+            START.changed(*layers).build()
+    task = START.changed({**start, **data, "model.dim": 8, "tokenizer": "characters"}).build()
+    assert task.facts()["model"]["dim"] == 8
+
+
+def test_what_is_recorded_is_what_was_used(place: Path, tmp_path: Path) -> None:
+    start = str(place / "run" / "model")
+    config = language(place, init_from=start)
+    run = train(config, out=tmp_path / "run", display=Display(quiet=True))
+    state = read(run.folder)
+    assert not [k for k in state["config"] if k == "tokenizer" or k.startswith("model.")]
+    assert state["facts"]["model"]["dim"] == 8
+    again = settings.from_toml(run.folder / "config.toml")
+    assert not [key for key in again if key.startswith("model.")]
+    assert Config().changed(again).to_json() == state["config"]
+    assert Config.from_json(state["config"]) == config

@@ -12,7 +12,7 @@ Kind = Literal["none", "lora", "adalora", "prefix", "adapter"]
 
 def _for(default: Any, *kinds: str) -> Any:
     """A setting that only these kinds have."""
-    return field(default=default, metadata={"kinds": kinds})
+    return field(default=default, metadata={"needs": ({"kind": kinds},)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,8 @@ class Adapt:
     def __post_init__(self) -> None:
         known("kind", self.kind, get_args(Kind))
         for f in dataclasses.fields(self):
-            kinds, value = f.metadata.get("kinds", (self.kind,)), getattr(self, f.name)
+            value = getattr(self, f.name)
+            kinds = f.metadata["needs"][0]["kind"] if "needs" in f.metadata else (self.kind,)
             if self.kind not in kinds and value != f.default:
                 raise Mendable(f"{f.name} is a setting of {' and '.join(kinds)}, not {self.kind}")
             least = {"tinit": 0, "tfinal": 0}.get(f.name, 1)

@@ -41,7 +41,8 @@ class Options:
     out: Path | None = None
     """The run's folder; out/run unless said."""
     resume: Path | None = None
-    """The folder of a run to go on with, with its own settings; KEY=VALUE may change the loop's."""
+    """The folder of a run to go on with, with its own settings; KEY=VALUE may change some of them:
+    docs/training.md has a table."""
     overwrite: bool = False
     """Replace the run that is in --out; only files that addnorm wrote are deleted."""
     prove_resume: bool = False
@@ -133,20 +134,20 @@ def _config(options: Options) -> "Config":
     if name not in RECIPES:
         raise Refusal(settings.unknown("recipe", name, RECIPES))
     config = RECIPES[name]()
-    if options.config is not None:
-        told = settings.from_toml(options.config)
-        if options.recipe is None and "task" in told:
-            config = Config.from_json({"task": told["task"]})
-        config = config.changed(told)
-    if options.data is not None:
-        config = config.changed({"data": options.data})
+    told = {} if options.config is None else settings.from_toml(options.config)
+    if options.recipe is None and "task" in told:
+        config = Config.from_json({"task": told["task"]})
     words = settings.from_assignments(options.settings)
-    if options.adapt is not None:
-        words = {"adapt.kind": options.adapt, **words}
-        if options.adapt == "adalora":  # whose ranks fall by the clock of the run
-            steps = str(config.changed({"steps": words.get("steps", config.loop.steps)}).loop.steps)
-            words = {"adapt.steps": steps, **words}
-    return config.changed(words)
+    for key, value in (("data", options.data), ("adapt.kind", options.adapt)):
+        if value is not None and words.setdefault(key, value) != value:
+            raise Refusal(
+                f"--{key.partition('.')[0]} {value} and {key}={words[key]} are two answers to one "
+                "question: leave one of them out"
+            )
+    if options.adapt == "adalora":  # whose ranks fall by the clock of the run
+        steps = [{"steps": layer["steps"]} for layer in (told, words) if "steps" in layer]
+        words = {"adapt.steps": str(config.changed(*steps).loop.steps), **words}
+    return config.changed(told, words)
 
 
 def _of_run(folder: Path) -> "Config":
@@ -175,9 +176,9 @@ def _conclude(folder: Path) -> None:
             f"bits per byte on held-out text: {told['metrics']['bits_per_byte']:.3f}; "
             f"on the same bytes {others}"
         )
-    written = [told["samples"] for told in objects(folder / SAMPLES) if told.get("samples")]
-    if written:
-        print(f"\n{written[-1][0].strip()}\n")
+    samples = [told["samples"] for told in objects(folder / SAMPLES) if told.get("samples")]
+    if samples:
+        print(f"\n{samples[-1][0].strip()}\n")
     print(f"model: {folder / 'model'}\nreport: {folder / 'report.html'}")
 
 
@@ -186,19 +187,19 @@ def _list(folder: Path) -> int:
     from addnorm.training.folder import STATE, read
 
     rows: list[dict[str, Any]] = []
-    unread: list[str] = []
+    complaints: list[str] = []
     for file in sorted(folder.glob(f"*/{STATE}")):
         try:
             rows.append({"name": str(file.parent), **read(file.parent)})
         except ConfigError as error:
-            unread.append(str(error))
+            complaints.append(str(error))
     if not rows:
-        raise Refusal("\n".join([f"no runs in {folder}", *unread]))
+        raise Refusal("\n".join([f"no runs in {folder}", *complaints]))
     width = max(len(row["name"]) for row in rows)
     for row in rows:
         best = "-" if row["best"] is None else f"{row['metric']} {row['best']:.4f}"
         state = "finished" if row["finished"] else "unfinished"
         print(f"{row['name']:{width}}  {state:10}  step {row['step']:>7}  best {best}")
-    for text in unread:
+    for text in complaints:
         print(f"left out: {text}", file=sys.stderr)
     return 0

@@ -1,8 +1,8 @@
 """Classifying texts: an encoder on a folder with one sub-folder of texts for each class."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from addnorm.data.sources import DataError, Texts, open_source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.generation.decode import evaluating
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, padded, save, windows
-from addnorm.training.config import HIDDEN, ConfigError
+from addnorm.training.config import AT_RESUME, HIDDEN, AtResume, ConfigError, check_effect, setting
 from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
@@ -29,28 +29,32 @@ EVAL_ROWS = 64
 class Classify:
     """The settings of a classifier's training, apart from the loop's."""
 
-    data: str = ""
+    data: str = setting("", AtResume.IF_SAME)
     """A folder with one sub-folder of texts for each class."""
-    tokenizer: str = "bytes"
+    tokenizer: str = setting("bytes", AtResume.IF_SAME)
     """bytes, bpe:SIZE (learned from the training texts), or a folder or hub id with one."""
-    val_fraction: float = 0.1
+    val_fraction: float = setting(0.1, AtResume.ANEW)
     """How many of the texts are held out, chosen by a hash of each."""
-    rows_per_step: int = 32
+    rows_per_step: int = setting(32, AtResume.BY_TUNING)
     """Texts in one optimizer step, over all micro-batches and processes."""
-    dropout: float = 0.1
+    dropout: float = setting(0.1, AtResume.WITH_NOTICE)
     """In embeddings and branches."""
-    token_dropout: float = 0.3
+    token_dropout: float = setting(0.3, AtResume.WITH_NOTICE)
     """The mean share of a text's tokens left out, others each time: few texts go further."""
-    label_smoothing: float = 0.1
+    label_smoothing: float = setting(0.1, AtResume.WITH_NOTICE)
     """The share of a target's weight that goes to all classes alike."""
-    cache: Path = Path("~/.cache/addnorm/data")
+    cache: Path = setting(Path("~/.cache/addnorm/data"), AtResume.FREELY)
     """Where learned tokenizers are kept."""
     model: ClassifierConfig = field(
         default_factory=lambda: ClassifierConfig(vocab_size=1, classes=1),
-        metadata={HIDDEN: ("vocab_size", "classes", "dropout")},
+        metadata={
+            HIDDEN: ("vocab_size", "classes", "dropout"),
+            AT_RESUME: AtResume.ANEW,
+        },
     )
 
     def __post_init__(self) -> None:
+        check_effect(self)
         check(self.tokenizer, self.val_fraction, self.dropout)
         if not 0.0 <= self.token_dropout <= 0.5:
             raise ConfigError(f"token_dropout must be in [0, 0.5], got {self.token_dropout:g}")
@@ -59,8 +63,8 @@ class Classify:
         if self.rows_per_step < 1:
             raise ConfigError(f"rows_per_step must be at least 1, got {self.rows_per_step}")
 
-    def build(self) -> "ClassifyTask":
-        """Read and tokenize the texts, and make the task of them."""
+    def build(self, choices: Mapping[str, Any] | None = None) -> "ClassifyTask":
+        """Read and tokenize the texts, and make the task of them; all ``choices`` count."""
         if not self.data:
             raise ConfigError("data is not set: a folder with one sub-folder of texts per class")
         try:
@@ -208,7 +212,8 @@ class ClassifyTask(Task):
         save(model, folder, self.tokenizer, self.classes)
 
     def facts(self) -> dict[str, Any]:
-        """The texts, the classes and the tokenizer."""
+        """The texts, the classes, the tokenizer and what the model is."""
+        model = {key: value for key, value in asdict(self.config).items() if key != "dropout"}
         told = hashlib.sha256()
         for name in ("train", "val"):
             for row in self.splits[name]:
@@ -218,6 +223,7 @@ class ClassifyTask(Task):
             "classes": self.classes,
             "tokenizer": self.tokenizer.identity,
             "rows_per_step": self.settings.rows_per_step,
+            "model": model,
         }
 
     def told(self) -> list[str]:

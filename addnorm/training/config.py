@@ -4,6 +4,9 @@ A class of settings is a frozen dataclass; its annotations are the types, the do
 fields are the help, its ``__post_init__`` says what makes no sense. A field may be a dataclass
 itself: its fields are addressed with a dot, as in ``model.dim=128``. Whatever a user can get wrong
 is a ``ConfigError`` that names the key, the value and what was expected.
+
+Each setting also says of itself, with ``setting``, what a resumed run may do with it, and with
+which others it has an effect. One that has none may not be set, and is not recorded.
 """
 
 import ast
@@ -15,17 +18,47 @@ import math
 import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from addnorm import reading
 from addnorm.errors import Mendable
 
 Settings = TypeVar("Settings")
+Cases = tuple[Mapping[str, tuple[Any, ...]], ...]
+"""Settings beside a setting and their values: with those of any of the cases it has an effect."""
 HIDDEN = "hidden"
 """Metadata of a field that holds settings: names in them that are not the user's to set."""
+INSIDE = "inside"
+"""Metadata of a field that holds settings: name -> Cases, where their own class knows of none."""
+NEEDS = "needs"
+"""Metadata of a field: Cases."""
+ELSEWHERE = "elsewhere"
+"""Metadata of a field: where it has no effect, its value comes from elsewhere, and only another one
+is wrong; whoever knows it compares."""
+AT_RESUME = "at_resume"
+"""Metadata of a field: its ``AtResume``, and that of all settings it may hold."""
+
+
+class AtResume(Enum):
+    """What a resumed run may do with a setting."""
+
+    FREELY = "can change freely"
+    WITH_NOTICE = "can change; the run says that its numbers differ from then on"
+    IF_SAME = "can be renamed, as after a file was moved, if the content is the same"
+    BY_TUNING = "cannot change; a new run with another value can start from this run's weights"
+    ANEW = "cannot change; a new run with another value starts from scratch"
+
+
+def setting(
+    default: Any, mark: AtResume, *cases: Mapping[str, tuple[Any, ...]], elsewhere: bool = False
+) -> Any:
+    """A field of a class of settings; ``cases`` are what it ``NEEDS``, none: it always counts."""
+    metadata = {AT_RESUME: mark, NEEDS: cases, ELSEWHERE: elsewhere}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class ConfigError(Mendable):
@@ -49,19 +82,129 @@ def keys(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield prefix + f.name, kind, value
 
 
-def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
-    """The same with some keys changed; values are of their type, or text that says one."""
+def changed(settings: Settings, *layers: Mapping[str, Any]) -> Settings:
+    """The same with some keys changed; values are of their type, or text that says one.
+
+    Later layers win. A setting that has no effect any more has its default again, unless the layer
+    that says it is as late as what takes its effect: then it is an error.
+    """
     known = {key: kind for key, kind, _ in keys(settings)}
+    values = {key: value for key, _, value in keys(settings)}
+    words: dict[str, Any] = {}
+    idle = without_effect(settings, values)
+    wrong = {*idle}  # of these, what no later layer takes the effect of
+    for layer in layers:
+        for key, value in layer.items():
+            if key not in known:
+                raise ConfigError(unknown("setting", key, known))
+            values[key] = converted(key, known[key], value)
+        idle = without_effect(settings, values)
+        wrong = (wrong - layer.keys()) | (idle.keys() & layer.keys())
+        words |= layer
+    usual = defaults(type(settings))
     tree: dict[str, Any] = {}
-    for key, value in changes.items():
-        if key not in known:
-            raise ConfigError(unknown("setting", key, known))
+    for key in {**words, **idle}:
         *path, name = key.split(".")
         place = tree
         for part in path:
             place = place.setdefault(part, {})
-        place[name] = converted(key, known[key], value)
-    return _replaced(settings, tree, "", changes)
+        place[name] = values[key] if key not in idle or key in wrong else usual[key]
+    return _replaced(settings, tree, "", words)
+
+
+def defaults(kind: Any) -> dict[str, Any]:
+    """Every key of a class of settings, and what it is by itself."""
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(kind):
+        default: Any = f.default if f.default is not dataclasses.MISSING else None
+        if f.default_factory is not dataclasses.MISSING:
+            default = f.default_factory()
+        inside = keys(default, f"{f.name}.") if dataclasses.is_dataclass(default) else ()
+        found |= {key: value for key, _, value in inside} or {f.name: default}
+    return found
+
+
+def at_resume(
+    settings: Any, prefix: str = "", above: AtResume | None = None
+) -> dict[str, AtResume]:
+    """What a resumed run may do with each key; where a class does not say, nothing."""
+    found: dict[str, AtResume] = {}
+    for f, _, value in _fields(settings):
+        mark = above or f.metadata.get(AT_RESUME, AtResume.ANEW)
+        if dataclasses.is_dataclass(value):
+            found |= at_resume(value, f"{prefix}{f.name}.", mark)
+        else:
+            found[prefix + f.name] = mark
+    return found
+
+
+# --- settings without effect ----------------------------------------------------------------------
+
+
+class Need(NamedTuple):
+    """What a setting needs beside it to count: one of the cases. Else its value may come from
+    ``elsewhere``."""
+
+    cases: Cases
+    elsewhere: bool
+
+    def met(self, values: Mapping[str, Any]) -> bool:
+        """Whether it is, with these values of all keys."""
+        return any(all(values[key] in fit for key, fit in case.items()) for case in self.cases)
+
+    def __str__(self) -> str:
+        words = (
+            " and ".join(f"{key}={' or '.join(map(str, fit))}" for key, fit in case.items())
+            for case in self.cases
+        )
+        return " or ".join(words).replace("None", "none")
+
+
+def needs(settings: Any, prefix: str = "", above: tuple[Need, ...] = ()) -> dict[str, list[Need]]:
+    """What each key needs, what the whole it is a part of needs first."""
+    found: dict[str, list[Need]] = {}
+
+    def own(cases: Cases, prefix: str, elsewhere: bool) -> list[Need]:
+        named = tuple({prefix + key: fit for key, fit in case.items()} for case in cases)
+        return [Need(named, elsewhere)] if named else []
+
+    for f, _, value in _fields(settings):
+        key = prefix + f.name
+        mine = [*above, *own(f.metadata.get(NEEDS, ()), prefix, f.metadata.get(ELSEWHERE, False))]
+        if not dataclasses.is_dataclass(value):
+            found[key] = mine
+            continue
+        found |= needs(value, f"{key}.", tuple(mine))
+        for name, cases in f.metadata.get(INSIDE, {}).items():
+            found[f"{key}.{name}"] += own(cases, f"{key}.", False)
+    return found
+
+
+def without_effect(settings: Any, values: Mapping[str, Any] | None = None) -> dict[str, Need]:
+    """The keys that have no effect beside the others, with these ``values`` for its own, and what
+    each would need first of all."""
+    values = values or {key: value for key, _, value in keys(settings)}
+    unmet = {
+        key: [need for need in needs_of_it if not need.met(values)]
+        for key, needs_of_it in needs(settings).items()
+        if key in values
+    }
+    return {key: first[0] for key, first in unmet.items() if first}
+
+
+def check_effect(settings: Any) -> None:
+    """Raise if a setting that has no effect was set, and nothing else decides what it is."""
+    values = {key: value for key, _, value in keys(settings)}
+    usual = defaults(type(settings))
+    for key, need in without_effect(settings).items():
+        if not need.elsewhere and values[key] != usual[key]:
+            now = ", ".join(word(name, values[name]) for case in need.cases for name in case)
+            raise ConfigError(
+                f"{word(key, values[key])} has no effect with {now}: it counts with {need}"
+            )
+
+
+# --- files and words ------------------------------------------------------------------------------
 
 
 def from_assignments(words: Sequence[str]) -> dict[str, str]:
@@ -91,14 +234,16 @@ def from_toml(file: Path) -> dict[str, Any]:
 
 def to_toml(settings: Any) -> str:
     """Every setting, as a file that ``from_toml`` reads, each with what it is. Settings that are
-    None are comments."""
+    None, or have no effect, are comments."""
     lines: list[str] = []
     tables: dict[str, list[str]] = {}
     kind: Any = type(settings)
-    told = helps(kind)
+    told, idle = helps(kind), without_effect(settings)
     for key, _, value in keys(settings):
         table, _, name = key.rpartition(".")
         line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
+        if key in idle:
+            line = f"# {name} counts with {idle[key]}"
         if key in told:
             line = f"{line:28}  # {told[key]}"
         (tables.setdefault(table, []) if table else lines).append(line)
@@ -121,13 +266,24 @@ def helps(kind: Any) -> dict[str, str]:
 
 
 def to_json(settings: Any) -> dict[str, Any]:
-    """Every setting by its dotted key, as JSON has it; ``changed`` reads it again."""
+    """Every setting that has an effect by its dotted key, as JSON has it; ``changed`` reads it
+    again."""
+    idle = without_effect(settings)
+    return {key: plain(value) for key, _, value in keys(settings) if key not in idle}
 
-    def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else str(value)
 
-    simple = (str, int, float, types.NoneType)
-    return {key: v if isinstance(v, simple) else plain(v) for key, _, v in keys(settings)}
+def plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value if isinstance(value, str | int | float | types.NoneType) else str(value)
+
+
+def word(key: str, value: Any) -> str:
+    """A setting as it is said on the command line."""
+    if isinstance(value, list | tuple):
+        return f"{key}={','.join(map(str, value))}"
+    return f"{key}={str(value).lower() if value is None or isinstance(value, bool) else value}"
 
 
 def unknown(what: str, name: str, known: Any) -> str:

@@ -83,7 +83,7 @@ def examine(folder: Path) -> Place:
             why = f"it has no {STATE}"
         if _has_checkpoints(folder):
             return Place(Kind.DAMAGED, why)
-        left = names <= {CHECKPOINTS, f".{STATE}"} and all(
+        leftovers = names <= {CHECKPOINTS, f".{STATE}"} and all(
             path.name == LOCK or path.name.startswith(LEFT_BEHIND)
             for path in (folder / CHECKPOINTS).glob("*")
         )
@@ -93,25 +93,25 @@ def examine(folder: Path) -> Place:
         raise ConfigError(f"{folder} is a file: a run needs a folder") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
         raise ConfigError(f"cannot look into {folder}: {error}") from None
-    return Place(Kind.FREE) if left else Place(Kind.FOREIGN, why)
+    return Place(Kind.FREE) if leftovers else Place(Kind.FOREIGN, why)
 
 
 def read(folder: Path) -> dict[str, Any]:
     """The run.json of a run of ours; a ``ConfigError`` says why it is none."""
     file = folder / STATE
     try:
-        found = reading.json_object(file, ConfigError)
+        state = reading.json_object(file, ConfigError)
     except ConfigError as error:
         raise ConfigError(f"{folder} is not the folder of a run: {error}") from None
-    odd = [key for key, kinds in KEYS.items() if type(found.get(key, ...)) not in kinds]
+    odd = [key for key, kinds in KEYS.items() if type(state.get(key, ...)) not in kinds]
     if "metrics" not in odd:
-        odd += [f"metrics.{n}" for n, v in found["metrics"].items() if type(v) not in NUMBER]
+        odd += [f"metrics.{n}" for n, v in state["metrics"].items() if type(v) not in NUMBER]
     if odd:
         raise ConfigError(
             f"{folder} is not the folder of a run: {file} is none of addnorm's, by its "
             f"{', '.join(odd)}"
         )
-    return found
+    return state
 
 
 def claim(checkpoints: Checkpoints, *, resume: bool, overwrite: bool) -> Place:
@@ -141,7 +141,7 @@ def _refuse(place: Place, folder: Path, resume: bool, overwrite: bool) -> None:
     elif place.kind is Kind.FOREIGN:
         raise ConfigError(
             f"{folder} is not empty and no run of addnorm's: {place.why}. It holds "
-            f"{_listed(folder.iterdir(), folder)}. Nothing was changed: choose a new folder, such "
+            f"{_shown(folder.iterdir(), folder)}. Nothing was changed: choose a new folder, such "
             f"as --out {folder / 'run'}"
         )
     elif place.kind is Kind.DAMAGED:
@@ -158,12 +158,12 @@ def _refuse(place: Place, folder: Path, resume: bool, overwrite: bool) -> None:
     elif place.kind is Kind.RUN and (wrong := _in_the_way(folder)):
         raise ConfigError(
             f"{folder} cannot be replaced: in the way is what addnorm did not write, "
-            f"{_listed(wrong, folder)}. Nothing was changed: move it elsewhere, or choose another "
+            f"{_shown(wrong, folder)}. Nothing was changed: move it elsewhere, or choose another "
             "--out"
         )
 
 
-def _listed(paths: Iterable[Path], folder: Path) -> str:
+def _shown(paths: Iterable[Path], folder: Path) -> str:
     names = sorted(str(path.relative_to(folder)) for path in paths)
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
@@ -195,7 +195,7 @@ def clear(checkpoints: Checkpoints) -> None:
     folder = checkpoints.folder.parent
     checkpoints.clear()
     try:
-        for path in _written(folder):
+        for path in _own_files(folder):
             path.unlink(missing_ok=True)
         _clear_wandb(folder / WANDB)
     except OSError as error:
@@ -214,7 +214,7 @@ def _models() -> tuple[str, ...]:
     return *MODELS, *(f".{name}.{HEX}" for name in MODELS)
 
 
-def _written(folder: Path) -> list[Path]:
+def _own_files(folder: Path) -> list[Path]:
     """The files of ours, apart from the checkpoints and from what wandb wrote."""
     patterns = [*FILES, f"{TENSORBOARD}/events.out.tfevents.*"]
     for name in _models():

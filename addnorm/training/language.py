@@ -3,8 +3,8 @@
 import gzip
 import lzma
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,17 +21,33 @@ from addnorm.data.windows import Windows, document_of
 from addnorm.generation import generate
 from addnorm.generation.decode import evaluating
 from addnorm.models import configs, folders
-from addnorm.models.gpt import GPT, GPTConfig
-from addnorm.training.config import HIDDEN, ConfigError
+from addnorm.models.gpt import GPT, NORMS, GPTConfig
+from addnorm.training.config import (
+    AT_RESUME,
+    ELSEWHERE,
+    HIDDEN,
+    INSIDE,
+    NEEDS,
+    AtResume,
+    ConfigError,
+    check_effect,
+    defaults,
+    keys,
+    setting,
+    without_effect,
+    word,
+)
 from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
-from addnorm.training.texts import check, chosen, expanded, opened
+from addnorm.training.texts import check, chosen, expanded, fits, opened
 
 IGNORED = -100  # what F.cross_entropy passes over
 EVAL_TOKENS = 1 << 14  # in one forward of an evaluation
 COMPRESSIBLE = 1 << 26  # bytes of held-out text up to which compressors are tried
 MOST_SAMPLES = 100  # each takes about a second of every evaluation
+FROM_NOTHING = {"init_from": (None,)}
+WITH_EPS = tuple(name for name in NORMS if name != "dyt")
 PROMPTS = {"stdlib": ["def ", "class ", "import "]}
 
 
@@ -39,40 +55,50 @@ PROMPTS = {"stdlib": ["def ", "class ", "import "]}
 class Language:
     """The settings of a language model's training, apart from the loop's."""
 
-    data: str = "stdlib"
+    data: str = setting("stdlib", AtResume.IF_SAME)
     """A text file, a folder, a .jsonl file, hf:NAME, or stdlib: the source of Python's library."""
-    tokenizer: str = "bytes"
+    tokenizer: str = setting("bytes", AtResume.IF_SAME, FROM_NOTHING, elsewhere=True)
     """bytes, characters, bpe:SIZE (learned from the data), or a folder or hub id with one."""
-    split: Literal["auto", "documents", "tail"] = "auto"
+    split: Literal["auto", "documents", "tail"] = setting("auto", AtResume.ANEW)
     """What is held out: whole documents, or the end of each; auto: documents, if there are many."""
-    val_fraction: float = 0.1
+    val_fraction: float = setting(0.1, AtResume.ANEW)
     """How much of the data is held out."""
-    tokens_per_step: int = 8192
+    tokens_per_step: int = setting(8192, AtResume.BY_TUNING)
     """Tokens in one optimizer step, over all micro-batches and processes."""
-    document_mask: bool = False
+    document_mask: bool = setting(False, AtResume.BY_TUNING)
     """Tokens see nothing of the documents before theirs, in training and in evaluations."""
-    dropout: float = 0.0
+    dropout: float = setting(0.0, AtResume.WITH_NOTICE)
     """In embeddings, attention and branches."""
-    z_loss: float = 0.0
+    z_loss: float = setting(0.0, AtResume.WITH_NOTICE)
     """Times the squared logarithm of the softmax's denominator (Chowdhery et al. 2022): 1e-4."""
-    init_from: str | None = None
+    init_from: str | None = setting(None, AtResume.IF_SAME)
     """A folder or hub id of a GPT-2 or of ours to start from; its model settings are taken."""
-    samples: int = 3
+    samples: int = setting(3, AtResume.FREELY)
     """Texts to write at evaluations, for whoever watches."""
-    glance_tokens: int = 1 << 16
+    glance_tokens: int = setting(1 << 16, AtResume.WITH_NOTICE)
     """Tokens of the held-out data that evaluations before the last one see."""
-    cache: Path = Path("~/.cache/addnorm/data")
+    cache: Path = setting(Path("~/.cache/addnorm/data"), AtResume.FREELY)
     """Where tokenized data and learned tokenizers are kept."""
     model: GPTConfig = field(
         default_factory=lambda: GPTConfig(
             vocab_size=1, context_length=256, dim=256, n_layers=4, n_heads=4
         ),
-        metadata={HIDDEN: ("vocab_size", "dropout")},
+        metadata={
+            HIDDEN: ("vocab_size", "dropout"),
+            AT_RESUME: AtResume.ANEW,
+            NEEDS: (FROM_NOTHING,),
+            ELSEWHERE: True,
+            INSIDE: {
+                "rope_base": ({"position": ("rope",)},),
+                "eps": ({"norm": WITH_EPS}, {"qk_norm": WITH_EPS}),
+            },
+        },
     )
-    adapt: Adapt = field(default_factory=Adapt)
+    adapt: Adapt = field(default_factory=Adapt, metadata={AT_RESUME: AtResume.BY_TUNING})
     """What is trained beside the model of init_from instead of all of it (docs/adapt.md)."""
 
     def __post_init__(self) -> None:
+        check_effect(self)
         check(self.tokenizer, self.val_fraction, self.dropout)
         for name in ("tokens_per_step", "glance_tokens"):
             if getattr(self, name) < 1:
@@ -82,8 +108,12 @@ class Language:
         if self.z_loss < 0:
             raise ConfigError(f"z_loss must not be negative, got {self.z_loss:g}")
 
-    def build(self) -> "LanguageTask":
-        """Read and tokenize the data, and make the task of it."""
+    def build(self, choices: Mapping[str, Any] | None = None) -> "LanguageTask":
+        """Read and tokenize the data, and make the task of it.
+
+        ``choices`` are settings that somebody asked for: where ``init_from`` decides what they are,
+        it is an error if that is something else.
+        """
         tokenizer: Tokenizer | None = None
         config = replace(self.model, dropout=self.dropout)
         if self.adapt.kind != "none" and self.init_from is None:
@@ -93,7 +123,15 @@ class Language:
             )
         if self.init_from is not None:
             config, tokenizer = _start(self.init_from, self.dropout)
+        if self.adapt.kind == "prefix" and self.adapt.positions == "shifted":
+            raise ConfigError(
+                f"adapt.positions=shifted begins at position {self.adapt.length} of "
+                f"{config.context_length}, and the windows of training take all of them: leave "
+                "them kept"
+            )
         source = opened(self.data)
+        if tokenizer is not None:
+            self._compare(config, tokenizer, choices or {})
         tokenizer = tokenizer or self._tokenizer(source)
         data = prepare(
             source,
@@ -105,6 +143,30 @@ class Language:
         if self.init_from is None:
             config = replace(config, vocab_size=tokenizer.vocab_size)
         return LanguageTask(self, config, tokenizer, data)
+
+    def _compare(self, config: GPTConfig, tokenizer: Tokenizer, choices: Mapping[str, Any]) -> None:
+        """Raise if what ``init_from`` brings is not what was asked for."""
+        usual = defaults(Language)
+        values = {key: value for key, _, value in keys(self)}
+        idle = without_effect(self).keys()
+        wishes = {
+            k: choices.get(k, values[k]) for k in idle if k in choices or values[k] != usual[k]
+        }
+        wrong = []
+        for key, value in wishes.items():
+            if key == "tokenizer" and not fits(value, tokenizer):
+                wrong.append(f"{word(key, value)} is not its tokenizer")
+            elif key.startswith("model."):
+                name = key.removeprefix("model.")
+                theirs = _spelled_out(name, config, getattr(config, name))
+                if _spelled_out(name, config, value) != theirs:
+                    wrong.append(f"{word(key, value)} is {theirs} there")
+        if wrong:
+            raise ConfigError(
+                f"init_from={self.init_from} comes with a model and a tokenizer, and "
+                f"{', '.join(wrong)}. Leave these settings out, or leave out init_from to start "
+                "from scratch"
+            )
 
     def _tokenizer(self, source: Source) -> Tokenizer:
         """What the setting names; what is learned is learned from the training text."""
@@ -324,12 +386,14 @@ class LanguageTask(Task):
         return {"compressed": found}
 
     def facts(self) -> dict[str, Any]:
-        """The data, the tokenizer and the rows of a step."""
+        """The data, the tokenizer, the rows of a step, and what the model is."""
+        model = {key: value for key, value in asdict(self.config).items() if key != "dropout"}
         return {
             "content": self.data.summary.content,
             "tokenizer": self.tokenizer.identity,
             "rows_per_step": self.rows,
             "context": self.config.context_length,
+            "model": model,
         }
 
     def told(self) -> list[str]:
@@ -357,6 +421,12 @@ def _start(path_or_id: str, dropout: float) -> tuple[GPTConfig, Tokenizer]:
         return configs.read(folder, dropout)[1], Tokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"init_from={path_or_id}: {error}") from None
+
+
+def _spelled_out(name: str, config: GPTConfig, value: Any) -> Any:
+    """A setting of the model, where none stands for a number for that number."""
+    standing = {"hidden": 4 * config.dim, "n_kv_heads": config.n_heads}
+    return standing.get(name) if value is None else value
 
 
 def _sums(device: torch.device) -> torch.dtype:

@@ -347,7 +347,8 @@ class Trainer:
         for name, t in own.items():
             put(t, tensors["model"][name])
         self._restore_optimizers(tensors["optimizer"])
-        for name in ("done", "shift", "seen", "skipped", "rollbacks", "scale", "good", "nominal"):
+        of_precision = ("scale", "good") if facts["precision"] == self.precision else ()
+        for name in ("done", "shift", "seen", "skipped", "rollbacks", "nominal", *of_precision):
             setattr(self, name, facts[name])
         self.recent = deque(facts["recent"], maxlen=RECENT)
         random = {

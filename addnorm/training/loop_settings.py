@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from addnorm.training.config import ConfigError
+from addnorm.training.config import AtResume, ConfigError, check_effect, setting
 from addnorm.training.parallel import Parallel
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
+FREELY, WITH_NOTICE, BY_TUNING = AtResume.FREELY, AtResume.WITH_NOTICE, AtResume.BY_TUNING
 MOST_THREADS = 1024  # a process that is asked for very many dies without a word
 
 
@@ -15,61 +16,62 @@ MOST_THREADS = 1024  # a process that is asked for very many dies without a word
 class Loop:
     """The settings of the loop, whatever is trained."""
 
-    steps: int = 1000
+    steps: int = setting(1000, FREELY)
     """Optimizer steps."""
-    seed: int = 0
+    seed: int = setting(0, BY_TUNING)
     """Of the weights, of dropout, and of the order of the data."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = setting("adamw", BY_TUNING)
     """muon: torch's, for the matrices of the stack; AdamW for the rest."""
-    lr: float = 1e-3
+    lr: float = setting(1e-3, WITH_NOTICE)
     """AdamW's largest learning rate."""
-    muon_lr: float = 2e-3
+    muon_lr: float = setting(2e-3, WITH_NOTICE, {"optimizer": ("muon",)})
     """Muon's largest learning rate, for updates of the size of AdamW's."""
-    schedule: Schedule = "cosine"
+    schedule: Schedule = setting("cosine", WITH_NOTICE)
     """How the learning rate falls; wsd stays, and falls over the last decay of the steps."""
-    warmup: int = 100
+    warmup: int = setting(100, WITH_NOTICE)
     """Steps over which it rises."""
-    lr_floor: float = 0.1
+    lr_floor: float = setting(0.1, WITH_NOTICE, {"schedule": ("cosine", "linear", "wsd")})
     """Where it ends, as a share of the largest."""
-    decay: float = 0.2
+    decay: float = setting(0.2, WITH_NOTICE, {"schedule": ("wsd",)})
     """The last part of the steps, for wsd."""
-    weight_decay: float = 0.1
+    weight_decay: float = setting(0.1, WITH_NOTICE)
     """Of matrices and tables, times the learning rate; never of norm gains and biases."""
-    beta1: float = 0.9
+    beta1: float = setting(0.9, WITH_NOTICE)
     """AdamW's memory of the gradient."""
-    beta2: float = 0.95
+    beta2: float = setting(0.95, WITH_NOTICE)
     """AdamW's memory of its square."""
-    clip: float = 1.0
+    clip: float = setting(1.0, WITH_NOTICE)
     """The largest norm of the gradient; 0: any."""
-    micro_rows: int | None = None
+    micro_rows: int | None = setting(None, WITH_NOTICE)
     """Rows that go through the model at once on each process; none: all of the step's."""
-    precision: Precision = "auto"
+    precision: Precision = setting("auto", WITH_NOTICE)
     """auto: bf16 where the machine multiplies it fast, else fp32."""
-    compile: Literal["auto", "true", "false"] = "auto"
+    compile: Literal["auto", "true", "false"] = setting("auto", WITH_NOTICE)
     """torch.compile; auto: where there is a GPU, if a small trial works."""
-    parallel: Parallel = "ddp"
+    parallel: Parallel = setting("ddp", WITH_NOTICE)
     """On several processes: ddp copies the model, fsdp divides it among them."""
-    nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    nonfinite: Literal["stop", "skip", "rollback"] = setting("stop", FREELY)
     """When loss or gradient are not finite: stop and say where, leave the step out, or go back to
     the last checkpoint and past the data that did it."""
-    most_rollbacks: int = 3
+    most_rollbacks: int = setting(3, FREELY, {"nonfinite": ("rollback",)})
     """Rollbacks after which the run stops all the same."""
-    spike: float = 0.0
+    spike: float = setting(0.0, WITH_NOTICE)
     """Leave out steps whose gradient norm exceeds so many times the recent median; 0: none."""
-    eval_every: int = 250
+    eval_every: int = setting(250, FREELY)
     """Steps between evaluations; 0: at the end only."""
-    save_every: int = 500
+    save_every: int = setting(500, FREELY)
     """Steps between checkpoints; 0: at the end only."""
-    keep: int = 2
+    keep: int = setting(2, FREELY)
     """Checkpoints that stay."""
-    watch_every: int = 10
+    watch_every: int = setting(10, FREELY)
     """Steps between measurements of the residual stream, layer by layer; 0: none."""
-    threads: int | None = None
+    threads: int | None = setting(None, WITH_NOTICE)
     """CPU threads of each process; none: torch's choice."""
-    device: str = "auto"
+    device: str = setting("auto", WITH_NOTICE)
     """cpu, cuda, mps; auto: an accelerator if there is one."""
 
     def __post_init__(self) -> None:
+        check_effect(self)
         for name in ("steps", "keep", "most_rollbacks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -175,7 +175,7 @@ def _shortened(config: Config) -> dict[str, Any]:
         "watch_every": 0,
     }
     if loop.micro_rows is None:
-        rows = len(next(iter(config.about.build().batch("train", loop.seed, 0, 0, 1).values())))
+        rows = len(next(iter(config.build().batch("train", loop.seed, 0, 0, 1).values())))
         changes["micro_rows"] = max(1, rows // 2)  # so that there is a middle to be killed in
     return config.changed(changes).to_json() | {"sinks": []}
 
@@ -239,7 +239,7 @@ def child(order: Mapping[str, Any]) -> None:
     if order["die"] is not None:
         _die_at(*order["die"])
     config = Config.from_json(order["config"])
-    task = config.about.build()
+    task = config.build()
     train(
         task,
         loop=config.loop,

@@ -9,10 +9,11 @@ from addnorm.models.classifier import ClassifierConfig
 from addnorm.models.gpt import GPT, GPTConfig
 from addnorm.training import config as settings
 from addnorm.training.classify import Classify
-from addnorm.training.config import ConfigError
+from addnorm.training.config import AtResume, ConfigError
 from addnorm.training.language import Language
 from addnorm.training.loop_settings import Loop
 from addnorm.training.sinks import named
+from addnorm.training.task import Task
 
 TASKS: dict[str, type[Language] | type[Classify]] = {"language": Language, "classify": Classify}
 
@@ -25,6 +26,8 @@ class Config:
     loop: Loop = field(default_factory=Loop)
     sinks: tuple[str, ...] = ()
     """Besides metrics.jsonl: tensorboard, wandb."""
+    choices: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Of the task's settings, those that somebody chose over what a recipe has by itself."""
 
     def __post_init__(self) -> None:
         named(self.sinks)
@@ -37,34 +40,67 @@ class Config:
         """The name of what is learned."""
         return next(name for name, kind in TASKS.items() if isinstance(self.about, kind))
 
-    def changed(self, changes: Mapping[str, Any]) -> "Config":
-        """With other values of some keys; ``ConfigError`` names a key that is not known."""
+    def changed(self, *layers: Mapping[str, Any]) -> "Config":
+        """With other values of some keys, later layers over earlier ones; ``ConfigError`` names a
+        key that is not known, or one that has no effect beside the others."""
         parts: dict[str, Any] = {"about": self.about, "loop": self.loop}
         known = {key: name for name, part in parts.items() for key, _, _ in settings.keys(part)}
-        mine: dict[str, dict[str, Any]] = {"about": {}, "loop": {}}
-        sinks = self.sinks
-        for key, value in changes.items():
-            if key == "sinks":
-                sinks = settings.converted(key, tuple[str, ...], value)
-            elif key == "task":
-                if value != self.task:
-                    raise ConfigError(
-                        f"task is {self.task} in this recipe; {value!r} has settings of its own: "
-                        "choose a recipe with it"
-                    )
-            elif key not in known:
-                raise ConfigError(settings.unknown("setting", key, [*known, "sinks"]))
-            else:
-                mine[known[key]][key] = value
+        kinds = {key: kind for key, kind, _ in settings.keys(self.about)}
+        mine: dict[str, list[dict[str, Any]]] = {"about": [], "loop": []}
+        sinks, choices = self.sinks, dict(self.choices)
+        for layer in layers:
+            for changes in mine.values():
+                changes.append({})
+            for key, value in layer.items():
+                if key == "sinks":
+                    sinks = settings.converted(key, tuple[str, ...], value)
+                elif key == "task":
+                    if value != self.task:
+                        raise ConfigError(
+                            f"task is {self.task} in this recipe; {value!r} has settings of its "
+                            "own: choose a recipe with it"
+                        )
+                elif key not in known:
+                    raise ConfigError(settings.unknown("setting", key, [*known, "sinks"]))
+                else:
+                    mine[known[key]][-1][key] = value
+                    if key in kinds:
+                        choices[key] = settings.converted(key, kinds[key], value)
         return replace(
             self,
-            about=settings.changed(self.about, mine["about"]),
-            loop=settings.changed(self.loop, mine["loop"]),
+            about=settings.changed(self.about, *mine["about"]),
+            loop=settings.changed(self.loop, *mine["loop"]),
             sinks=sinks,
+            choices=choices,
         )
 
+    @property
+    def tunable(self) -> bool:
+        """Whether ``init_from`` can take up the model that a run with it writes."""
+        beside = ("prefix", "adapter")  # which are no part of the model's own weights
+        return isinstance(self.about, Language) and self.about.adapt.kind not in beside
+
+    def build(self) -> Task:
+        """The task, with its data read; what was asked for holds, or is an error."""
+        return self.about.build(self.choices)
+
+    def at_resume(self) -> dict[str, AtResume]:
+        """What a resumed run may do with each key."""
+        return {
+            "task": AtResume.ANEW,
+            **settings.at_resume(self.about),
+            **settings.at_resume(self.loop),
+            "sinks": AtResume.FREELY,
+        }
+
+    def defaults(self) -> dict[str, Any]:
+        """Every key and what it is by itself, as JSON has it."""
+        kinds = (type(self.about), Loop)
+        values = {key: value for kind in kinds for key, value in settings.defaults(kind).items()}
+        return {"task": self.task, **{k: settings.plain(v) for k, v in values.items()}, "sinks": []}
+
     def to_json(self) -> dict[str, Any]:
-        """Every key and its value; ``from_json`` reads it."""
+        """Every key that has an effect, and its value; ``from_json`` reads it."""
         return {
             "task": self.task,
             **settings.to_json(self.about),
@@ -85,7 +121,7 @@ class Config:
         kind = TASKS.get(str(told.get("task", "language")))
         if kind is None:
             raise ConfigError(settings.unknown("task", str(told.get("task")), TASKS))
-        return cls(about=kind()).changed(told)
+        return replace(cls(about=kind()).changed(told), choices={})
 
 
 def stdlib_cpu() -> Config:

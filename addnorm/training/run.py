@@ -41,6 +41,7 @@ from addnorm.training.loop import Diverged, Outcome, Trainer
 from addnorm.training.loop_settings import Loop
 from addnorm.training.parallel import World, start
 from addnorm.training.recipes import Config
+from addnorm.training.resume import Resume
 from addnorm.training.sinks import JSONLines, Record, Sink, installed, open_sinks
 from addnorm.training.task import Task
 
@@ -85,7 +86,9 @@ def train(
 
     A ``Config`` (see ``addnorm.training.recipes``) says everything; a ``Task`` of one's own comes
     with ``loop``. ``changes`` are settings by key, dots as in ``**{"model.dim": 64}``. ``resume``
-    goes on with what is in ``out``; ``until`` stops after that step, saved, to be gone on with.
+    goes on with the run in ``out``, with the same settings but for those that say of themselves
+    that they may change; ``overwrite`` replaces it. ``until`` stops after that step, saved, to be
+    gone on with.
     """
     given = Config() if task_or_config is None else task_or_config
     if isinstance(given, Config):
@@ -104,12 +107,15 @@ def train(
     sinks = () if config is None else config.sinks
     checkpoints = Checkpoints(Path(out) / places.CHECKPOINTS, keep=loop.keep)
 
-    def claimed() -> Mapping[str, Any]:
+    def claim() -> Mapping[str, Any]:
         installed(sinks)
-        return places.claim(checkpoints, resume=resume, overwrite=overwrite).state
+        state = places.claim(checkpoints, resume=resume, overwrite=overwrite).state
+        if resume and state:  # before anything takes long
+            Resume.of(Path(out), state["config"], config, loop).notices()
+        return state
 
     try:
-        state = by_the_first(world, claimed)
+        state = by_the_first(world, claim)
         if task is None:
             assert config is not None
             task = built(config, world)
@@ -140,8 +146,8 @@ def by_the_first(world: World, work: Callable[[], Result]) -> Result:
 def built(config: Config, world: World) -> Task:
     """The task; the first process reads and tokenizes, the others find it done."""
     tasks: list[Task] = []
-    by_the_first(world, lambda: tasks.append(config.about.build()))
-    return tasks[0] if tasks else config.about.build()
+    by_the_first(world, lambda: tasks.append(config.build()))
+    return tasks[0] if tasks else config.build()
 
 
 class _Session:
@@ -161,7 +167,7 @@ class _Session:
         self.folder = checkpoints.folder.parent
         self.trainer = Trainer(task, loop, world)
         self.sinks: list[Sink] = []
-        self.entered = False  # whether the folder is this session's to write to
+        self.owns_folder = False  # whether the folder is this session's to write to
         self.first = 1  # its first step
         self.earlier = 0.0  # seconds of earlier sessions
         self.begun = perf_counter()
@@ -176,12 +182,12 @@ class _Session:
     def run(self, state: Mapping[str, Any] | None, until: int | None = None) -> Run:
         """Until the last step, ``until`` one before it, or a signal; ``state`` is the run.json of a
         run to go on with."""
-        resumed = state is not None and self._resume(state)
-        if resumed and self.trainer.done >= self.loop.steps:
+        resumes = state is not None and self._resume(state)
+        if resumes and self.trainer.done >= self.loop.steps:
             return self._nothing_left(state or {})
         self._announce()
         self.first = self.trainer.done + 1
-        if not resumed:
+        if not resumes:
             self._enter(anew=state is None)
         try:
             with _signals() as asked, self.display.training(self.loop.steps, self.trainer.done):
@@ -204,12 +210,18 @@ class _Session:
 
     def _nothing_left(self, state: Mapping[str, Any]) -> Run:
         """A finished run is left as it is, unless it fell before it could say that it is done."""
+        if state and (changes := self._change(state["config"]).changes()):
+            words = ", ".join(settings.word(key, now) for key, (_, now) in changes.items())
+            raise ConfigError(
+                f"{words} has no effect: {self.folder} is finished, all of its {self.loop.steps} "
+                "steps are done. Say steps=N too, with a larger N"
+            )
         self.display.say(
             f"{self.folder} is finished: all of its {self.loop.steps} steps are done. steps=N with "
             "a larger N goes on"
         )
         if not state.get("finished") and self.world.first:
-            self.entered, self.beside = True, self.task.beside()
+            self.owns_folder, self.beside = True, self.task.beside()
         self._close()
         return Run(self.folder, self.trainer.done, True, self.metrics, self.best)
 
@@ -224,17 +236,17 @@ class _Session:
                 self._write_config()
             except OSError as error:
                 raise ConfigError(f"cannot write to {self.folder}: {error.strerror}") from None
-            asked = self.config.sinks if self.config else ()
-            self.sinks = open_sinks(asked, self.folder, self.told, self.first)
+            names = self.config.sinks if self.config else ()
+            self.sinks = open_sinks(names, self.folder, self.told, self.first)
 
         by_the_first(self.world, take)
-        self.entered = True
+        self.owns_folder = True
 
     def _steps(self, asked: Callable[[], int], until: int | None) -> None:
         trainer, loop = self.trainer, self.loop
         while trainer.done < min(loop.steps, until or loop.steps):
             record = self._one()
-            if not self.entered:  # a step of the resumed run went well: its new settings hold
+            if not self.owns_folder:  # a step of the resumed run went well: its new settings hold
                 self._enter(anew=False)
             self._record(record)
             self.display.step(record)
@@ -481,13 +493,9 @@ class _Session:
             return False
         snapshot = self._loaded()
         facts = snapshot.facts
-        now = self.task.facts()
-        for name, value in facts["task"].items():
-            if name in now and now[name] != value:
-                raise ConfigError(
-                    f"{name} was {value} and is {now[name]}: this would not be the same run. Give "
-                    "it its old settings, or begin a new one with init_from"
-                )
+        change = self._change(facts["config"])
+        notices = change.notices()
+        change.compare(facts["task"], json.loads(json.dumps(self.task.facts())))
         self._leaves_steps(facts)
         differ = self.trainer.restore(snapshot.tensors, facts["trainer"])
         self.best, self.metrics = facts["best"], dict(facts["metrics"])
@@ -499,12 +507,18 @@ class _Session:
             if versions.get(name) != then
         ]
         self.display.say(f"resumed at step {self.trainer.done} of {self.loop.steps}")
-        if differ:
+        numbers = "agree to rounding, not to the bit"
+        if notices:
+            numbers = "are from here on those of the new settings"
+        if changes := [*notices, *differ]:
             self.display.say(
-                f"not the same as then: {'; '.join(differ)}. The data goes on where it was; the "
-                "numbers agree to rounding, not to the bit"
+                f"not the same as then: {'; '.join(changes)}. The data goes on where it was; the "
+                f"numbers {numbers}"
             )
         return True
+
+    def _change(self, then: Mapping[str, Any]) -> Resume:
+        return Resume.of(self.folder, then, self.config, self.loop)
 
     def _leaves_steps(self, facts: Mapping[str, Any]) -> None:
         """Raise if the run is past the steps it is to have, as an unfinished one is at its last."""
@@ -520,6 +534,8 @@ class _Session:
         rows = len(next(iter(t.batch().values())))
         micro = min(self.loop.micro_rows or rows, rows)
         lines = self.task.told()
+        if self.loop.parallel == "fsdp" and self.world.size == 1:
+            lines.append("parallel=fsdp divides a model among processes: there is one")
         lines.append(
             f"{t.precision} on {self.world.device}, {self.world.size} process(es) of "
             f"{torch.get_num_threads()} thread(s), {-(-rows // max(micro, 1))} micro-batch(es) of "
@@ -546,7 +562,7 @@ class _Session:
         try:
             self.checkpoints.wait()
         finally:
-            if self.world.first and self.entered:
+            if self.world.first and self.owns_folder:
                 self._written(places.STATE, self._write_state)
                 self._written(report.NAME, partial(report.write, self.folder))
             self.checkpoints.close()

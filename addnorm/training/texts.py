@@ -83,6 +83,16 @@ def chosen(
         ) from None
 
 
+def fits(setting: str, tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer is one that the setting names; of one that is learned, whatever from."""
+    size = _size(setting)
+    if size is not None:
+        return tokenizer.kind == "bpe" and tokenizer.vocab_size == size
+    if setting in ("bytes", "characters"):
+        return tokenizer.kind == setting
+    return chosen(setting, list, list, Path()).identity == tokenizer.identity
+
+
 def _size(setting: str) -> int | None:
     """How many tokens a BPE is to have, if the setting asks for one."""
     kind, _, size = setting.partition(":")

@@ -1,0 +1,131 @@
+"""What a resumed run may change: each setting says it of itself, and here it is held to it.
+
+A change that would make another run of it, with other data, another model or another optimizer, is
+refused, with the way to a new run that has it; one that only changes its numbers is announced.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from addnorm.training import config as settings
+from addnorm.training.config import AtResume, ConfigError, word
+from addnorm.training.loop_settings import Loop
+from addnorm.training.recipes import Config
+
+BY_THE_TRAINER = ("threads", "device", "precision")  # it tells what they are, not what is set
+SETTINGS_OF = {
+    "content": "data",
+    "tokenizer": "tokenizer",
+    "classes": "data",
+    "rows_per_step": "tokens_per_step",
+    "context": "model.context_length",
+    "model": "init_from",
+}
+"""Fact of a task -> the setting that it comes from."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A run to go on with, in ``folder``: its settings, ``then`` and ``now``, as JSON has them.
+
+    ``usual`` is what a setting is that one of the two does not name, ``marks`` what it says of
+    itself. ``tunable``: a new run can begin from the weights of this one.
+    """
+
+    folder: Path
+    then: Mapping[str, Any]
+    now: Mapping[str, Any]
+    usual: Mapping[str, Any]
+    marks: Mapping[str, AtResume]
+    tunable: bool
+
+    @classmethod
+    def of(
+        cls, folder: Path, then: Mapping[str, Any], config: Config | None, loop: Loop
+    ) -> "Resume":
+        """Of a run that was recorded with the settings ``then``; without a Config it is one of a
+        task of its own, of which the loop's settings are known."""
+        if config is not None:
+            now, usual, marks = config.to_json(), config.defaults(), config.at_resume()
+            return cls(folder, then, now, usual, marks, config.tunable)
+        usual = {key: settings.plain(v) for key, v in settings.defaults(Loop).items()}
+        return cls(folder, then, settings.to_json(loop), usual, settings.at_resume(loop), False)
+
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """Key -> (then, now), of those that differ."""
+        both = {key: (self._then(key), value) for key, value in self.now.items()}
+        return {key: (then, now) for key, (then, now) in both.items() if then != now}
+
+    def _then(self, key: str) -> Any:
+        return self.then.get(key, self.usual.get(key))
+
+    def notices(self) -> list[str]:
+        """The changes that a run may make and has to tell; raises for those that it may not."""
+        conflicts: dict[AtResume, list[str]] = {AtResume.ANEW: [], AtResume.BY_TUNING: []}
+        notices = []
+        for key, (then, now) in self.changes().items():
+            mark = self.marks.get(key, AtResume.ANEW)
+            if mark is AtResume.IF_SAME and None in (then, now):
+                raise ConfigError(
+                    f"{word(key, now)}, and the run in {self.folder} has {word(key, then)}: it "
+                    "goes on with its own weights, so leave this out"
+                )
+            if mark in conflicts:
+                conflicts[mark].append(key)
+            elif mark is AtResume.WITH_NOTICE and key not in BY_THE_TRAINER:
+                notices.append(f"{key} {then} then, {now} now")
+        keys = conflicts[AtResume.ANEW] + conflicts[AtResume.BY_TUNING]
+        if keys:
+            wishes = ", ".join(word(key, self.now[key]) for key in keys)
+            facts = ", ".join(word(key, self._then(key)) for key in keys)
+            raise ConfigError(
+                f"{wishes} would make another run of {self.folder}, which has {facts}: a resume "
+                f"keeps that. {self._way(keys)}"
+            )
+        return notices
+
+    def compare(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Raise if what a task says of itself is not what it was."""
+        for name, value in then.items():
+            if name not in now or now[name] == value:
+                continue
+            keys = [key for fact, key in SETTINGS_OF.items() if fact == name and key in self.now]
+            characters = self.now.get("tokenizer") == "characters"
+            if characters and then.get("tokenizer") != now.get("tokenizer"):
+                keys.append("tokenizer")  # the new text may have some that the weights do not know
+            raise ConfigError(
+                f"{_difference(name, value, now[name])}{self._values(keys)}: this would not be the "
+                f"run in {self.folder}. Give it what it had. {self._way(keys)}"
+            )
+
+    def _values(self, keys: Sequence[str]) -> str:
+        both = [(key, self._then(key), self.now[key]) for key in keys]
+        words = [f"{word(k, a)} then, {word(k, b)} now" for k, a, b in both if a != b]
+        return f" ({'; '.join(words)})" if words else ""
+
+    def _way(self, keys: Sequence[str]) -> str:
+        """How to have a new run with what this one may not have."""
+        if "task" not in self.now:
+            return "Or begin a new run, in another folder"
+        folder = shlex.quote(str(self.folder))
+        changes = [key for key in keys if self._then(key) != self.now[key]]
+        words = [shlex.quote(word(key, self.now[key])) for key in changes]
+        command = ["addnorm train --config", f"{folder}/config.toml", *words, "--out NEW"]
+        anew = {AtResume.ANEW} & {self.marks.get(key, AtResume.ANEW) for key in keys}
+        anew |= {AtResume.ANEW} if "tokenizer" in keys else set()
+        if not self.tunable or anew:
+            return f"Or begin a new run from nothing: {' '.join(command)}"
+        command.insert(2, f"init_from={folder}/model")
+        return f"Or begin a new run from its weights: {' '.join(command)}"
+
+
+def _difference(name: str, then: Any, now: Any) -> str:
+    """Of two objects, what differs in them."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        odd = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        before, after = ([f"{key}={of.get(key)}" for key in odd] for of in (then, now))
+        return f"{name} was {', '.join(before)} and is {', '.join(after)}"
+    return f"{name} was {then} and is {now}"
