@@ -7,7 +7,6 @@ import ast
 import difflib
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from addnorm.branches import MLP, Attention
-from addnorm.errors import Mendable
+from addnorm.errors import MOST, Mendable
 from addnorm.norms import Norm
 from addnorm.stream import Scheme, Site, Stack, Sublayer, Wiring
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+LARGEST = 1e38  # of a number in a scheme's text: half precision apart, every dtype holds it
 
 
 class SchemeError(Mendable):
@@ -186,13 +187,15 @@ def _value(owner: str, name: str, wanted: Any, node: ast.expr, text: str) -> Any
         value = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = None
-    if wanted is float and type(value) in (int, float) and math.isfinite(value):
+    if wanted is float and type(value) in (int, float) and -LARGEST < value < LARGEST:
         return float(value)
-    if wanted is not float and type(value) is wanted:
+    if wanted is not float and type(value) is wanted and -MOST <= value <= MOST:
         return value
     kinds = {float: "a number", int: "a whole number", bool: "True or False"}
+    large = type(value) in (int, float) and not -MOST <= value <= MOST and wanted is not bool
+    limit = f" below {LARGEST if wanted is float else MOST:g}" if large else ""
     raise SchemeError(
-        f"{owner}: {name} must be {kinds[wanted]}, got {_source(node, text)} in {text!r}"
+        f"{owner}: {name} must be {kinds[wanted]}{limit}, got {_source(node, text)} in {text!r}"
     )
 
 

@@ -161,9 +161,24 @@ def test_what_the_user_can_mend_is_one_message(
     assert raised(monkeypatch, error) == 1
 
 
+def test_memory_that_is_not_there_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    for short in (error.value, MemoryError("no room"), torch.OutOfMemoryError("CUDA: none\nmore")):
+        assert raised(monkeypatch, short) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("addnorm: there is not enough memory for this: ")
+        assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "error",
-    [ValueError("v"), KeyError("k"), RecursionError(), OSError(errno.ENOENT, "none", "x")],
+    [
+        *(ValueError("v"), KeyError("k"), RecursionError(), RuntimeError("r")),
+        OSError(errno.ENOENT, "none", "x"),
+    ],
 )
 def test_everything_else_is_our_bug(
     error: Exception,

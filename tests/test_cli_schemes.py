@@ -216,6 +216,10 @@ def test_a_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--width", "wide"], "wide"),
         (["--heads", "7"], "7 heads do not divide the width 64"),
         (["--depths", "2", "2"], "depths must be different"),
+        (["--depths", "2", "1000000"], "depths must be at most 1,000 blocks, got (2, 1000000)"),
+        (["--seeds", "1000000"], "seeds must be at most 1,000"),
+        (["--width", "1" + "0" * 30], "width must be at most 268435456"),
+        (["--first-seed", "9" * 20], "first_seed must be from 0 to 2**63 - 1"),
     ],
 )
 def test_options_that_do_not_fit(

@@ -225,7 +225,7 @@ def test_every_activation_is_offered() -> None:
         ({"depths": (2, 0)}, "depths must be"),
         ({"depths": (2, 2)}, "depths must be"),
         ({"heads": 7}, "7 heads do not divide the width 64"),
-        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"seeds": 0}, "seeds must be a whole number of at least 1"),
         ({"first_seed": -1}, "first_seed"),
     ],
 )

@@ -121,6 +121,9 @@ def main(args: Sequence[str] | None = None) -> int:
             output.give_up(sys.stdout)
             output.say(f"cannot write {error.filename or 'what there is to say'}: {error.strerror}")
             return 1
+        if output.memory_is_short(error):
+            output.say(f"there is not enough memory for this: {str(error).partition(chr(10))[0]}")
+            return 1
         output.say(
             f"this is a bug in addnorm: {type(error).__name__}: {error}\n{_report(error)}; please "
             "report it with the command you gave"

@@ -63,3 +63,11 @@ def disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def memory_is_short(error: Exception) -> bool:
+    """Whether there was no room for a tensor, on the machine or on its accelerator."""
+    names = {kind.__name__ for kind in type(error).__mro__}  # torch need not be loaded for this
+    return not names.isdisjoint({"MemoryError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )

@@ -7,6 +7,12 @@ What a measurement depends on is here, where it costs nothing to import.
 from dataclasses import dataclass
 from typing import Literal
 
+from addnorm.errors import Mendable, check_whole, value_in_short
+
+DEEPEST = 1000
+"""Blocks: twice the 1,000 layers of the deepest Transformer that was published, DeepNet."""
+MOST_SEEDS = 1000
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -36,15 +42,20 @@ class Setup:
 
     def __post_init__(self) -> None:
         for name in ("width", "heads", "tokens", "batch", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_whole(name, getattr(self, name))
+        told = value_in_short(self.depths)
         if not self.depths or min(self.depths) < 1 or len(set(self.depths)) < len(self.depths):
-            told = " ".join(map(str, self.depths)) or "none"
-            raise ValueError(f"depths must be different numbers of at least 1 block, got {told}")
+            raise Mendable(f"depths must be different numbers of at least 1 block, got {told}")
+        if max(self.depths) > DEEPEST:
+            raise Mendable(f"depths must be at most {DEEPEST:,} blocks, got {told}")
+        if self.seeds > MOST_SEEDS:
+            raise Mendable(f"seeds must be at most {MOST_SEEDS:,}, got {self.seeds}")
         if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
-        if self.first_seed < 0:
-            raise ValueError(f"first_seed must not be negative, got {self.first_seed}")
+            raise Mendable(f"{self.heads} heads do not divide the width {self.width}")
+        if not 0 <= self.first_seed < 1 << 63:
+            raise Mendable(
+                f"first_seed must be from 0 to 2**63 - 1, got {value_in_short(self.first_seed)}"
+            )
 
     def all_seeds(self) -> range:
         """The seeds themselves."""
