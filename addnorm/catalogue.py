@@ -25,7 +25,7 @@ from addnorm.stream import Scheme, Site, Stack, Sublayer, Wiring
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LARGEST = 1e38  # of a number in a scheme's text: half precision apart, every dtype holds it
+LARGEST = 1e38  # of a number in the text of a scheme: float32 and bfloat16 hold it
 
 
 class SchemeError(Mendable):
