@@ -437,6 +437,48 @@ def test_wrong_use_is_told(words: list[str], says: str, capsys: pytest.CaptureFi
     assert len(told.err.splitlines()) <= 3
 
 
+def test_a_module_without_a_spec_is_none_to_look_at(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as the installed command is
+    assert main(["lint", "__main__"]) == 2
+    assert "__main__ is neither a file, nor a folder, nor a module" in capsys.readouterr().err
+
+
+OWN = """
+from math import sin
+from torch import nn
+x = 5
+layer = nn.Linear(2, 2)
+class Net(nn.Sequential):
+    part = nn.ReLU
+def made(width):
+    return Net(layer)
+whole = made(2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nope", "there is no 'nope' in it; there are layer, Net, made, whole"),
+        ("laier", "there is no 'laier' in it; near it: layer"),
+        ("x", "net.py:x is an int: no model, nor a function"),
+        ("x.nope", "there is no 'nope' in it; there is no model, no function and no class in it"),
+        ("whole.nope", "there is no 'nope' in it; there is 0"),
+        ("Net.nope", "there is no 'nope' in it; there is no model"),
+        ("~nobody-of-this-name/net.py:x", "cannot be looked for"),
+        ("x" * 300 + ".py:x", "cannot be looked for"),
+    ],
+)
+def test_what_is_not_in_a_file_is_told_with_what_is(
+    name: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = name if ":" in name else f"{write(tmp_path, OWN)}:{name}"
+    assert main(["lint", target]) == 2
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

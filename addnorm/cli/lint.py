@@ -684,17 +684,16 @@ def _made(target: str, module: ModuleType, name: str, file: Path) -> Found:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            near = difflib.get_close_matches(part, [n for n in vars(found) if n[0] != "_"], n=3)
-            hint = f"; near it: {', '.join(near)}" if near else ""
-            there = _candidates(module)
-            if not near and there:
-                hint = f"; there are {', '.join(there)}"
+            near = difflib.get_close_matches(part, [n for n in dir(found) if n[0] != "_"], n=3)
+            hint = f"; near it: {', '.join(near)}" if near else f"; {_content(found)}"
             raise Refusal(f"{target}: there is no {part!r} in it{hint}")
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         return Found(target, found, file=file)
     if not callable(found):
-        raise Refusal(f"{target} is a {type(found).__name__}: no model, nor a function")
+        raise Refusal(
+            f"{target} is {_with_article(type(found).__name__)}: no model, nor a function"
+        )
     if needed := _needed(found):
         raise Refusal(
             f"{target} needs arguments ({', '.join(needed)}): give a function without any, such as "
@@ -711,6 +710,29 @@ def _made(target: str, module: ModuleType, name: str, file: Path) -> Found:
             "(module, inputs)"
         )
     return Found(target, made, inputs, file=file)
+
+
+def _with_article(noun: str) -> str:
+    return f"a{'n' if noun[:1].lower() in 'aeiou' else ''} {noun}"
+
+
+def _content(holder: Any) -> str:
+    """What of its own is in a module, a class or a model: models, functions and classes."""
+    from torch import nn
+
+    home = getattr(holder, "__module__", getattr(holder, "__name__", None))
+    held = vars(holder) if hasattr(holder, "__dict__") else {}
+    if isinstance(holder, nn.Module):
+        held = dict(holder.named_children())
+
+    def own(value: Any) -> bool:
+        code = inspect.isfunction(value) or inspect.isclass(value)
+        return isinstance(value, nn.Module) or (code and value.__module__ == home)
+
+    names = [name for name, value in held.items() if not name.startswith("_") and own(value)]
+    if not names:
+        return "there is no model, no function and no class in it"
+    return f"there {'are' if names[1:] else 'is'} {', '.join(names)}"
 
 
 def _needed(function: Any) -> list[str]:
@@ -820,7 +842,7 @@ def _nowhere(target: str, error: BaseException | None) -> str:
         if there.is_file():
             return f"{target} is no folder; did you mean {there}?"
     first = target.partition(".")[0]
-    if target.replace(".", "").isidentifier() and importlib.util.find_spec(first):
+    if target.replace(".", "").isidentifier() and _is_module(first):
         return (
             f"{target} is a module and names no model in it: give {target}:NAME, where NAME is a "
             f"model or a function that returns one{hub}"
@@ -829,6 +851,13 @@ def _nowhere(target: str, error: BaseException | None) -> str:
     near = difflib.get_close_matches(file.name, beside, n=3, cutoff=0.75)
     hint = f"; near it: {', '.join(str(file.parent / n) for n in near)}" if near else ""
     return f"{target} is neither a file, nor a folder, nor a module{hint}{hub}"
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # a module without a spec, as __main__ is
+        return False
 
 
 def _from_transformers(target: str, folder: Path, weights: bool) -> Found:
