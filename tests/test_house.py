@@ -1,8 +1,10 @@
 """The house keeps its shape: imports run one way, style rules hold, importing is quick."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,32 @@ def test_the_table_of_rooms_has_no_way_back() -> None:
         placed.add(name)
 
 
+def reads_environment(tree: ast.AST) -> bool:
+    """Whether there is a way from here to the environment, by an attribute or by an import."""
+    names: set[str] = set()
+    for part in ast.walk(tree):
+        if isinstance(part, ast.Attribute):
+            names.add(part.attr)
+        elif isinstance(part, ast.ImportFrom) and part.module in ("os", "posix", "nt"):
+            names |= {a.name for a in part.names}
+        elif isinstance(part, ast.Call) and ast.unparse(part.func) == "getattr":
+            names |= {str(ast.literal_eval(a)) for a in part.args if isinstance(a, ast.Constant)}
+    return not names.isdisjoint(("environ", "environb", "getenv", "getenvb", "*"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("import os; os.environ['A']", "import os as o; o.getenv('A')", "from os import environ"),
+        *("from os import getenv as path", "from os import *", "import os; getattr(os, 'environ')"),
+        *("from os import path, environb", "def f():\n    from os import environ as e"),
+    ],
+)
+def test_every_way_to_the_environment_is_seen(text: str) -> None:
+    assert reads_environment(ast.parse(text))
+    assert not reads_environment(ast.parse("import os\nfrom os import path\nos.path.join(path)"))
+
+
 # --- style ----------------------------------------------------------------------------------------
 
 
@@ -124,14 +152,28 @@ def test_style(path: Path) -> None:
             # hf.py implements transformers' interface, which has one
             flags = [n for n in names if n.startswith("use_") and path.name != "hf.py"]
             assert not flags, f"{part.name}: a use_ flag"
-        # threads.py tells OpenMP how to wait, which no result depends on
-        if isinstance(part, ast.Attribute) and path.name != "threads.py":
-            assert part.attr not in ("environ", "getenv"), "no architecture from the environment"
+    # threads.py tells OpenMP how to wait, which no result depends on
+    assert path.name == "threads.py" or not reads_environment(tree)
 
 
 def test_a_model_is_one_file_of_less_than_350_lines() -> None:
     for path in (ROOT / "models").glob("*.py"):
         assert len(path.read_text().splitlines()) < 350, path
+
+
+def test_every_extra_that_is_named_can_be_installed() -> None:
+    """In messages, documents and tests; pip installs the rest and only warns where one is not."""
+    top = ROOT.parent
+    extras = tomllib.loads((top / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    texts = [*top.glob("*.md"), *top.glob("docs/**/*.md"), top / "pyproject.toml", top / "Makefile"]
+    texts += [*FILES, *ROOT.rglob("*.md"), *top.glob("tests/**/*.py"), *top.glob("benchmarks/*.py")]
+    named: dict[str, Path] = {}
+    for path in texts:
+        for mention in re.findall(r"addnorm\[([\w, -]+)\]", path.read_text(encoding="utf-8")):
+            named |= {name.strip(): path for name in mention.split(",")}
+    assert {"hf", "export", "log", "data", "dev"} <= named.keys(), "the search finds them"
+    unknown = {name: path for name, path in named.items() if name not in extras}
+    assert not unknown
 
 
 # --- importing ------------------------------------------------------------------------------------
