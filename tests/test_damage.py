@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from addnorm import GPT, GPTConfig, Tokenizer
 from addnorm.adapt import adapt, save
@@ -81,6 +82,21 @@ WHOLE: dict[str, Callable[[Path], Any]] = {
 BYTES = (b"", b"<html>404</html>", b"hello", b"\x80\x02.", b"PK\x03\x04" + bytes(99), b"\x80" * 99)
 
 
+SHAPES: dict[str, Callable[[Tensor], Tensor | None]] = {
+    "a number": lambda t: torch.tensor(1.0),
+    "flat": lambda t: t.flatten(),
+    "deeper": lambda t: t[None].clone(),
+    "turned": lambda t: t.T.contiguous() if t.dim() == 2 else t[None].clone(),
+    "shorter": lambda t: t[:-1].clone(),
+    "narrower": lambda t: t[..., :-1].contiguous(),
+    "none in it": lambda t: t[:0].clone(),
+    "whole numbers": lambda t: t.to(torch.int32),
+    "packed": lambda t: t.to(torch.float8_e4m3fn),
+    "not finite": lambda t: t * math.nan,
+    "gone": lambda t: None,
+}
+
+
 class Damage(NamedTuple):
     """One file of a folder, and what is done to it."""
 
@@ -111,6 +127,11 @@ def damages(folder: Path) -> Iterator[Damage]:
             for start in BYTES:
                 yield Damage(name, f"a pickle {str(start)[:9]}", partial(pickled, start))
                 yield Damage(name, f"header {str(start)[:9]}", partial(headed, start))
+            for name_of, t in list(load_file(file).items())[:3]:
+                for what, other in SHAPES.items():
+                    do = partial(reshaped, name_of, other(t))
+                    yield Damage(name, f"{name_of} {what}", do)
+            yield Damage(name, "a tensor more", partial(reshaped, "more", torch.zeros(2)))
             for header in VALUES:
                 what = f"header {str(header)[:9]!r}"
                 yield Damage(name, what, partial(headed, json.dumps({"x": header}).encode()))
@@ -169,6 +190,14 @@ def pickled(content: bytes, file: Path) -> None:
 def headed(header: bytes, file: Path) -> None:
     """A safetensors file with this header, and as many values as before."""
     file.write_bytes(len(header).to_bytes(8, "little") + header + file.read_bytes())
+
+
+def reshaped(name: str, t: Tensor | None, file: Path) -> None:
+    """The file with another tensor of this name, or without it."""
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = {**load_file(file), name: t}
+    save_file({n: t for n, t in tensors.items() if t is not None}, file, metadata=metadata)
 
 
 # --- the folders ----------------------------------------------------------------------------------
@@ -232,6 +261,10 @@ def with_lora(folder: Path) -> None:
     with_adapter("lora", folder, rank=2)
 
 
+def with_adalora(folder: Path) -> None:
+    with_adapter("adalora", folder, init_rank=3, target_rank=2, steps=5)
+
+
 def with_bottleneck(folder: Path) -> None:
     with_adapter("adapter", folder, width=2)  # which peft has not
 
@@ -244,7 +277,7 @@ def of_classifier(folder: Path) -> None:
 
 KINDS = (
     *(of_gpt2, of_old_files, of_ours, sealed, of_classifier),
-    *(with_prefix, with_lora, with_bottleneck),
+    *(with_prefix, with_lora, with_adalora, with_bottleneck),
 )
 
 

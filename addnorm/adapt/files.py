@@ -24,10 +24,11 @@ from addnorm import reading
 from addnorm.adapt.model import Adapted, folded, install, linears, required, state
 from addnorm.adapt.parts import Prefix
 from addnorm.adapt.settings import Adapt
-from addnorm.errors import is_number, value_in_short
+from addnorm.errors import MOST, Mendable, check_whole, is_number, value_in_short
 from addnorm.models import configs, folders
 from addnorm.models.folders import WeightsError
 from addnorm.models.gpt import GPT
+from addnorm.models.stored import DTYPES
 from addnorm.models.weights import gpt2_rows
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -231,20 +232,21 @@ def load(model: nn.Module, folder: str | os.PathLike[str]) -> Adapted:
             values = _prompts(model, tensors)
         else:
             if not isinstance(model, GPT):
-                raise ValueError(f"peft's format is for a GPT, not a {type(model).__name__}")
+                raise WeightsError(f"peft's format is for a GPT, not a {type(model).__name__}")
             settings = _settings(record, _of_low_rank(told))
             values, updates = _unstacked(model, tensors, updates, told)
             roles = dict.fromkeys(name.rpartition(".")[2] for name in updates)
             settings = dataclasses.replace(settings, targets=tuple(roles))
+        strange = updates.keys() - dict(linears(model))
+        if strange:
+            raise WeightsError(f"the adapter is of another model: no matrix is {min(strange)}")
         trial = copy.deepcopy(model, {id(p): _on_meta(p) for p in model.parameters()})
         install(trial, settings, updates)
-        shapes = {name: tuple(t.shape) for name, t in state(trial).items()}
+        shapes = {name: _shape(t) for name, t in state(trial).items()}
         if told is not None:  # peft does not keep what adalora has measured
             shapes = {n: s for n, s in shapes.items() if n in dict(trial.named_parameters())}
-        _same(shapes, {name: tuple(t.shape) for name, t in values.items()})
-    except KeyError as error:
-        raise WeightsError(f"{path}: {error} is missing") from None
-    except (ValueError, TypeError, AttributeError) as error:  # what settings and modules say
+        _same(shapes, {name: _shape(t) for name, t in values.items()})
+    except Mendable as error:  # ours, or what the settings say of a value
         raise WeightsError(f"{path}: {error}") from None
     found = install(model, settings, updates)
     model.load_state_dict(values, strict=False)
@@ -265,7 +267,13 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file} is damaged ({error}): get it again") from None
-    tensors = {name: folders.finite(str(file), name, t) for name, t in tensors.items()}
+    for name, t in tensors.items():
+        dtype = str(t.dtype).removeprefix("torch.")
+        if t.is_floating_point() and dtype not in DTYPES.values():
+            raise WeightsError(
+                f"{file}: {name} is {dtype}, not one of {', '.join(DTYPES.values())}"
+            )
+        folders.finite(str(file), name, t)
     return tensors, {} if record is None else _checked(file, record)
 
 
@@ -279,15 +287,19 @@ def _checked(file: Path, record: str) -> dict[str, Any]:
     for name, update in reading.field(told, "updates", dict, where, WeightsError).items():
         pair = update if isinstance(update, list) else []
         whole = len(pair) == 2 and type(pair[0]) is int and pair[0] >= 0
-        if not (whole and is_number(pair[1])):
+        if not (whole and pair[0] <= MOST and is_number(pair[1])):
             raise WeightsError(f"{where}: the rank and scale of {name} are not two numbers")
     return told
 
 
-def _same(want: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]) -> None:
+def _shape(t: Tensor) -> str:
+    return f"{tuple(t.shape)}{'' if t.is_floating_point() else ' of whole numbers'}"
+
+
+def _same(want: Mapping[str, str], got: Mapping[str, str]) -> None:
     for name in sorted(want.keys() | got.keys()):
         if want.get(name) != got.get(name):
-            raise ValueError(
+            raise WeightsError(
                 f"the adapter is of another model: {name} is {got.get(name, 'missing')}, expected "
                 f"{want.get(name, 'none')}"
             )
@@ -295,8 +307,25 @@ def _same(want: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]
 
 def _settings(record: Mapping[str, Any], otherwise: Mapping[str, Any]) -> Adapt:
     told = dict(record.get("settings", otherwise))
+    strange = told.keys() - {f.name for f in dataclasses.fields(Adapt)}
+    if strange:
+        raise WeightsError(f"{min(strange)!r} is no setting of this version's adapters")
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
     return Adapt(**given)
+
+
+def _needed(told: Mapping[str, Any], name: str) -> Any:
+    """One of peft's settings, which ``Adapt`` checks."""
+    if name not in told:
+        raise WeightsError(f"{CONFIG}: {name!r} is missing")
+    return told[name]
+
+
+def _number(told: Mapping[str, Any], name: str) -> float:
+    value = _needed(told, name)
+    if not is_number(value):
+        raise WeightsError(f"{CONFIG}: {name} is {value_in_short(value)}, not a number")
+    return value
 
 
 UNREAD = (
@@ -313,26 +342,28 @@ def _of_low_rank(told: Mapping[str, Any]) -> dict[str, Any]:
     kind = {v: k for k, v in TYPES.items()}.get(str(told.get("peft_type")))
     if kind not in ("lora", "adalora"):
         known = ", ".join(TYPES.values())
-        raise ValueError(f"peft_type is {told.get('peft_type')!r}; what is read is {known}")
+        shown = value_in_short(told.get("peft_type"))
+        raise WeightsError(f"peft_type is {shown}; what is read is {known}")
     odd = [name for name in UNREAD if told.get(name)]
     if told.get("init_lora_weights", True) not in PLAIN:
-        odd.append(f"init_lora_weights={told['init_lora_weights']}")
+        odd.append(f"init_lora_weights={value_in_short(told['init_lora_weights'])}")
     if odd:
-        raise ValueError(f"{', '.join(odd)} of peft is not known here")
-    alpha = told["lora_alpha"]
-    if not is_number(alpha):
-        raise WeightsError(f"lora_alpha is {value_in_short(alpha)}, not a number")
-    found = {"kind": kind, "alpha": alpha, "dropout": told["lora_dropout"]}
+        raise WeightsError(f"{', '.join(odd)} of peft is not known here")
+    found = {
+        "kind": kind,
+        "alpha": _number(told, "lora_alpha"),
+        "dropout": _number(told, "lora_dropout"),
+    }
     if kind == "lora":
-        return found | {"rank": told["r"]}
+        return found | {"rank": _needed(told, "r")}
     return found | {
-        "init_rank": told["init_r"],
-        "target_rank": told["target_r"],
-        "steps": told["total_step"],
-        "tinit": told["tinit"],
-        "tfinal": told["tfinal"],
-        "delta_t": told["deltaT"],
-        "orthogonality": told["orth_reg_weight"],
+        "init_rank": _needed(told, "init_r"),
+        "target_rank": _needed(told, "target_r"),
+        "steps": _needed(told, "total_step"),
+        "tinit": _needed(told, "tinit"),
+        "tfinal": _needed(told, "tfinal"),
+        "delta_t": _needed(told, "deltaT"),
+        "orthogonality": _needed(told, "orth_reg_weight"),
     }
 
 
@@ -350,17 +381,23 @@ def _unstacked(
     for full, t in tensors.items():
         name, _, factor = _bare(full.removesuffix(".weight")).rpartition(".")
         if name not in table or factor not in ("lora_A", "lora_B", "lora_E"):
-            raise ValueError(f"the model has no place for {full}")
+            raise WeightsError(f"the model has no place for {full}")
         if places.setdefault((name, factor), full) != full:
-            raise ValueError(f"{places[name, factor]} and {full} are both {factor} of {name}")
+            raise WeightsError(f"{places[name, factor]} and {full} are both {factor} of {name}")
         modules.setdefault(name, {})[factor] = t
     values: dict[str, Tensor] = {}
     made: dict[str, tuple[int, float]] = {}
     for theirs, factors in modules.items():
-        a, b = factors["lora_A"], factors["lora_B"]
-        scale = _scale(told, theirs, len(a))
         names = table[theirs]
-        rows = b.split([len(model.get_submodule(o).get_parameter("weight")) for o in names])
+        sizes = [len(model.get_submodule(o).get_parameter("weight")) for o in names]
+        a, b = (factors.get(factor, torch.empty(())) for factor in ("lora_A", "lora_B"))
+        if (a.dim(), b.dim()) != (2, 2) or len(b) != sum(sizes) or b.shape[1] != len(a):
+            raise WeightsError(
+                f"the adapter is of another model: lora_A and lora_B of {theirs} have the shapes "
+                f"{tuple(a.shape)} and {tuple(b.shape)}, expected (r, n) and ({sum(sizes)}, r)"
+            )
+        scale = _scale(told, theirs, len(a))
+        rows = b.split(sizes)
         first = 0
         for name, mine in zip(names, rows, strict=True):
             part = slice(None)
@@ -379,8 +416,9 @@ def _unstacked(
 def _scale(told: Mapping[str, Any], name: str, rank: int) -> float:
     """What peft multiplies an update by."""
     if told["peft_type"] == TYPES["adalora"]:
-        return float(told["lora_alpha"] / (told["init_r"] + EPS))
-    alpha, patterns = told["lora_alpha"], told.get("alpha_pattern") or {}
+        check_whole("init_r", _needed(told, "init_r"))
+        return _number(told, "lora_alpha") / (told["init_r"] + EPS)
+    alpha, patterns = _number(told, "lora_alpha"), told.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise WeightsError(f"alpha_pattern is {reading.in_words(patterns)}, expected an object")
     for key, value in patterns.items():
@@ -393,23 +431,23 @@ def _scale(told: Mapping[str, Any], name: str, rank: int) -> float:
         if fits:
             alpha = value
             break
-    return float(alpha / (rank**0.5 if told.get("use_rslora") else rank))
+    return float(alpha / (max(rank, 1) ** 0.5 if told.get("use_rslora") else max(rank, 1)))
 
 
 def _of_prefix(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": "prefix", "length": told["num_virtual_tokens"], "positions": "shifted"}
+    return {"kind": "prefix", "length": _needed(told, "num_virtual_tokens"), "positions": "shifted"}
 
 
 def _prompts(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keys and values of each attention from peft's one table."""
     if not isinstance(model, GPT) or configs.why_not_gpt2(model.config):
-        raise ValueError("a prefix of peft's is for GPT-2 only")
+        raise WeightsError("a prefix of peft's is for GPT-2 only")
     layers, dim = model.config.n_layers, model.config.dim
-    table = tensors[PROMPT]
-    if table.shape[1] != 2 * layers * dim:
-        raise ValueError(
-            f"{PROMPT} has {table.shape[1]} columns, and {layers} layers of width {dim} need "
-            f"{2 * layers * dim}"
+    table = tensors.get(PROMPT, torch.empty(()))
+    if table.dim() != 2 or table.shape[1] != 2 * layers * dim:
+        raise WeightsError(
+            f"{PROMPT} has the shape {tuple(table.shape)}, and {layers} layers of width {dim} need "
+            f"(length, {2 * layers * dim})"
         )
     own = table.split(dim, 1)
     return {

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from addnorm.errors import Mendable
+
 BETA = 0.85  # of both running means of importance, as in the paper
 STD = 0.02  # of what does not begin at 0
 
@@ -170,7 +172,7 @@ class AdaLoRA(LowRank):
         for w, rows in ((self.lora_A, True), (self.lora_B, False)):
             if id(w) in moved and w.grad is not None:
                 if isinstance(w, DTensor):
-                    raise RuntimeError("adalora compares whole tensors: parallel=ddp, not fsdp")
+                    raise Mendable("adalora compares whole tensors: parallel=ddp, not fsdp")
                 square = (w @ w.T if rows else w.T @ w) - torch.eye(
                     len(self.lora_E), dtype=w.dtype, device=w.device
                 )
