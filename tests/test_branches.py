@@ -1040,6 +1040,12 @@ def test_a_padded_batch_with_a_full_row_is_legitimate(
     asked(f"{side}valid", padded([*lengths[:at], size, *lengths[at:]], size, left))
 
 
+@pytest.mark.parametrize("side", ["", "memory_"])
+def test_a_batch_padded_on_either_side_is_legitimate(side: str) -> None:
+    """One row of no token, one that ends in tokens, and one that begins with them."""
+    asked(f"{side}valid", torch.tensor([[0, 0, 0], [0, 1, 1], [1, 1, 0]]).bool())
+
+
 @examples(max_examples=30)
 @given(sides, st.integers(1, 4), st.integers(1, 9), st.booleans())
 def test_all_padding_and_no_padding_are_legitimate(

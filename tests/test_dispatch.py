@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from addnorm import ops
 from addnorm.ops.dispatch import Call, Kernel, Spec
 from addnorm.ops.native import KERNEL
-from tests.test_ops import EXACT, KINDS, close, grad, numpy, randn
+from tests.test_ops import EXACT, KINDS, Opaque, close, grad, numpy, randn
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,6 +44,9 @@ class Toy:
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         assert not torch.is_grad_enabled()
+        assert not torch.is_autocast_enabled("cpu"), (
+            "this code says itself what is computed in what"
+        )
         self.forwards += 1
         stream = ops.settle(call.x, call.residual, call.keep, call.gain)
         wide = torch.float64 if stream.dtype == torch.float64 else torch.float32
@@ -68,6 +71,7 @@ class Toy:
         spec: Spec,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         assert not torch.is_grad_enabled(), "this code has no derivative"
+        assert not torch.is_autocast_enabled("cpu")
         self.backwards += 1
         xhat, r = saved
         assert weight is not None
@@ -141,6 +145,16 @@ def test_the_last_kernel_offered_is_asked_first(toy: Toy) -> None:
         before = calls("reference", "picky: never; toy: needs a weight")
         ops.add_norm(x, eps=1e-5)
         assert calls("reference", "picky: never; toy: needs a weight") == before + 1
+
+
+def test_a_kernel_is_not_autocasts_to_decide(toy: Toy) -> None:
+    x, w = randn(2, 8).requires_grad_(), randn(8)
+    plain, _ = ops.add_norm(x, None, w, eps=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = ops.add_norm(x, None, w, eps=1e-5)
+        y.sum().backward()
+    assert torch.equal(y, plain)
+    assert (toy.forwards, toy.backwards) == (2, 1)
 
 
 def test_a_withdrawn_kernel_is_asked_no_more() -> None:
@@ -405,6 +419,7 @@ FAR = "a row's mean is far above its spread"
         (randn(3, 8) * torch.tensor([[1.0], [torch.nan], [1.0]]), {"kind": "rms"}, "a row is huge"),
         (randn(0, 8), {}, "there is no row"),
         (torch.nn.Buffer(randn(3, 8)), {}, ""),
+        (randn(3, 8).as_subclass(Opaque), {}, "for plain tensors"),
         (
             randn(3, 8, dtype=torch.bfloat16),
             {"cast": "llama", "kind": "rms"},

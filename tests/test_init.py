@@ -191,6 +191,8 @@ def test_the_table_lists_every_parameter_with_its_rule() -> None:
     assert v.measured == pytest.approx(v.declared, rel=0.02)
     norm = rows["subs.0.post.norm.weight"]
     assert (norm.role, norm.declared, norm.mean, norm.measured) == ("", None, 1.0, 0.0)
+    gain = {row.name: row for row in init_table(large(schemes.rezero, decoder(2)))}
+    assert gain["subs.0.join.gain"].measured == 0.0  # one number has a spread as well
     text = format_init_table(list(rows.values()))
     assert len(text.splitlines()) == len(rows) + 1
     assert "v, out, gate, up, down * 0.5" in text
@@ -268,6 +270,13 @@ def test_a_wrong_rule_is_rejected(name: str, rule: Callable[[Site], Init], layou
     base = schemes.parse(name)
     check_init(name, base, layout)
     assert rejects(lambda: check_init(name, rule_instead(base, rule), layout))
+
+
+def test_the_fan_in_of_a_convolution_is_all_that_it_reads() -> None:
+    """(channels out, channels in, height, width)."""
+    rule = schemes.parse("fan_in(pre_norm)")(Site("mlp", 0, 1, 0, 1, 8, nn.LayerNorm)).init
+    assert isinstance(rule, Init)
+    assert rule.std("up", (16, 8, 3, 5)) == (8 * 3 * 5) ** -0.5
 
 
 def test_custom_rules_are_called_once_per_weight() -> None:

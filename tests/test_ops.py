@@ -297,7 +297,9 @@ def test_large_rows_in_bfloat16(kind: str) -> None:
 @pytest.mark.parametrize("magnitude", [1e10, 1e18, 1e20, 1e30], ids="{:.0e}".format)
 def test_large_rows_with_a_larger_mean(magnitude: float) -> None:
     """What takes a large row into range must not round it: its spread is in the last bits."""
-    check((magnitude * (1.0 + 1e-6 * randn(16, 768, seed=1))).float(), "layer")
+    x = (magnitude * (1.0 + 1e-6 * randn(16, 768, seed=1))).float()
+    check(x, "layer")
+    check(x, "layer", eps=1e3)  # nothing beside a spread of 1e4 and more
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -344,6 +346,11 @@ def test_zero_rows(kind: Any) -> None:
     y.backward(dy)
     centre = dy.mean(-1, keepdim=True) if kind == "layer" else 0.0
     accurate_rows("gradient", grad(x), numpy(dy - centre) * 1e3, 1e3 * numpy(dy.abs().amax(-1)))
+    with_none = torch.zeros(2, 8, requires_grad=True)
+    y, _ = ops.add_norm(with_none, kind=kind, eps=0.0)
+    assert torch.equal(y.detach(), torch.zeros(2, 8))
+    y.backward(dy)
+    assert grad(with_none).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -652,6 +659,7 @@ X = torch.ones(B, T, D)
         ((X, X), {"keep": torch.ones(4, 1, 1)}, r"keep.*\(4, 1, 1\)"),
         ((X, X), {"gain": torch.ones(5, B, 1, 1)}, r"gain.*\(5, 2, 1, 1\)"),
         ((X,), {"gain": torch.ones(5, B, 1, 1)}, r"gain.*\(5, 2, 1, 1\)"),
+        ((X,), {"gain": torch.ones(1, B, 1, 1)}, r"gain.*\(1, 2, 1, 1\) does not broadcast"),
         ((X,), {"kind": "batch"}, r"kind must be 'layer' or 'rms', got 'batch'"),
         ((X,), {"cast": "gemma"}, r"cast must be 'fp32' or 'llama', got 'gemma'"),
     ],
@@ -697,6 +705,15 @@ def test_the_shortcut_gives_the_same_bits(
             assert torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
 
 
+class Opaque(Tensor):
+    """A tensor whose values are elsewhere: nothing of it becomes a number."""
+
+    def __float__(self) -> float:
+        raise TypeError("not here")
+
+    __bool__ = __float__  # type: ignore[assignment]
+
+
 def test_where_no_value_can_be_looked_at_the_long_way_is_taken() -> None:
     """Under vmap, and while a graph is traced, whose answer must hold for huge rows too."""
     x = torch.randn(3, 2, 7, dtype=torch.float64)
@@ -710,6 +727,7 @@ def test_where_no_value_can_be_looked_at_the_long_way_is_taken() -> None:
     graph = make_fx(norm)(x)
     for scale in (1.0, 1e200):
         torch.testing.assert_close(graph(scale * x), norm(scale * x))
+    torch.testing.assert_close(norm(x.as_subclass(Opaque)).as_subclass(Tensor), norm(x))
 
 
 def test_a_huge_row_is_seen_in_inference() -> None:

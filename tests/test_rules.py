@@ -103,6 +103,32 @@ def test_value_residual_survives_recomputation_and_leaves_no_trace() -> None:
     assert all(torch.equal(want[k.replace("._checkpoint_wrapped_module", "")], got[k]) for k in got)
 
 
+class Offers(nn.Module):
+    """A branch that says what it found on the stream, and leaves one more there."""
+
+    def __init__(self, **_: object) -> None:
+        super().__init__()
+
+    def forward(self, u: torch.Tensor, ctx: Context) -> torch.Tensor:
+        count = (ctx.taps or {}).get("count", torch.zeros(()))
+        assert ctx.offers is not None
+        ctx.offers["count"] = count + 1
+        return count * torch.ones_like(u)
+
+
+@pytest.mark.parametrize("post", [False, True])
+def test_of_two_offers_of_one_name_the_later_is_read(post: bool) -> None:
+    scheme = schemes.post_norm if post else lambda s: Wiring()
+    seen: list[Stream] = []
+    stack = Stack([("mlp", Offers)] * 3, DIM, scheme)
+    for sub in stack.sublayers():
+        seen_by_hooks(sub, seen)
+    x = torch.zeros(1, 1, DIM)
+    y = stack(x)
+    assert [int(s.taps["count"]) for s in seen] == [1, 2, 3]
+    assert post or torch.equal(y, x + 0 + 1 + 2)
+
+
 # --- 4: a Site holds all that a scheme may depend on ----------------------------------------------
 
 

@@ -315,3 +315,16 @@ def test_the_largest_penalties_stay_finite(size: float) -> None:
 def test_what_is_no_number_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="must be a number"):
         Sampling(**options)
+
+
+def test_a_top_p_that_rounding_never_reaches_keeps_everything() -> None:
+    """These 300 probabilities of float32 add up to less than 1 - 1e-12."""
+    x = torch.randn(1, 300, generator=torch.Generator().manual_seed(0))
+    assert x.softmax(-1).double().sum() < 1 - 1e-12
+    assert bool((distribution(x, Sampling(top_p=1 - 1e-12)) > 0).all())
+
+
+def test_a_draw_is_a_share_of_what_there_is() -> None:
+    """Of probabilities that add up to a half, 0.4 falls to the first, 0.6 to the second."""
+    p = torch.tensor([[0.25, 0.25]]).expand(2, 2)
+    assert draw(p, torch.tensor([0.4, 0.6], dtype=torch.float64)).tolist() == [0, 1]
