@@ -6,13 +6,11 @@ A case is drawn by its seed and its number (tests/options.py). To see one again,
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from addnorm.training.recipes import RECIPES
 from tests.options import BASES, Case, case, forms, report, settings, smallest
-from tests.test_mistakes import answer
 from tests.workplaces import Holder, material
 
 SEED, QUICK, ALL = 1, 10, 500
@@ -58,16 +56,3 @@ def test_what_fails_is_told_with_as_little_as_possible() -> None:
     whole = Case(1, 2, ("eval", "run"), phrases, (), stdout="full", own_process=True)
     small = smallest(whole, lambda other: ("--b", "1") in other.phrases and other.stdout == "full")
     assert str(small) == "addnorm eval run --b 1; stdout: full"
-
-
-@pytest.mark.parametrize(
-    "words", [["train", "--out", ""], ["train", "--resume="], ["generate", "run", "--file", ""]]
-)
-def test_an_empty_path_is_not_the_current_folder(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    """As of --out "$FOLDER" where FOLDER is not set."""
-    monkeypatch.chdir(tmp_path)
-    assert answer(words) == 2
-    assert "empty" in capsys.readouterr().err
-    assert not [*tmp_path.iterdir()]
