@@ -10,7 +10,7 @@ from typing import Literal
 from addnorm.errors import Mendable, check_whole, value_in_short
 
 DEEPEST = 1000
-"""Blocks: twice the 1,000 layers of the deepest Transformer that was published, DeepNet."""
+"""Blocks: as many as the layers of DeepNet (Wang et al. 2022), the deepest that was published."""
 MOST_SEEDS = 1000
 
 
