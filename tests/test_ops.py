@@ -711,7 +711,7 @@ class Opaque(Tensor):
     def __float__(self) -> float:
         raise TypeError("not here")
 
-    __bool__ = __float__  # type: ignore[assignment]
+    __bool__ = __float__
 
 
 def test_where_no_value_can_be_looked_at_the_long_way_is_taken() -> None:

@@ -125,7 +125,7 @@ def test_of_two_offers_of_one_name_the_later_is_read(post: bool) -> None:
         seen_by_hooks(sub, seen)
     x = torch.zeros(1, 1, DIM)
     y = stack(x)
-    assert [int(s.taps["count"]) for s in seen] == [1, 2, 3]
+    assert [int(s.taps["count"]) for s in seen] == [1, 2, 3]  # type: ignore[index]
     assert post or torch.equal(y, x + 0 + 1 + 2)
 
 
