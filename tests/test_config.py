@@ -258,7 +258,7 @@ SEEN_ELSEWHERE = {
     "sinks": test_sinks.test_tensorboards_own_reader_finds_every_scalar,
 }
 """What takes more than a few steps to be seen, and where it is."""
-OF_A_RUN = {"steps", "micro_rows", "parallel", "eval_every", "save_every", "keep", "watch_every"}
+OF_A_RUN = {"parallel", "eval_every", "save_every", "keep", "watch_every"}
 OF_A_RUN |= {"threads", "samples"}
 """What no step shows, but a whole run."""
 

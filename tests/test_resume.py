@@ -118,7 +118,7 @@ def test_a_change_that_would_make_another_run_is_refused(run: Path, place: Path,
         assert "it goes on with its own weights, so leave this out" in told
         return
     anew = key.startswith("model.") or key in ("val_fraction", "split", "tokenizer")
-    assert ("begin a new run from nothing" in told) == anew
+    assert ("new run that starts from scratch" in told) == anew
     follow(told, run.parent / "new", key, value)
 
 
@@ -147,7 +147,7 @@ def test_a_classifier_has_no_weights_to_begin_from(tmp_path: Path) -> None:
     config = classes(tmp_path, steps=1)
     train(config, out=tmp_path / "run", display=quiet())
     told = refused(config.changed({"steps": 2, "rows_per_step": 5}), tmp_path / "run")
-    assert "begin a new run from nothing" in told
+    assert "new run that starts from scratch" in told
     follow(told, tmp_path / "new", "rows_per_step", 5)
 
 
@@ -221,9 +221,13 @@ def test_a_task_of_ones_own_keeps_what_its_loop_says(tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(Toy(), loop=loop(steps=2), out=out, display=quiet())
     before = files(out)
-    with pytest.raises(ConfigError, match=r"seed=5 would make another .* begin a new run, in anot"):
+    with pytest.raises(
+        ConfigError, match=r"seed=5 would make .* begin a new run in another folder"
+    ):
         train(Toy(), loop=loop(steps=4, seed=5), out=out, resume=True, display=quiet())
-    with pytest.raises(ConfigError, match=r"optimizer=muon would make another run of .*=adamw"):
+    with pytest.raises(
+        ConfigError, match=r"optimizer=muon would make .*/run another run: it has optimizer=adamw"
+    ):
         train(Toy(), loop=loop(steps=4, optimizer="muon"), out=out, resume=True, display=quiet())
     assert files(out) == before
     assert train(Toy(), loop=loop(steps=4), out=out, resume=True, display=quiet()).step == 4
@@ -234,7 +238,7 @@ def test_a_run_that_had_no_checkpoint_yet_keeps_its_settings_too(tmp_path: Path)
     with pytest.raises(KeyError):
         train(Falls(), loop=loop(), out=out, display=quiet())
     told = {"loop": loop(seed=3), "out": out, "display": quiet()}
-    with pytest.raises(ConfigError, match="seed=3 would make another run"):
+    with pytest.raises(ConfigError, match=r"seed=3 would make .* another run"):
         train(Toy(), resume=True, **told)
     assert train(Toy(), loop=loop(steps=2), out=out, resume=True, display=quiet()).step == 2
 

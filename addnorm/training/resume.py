@@ -82,7 +82,7 @@ class Resume:
             wishes = ", ".join(word(key, self.now[key]) for key in keys)
             facts = ", ".join(word(key, self._then(key)) for key in keys)
             raise ConfigError(
-                f"{wishes} would make another run of {self.folder}, which has {facts}: a resume "
+                f"{wishes} would make {self.folder} another run: it has {facts}, and a resumed run "
                 f"keeps that. {self._way(keys)}"
             )
         return notices
@@ -109,7 +109,7 @@ class Resume:
     def _way(self, keys: Sequence[str]) -> str:
         """How to have a new run with what this one may not have."""
         if "task" not in self.now:
-            return "Or begin a new run, in another folder"
+            return "For that, begin a new run in another folder"
         folder = shlex.quote(str(self.folder))
         changes = [key for key in keys if self._then(key) != self.now[key]]
         words = [shlex.quote(word(key, self.now[key])) for key in changes]
@@ -117,9 +117,9 @@ class Resume:
         anew = {AtResume.ANEW} & {self.marks.get(key, AtResume.ANEW) for key in keys}
         anew |= {AtResume.ANEW} if "tokenizer" in keys else set()
         if not self.tunable or anew:
-            return f"Or begin a new run from nothing: {' '.join(command)}"
+            return f"For a new run that starts from scratch: {' '.join(command)}"
         command.insert(2, f"init_from={folder}/model")
-        return f"Or begin a new run from its weights: {' '.join(command)}"
+        return f"For a new run that starts from its weights: {' '.join(command)}"
 
 
 def _difference(name: str, then: Any, now: Any) -> str:
