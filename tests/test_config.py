@@ -19,7 +19,7 @@ from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import RECIPES, Config, classify_text
 from addnorm.training.run import Run
 from addnorm.training.sinks import objects
-from tests import test_sinks, test_training
+from tests import test_sinks, test_texts, test_training
 from tests.test_training import ALONE, small
 
 START = Config()
@@ -188,7 +188,6 @@ OTHER: dict[str, Any] = {
     "init_from": "run/model",
     "samples": 2,
     "glance_tokens": 20,
-    "cache": "elsewhere",
     "model.context_length": 4,
     "model.dim": 16,
     "model.n_layers": 2,
@@ -253,6 +252,7 @@ SEEN_ELSEWHERE = {
     "spike": test_training.test_spikes_are_left_out_and_do_not_count_as_usual,
     "nonfinite": test_training.test_skipping_is_as_if_the_step_had_not_been,
     "most_rollbacks": test_training.test_rollback_goes_back_and_past_the_data,
+    "cache": test_texts.test_a_second_start_and_a_resume_do_not_learn_again,
     "device": test_a_device_that_is_not_there,
     "adapt.positions": test_a_prefix_that_takes_positions_leaves_none_to_train_with,
     "sinks": test_sinks.test_tensorboards_own_reader_finds_every_scalar,
@@ -278,7 +278,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def language(folder: Path, **changes: Any) -> Config:
-    (folder / "elsewhere").mkdir(exist_ok=True)
     shape = {"dim": 8, "n_layers": 1, "context_length": 8}
     config = small(folder, **{f"model.{key}": value for key, value in shape.items()})
     text = "\n<|endoftext|>\n".join(f"document {i} says {i * i}." for i in range(60))
@@ -297,7 +296,7 @@ def classes(folder: Path, **changes: Any) -> Config:
     return config.changed({"steps": 3, "warmup": 1, "precision": "fp32", "eval_every": 0}, changes)
 
 
-def seen(config: Config, folder: Path) -> Any:
+def seen(config: Config) -> Any:
     """All that a few steps show, to the bit."""
     task = config.build()
     trainer = Trainer(task, config.loop, ALONE)
@@ -308,8 +307,7 @@ def seen(config: Config, folder: Path) -> Any:
             sha.update(name.encode() + t.reshape(-1).view(torch.uint8).numpy().tobytes())
     with trainer.looking() as model:
         glance = task.glance(model)
-    cached = sorted(p.name for p in (folder / "elsewhere").iterdir())
-    return task.facts(), outcomes, trainer.why, sha.hexdigest(), glance, cached
+    return task.facts(), outcomes, trainer.why, sha.hexdigest(), glance
 
 
 def seen_of_a_run(config: Config, folder: Path) -> Any:
@@ -353,25 +351,30 @@ def test_every_setting_has_an_effect(make: Any, place: Path, tmp_path: Path) -> 
     """With what it says that it needs; whoever adds a setting gives it another value here, and is
     told if nothing reads it."""
     start = make(place)
-    before: dict[Any, Any] = {}
-    idle = []
+    groups: dict[Any, dict[str, Any]] = {}  # of keys that are seen at the same place
     for part in (start.about, start.loop) if make is language else (start.about,):
         for key, _, value in settings.keys(part):
-            if key in SEEN_ELSEWHERE:
-                continue
-            other = OTHER[key]
-            if key in ("data", "cache", "init_from"):
-                other = str(place / ("more" if key == "data" and make is classes else other))
-            base = awake(key, start, place / "run" / "model")
-            assert settings.plain(value) != other, key
-            look = seen_of_a_run if key in OF_A_RUN else seen
-            name = (look, *sorted(base.items()))
-            if name not in before:
-                folder = place if look is seen else tmp_path / f"{len(before)}"
-                before[name] = look(make(place, **base), folder)
-            folder = place if look is seen else tmp_path / key
-            if look(make(place, **{**base, key: other}), folder) == before[name]:
-                idle.append(key)
+            if key not in SEEN_ELSEWHERE:
+                other = OTHER[key]
+                if key in ("data", "init_from"):
+                    other = str(place / ("more" if key == "data" and make is classes else other))
+                assert settings.plain(value) != other, key
+                base = awake(key, start, place / "run" / "model")
+                group = key in OF_A_RUN, *sorted(base.items())
+                groups.setdefault(group, {})[key] = other
+    idle = []
+    for (of_a_run, *base), others in groups.items():
+
+        def look(name: str, change: Any = (), of_a_run: bool = of_a_run, base: Any = base) -> Any:
+            config = make(place, **dict([*base, *change]))
+            if not of_a_run:
+                return seen(config)
+            return seen_of_a_run(config, tmp_path / f"{len(base)}-{name}")
+
+        before = look("before")
+        idle += [key for key, other in others.items() if look(key, [(key, other)]) == before]
+        # if what is seen were another each time, it would say nothing
+        assert base or look("after") == before
     assert not idle
 
 

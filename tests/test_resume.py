@@ -139,6 +139,16 @@ def test_the_way_out_of_a_run_with_an_adapter(
     follow(told, tmp_path / "new", key, value)
 
 
+def test_a_prefix_is_no_part_of_weights_to_begin_from(place: Path, tmp_path: Path) -> None:
+    """The run's folder has the model without it, which is the one that it began with."""
+    start = {"init_from": str(place / "run" / "model"), "adapt.kind": "prefix"}
+    config = language(place, **SAME, **start)
+    train(config, out=tmp_path / "run", display=quiet())
+    told = refused(config.changed({"seed": 3, "steps": 4}), tmp_path / "run")
+    assert "new run that starts from scratch" in told
+    follow(told, tmp_path / "new", "seed", 3)
+
+
 def test_a_classifier_has_no_weights_to_begin_from(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / "texts" / name).mkdir(parents=True)
