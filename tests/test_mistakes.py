@@ -161,7 +161,7 @@ def names(said: str, key: str, value: str) -> bool:
     long ones as far as one may cut them."""
     forms = {value, repr(value), *value.split(","), str(parsed(value))}
     with contextlib.suppress(ValueError, OverflowError):
-        forms |= {f"{float(value):g}", str(int(float(value)))}
+        forms |= {f"{float(value):g}", str(float(value)), str(int(float(value)))}
     said = said.replace("\n", " ")
     if f"unknown setting {key!r}" in said:
         return True  # whatever value it was given
