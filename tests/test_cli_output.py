@@ -140,6 +140,23 @@ def test_a_terminal_is_not_steered_by_what_is_written(
     assert capfdbinary.readouterr().out == f"a\tb{ESCAPE}é{ESCAPE}\n".encode()
 
 
+def test_a_terminal_is_not_steered_by_the_sample_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text").write_text("\x1b[2J\x07" * 999)
+    settings = "model.dim=16 model.n_layers=1 model.n_heads=2 model.context_length=16 steps=1"
+    settings += f" tokens_per_step=32 samples=1 threads=1 cache={tmp_path / 'cache'}"
+    words = ["train", "--data", str(tmp_path / "text"), "--recipe", "char_cpu", *settings.split()]
+    threads = torch.get_num_threads()
+    try:
+        shown = at_a_terminal([*words, "--out", str(tmp_path / "run")], monkeypatch)
+    finally:
+        torch.set_num_threads(threads)
+    told = shown[shown.index("bits per byte on") :]
+    assert r"\u001b" in told or r"\u0007" in told
+    assert not {"\x1b", "\x07"} & {*told}
+
+
 # --- whose error ----------------------------------------------------------------------------------
 
 

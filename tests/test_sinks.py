@@ -39,7 +39,7 @@ def test_lines_are_there_at_once_and_hold_what_was_measured(tmp_path: Path) -> N
 def test_a_line_that_a_kill_cut_off(tmp_path: Path) -> None:
     """It is passed over, and what comes after it is not glued to it."""
     file = tmp_path / "metrics.jsonl"
-    file.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    file.write_text(f'{{"step": 1, "loss": 1.0}}\n{"[" * 100_000}\n{{"step": 2, "lo')
     sink = JSONLines(file)
     sink.write({"step": 2, "loss": 2.0})
     sink.close()

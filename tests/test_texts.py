@@ -135,6 +135,28 @@ def test_a_size_that_is_none(tmp_path: Path, about: Any, size: str) -> None:
         small(tmp_path, **options) if about is small else about(**options)
 
 
+def test_a_line_of_json_that_cannot_be_read_is_named_and_not_the_tokenizer(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    for bad in ("[" * 100_000, f'{{"text": "a", "n": {"1" * 5000}}}'):
+        file.write_text('{"text": "fine"}\n' + bad)
+        with pytest.raises(DataError, match=r"^(data=\S+: )?\S+a\.jsonl, line 2 has "):
+            config(tmp_path, data=str(file)).about.build()
+
+
+def test_our_own_error_is_not_told_as_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **options: Any) -> Any:
+        raise ValueError("not enough values to unpack")
+
+    for name in ("train", "from_pretrained"):
+        monkeypatch.setattr(Tokenizer, name, broken)
+    for tokenizer in ("bpe:300", str(tmp_path)):
+        with pytest.raises(ValueError, match=r"^not enough values") as error:
+            small(tmp_path, tokenizer=tokenizer).about.build()
+        assert type(error.value) is ValueError
+
+
 # --- from weights ---------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from addnorm.cli import Positional, Refusal, arg
+from addnorm.cli.output import legible
 
 if TYPE_CHECKING:
     from addnorm.training.recipes import Config
@@ -178,7 +179,7 @@ def _conclude(folder: Path) -> None:
         )
     samples = [told["samples"] for told in objects(folder / SAMPLES) if told.get("samples")]
     if samples:
-        print(f"\n{samples[-1][0].strip()}\n")
+        print(f"\n{legible(samples[-1][0].strip())}\n")
     print(f"model: {folder / 'model'}\nreport: {folder / 'report.html'}")
 
 

@@ -18,6 +18,7 @@ from addnorm.data.shards import Prepared, Tokens, prepare, training_texts
 from addnorm.data.sources import DataError, Source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.windows import Windows, document_of
+from addnorm.errors import Mendable
 from addnorm.generation import generate
 from addnorm.generation.decode import evaluating
 from addnorm.models import configs, folders
@@ -240,7 +241,7 @@ class LanguageTask(Task):
     def _adapt(self, model: GPT) -> None:
         try:
             apply(self.settings.adapt, model)
-        except ValueError as error:
+        except Mendable as error:
             raise ConfigError(f"adapt: {error}") from None
 
     def model(self) -> GPT:
@@ -419,7 +420,7 @@ def _start(path_or_id: str, dropout: float) -> tuple[GPTConfig, Tokenizer]:
     try:
         folder = folders.find(path_or_id)
         return configs.read(folder, dropout)[1], Tokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except Mendable as error:
         raise ConfigError(f"init_from={path_or_id}: {error}") from None
 
 

@@ -5,7 +5,6 @@ there yet is said not to be. Curves are thinned to one place per pixel, at which
 highest value stay, so that a single step that leapt is seen among a hundred thousand.
 """
 
-import json
 import math
 import shlex
 import signal
@@ -16,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from addnorm import reading
+from addnorm.errors import Mendable
 from addnorm.page import (
     Curve,
     Frame,
@@ -164,10 +165,9 @@ class Table:
 def _object(file: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none that can be read."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return reading.json_object(file)
+    except Mendable:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _samples(file: Path) -> list[tuple[int, list[str]]]:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from addnorm import reading
 from addnorm.data.sources import DataError, Source, open_source
-from addnorm.data.tokenizer import Tokenizer
+from addnorm.data.tokenizer import Tokenizer, TokenizerError
+from addnorm.errors import Mendable
 from addnorm.models import folders
 from addnorm.models.folders import WeightsError
 from addnorm.training.config import ConfigError
@@ -35,11 +37,9 @@ def check(tokenizer: str, val_fraction: float, dropout: float) -> None:
 def expanded(key: str, path: str | Path) -> Path:
     """The path of a setting, with the home folder for a ~."""
     try:
-        found = Path(path).expanduser()
-        found.exists()
-    except (RuntimeError, OSError) as error:  # no such user; a name too long, a folder of others
-        raise ConfigError(f"{key}={path} cannot be looked for: {error}") from None
-    return found
+        return reading.place(path, ConfigError)
+    except ConfigError as error:
+        raise ConfigError(f"{key}={error}") from None
 
 
 def opened(data: str) -> Source:
@@ -75,7 +75,7 @@ def chosen(
         return _learned_once(cache / f"tokenizer-{key}", texts, size)
     try:
         return Tokenizer.from_pretrained(setting)
-    except (OSError, ValueError) as error:
+    except Mendable as error:
         words = "bytes or bpe:SIZE" if characters is None else "bytes, characters or bpe:SIZE"
         raise ConfigError(
             f"tokenizer={setting} is not {words}, and not a folder or hub id with a tokenizer: "
@@ -111,13 +111,11 @@ def _learned_once(folder: Path, texts: Callable[[], Iterable[str]], size: int) -
     if folder.exists():
         try:
             return _kept(folder)
-        except (OSError, ValueError) as error:
+        except Mendable as error:
             warnings.warn(f"{error}. The tokenizer is learned again", stacklevel=2)
     try:
         made = Tokenizer.train(texts(), vocab_size=size)
-    except DataError:
-        raise
-    except ValueError as error:
+    except TokenizerError as error:
         raise DataError(f"tokenizer=bpe:{size} cannot be learned: {error}") from None
     try:
         folders.write(folder, made.save)
