@@ -107,6 +107,12 @@ def test_several_prompts_and_samples(
     prompts.write_text("a\n\nbcd\n")
     assert main(["generate", folder, "--file", str(prompts), "--samples", "2", *options]) == 0
     assert capsys.readouterr().out == out
+    prompts.write_text("\ufeffa\r\n \nbcd", encoding="utf-8")  # as editors on Windows save it
+    assert main(["generate", folder, "--file", str(prompts), "--samples", "2", *options]) == 0
+    assert capsys.readouterr().out == out
+    prompts.write_text("a\u2028b\x85\n", encoding="utf-8")
+    assert main(["generate", folder, "--file", str(prompts), "--json", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "a\u2028b\x85"
 
 
 def test_json_is_the_result(folder: str, model: GPT, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +134,9 @@ def test_stdin_is_a_prompt(
     monkeypatch.setattr(sys, "stdin", io.StringIO("two\nlines\n"))
     assert main(["generate", folder, "--temperature", "0", "--max-new-tokens", "5"]) == 0
     want = generate(model, "two\nlines", tokenizer=BYTES, temperature=0, max_new_tokens=5)
+    assert capsys.readouterr().out == "two\nlines" + want.text + "\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufefftwo\nlines\n"))
+    assert main(["generate", folder, "--temperature", "0", "--max-new-tokens", "5"]) == 0
     assert capsys.readouterr().out == "two\nlines" + want.text + "\n"
     at_a_terminal(monkeypatch)  # nothing given: a text from its beginning
     assert main(["generate", folder, "--temperature", "0", "--max-new-tokens", "5"]) == 0
@@ -269,6 +278,11 @@ def test_eval(
     monkeypatch.setattr(sys, "stdin", Stdin)
     assert main(["eval", folder, "-"]) == 0
     assert capsys.readouterr().out == f"{perplexity(model, texts[1], tokenizer=BYTES)}\n"
+    Path(files[1]).write_text(f"\ufeff{texts[1]}", encoding="utf-8")
+    Stdin.buffer = io.BytesIO(f"\ufeff{texts[1]}".encode())
+    for name in (files[1], "-"):  # a byte order mark is no part of a text
+        assert main(["eval", folder, name]) == 0
+        assert capsys.readouterr().out == f"{perplexity(model, texts[1], tokenizer=BYTES)}\n"
 
 
 def test_progress_is_told_up_to_the_end(model: GPT) -> None:

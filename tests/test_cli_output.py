@@ -21,6 +21,8 @@ from addnorm.cli import Refusal, main, schemes
 from addnorm.errors import Mendable
 
 ROOT = Path(__file__).parent.parent
+# A stream that is written at once fails at once, and what fails at the very end is not seen.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 ESCAPE = "\x1b[2J\x9b\x7f\r\x00"
 
 
@@ -75,6 +77,7 @@ def shell(command: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         cwd=ROOT,
+        env=BUFFERED,
         check=False,
     )
 
@@ -97,6 +100,7 @@ def test_a_pipe_that_is_closed_is_no_news() -> None:
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        env=BUFFERED,
         check=False,
     )
     os.close(writer)

@@ -254,6 +254,22 @@ def test_what_cannot_be_read_in_a_folder_is_not_left_out_in_silence(tmp_path, mo
         documents(tmp_path)
 
 
+def test_a_file_of_a_folder_that_changes_is_not_left_out_in_silence(tmp_path, monkeypatch):
+    write(tmp_path / "a.txt", "a")
+    path = write(tmp_path / "notes", "text")
+    check = sources._File._check
+
+    def grown(self, file):  # while it is being read
+        if self.path == path:
+            with path.open("a") as opened:
+                opened.write("more")
+        check(self, file)
+
+    monkeypatch.setattr(sources._File, "_check", grown)
+    with pytest.raises(DataError, match=r"notes was changed while it was being read"):
+        documents(path.parent)
+
+
 def test_json_lines_by_another_key(tmp_path):
     path = write(
         tmp_path / "a.jsonl", '{"text": "t", "b": "x\u2028\\ny"}\r\n{"b": "", "text": "u"}'

@@ -362,6 +362,18 @@ def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
     assert "weights_only" not in str(error.value), "torch's advice is to run the code"
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>404</html>", b"text", b"\x80\x02.", b"PK\x03\x04"]
+)
+def test_a_pickle_that_is_none(tmp_path: Path, content: bytes) -> None:
+    folder, _ = gpt2_folder(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"model.bin is truncated or damaged.*: get it") as error:
+        GPT.from_pretrained(folder)
+    assert "weights_only" not in str(error.value)
+
+
 # --- GPT-2's options ------------------------------------------------------------------------------
 
 
@@ -385,6 +397,7 @@ def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
         ({"layer_norm_epsilon": None}, "eps must be a number of at least 0, got None"),
         ({"layer_norm_epsilon": 10**400}, "eps must be a number of at least 0, got 1000"),
         ({"resid_pdrop": "0.1", "embd_pdrop": "0.1", "attn_pdrop": "0.1"}, r"got '0.1'"),
+        ({"layer_norm_epsilon": True}, "eps must be a number of at least 0, got True"),
         ({"tie_word_embeddings": 1}, "tied must be true or false, got 1"),
         ({"model_type": ["gpt2"]}, r"model_type is \['gpt2'\], expected gpt2 or addnorm_gpt"),
         ({"activation_function": {}}, "activation_function={} is not implemented"),
