@@ -323,7 +323,7 @@ def test_what_cannot_be_looked_at_is_not_called_fine(
     assert main(["lint", write(tmp_path, text)]) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert "could not be looked at" in told.err
+    assert "cannot be examined" in told.err
     assert "return (model, inputs)" in told.err
     # One error, told once, however many calls were tried.
     assert told.err.count("RuntimeError: never") == 1
@@ -341,7 +341,7 @@ def test_each_error_of_made_up_calls_is_told_once() -> None:
     _, first, second, advice, *_ = command._undone(why).splitlines()
     assert first == "  x=ids (T=7) and 1 more: TypeError: a"
     assert second == "  x=image (1, 2, 2) (T=7): ValueError: b: c"
-    assert advice.startswith("To give inputs of your own")
+    assert advice.startswith("To use your own inputs")
 
 
 FED = """
@@ -391,7 +391,7 @@ def test_a_model_without_values_is_told(tmp_path: Path, capsys: pytest.CaptureFi
         assert main(["lint", *words]) == 2
         told = capsys.readouterr().err
         assert f"{target}:model has no values: 2 of its 2 parameters and buffers" in told
-        assert "Build it on the CPU" in told
+        assert "build the model on the CPU" in told
 
 
 def test_rules_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -413,19 +413,22 @@ def test_rules_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> N
         (["--explain", "duble-norm"], "did you mean double-norm"),
         (["x.py", "--ignore", "future-leek"], "did you mean future-leak"),
         (["nothing.py:make"], "there is no file nothing.py"),
-        (["a.py", "b.py"], "to compare two, addnorm lint --diff a.py b.py"),
-        (["a.py", "b.py", "c.py"], "one target, and 3 are given (a.py, b.py, c.py)"),
-        (["--frobnicate", "a.py"], "there is no option --frobnicate. All: addnorm lint --help"),
-        (["a.py", "--jsn"], "there is no option --jsn; near it: --json"),
-        (["a.py", "--ignore"], "--ignore wants the name of a rule after it"),
-        (["--explain", "--json"], "--explain wants the name of a rule after it"),
-        (["--diff", "--json", "a.py"], "--diff takes two targets"),
-        (["--diff", "a.py", "b.py", "c.py"], "given: a.py, b.py, c.py"),
+        (["a.py", "b.py"], "to compare two: addnorm lint --diff a.py b.py"),
+        (["a.py", "b.py", "c.py"], "one target, got 3 (a.py, b.py, c.py)"),
+        (
+            ["--frobnicate", "a.py"],
+            "there is no option --frobnicate. addnorm lint --help lists them",
+        ),
+        (["a.py", "--jsn"], "there is no option --jsn; did you mean --json?"),
+        (["a.py", "--ignore"], "--ignore needs the name of a rule after it"),
+        (["--explain", "--json"], "--explain needs the name of a rule after it"),
+        (["--diff", "--json", "a.py"], "--diff takes exactly two targets"),
+        (["--diff", "a.py", "b.py", "c.py"], "got a.py, b.py, c.py"),
         (["/no/such/place"], "/no/such/place is neither a file, nor a folder, nor a module"),
         (["no_such_module:make"], "there is no module no_such_module"),
-        (["torch.nn:Lineer"], "near it: Linear"),
+        (["torch.nn:Lineer"], "did you mean Linear"),
         (["torch.nn:Linear"], "needs arguments (in_features, out_features)"),
-        (["math:pi"], "math:pi is a float: no model, nor a function"),
+        (["math:pi"], "math:pi is a float, neither a model nor a function"),
         (["os:getcwd"], "os:getcwd returned str; expected a torch.nn.Module"),
     ],
 )
@@ -462,8 +465,8 @@ whole = made(2)
     ("name", "says"),
     [
         ("nope", "there is no 'nope' in it; there are layer, Net, made, whole"),
-        ("laier", "there is no 'laier' in it; near it: layer"),
-        ("x", "net.py:x is an int: no model, nor a function"),
+        ("laier", "there is no 'laier' in it; did you mean layer?"),
+        ("x", "net.py:x is an int, neither a model nor a function"),
         ("x.nope", "there is no 'nope' in it; there is no model, no function and no class in it"),
         ("whole.nope", "there is no 'nope' in it; there is 0"),
         ("Net.nope", "there is no 'nope' in it; there is no model"),
@@ -563,20 +566,20 @@ def test_a_path_that_leads_nowhere_is_told_first(
     for target, says in {
         "inner/nope": "inner/nope is neither a file, nor a folder, nor a module",
         "nope": "nope is neither a file, nor a folder, nor a module",
-        "inner/nett": "inner/nett is neither a file, nor a folder, nor a module; near it: inner/",
-        "json": "json is a module and names no model in it: give json:NAME",
+        "inner/nett": "inner/nett is neither a file, nor a folder, nor a module; did you mean",
+        "json": "json is a module: name the model in it, json:NAME",
     }.items():
         assert main(["lint", target]) == 2
         first, second = capsys.readouterr().err.splitlines()
         assert first.startswith(f"addnorm: {says}")
         assert second.startswith(
-            "As a model of the Hugging Face hub it could not be had: OSError: no"
+            "It could not be downloaded from the Hugging Face hub either: OSError: no"
         )
         assert "second line" not in second
     for target in ("inner/net", "inner.net"):
         assert main(["lint", target]) == 2
         assert capsys.readouterr().err == (
-            f"addnorm: {target} is no folder; did you mean inner/net.py?\n"
+            f"addnorm: {target} is not a folder; did you mean inner/net.py?\n"
         )
 
 
@@ -660,13 +663,13 @@ def test_of_several_classes_the_one_that_holds_the_others_is_taken(
     found = command.open_target(write(tmp_path, whole))
     assert type(found.model).__name__ == "Net"
     assert found.name.endswith("net.py:Net")
-    assert found.note == "Of 3 classes in the file, Net is taken: it holds the others."
+    assert found.note == "Of 3 classes in the file, Net was chosen: it contains the others."
     command.print_report(report(), found, Console(width=100))
     assert found.note in capsys.readouterr().out.splitlines()[1]
     # One stands alone: it may be meant as well.
     assert main(["lint", write(tmp_path, "import torch\n" + PARTS)]) == 2
     told = capsys.readouterr().err
-    assert "holds several that may be meant" in told
+    assert "has several models; choose one of" in told
     assert "net.py:Broken  (a class)" in told
 
 

@@ -86,7 +86,7 @@ def shell(command: str) -> "subprocess.CompletedProcess[str]":
 def test_a_disk_that_is_full_is_one_line(words: str) -> None:
     done = shell(f"addnorm {words} > /dev/full")
     assert done.returncode == 1
-    assert done.stderr == "addnorm: cannot write what there is to say: No space left on device\n"
+    assert done.stderr == "addnorm: cannot write the output: No space left on device\n"
 
 
 def test_a_pipe_that_is_closed_is_no_news() -> None:
@@ -214,7 +214,7 @@ def test_everything_else_is_our_bug(
     assert raised(monkeypatch, error) == 70
     said = capsys.readouterr().err
     assert f"this is a bug in addnorm: {type(error).__name__}" in said
-    found = re.search(r"What led to it is in (.*); please report it", said)
+    found = re.search(r"The traceback is in (.*); please report it", said)
     assert found is not None
     log = Path(found[1])
     assert "Traceback" in log.read_text()

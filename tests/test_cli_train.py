@@ -111,11 +111,11 @@ def test_settings_from_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["tokenizer=bpe:3"], "say how many tokens, at least 257"),
         (["tokenizer=nowhere/at/all"], "is not bytes, characters or bpe:SIZE"),
         (["--resume", "nowhere"], "is not the folder of a run"),
-        (["--resume", "x", "--recipe", "char_cpu"], "leave --recipe out"),
+        (["--resume", "x", "--recipe", "char_cpu"], "leave out --recipe"),
         (["--config", "no.toml"], "cannot read no.toml"),
         (["init_from=nowhere/at/all"], "nowhere/at/all"),
         (["model.context_length=100000"], "fewer than a window"),
-        (["data=no/such.txt"], "are two answers to one question: leave one of them out"),
+        (["data=no/such.txt"], "contradict each other: leave out one of them"),
         (["muon_lr=0.1", "optimizer=adamw"], "muon_lr=0.1 has no effect with optimizer=adamw"),
         (["sinks=tensorbord"], "unknown sink 'tensorbord'; did you mean tensorboard?"),
     ],
@@ -165,8 +165,8 @@ def run(first: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--overwrite", "steps=6"], r"--resume goes on with .*--overwrite would replace it"),
-        (["--out", "elsewhere", "steps=6"], "leave --out elsewhere out"),
+        (["--overwrite", "steps=6"], r"--resume continues .*--overwrite would replace it"),
+        (["--out", "elsewhere", "steps=6"], "leave out --out elsewhere"),
         (["steps=2"], r"steps=2 leaves nothing to do: .* is at step 4 of 4\. Say steps=N with N"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -275,7 +275,7 @@ def test_ctrl_c(arguments: list[str], tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"Go on with: addnorm train --resume {out}" in told
+    assert f"To continue: addnorm train --resume {out}" in told
     step = json.loads((out / "run.json").read_text())["step"]
     assert (out / "checkpoints" / f"step-{step:08}").is_dir()
     assert (out / "model" / "config.json").exists()

@@ -390,4 +390,4 @@ def test_the_command(
     at = next(i for i, line in enumerate(lines) if line.startswith("backward"))
     assert lines[at + 1].startswith(" " * 10)
     assert main(["lint", "--diff", a]) == 2
-    assert "takes two targets" in capsys.readouterr().err
+    assert "takes exactly two targets" in capsys.readouterr().err

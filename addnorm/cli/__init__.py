@@ -27,14 +27,14 @@ from addnorm.cli import output
 from addnorm.cli.threads import choose_waiting
 from addnorm.errors import Mendable
 
-__all__ = ["Positional", "Refusal", "UseAppendAction", "arg", "main", "read"]
+__all__ = ["Positional", "Refusal", "UseAppendAction", "arg", "main", "optional", "read"]
 
 Options = TypeVar("Options")
 
 
 class Refusal(Mendable):
-    """What was asked of the command cannot be done, and with which exit status it ends: 2, if it
-    was the asking that was wrong."""
+    """What the command was asked to do cannot be done, and the exit status to end with: 2 if the
+    request itself was wrong."""
 
     def __init__(self, message: str, status: int = 2) -> None:
         super().__init__(message)
@@ -50,13 +50,18 @@ class Command:
 
 
 COMMANDS = (
-    Command("train", "train a model of your own on your own text"),
-    Command("generate", "write on after a prompt"),
-    Command("eval", "how probable a model finds a text: perplexity, bits per byte"),
+    Command("train", "train a model on your own text"),
+    Command("generate", "continue a prompt"),
+    Command("eval", "measure how probable a model finds a text: perplexity, bits per byte"),
     Command("export", "write a model for transformers, ONNX runtimes or llama.cpp, and check it"),
-    Command("lint", "what is wired wrong in a Transformer, anybody's, before training"),
+    Command("lint", "find what is wired wrong in any Transformer, before training"),
     Command("schemes", "list, explain and measure the designs of Add & Norm"),
 )
+
+
+def optional(metavar: str) -> Any:
+    """How help shows an option that has no value unless it is used: ``--top-k K``."""
+    return arg(metavar=metavar, help_behavior_hint="")
 
 
 def read(kind: type[Options], args: Sequence[str], prog: str, description: str) -> Options:
@@ -74,8 +79,7 @@ def read(kind: type[Options], args: Sequence[str], prog: str, description: str) 
 
 
 def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-    """Paths, of which none is empty: --out "$FOLDER" with a FOLDER that is not set would mean the
-    current folder."""
+    """Paths that are not empty: --out "$FOLDER" with an unset FOLDER would mean the current one."""
     if info.type is not Path:
         return None
 
@@ -96,8 +100,8 @@ def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    The one place where errors are told. What the user can mend is one message, what is wrong in
-    addnorm is told as that, and no part of the command decides for itself which of the two it is.
+    The one place where errors are reported. What the user can mend is one message, a bug in addnorm
+    is reported as such, and no part of a command decides for itself which of the two an error is.
     """
     output.prepare_streams()
     try:
@@ -119,14 +123,14 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError) and output.disk_is_full(error):
             output.give_up(sys.stdout)
-            output.say(f"cannot write {error.filename or 'what there is to say'}: {error.strerror}")
+            output.say(f"cannot write {error.filename or 'the output'}: {error.strerror}")
             return 1
         if output.memory_is_short(error):
             output.say(f"there is not enough memory for this: {str(error).partition(chr(10))[0]}")
             return 1
         output.say(
             f"this is a bug in addnorm: {type(error).__name__}: {error}\n{_report(error)}; please "
-            "report it with the command you gave"
+            "report it together with the command that you ran"
         )
         return 70
 
@@ -159,8 +163,8 @@ def _report(error: Exception) -> str:
         with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(told)
     except OSError:
-        return f"{told}That is what led to it"
-    return f"What led to it is in {name}"
+        return f"{told}This is the traceback"
+    return f"The traceback is in {name}"
 
 
 def _help() -> str:
@@ -170,5 +174,5 @@ def _help() -> str:
         "usage: addnorm COMMAND ...\n\n"
         "The residual stream you can choose, measure and trust.\n\n"
         f"commands:\n{commands}\n\n"
-        "addnorm COMMAND --help tells its options; addnorm --version the version."
+        "addnorm COMMAND --help lists the options of a command, addnorm --version the version."
     )

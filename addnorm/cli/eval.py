@@ -1,7 +1,7 @@
-"""How probable a model finds a text: perplexity and bits per byte, by sliding windows.
+"""Measure how probable a model finds a text: perplexity and bits per byte, by sliding windows.
 
-Figures of different tokenizers compare per byte or per word, and only with the same --context and
---stride; docs/generation.md has the rule.
+Compare models with different tokenizers per byte or per word, and always with the same values of
+--context and --stride; docs/generation.md has the rule.
 """
 
 import json
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from addnorm import reading
-from addnorm.cli import Positional, Refusal, arg, output
+from addnorm.cli import Positional, Refusal, arg, optional, output
 from addnorm.cli.models import Place, with_tokenizer
 
 
@@ -23,16 +23,18 @@ class Options:
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
     """A folder with a model, a run's folder, or a name such as openai-community/gpt2."""
-    texts: Positional[Annotated[tuple[str, ...], arg(metavar="TEXT [TEXT ...]")]]
-    """Files of UTF-8 text, each a document for itself; - is stdin."""
-    context: int | None = None
-    """Tokens that a window holds; the model's own unless given."""
-    stride: int | None = None
-    """By how many the window moves; half the context unless given, 1 is slowest and fairest."""
+    texts: Positional[
+        Annotated[tuple[str, ...], arg(metavar="TEXT [TEXT ...]", help_behavior_hint="(required)")]
+    ]
+    """Files of UTF-8 text, each scored as a document of its own; - is stdin."""
+    context: Annotated[int | None, optional("N")] = None
+    """Tokens in a window; by default the model's context."""
+    stride: Annotated[int | None, optional("N")] = None
+    """Tokens by which the window moves; by default half the context. 1 is slowest and fairest."""
     batch_size: int = 4
     """Windows that go through the model at once."""
     as_json: Annotated[bool, arg(name="json")] = False
-    """All figures as one JSON object."""
+    """Print all figures as one JSON object."""
     place: Place = field(default_factory=Place)
 
 

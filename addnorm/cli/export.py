@@ -1,7 +1,8 @@
 """Write a model for other programs: transformers (hf), ONNX runtimes (onnx), llama.cpp (gguf).
 
-What is written is loaded by another program and its logits are compared with the model's; a file
-that fails is thrown away and the exit status is 1. docs/export.md says what each file holds.
+Another program loads what was written, and its logits are compared with the model's. If they
+differ, the files are thrown away and the exit status is 1. docs/export.md says what each format
+holds.
 """
 
 import sys
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from addnorm import reading
-from addnorm.cli import Positional, Refusal, arg, output
+from addnorm.cli import Positional, Refusal, arg, optional, output
 from addnorm.cli.models import open_model
 
 if TYPE_CHECKING:
@@ -25,17 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hf:
-    """A folder that transformers loads, tokenizer included."""
+    """Write a folder that transformers loads, including the tokenizer."""
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
     """A folder with a model, a run's folder, or a name such as openai-community/gpt2."""
     out: Path
     """The folder to write."""
-    format: Literal["gpt2", "addnorm"] | None = None
-    """GPT-2's, which needs nothing of ours, or addnorm's, for any design after import addnorm.hf.
-    Unless given: GPT-2's where it can say what the model is."""
+    format: Annotated[Literal["gpt2", "addnorm"] | None, optional("{gpt2,addnorm}")] = None
+    """gpt2 loads without addnorm, addnorm holds any design; by default gpt2 where possible."""
     dtype: Literal["f32", "f16", "bf16"] = "f32"
-    """Of the weights."""
+    """Data type of the weights."""
 
     def write(
         self, model: "GPT", tokenizer: "Tokenizer | None", tell: Callable[[str], None]
@@ -51,16 +51,16 @@ class Hf:
 
 @dataclass(frozen=True)
 class Onnx:
-    """A graph for ONNX runtimes: any batch size, any length."""
+    """Write a graph for ONNX runtimes, for any batch size and length."""
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
     """A folder with a model, a run's folder, or a name such as openai-community/gpt2."""
     out: Path
     """The file to write, such as model.onnx; large weights go to model.onnx.data beside it."""
     with_cache: bool = False
-    """Keys and values of earlier tokens go in and come out: for generation."""
+    """Make keys and values of earlier tokens inputs and outputs, for generation."""
     with_valid: bool = False
-    """A second input says which tokens are real: for batches with padding."""
+    """Add an input that says which tokens are real, for batches with padding."""
 
     def write(
         self, model: "GPT", tokenizer: "Tokenizer | None", tell: Callable[[str], None]
@@ -75,16 +75,16 @@ class Onnx:
 
 @dataclass(frozen=True)
 class Gguf:
-    """A file for llama.cpp, of a model that is a GPT-2."""
+    """Write a file for llama.cpp; the model must be a GPT-2."""
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
     """A folder with a model, a run's folder, or a name such as openai-community/gpt2."""
     out: Path
     """The file to write, such as model.gguf."""
     dtype: Literal["f32", "f16", "bf16"] = "f32"
-    """Of the matrices; norms, biases and positions stay f32."""
+    """Data type of the matrices; norms, biases and positions stay f32."""
     no_tokenizer: bool = False
-    """Without the tokenizer, for programs that deal in ids."""
+    """Leave the tokenizer out, for programs that work with ids."""
 
     def write(
         self, model: "GPT", tokenizer: "Tokenizer | None", tell: Callable[[str], None]
@@ -94,8 +94,8 @@ class Gguf:
 
         if tokenizer is None and not self.no_tokenizer:
             raise Refusal(
-                f"{self.model} has no tokenizer, and llama.cpp reads texts by the one in the file: "
-                "put its tokenizer.json there, or GPT-2's vocab.json and merges.txt, or say "
+                f"{self.model} has no tokenizer, and llama.cpp needs the one in the file to read "
+                "text: put its tokenizer.json there, or GPT-2's vocab.json and merges.txt, or use "
                 "--no-tokenizer"
             )
         tokenizer = None if self.no_tokenizer else tokenizer

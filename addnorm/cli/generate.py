@@ -1,7 +1,7 @@
-"""Write on after a prompt, with a model of a folder, a run, or the Hugging Face hub.
+"""Continue a prompt, with a model from a folder, a run, or the Hugging Face hub.
 
-One text is written as it comes. Several prompts, or --samples, go through the model together; each
-then gets what it would have got alone. The text goes to stdout, what is said of it to stderr.
+A single text is printed as it is generated. Several prompts, or --samples, go through the model
+together, and each gets what it would have got by itself. Texts go to stdout, remarks to stderr.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from addnorm import reading
-from addnorm.cli import Positional, Refusal, arg, output
+from addnorm.cli import Positional, Refusal, arg, optional, output
 from addnorm.cli.models import Place, with_tokenizer
 from addnorm.cli.output import json_line, legible
 
@@ -30,33 +30,33 @@ class Choice:
     """How the next token is chosen; docs/generation.md has the formulas and their order."""
 
     max_new_tokens: int = 100
-    """At most so many tokens for each text."""
+    """The most tokens to generate for each text."""
     temperature: float = 1.0
-    """Logits are divided by it; 0 takes the most probable token."""
-    top_k: int | None = None
-    """Only the so many most probable tokens."""
-    top_p: float | None = None
-    """Only the most probable tokens that together have this probability."""
-    min_p: float | None = None
-    """Only tokens that have at least this part of the best one's probability."""
+    """Logits are divided by it; 0 always takes the most probable token."""
+    top_k: Annotated[int | None, optional("K")] = None
+    """Choose among the K most probable tokens only."""
+    top_p: Annotated[float | None, optional("P")] = None
+    """Choose among the most probable tokens only, as many as together reach probability P."""
+    min_p: Annotated[float | None, optional("P")] = None
+    """Choose among tokens only that are at least P times as probable as the most probable one."""
     repetition_penalty: float = 1.0
-    """Above 1: makes less likely what came before, the prompt included."""
+    """Above 1, tokens that are already in the prompt or the text become less likely."""
     presence_penalty: float = 0.0
-    """Taken off the logit of what was written before."""
+    """Subtracted from the logit of every token that is already in the text."""
     frequency_penalty: float = 0.0
-    """The same, for each time that it was."""
-    stop: tuple[str, ...] = ()
-    """Strings that end a text; they are not in it."""
+    """Subtracted from the logit of a token once for each time it is already in the text."""
+    stop: Annotated[tuple[str, ...], optional("TEXT [TEXT ...]")] = ()
+    """Strings that end a text; they are not part of it."""
     no_eos: bool = False
-    """The end-of-text token does not end a text."""
-    banned_words: tuple[str, ...] = ()
-    """Strings that do not occur in a text."""
-    regex: str | None = None
-    """What the whole text must match, such as "[0-9]+ (cats|dogs)"."""
-    seed: int | None = None
-    """Row i draws with seed + i. Without it, every call gives something else."""
+    """Do not end a text at the end-of-text token."""
+    banned_words: Annotated[tuple[str, ...], optional("TEXT [TEXT ...]")] = ()
+    """Strings that must not occur in a text."""
+    regex: Annotated[str | None, optional("REGEX")] = None
+    """An expression that the whole text must match, such as "[0-9]+ (cats|dogs)"."""
+    seed: Annotated[int | None, optional("N")] = None
+    """Seed of the first text; text i uses N + i. Without a seed, every call gives other texts."""
     beyond: Literal["slide", "extend", "error"] = "slide"
-    """Beyond the model's context: slide the window, grow on, or refuse beforehand."""
+    """At the end of the model's context: slide a window, extend the context, or refuse at once."""
 
     def keywords(self) -> dict[str, Any]:
         """As ``addnorm.generate`` takes them."""
@@ -75,15 +75,15 @@ class Options:
     prompts: Positional[
         Annotated[tuple[str, ...], arg(metavar="[PROMPT ...]", help_behavior_hint="")]
     ] = ()
-    """What to go on from. Without any stdin is the prompt, or at a terminal the empty text."""
-    file: Path | None = None
-    """A file with one prompt per line, instead."""
+    """Texts to continue. Without any, the prompt is read from stdin; at a terminal it is empty."""
+    file: Annotated[Path | None, optional("FILE")] = None
+    """Read the prompts from a file, one per line."""
     samples: int = 1
-    """So many texts for each prompt."""
+    """How many texts to generate for each prompt."""
     as_json: Annotated[bool, arg(name="json")] = False
-    """One JSON object per text on stdout: text, ids, log-probabilities, why it ended."""
+    """Print one JSON object per text: text, ids, log-probabilities, why it ended."""
     top_logprobs: int = 0
-    """With --json: also the so many most probable tokens at every place."""
+    """With --json: how many of the most probable tokens to list at every place."""
     choice: Choice = field(default_factory=Choice)
     place: Place = field(default_factory=Place)
 
@@ -124,13 +124,13 @@ def _prompts(options: Options) -> list[str]:
     if options.samples < 1:
         raise Refusal(f"--samples must be at least 1, got {options.samples}")
     if options.top_logprobs and not options.as_json:
-        raise Refusal("--top-logprobs are told with --json only")
+        raise Refusal("--top-logprobs needs --json")
     if options.file is not None:
         if options.prompts:
-            raise Refusal("give prompts either after the model or in --file, not both")
+            raise Refusal("prompts come either after the model or from --file, not both")
         lines = [line for line in reading.lines(reading.place(options.file)) if line.strip()]
         if not lines:
-            raise Refusal(f"{options.file} has no line with text, so there is no prompt")
+            raise Refusal(f"{options.file} has no line with text, and so no prompt")
         return lines
     if options.prompts:
         return list(options.prompts)
@@ -166,7 +166,7 @@ def _wait(writing: "Writing", rows: int, most: int) -> None:
 
 
 def _conclude(options: Options, writing: "Writing", shown: str, seconds: float) -> None:
-    """The rest of stdout, then what there is to say of the texts."""
+    """Print the rest of the texts, then the remarks about them."""
     results = writing.results
     if options.as_json:
         for result in results:
@@ -183,7 +183,7 @@ def _conclude(options: Options, writing: "Writing", shown: str, seconds: float) 
 
 
 def _end(result: "Generated") -> str:
-    """Why a text is over, in words, and how to have it again."""
+    """Why a text ended, in words, and how to get it again."""
     told = {
         "stop": "matched" if result.stop is None else f"stopped at {result.stop!r}",
         "eos": "end of text",

@@ -1,8 +1,8 @@
-"""What is wired wrong in a Transformer, anybody's, before training.
+"""Find what is wired wrong in any Transformer, before training.
 
-TARGET is path.py:NAME or module:NAME, where NAME is a model or a function without arguments that
-returns one, or (model, inputs); or a folder or hub id of a model of ours or of transformers. The
-exit status is 1 if an error is found. docs/lint.md tells how to read what is said.
+TARGET is path.py:NAME or module:NAME, where NAME is a model, or a function without arguments that
+returns a model or (model, inputs). Or it is a folder or hub id with a model of addnorm or
+transformers. The exit status is 1 if an error is found. docs/lint.md explains the report.
 """
 
 import ast
@@ -53,28 +53,27 @@ class Options:
     target: Positional[Annotated[str, arg(metavar="[TARGET]", help_behavior_hint="")]] = ""
     """path.py:NAME, module:NAME, a folder with a model, or a name such as openai-community/gpt2."""
     causal: bool = False
-    """A position must not see what comes after it, whatever the model says of itself."""
+    """The model must be causal: no position may see later ones, whatever its config says."""
     no_causal: bool = False
-    """A position may see what comes after it."""
+    """The model need not be causal: positions may see later ones."""
     ignore: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="RULE", help_behavior_hint="(repeatable)")
     ] = ()
-    """A rule that is not to be spoken of."""
+    """Leave out the findings of this rule."""
     notes: Annotated[bool, arg(aliases=["-v"])] = False
-    """Tell notes in full as well, not in one line each."""
+    """Print notes in full, instead of one line each."""
     as_json: Annotated[bool, arg(name="json")] = False
-    """All of it as one JSON object."""
+    """Print the whole report as one JSON object."""
     rules: bool = False
     """Only list the rules."""
     explain: Annotated[str | None, arg(metavar="RULE", constructor=str, help_behavior_hint="")] = (
         None
     )
-    """Only print the page of one rule."""
+    """Only print the page that explains one rule."""
     diff: Annotated[tuple[str, ...], arg(metavar="A B", help_behavior_hint="")] = ()
-    """Instead, find the first place where two models differ, forward and backward; status 1 if
-    they do."""
+    """Instead, find the first place where models A and B differ; exit status 1 if they do."""
     weights: Literal["copied", "own"] = "copied"
-    """With --diff: B is given the weights of A, or both keep their own."""
+    """With --diff. copied: B gets the weights of A; own: both keep their own."""
 
 
 FLAGS = ("--causal", "--no-causal", "--notes", "-v", "--json", "--rules")
@@ -87,7 +86,7 @@ VALUED = {
 
 
 def arranged(args: Sequence[str]) -> list[str]:
-    """Targets may stand anywhere; what is too many, unknown or missing is told in words."""
+    """Targets may stand anywhere; what is missing, superfluous or unknown is an error in words."""
     if {"-h", "--help"} & set(args):
         return list(args)
     words: list[str] = []
@@ -106,25 +105,25 @@ def arranged(args: Sequence[str]) -> list[str]:
             targets += [value] if equals else []
         elif name in VALUED:
             if not equals and (not todo or todo[0].startswith("-")):
-                raise Refusal(f"{name} wants {VALUED[name]} after it")
+                raise Refusal(f"{name} needs {VALUED[name]} after it")
             words += [name, value if equals else todo.pop(0)]
         elif name in FLAGS and not equals:
             words.append(name)
         else:
             known = [*FLAGS, *VALUED, "--diff"]
             near = difflib.get_close_matches(name, known, n=3)
-            hint = f"; near it: {', '.join(near)}" if near else ""
-            raise Refusal(f"there is no option {word}{hint}. All: addnorm lint --help")
+            hint = f"; did you mean {' or '.join(near)}?" if near else "."
+            raise Refusal(f"there is no option {word}{hint} addnorm lint --help lists them")
     if two and len(targets) != 2:
         given = ", ".join(targets) or "none"
         raise Refusal(
-            f"--diff takes two targets and nothing else: addnorm lint --diff A B; given: {given}"
+            f"--diff takes exactly two targets, as in addnorm lint --diff A B; got {given}"
         )
     if not two and len(targets) > 1:
-        two_only = f"; to compare two, addnorm lint --diff {' '.join(targets[:2])}"
+        two_only = f"; to compare two: addnorm lint --diff {' '.join(targets[:2])}"
         raise Refusal(
-            f"lint looks at one target, and {len(targets)} are given ({', '.join(targets)}): give "
-            f"them one after the other{two_only if len(targets) == 2 else ''}"
+            f"lint takes one target, got {len(targets)} ({', '.join(targets)}): call it once for "
+            f"each{two_only if len(targets) == 2 else ''}"
         )
     return [*words, "--diff", *targets] if two else [*words, *targets]
 
@@ -140,7 +139,7 @@ def run(options: Options) -> int:
         return 0
     known(options.ignore)
     if options.causal and options.no_causal:
-        raise Refusal("--causal and --no-causal exclude each other: give one, or neither")
+        raise Refusal("--causal and --no-causal exclude each other: use one, or neither")
     if options.diff:
         return _diff(options)
     if not options.target:
@@ -170,24 +169,20 @@ def _lint(options: Options) -> int:
         print_report(report, found, _console(), notes=options.notes, ignored=options.ignore)
     if undone is not None:
         refused = _inputs_refused(found) or _undone(undone)
-        raise Refusal(f"{found.name} could not be looked at: {refused}")
+        raise Refusal(f"{found.name} cannot be examined: {refused}")
     return 0 if report.ok else 1
 
 
 def _undone(why: str) -> str:
-    """Why no made-up inputs did, and what to do; any other reason as it is."""
+    """Why none of the made-up inputs worked, and what to do; any other reason as it is."""
     if "kinds of call were tried" not in why:
         return why
     told, same = _each_once(why)
-    doubt = (
-        "The error is the same whatever it is given: it may lie in forward itself.\n"
-        if same
-        else ""
-    )
+    doubt = "The error is the same with all inputs: it may be in forward itself.\n" if same else ""
     return (
         f"{told}\n{doubt}"
-        "To give inputs of your own, let a function return (model, inputs): a tensor, a tuple "
-        "of\npositional arguments or a dict of keyword arguments"
+        "To use your own inputs, let a function return (model, inputs), with a tensor, a tuple of\n"
+        "positional arguments or a dict of keyword arguments as inputs"
     )
 
 
@@ -230,7 +225,7 @@ def _inputs_refused(found: "Found") -> str | None:
             inputs.call(found.model.eval())
     except Exception as error:  # a stranger's forward may raise anything
         return (
-            f"its forward fails on the inputs that come with it ({shapes or 'no tensors'}): "
+            f"its forward fails on the inputs returned with it ({shapes or 'no tensors'}): "
             f"{_where(error, found.file)}"
         )
     return None
@@ -268,7 +263,7 @@ def _running(*all_found: "Found") -> tuple[str, int]:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    columns = (TextColumn("looking"), BarColumn(), TextColumn("{task.description}"))
+    columns = (TextColumn("examining"), BarColumn(), TextColumn("{task.description}"))
     errors = Console(stderr=True)
     with Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("", total=None)
@@ -307,7 +302,7 @@ def print_report(
         console.print()
         for finding in folded:
             console.print(_folded(finding), no_wrap=True, overflow="ellipsis")
-        console.print(Text("      --notes tells notes in full", style="dim"))
+        console.print(Text("      --notes prints notes in full", style="dim"))
     if report.unknown:
         console.print()
         _print_unknown(report, console)
@@ -316,7 +311,7 @@ def print_report(
 
 
 _CAUSES = ("dead-branch", "ignores-memory", "no-residual")
-"""Rules whose errors leave parameters without use."""
+"""Rules whose errors leave parameters unused."""
 
 
 def _modules(finding: "Finding") -> list[str]:
@@ -340,7 +335,7 @@ def _under(findings: "Sequence[Finding]") -> "dict[int, list[Finding]]":
 
 
 def _unused(findings: "Sequence[Finding]") -> str:
-    """How many parameters are of no use inside a module that is told of."""
+    """How many parameters are unused inside a module that has an error."""
     said = []
     for read, what in ((False, "never read"), (True, "read and never trained")):
         count = 0
@@ -409,12 +404,12 @@ def _print_finding(finding: "Finding", console: Console, inside: "Sequence[Findi
 
 
 def _indented(text: Text, console: Console, label: str = "") -> None:
-    """Wrapped, with its label to the left."""
+    """Print it wrapped, with its label to the left."""
     _hung(text, console, (f"  {label:<6}" if label else "  ", "dim"))
 
 
 def _hung(text: Text, console: Console, start: tuple[str, str]) -> None:
-    """Wrapped to the right of its start, which is printed once."""
+    """Print it wrapped to the right of its start, which is printed once."""
     head, style = start
     for line in text.wrap(console, console.width - len(head)):
         line.rstrip()
@@ -423,7 +418,7 @@ def _hung(text: Text, console: Console, start: tuple[str, str]) -> None:
 
 
 def _wrapped(text: Text, console: Console) -> None:
-    """Wrapped, without blanks at the ends of lines."""
+    """Print it wrapped, without blanks at the ends of lines."""
     for line in text.wrap(console, console.width):
         line.rstrip()
         line.plain = line.plain.replace(GLUE, " ")
@@ -468,7 +463,7 @@ def _verdict(report: "Report", ignored: Sequence[str]) -> Text:
         verdict.append(f"; ignored: {', '.join(dict.fromkeys(ignored))}")
     if said:
         rule = report.findings[0].rule
-        verdict.append(f"\naddnorm lint --explain {rule} tells more", style="not bold dim")
+        verdict.append(f"\naddnorm lint --explain {rule} says more", style="not bold dim")
     return verdict
 
 
@@ -531,7 +526,7 @@ def _diff(options: Options) -> int:
 
 
 def print_difference(found: "Difference", a: str, b: str, console: Console) -> None:
-    """Where two models part."""
+    """Print where two models first differ."""
     console.print(Text(f"A  {a}\nB  {b}"))
     console.print()
     for label, text in found.lines():
@@ -565,8 +560,8 @@ def open_target(target: str) -> Found:
     if empty := sum(t.is_meta for t in tensors):
         raise Refusal(
             f"{found.name} has no values: {empty} of its {len(tensors)} parameters and buffers are "
-            "on the meta device. Build it on the CPU (no torch.device('meta'), no "
-            "init_empty_weights); what is measured needs numbers"
+            "on the meta device. lint measures numbers: build the model on the CPU (no "
+            "torch.device('meta'), no init_empty_weights)"
         )
     return found
 
@@ -592,9 +587,7 @@ def _opened(target: str) -> Found:
             module = importlib.import_module(place)
         except ModuleNotFoundError as error:
             if error.name is not None and (place + ".").startswith(error.name + "."):
-                raise Refusal(f"there is no module {place} here or among what is installed") from (
-                    None
-                )
+                raise Refusal(f"there is no module {place}, neither here nor installed") from None
             raise
         finally:
             sys.path.remove(str(Path.cwd()))
@@ -618,7 +611,7 @@ def _run_file(file: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _of_the_user(target: str, file: Path) -> Iterator[None]:
-    """Code of the user's runs: what it prints goes to stderr, and its errors are told as his."""
+    """Runs code of the user's: what it prints goes to stderr, and its errors name that code."""
     words = sys.argv
     sys.argv = [str(file)]
     try:
@@ -628,8 +621,8 @@ def _of_the_user(target: str, file: Path) -> Iterator[None]:
         raise
     except SystemExit as error:
         raise Refusal(
-            f"{target} ends the program (exit status {error.code}) when it is run: put what is not "
-            'the model under if __name__ == "__main__":'
+            f"{target} ends the program (exit status {error.code}) when it is imported: put "
+            'everything but the model under if __name__ == "__main__":'
         ) from None
     except Exception as error:
         raise Refusal(f"{target} failed: {_where(error, file)}") from None
@@ -685,14 +678,14 @@ def _made(target: str, module: ModuleType, name: str, file: Path) -> Found:
     for part in name.split("."):
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, [n for n in dir(found) if n[0] != "_"], n=3)
-            hint = f"; near it: {', '.join(near)}" if near else f"; {_content(found)}"
+            hint = f"; did you mean {' or '.join(near)}?" if near else f"; {_content(found)}"
             raise Refusal(f"{target}: there is no {part!r} in it{hint}")
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         return Found(target, found, file=file)
     if not callable(found):
         raise Refusal(
-            f"{target} is {_with_article(type(found).__name__)}: no model, nor a function"
+            f"{target} is {_with_article(type(found).__name__)}, neither a model nor a function"
         )
     if needed := _needed(found):
         raise Refusal(
@@ -786,7 +779,9 @@ def _holder(target: str, classes: "dict[str, type[nn.Module]]", file: Path) -> F
             continue  # it is the whole that is looked for, and this cannot be it
         inner = [m for m in made.modules() if m is not made]
         if all(any(isinstance(m, c) for m in inner) for c in others):
-            note = f"Of {len(classes)} classes in the file, {name} is taken: it holds the others."
+            note = (
+                f"Of {len(classes)} classes in the file, {name} was chosen: it contains the others."
+            )
             return Found(f"{target}:{name}", made, note=note, file=file)
     return None
 
@@ -798,10 +793,10 @@ def _only(target: str, there: Mapping[str, str]) -> str:
     if not there:
         raise Refusal(
             f"{target} has no model and no function without arguments that returns one: add "
-            f"def make(): return Model(...), and give {target}:make"
+            f"def make(): return Model(...), and call lint with {target}:make"
         )
     listed = "\n".join(f"  {target}:{name}  ({kind})" for name, kind in there.items())
-    raise Refusal(f"{target} holds several that may be meant; give one of\n{listed}")
+    raise Refusal(f"{target} has several models; choose one of\n{listed}")
 
 
 # --- folders and the hub --------------------------------------------------------------------------
@@ -833,23 +828,24 @@ def _nowhere(target: str, error: BaseException | None) -> str:
     if error is not None:
         line = (str(error).strip().splitlines() or [""])[0][:200]
         hub = (
-            f"\nAs a model of the Hugging Face hub it could not be had: {type(error).__name__}: "
-            f"{line} (without a network, give a folder with config.json and the weights)"
+            "\nIt could not be downloaded from the Hugging Face hub either: "
+            f"{type(error).__name__}: {line} (without a network, use a folder with config.json and "
+            "the weights)"
         )
     file = Path(f"{target}.py").expanduser()
     inner = Path(target.replace(".", "/") + ".py")
     for there in (file, inner):
         if there.is_file():
-            return f"{target} is no folder; did you mean {there}?"
+            return f"{target} is not a folder; did you mean {there}?"
     first = target.partition(".")[0]
     if target.replace(".", "").isidentifier() and _is_module(first):
         return (
-            f"{target} is a module and names no model in it: give {target}:NAME, where NAME is a "
-            f"model or a function that returns one{hub}"
+            f"{target} is a module: name the model in it, {target}:NAME, where NAME is a model or "
+            f"a function that returns one{hub}"
         )
     beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
     near = difflib.get_close_matches(file.name, beside, n=3, cutoff=0.75)
-    hint = f"; near it: {', '.join(str(file.parent / n) for n in near)}" if near else ""
+    hint = f"; did you mean {' or '.join(str(file.parent / n) for n in near)}?" if near else ""
     return f"{target} is neither a file, nor a folder, nor a module{hint}{hub}"
 
 
@@ -881,4 +877,4 @@ def _from_transformers(target: str, folder: Path, weights: bool) -> Found:
     except Exception as error:  # foreign code, which raises whatever it likes
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise Refusal(f"transformers cannot load {target}: {lines[0][:300]}") from None
-    return Found(target, made, note="No weights there: made from config.json, newly initialised.")
+    return Found(target, made, note="No weights there: built from config.json and initialized.")

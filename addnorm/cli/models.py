@@ -16,12 +16,12 @@ RUN = "model"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model computes, and in which numbers."""
+    """Where a model computes, and with which data type."""
 
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Of weights and activations; bfloat16 halves memory and is faster where the machine has it."""
+    """Data type of weights and activations; bfloat16 halves memory, and may be faster."""
     device: str = "auto"
-    """Such as cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one."""
+    """Where to compute, such as cpu, cuda, cuda:1 or mps; auto: an accelerator if there is one."""
 
 
 CPU = Place(device="cpu")
@@ -62,7 +62,7 @@ def open_model(target: str, place: Place = CPU) -> "tuple[GPT, Tokenizer | None]
 
 
 def with_tokenizer(target: str, place: Place) -> "tuple[GPT, Tokenizer]":
-    """The same where nothing can be done without a tokenizer."""
+    """The model and its tokenizer; a ``Refusal`` if there is no tokenizer beside the model."""
     model, tokenizer = open_model(target, place)
     if tokenizer is None:
         raise Refusal(

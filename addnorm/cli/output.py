@@ -1,7 +1,8 @@
-"""What a command says, to whatever stands at the other end: a terminal, a pipe, a full disk.
+"""What a command prints, whatever is at the other end: a terminal, a pipe, a full disk.
 
 A character that a stream's encoding lacks is written as an escape, and so is, at a terminal, one
-that would steer it: whatever a model writes is shown. A pipe or a file gets characters as they are.
+that would control it: whatever a model writes is shown. A pipe or a file gets characters as they
+are.
 """
 
 import codecs

@@ -1,8 +1,8 @@
 """List, explain and measure the designs of Add & Norm.
 
-Without --list or --explain every design is measured at initialization, before any training: how
-large the residual stream gets, how large gradients are, and how both grow with depth. The figures
-go to the terminal, a page with plots and all numbers to --out.
+Without --list or --explain, the designs are measured at initialization, before any training: how
+large the residual stream gets, how large gradients are, and how both grow with depth. A table goes
+to the terminal, a page with plots and all numbers to the folder --out.
 """
 
 import json
@@ -38,13 +38,13 @@ class Options:
     """Designs to measure, such as pre_norm or "drop_path(mix_ln(0.25), p=0.1)"."""
     setup: Setup = field(default_factory=Setup)
     out: Path = Path("out/schemes")
-    """Folder for the page (schemes.html) and the numbers (schemes.json)."""
+    """The folder for the page (schemes.html) and the numbers (schemes.json)."""
     listing: Annotated[bool, arg(name="list")] = False
     """Only print the table of names, equations and papers."""
     explain: Annotated[str | None, arg(metavar="NAME", constructor=str, help_behavior_hint="")] = (
         None
     )
-    """Only print all about one design, at --width, --heads, --tokens and the largest depth."""
+    """Only explain one design, counted at --width, --heads, --tokens and the largest depth."""
 
 
 def run(options: Options) -> int:

@@ -1,11 +1,11 @@
-"""Train a model of your own on your own text, and go on where it stopped.
+"""Train a model on your own text, and continue where a run stopped.
 
     addnorm train --data my.txt                     a small GPT on a text
     addnorm train --recipe char_cpu --data my.txt lr=2e-3 model.n_layers=6
-    addnorm train --resume out/run                  go on
+    addnorm train --resume out/run                  continue a run
     addnorm train --list                            runs and their best values
 
-Every setting is key=value; --print-config shows them all, with what each is.
+Every setting is key=value; --print-config lists and explains them all.
 """
 
 import sys
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from addnorm.cli import Positional, Refusal, arg
+from addnorm.cli import Positional, Refusal, arg, optional
 from addnorm.cli.output import legible
 
 if TYPE_CHECKING:
@@ -30,32 +30,34 @@ class Options:
     settings: Positional[
         Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]", help_behavior_hint="")]
     ] = ()
-    """Settings, such as steps=500 lr=1e-3 model.scheme=deepnorm; these win over all others."""
-    data: str | None = None
-    """A text file, a folder, a .jsonl file, hf:NAME, or stdlib: the setting "data"."""
-    adapt: Literal["lora", "adalora", "prefix", "adapter"] | None = None
-    """Train only an adapter beside the weights of init_from: the setting "adapt.kind"."""
-    recipe: str | None = None
-    """What to start from: stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2, classify_text."""
-    config: Path | None = None
-    """A TOML file of settings, over the recipe's."""
-    out: Path | None = None
-    """The run's folder; out/run unless said."""
-    resume: Path | None = None
-    """The folder of a run to go on with, with its own settings; KEY=VALUE may change some of them:
-    docs/training.md has a table."""
+    """Settings, such as steps=500 lr=1e-3 model.scheme=deepnorm; they override all others."""
+    data: Annotated[str | None, optional("DATA")] = None
+    """What to learn from: a text file, a folder, a .jsonl file, hf:NAME, or stdlib."""
+    adapt: Annotated[
+        Literal["lora", "adalora", "prefix", "adapter"] | None,
+        optional("{lora,adalora,prefix,adapter}"),
+    ] = None
+    """Train only an adapter, beside the frozen weights of init_from."""
+    recipe: Annotated[str | None, optional("RECIPE")] = None
+    """Settings to start from: stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2, classify_text."""
+    config: Annotated[Path | None, optional("FILE")] = None
+    """A TOML file of settings, which override the recipe's."""
+    out: Annotated[Path | None, optional("FOLDER")] = None
+    """The run's folder; by default out/run."""
+    resume: Annotated[Path | None, optional("FOLDER")] = None
+    """Continue the run in this folder; docs/training.md lists the settings that may change."""
     overwrite: bool = False
     """Replace the run that is in --out; only files that addnorm wrote are deleted."""
     prove_resume: bool = False
-    """Only prove, on these settings and in about a minute, that a killed run resumes bit by bit."""
+    """Only prove, in about a minute, that a killed run with these settings resumes bit for bit."""
     print_config: bool = False
-    """Only print all settings, as a file for --config."""
+    """Only print all settings, in the form of a file for --config."""
     listing: Annotated[bool, arg(name="list")] = False
-    """Only list the runs in the folder of --out and those beside it."""
+    """Only list the run in --out and the runs beside it."""
 
 
 def arranged(args: Sequence[str]) -> list[str]:
-    """KEY=VALUE words may stand anywhere; the reader of the command line wants them together."""
+    """KEY=VALUE words may stand anywhere; the reader of the command line needs them together."""
     flags = {"--overwrite", "--prove-resume", "--print-config", "--list"}
     words: list[str] = []
     rest: list[str] = []
@@ -101,10 +103,12 @@ def run(options: Options) -> int:
     except Diverged as error:
         raise Refusal(f"{error}\nThe checkpoints in {folder} are from before", status=1) from None
     except Stopped as stop:
-        told = f"{stop} at step {stop.step}: saved. Go on with: addnorm train --resume {folder}"
+        told = f"{stop} at step {stop.step}: saved. To continue: addnorm train --resume {folder}"
         raise Refusal(told, status=128 + stop.number) from None
     except torch.OutOfMemoryError as error:
-        raise Refusal(f"{error}\nmicro_rows=N takes N rows at a time", status=1) from None
+        raise Refusal(
+            f"{error}\nTry a smaller micro_rows=N, the rows at a time", status=1
+        ) from None
     finally:
         first = here(torch.device("cpu")).first
         leave()
@@ -120,15 +124,15 @@ def _config(options: Options) -> "Config":
     if options.resume is not None:
         for name in ("recipe", "config", "data", "adapt"):
             if getattr(options, name) is not None:
-                raise Refusal(f"--resume takes the run's own settings: leave --{name} out")
+                raise Refusal(f"--resume uses the run's own settings: leave out --{name}")
         if options.out not in (None, options.resume):
             raise Refusal(
-                f"--resume goes on in the run's own folder: leave --out {options.out} out"
+                f"--resume continues in the run's own folder: leave out --out {options.out}"
             )
         if options.overwrite:
             raise Refusal(
-                f"--resume goes on with {options.resume}, --overwrite would replace it: leave one "
-                "of them out"
+                f"--resume continues {options.resume}, --overwrite would replace it: leave out "
+                "one of them"
             )
         return _of_run(options.resume).changed(settings.from_assignments(options.settings))
     name = options.recipe or "stdlib_cpu"
@@ -142,8 +146,8 @@ def _config(options: Options) -> "Config":
     for key, value in (("data", options.data), ("adapt.kind", options.adapt)):
         if value is not None and words.setdefault(key, value) != value:
             raise Refusal(
-                f"--{key.partition('.')[0]} {value} and {key}={words[key]} are two answers to one "
-                "question: leave one of them out"
+                f"--{key.partition('.')[0]} {value} and {key}={words[key]} contradict each other: "
+                "leave out one of them"
             )
     if options.adapt == "adalora":  # whose ranks fall by the clock of the run
         steps = [{"steps": layer["steps"]} for layer in (told, words) if "steps" in layer]
@@ -158,7 +162,7 @@ def _of_run(folder: Path) -> "Config":
     told = read(folder)["config"]
     if "task" not in told:
         raise Refusal(
-            f"{folder} is a run of a task written in Python: go on with it there, with "
+            f"{folder} is a run of a task written in Python: continue it there, with "
             "addnorm.train(task, loop=loop, out=..., resume=True)"
         )
     return Config.from_json(told)

@@ -27,13 +27,13 @@ class Setup:
     tokens: int = 32
     """Tokens in a sequence."""
     batch: int = 8
-    """Sequences in the one batch."""
+    """Sequences in the batch that is measured."""
     seeds: int = 3
-    """How many times everything is drawn anew."""
+    """How many times weights and data are drawn and measured."""
     first_seed: int = 0
-    """The first of the seeds; the others follow."""
+    """The first seed; the others are the numbers after it."""
     init: Literal["fan_in", "own"] = "fan_in"
-    """fan_in: std 1/sqrt(fan_in) times the design's own factors.
+    """How weights start. fan_in: std 1/sqrt(fan_in) times the design's own factors.
     own: as published; a std of 0.02 at small width makes all designs look alike."""
     activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"] = "gelu"
     """Activation of the MLP, whose hidden width is 4 times the stream's."""
