@@ -108,7 +108,7 @@ batch; and the hint that the first is causal. True = may *not* look; numbers are
 def _read(
     masks: Masks, batch: int, heads: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The same as ``valid``, ``attend`` and ``bias`` of a ``Context``."""
+    """torch.nn's masks as ``valid``, ``attend`` and ``bias`` of a ``Context``."""
     mask, padding, is_causal = masks
     if is_causal and mask is None:
         raise RuntimeError("is_causal is a hint about the mask: give the mask itself as well")
@@ -335,7 +335,7 @@ class _Layer(_Coder, ABC):
             told = " and ".join(type(end).__name__ for end in ends)
             raise RuntimeError(
                 f"this scheme puts {told} at the ends of a stack, and a layer alone has no ends: "
-                "give it to TransformerEncoder or TransformerDecoder, be it for one layer"
+                "give it to TransformerEncoder or TransformerDecoder, even for one layer"
             )
         return super()._run(*args, **kwargs)
 

@@ -96,7 +96,7 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
 
     @classmethod
     def of(cls, gpt: GPT) -> "AddnormForCausalLM":
-        """The same model, its parameters shared: GPT-2's weights, or one just made."""
+        """A GPT as a model of transformers, with the same parameters, not copies."""
         config = AddnormConfig(
             **dataclasses.asdict(gpt.config),
             **({configs.IDENTITY: gpt.tokenizer_identity} if gpt.tokenizer_identity else {}),

@@ -176,7 +176,7 @@ def json_file(file: Path, kind: type[Mendable] = Unreadable) -> Any:
 
 
 def json_object(file: Path, kind: type[Mendable] = Unreadable) -> dict[str, Any]:
-    """The same where it must be an object, whose fields ``field`` checks."""
+    """The object in a file of JSON, which must hold one; ``field`` checks its fields."""
     value = json_file(file, kind)
     if not isinstance(value, dict):
         raise kind(f"{file} holds {in_words(value)}, expected a JSON object: {AGAIN}")

@@ -93,7 +93,7 @@ class Context(NamedTuple):
     offers: dict[str, Tensor] | None = None  # what this one leaves there; lives for one call
 
     def here(self, key: Hashable, taps: Mapping[str, Tensor] | None) -> "Context":
-        """The same for one call of one sublayer."""
+        """The Context for one call of one sublayer: its key, its taps, and no offers yet."""
         return self._replace(key=key, taps=taps, offers={})
 
 

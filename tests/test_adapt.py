@@ -856,7 +856,7 @@ def test_models_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has an adapter already: prefix: "):
         adapt(model, "lora")
     for what in (merge, unmerge, folded):
-        with pytest.raises(ValueError, match="a prefix is no update of weights"):
+        with pytest.raises(ValueError, match="prefix is not an update of weights"):
             what(model)
         with pytest.raises(ValueError, match="the GPT has no adapter"):
             what(gpt())

@@ -249,7 +249,7 @@ def test_texts_are_held_out_by_what_they_are(folder: Path) -> None:
 def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="data is not set"):
         Classify().build()
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         Classify(data=str(tmp_path / "none")).build()
     (tmp_path / "one").mkdir()
     with pytest.raises(DataError, match=r"has 1 sub-folder\(s\)"):

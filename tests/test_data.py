@@ -210,7 +210,7 @@ def test_what_is_called_text_and_is_not_is_an_error(tmp_path):
         documents(write(tmp_path / "c.txt", "text".encode("utf-16")))
     with pytest.raises(DataError, match=r"byte 3 is 0xe2"):  # cut short within a character
         documents(write(tmp_path / "d.txt", "abc€".encode()[:-1]))
-    with pytest.raises(DataError, match=r"a .gz is no text: unpack"):
+    with pytest.raises(DataError, match=r"a .gz file is not text: unpack"):
         documents(write(tmp_path / "e.gz", b"\x1f\x8b\x08"))
 
 

@@ -215,7 +215,7 @@ def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path, suffix: str) -> 
     earlier.write_bytes(begins + b"...")
     for path in (temporary, earlier, tmp_path / "new"):
         assert check.file_path(path, suffix, begins) == path
-    with pytest.raises(ExportError, match=rf"already and is no {suffix} file.*/thesis{suffix}"):
+    with pytest.raises(ExportError, match=rf"exists and is not a {suffix} file.*/thesis{suffix}"):
         export(gpt(), thesis)
     assert thesis.read_text() == "\\documentclass{book}"
 
@@ -896,7 +896,7 @@ def test_the_command_refuses_by_name(
     assert "addnorm: there is no folder" in refused("onnx", "no/such/folder")
     assert "scheme is 'deepnorm', GPT-2's 'pre_norm'" in refused("hf", deep, "--format", "gpt2")
     assert "scheme is 'deepnorm'" in refused("gguf", deep, "--no-tokenizer")
-    assert "has no tokenizer, and llama.cpp reads texts" in refused("gguf", deep)
+    assert "has no tokenizer, and llama.cpp needs the one" in refused("gguf", deep)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert refused("onnx", deep).count("\n") == 1
     (tmp_path / "out").write_text("a file")

@@ -147,12 +147,12 @@ def test_headline_figures_are_those_of_the_files(finished: Path) -> None:
 def test_curves_are_told_in_words(finished: Path) -> None:
     page = read(finished)
     loss = (
-        "Training, smoothed: 4.9800 at first, 3.0000 at last; the lowest single step 3.0000 "
+        "Training, smoothed: 4.9800 at first, 3.0000 at the end; the lowest single step 3.0000 "
         "(step 100), the highest 4.9800 (step 1). Held out, dots: 3.0123 at step 50. Ring, on all "
         "that is held out: 3.2345 at step 100."
     )
     gradient = "Median 1.05, largest 1.1 at step 100. Clipped to 1 at 100 steps."
-    rate = "From 1e-05 to 0.001 at step 100, at last 0.001.".replace("-", "\u2212")
+    rate = "From 1e-05 to 0.001 at step 100, 0.001 at the end.".replace("-", "\u2212")
     for told in (loss, gradient, rate):
         assert told in page.words
         assert any(told in svg["aria-label"] for svg in page.all("svg"))
@@ -253,8 +253,8 @@ def test_another_metric_has_its_own_plot(tmp_path: Path) -> None:
     assert "A classifier of texts of 2 layers" in page.words
     assert "best held-out accuracy0.7500step 2" in page.words
     assert "Held-out accuracyTraining" not in page.words  # labels and caption are apart
-    assert "Training, smoothed: 0.2500 at first, 0.5000 at last" in page.words
-    assert "Training, smoothed: 4.9800 at first, 4.9600 at last" in page.words
+    assert "Training, smoothed: 0.2500 at first, 0.5000 at the end" in page.words
+    assert "Training, smoothed: 4.9800 at first, 4.9600 at the end" in page.words
     assert "texts/s" in page.words
     assert "addnorm generate" not in page.words
 
@@ -335,7 +335,7 @@ def test_the_first_steps_of_a_long_run_do_not_flatten_the_rest(tmp_path: Path) -
     assert {float(v) for v in labels} == {2.0, 2.5, 3.0}
     assert text.count("<title>step 900: 2.2000</title>") == 2
     assert "<title>step 10:" not in text  # beyond the plot: in words, and in the table
-    assert "What the first 5% of the steps have above the plot is cut" in text
+    assert "Values above the plot in the first 5% of the steps are cut off" in text
     assert "Held out, dots: 88.0000 at step 10 to 2.2000 at step 900." in text
 
 
@@ -466,7 +466,7 @@ def test_odd_values_are_told_as_they_are() -> None:
     assert "the highest 1e+190 (step 5)" in words  # what is larger is told as infinite
     assert "\u00d7 not finite at 3 steps: 6, 7, 8" in words
     words = made(Story(Path("odd"), state(best=None), ODD["constant"])).words
-    assert "Training, smoothed: 2.0000 at first, 2.0000 at last" in words
+    assert "Training, smoothed: 2.0000 at first, 2.0000 at the end" in words
     assert "best held-out loss" not in words
 
 

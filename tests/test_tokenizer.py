@@ -1234,5 +1234,7 @@ def test_without_a_network(small, data, tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment
     )
     assert done.stdout == small.identity + "\n", done.stderr
-    assert "TokenizerError: there is no folder 'gpt2', and it could not be had" in done.stderr
+    assert (
+        "TokenizerError: there is no folder 'gpt2', and it could not be downloaded" in done.stderr
+    )
     assert "hf download gpt2 vocab.json merges.txt --local-dir FOLDER" in done.stderr

@@ -790,7 +790,8 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     message = (
-        r"there is no folder 'openai-community/gpt2' here, and .* hub it could not be had \(\w+: .*"
+        r"there is no folder 'openai-community/gpt2' here, and it could not be downloaded from "
+        r"the Hugging Face hub \(\w+: .*"
         r"Without a network, download config.json and model.safetensors elsewhere"
     )
     with pytest.raises(WeightsError, match=f"(?s){message}"):

@@ -194,7 +194,7 @@ def _stacked(model: GPT, found: Adapted) -> tuple[dict[str, Tensor], dict[str, A
 
 
 def _prompt(model: GPT, found: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The same of a prefix: key and value of the first layer, of the second, ..., side by side."""
+    """A prefix as peft has it: key and value of the first layer, of the second, ..., in a row."""
     c = model.config
     tables = [
         table.weight

@@ -42,7 +42,7 @@ class Adapted:
         return {name: part for name, part in self.parts.items() if isinstance(part, AdaLoRA)}
 
     def ranks(self) -> dict[str, int]:
-        """Of each update, as it is now."""
+        """The current rank of each update, by the name of its matrix."""
         full = {name: len(part.lora_A) for name, part in self.low_rank().items()}
         return full | {name: int(part.kept.sum()) for name, part in self.adalora().items()}
 
@@ -279,7 +279,7 @@ def _foldable(model: nn.Module) -> list[LowRank]:
     parts = list(found.low_rank().values())
     if not parts:
         raise Mendable(
-            f"a {found.settings.kind} is no update of weights and cannot be merged: it stays "
+            f"{found.settings.kind} is not an update of weights and cannot be merged: it stays "
             "beside the model"
         )
     return parts

@@ -79,11 +79,11 @@ class LoRA(LowRank):
         self._begin()
 
     def reading(self) -> Tensor:
-        """A."""
+        """The matrix A: (rank, in_features)."""
         return self.lora_A
 
     def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All, of value 1."""
+        """All triplets, each with the value 1: nothing is pruned."""
         return self.lora_A, self.lora_A.new_ones(len(self.lora_A)), self.lora_B
 
     def reset_parameters(self) -> None:
@@ -120,7 +120,7 @@ class AdaLoRA(LowRank):
         _orthogonal.add(self)
 
     def reading(self) -> Tensor:
-        """E A."""
+        """The product E A: (rank, in_features)."""
         return self.lora_A * self.lora_E[:, None]
 
     def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,7 +159,7 @@ class AdaLoRA(LowRank):
             far.lerp_((now - mean).abs(), 1 - BETA)
 
     def importance(self) -> Tensor:
-        """Of each triplet: (rank,)."""
+        """The importance of each triplet: (rank,)."""
         a, b, e = (
             self.get_buffer(f"sensitivity_{name}") * self.get_buffer(f"uncertainty_{name}")
             for name in "ABE"

@@ -352,7 +352,7 @@ def _cut_off(source: Source, survey: _Survey) -> Iterator[_Piece]:
 
 
 def _cuttable(pieces: Iterable[_Piece], encoder: "_Encoder") -> Iterator[_Piece]:
-    """The same text in pieces of LONGEST at most, cut where the ids do not show it."""
+    """The text in pieces of LONGEST at most, cut where the ids do not show it."""
     rest, first = "", False
     for piece in pieces:
         text, first, start = rest + piece.text, first or piece.first, 0
@@ -677,7 +677,7 @@ class _Writer:
                 out.close()
 
     def begin(self, eos: bytes) -> None:
-        """A document begins."""
+        """Begin a document: note where, and write its end-of-text token."""
         self._starts.write(np.array([self._tokens], "<i8").tobytes())
         self._documents += 1
         self.add(eos, 0)
@@ -725,7 +725,7 @@ def _sync_folder(folder: Path) -> None:
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META
     if not path.exists():
-        raise DataError(f"{folder} is no prepared data set: there is no {META} in it")
+        raise DataError(f"{folder} is not a prepared data set: it has no {META}")
     try:
         meta = reading.json_object(path, DataError)
         recorded = reading.field(meta, "checksum", str, path, DataError)

@@ -139,7 +139,7 @@ class Texts(Source):
             yield text, True
 
     def identity(self) -> str:
-        """Of the documents and their order."""
+        """A hash of the documents and their order."""
         return _hash("texts", *(_sha(text.encode()) for text in self._documents))
 
 
@@ -204,7 +204,7 @@ class _File:
 
     def _decoder(self) -> reading.Decoder:
         suffix = self.path.suffix.lower()
-        hint = f"a {suffix} is no text: unpack or convert it first"
+        hint = f"a {suffix} file is not text: unpack or convert it first"
         usual = "convert the file first"
         return reading.Decoder(self.path, _NotUtf8, hint if suffix in BINARY else usual)
 
@@ -382,7 +382,7 @@ class _Hub(Source):
             raise self._failed(error) from error
 
     def identity(self) -> str:
-        """Of the repository's commit, which is a hash of its content."""
+        """A hash of the repository's commit, which is itself a hash of the content."""
         what = (self._repository, self._revision, self._config or "", self._split, self._column)
         return _hash("hf", *what)
 

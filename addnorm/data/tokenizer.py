@@ -576,7 +576,7 @@ class Tokenizer:
 
 @final
 class TextStream:
-    """Text from ids as they come, whole characters only: what ``push`` returned and at last
+    """Text from ids as they come, whole characters only: what ``push`` returned and finally
     ``flush``, joined, is what ``decode`` gives for all ids at once."""
 
     def __init__(self, tokenizer: Tokenizer):
@@ -613,12 +613,12 @@ def _find(path_or_id: str | Path) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=sorted({*names})))
     except Exception as error:  # of its own, the network's, the file system's: no common base
         raise TokenizerError(
-            f"there is no folder {name!r}, and it could not be had from the Hugging Face hub "
-            f"({type(error).__name__}: {error}). Without a network: where there is one, run\n"
+            f"there is no folder {name!r}, and it could not be downloaded from the Hugging Face "
+            f"hub ({type(error).__name__}: {error}). On a machine with a network, run\n"
             f"    hf download {name} {' '.join(PARTS)} --local-dir FOLDER\n"
-            "or with tokenizer.json and tokenizer_config.json in place of these two, and give "
-            "FOLDER instead of the name. What was downloaded once is found in the hub's cache, "
-            "HF_HUB_OFFLINE=1 or not"
+            "or the same with tokenizer.json and tokenizer_config.json instead of these two, and "
+            "use FOLDER instead of the name. What was downloaded once is taken from the hub's "
+            "cache, even with HF_HUB_OFFLINE=1"
         ) from error
 
 

@@ -119,7 +119,7 @@ class Comparison:
         self.inputs.append(f"{len(TEXTS)} texts")
 
     def done(self) -> Check:
-        """What was found."""
+        """The result of the comparison."""
         return Check(self.by, ", ".join(self.inputs), self.difference, self.allowed)
 
 
@@ -152,8 +152,8 @@ def logits(model: GPT, ids: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def measured_copy(model: GPT) -> GPT:
-    """The same model as it is compared: in float32, on the CPU, not training, and its tables
-    without what pads the vocabulary, which must not leave the house."""
+    """A copy of the model as it is compared: in float32, on the CPU, not training, its tables
+    without the padding of the vocabulary, which is not exported."""
     made = copy.deepcopy(model).cpu().float().eval()
     size = made.config.vocab_size
     with torch.no_grad():
@@ -213,7 +213,7 @@ def file_path(path: Path, suffix: str, begins: bytes) -> Path:
             other = path.with_suffix(suffix)
             name = "another name" if other == path else f"another name, such as {other},"
             raise ExportError(
-                f"{path} is there already and is no {suffix} file: it was left as it is. Give "
+                f"{path} exists and is not a {suffix} file: it was left as it is. Give "
                 f"{name} or delete it first"
             )
     return path

@@ -60,7 +60,7 @@ class Graph(nn.Module):
         return made, [cache.present[key] for key in self.layers]
 
     def names(self, tensor: str) -> list[str]:
-        """Of the cache's tensors, "past" or "present", in order."""
+        """Names of the cache's tensors in order; ``tensor`` is "past" or "present"."""
         if not self.with_cache:
             return []
         return [

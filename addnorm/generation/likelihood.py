@@ -132,7 +132,7 @@ def token_logprobs(
 def _scores(
     model: LanguageModel, ids: Sequence[int], context: int, stride: int, batch_size: int
 ) -> Iterator[Tensor]:
-    """The same, a batch of windows at a time."""
+    """Log-probabilities of all tokens but the first, a batch of windows at a time."""
     if batch_size < 1:
         raise Mendable(f"batch_size must be at least 1, got {batch_size}")
     x = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)

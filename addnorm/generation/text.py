@@ -324,7 +324,7 @@ def stream_text(
     tokenizer: Tokenizer,
     **options: Unpack[Options],
 ) -> Writing:
-    """The same as ``generate``, as it comes: an iterator over ``Piece(row, text)``, with the
+    """``generate``, but as the text comes: an iterator over ``Piece(row, text)``, with the
     ``results`` of ``generate``, or what there is of them.
 
         for piece in stream_text(model, "Once", tokenizer=tokenizer):

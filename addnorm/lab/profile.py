@@ -187,7 +187,7 @@ class Spread:
 
     @classmethod
     def over(cls, values: Sequence[float]) -> "Spread":
-        """Of at least one value; NaN if one of them is."""
+        """The spread of one value or more; NaN if one of them is."""
         if any(math.isnan(v) for v in values):
             return cls(math.nan, math.nan, math.nan)
         return cls(statistics.median(values), min(values), max(values))
@@ -310,7 +310,7 @@ def conditions(setup: Setup) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what the last digits depend on."""
+    """Versions of everything that the last digits depend on."""
     return {
         "addnorm": __version__,
         "torch": torch.__version__,

@@ -479,7 +479,7 @@ def _masks(name: str, *, square: bool, source: bool) -> list[_Value]:
 
 
 def _whole(mask: _Value) -> _Value:
-    """Of 1 and 0, for those who compute 1 - mask."""
+    """A mask of 1 and 0 instead of booleans, for models that compute 1 - mask."""
     return _Value(f"{mask.label} of int", lambda s: mask.make(s).long())
 
 
@@ -522,7 +522,7 @@ def _flipped(inputs: Inputs) -> Inputs:
 
 
 def _fitted(model: nn.Module, inputs: Inputs, facts: _Facts) -> Inputs:
-    """The same call with words from all of the vocabulary, and masks the right way round."""
+    """The call with ids from all of the vocabulary, and masks the right way round."""
     special = special_ids(model)
     vocabulary = facts.claim("vocab_size")
     generator = torch.Generator().manual_seed(1)

@@ -243,7 +243,7 @@ def mask_values(batch: int, places: int, floats: torch.dtype) -> list[Tensor]:
 def perturbed(
     inputs: Inputs, name: str, where: Any, rows: int | None, special: set[int], seed: int = 0
 ) -> Inputs:
-    """The same call with other values at ``where`` (an index) of one argument."""
+    """The call with other values at ``where`` (an index) of one argument."""
     value = inputs.tensors()[name].clone()
     old = value[where]
     if value.is_floating_point():
@@ -577,7 +577,7 @@ def _decoder_like(names: Mapping[str, str], name: str) -> bool:
 
 
 def constant(inputs: Inputs, name: str) -> Inputs:
-    """The same call with the same token everywhere in one argument."""
+    """The call with the same token everywhere in one argument."""
     value = inputs.tensors()[name]
     if value.is_floating_point():
         if value.dim() == 3:  # not one number: a norm would make zeros of it

@@ -373,7 +373,7 @@ class Structure:
 
     @property
     def width(self) -> int:
-        """Of the first stream; 0: there is none."""
+        """The width of the first stream; 0: there is none."""
         return self.residuals[0].output.shape[-1] if self.residuals else 0
 
     def previous(self, residual: Residual) -> Residual | None:

@@ -143,7 +143,7 @@ class Study:
 
     @cached_property
     def other(self) -> Tensor:
-        """The same under another state of the RNG."""
+        """The output for the same inputs, from another random state."""
         return self.run(seed=1)
 
     @cached_property
@@ -160,7 +160,7 @@ class Study:
 
     @cached_property
     def training_base(self) -> Tensor:
-        """What it gives."""
+        """The output of ``trained``."""
         return in_training(self.trained, self.inputs)
 
     @cached_property

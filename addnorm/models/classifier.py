@@ -207,7 +207,7 @@ def _read(folder: Path) -> tuple[ClassifierConfig, list[str]]:
     told = folders.read_json(file)
     if told.get("model_type") != KIND:
         raise WeightsError(
-            f"{folder} is no text classifier: model_type is "
+            f"{folder} is not a text classifier: model_type is "
             f"{value_in_short(told.get('model_type'))}"
         )
     for name in ("vocab_size", "classes"):

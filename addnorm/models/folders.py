@@ -64,9 +64,9 @@ def find(path_or_id: str | os.PathLike[str]) -> Path:
             here = download("pytorch_model*.bin", f"{PICKLE}.index.json")
     except Exception as error:
         raise WeightsError(
-            f"there is no folder {str(path_or_id)!r} here, and as a model of the Hugging Face hub "
-            f"it could not be had ({type(error).__name__}: {error}). Without a network, download "
-            f"{CONFIG} and {SAFETENSORS} elsewhere and give the folder that holds them"
+            f"there is no folder {str(path_or_id)!r} here, and it could not be downloaded from the "
+            f"Hugging Face hub ({type(error).__name__}: {error}). Without a network, download "
+            f"{CONFIG} and {SAFETENSORS} elsewhere and use the folder that holds them"
         ) from error
     return here
 
@@ -177,7 +177,7 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
     """Make the folder hold what ``fill`` writes into an empty one, and the checksums of it.
 
     A new folder appears whole or not at all. In one that exists, each file is replaced whole, the
-    checksums last: a fall in between leaves a folder that ``verify`` refuses.
+    checksums last: a crash in between leaves a folder that ``verify`` refuses.
     """
     if folder.exists() and not folder.is_dir():
         raise WeightsError(f"{folder} is a file: give a folder")

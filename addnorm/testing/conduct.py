@@ -135,7 +135,7 @@ def _one_feature(kit: Kit) -> Said:
 
 
 def _strides(kit: Kit) -> Said:
-    """The same numbers, lying elsewhere."""
+    """Inputs and gradients with the same numbers, but other strides."""
     w = kit.first
     if w.reach.axes != (-1,):
         return

@@ -62,7 +62,7 @@ class Function(nn.Module):
         self.fixed: dict[str, Tensor] = {}
 
     def at(self, dim: int) -> "Function":
-        """The same with parameters of another width."""
+        """A copy with parameters of another width."""
         made = copy.copy(self)
         made._parameters = {}
         for i, name in enumerate(("weight", "bias")):
@@ -95,7 +95,7 @@ class NormOfSum(nn.Module):
         self.pair = pair
 
     def at(self, dim: int) -> "NormOfSum":
-        """The same of another width."""
+        """The norm at another width."""
         return NormOfSum(self.pair.at(dim)) if isinstance(self.pair, Function) else self
 
     def forward(self, x: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def _shared_error(kit: Kit, w: Width, dtype: torch.dtype) -> float | None:
 
 
 def _emulated(kit: Kit, w: Width, dtype: torch.dtype) -> float:
-    """The same error of a norm with mean and variance rounded to the dtype."""
+    """The error of a norm that rounds mean and variance to the dtype."""
     x = kit.rows(256, w.dim, dtype, 6, mean=0.3)
     xd = x.double()
     if kit.kind == "layer":

@@ -6,7 +6,7 @@ facts of the run and which file holds which tensor, or which parts of it; and
 ``checksums.json`` with the size and sha256 of both and a checksum of its own. Nothing is pickled.
 
 It is written to a hidden folder beside, brought down to the disk, renamed, and read back; only then
-are older ones deleted. So there is no moment at which a fall, of the process or of the machine,
+are older ones deleted. So there is no moment at which a crash, of the process or of the machine,
 leaves less than the last whole checkpoint. That files must be synced before the rename that shows
 them is told by Pillai et al., "All File Systems Are Not Created Equal" (OSDI 2014).
 """

@@ -132,7 +132,7 @@ class ClassifyTask(Task):
             return TextClassifier(replace(self.config, n_layers=layers))
 
     def model(self) -> TextClassifier:
-        """New."""
+        """A new classifier, as the settings say."""
         return TextClassifier(self.config)
 
     def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
@@ -244,7 +244,9 @@ def read_classes(
 ) -> tuple[list[tuple[str, int]], list[tuple[str, int]], list[str]]:
     """(to learn from, held out, names of classes): a text is held out by a hash of it alone."""
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: give one with one sub-folder of texts per class")
+        raise DataError(
+            f"{folder} is not a folder: give one that has a sub-folder of texts per class"
+        )
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[:1] not in "._")
     if len(names) < 2:
         raise DataError(

@@ -83,7 +83,7 @@ def keys(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def changed(settings: Settings, *layers: Mapping[str, Any]) -> Settings:
-    """The same with some keys changed; values are of their type, or text that says one.
+    """The settings with some keys changed; values are of their type, or text that says one.
 
     Later layers win. A setting that has no effect any more has its default again, unless the layer
     that says it is as late as what takes its effect: then it is an error.

@@ -210,7 +210,7 @@ def clear(checkpoints: Checkpoints) -> None:
 
 
 def _models() -> tuple[str, ...]:
-    """Patterns of the folders that a model is written to, at last or on the way."""
+    """Patterns of the folders that a model is written to, at the end or on the way."""
     return *MODELS, *(f".{name}.{HEX}" for name in MODELS)
 
 

@@ -2,7 +2,7 @@
 
 One optimizer step is one unit: micro-batches of all processes add up sums of the loss and of its
 gradients, which are divided once by the number of targets. Everything that a step depends on is in
-the checkpoint or follows from (seed, step), so that a resumed run is the run.
+the checkpoint or follows from (seed, step), so that a resumed run equals the uninterrupted one.
 """
 
 import math
@@ -166,7 +166,7 @@ class Trainer:
         return self.nominal * self.world.size / (self.scale * count)
 
     def _norm(self, count: float) -> float:
-        """Of the gradient of the mean, over all parameters."""
+        """The norm, over all parameters, of the gradient of the mean loss."""
         grads = list(gradients(self.raw))
         if not grads:
             return 0.0
@@ -295,14 +295,14 @@ class Trainer:
         return {n: t.detach() for n, t in self.raw.state_dict().items()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Weights, optimizer and random state, likewise."""
+        """Weights, optimizer and random state, whole on every process."""
         return {
             group: {name: whole(t).cpu() for name, t in tensors.items()}
             for group, tensors in self.parts().items()
         }
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
-        """The same as it is, of a divided model this process's part only."""
+        """Weights, optimizer and random state; of a divided model, this process's part only."""
         states: dict[str, Tensor] = {}
         for name, p in self.parameters().items():
             for optimizer in self.optimizers:
@@ -443,7 +443,7 @@ def compiler_failure(device: torch.device) -> str | None:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Of torch's generators: the CPU's and the device's."""
+    """The states of torch's random number generators: the CPU's and the device's."""
     found = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         found["cuda"] = torch.cuda.get_rng_state(device)
@@ -451,7 +451,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """The inverse."""
+    """Put back what ``random_state`` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -23,7 +23,7 @@ CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may have
 
 
 class Needs(NamedTuple):
-    """Of one process that holds the whole model."""
+    """What one process needs that holds the whole model."""
 
     parameters: int
     trained: int  # parameters that have a gradient

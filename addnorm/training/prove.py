@@ -1,4 +1,4 @@
-"""A proof, on the user's own settings, that a killed and resumed run is the run.
+"""A proof, on the user's own settings, that a killed and resumed run equals the uninterrupted one.
 
 A few steps are trained straight through; the same again, killed twice (kill -9, between the
 micro-batches of a step) and resumed; and from the middle on with two processes. Weights,
@@ -53,7 +53,7 @@ class Proof:
     def __str__(self) -> str:
         lines = [f"  {line}" for line in self.compared]
         if self.difference is None:
-            return "\n".join(["PASS: the resumed run is the run", *lines])
+            return "\n".join(["PASS: the resumed run equals the uninterrupted one", *lines])
         return "\n".join([f"FAIL: {self.difference}", *lines])
 
 
@@ -165,7 +165,7 @@ def _two_processes(
 
 
 def _shortened(config: Config) -> dict[str, Any]:
-    """The same settings where the proof is about them; nothing that only takes time."""
+    """The settings of the proof: the user's, without what only takes time."""
     loop = config.loop
     changes: dict[str, Any] = {
         "steps": max(loop.steps, STEPS + 1),

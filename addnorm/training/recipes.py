@@ -109,7 +109,7 @@ class Config:
         }
 
     def to_toml(self) -> str:
-        """The same as a file for ``--config``."""
+        """The configuration as a file for ``--config``."""
         about, _, tables = settings.to_toml(self.about).partition("\n\n")
         sinks = ", ".join(json.dumps(name) for name in self.sinks)
         top = f'task = "{self.task}"\n{about}\n{settings.to_toml(self.loop)}sinks = [{sinks}]\n'

@@ -90,17 +90,17 @@ class Story:
 
     @cached_property
     def train(self) -> "Table":
-        """Its steps."""
+        """The training steps of the run."""
         return Table([r for r in self.records if "whole" not in r])
 
     @cached_property
     def evaluations(self) -> "Table":
-        """Its evaluations."""
+        """The evaluations of the run."""
         return Table([r for r in self.records if "whole" in r])
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Its settings by key."""
+        """The settings of the run by key."""
         found = self.state.get("config")
         return found if isinstance(found, dict) else {}
 
@@ -117,7 +117,7 @@ class Story:
 
     @property
     def finished(self) -> bool:
-        """Whether it is there."""
+        """Whether the run has done its last step."""
         return self.state.get("finished") is True
 
     @property
@@ -510,13 +510,13 @@ def _told(plot: HeldOut) -> str:
         low, high = min(known, key=_second), max(known, key=_second)
         assert last is not None
         words.append(
-            f"Training, smoothed: {exact(first)} at first, {exact(last)} at last; the lowest "
+            f"Training, smoothed: {exact(first)} at first, {exact(last)} at the end; the lowest "
             f"single step {exact(low[1])} (step {low[0]:,}), the highest {exact(high[1])} (step "
             f"{high[0]:,})."
         )
         if plot.early:
             words.append(
-                f"What the first {plot.early:.0%} of the steps have above the plot is cut."
+                f"Values above the plot in the first {plot.early:.0%} of the steps are cut off."
             )
     if broken := plot.train.broken:
         words.append(f"{CROSS} not finite at {_count(len(broken), 'step')}: {_listed(broken)}.")
@@ -572,8 +572,8 @@ def _steering(story: Story) -> str:
     if known:
         top = max(known, key=_second)
         words = (
-            f"From {number(known[0][1])} to {number(top[1])} at step {top[0]:,}, at last "
-            f"{number(known[-1][1])}."
+            f"From {number(known[0][1])} to {number(top[1])} at step {top[0]:,}, "
+            f"{number(known[-1][1])} at the end."
         )
     drawn = figure(frame, _axes(frame, last) + _line(frame, line), f"Learning rate. {words}")
     return (

@@ -46,8 +46,8 @@ class Resume:
     def of(
         cls, folder: Path, then: Mapping[str, Any], config: Config | None, loop: Loop
     ) -> "Resume":
-        """Of a run that was recorded with the settings ``then``; without a Config it is one of a
-        task of its own, of which the loop's settings are known."""
+        """The resume of a run that was recorded with the settings ``then``; without a Config it is
+        one of a task written in Python, of which the loop's settings are known."""
         if config is not None:
             now, usual, marks = config.to_json(), config.defaults(), config.at_resume()
             return cls(folder, then, now, usual, marks, config.tunable)
@@ -123,7 +123,7 @@ class Resume:
 
 
 def _difference(name: str, then: Any, now: Any) -> str:
-    """Of two objects, what differs in them."""
+    """What a setting was and is; if it is an object, only the entries that differ."""
     if isinstance(then, dict) and isinstance(now, dict):
         odd = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         before, after = ([f"{key}={of.get(key)}" for key in odd] for of in (then, now))

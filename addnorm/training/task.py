@@ -70,7 +70,7 @@ class Task(ABC):
         """Metric -> value on all that was held out; every process calls it and gets the same."""
 
     def glance(self, model: nn.Module) -> dict[str, float]:
-        """The same on a part that is always the same, for the curve while training."""
+        """``evaluate`` on a fixed part of what is held out, for the curve while training."""
         return self.evaluate(model)
 
     def sample(self, model: nn.Module) -> list[str]:
