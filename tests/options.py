@@ -625,6 +625,8 @@ def _of_settings(case: Case, place: Path, changes: dict[str, str], answer: Answe
     for file in [name for name in changes if name.endswith("run.json") and answer.status == 0]:
         config = json.loads((place / file).read_text())["config"]
         for key, text in words.items():
+            if key not in config and config.get("init_from"):
+                continue  # what comes with the model is the same there, and is not recorded here
             want = converted(key, kinds[key], text)
             if config[key] not in (want, str(want), [*want] if isinstance(want, tuple) else want):
                 yield f"{file} says {key}={config[key]}, and {text} was asked for"
