@@ -141,8 +141,9 @@ def _tree(text: str) -> ast.expr:
     try:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        why = error.msg if isinstance(error, SyntaxError) else error  # no place in a file
         raise SchemeError(
-            f"cannot read {text!r}: write a name or name(argument, ...), {error}"
+            f"cannot read {text!r}: write a name or name(argument, ...), {why}"
         ) from None
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "drop_path",
     "explain",
     "fan_in",
+    "has_norms",
     "hyper_connections",
     "layer_scale",
     "ln_scaling",
@@ -414,3 +415,23 @@ def fan_in(base: Scheme, factors: bool = True) -> Scheme:
         return replace(w, init=Init(text, one_by_fan_in, kept))
 
     return scheme
+
+
+# --- questions ------------------------------------------------------------------------------------
+
+
+def has_norms(scheme: Scheme) -> bool:
+    """Whether a scheme puts the configured norm anywhere: else it is of no matter which that is."""
+    widths = []
+
+    def norm(dim: int) -> nn.Module:
+        widths.append(dim)
+        return nn.LayerNorm(dim)
+
+    for index, kind in enumerate(("embed", "attn", "mlp", "head"), start=-1):
+        wiring = scheme(
+            Site(kind, index, 2, 0, 1, 8, norm, depths=(0, 1), place=int(kind == "mlp"))
+        )
+        if wiring.inner is not None:
+            wiring.inner(8)
+    return bool(widths)

@@ -338,7 +338,8 @@ def awake(key: str, config: Config, model: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"save_every": 1} if key == "keep" else {}
     for part in (config.about, config.loop):
         for need in settings.needs(part).get(key, []):
-            found |= {name: fit[0] for name, fit in need.cases[0].items()}
+            first = need.cases[0].items()  # a rule in place of values is met from the beginning
+            found |= {name: fit[0] for name, fit in first if isinstance(fit, tuple)}
     if key.startswith("adapt."):
         found["init_from"] = str(model)
     if found.get("adapt.kind") == "adalora":
@@ -387,6 +388,14 @@ def test_every_setting_has_an_effect(make: Any, place: Path, tmp_path: Path) -> 
         (({"most_rollbacks": 9},), "most_rollbacks=9 has no effect with nonfinite=stop"),
         (({"model.rope_base": 10},), r"model\.rope_base=10.0 has no effect with model.position"),
         (({"model.norm": "dyt", "model.eps": 0.1},), r"model\.eps=0.1 has no effect with model."),
+        (
+            ({"model.scheme": "rezero", "model.norm": "rms"},),
+            "model.norm=rms has no effect with .*=rez",
+        ),
+        (
+            ({"model.scheme": "fan_in(ngpt)", "model.eps": 0.1},),
+            "eps=0.1 .*=one that has norms and",
+        ),
         (({"adapt.rank": 2},), "rank is a setting of lora, not none"),
         (({"optimizer": "adamw"}, {"muon_lr": 0.1}), "muon_lr=0.1 has no effect"),
         (({"optimizer": "muon"}, {"optimizer": "adamw", "muon_lr": 0.1}), "muon_lr=0.1 has no ef"),

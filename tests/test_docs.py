@@ -1,7 +1,6 @@
 """The documents hold: their code runs, their tables are the register's, their links lead on."""
 
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -84,20 +83,6 @@ def test_the_documents_count_the_designs() -> None:
     assert counted("docs/schemes.md", listed) == every
     changes = r"(\w+) named schemes \((\w+) published designs, (\w+) ablations\)"
     assert counted("CHANGELOG.md", changes) == every
-
-
-def test_every_extra_that_is_named_exists() -> None:
-    """Whoever is told to install one must find it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    sources = [path for room in ("addnorm", "tests") for path in (ROOT / room).rglob("*.py")]
-    named = {
-        extra
-        for path in [*DOCUMENTS, *sources, ROOT / "pyproject.toml"]
-        for extras in re.findall(r"addnorm\[([\w,]+)\]", path.read_text())
-        for extra in extras.split(",")
-    }
-    assert {"hf", "export", "log", "data", "dev"} <= named
-    assert named <= set(project["optional-dependencies"])
 
 
 def test_nobody_is_sent_to_an_index_that_has_no_addnorm() -> None:

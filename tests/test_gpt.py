@@ -279,7 +279,8 @@ def test_the_last_places_are_as_many_as_asked_for() -> None:
     model, x = tiny(), torch.arange(10).reshape(2, 5)
     logits = model(x)
     for last in (0, 1, 3, 5, 9):
-        assert torch.equal(model(x, last=last), logits[:, 5 - min(last, 5) :])
+        # not to the bit: how a product of matrices sums may depend on how many rows it has
+        torch.testing.assert_close(model(x, last=last), logits[:, 5 - min(last, 5) :])
     with pytest.raises(
         Mendable, match="last says of how many places at the end, at least 0, got -1"
     ):

@@ -139,6 +139,24 @@ def test_the_way_out_of_a_run_with_an_adapter(
     follow(told, tmp_path / "new", key, value)
 
 
+@pytest.mark.parametrize("kind", ["lora", "adapter"])
+def test_an_adapter_begins_with_the_weights_that_a_run_has(
+    run: Path, place: Path, tmp_path: Path, kind: str
+) -> None:
+    """A run without one has them, and one with a prefix has none but those that it began with."""
+    told = refused(same(read(run)).changed({"adapt.kind": kind, "steps": 4}), run)
+    assert f"init_from={run}/model" in told
+    follow(told, tmp_path / "new", "adapt.kind", kind)
+    start = {"init_from": str(place / "run" / "model"), "adapt.kind": "prefix"}
+    train(language(place, **SAME, **start), out=tmp_path / "prefix", display=quiet())
+    told = refused(
+        same(read(tmp_path / "prefix")).changed({"adapt.kind": kind, "steps": 4}),
+        tmp_path / "prefix",
+    )
+    assert "new run that starts from scratch" in told
+    follow(told, tmp_path / "another", "adapt.kind", kind)
+
+
 def test_a_prefix_is_no_part_of_weights_to_begin_from(place: Path, tmp_path: Path) -> None:
     """The run's folder has the model without it, which is the one that it began with."""
     start = {"init_from": str(place / "run" / "model"), "adapt.kind": "prefix"}
@@ -211,6 +229,17 @@ def test_another_model_to_start_from_is_not_the_same(place: Path, tmp_path: Path
     other = {"init_from": str(tmp_path / "relu" / "model"), "steps": 3}
     told = refused(same(read(lora)).changed(other), lora)
     assert "model was activation=gelu_tanh and is activation=relu (init_from=" in told
+    follow(told, tmp_path / "new", "init_from", other["init_from"])
+    train(language(place, **SAME, seed=9), out=tmp_path / "twin", display=quiet())
+    for kind in ("lora", "none"):
+        start = {"init_from": str(place / "run" / "model"), "adapt.kind": kind}
+        then = language(place, **SAME, **start)
+        train(then, out=tmp_path / f"run-{kind}", display=quiet())
+        twin = {"init_from": str(tmp_path / "twin" / "model"), "steps": 3}
+        told = refused(then.changed(twin), tmp_path / f"run-{kind}")
+        assert "start was" in told
+        assert "starts from those weights" in told
+        follow(told, tmp_path / f"new-{kind}", "init_from", twin["init_from"])
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe:260", "characters"])

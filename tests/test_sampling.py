@@ -318,10 +318,12 @@ def test_what_is_no_number_is_refused(options: dict[str, Any]) -> None:
 
 
 def test_a_top_p_that_rounding_never_reaches_keeps_everything() -> None:
-    """These 300 probabilities of float32 add up to less than 1 - 1e-12."""
-    x = torch.randn(1, 300, generator=torch.Generator().manual_seed(0))
-    assert x.softmax(-1).double().sum() < 1 - 1e-12
-    assert bool((distribution(x, Sampling(top_p=1 - 1e-12)) > 0).all())
+    """Some rows of probabilities of float32 add up to less than 1 - 1e-12; which, depends on how a
+    processor sums."""
+    x = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
+    short = x[x.softmax(-1).double().sum(-1) < 1 - 1e-12]
+    assert len(short) > 0
+    assert bool((distribution(short, Sampling(top_p=1 - 1e-12)) > 0).all())
 
 
 def test_a_draw_is_a_share_of_what_there_is() -> None:

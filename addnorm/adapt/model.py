@@ -71,7 +71,9 @@ def apply(settings: Adapt, model: nn.Module) -> Adapted | None:
     if settings.kind == "none":
         return None
     if settings.kind == "adalora" and settings.steps is None:
-        raise Mendable("steps must say how many steps the run has: ranks fall by them")
+        raise Mendable(
+            "steps must be set with adalora: the optimizer steps in which the ranks fall"
+        )
     if settings.kind in ("prefix", "adapter"):
         return install(model, settings, {})
     rank = settings.rank if settings.kind == "lora" else settings.init_rank

@@ -34,7 +34,7 @@ class Adapt:
     target_rank: int = _for(8, "adalora")
     """Of the updates on average in the end."""
     steps: int | None = _for(None, "adalora")
-    """Optimizer steps of the whole run: the ranks fall by this clock."""
+    """Optimizer steps in which the ranks fall; by itself all that the run has when it begins."""
     tinit: int = _for(0, "adalora")
     """First steps in which nothing is pruned."""
     tfinal: int = _for(0, "adalora")

@@ -5,6 +5,7 @@ Each subcommand is a module beside this one with a dataclass of its options and 
 file is the only one that knows which library reads the command line.
 """
 
+import difflib
 import sys
 import tempfile
 import traceback
@@ -146,7 +147,9 @@ def _run(words: list[str]) -> int:
         return 0
     command = next((c for c in COMMANDS if c.name == first), None)
     if command is None:
-        raise Refusal(f"no command {first!r}\n\n{_help()}")
+        near = difflib.get_close_matches(first, [c.name for c in COMMANDS], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise Refusal(f"no command {first!r}{hint}\n\n{_help()}")
     choose_waiting()
     module: Any = import_module(f"addnorm.cli.{command.name}")
     prog = f"addnorm {command.name}"

@@ -84,6 +84,18 @@ def content(folder: Path) -> str:
         return ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
 
 
+def identity(folder: Path) -> str:
+    """A short hash of the weights in a folder, whatever they are called there."""
+    first = next((name for name in WEIGHTS if (folder / name).exists()), None)
+    if first is None:
+        raise WeightsError(f"{folder} has no weights; it holds {content(folder)}")
+    parts = sorted(folder.glob("*.safetensors" if first.startswith(SAFETENSORS) else "*.bin"))
+    files = [folder / first] if first in (SAFETENSORS, PICKLE) else parts
+    with reading.system_errors(folder, WeightsError):
+        digests = " ".join(digest(file) for file in files)
+    return hashlib.sha256(digests.encode()).hexdigest()[:16]
+
+
 def finite(file: str, name: str, t: Tensor) -> Tensor:
     """The tensor itself, if every value in it is a number."""
     wrong = ~torch.isfinite(t)

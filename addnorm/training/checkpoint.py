@@ -535,7 +535,7 @@ def _examine(path: Path, step: int) -> dict[str, Any]:
         if raw != _sealed(told):
             raise ValueError("its own checksum differs")
         here = {file.name for file in path.iterdir()} - {CHECKSUMS}
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{path}: {CHECKSUMS} is missing or damaged ({error})") from None
     wrong = [f"{name} was not written with it" for name in sorted(here - told.keys())]
     wrong += [text for name, want in told.items() if (text := _compare(path / name, want))]

@@ -15,6 +15,7 @@ import difflib
 import inspect
 import json
 import math
+import re
 import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,13 +23,33 @@ from enum import Enum
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from addnorm import reading
 from addnorm.errors import Mendable
 
 Settings = TypeVar("Settings")
-Cases = tuple[Mapping[str, tuple[Any, ...]], ...]
+
+
+class Fit(Protocol):
+    """Values of a setting: ``in`` says whether one of them, in a message they stand by their
+    words."""
+
+    def __contains__(self, value: Any, /) -> bool: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+Cases = tuple[Mapping[str, Fit], ...]
 """Settings beside a setting and their values: with those of any of the cases it has an effect."""
 HIDDEN = "hidden"
 """Metadata of a field that holds settings: names in them that are not the user's to set."""
@@ -54,7 +75,7 @@ class AtResume(Enum):
 
 
 def setting(
-    default: Any, mark: AtResume, *cases: Mapping[str, tuple[Any, ...]], elsewhere: bool = False
+    default: Any, mark: AtResume, *cases: Mapping[str, Fit], elsewhere: bool = False
 ) -> Any:
     """A field of a class of settings; ``cases`` are what it ``NEEDS``, none: it always counts."""
     metadata = {AT_RESUME: mark, NEEDS: cases, ELSEWHERE: elsewhere}
@@ -394,9 +415,11 @@ def _replaced(settings: Any, tree: Mapping[str, Any], prefix: str, given: Mappin
         return dataclasses.replace(settings, **new)
     except ConfigError:
         raise
-    except ValueError as error:
-        here = [f"{key}={given[key]}" for key in given if key.startswith(prefix)]
-        raise ConfigError(f"{', '.join(here)}: {error}") from None
+    except Mendable as error:
+        here = [key for key in given if key.startswith(prefix)]
+        named = [key for key in here if re.search(rf"\b{key.rpartition('.')[2]}\b", str(error))]
+        words = ", ".join(word(key, given[key]) for key in named or here)
+        raise ConfigError(f"{words}: {error}") from None
 
 
 def _shown(value: Any) -> str:

@@ -3,7 +3,7 @@
 import gzip
 import lzma
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addnorm import schemes
 from addnorm.adapt import Adapt, apply, export
 from addnorm.data.shards import Prepared, Tokens, prepare, training_texts
 from addnorm.data.sources import DataError, Source
@@ -49,6 +50,21 @@ COMPRESSIBLE = 1 << 26  # bytes of held-out text up to which compressors are tri
 MOST_SAMPLES = 100  # each takes about a second of every evaluation
 FROM_NOTHING = {"init_from": (None,)}
 WITH_EPS = tuple(name for name in NORMS if name != "dyt")
+
+
+class _Normed:
+    """The schemes that have norms, to ask for with ``in``."""
+
+    def __contains__(self, scheme: str) -> bool:
+        try:
+            return schemes.has_norms(schemes.parse(scheme))
+        except schemes.SchemeError:
+            return True  # GPTConfig says what is wrong with the text
+
+    def __iter__(self) -> Iterator[str]:  # in words
+        return iter(["one that has norms"])
+
+
 PROMPTS = {"stdlib": ["def ", "class ", "import "]}
 
 
@@ -91,7 +107,8 @@ class Language:
             ELSEWHERE: True,
             INSIDE: {
                 "rope_base": ({"position": ("rope",)},),
-                "eps": ({"norm": WITH_EPS}, {"qk_norm": WITH_EPS}),
+                "norm": ({"scheme": _Normed()},),
+                "eps": ({"scheme": _Normed(), "norm": WITH_EPS}, {"qk_norm": WITH_EPS}),
             },
         },
     )
@@ -387,14 +404,18 @@ class LanguageTask(Task):
         return {"compressed": found}
 
     def facts(self) -> dict[str, Any]:
-        """The data, the tokenizer, the rows of a step, and what the model is."""
+        """The data, the tokenizer, the rows of a step, what the model is and which weights it
+        began with."""
         model = {key: value for key, value in asdict(self.config).items() if key != "dropout"}
+        begun = self.settings.init_from
+        start = {} if begun is None else {"start": folders.identity(folders.find(begun))}
         return {
             "content": self.data.summary.content,
             "tokenizer": self.tokenizer.identity,
             "rows_per_step": self.rows,
             "context": self.config.context_length,
             "model": model,
+            **start,
         }
 
     def told(self) -> list[str]:

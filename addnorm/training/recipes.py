@@ -31,9 +31,13 @@ class Config:
 
     def __post_init__(self) -> None:
         named(self.sinks)
-        adalora = isinstance(self.about, Language) and self.about.adapt.kind == "adalora"
-        if adalora and self.loop.parallel == "fsdp":
+        if not isinstance(self.about, Language) or self.about.adapt.kind != "adalora":
+            return
+        if self.loop.parallel == "fsdp":
             raise ConfigError("adapt.kind=adalora compares whole matrices: parallel=ddp, not fsdp")
+        if self.about.adapt.steps is None:
+            about = settings.changed(self.about, {"adapt.steps": self.loop.steps})
+            object.__setattr__(self, "about", about)
 
     @property
     def task(self) -> str:
@@ -73,12 +77,6 @@ class Config:
             sinks=sinks,
             choices=choices,
         )
-
-    @property
-    def tunable(self) -> bool:
-        """Whether ``init_from`` can take up the model that a run with it writes."""
-        beside = ("prefix", "adapter")  # which are no part of the model's own weights
-        return isinstance(self.about, Language) and self.about.adapt.kind not in beside
 
     def build(self) -> Task:
         """The task, with its data read; what was asked for holds, or is an error."""
@@ -122,6 +120,13 @@ class Config:
         if kind is None:
             raise ConfigError(settings.unknown("task", str(told.get("task")), TASKS))
         return replace(cls(about=kind()).changed(told), choices={})
+
+
+def tunable(told: Mapping[str, Any]) -> bool:
+    """Whether ``init_from`` can take up the model that a run writes, by what ``Config.to_json``
+    says of its settings."""
+    beside = ("prefix", "adapter")  # which are no part of the model's own weights
+    return told.get("task") == "language" and told.get("adapt.kind") not in beside
 
 
 def stdlib_cpu() -> Config:

@@ -13,7 +13,7 @@ from typing import Any
 from addnorm.training import config as settings
 from addnorm.training.config import AtResume, ConfigError, word
 from addnorm.training.loop_settings import Loop
-from addnorm.training.recipes import Config
+from addnorm.training.recipes import Config, tunable
 
 BY_THE_TRAINER = ("threads", "device", "precision")  # it tells what they are, not what is set
 SETTINGS_OF = {
@@ -23,6 +23,7 @@ SETTINGS_OF = {
     "rows_per_step": "tokens_per_step",
     "context": "model.context_length",
     "model": "init_from",
+    "start": "init_from",
 }
 """Fact of a task -> the setting that it comes from."""
 
@@ -50,7 +51,7 @@ class Resume:
         one of a task written in Python, of which the loop's settings are known."""
         if config is not None:
             now, usual, marks = config.to_json(), config.defaults(), config.at_resume()
-            return cls(folder, then, now, usual, marks, config.tunable)
+            return cls(folder, then, now, usual, marks, tunable(then))
         usual = {key: settings.plain(v) for key, v in settings.defaults(Loop).items()}
         return cls(folder, then, settings.to_json(loop), usual, settings.at_resume(loop), False)
 
@@ -116,6 +117,8 @@ class Resume:
         command = ["addnorm train --config", f"{folder}/config.toml", *words, "--out NEW"]
         anew = {AtResume.ANEW} & {self.marks.get(key, AtResume.ANEW) for key in keys}
         anew |= {AtResume.ANEW} if "tokenizer" in keys else set()
+        if "init_from" in changes:
+            return f"For a new run that starts from those weights: {' '.join(command)}"
         if not self.tunable or anew:
             return f"For a new run that starts from scratch: {' '.join(command)}"
         command.insert(2, f"init_from={folder}/model")
