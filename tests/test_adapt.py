@@ -690,6 +690,32 @@ def test_we_read_pefts(peft: Any, name: str, tmp_path: Path) -> None:
 
 
 @quiet_peft
+def test_a_prefix_is_described_as_peft_describes_it(peft: Any, tmp_path: Path) -> None:
+    other = peft.get_peft_model(theirs(tmp_path), tunings(peft)["prefix"])
+    other.save_pretrained(tmp_path / "theirs")
+    model = gpt()
+    load(model, tmp_path / "theirs")
+    save(model, tmp_path / "ours", format="peft")
+    want, got = (
+        json.loads((tmp_path / name / "adapter_config.json").read_text())
+        for name in ("theirs", "ours")
+    )
+    shape = ("num_attention_heads", "num_layers", "token_dim", "num_virtual_tokens")
+    shape += ("num_transformer_submodules", "peft_type", "task_type")
+    assert {key: got[key] for key in shape} == {key: want[key] for key in shape}
+
+
+@pytest.mark.parametrize("kind", ["lora", "prefix"])
+def test_an_adapter_with_a_nan_is_not_written(kind: str, tmp_path: Path) -> None:
+    model = made(kind)
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).view(-1)[3] = torch.nan
+    with pytest.raises(WeightsError, match=r"the adapter: 1 of .* not finite"):
+        save(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+@quiet_peft
 @pytest.mark.parametrize("kind", FOLDED)
 def test_other_designs_with_peft_on_addnorm_hf(peft: Any, kind: str, tmp_path: Path) -> None:
     from addnorm.hf import AddnormForCausalLM

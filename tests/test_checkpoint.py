@@ -908,6 +908,19 @@ def test_where_files_cannot_be_locked(tmp_path, monkeypatch, why):
     assert hidden(tmp_path) == [".saving-step-00000001-01234567"]
 
 
+def test_what_cannot_be_cleared_away_does_not_stop_a_save(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".saving-step-00000001-01234567").symlink_to(elsewhere)  # rmtree refuses a link
+    made = Checkpoints(folder)
+    made.save(content(1))
+    made.wait()
+    assert all_whole(folder) == [1]
+    assert elsewhere.is_dir()
+
+
 # --- processes that end ---------------------------------------------------------------------------
 
 

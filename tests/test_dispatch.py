@@ -3,6 +3,8 @@
 ``EXACT`` is that of test_ops: two float64 evaluations of one formula.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -392,6 +394,16 @@ def native() -> Iterator[None]:
 SERVED = "torch", "offered first among those that serve this call"
 
 
+def test_torchs_kernels_are_offered_by_themselves() -> None:
+    code = (
+        "import torch; from addnorm import ops; "
+        "ops.add_norm(torch.randn(3, 8), kind='layer', eps=1e-5); "
+        "print([row.implementation for row in ops.explain().rows if row.calls])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "['torch']"
+
+
 def with_means(*deviations: float) -> Tensor:
     """Rows whose means are so many of their standard deviations."""
     x = randn(len(deviations), 256)
@@ -474,6 +486,28 @@ def test_transforms_and_forward_mode_are_the_references(native: None) -> None:
         tangent = forward_ad.unpack_dual(dual).tangent
     assert tangent is not None
     assert calls(*SERVED) == before
+
+
+def test_one_tensor_elsewhere_is_enough(native: None) -> None:
+    """All have to be on the CPU, not some."""
+    x, weight = randn(3, 8), torch.ones(8, device="meta")
+    spec = Spec(kind="layer", eps=1e-5, weight_offset=0.0, cast="fp32")
+    call = Call(x, None, weight, None, 1.0, 1.0, spec)
+    assert KERNEL.declines(call) == "for CPUs"
+    assert KERNEL.declines(call._replace(weight=randn(8))) is None
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_a_row_alone_has_the_gradients_of_a_row_among_others(native: None, kind: Any) -> None:
+    x, weight, bias, dy = (randn(8, seed=n) for n in range(4))
+    found = []
+    for shape in [(8,), (1, 8)]:
+        given = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        y, _ = ops.add_norm(given[0].reshape(shape), None, *given[1:], kind=kind, eps=1e-5)
+        y.backward(dy.reshape(shape))
+        found.append([grad(t) for t in given])
+    for alone, among in zip(*found, strict=True):
+        assert torch.equal(alone, among)
 
 
 def test_nothing_but_the_reference(native: None) -> None:

@@ -289,3 +289,8 @@ def test_custom_rules_are_called_once_per_weight() -> None:
     scheme = lambda s: Wiring(init=rule)  # noqa: E731
     Stack([("mlp", partial(MLP, 8, 16))], 8, scheme)
     assert told == [("up", (16, 8)), ("down", (8, 16))]
+
+
+def test_a_gain_of_one_is_not_spoken_of() -> None:
+    assert schemes.xavier_init(1.0).text == "Xavier normal"
+    assert schemes.xavier_init(0.5).text == "Xavier normal; v, out, gate, up, down * 0.5"

@@ -737,3 +737,18 @@ def test_a_huge_row_is_seen_in_inference() -> None:
         big, _ = ops.add_norm(x * 2.0**100, kind="rms", eps=0.0)
         small, _ = ops.add_norm(x, kind="rms", eps=0.0)
     assert torch.equal(big, small)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_eps_rows_of_ten_to_the_minus_ten_are_normalized(kind: Any) -> None:
+    """What keeps backward finite is 5e-26 in float32, 5e-6 of these rows' mean square."""
+    x = randn(4, 64)
+    want = ops.add_norm(x, kind=kind, eps=0.0)[0]
+    got = ops.add_norm((1e-10 * x).float(), kind=kind, eps=0.0)[0]
+    close("y", got, numpy(want), 2 * CLOSE)
+
+
+def test_tensors_without_values_have_shapes() -> None:
+    x = torch.empty(2, 8, device="meta")
+    y, stream = ops.add_norm(x, x, kind="rms", eps=1e-5)
+    assert (y.device.type, y.shape, stream.shape) == ("meta", x.shape, x.shape)

@@ -116,6 +116,23 @@ class Offers(nn.Module):
         return count * torch.ones_like(u)
 
 
+@pytest.mark.parametrize("name", [*schemes.names(), "parallel(pre_norm)", "drop_path(no_norm)"])
+def test_what_a_branch_offers_passes_every_join(name: str) -> None:
+    try:
+        scheme = schemes.parse(name)
+    except schemes.SchemeError:
+        pytest.skip("a combinator: it needs a base")
+    seen: list[Stream] = []
+    stack = Stack([("attn", Offers), ("mlp", Offers)] * 2, DIM, scheme)
+    for sub in stack.sublayers():
+        seen_by_hooks(sub, seen)
+    stack(torch.randn(1, 2, DIM))
+    counts = [int(s.taps["count"]) for s in seen]  # type: ignore[index]
+    # side by side, the second of a block sees what there was before the first
+    assert counts == ([1, 2, 3, 4] if "parallel" not in name else counts)
+    assert counts[-1] > counts[0]
+
+
 @pytest.mark.parametrize("post", [False, True])
 def test_of_two_offers_of_one_name_the_later_is_read(post: bool) -> None:
     scheme = schemes.post_norm if post else lambda s: Wiring()
