@@ -589,6 +589,15 @@ def test_a_whole_model(tmp_path: Path) -> None:
         close(again(ids()), want)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_model_remembers_its_tokenizer(kind: str, tmp_path: Path) -> None:
+    model = made(kind)
+    model.tokenizer_identity = "0123456789abcdef"
+    export(model, tmp_path)
+    again = GPT.from_pretrained(tmp_path if kind in FOLDED else tmp_path / "base")
+    assert again.tokenizer_identity == model.tokenizer_identity
+
+
 # --- peft -----------------------------------------------------------------------------------------
 
 PARITY = 1e-5

@@ -205,6 +205,16 @@ def test_the_static_cache_in_a_stack(name: str) -> None:
     torch.testing.assert_close(got_more, want_more, rtol=1e-12, atol=1e-12)
 
 
+def test_the_cache_counts_where_its_tensors_are() -> None:
+    """Beside them, so that a compiled graph reads the count without a copy between devices."""
+    cache = StaticCache()
+    cache.reserve(2)
+    cache.update("a", *torch.empty(2, 1, 2, 2, 4, device="meta"))
+    cache.advance(2)
+    assert cache._slot is not None
+    assert cache._slot.device.type == "meta"
+
+
 def test_the_cache_grows_in_buckets() -> None:
     cache = StaticCache()
     sizes = []

@@ -601,6 +601,27 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     assert all(len(r["stream_rms"]) == 2 and min(r["stream_rms"]) > 0 for r in with_it)
 
 
+def test_random_numbers_drawn_while_looking_are_given_back() -> None:
+    trainer = Trainer(Toy(dropout=0.3), loop(), World(0, 1, torch.device("cpu")))
+    before = torch.get_rng_state()
+    with trainer.looking() as model:
+        assert not model.training
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_gpus_random_numbers_are_part_of_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, states = torch.device("cuda", 1), {torch.device("cuda", 1): torch.arange(4)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", states.__getitem__)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, at: states.update({at: state}))
+    found = loop_module.random_state(device)
+    assert found["cuda"] is states[device]
+    assert loop_module.random_state(torch.device("cpu")).keys() == {"cpu"}
+    states[device] = torch.zeros(1)
+    loop_module.set_random_state(found, device)
+    assert torch.equal(states[device], torch.arange(4))
+
+
 def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
     class Tired(Toy):
         def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
@@ -709,6 +730,39 @@ def test_a_language_model_learns(tmp_path: Path) -> None:
     assert model.config.context_length == 16
     samples = (run.folder / "samples.jsonl").read_text().splitlines()
     assert len(samples) == 6
+
+
+def test_samples_are_drawn_as_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the prompts in turn, by the likely tokens only, the same ones every time."""
+    asked: list[dict[str, Any]] = []
+
+    def generate(model: nn.Module, prompts: list[str], **options: Any) -> list[Any]:
+        asked.append({"prompts": prompts, **options})
+        return []
+
+    task = small(tmp_path, samples=2).about.build()
+    monkeypatch.setattr("addnorm.training.language.generate", generate)
+    task.sample(task.model())
+    assert asked[0].pop("tokenizer") is task.tokenizer
+    said = {"max_new_tokens": 32, "temperature": 0.8, "top_p": 0.95, "seed": 0}
+    assert {key: asked[0][key] for key in said} == said
+    assert len(asked[0]["prompts"]) == 2
+
+
+def test_compressors_are_asked_for_their_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window of 8 MB, as by default, would do for a text this small; not for a larger one."""
+    presets = []
+
+    def compress(data: bytes, **options: Any) -> bytes:
+        presets.append(options["preset"])
+        return data
+
+    monkeypatch.setattr("addnorm.training.language.lzma.compress", compress)
+    found = small(tmp_path).about.build().beside()
+    assert presets == [9]
+    assert found["compressed"]["xz -9"] == 8.0
 
 
 @pytest.mark.parametrize("tokenizer", ["characters", "bpe:270"])
