@@ -243,6 +243,7 @@ def test_a_model_without_memory_is_filled_later() -> None:
         ({"n_heads": 3}, "3 heads do not divide the width 16"),
         ({"n_kv_heads": 3}, "n_kv_heads=3 do not divide n_heads=4"),
         ({"norm": "layernorm"}, "unknown norm 'layernorm'; did you mean layer"),
+        ({"qk_norm": "layr"}, "unknown qk_norm 'layr'; did you mean layer"),
         ({"position": "rotary"}, "unknown position 'rotary'"),
         ({"mlp": "swiglu"}, "unknown mlp 'swiglu'"),
         ({"activation": "gleu"}, "unknown activation 'gleu'; did you mean gelu"),

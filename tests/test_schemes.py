@@ -519,6 +519,11 @@ def test_a_wrong_input_is_named(shape: tuple[int, ...]) -> None:
         build("pre_norm", decoder(2))(torch.zeros(shape))
 
 
+def test_a_site_by_itself_is_a_decoders_and_of_no_depth() -> None:
+    site = Site("mlp", 0, 1, 0, 1, DIM, nn.LayerNorm)
+    assert (site.role, site.depths, site.place) == ("decoder", (0, 0), 0)
+
+
 def test_a_projection_shortcut_joins_two_widths() -> None:
     """x_out = W x + f(N(x)) where f changes the width (He et al. 2015)."""
     site = Site("mlp", 0, 1, 0, 1, DIM, nn.LayerNorm)
