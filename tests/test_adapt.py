@@ -407,6 +407,26 @@ def test_a_copy_is_the_model_and_of_its_own(
         assert torch.equal(again(ids()), model(ids()))
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("adalora", ("lora_A", "lora_B")),
+        ("prefix", ("keys.weight", "values.weight")),
+        ("adapter", ("down.weight",)),
+    ],
+)
+def test_what_begins_small_has_a_deviation_of_two_hundredths(
+    kind: str, names: tuple[str, ...]
+) -> None:
+    model = gpt()
+    adapt(model, kind, **KINDS[kind])
+    parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    for end in names:
+        values = torch.cat([p.flatten() for n, p in parameters.items() if n.endswith(end)])
+        # five standard errors of a deviation, 1 / sqrt(2 n) each
+        assert abs(float(values.std()) / 0.02 - 1) < 5 * (2 * len(values)) ** -0.5
+
+
 # --- adalora --------------------------------------------------------------------------------------
 
 
@@ -587,6 +607,15 @@ def test_a_whole_model(tmp_path: Path) -> None:
             again = GPT.from_pretrained(tmp_path / kind / "base")
             load(again, tmp_path / kind / "adapter")
         close(again(ids()), want)
+
+
+@pytest.mark.parametrize("kind", FOLDED)
+def test_a_folded_linear_says_its_widths(kind: str) -> None:
+    made_of = folded(made(kind))
+    linears = [m for m in made_of.modules() if isinstance(m, nn.Linear)]
+    assert any(m.in_features != m.out_features for m in linears)
+    for m in linears:
+        assert m.weight.shape == (m.out_features, m.in_features)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -413,6 +413,18 @@ def test_padding_wherever_it_is(side: str, temperature: float) -> None:
         assert torch.equal(got[i, 9:], alone[0, len(row) :])
 
 
+def test_rows_that_have_ended_are_computed_no_longer() -> None:
+    model, sizes = tiny(), []
+    model.register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
+    options: dict[str, Any] = {"tokenizer": PAIRS, "temperature": 1.0, "stop": ["e", "t"]}
+    found = generate(model, PROMPTS, seed=10, max_new_tokens=30, **options)
+    ends = sorted(len(row.ids) for row in found)
+    assert ends[0] < ends[-1]
+    assert sizes[0] == len(PROMPTS)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < len(PROMPTS)
+
+
 def test_seeds() -> None:
     model = tiny()
     options: dict[str, Any] = {"tokenizer": PAIRS, "max_new_tokens": 20}

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from addnorm import GPT, GPTConfig, Stack, schemes, train
 from addnorm.branches import MLP
 from addnorm.data.shards import Tokens
-from addnorm.training import checkpoint
+from addnorm.training import checkpoint, parallel
 from addnorm.training import loop as loop_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import ConfigError
@@ -622,6 +623,33 @@ def test_a_gpus_random_numbers_are_part_of_the_state(monkeypatch: pytest.MonkeyP
     assert torch.equal(states[device], torch.arange(4))
 
 
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_a_process_of_several_takes_its_own_device(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third of four, the second on its machine."""
+    joined: list[str] = []
+    chosen: list[int] = []
+    monkeypatch.setattr(parallel, "_device", lambda asked: kind)
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(dist, "is_initialized", lambda: bool(joined))
+    monkeypatch.setattr(dist, "init_process_group", joined.append)
+    monkeypatch.setattr(dist, "destroy_process_group", joined.clear)
+    monkeypatch.setattr(dist, "get_rank", lambda: 2)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(dist, "get_node_local_rank", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    own = torch.device("cuda", 1) if kind == "cuda" else torch.device("cpu")
+    assert parallel.start() == parallel.here(own) == World(2, 4, own)
+    assert joined == ["nccl" if kind == "cuda" else "gloo"]
+    assert chosen == ([1] if kind == "cuda" else [])
+    parallel.stop()
+    assert joined == []
+    parallel.stop()  # nothing is left to leave
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: False)
+    assert parallel.start() == World(0, 1, torch.device(kind))
+
+
 def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
     class Tired(Toy):
         def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
@@ -747,6 +775,12 @@ def test_samples_are_drawn_as_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     said = {"max_new_tokens": 32, "temperature": 0.8, "top_p": 0.95, "seed": 0}
     assert {key: asked[0][key] for key in said} == said
     assert len(asked[0]["prompts"]) == 2
+
+
+def test_what_a_step_is_is_told(tmp_path: Path) -> None:
+    task = small(tmp_path).about.build()
+    epoch = len(task.windows("train", 0)) / 8
+    assert f"step: 8 rows of 16 tokens = 128 tokens; an epoch is {epoch:,.0f} steps" in task.told()
 
 
 def test_compressors_are_asked_for_their_best(
