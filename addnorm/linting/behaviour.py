@@ -362,7 +362,7 @@ def _memory_samples(s: Study) -> Said:
         )
         return
     found = s.innermost(lambda m: m in here and (m.other_same or m.other_else))
-    yield _batch_finding("error", found, size, s, "")
+    yield _batch_finding(found, size, s)
 
 
 def _leaks(s: Study) -> Said:
@@ -370,7 +370,7 @@ def _leaks(s: Study) -> Said:
     if r.out_batch is None and r.time is not None:
         found = s.innermost(lambda m: m.other_same or m.other_else)
         if found:
-            yield _batch_finding("error", found, 0.0, s, "")
+            yield _batch_finding(found, 0.0, s)
         elif not s.local:
             yield Unknown(
                 rule="batch-leak",
@@ -394,7 +394,7 @@ def _leaks(s: Study) -> Said:
     size = others(s.base, s.run(changed))
     if size > s.floor or _across(s, memory=False):  # the output may be read where nothing arrives
         found = s.innermost(lambda m: m.other_same or m.other_else)
-        yield _batch_finding("error", found, size / (largest(s.base) + 1e-30), s, "")
+        yield _batch_finding(found, size / (largest(s.base) + 1e-30), s)
         return
     try:
         size = others(s.training_base, in_training(s.trained, changed))
@@ -429,18 +429,16 @@ def _leaks(s: Study) -> Said:
         )
 
 
-def _batch_finding(
-    severity: Severity, found: Sequence[Local], size: float, s: Study, mode: str
-) -> Finding:
+def _batch_finding(found: Sequence[Local], size: float, s: Study) -> Finding:
     first = found[0].path if found else ""
     return Finding(
         rule="batch-leak",
-        severity=severity,
+        severity="error",
         module=first,
         evidence={
             "change_in_other_samples": size or max(m.largest for m in found),
             "noise_floor": s.floor,
-            "mode": mode or "eval",
+            "mode": "eval",
             "modules": [m.path for m in found[:6]] or ["(the model)"],
         },
         message="changing one sample changes the output of the others in its batch"

@@ -160,8 +160,6 @@ def _look(
         probe = Probe(module, call)
         with quiet():
             reach = probe.reach()
-            if not reach.axes:
-                reach = Reach((), ())
             normalizes = bool(reach.axes) and probe.invariant()
             if not normalizes and not claims:
                 return None

@@ -82,15 +82,9 @@ class Lookups(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name == "embedding" and len(args) >= 2:
-            ids, table = args[0], args[1]
-            if (
-                isinstance(table, Tensor)
-                and isinstance(ids, Tensor)
-                and not ids.is_floating_point()
-            ):
-                table, ids = (table, ids)
-            else:
-                table, ids = ids, table
+            ids, table = args[:2]
+            if isinstance(ids, Tensor) and ids.is_floating_point():  # torch.embedding(table, ids)
+                ids, table = table, ids
             self._note(table, ids)
         elif name in ("__getitem__", "index_select", "take_along_dim") and len(args) >= 2:
             self._note(args[0], args[-1])

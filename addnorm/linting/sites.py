@@ -18,7 +18,7 @@ def norms_on_the_way(subject: Subject) -> Said:
 
 def _double(s: Structure) -> Said:
     outputs = {n.output: n for n in s.norms}
-    forks = {r.fork for r in s.residuals} | {v for r in s.residuals for v in (r.stream,)}
+    forks = {r.fork for r in s.residuals} | {r.stream for r in s.residuals}
     for second in outputs.values():
         value, widest = second.source, second.source.shape
         while value not in outputs:

@@ -7,7 +7,7 @@ the other (the branch) was computed from, through at least one product. Attentio
 a matrix that came, without further products, from a product of two activations.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -455,21 +455,20 @@ class Structure:
 
     def weighted(self, op: Op) -> bool:
         """A product of an activation with weights."""
-        factors = _factors(op)
-        return sum(v in self.activations for v in factors) == 1
+        return sum(v in self.activations for v in factors(op)) == 1
 
     @cached_property
     def attentions(self) -> tuple[Attention, ...]:
         """In order."""
         found = []
         for op in self.trace.ops:
-            factors = _factors(op)
+            pair = factors(op)
             if op.name not in ("bmm", "baddbmm", "mm") or not all(
-                v in self.activations for v in factors
+                v in self.activations for v in pair
             ):
                 continue
             for right in (False, True):
-                one = self._attention(op, factors[int(right)], right)
+                one = self._attention(op, pair[int(right)], right)
                 if one is not None:
                     found.append(one)
                     break
@@ -485,7 +484,7 @@ class Structure:
                 continue
             if op.name in PRODUCTS:
                 if op.name in ("bmm", "baddbmm", "mm") and all(
-                    v in self.activations for v in _factors(op)
+                    v in self.activations for v in factors(op)
                 ):
                     scores = op
                     break
@@ -559,15 +558,12 @@ class Structure:
         return [c for c in self.trace.calls if c.path in self.block_paths]
 
 
-def _factors(op: Op) -> tuple[Value, ...]:
+def factors(op: Op) -> tuple[Value, ...]:
     """The two factors of a product."""
     args = [a for a in op.args if isinstance(a, Value)]
     if op.name in ("addmm", "baddbmm", "addbmm", "addmv", "_addmm_activation"):
         return tuple(args[1:3])
     return tuple(args[:2]) if op.name in PRODUCTS else ()
-
-
-factors: Callable[[Op], tuple[Value, ...]] = _factors
 
 
 def within(path: str, scope: str) -> bool:

@@ -435,8 +435,6 @@ def _twice(s: Structure) -> Said:
         both = left & right & points
         if not both or not (left | right) & {r.output for r in s.residuals}:
             continue
-        if op.outputs[0] not in {v for r in s.residuals for v in s.carried(r.fork)} | s.live:
-            continue
         at = max(both, key=lambda v: v.number)
         yield Finding(
             rule="residual-wrong-tensor",
