@@ -62,9 +62,6 @@ class Trainer:
             memory.check(needs, loop, world)
         torch.manual_seed(loop.seed)
         self.raw = task.model().to(world.device).train()
-        calibrate = getattr(self.raw, "calibrate", None)
-        if calibrate is not None:  # designs that measure a batch before the first step
-            calibrate(self._on_device(task.batch("train", loop.seed, 0, 0, 1)))
         self.model = spread(self.raw, world, loop.parallel)
         self.compiled, self.why = self._maybe_compiled()
         self.divided = world.size > 1 and loop.parallel == "fsdp"
