@@ -9,7 +9,7 @@ softmax(q k^T * scale) v: the scale, 1 / sqrt(head_dim) unless given, is inside 
 import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import ClassVar, TypedDict, Unpack
 
 import torch
@@ -577,37 +577,6 @@ def behind(
     if bias is not None:
         bias = F.pad(bias.expand(*bias.shape[:-1], total), (more, 0))
     return allowed, bias
-
-
-# --- the cache ------------------------------------------------------------------------------------
-
-
-class GrowingCache:
-    """The simplest ``Cache``: keys and values appended by concatenation."""
-
-    def __init__(self) -> None:
-        self._own: dict[Hashable, tuple[Tensor, Tensor]] = {}
-        self._memory: dict[Hashable, tuple[Tensor, Tensor]] = {}
-
-    def length(self, key: Hashable) -> int:
-        """How many tokens this sublayer has seen."""
-        return self._own[key][0].shape[-2] if key in self._own else 0
-
-    def update(self, key: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, Hkv, T, D) and return all."""
-        if key in self._own:
-            old_k, old_v = self._own[key]
-            k, v = torch.cat((old_k, k), -2), torch.cat((old_v, v), -2)
-        self._own[key] = (k, v)
-        return k, v
-
-    def memory(
-        self, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """Made at the first call and kept."""
-        if key not in self._memory:
-            self._memory[key] = make()
-        return self._memory[key]
 
 
 # --- helpers --------------------------------------------------------------------------------------

@@ -203,12 +203,6 @@ class Join(nn.Module, ABC):
         return s._replace(gain=s.gain * gain)  # a product, so never the parameter itself
 
 
-class Branch(Protocol):
-    """What a sublayer computes."""
-
-    def __call__(self, u: Tensor, ctx: Context) -> Tensor: ...
-
-
 class Make(Protocol):
     """How a Stack asks for a branch."""
 
@@ -617,25 +611,3 @@ def init_table(model: nn.Module) -> list[InitRow]:
             )
         )
     return rows
-
-
-def format_init_table(rows: Sequence[InitRow]) -> str:
-    """The init table as text."""
-    head = ("parameter", "shape", "role", "mean", "std", "declared", "rule")
-    body = [
-        (
-            r.name,
-            "x".join(map(str, r.shape)) or "scalar",
-            r.role,
-            f"{r.mean:.4g}",
-            f"{r.measured:.4g}",
-            "" if r.declared is None else f"{r.declared:.4g}",
-            r.rule,
-        )
-        for r in rows
-    ]
-    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in [head, *body]
-    ]
-    return "\n".join(line.rstrip() for line in lines)

@@ -1,6 +1,6 @@
 """Small stacks for the tests, and the comparison with the straight-line references."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -153,6 +153,34 @@ def gradients(stack: Stack, x: Tensor, ctx: Context) -> dict[str, Tensor]:
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=y.dtype)
     y.backward(cotangent)
     return {k: p.grad.clone() for k, p in stack.named_parameters() if p.grad is not None}
+
+
+class GrowingCache:
+    """The simplest ``Cache``: keys and values appended by concatenation."""
+
+    def __init__(self) -> None:
+        self._own: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self._memory: dict[Hashable, tuple[Tensor, Tensor]] = {}
+
+    def length(self, key: Hashable) -> int:
+        """How many tokens this sublayer has seen."""
+        return self._own[key][0].shape[-2] if key in self._own else 0
+
+    def update(self, key: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B, Hkv, T, D) and return all."""
+        if key in self._own:
+            old_k, old_v = self._own[key]
+            k, v = torch.cat((old_k, k), -2), torch.cat((old_v, v), -2)
+        self._own[key] = (k, v)
+        return k, v
+
+    def memory(
+        self, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Made at the first call and kept."""
+        if key not in self._memory:
+            self._memory[key] = make()
+        return self._memory[key]
 
 
 def rejects(check: Callable[[], object]) -> bool:

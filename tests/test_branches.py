@@ -32,7 +32,6 @@ from addnorm.branches import (
     Attention,
     CrossAttention,
     GatedMLP,
-    GrowingCache,
     MultiHead,
     Parallel,
     attend,
@@ -40,6 +39,7 @@ from addnorm.branches import (
 from addnorm.norms import LayerNorm, RMSNorm
 from addnorm.positions import ALiBi, AttentionPosition, RoPE
 from addnorm.stream import Context, Init, Stack, Wiring, reset_parameters
+from tests.nets import GrowingCache
 from tests.references import attention as naive
 from tests.references import norms, parts, tape
 from tests.references.tape import Array, Mask, Var

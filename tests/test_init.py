@@ -18,7 +18,6 @@ from addnorm.stream import (
     Site,
     Stack,
     Wiring,
-    format_init_table,
     plain,
     reset_parameters,
 )
@@ -193,15 +192,13 @@ def test_the_table_lists_every_parameter_with_its_rule() -> None:
     assert (norm.role, norm.declared, norm.mean, norm.measured) == ("", None, 1.0, 0.0)
     gain = {row.name: row for row in init_table(large(schemes.rezero, decoder(2)))}
     assert gain["subs.0.join.gain"].measured == 0.0  # one number has a spread as well
-    text = format_init_table(list(rows.values()))
-    assert len(text.splitlines()) == len(rows) + 1
-    assert "v, out, gate, up, down * 0.5" in text
+    assert "v, out, gate, up, down * 0.5" in v.rule
 
 
 def test_the_table_works_on_any_model() -> None:
     rows = init_table(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
     assert {row.declared for row in rows} == {None}
-    assert "self_attn.in_proj_weight" in format_init_table(rows)
+    assert "self_attn.in_proj_weight" in {row.name for row in rows}
 
 
 def test_fan_in_replaces_the_base_and_keeps_the_factors() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from addnorm import ops, schemes
-from addnorm.branches import MLP, Attention, GrowingCache, Parallel
+from addnorm.branches import MLP, Attention, Parallel
 from addnorm.joins import Gained, Hyper, Scaled, Slerp, unit
 from addnorm.norms import LayerNorm, ScaleNorm
 from addnorm.stream import (
@@ -34,6 +34,7 @@ from tests.nets import (
     DIM,
     ENCODER_OF_BOTH,
     TIME,
+    GrowingCache,
     Layout,
     build,
     compare_with_reference,
