@@ -1030,7 +1030,9 @@ change(
     "hf_gpt2: a new head where the config says tied",
     "untied-weights",
     hf_gpt2,
-    lambda m: setattr(m.lm_head, "weight", nn.Parameter(m.lm_head.weight.detach().clone())),
+    lambda m: setattr(
+        m.lm_head, "weight", nn.Parameter(m.get_parameter("lm_head.weight").detach().clone())
+    ),
 )
 edit(
     "gpt: functional dropout without training=",
