@@ -71,7 +71,7 @@ class Cache(Protocol):
 
 
 class Context(NamedTuple):
-    """What a branch may look at besides its input. Never written in forward, the cache excepted.
+    """What a branch may look at besides its input. Forward writes to ``cache`` and ``offers`` only.
 
     Masks are boolean and say what *may* happen: ``valid`` (B, S) True = real token, ``attend``
     (T, S), (B, T, S) or (B, H, T, S) True = may look. ``bias`` of the same shapes is added to the

@@ -91,9 +91,9 @@ def open_source(text: str) -> Source:
     ``folder``                      all files in it that are UTF-8, each as above or below; hidden
                                     files and files like .png and .zip are left out
     ``a.jsonl``, ``a.jsonl#key``    one JSON object per line, its ``text`` or ``key`` a document
-    ``hf:name``,                    a dataset of the Hugging Face hub, streamed (twice: once to
-    ``hf:name:config:split#column`` count, once to read); split ``train`` and column ``text`` if
-                                    not said otherwise
+    ``hf:name``,                    a dataset of the Hugging Face hub, streamed: once to count,
+    ``hf:name:config:split#column`` once to read, and twice more if a tokenizer is learned from it;
+                                    split ``train`` and column ``text`` if not said otherwise
     ``stdlib``                      the source of this Python's standard library, 11 to 13 MB
     ==============================  ================================================================
 

@@ -1,8 +1,9 @@
 """Lint: what is wired wrong in anybody's Transformer, before training.
 
 ``lint(model)`` runs the model a few times on inputs it makes up, looks at the operations that ran
-and at who notices what, and returns findings with their evidence. It knows no class and no name of
-a library. ``docs/lint.md`` tells how to read it; ``addnorm lint --explain RULE`` tells more.
+and at who notices what, and returns findings with their evidence. Of classes it knows torch's own;
+what other libraries call things counts as a claim. ``docs/lint.md`` tells how to read the findings;
+``addnorm lint --explain RULE`` tells more.
 """
 
 from addnorm.linting.report import Finding, Report, Unknown

@@ -1,5 +1,5 @@
-"""Models, one file each: a front, one or more stacks, a head.
+"""Models, one file each.
 
-``gpt.py``, ``classifier.py`` and ``transformer.py`` are the models; ``weights.py``, ``configs.py``
-and ``folders.py`` read and write them.
+``gpt.py`` and ``classifier.py`` have a front, a stack and a head, ``transformer.py`` has stacks
+alone; ``weights.py``, ``configs.py``, ``stored.py`` and ``folders.py`` read and write models.
 """
