@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from addnorm import GPT, GPTConfig, schemes, train
 from addnorm.adapt import (
+    Adapt,
     adapt,
     adapted,
     export,
@@ -427,6 +428,16 @@ def test_what_begins_small_has_a_deviation_of_two_hundredths(
         assert abs(float(values.std()) / 0.02 - 1) < 5 * (2 * len(values)) ** -0.5
 
 
+def test_lora_begins_as_kaiming_has_it() -> None:
+    """Uniform within 1 / sqrt(in), which is kaiming_uniform_ with a = sqrt(5)."""
+    model = gpt()
+    adapt(model, "lora", **KINDS["lora"])
+    for part in model.modules():
+        if isinstance(part, LoRA):
+            share = part.lora_A.detach().abs() * part.in_features**0.5
+            assert 0.9 < float(share.max()) <= 1.0
+
+
 # --- adalora --------------------------------------------------------------------------------------
 
 
@@ -725,6 +736,13 @@ def test_we_read_pefts(peft: Any, name: str, tmp_path: Path) -> None:
     again = gpt()
     load(again, tmp_path / "again")
     close(again(ids()), want, PARITY)
+
+
+@quiet_peft
+def test_ranks_that_are_not_said_are_those_of_peft(peft: Any) -> None:
+    ours, theirs = Adapt(kind="adalora"), peft.AdaLoraConfig(total_step=10)
+    assert (ours.init_rank, ours.target_rank) == (theirs.init_r, theirs.target_r)
+    assert Adapt(kind="lora").rank == peft.LoraConfig().r
 
 
 @quiet_peft

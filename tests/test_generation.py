@@ -215,6 +215,18 @@ def test_the_cache_counts_where_its_tensors_are() -> None:
     assert cache._slot.device.type == "meta"
 
 
+def test_a_cache_with_room_keeps_its_buffers() -> None:
+    cache = StaticCache()
+    cache.reserve(2)
+    cache.update("a", *torch.randn(2, 1, 2, 2, 4))
+    cache.advance(2)
+    before = cache._own["a"][0]
+    cache.reserve(cache.capacity - 2)
+    assert cache._own["a"][0] is before
+    cache.reserve(cache.capacity - 1)
+    assert cache._own["a"][0] is not before
+
+
 def test_the_cache_grows_in_buckets() -> None:
     cache = StaticCache()
     sizes = []

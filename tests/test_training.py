@@ -623,6 +623,26 @@ def test_a_gpus_random_numbers_are_part_of_the_state(monkeypatch: pytest.MonkeyP
     assert torch.equal(states[device], torch.arange(4))
 
 
+def test_a_trainers_weights_are_the_models() -> None:
+    trainer = Trainer(Toy(), loop(), World(0, 1, torch.device("cpu")))
+    state = trainer.raw.state_dict()
+    found = trainer.weights()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(t, state[name]) for name, t in found.items())
+    assert trainer.weights(keep=False) == {}
+
+
+def test_the_devices_of_a_machine_with_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert parallel._device("auto") == "cuda"
+    assert parallel._device("cuda:1") == "cuda:1"
+    assert parallel._device("cpu") == "cpu"
+    with pytest.raises(ConfigError, match="there are auto, cuda, cuda:0, cuda:1, cpu"):
+        parallel._device("cuda:2")
+
+
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
 def test_a_process_of_several_takes_its_own_device(
     kind: str, monkeypatch: pytest.MonkeyPatch
@@ -775,6 +795,19 @@ def test_samples_are_drawn_as_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     said = {"max_new_tokens": 32, "temperature": 0.8, "top_p": 0.95, "seed": 0}
     assert {key: asked[0][key] for key in said} == said
     assert len(asked[0]["prompts"]) == 2
+
+
+def test_tokens_are_kept_where_the_cache_is_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    config = small(tmp_path, tokenizer="bpe:270").changed({"cache": tmp_path / "kept"})
+    config.about.build()
+    assert {path.name.partition("-")[0] for path in (tmp_path / "kept").iterdir()} >= {"tokenizer"}
+    assert len(list((tmp_path / "kept").iterdir())) >= 2
+    assert not list(here.iterdir())
 
 
 def test_what_a_step_is_is_told(tmp_path: Path) -> None:
