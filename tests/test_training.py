@@ -810,6 +810,16 @@ def test_tokens_are_kept_where_the_cache_is_and_nowhere_else(
     assert not list(here.iterdir())
 
 
+def test_the_parts_of_a_loss_add_up_to_it(tmp_path: Path) -> None:
+    config = small(tmp_path, z_loss=0.1, steps=3, micro_rows=2)
+    run = train(config, out=tmp_path / "run", display=quiet())
+    steps = [r for r in read(run.folder / "metrics.jsonl") if "loss" in r]
+    assert len(steps) == 3
+    for r in steps:
+        assert r["z"] > 0.1
+        assert r["nll"] + r["z"] == pytest.approx(r["loss"], rel=1e-6)
+
+
 def test_what_a_step_is_is_told(tmp_path: Path) -> None:
     task = small(tmp_path).about.build()
     epoch = len(task.windows("train", 0)) / 8
