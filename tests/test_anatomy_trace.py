@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from addnorm.observe import Op, Trace, altered, record
+from addnorm.anatomy.trace import Op, Trace, altered, record
 
 
 class Small(nn.Module):

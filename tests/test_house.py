@@ -46,9 +46,9 @@ ROAD = {
     "export": "data models hf",
     "compat": "norms stream branches schemes",
     "page": "",
-    "observe": "",
-    "linting": "observe",  # never models: it must work on anybody's
-    "testing": "linting",
+    "anatomy": "",
+    "linting": "anatomy",  # never models: it must work on anybody's
+    "testing": "anatomy linting",
     "training": "data norms stream positions schemes models adapt generation page",
     "lab": "norms stream branches catalogue schemes page",
     "cli": "data schemes models adapt hf generation export page linting training lab",

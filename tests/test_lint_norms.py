@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from addnorm import norms
-from addnorm.linting.alike import sort_of
-from addnorm.linting.formulas import FAMILY, nearest
+from addnorm.anatomy.norms.formulas import FAMILY, nearest
+from addnorm.anatomy.twins import sort_of
 from addnorm.linting.norms import CHECKS, find_norms
 from addnorm.linting.report import Finding, Unknown
 from addnorm.linting.subject import Inputs, Subject

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addnorm.observe import Call, Op, Trace, Value
+from addnorm.anatomy.trace import Call, Op, Trace, Value
 
 
 def _names(text: str) -> frozenset[str]:

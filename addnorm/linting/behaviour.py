@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from addnorm.anatomy.structure import PRODUCTS, Attention, factors, within
 from addnorm.linting import masks, modes
 from addnorm.linting.report import Finding, Severity, Unknown
 from addnorm.linting.roles import Reading, as_mask, constant
-from addnorm.linting.structure import PRODUCTS, Attention, factors, within
 from addnorm.linting.study import (
     Local,
     Study,

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from addnorm.anatomy.trace import Op, Trace, Value, record
 from addnorm.errors import Mendable
 from addnorm.linting.inputs import CannotMakeInputs, inputs_from, make_inputs
 from addnorm.linting.subject import Inputs, enliven, left_alone
-from addnorm.observe import Op, Trace, Value, record
 
 SLACK = 100.0
 """Differences are counted from so many times the floor on: the floor is one draw of rounding."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from addnorm.anatomy.structure import PRODUCTS, Residual, Step, Structure
+from addnorm.anatomy.trace import Value, record
 from addnorm.linting.report import Finding, Unknown
-from addnorm.linting.structure import PRODUCTS, Residual, Step, Structure
 from addnorm.linting.subject import Check, Said, Subject, bare_copy
-from addnorm.observe import Value, record
 
 SUBLAYERS = 4  # below that no rule of depth can be told from another
 ALIKE = 0.12  # relative error of a std from 64 weights is 1/sqrt(2 * 64) = 9 %

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from addnorm.linting.alike import given_as, sort_of
-from addnorm.linting.formulas import ACCEPT, Match
-from addnorm.linting.probes import Call, Probe, Reach, quiet
+from addnorm.anatomy.norms.formulas import ACCEPT, Match
+from addnorm.anatomy.norms.probe import Call, Probe, Reach, quiet
+from addnorm.anatomy.twins import given_as, sort_of
 from addnorm.linting.subject import Inputs, Subject
 
 # --- finding them ---------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addnorm.linting.formulas import ACCEPT, Kind
+from addnorm.anatomy.norms.formulas import ACCEPT, Kind
+from addnorm.anatomy.norms.probe import Probe, Reach, quiet, statistics_error
 from addnorm.linting.measured import (
     Known,
     batch_and_time,
@@ -18,7 +19,6 @@ from addnorm.linting.measured import (
     in_convolutions,
     measure,
 )
-from addnorm.linting.probes import Probe, Reach, quiet, statistics_error
 from addnorm.linting.report import Finding, Severity, Unknown
 from addnorm.linting.subject import Check, Said, Subject
 

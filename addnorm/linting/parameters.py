@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from addnorm.anatomy.structure import LOOKUPS, PRODUCTS, Structure, factors, uniform
+from addnorm.anatomy.trace import Value, record
 from addnorm.linting.report import Finding
-from addnorm.linting.structure import LOOKUPS, PRODUCTS, Structure, factors, uniform
 from addnorm.linting.subject import Check, Said, Subject
-from addnorm.observe import Value, record
 
 OPTIMIZER_RULES = (
     "decay-on-norm",

@@ -2,10 +2,10 @@
 
 from collections import defaultdict
 
+from addnorm.anatomy.structure import PRODUCTS, NormCall, Residual, Structure, factors, within
+from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.report import Finding
-from addnorm.linting.structure import PRODUCTS, NormCall, Residual, Structure, factors, within
 from addnorm.linting.subject import Check, Said, Subject
-from addnorm.observe import Op, Value
 
 
 def norms_on_the_way(subject: Subject) -> Said:

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addnorm.linting.alike import given_as, sort_of
+from addnorm.anatomy.structure import Attention, Structure, factors
+from addnorm.anatomy.trace import Value, record
+from addnorm.anatomy.twins import given_as, sort_of
 from addnorm.linting.report import Unknown
 from addnorm.linting.roles import (
     NoSequence,
@@ -34,9 +36,7 @@ from addnorm.linting.roles import (
     tensors_in,
     word_ids,
 )
-from addnorm.linting.structure import Attention, Structure, factors
 from addnorm.linting.subject import Check, Inputs, Said, Subject, main_output
-from addnorm.observe import Value, record
 
 SMALL = 40_000_000  # parameters up to which a float64 copy is made
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from addnorm.anatomy.structure import Structure, uniform
+from addnorm.anatomy.trace import Trace, record
 from addnorm.linting.report import Finding, Unknown
-from addnorm.linting.structure import Structure, uniform
-from addnorm.observe import Trace, record
 
 Said = Iterator[Finding | Unknown]
 

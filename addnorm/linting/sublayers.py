@@ -2,10 +2,10 @@
 
 from collections import defaultdict
 
+from addnorm.anatomy.structure import LINEAR, PRODUCTS, VIEWS, Residual, Structure, factors
+from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.report import Finding
-from addnorm.linting.structure import LINEAR, PRODUCTS, VIEWS, Residual, Structure, factors
 from addnorm.linting.subject import Check, Said, Subject
-from addnorm.observe import Op, Value
 
 DEAD = 1e-6  # relative to the stream; randomised branches write 1e-3 and more
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addnorm.linting.report import Finding, Unknown
-from addnorm.linting.structure import (
+from addnorm.anatomy.structure import (
     PRODUCTS,
     NormCall,
     Residual,
@@ -18,8 +17,9 @@ from addnorm.linting.structure import (
     number,
     within,
 )
+from addnorm.anatomy.trace import Call, Op, Value, altered
+from addnorm.linting.report import Finding, Unknown
 from addnorm.linting.subject import Check, Said, Subject
-from addnorm.observe import Call, Op, Value, altered
 
 FAR = 1e-3  # relative: float32 noise is 1e-6, a norm moves a random vector by several tenths
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from addnorm.linting.probes import statistics_error
+from addnorm.anatomy.norms.probe import statistics_error
 from addnorm.linting.report import Unknown
 from addnorm.testing.kit import (
     Checks,

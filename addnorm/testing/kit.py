@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from addnorm.linting.formulas import ACCEPT, Match
-from addnorm.linting.probes import Call, Probe, Reach, claimed_eps
+from addnorm.anatomy.norms.formulas import ACCEPT, Match
+from addnorm.anatomy.norms.probe import Call, Probe, Reach, claimed_eps
 from addnorm.linting.report import Finding, Report, Severity, Unknown, gathered
 
 Kind = Literal["layer", "rms"]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from addnorm.linting.probes import statistics_error
+from addnorm.anatomy.norms.probe import statistics_error
 from addnorm.linting.report import Unknown
 from addnorm.testing.kit import Checks, Kit, Said, Width, bare_at, finding, off_by, unit
 

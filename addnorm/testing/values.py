@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from addnorm.linting.formulas import ACCEPT, Match
+from addnorm.anatomy.norms.formulas import ACCEPT, Match
 from addnorm.linting.report import Finding
 from addnorm.testing.kit import Checks, Function, Kit, NormOfSum, Said, Width, all_off_by, finding
 

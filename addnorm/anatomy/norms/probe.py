@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from addnorm.linting.formulas import ACCEPT, Match, nearest
+from addnorm.anatomy.norms.formulas import ACCEPT, Match, nearest
 
 SCALES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3)
 """The sizes of probed rows: from where any eps rules to where none is seen."""
