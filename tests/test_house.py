@@ -51,7 +51,7 @@ ROAD = {
     "testing": "anatomy linting",
     "training": "data norms stream positions schemes models adapt generation page",
     "lab": "norms stream branches catalogue schemes page",
-    "cli": "data schemes models adapt hf generation export page linting training lab",
+    "cli": "data schemes models adapt hf generation export page anatomy linting training lab",
     "__main__": "cli",
 }
 IMPORTS = {name: set(line.split()) for name, line in (GROUND | ROAD).items()}

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import addnorm
-from addnorm.linting import study
+from addnorm.anatomy import influence
+from addnorm.anatomy.make_inputs import inputs_from, make_inputs
+from addnorm.anatomy.subject import Subject
 from addnorm.linting.behaviour import CHECKS
-from addnorm.linting.inputs import inputs_from, make_inputs
 from addnorm.linting.report import Finding, Unknown
-from addnorm.linting.subject import Subject
 
 W, HEADS, VOCAB, LONGEST = 24, 4, 61, 32
 pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
@@ -407,7 +407,7 @@ def test_a_large_model_is_asked_less_and_answers_the_same(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays in float32, and several places are changed at once, each in another sample."""
-    monkeypatch.setattr(study, "SMALL", 0)
+    monkeypatch.setattr(influence, "SMALL", 0)
     rules = ("future-leak", "no-causal-mask")
     if name in LEAKS:
         build, module, _ = LEAKS[name]
@@ -442,7 +442,7 @@ def test_what_writes_into_its_input_is_run_again_on_what_it_got() -> None:
             return x.mul_(1.5).add_(x.mean(-1, keepdim=True))
 
     model = built(lambda: TinyGPT(extra=Writes()))
-    found = study.study(Subject(model, model, make_inputs(model), True))
+    found = influence.study(Subject(model, model, make_inputs(model), True))
     assert {m.path for m in found.mixers} == {f"h.{i}.attn" for i in range(3)}
     assert not any(m.other_same or m.other_else for m in found.local)
 

@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from addnorm import norms
+from addnorm.anatomy.inputs import Inputs
+from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.norms.formulas import FAMILY, nearest
+from addnorm.anatomy.subject import Subject
 from addnorm.anatomy.twins import sort_of
-from addnorm.linting.norms import CHECKS, find_norms
+from addnorm.linting.norms import CHECKS
 from addnorm.linting.report import Finding, Unknown
-from addnorm.linting.subject import Inputs, Subject
 
 WIDTH, VOCAB = 24, 13
 IDS = torch.arange(14).view(2, 7) % VOCAB

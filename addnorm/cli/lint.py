@@ -34,8 +34,8 @@ from addnorm.cli.models import RUN, open_model
 if TYPE_CHECKING:
     from torch import nn
 
+    from addnorm.anatomy.diff import Difference
     from addnorm.linting import Finding, Report
-    from addnorm.linting.diff import Difference
 
 WIDTH = 100  # of what is printed, at most
 NARROWEST = 40
@@ -208,8 +208,8 @@ def _inputs_refused(found: "Found") -> str | None:
         return None
     import torch
 
-    from addnorm.linting.inputs import inputs_from
-    from addnorm.linting.subject import left_alone
+    from addnorm.anatomy.make_inputs import inputs_from
+    from addnorm.anatomy.subject import left_alone
 
     try:
         inputs = inputs_from(found.inputs)
@@ -506,7 +506,7 @@ def _list_rules() -> int:
 
 def _diff(options: Options) -> int:
     first, second = (open_target(t) for t in options.diff)
-    from addnorm.linting.diff import NotComparable, diff
+    from addnorm.anatomy.diff import NotComparable, diff
 
     try:
         with (

@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from addnorm.anatomy.structure import PRODUCTS, Attention, factors, within
-from addnorm.linting import masks, modes
-from addnorm.linting.report import Finding, Severity, Unknown
-from addnorm.linting.roles import Reading, as_mask, constant
-from addnorm.linting.study import (
+from addnorm.anatomy.arguments import Reading, as_mask, constant
+from addnorm.anatomy.influence import (
     Local,
     Study,
     argument_values,
     axes_of,
-    decided,
     in_training,
     largest,
     opened,
     optional_arguments,
 )
-from addnorm.linting.subject import Check, Inputs, Said
+from addnorm.anatomy.inputs import Inputs
+from addnorm.anatomy.structure import PRODUCTS, Attention, factors, within
+from addnorm.linting import masks, modes
+from addnorm.linting.check import Check, Said, decided
+from addnorm.linting.report import Finding, Severity, Unknown
 
 # --- the future -----------------------------------------------------------------------------------
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.structure import NORMS, NormCall, Structure, number, within
+from addnorm.anatomy.subject import Subject
 from addnorm.anatomy.trace import Op, Value
-from addnorm.linting.norms import find_norms
+from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding
-from addnorm.linting.subject import Check, Said, Subject
 
 MOMENTS = {"mean", "var", "std", "var_mean", "std_mean", "sum", "linalg_vector_norm", "norm"}
 GRAVE = ("norm-wrong-axis", "norm-not-normalizing", "norm-batch-dependent")

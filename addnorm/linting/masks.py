@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addnorm.linting.report import Finding, Severity, Unknown
-from addnorm.linting.roles import (
+from addnorm.anatomy.arguments import (
     MaskRole,
     as_mask,
     floats_of,
@@ -19,17 +18,18 @@ from addnorm.linting.roles import (
     quietly,
     signature,
 )
-from addnorm.linting.study import (
+from addnorm.anatomy.influence import (
     Study,
     axes_of,
     cast_floats,
-    decided,
     first_float,
     hushed,
     largest,
     optional_arguments,
 )
-from addnorm.linting.subject import Check, Inputs, Said, main_output
+from addnorm.anatomy.inputs import Inputs, main_output
+from addnorm.linting.check import Check, Said, decided
+from addnorm.linting.report import Finding, Severity, Unknown
 
 # --- masks ----------------------------------------------------------------------------------------
 

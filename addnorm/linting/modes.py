@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from addnorm.anatomy.influence import Study, in_training, largest, opened
+from addnorm.linting.check import Check, Said, decided
 from addnorm.linting.report import Finding, Unknown
-from addnorm.linting.study import Study, decided, in_training, largest, opened
-from addnorm.linting.subject import Check, Said
 
 # --- modes ----------------------------------------------------------------------------------------
 

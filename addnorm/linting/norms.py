@@ -4,80 +4,27 @@ import copy
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from addnorm.anatomy.norms.formulas import ACCEPT, Kind
-from addnorm.anatomy.norms.probe import Probe, Reach, quiet, statistics_error
-from addnorm.linting.measured import (
+from addnorm.anatomy.norms.find import (
     Known,
     batch_and_time,
     feature_axis,
     in_convolutions,
     measure,
+    over_features,
 )
+from addnorm.anatomy.norms.formulas import ACCEPT
+from addnorm.anatomy.norms.probe import Probe, Reach, quiet, statistics_error
+from addnorm.anatomy.subject import Subject
+from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding, Severity, Unknown
-from addnorm.linting.subject import Check, Said, Subject
 
 UNLIKE = 0.2  # rows of a right norm differ in RMS by eps alone; divided by a sum, by 1 and more
-
-
-@dataclass(frozen=True)
-class FoundNorm:
-    """A module that normalizes, or that its author calls a norm."""
-
-    path: str
-    module: nn.Module = field(repr=False, compare=False)
-    kind: Kind
-    """"layer": the mean is subtracted; "rms": divided by its length, up to a constant (RMSNorm, L2
-    norm, ScaleNorm); "other": all else, such as statistics over several axes or pointwise ones."""
-    dim: int
-    """How many features."""
-    axis: int
-    """Where they are, from the end: -1 is the last axis."""
-    normalizes: bool
-    """Measured: the output's size does not follow the input's."""
-    claims: tuple[str, ...] = ()
-    """Why it is taken for what it is not measured to be: "class", "attribute"."""
-    formula: str = ""
-    """The nearest formula."""
-    eps: float = 0.0
-    """The eps that it was measured to have."""
-    reach: tuple[int, ...] = ()
-    """The axes that share statistics, from the end."""
-
-
-def find_norms(subject: Subject) -> list[FoundNorm]:
-    """The norms of a model, the innermost where one holds another, in the order of its modules.
-
-    A module counts if it is called, gives back the shape of its input, has no parameter that does
-    not broadcast over it, and either normalizes by measurement or is called a norm by its author.
-    """
-    modules = dict(subject.model.named_modules())
-    found = []
-    for k in measure(subject):
-        axis = feature_axis(subject, k)
-        kind: Kind = "other"
-        if k.match is not None and _over_features(subject, k) and k.match.distance < ACCEPT:
-            kind = k.match.formula.kind
-        found.append(
-            FoundNorm(
-                path=k.path,
-                module=modules[k.path],
-                kind=kind,
-                dim=k.call.shape[axis],
-                axis=axis,
-                normalizes=k.normalizes,
-                claims=k.claims,
-                formula="" if k.match is None else k.match.formula.name,
-                eps=0.0 if k.match is None else k.match.eps,
-                reach=k.reach.axes,
-            )
-        )
-    return found
 
 
 # --- the rules ------------------------------------------------------------------------------------
@@ -169,7 +116,7 @@ def _formula_cases(subject: Subject, k: Known) -> Iterator[_Case]:
         yield from _pointwise_cases(subject, k, name)
         return
     assert m is not None
-    if not _over_features(subject, k):
+    if not over_features(subject, k):
         return  # norm-wrong-axis and norm-batch-dependent speak of it
     fits = m.distance < ACCEPT
     if fits and not m.formula.mistakes:
@@ -365,12 +312,6 @@ def _train_reach(k: Known) -> Reach:
         return Reach((), ())
 
 
-def _over_features(subject: Subject, k: Known) -> bool:
-    """Whether the statistics run over the feature axis and no other."""
-    assert k.probe is not None
-    return k.reach.axes == (feature_axis(subject, k),)
-
-
 def check_axes(subject: Subject) -> Said:
     """Over what the statistics run: features, or also positions and samples."""
     cases: list[_Case] = []
@@ -385,8 +326,8 @@ def _axis_cases(subject: Subject, k: Known) -> Iterator[_Case]:
     name = _class(subject, k)
     evaluated, trained = k.reach.axes, _train_reach(k).axes
     more = tuple(a for a in trained if a not in evaluated)
-    over_features = not evaluated or _over_features(subject, k) or _responds_globally(k)
-    if over_features and not more:
+    on_features = not evaluated or over_features(subject, k) or _responds_globally(k)
+    if on_features and not more:
         return
     module = subject.model.get_submodule(k.path)
     batch, time = batch_and_time(subject, k.path)
@@ -430,7 +371,7 @@ def _axis_cases(subject: Subject, k: Known) -> Iterator[_Case]:
         )
         if declared or not evaluated:
             return
-    if over_features or (declared and batch in every):
+    if on_features or (declared and batch in every):
         return
     if not declared or not front or evaluated:
         yield _Case(

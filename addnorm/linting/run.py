@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from addnorm.anatomy.inputs import Inputs
+from addnorm.anatomy.make_inputs import CannotMakeInputs, inputs_from, make_inputs
+from addnorm.anatomy.norms.find import find_norms
+from addnorm.anatomy.subject import Subject, bare_copy, enliven, left_alone
 from addnorm.linting import (
     attention,
     behaviour,
@@ -19,9 +23,8 @@ from addnorm.linting import (
     sublayers,
     wiring,
 )
-from addnorm.linting.inputs import CannotMakeInputs, inputs_from, make_inputs
+from addnorm.linting.check import Check
 from addnorm.linting.report import Finding, Report, Unknown, gathered
-from addnorm.linting.subject import Check, Inputs, Subject, bare_copy, enliven, left_alone
 
 CHECKS: tuple[Check, ...] = (
     *norms.CHECKS,
@@ -79,7 +82,7 @@ def lint(
             "residual_connections": len(subject.structure.residuals),
             "attentions": len(subject.structure.attentions),
             "blocks": len(subject.structure.block_paths),
-            "norms": len(norms.find_norms(subject)),
+            "norms": len(find_norms(subject)),
             "operations": len(subject.trace.ops),
             "inputs": {n: list(t.shape) for n, t in subject.inputs.tensors().items()},
         }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from addnorm.linting.subject import Inputs, main_output
+from addnorm.anatomy.inputs import Inputs, main_output
 
 
 class NoSequence(ValueError):

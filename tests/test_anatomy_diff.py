@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addnorm.anatomy.diff import NotComparable, diff
 from addnorm.cli import main
-from addnorm.linting.diff import NotComparable, diff
 
 
 def gpt2(seed: int = 0) -> Any:

@@ -3,7 +3,7 @@
 import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,40 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.structure import Structure, uniform
 from addnorm.anatomy.trace import Trace, record
-from addnorm.linting.report import Finding, Unknown
-
-Said = Iterator[Finding | Unknown]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """One call of a model: ``model(*args, **kwargs)``."""
-
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] | None = None
-
-    def call(self, model: nn.Module) -> Any:
-        """What the model returns; inputs are cloned first, for a model may write into them."""
-        copies = torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, (self.args, self.kwargs))
-        args, kwargs = copies
-        return model(*args, **(kwargs or {}))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that are passed: "0", "1" ... by place, else by name."""
-        named = {str(i): value for i, value in enumerate(self.args)} | (self.kwargs or {})
-        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
-
-    def replaced(self, name: str, value: Any) -> "Inputs":
-        """With another value of one argument, named as in ``tensors``."""
-        if name.isdecimal():
-            args = list(self.args)
-            args[int(name)] = value
-            return Inputs(tuple(args), self.kwargs)
-        return Inputs(self.args, {**(self.kwargs or {}), name: value})
 
 
 @dataclass(frozen=True)
@@ -73,14 +44,6 @@ class Subject:
     def structure(self) -> Structure:
         """The stream, sublayers, norms and attentions found in the trace."""
         return Structure(self.trace, self.model)
-
-
-@dataclass(frozen=True)
-class Check:
-    """Some rules that are decided together."""
-
-    rules: tuple[str, ...]
-    run: Callable[[Subject], Said]
 
 
 def bare_copy(model: nn.Module) -> nn.Module:
@@ -123,18 +86,3 @@ def left_alone() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-def main_output(out: Any) -> Tensor:
-    """The tensor that a model's output is about: ``logits``, ``last_hidden_state``, else the first
-    floating-point tensor in it."""
-    for name in ("logits", "prediction_logits", "last_hidden_state"):
-        found = out.get(name) if isinstance(out, dict) else getattr(out, name, None)
-        if isinstance(found, Tensor):
-            return found
-    for leaf in torch.utils._pytree.tree_leaves(out):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
-    raise ValueError(
-        f"the model returned {type(out).__name__}, with no floating-point tensor in it"
-    )

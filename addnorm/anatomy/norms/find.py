@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from addnorm.anatomy.norms.formulas import ACCEPT, Match
+from addnorm.anatomy.inputs import Inputs
+from addnorm.anatomy.norms.formulas import ACCEPT, Kind, Match
 from addnorm.anatomy.norms.probe import Call, Probe, Reach, quiet
+from addnorm.anatomy.subject import Subject
 from addnorm.anatomy.twins import given_as, sort_of
-from addnorm.linting.subject import Inputs, Subject
 
 # --- finding them ---------------------------------------------------------------------------------
 
@@ -202,6 +203,67 @@ def feature_axis(subject: Subject, k: Known) -> int:
         if left:
             return left[-1]
     return -1
+
+
+def over_features(subject: Subject, k: Known) -> bool:
+    """Whether the statistics run over the feature axis and no other."""
+    assert k.probe is not None
+    return k.reach.axes == (feature_axis(subject, k),)
+
+
+@dataclass(frozen=True)
+class FoundNorm:
+    """A module that normalizes, or that its author calls a norm."""
+
+    path: str
+    module: nn.Module = field(repr=False, compare=False)
+    kind: Kind
+    """"layer": the mean is subtracted; "rms": divided by its length, up to a constant (RMSNorm, L2
+    norm, ScaleNorm); "other": all else, such as statistics over several axes or pointwise ones."""
+    dim: int
+    """How many features."""
+    axis: int
+    """Where they are, from the end: -1 is the last axis."""
+    normalizes: bool
+    """Measured: the output's size does not follow the input's."""
+    claims: tuple[str, ...] = ()
+    """Why it is taken for what it is not measured to be: "class", "attribute"."""
+    formula: str = ""
+    """The nearest formula."""
+    eps: float = 0.0
+    """The eps that it was measured to have."""
+    reach: tuple[int, ...] = ()
+    """The axes that share statistics, from the end."""
+
+
+def find_norms(subject: Subject) -> list[FoundNorm]:
+    """The norms of a model, the innermost where one holds another, in the order of its modules.
+
+    A module counts if it is called, gives back the shape of its input, has no parameter that does
+    not broadcast over it, and either normalizes by measurement or is called a norm by its author.
+    """
+    modules = dict(subject.model.named_modules())
+    found = []
+    for k in measure(subject):
+        axis = feature_axis(subject, k)
+        kind: Kind = "other"
+        if k.match is not None and over_features(subject, k) and k.match.distance < ACCEPT:
+            kind = k.match.formula.kind
+        found.append(
+            FoundNorm(
+                path=k.path,
+                module=modules[k.path],
+                kind=kind,
+                dim=k.call.shape[axis],
+                axis=axis,
+                normalizes=k.normalizes,
+                claims=k.claims,
+                formula="" if k.match is None else k.match.formula.name,
+                eps=0.0 if k.match is None else k.match.eps,
+                reach=k.reach.axes,
+            )
+        )
+    return found
 
 
 # --- the axes of the model ------------------------------------------------------------------------

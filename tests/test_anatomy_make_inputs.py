@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addnorm.linting.inputs import CannotMakeInputs, inputs_from, make_inputs
-from addnorm.linting.roles import argument_names, find_roles
-from addnorm.linting.subject import Inputs, main_output
+from addnorm.anatomy.arguments import argument_names, find_roles
+from addnorm.anatomy.inputs import Inputs, main_output
+from addnorm.anatomy.make_inputs import CannotMakeInputs, inputs_from, make_inputs
 
 W, HEADS, VOCAB = 48, 4, 97
 

@@ -18,12 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addnorm.anatomy.structure import Attention, Structure, factors
-from addnorm.anatomy.trace import Value, record
-from addnorm.anatomy.twins import given_as, sort_of
-from addnorm.linting.report import Unknown
-from addnorm.linting.roles import (
-    NoSequence,
+from addnorm.anatomy.arguments import (
     Roles,
     argument_names,
     as_mask,
@@ -36,7 +31,11 @@ from addnorm.linting.roles import (
     tensors_in,
     word_ids,
 )
-from addnorm.linting.subject import Check, Inputs, Said, Subject, main_output
+from addnorm.anatomy.inputs import Inputs, main_output
+from addnorm.anatomy.structure import Attention, Structure, factors
+from addnorm.anatomy.subject import Subject
+from addnorm.anatomy.trace import Value, record
+from addnorm.anatomy.twins import given_as, sort_of
 
 SMALL = 40_000_000  # parameters up to which a float64 copy is made
 
@@ -394,24 +393,6 @@ def optional_arguments(s: Study, pattern: re.Pattern[str]) -> list[str]:
         for name, p in signature(s.model).items()
         if name not in given and p.default is not p.empty and pattern.search(name)
     ]
-
-
-def decided(*rules: str) -> Callable[[Callable[[Study], Said]], Check]:
-    """A rule on the study; where there can be no study, an Unknown for each of its names."""
-
-    def wrap(rule: Callable[[Study], Said]) -> Check:
-        def run(subject: Subject) -> Said:
-            try:
-                s = study(subject)
-            except NoSequence as error:
-                for name in rules:
-                    yield Unknown(rule=name, module="", why=str(error))
-                return
-            yield from rule(s)
-
-        return Check(rules, run)
-
-    return wrap
 
 
 def argument_values(s: Study, name: str) -> list[Value]:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from addnorm.anatomy.inputs import Inputs
+from addnorm.anatomy.make_inputs import CannotMakeInputs, inputs_from, make_inputs
+from addnorm.anatomy.subject import enliven, left_alone
 from addnorm.anatomy.trace import Op, Trace, Value, record
 from addnorm.errors import Mendable
-from addnorm.linting.inputs import CannotMakeInputs, inputs_from, make_inputs
-from addnorm.linting.subject import Inputs, enliven, left_alone
 
 SLACK = 100.0
 """Differences are counted from so many times the floor on: the floor is one draw of rounding."""

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addnorm.errors import Mendable
-from addnorm.linting.roles import (
+from addnorm.anatomy.arguments import (
     FEATURES,
     MASK,
     SHOWN,
@@ -32,7 +31,8 @@ from addnorm.linting.roles import (
     table_rows,
     word_ids,
 )
-from addnorm.linting.subject import Inputs, main_output
+from addnorm.anatomy.inputs import Inputs, main_output
+from addnorm.errors import Mendable
 
 SECONDS = 30.0  # for all attempts together
 
