@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from addnorm import ops
+from addnorm.ops.aten import KERNEL
 from addnorm.ops.dispatch import Call, Kernel, Spec
-from addnorm.ops.native import KERNEL
 from tests.test_ops import EXACT, KINDS, Opaque, close, grad, numpy, randn
 
 

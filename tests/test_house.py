@@ -101,13 +101,13 @@ ARROWS = {
 @pytest.mark.parametrize(
     "text",
     [
-        *("import addnorm.ops.native", "from addnorm.ops import native as n"),
-        *("from addnorm.ops.native import A, B", "def f():\n    import addnorm.ops.native"),
-        "importlib.import_module('addnorm.ops.native')",
+        *("import addnorm.ops.aten", "from addnorm.ops import aten as n"),
+        *("from addnorm.ops.aten import A, B", "def f():\n    import addnorm.ops.aten"),
+        "importlib.import_module('addnorm.ops.aten')",
     ],
 )
 def test_every_way_to_import_is_seen(text: str) -> None:
-    assert imported_modules(ast.parse(f"import torch\n{text}")) == {"addnorm.ops.native"}
+    assert imported_modules(ast.parse(f"import torch\n{text}")) == {"addnorm.ops.aten"}
     assert not imported_modules(ast.parse("from addnorm import __version__"))
 
 

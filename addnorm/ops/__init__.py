@@ -4,10 +4,10 @@
 why. See docs/numerics.md.
 """
 
-from addnorm.ops import native
+from addnorm.ops import aten
 from addnorm.ops.dispatch import Kernel, add_norm, explain, reference_only, register
 from addnorm.ops.reference import settle
 
 __all__ = ["Kernel", "add_norm", "explain", "reference_only", "register", "settle"]
 
-register(native.KERNEL)
+register(aten.KERNEL)
