@@ -386,12 +386,12 @@ def test_under_compile_the_reference_serves(toy: Toy) -> None:
 
 
 @pytest.fixture
-def native() -> Iterator[None]:
+def aten() -> Iterator[None]:
     with offered(KERNEL):
         yield
 
 
-SERVED = "torch", "offered first among those that serve this call"
+SERVED = "aten", "offered first among those that serve this call"
 
 
 def test_torchs_kernels_are_offered_by_themselves() -> None:
@@ -401,7 +401,7 @@ def test_torchs_kernels_are_offered_by_themselves() -> None:
         "print([row.implementation for row in ops.explain().rows if row.calls])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "['torch']"
+    assert done.stdout.strip() == "['aten']"
 
 
 def with_means(*deviations: float) -> Tensor:
@@ -442,16 +442,16 @@ FAR = "a row's mean is far above its spread"
     ids=str,
 )
 def test_what_torchs_kernels_serve(
-    native: None, x: Tensor, options: dict[str, Any], why: str
+    aten: None, x: Tensor, options: dict[str, Any], why: str
 ) -> None:
-    row = ("reference", f"torch: {why}") if why else SERVED
+    row = ("reference", f"aten: {why}") if why else SERVED
     before = calls(*row)
     ops.add_norm(x, **{"kind": "layer", "eps": 1e-5, **options})
     assert calls(*row) == before + 1
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0, 3.9])
-def test_a_mean_below_four_deviations_costs_three_bits_at_most(native: None, mean: float) -> None:
+def test_a_mean_below_four_deviations_costs_three_bits_at_most(aten: None, mean: float) -> None:
     """The largest value, about 4, has an error of some units of 2^-22, those of r and the product;
     s r + (-mean r) as many of mean r. Eight of each."""
     x = randn(64, 256)
@@ -463,7 +463,7 @@ def test_a_mean_below_four_deviations_costs_three_bits_at_most(native: None, mea
     assert (got.double() - want).abs().max() <= 8 * 2.0**-24 * (4 + mean)
 
 
-def test_layer_norm_is_torchs_to_the_last_bit(native: None) -> None:
+def test_layer_norm_is_torchs_to_the_last_bit(aten: None) -> None:
     x, w, b = (
         randn(*s, seed=n, dtype=torch.float32) for n, s in enumerate([(5, 48), (48,), (48,)])
     )
@@ -471,7 +471,7 @@ def test_layer_norm_is_torchs_to_the_last_bit(native: None) -> None:
     assert torch.equal(got, torch.nn.functional.layer_norm(x, (48,), w, b, 1e-5))
 
 
-def test_transforms_and_forward_mode_are_the_references(native: None) -> None:
+def test_transforms_and_forward_mode_are_the_references(aten: None) -> None:
     x, w = randn(3, 8), randn(8)
 
     def norm(t: Tensor) -> Tensor:
@@ -488,7 +488,7 @@ def test_transforms_and_forward_mode_are_the_references(native: None) -> None:
     assert calls(*SERVED) == before
 
 
-def test_one_tensor_elsewhere_is_enough(native: None) -> None:
+def test_one_tensor_elsewhere_is_enough(aten: None) -> None:
     """All have to be on the CPU, not some."""
     x, weight = randn(3, 8), torch.ones(8, device="meta")
     spec = Spec(kind="layer", eps=1e-5, weight_offset=0.0, cast="fp32")
@@ -498,7 +498,7 @@ def test_one_tensor_elsewhere_is_enough(native: None) -> None:
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
-def test_a_row_alone_has_the_gradients_of_a_row_among_others(native: None, kind: Any) -> None:
+def test_a_row_alone_has_the_gradients_of_a_row_among_others(aten: None, kind: Any) -> None:
     x, weight, bias, dy = (randn(8, seed=n) for n in range(4))
     found = []
     for shape in [(8,), (1, 8)]:
@@ -510,7 +510,7 @@ def test_a_row_alone_has_the_gradients_of_a_row_among_others(native: None, kind:
         assert torch.equal(alone, among)
 
 
-def test_nothing_but_the_reference(native: None) -> None:
+def test_nothing_but_the_reference(aten: None) -> None:
     before = calls(*SERVED)
     with ops.reference_only():
         ops.add_norm(randn(2, 8), eps=1e-5)

@@ -39,7 +39,7 @@ DIGITS = {torch.float32: 24, torch.bfloat16: 8, torch.float16: 11}  # bits of th
 B, T, D = 2, 3, 11
 
 
-@pytest.fixture(scope="module", params=["reference", "torch"], autouse=True)
+@pytest.fixture(scope="module", params=["reference", "aten"], autouse=True)
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """All below holds of the definition, and of what serves eager calls on CPUs."""
     with ops.reference_only() if request.param == "reference" else nullcontext():

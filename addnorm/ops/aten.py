@@ -116,4 +116,4 @@ def _over_rows(t: Tensor) -> Tensor:
     return t.sum(tuple(range(t.dim() - 1))) if t.dim() > 1 else t
 
 
-KERNEL = Kernel("torch", declines, forward, backward)
+KERNEL = Kernel("aten", declines, forward, backward)
