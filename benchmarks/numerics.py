@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from addnorm import ops
-from addnorm.ops.dispatch import Kernel
+from addnorm.ops.kernel import Kernel
 from addnorm.ops.reference import safe_unit
 from tests.references import norms, tape
 from tests.references.tape import Array, Var

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from addnorm import ops
 from addnorm.ops.aten import KERNEL
-from addnorm.ops.dispatch import Call, Kernel, Spec
+from addnorm.ops.kernel import Call, Kernel, Spec
 from tests.test_ops import EXACT, KINDS, Opaque, close, grad, numpy, randn
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from addnorm.ops.dispatch import Call, Kernel, Made, Spec
+from addnorm.ops.kernel import Call, Kernel, Made, Spec
 from addnorm.ops.reference import accumulate_dtype, least_square, limit, settle
 
 MEAN = 4.0  # of a row, in its standard deviations
