@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from addnorm import ops
-from addnorm.ops.kernel import Kernel
 from addnorm.ops.reference import safe_unit
 from tests.references import norms, tape
 from tests.references.tape import Array, Var
@@ -333,11 +332,13 @@ def explained() -> None:
     print("\nexplain(), in this process so far:\n")
     print(ops.explain())
 
-    def never(*_: object) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def forward(call: ops.NormCall) -> ops.NormOutput:
+        raise ops.Declined(f"no code for {call.x.device.type}")
+
+    def backward(*_: object) -> tuple[Tensor, Tensor | None, Tensor | None]:
         raise AssertionError("it declined")
 
-    kernel = Kernel("example", lambda call: f"no code for {call.x.device.type}", never, never)  # type: ignore[arg-type]
-    withdraw = ops.register(kernel)
+    withdraw = ops.register(ops.NormKernel("example", forward, backward))
     ops.add_norm(torch.ones(2, 8), eps=EPS)
     withdraw()
     print("\nand after one call with a kernel that declined it:\n")

@@ -17,7 +17,8 @@ from torch.autograd import forward_ad
 
 from addnorm import ops
 from addnorm.ops.aten import KERNEL
-from addnorm.ops.kernel import Call, Kernel, Spec
+from addnorm.ops.kernel import NormCall, NormKernel, NormOutput, NormSpec
+from addnorm.ops.offers import Declined, Served
 from tests.test_ops import EXACT, KINDS, Opaque, close, grad, numpy, randn
 
 
@@ -37,14 +38,13 @@ class Toy:
 
     def __init__(self) -> None:
         self.forwards = self.backwards = 0
-        self.kernel = Kernel("toy", self.declines, self.forward, self.backward)
+        self.kernel = NormKernel("toy", self.forward, self.backward)
 
-    def declines(self, call: Call) -> str | None:
+    def forward(self, call: NormCall) -> NormOutput:
         if call.weight is None:
-            return "needs a weight"
-        return None if call.x.shape[-1] <= 64 else "rows of at most 64"
-
-    def forward(self, call: Call) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+            raise Declined("needs a weight")
+        if call.x.shape[-1] > 64:
+            raise Declined("rows of at most 64")
         assert not torch.is_grad_enabled()
         assert not torch.is_autocast_enabled("cpu"), (
             "this code says itself what is computed in what"
@@ -56,11 +56,10 @@ class Toy:
         if call.spec.kind == "layer":
             s = s - s.mean(-1, keepdim=True)
         r = ((s * s).mean(-1, keepdim=True) + call.spec.eps).rsqrt()
-        assert call.weight is not None
         y = s * r * (call.weight.to(wide) + call.spec.weight_offset)
         if call.bias is not None:
             y = y + call.bias.to(wide)
-        return y.to(call.x.dtype), stream, (s * r, r)
+        return NormOutput(y.to(call.x.dtype), stream, (s * r, r))
 
     def backward(
         self,
@@ -70,7 +69,7 @@ class Toy:
         saved: tuple[Tensor, ...],
         weight: Tensor | None,
         bias: Tensor | None,
-        spec: Spec,
+        spec: NormSpec,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         assert not torch.is_grad_enabled(), "this code has no derivative"
         assert not torch.is_autocast_enabled("cpu")
@@ -89,7 +88,7 @@ class Toy:
 
 
 @contextmanager
-def offered(kernel: Kernel) -> Iterator[None]:
+def offered(kernel: NormKernel) -> Iterator[None]:
     withdraw = ops.register(kernel)
     try:
         yield
@@ -108,7 +107,7 @@ def calls(implementation: str, why: str) -> int:
     return sum(
         row.calls
         for row in ops.explain().rows
-        if row.implementation == implementation and row.why == why
+        if row == Served("add_norm", implementation, why, row.calls)
     )
 
 
@@ -116,7 +115,7 @@ def test_explain_names_implementation_reason_and_count(toy: Toy) -> None:
     x, w = randn(2, 8), randn(8)
     long = randn(2, 65)
     rows = [
-        ("toy", "offered first among those that serve this call"),
+        ("toy", "offered first"),
         ("reference", "toy: needs a weight"),
         ("reference", "toy: rows of at most 64"),
     ]
@@ -131,12 +130,16 @@ def test_explain_names_implementation_reason_and_count(toy: Toy) -> None:
     assert toy.forwards == 3
     text = str(ops.explain())
     for (name, why), n in zip(rows, after, strict=True):
-        assert f"{name}: {n} calls ({why})" in text
+        assert f"add_norm, {name}: {n} calls ({why})" in text
+
+
+def never(call: NormCall) -> NormOutput:
+    raise Declined("never")
 
 
 def test_the_last_kernel_offered_is_asked_first(toy: Toy) -> None:
     second = Toy()
-    picky = Kernel("picky", lambda call: "never", second.forward, second.backward)
+    picky = NormKernel("picky", never, second.backward)
     x, w = randn(2, 8), randn(8)
     with offered(second.kernel):
         ops.add_norm(x, None, w, eps=1e-5)
@@ -144,6 +147,7 @@ def test_the_last_kernel_offered_is_asked_first(toy: Toy) -> None:
     with offered(picky):
         ops.add_norm(x, None, w, eps=1e-5)
         assert (second.forwards, toy.forwards) == (1, 1)
+        assert calls("toy", "picky: never") == 1
         before = calls("reference", "picky: never; toy: needs a weight")
         ops.add_norm(x, eps=1e-5)
         assert calls("reference", "picky: never; toy: needs a weight") == before + 1
@@ -391,7 +395,7 @@ def aten() -> Iterator[None]:
         yield
 
 
-SERVED = "aten", "offered first among those that serve this call"
+SERVED = "aten", "offered first"
 
 
 def test_torchs_kernels_are_offered_by_themselves() -> None:
@@ -491,10 +495,11 @@ def test_transforms_and_forward_mode_are_the_references(aten: None) -> None:
 def test_one_tensor_elsewhere_is_enough(aten: None) -> None:
     """All have to be on the CPU, not some."""
     x, weight = randn(3, 8), torch.ones(8, device="meta")
-    spec = Spec(kind="layer", eps=1e-5, weight_offset=0.0, cast="fp32")
-    call = Call(x, None, weight, None, 1.0, 1.0, spec)
-    assert KERNEL.declines(call) == "for CPUs"
-    assert KERNEL.declines(call._replace(weight=randn(8))) is None
+    spec = NormSpec(kind="layer", eps=1e-5, weight_offset=0.0, cast="fp32")
+    call = NormCall(x, None, weight, None, 1.0, 1.0, spec)
+    with pytest.raises(Declined, match="for CPUs"):
+        KERNEL.forward(call)
+    KERNEL.forward(call._replace(weight=randn(8)))
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])

@@ -15,35 +15,16 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from addnorm.ops.kernel import Call, Kernel, Made, Spec
+from addnorm.ops.kernel import NormCall, NormKernel, NormOutput, NormSpec
+from addnorm.ops.offers import Declined
 from addnorm.ops.reference import accumulate_dtype, least_square, limit, settle
 
 MEAN = 4.0  # of a row, in its standard deviations
 
 
-def declines(call: Call) -> str | None:
-    """It needs values that can be looked at, and a derivative of the first order only."""
-    given = [t for t in call if isinstance(t, Tensor)]
-    if any(t.device.type != "cpu" for t in given):
-        return "for CPUs"
-    if not call.x.numel():
-        return "there is no row"
-    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in given):
-        return "for plain tensors"
-    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
-        return "not while operations are traced or recorded"
-    if torch._C._are_functorch_transforms_active():
-        return "not under a transform of torch.func"
-    if any(forward_ad.unpack_dual(t).tangent is not None for t in given):
-        return "it has no forward-mode derivative"
-    stored = call.x if call.residual is None else call.residual
-    if call.spec.cast == "llama" and call.x.dtype != accumulate_dtype(stored):
-        return "cast='llama' rounds before the weight"
-    return None
-
-
-def forward(call: Call) -> Made | str:
+def forward(call: NormCall) -> NormOutput:
     """Saves a few numbers for each row, from which it is seen whether the rows were fit for it."""
+    _check(call)
     x, spec = call.x, call.spec
     stream = settle(x, call.residual, call.keep, call.gain)
     s = stream.to(accumulate_dtype(stream))  # (..., D)
@@ -53,7 +34,7 @@ def forward(call: Call) -> Made | str:
     if spec.kind == "layer":
         y, mean, r = torch.native_layer_norm(s, s.shape[-1:], weight, bias, eps)
         if not bool((mean.abs() * r).amax() <= MEAN):
-            return "a row's mean is far above its spread"
+            raise Declined("a row's mean is far above its spread")
         saved: tuple[Tensor, ...] = (mean, r)
     else:
         r = torch.rsqrt((s * s).mean(-1, keepdim=True) + eps)  # (..., 1)
@@ -64,8 +45,28 @@ def forward(call: Call) -> Made | str:
             y += bias
         saved = (r,)
     if not bool(r.amin() * limit(s.dtype) >= 1.0):
-        return "a row is huge"
-    return y.to(x.dtype), stream, saved
+        raise Declined("a row is huge")
+    return NormOutput(y.to(x.dtype), stream, saved)
+
+
+def _check(call: NormCall) -> None:
+    """Declines what needs more than values that can be looked at and a first derivative."""
+    tensors = [t for t in call if isinstance(t, Tensor)]
+    if any(t.device.type != "cpu" for t in tensors):
+        raise Declined("for CPUs")
+    if not call.x.numel():
+        raise Declined("there is no row")
+    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
+        raise Declined("for plain tensors")
+    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        raise Declined("not while operations are traced or recorded")
+    if torch._C._are_functorch_transforms_active():
+        raise Declined("not under a transform of torch.func")
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise Declined("it has no forward-mode derivative")
+    stored = call.x if call.residual is None else call.residual
+    if call.spec.cast == "llama" and call.x.dtype != accumulate_dtype(stored):
+        raise Declined("cast='llama' rounds before the weight")
 
 
 def backward(
@@ -75,7 +76,7 @@ def backward(
     saved: tuple[Tensor, ...],
     weight: Tensor | None,
     bias: Tensor | None,
-    spec: Spec,
+    spec: NormSpec,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of the stream, the weight and the bias."""
     s = stream.to(accumulate_dtype(stream))
@@ -106,7 +107,7 @@ def _as(dtype: torch.dtype, t: Tensor | None) -> Tensor | None:
     return None if t is None else t.to(dtype)
 
 
-def _factor(weight: Tensor | None, spec: Spec, dtype: torch.dtype) -> Tensor | None:
+def _factor(weight: Tensor | None, spec: NormSpec, dtype: torch.dtype) -> Tensor | None:
     if weight is None or spec.weight_offset == 0.0:
         return _as(dtype, weight)
     return weight.to(dtype) + spec.weight_offset
@@ -116,4 +117,4 @@ def _over_rows(t: Tensor) -> Tensor:
     return t.sum(tuple(range(t.dim() - 1))) if t.dim() > 1 else t
 
 
-KERNEL = Kernel("aten", declines, forward, backward)
+KERNEL = NormKernel("aten", forward, backward)

@@ -1,23 +1,20 @@
-"""Which implementation serves a call of ``add_norm``, and why.
+"""``add_norm``, the one door to Add & Norm.
 
-There is one door, ``add_norm``. It checks its arguments, asks every registered ``Kernel`` in turn,
-and falls back to the reference. ``explain()`` says afterwards what served and what was declined:
-a kernel that silently never runs looks exactly like one that brings nothing.
+It checks its arguments, offers the call to the kernels in turn and falls back to the reference; a
+kernel's backward becomes a gradient here.
 
 Under ``torch.compile`` the reference always serves: the compiler fuses it with its neighbours,
 which it cannot do with an opaque kernel.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from addnorm.ops.kernel import Call, Kernel, Made, Spec
+from addnorm.ops import aten
+from addnorm.ops.kernel import NormCall, NormKernel, NormOutput, NormSpec
+from addnorm.ops.offers import Offers
 from addnorm.ops.reference import (
     Cast,
     Kind,
@@ -29,54 +26,12 @@ from addnorm.ops.reference import (
     without_autocast,
 )
 
+OFFERS = Offers("add_norm", aten.KERNEL)
+"""In this order; ``ops.register`` puts others before them."""
 
-@dataclass(frozen=True)
-class Served:
-    """One row of ``explain()``."""
-
-    implementation: str
-    why: str
-    calls: int
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Which implementation served how many calls since the process began, and why."""
-
-    rows: list[Served] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        if not self.rows:
-            return "add_norm has not been called in eager mode yet."
-        lines = [f"{r.implementation}: {r.calls} calls ({r.why})" for r in self.rows]
-        return "\n".join([*lines, "Calls inside torch.compile are the compiler's, not counted."])
-
-
-_kernels: list[Kernel] = []
-_served: Counter[tuple[str, str]] = Counter()
-
-
-def register(kernel: Kernel) -> Callable[[], None]:
-    """Offer a kernel, before those already registered. Returns a function that withdraws it."""
-    _kernels.insert(0, kernel)
-    return lambda: _kernels.remove(kernel)
-
-
-@contextmanager
-def reference_only() -> Iterator[None]:
-    """Within it the reference serves every call, in all threads."""
-    kernels = _kernels[:]
-    _kernels.clear()
-    try:
-        yield
-    finally:
-        _kernels[:] = kernels
-
-
-def explain() -> Explanation:
-    """Which implementation served the calls so far, and why the others did not."""
-    rows = [Served(name, why, n) for (name, why), n in _served.most_common()]
-    return Explanation(rows)
+# What ``_Fused.forward`` gets after ctx, kernel, spec and output, by its place among the arguments:
+# so does autograd number them.
+X, RESIDUAL, WEIGHT, BIAS, KEEP, GAIN = range(3, 9)
 
 
 def add_norm(
@@ -99,33 +54,27 @@ def add_norm(
     over the last dimension, in x's dtype. ``keep`` and ``gain`` are numbers or tensors that
     broadcast against x, such as (), (dim,) or (B, 1, 1), and receive gradients.
     """
-    call = Call(x, residual, weight, bias, keep, gain, Spec(kind, eps, weight_offset, cast))
+    call = NormCall(x, residual, weight, bias, keep, gain, NormSpec(kind, eps, weight_offset, cast))
     _check(call)
     if torch.compiler.is_compiling():
         return _reference(call)
-    declined: list[str] = []
-    for kernel in _kernels:
-        reason = kernel.declines(call)
-        if reason is None:
-            with torch.no_grad(), without_autocast(x):
-                made = kernel.forward(call)
-            if not isinstance(made, str):
-                _served[kernel.name, "offered first among those that serve this call"] += 1
-                normed, *stream = _Fused.apply(kernel, call.spec, made, *call[:-1])
-                return normed, stream[0] if stream else x
-            reason = made
-        declined.append(f"{kernel.name}: {reason}")
-    _served["reference", "; ".join(declined) or "no kernel is registered"] += 1
-    return _reference(call)
+    return OFFERS.serve(lambda kernel: _fused(kernel, call), lambda: _reference(call))
 
 
-def _reference(call: Call) -> tuple[Tensor, Tensor]:
+def _fused(kernel: NormKernel, call: NormCall) -> tuple[Tensor, Tensor]:
+    with torch.no_grad(), without_autocast(call.x):
+        output = kernel.forward(call)
+    normed, *stream = _Fused.apply(kernel, call.spec, output, *call[:-1])
+    return normed, stream[0] if stream else call.x
+
+
+def _reference(call: NormCall) -> tuple[Tensor, Tensor]:
     stream = settle(call.x, call.residual, call.keep, call.gain)
     normed = normalize(stream, call.weight, call.bias, **call.spec._asdict(), dtype=call.x.dtype)
     return normed, stream
 
 
-def _check(call: Call) -> None:
+def _check(call: NormCall) -> None:
     x, spec = call.x, call.spec
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"add_norm: nothing to normalize over in x of shape {tuple(x.shape)}")
@@ -172,9 +121,9 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        kernel: Kernel,
-        spec: Spec,
-        made: Made,
+        kernel: NormKernel,
+        spec: NormSpec,
+        output: NormOutput,
         x: Tensor,
         residual: Tensor | None,
         weight: Tensor | None,
@@ -182,15 +131,15 @@ class _Fused(torch.autograd.Function):
         keep: Scale,
         gain: Scale,
     ) -> tuple[Tensor, ...]:
-        normed, stream, saved = made
+        normed, stream, saved = output
         ctx.set_materialize_grads(False)
         # x and residual are kept only where a learned factor needs them: everything else follows
         # from the stream, which the next reader keeps anyway.
         needs = ctx.needs_input_grad
         ctx.save_for_backward(
             stream if stream is not x else None,
-            x if needs[8] or stream is x else None,
-            residual if needs[7] else None,  # None as well where there is no residual to keep
+            x if needs[GAIN] or stream is x else None,
+            residual if needs[KEEP] else None,  # None as well where there is no residual to keep
             weight,
             bias,
             keep if isinstance(keep, Tensor) else None,
@@ -218,18 +167,18 @@ class _Fused(torch.autograd.Function):
             d, dweight, dbias = gradients(dy, dstream, stream, tuple(saved), weight, bias, ctx.spec)
         needs = ctx.needs_input_grad
         wide = accumulate_dtype(d)
-        dx = scaled(gain, d, wide).to(ctx.dtype) if needs[3] else None
-        dresidual = scaled(keep, d, wide).to(d.dtype) if needs[4] else None
+        dx = scaled(gain, d, wide).to(ctx.dtype) if needs[X] else None
+        dresidual = scaled(keep, d, wide).to(d.dtype) if needs[RESIDUAL] else None
         dkeep = None if residual is None else _summed(d, residual, keep)
-        dgain = _summed(d, x, gain) if needs[8] else None
+        dgain = _summed(d, x, gain) if needs[GAIN] else None
         return (
             None,
             None,
             None,
             dx,
             dresidual,
-            dweight if needs[5] else None,
-            dbias if needs[6] else None,
+            dweight if needs[WEIGHT] else None,
+            dbias if needs[BIAS] else None,
             dkeep,
             dgain,
         )
@@ -248,9 +197,9 @@ def _differentiated(
     saved: tuple[Tensor, ...],
     weight: Tensor | None,
     bias: Tensor | None,
-    spec: Spec,
+    spec: NormSpec,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A ``Kernel.backward`` by the reference, differentiable again.
+    """A ``NormKernel.backward`` by the reference, differentiable again.
 
     Taken with respect to views: the stream itself was made from weight and bias, and the search
     for their gradients would go on through it, into the backward that asks here.

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from addnorm.ops.reference import Cast, Kind, Scale
 
 
-class Spec(NamedTuple):
+class NormSpec(NamedTuple):
     """The constants of one call: everything that is not a tensor with a gradient."""
 
     kind: Kind
@@ -18,8 +18,8 @@ class Spec(NamedTuple):
     cast: Cast
 
 
-class Call(NamedTuple):
-    """What a kernel may look at when it decides whether to serve."""
+class NormCall(NamedTuple):
+    """The arguments of ``add_norm``, which a kernel looks at to decide whether it serves."""
 
     x: Tensor
     residual: Tensor | None
@@ -27,28 +27,33 @@ class Call(NamedTuple):
     bias: Tensor | None
     keep: Scale
     gain: Scale
-    spec: Spec
+    spec: NormSpec
 
 
-Made = tuple[Tensor, Tensor, tuple[Tensor, ...]]
+class NormOutput(NamedTuple):
+    """What a kernel's forward gives; ``saved`` are tensors for its backward."""
+
+    normed: Tensor
+    stream: Tensor
+    saved: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A fast implementation.
+class NormKernel:
+    """A fast implementation of ``add_norm``.
 
-    ``declines(call)`` returns None to serve the call or the reason why not.
-    ``forward(call)``, without gradients, returns ``(normed, stream, saved)``, where ``saved`` are
-    tensors for backward, or the reason why it cannot serve these values.
+    ``forward(call)`` is called without gradients, and raises ``Declined`` with the reason if this
+    kernel does not serve the call, at once or after a look at its values.
     ``backward(dy, dstream, stream, saved, weight, bias, spec)`` returns the gradients of the stream
     (including ``dstream``, None where nobody else reads it), the weight and the bias. The chain
-    through keep and gain is done here.
+    through keep and gain is not the kernel's.
     """
 
+    operation: ClassVar[str] = "add_norm"
+
     name: str
-    declines: Callable[[Call], str | None]
-    forward: Callable[[Call], Made | str]
+    forward: Callable[[NormCall], NormOutput]
     backward: Callable[
-        [Tensor, Tensor | None, Tensor, tuple[Tensor, ...], Tensor | None, Tensor | None, Spec],
+        [Tensor, Tensor | None, Tensor, tuple[Tensor, ...], Tensor | None, Tensor | None, NormSpec],
         tuple[Tensor, Tensor | None, Tensor | None],
     ]
