@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from addnorm import branches
 from addnorm.branches import (
     ACTIVATIONS,
     MLP,
@@ -34,9 +33,10 @@ from addnorm.branches import (
     GatedMLP,
     MultiHead,
     Parallel,
-    attend,
 )
 from addnorm.norms import LayerNorm, RMSNorm
+from addnorm.ops import attention
+from addnorm.ops.attention import attend
 from addnorm.positions import ALiBi, AttentionPosition, RoPE
 from addnorm.stream import Context, Init, Stack, Wiring, reset_parameters
 from tests.nets import GrowingCache
@@ -1344,7 +1344,7 @@ def test_short_attention_is_wide_where_that_is_faster(
 ) -> None:
     """On CPUs without matrix units, with gradients; under autocast as well. What it says then is
     float32's answer for the same bfloat16 queries, keys and values, rounded once."""
-    monkeypatch.setattr(branches, "MATRIX_UNITS", units)
+    monkeypatch.setattr(attention, "MATRIX_UNITS", units)
     q, k, v = (
         torch.randn(1, 2, n, heads, dtype=torch.bfloat16, requires_grad=True)
         for n in (5, tokens, tokens)
