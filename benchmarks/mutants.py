@@ -71,6 +71,7 @@ class Project:
             "addnorm/stream.py": ("tests/test_schemes.py", "tests/test_rules.py"),
             "addnorm/joins.py": ("tests/test_schemes.py", "tests/test_init.py"),
             "addnorm/schemes.py": ("tests/test_init.py", "tests/test_references.py"),
+            "addnorm/ops/__init__.py": ("tests/test_dispatch.py",),
             "addnorm/ops/aten.py": ("tests/test_dispatch.py",),
             "addnorm/training/parallel.py": ("tests/test_processes.py",),
             "addnorm/training/checkpoint.py": ("tests/test_kill.py",),
