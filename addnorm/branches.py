@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addnorm.norms import as_norm
-from addnorm.ops.attention import attend
+from addnorm.ops import AttentionCall, attend
 from addnorm.ops.reference import accumulate_dtype, autocast_applies
 from addnorm.positions import AttentionPosition
 from addnorm.stream import PLAIN, Context, InitRule, Make
@@ -271,18 +271,9 @@ class MultiHead(nn.Module, ABC):
                 allowed, causal = visible(shape, q.device, None, None, causal=True), False
             k, v = self.prefix(k, v)
             allowed, bias = behind(k.shape[-2] - total, total, allowed, bias)
-        y = attend(
-            q,
-            k,
-            v,
-            allowed,
-            bias,
-            scale=self.scale,
-            causal=causal,
-            softcap=self.softcap,
-            dropout=self.dropout if self.training else 0.0,
-        )
-        y = y.transpose(1, 2).flatten(2)
+        dropout = self.dropout if self.training else 0.0
+        call = AttentionCall(q, k, v, self.scale, allowed, bias, causal, self.softcap, dropout)
+        y = attend(call).transpose(1, 2).flatten(2)
         if self.inner is not None:
             y = self.inner(y, valid=valid)
         return F.dropout(self.out(_for(self.out, y)), self.out_dropout, self.training)

@@ -1,110 +1,141 @@
-"""Attention, and who computes it."""
+"""Attention: its definition, the one door to it, and the kernels that serve it faster.
+
+    y = softmax(scale * q k^T + bias, over the keys that are allowed) v
+
+``attend`` is the door. Each call is offered to the kernels in order; what all decline is computed
+by the definition, as plain products. Inside ``torch.compile`` the choice is the same, since torch's
+attention is a word that the compiler knows; only the counting is left out.
+"""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from addnorm.ops.offers import Declined, Offers
 from addnorm.ops.reference import accumulate_dtype, without_autocast
 
 MATRIX_UNITS = torch.cpu._is_amx_tile_supported()
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    allowed: Tensor | None,
-    bias: Tensor | None,
-    *,
-    scale: float,
-    causal: bool = False,
-    softcap: float | None = None,
-    dropout: float = 0.0,
-) -> Tensor:
-    """softmax(scale * q k^T + bias, over what is allowed) v; a query that sees nothing gets 0.
+class AttentionCall(NamedTuple):
+    """The arguments of ``attend``.
 
-    q (B, H, T, D), k and v (B, Hkv, S, D); ``allowed`` boolean and ``bias`` broadcast to
-    (B, H, T, S); ``causal`` is for T = S without another mask. The one place where it is decided
-    who computes this: PyTorch's fused attention, or plain products where it lacks the feature.
+    q (B, H, T, D), k and v (B, Hkv, S, D), where Hkv divides H: a key head serves H / Hkv query
+    heads. ``allowed``, boolean, and ``bias`` broadcast to (B, H, T, S). ``causal`` is for T = S
+    and replaces a mask. With ``softcap`` a logit z becomes softcap * tanh(z / softcap) before bias
+    and mask. ``dropout`` acts on the weights.
     """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+    allowed: Tensor | None = None
+    bias: Tensor | None = None
+    causal: bool = False
+    softcap: float | None = None
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class AttentionKernel:
+    """A fast implementation of ``attend``.
+
+    ``forward(call)`` returns (B, H, T, D) in q's dtype, differentiable, or raises ``Declined`` with
+    the reason if this kernel does not serve the call. Every query of the call sees some key.
+    """
+
+    operation: ClassVar[str] = "attention"
+
+    name: str
+    forward: Callable[[AttentionCall], Tensor]
+
+
+def attend(call: AttentionCall) -> Tensor:
+    """softmax(scale * q k^T + bias, over what is allowed) v; a query that sees nothing gets 0."""
     seen = None
-    if allowed is not None:
-        seen = allowed.any(-1, keepdim=True)
-        allowed = allowed | ~seen  # a softmax over nothing is NaN, and so is its gradient
-    if softcap is None and _faster_wide(q, k):
-        with without_autocast(q):
-            y = _fused_attention(
-                q.float(), k.float(), v.float(), allowed, bias, scale, causal, dropout
-            ).to(q.dtype)
-    elif softcap is None:
-        y = _fused_attention(q, k, v, allowed, bias, scale, causal, dropout)
-    else:
-        y = _plain_attention(q, k, v, allowed, bias, scale, causal, softcap, dropout)
+    if call.allowed is not None:
+        seen = call.allowed.any(-1, keepdim=True)
+        # a softmax over nothing is NaN, and so is its gradient
+        call = call._replace(allowed=call.allowed | ~seen)
+    y = OFFERS.serve(lambda kernel: kernel.forward(call), lambda: reference(call))
     return y if seen is None else y.masked_fill(~seen, 0.0)
 
 
-def _faster_wide(q: Tensor, k: Tensor) -> bool:
-    """Whether bfloat16 is better attended to in float32: short texts and small heads with their
-    gradients, on CPUs without matrix units, are 1.2 to 4 times faster so (docs/log.md)."""
-    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or MATRIX_UNITS:
-        return False
-    tokens = max(q.shape[-2], k.shape[-2])
-    return torch.is_grad_enabled() and q.shape[-1] <= 64 and tokens * q.shape[-1] <= 128 * 64
-
-
-def _fused_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    allowed: Tensor | None,
-    bias: Tensor | None,
-    scale: float,
-    causal: bool,
-    dropout: float,
-) -> Tensor:
-    mask = allowed
-    if bias is not None:
-        if causal:
-            allowed = torch.ones(q.shape[-2], k.shape[-2], device=q.device).tril().bool()
-        mask = bias.to(q.dtype)
-        if allowed is not None:
-            mask = mask.masked_fill(~allowed, -math.inf)
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=causal and mask is None,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-
-
-def _plain_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    allowed: Tensor | None,
-    bias: Tensor | None,
-    scale: float,
-    causal: bool,
-    softcap: float,
-    dropout: float,
-) -> Tensor:
+def reference(call: AttentionCall) -> Tensor:
+    """The definition, in float32 or better, for queries that see some key."""
+    q, k, v = call.q, call.k, call.v
     wide = accumulate_dtype(q)
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     with without_autocast(q):
-        logits = q.to(wide) @ k.to(wide).transpose(-1, -2) * scale  # (B, H, T, S)
-        logits = softcap * torch.tanh(logits / softcap)
-        if bias is not None:
-            logits = logits + bias.to(wide)
-        if causal:
-            allowed = torch.ones(logits.shape[-2:], device=q.device).tril().bool()
+        logits = q.to(wide) @ k.to(wide).transpose(-1, -2) * call.scale  # (B, H, T, S)
+        if call.softcap is not None:
+            logits = call.softcap * torch.tanh(logits / call.softcap)
+        if call.bias is not None:
+            logits = logits + call.bias.to(wide)
+        allowed = _causal(call) if call.causal else call.allowed
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -math.inf)
-        weights = F.dropout(logits.softmax(-1), dropout)
+        weights = F.dropout(logits.softmax(-1), call.dropout)
         return (weights @ v.to(wide)).to(q.dtype)
+
+
+def _causal(call: AttentionCall) -> Tensor:
+    """What a query may see that sees itself and what is before it: (T, S)."""
+    q, k = call.q, call.k
+    return torch.ones(q.shape[-2], k.shape[-2], device=q.device).tril().bool()
+
+
+# --- torch's kernels ------------------------------------------------------------------------------
+
+
+def fused(call: AttentionCall) -> Tensor:
+    """PyTorch's fused attention, in the dtype of the queries."""
+    if call.softcap is not None:
+        raise Declined("it has no softcap")
+    mask = call.allowed
+    if call.bias is not None:
+        allowed = _causal(call) if call.causal else call.allowed
+        mask = call.bias.to(call.q.dtype)
+        if allowed is not None:
+            mask = mask.masked_fill(~allowed, -math.inf)
+    return F.scaled_dot_product_attention(
+        call.q,
+        call.k,
+        call.v,
+        attn_mask=mask,
+        dropout_p=call.dropout,
+        is_causal=call.causal and mask is None,
+        scale=call.scale,
+        enable_gqa=call.q.shape[1] != call.k.shape[1],
+    )
+
+
+def fused_wide(call: AttentionCall) -> Tensor:
+    """PyTorch's fused attention in float32 for bfloat16 queries: with short texts, small heads and
+    gradients, on CPUs without matrix units, it is 1.2 to 4 times faster so (docs/log.md)."""
+    q, k, v = call.q, call.k, call.v
+    if q.dtype != torch.bfloat16:
+        raise Declined("for bfloat16")
+    if q.device.type != "cpu":
+        raise Declined("for CPUs")
+    if MATRIX_UNITS:
+        raise Declined("for CPUs without matrix units")
+    if not torch.is_grad_enabled():
+        raise Declined("where gradients are wanted")
+    if q.shape[-1] > 64 or max(q.shape[-2], k.shape[-2]) * q.shape[-1] > 128 * 64:
+        raise Declined("for short texts and small heads")
+    with without_autocast(q):
+        return fused(call._replace(q=q.float(), k=k.float(), v=v.float())).to(q.dtype)
+
+
+OFFERS = Offers(
+    "attention", AttentionKernel("aten in float32", fused_wide), AttentionKernel("aten", fused)
+)
+"""In this order; ``ops.register`` puts others before them."""
