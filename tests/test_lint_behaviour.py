@@ -17,9 +17,10 @@ from torch import Tensor, nn
 import addnorm
 from addnorm.anatomy import influence
 from addnorm.anatomy.make_inputs import inputs_from, make_inputs
-from addnorm.anatomy.subject import Subject
+from addnorm.anatomy.specimen import Specimen
 from addnorm.linting.behaviour import CHECKS
 from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.subject import Subject
 
 W, HEADS, VOCAB, LONGEST = 24, 4, 61, 32
 pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
@@ -35,7 +36,7 @@ def ask(
             if p.is_floating_point() and bool((p == p.flatten()[0]).all()):
                 p.add_(0.1 * torch.randn_like(p))
     call = make_inputs(copy.deepcopy(probe)) if inputs is None else inputs_from(inputs)
-    subject = Subject(model, probe, call, causal)
+    subject = Subject(model, Specimen(probe, call), causal)
     said = [one for check in CHECKS if {*check.rules} & {*rules} for one in check.run(subject)]
     return [one for one in said if one.rule in rules]
 
@@ -442,7 +443,7 @@ def test_what_writes_into_its_input_is_run_again_on_what_it_got() -> None:
             return x.mul_(1.5).add_(x.mean(-1, keepdim=True))
 
     model = built(lambda: TinyGPT(extra=Writes()))
-    found = influence.study(Subject(model, model, make_inputs(model), True))
+    found = influence.study(Specimen(model, make_inputs(model)))
     assert {m.path for m in found.mixers} == {f"h.{i}.attn" for i in range(3)}
     assert not any(m.other_same or m.other_else for m in found.local)
 
@@ -1009,7 +1010,7 @@ def test_parts_in_another_mode() -> None:
 def subject(request: pytest.FixtureRequest) -> Subject:
     model = built(request.param)
     probe = copy.deepcopy(model).eval()
-    return Subject(model, probe, make_inputs(probe))
+    return Subject(model, Specimen(probe, make_inputs(probe)))
 
 
 def test_nothing_is_left_behind(subject: Subject) -> None:

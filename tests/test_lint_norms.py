@@ -20,10 +20,11 @@ from addnorm import norms
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.norms.formulas import FAMILY, nearest
-from addnorm.anatomy.subject import Subject
+from addnorm.anatomy.specimen import Specimen
 from addnorm.anatomy.twins import sort_of
 from addnorm.linting.norms import CHECKS
 from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.subject import Subject
 
 WIDTH, VOCAB = 24, 13
 IDS = torch.arange(14).view(2, 7) % VOCAB
@@ -37,7 +38,8 @@ def subject_of(model: nn.Module, inputs: Inputs | Tensor) -> Subject:
         for p in probe.parameters():
             if bool((p == p.flatten()[0]).all()):
                 p.add_(0.5 * torch.randn(p.shape, generator=g))
-    return Subject(model, probe, inputs if isinstance(inputs, Inputs) else Inputs((inputs,)))
+    call = inputs if isinstance(inputs, Inputs) else Inputs((inputs,))
+    return Subject(model, Specimen(probe, call))
 
 
 def lint(model: nn.Module, inputs: Inputs | Tensor = IDS) -> list[Finding | Unknown]:
@@ -236,8 +238,8 @@ def test_a_norm_that_would_follow_a_lower_type_is_told_where_there_is_one() -> N
     model = Host(LayerNorm(standard))
     assert not lint(model)
     subject = subject_of(model, IDS)
-    low = Subject(copy.deepcopy(model).bfloat16(), subject.model, subject.inputs)
-    held = Subject(copy.deepcopy(model), subject.model, subject.inputs)
+    low = Subject(copy.deepcopy(model).bfloat16(), subject.specimen)
+    held = Subject(copy.deepcopy(model), subject.specimen)
     held.original.register_buffer("cache", torch.zeros(3, dtype=torch.float16))
     for one in (low, held):
         (found,) = [said for check in CHECKS for said in check.run(one)]
@@ -246,7 +248,7 @@ def test_a_norm_that_would_follow_a_lower_type_is_told_where_there_is_one() -> N
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert loud(lint(model)) == {("norm-low-precision", "warning")}
     right = Host(LayerNorm(lambda x: standard(x.float()).to(x.dtype)))
-    low = Subject(copy.deepcopy(right).bfloat16(), subject_of(right, IDS).model, subject.inputs)
+    low = Subject(copy.deepcopy(right).bfloat16(), subject_of(right, IDS).specimen)
     assert not [said for check in CHECKS for said in check.run(low)]
 
 
@@ -315,7 +317,7 @@ def test_axes_are_known_without_parameters(axis: Any) -> None:
 def test_channels_first() -> None:
     good, bad = Bare(lambda x: standard(x, 1)), Bare(lambda x: standard(x, -1))
     assert not loud(lint(ChannelsFirst(good)))
-    (norm, _) = find_norms(subject_of(ChannelsFirst(good), IDS))
+    (norm, _) = find_norms(subject_of(ChannelsFirst(good), IDS).specimen)
     assert (norm.kind, norm.dim, norm.axis) == ("layer", WIDTH, -2)
     assert loud(lint(ChannelsFirst(bad))) == {("norm-wrong-axis", "error")}
 
@@ -419,7 +421,7 @@ def test_known_norms_are_right(name: str) -> None:
     kind, make = KNOWN[name]
     model = Host(make())
     assert not loud(lint(model))
-    found = find_norms(subject_of(model, IDS))
+    found = find_norms(subject_of(model, IDS).specimen)
     assert [(n.path, n.kind) for n in found] == [("before", kind), ("final", kind)]
     assert all((n.dim, n.axis) == (WIDTH, -1) for n in found)
     assert found[0].module is not model.before  # the copy's
@@ -433,7 +435,7 @@ def test_other_modules_are_no_norms() -> None:
     shares = Bare(lambda x: x / x.sum(-1, keepdim=True))
     others = (nn.GELU(), nn.Identity(), nn.Dropout(0.5), nn.Linear(WIDTH, WIDTH))
     for module in (Softmax(), shares, *others):
-        assert find_norms(subject_of(Host(module), IDS)) == []
+        assert find_norms(subject_of(Host(module), IDS).specimen) == []
 
 
 def test_what_cannot_be_called_is_unknown() -> None:
@@ -503,7 +505,7 @@ def test_norms_of_transformers(family: str, kinds: dict[str, int], more: dict[st
     torch.manual_seed(0)
     model, inputs = tiny(family, **more)
     assert not loud(lint(model, inputs))
-    found = [n.kind for n in find_norms(subject_of(model, inputs))]
+    found = [n.kind for n in find_norms(subject_of(model, inputs).specimen)]
     assert {k: found.count(k) for k in kinds} == kinds
     assert len(found) == sum(kinds.values())
 
@@ -513,7 +515,7 @@ def test_norms_of_x_transformers() -> None:
     layers = x.Decoder(dim=24, depth=1, heads=2, attn_dim_head=8, use_rmsnorm=True)
     model = x.TransformerWrapper(num_tokens=32, max_seq_len=16, attn_layers=layers)
     assert not loud(lint(model))
-    assert [n.kind for n in find_norms(subject_of(model, IDS))] == ["rms"] * 3
+    assert [n.kind for n in find_norms(subject_of(model, IDS).specimen)] == ["rms"] * 3
 
 
 @settings(max_examples=10, deadline=None)

@@ -35,7 +35,7 @@ def test_a_page_is_found_in_its_program_and_not_in_the_mended_one(
     chosen = tuple(c for c in run.CHECKS if rule in c.rules)
     monkeypatch.setattr(run, "CHECKS", chosen)
     if not set(chosen) & set(norms.CHECKS):
-        monkeypatch.setattr(run, "find_norms", lambda subject: [])
+        monkeypatch.setattr(run, "find_norms", lambda specimen: [])
     faulty, mended = programs(rule)
     names: dict[str, Any] = {}
     torch.manual_seed(0)

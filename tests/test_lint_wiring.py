@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from addnorm import GPT, GPTConfig
-from addnorm.anatomy.subject import Subject
 from addnorm.linting import attention, init, inline, parameters, sites, sublayers, wiring
 from addnorm.linting.run import _subject
+from addnorm.linting.subject import Subject
 
 CHECKS = (
     *wiring.CHECKS,

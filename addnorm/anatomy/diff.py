@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.make_inputs import CannotMakeInputs, inputs_from, make_inputs
-from addnorm.anatomy.subject import enliven, left_alone
+from addnorm.anatomy.specimen import enliven, left_alone
 from addnorm.anatomy.trace import Op, Trace, Value, record
 from addnorm.errors import Mendable
 

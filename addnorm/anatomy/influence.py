@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -32,8 +32,8 @@ from addnorm.anatomy.arguments import (
     word_ids,
 )
 from addnorm.anatomy.inputs import Inputs, main_output
+from addnorm.anatomy.specimen import Specimen, once
 from addnorm.anatomy.structure import Attention, Structure, factors
-from addnorm.anatomy.subject import Subject
 from addnorm.anatomy.trace import Value, record
 from addnorm.anatomy.twins import given_as, sort_of
 
@@ -117,7 +117,7 @@ class Gaze:
 class Study:
     """The copy that is probed, the call, and who is who in it."""
 
-    subject: Subject
+    specimen: Specimen
     model: nn.Module
     inputs: Inputs
     roles: Roles
@@ -128,6 +128,8 @@ class Study:
     """The call before padding was taken out of it."""
     pads: tuple[int, ...] = ()
     """Ids that stand for padding, as the model says or the inputs show."""
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What was measured once and is shared, see ``once``."""
 
     def run(self, inputs: Inputs | None = None, seed: int = 0) -> Tensor:
         """The main output, in evaluation mode under a fixed RNG."""
@@ -273,16 +275,11 @@ class Study:
         return _over_samples(self)
 
 
-def study(subject: Subject) -> Study:
-    """Made once per subject."""
-    if "study" not in subject.memo:
-        subject.memo["study"] = _study(subject)
-    made: Study = subject.memo["study"]
-    return made
-
-
-def _study(subject: Subject) -> Study:
-    model, inputs, exact = copy.deepcopy(subject.model), subject.inputs, False
+@once
+def study(specimen: Specimen) -> Study:
+    """Who is who in the call, and a copy to change it in. Raises NoSequence where nothing in the
+    call is a sequence."""
+    model, inputs, exact = copy.deepcopy(specimen.model), specimen.inputs, False
     parameters = signature(model)
     if "use_cache" in parameters and "use_cache" not in (inputs.kwargs or {}):
         uncached = Inputs(inputs.args, {**(inputs.kwargs or {}), "use_cache": False})
@@ -304,7 +301,7 @@ def _study(subject: Subject) -> Study:
     if plain is not inputs:
         roles = find_roles(model, plain)
     names = argument_names(model, inputs)
-    return Study(subject, model, plain, roles, names, exact, inputs, pads)
+    return Study(specimen, model, plain, roles, names, exact, inputs, pads)
 
 
 def _pads(model: nn.Module, inputs: Inputs, roles: Roles) -> tuple[int, ...]:
@@ -397,14 +394,14 @@ def optional_arguments(s: Study, pattern: re.Pattern[str]) -> list[str]:
 
 def argument_values(s: Study, name: str) -> list[Value]:
     """The values of the trace that are this argument."""
-    trace = s.subject.trace
-    given = list(s.subject.inputs.tensors())
+    trace = s.specimen.trace
+    given = list(s.specimen.inputs.tensors())
     return [v for n, v in zip(given, trace.given, strict=False) if n == name]
 
 
 def _gazes(s: Study) -> list[Gaze]:
     found = []
-    structure = s.subject.structure
+    structure = s.specimen.structure
     own = structure.trace.descendants(*argument_values(s, s.roles.main))
     for one in structure.attentions:
         q, k = factors(one.scores)
@@ -438,7 +435,7 @@ def _unlike(rows: Tensor) -> float:
 
 
 def _over_samples(s: Study) -> list[Attention]:
-    structure = s.subject.structure
+    structure = s.specimen.structure
     found = [
         (i, a)
         for i, a in enumerate(structure.attentions)
@@ -446,12 +443,12 @@ def _over_samples(s: Study) -> list[Attention]:
     ]
     if s.samples < 2 or not found:
         return []
-    fewer = s.subject.inputs
+    fewer = s.specimen.inputs
     for name, value in fewer.tensors().items():
         axis = s.roles.batch
         if value.dim() > axis and value.shape[axis] == s.samples:
             fewer = fewer.replaced(name, value.narrow(axis, 0, s.samples - 1))
-    model = s.subject.model
+    model = s.specimen.model
     with quietly(model):
         try:
             trace = record(lambda: fewer.call(model), model)

@@ -209,7 +209,7 @@ def _inputs_refused(found: "Found") -> str | None:
     import torch
 
     from addnorm.anatomy.make_inputs import inputs_from
-    from addnorm.anatomy.subject import left_alone
+    from addnorm.anatomy.specimen import left_alone
 
     try:
         inputs = inputs_from(found.inputs)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from addnorm.anatomy.structure import Attention, Structure, factors, number, uniform
-from addnorm.anatomy.subject import Subject
 from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.subject import Subject
 
 NEAR = 1e-3  # relative: constants are exact, and float32 has 1e-7
 SUM = 1e-3

@@ -26,13 +26,14 @@ from addnorm.anatomy.structure import PRODUCTS, Attention, factors, within
 from addnorm.linting import masks, modes
 from addnorm.linting.check import Check, Said, decided
 from addnorm.linting.report import Finding, Severity, Unknown
+from addnorm.linting.subject import Subject
 
 # --- the future -----------------------------------------------------------------------------------
 
 
 def _claims(s: Study) -> str | None:
     """What the model itself says of being causal, if it does."""
-    model = s.subject.model
+    model = s.specimen.model
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False) is True and s.roles.memory is None:
         return None
@@ -62,13 +63,13 @@ def _own_flag(s: Study, found: Sequence[Local]) -> str | None:
 
 
 @decided("future-leak", "no-causal-mask")
-def _future(s: Study) -> Said:
-    if s.subject.causal is False:
+def _future(s: Study, subject: Subject) -> Said:
+    if subject.causal is False:
         return
     sees, own = s.sees, s.places
     inside = [m for m in s.mixers if m.places == own or s.roles.kind in ("image", "wave")]
     if sees is None and not inside:
-        if s.subject.causal:
+        if subject.causal:
             why = (
                 "the output has no axis of positions, and no module inside was found in which "
                 "positions see one another"
@@ -122,8 +123,8 @@ def _future(s: Study) -> Said:
         nothing_masked = not causal and not partial and bool(linear)
     upside_down = not past and (share == 1.0 or bool(partial))
     claim = _claims(s) or _own_flag(s, [*full, *partial])
-    said = "you said that the model is causal (causal=True)" if s.subject.causal else claim
-    if s.subject.causal is None:
+    said = "you said that the model is causal (causal=True)" if subject.causal else claim
+    if subject.causal is None:
         lopsided = [m for m in partial if m.uneven or (len(m.after) > len(m.before) and not m.full)]
         if nothing_masked and claim is None:
             return  # an encoder
@@ -201,10 +202,10 @@ def _listed(found: Sequence[Local]) -> str:
 
 def _multiplies(s: Study, path: str) -> bool:
     """Whether two results are multiplied in it, as queries and keys are."""
-    structure = s.subject.structure
+    structure = s.specimen.structure
     return any(
         within(op.module, path) and all(v in structure.activations for v in factors(op))
-        for op in s.subject.trace.ops
+        for op in s.specimen.trace.ops
         if op.name in ("bmm", "baddbmm", "mm")
     )
 
@@ -240,7 +241,7 @@ def _with_causal_mask(s: Study) -> str | None:
 
 
 @decided("batch-leak", "batch-time-swapped")
-def _samples(s: Study) -> Said:
+def _samples(s: Study, subject: Subject) -> Said:
     if s.samples < 2:
         for rule in ("batch-leak", "batch-time-swapped"):
             yield Unknown(rule=rule, module="", why="the inputs hold one sample only")
@@ -249,14 +250,14 @@ def _samples(s: Study) -> Said:
         why = "the output compares every sample with every other (contrastive models do)"
         yield Unknown(rule="batch-leak", module="", why=why)
         return
-    swapped = yield from _swapped(s)
+    swapped = yield from _swapped(s, subject)
     if not swapped:
         yield from _over_samples_found(s)
         yield from _leaks(s)
     yield from _memory_samples(s)
 
 
-def _swapped(s: Study) -> Generator[Finding | Unknown, None, bool]:
+def _swapped(s: Study, subject: Subject) -> Generator[Finding | Unknown, None, bool]:
     r = s.roles
     if r.time is None:
         return False
@@ -265,7 +266,7 @@ def _swapped(s: Study) -> Generator[Finding | Unknown, None, bool]:
         return False
     sure = r.positions == 1 or r.out_time is None
     first = crossing[0].path if crossing else ""
-    severity: Severity = "error" if sure or s.subject.causal is not None else "warning"
+    severity: Severity = "error" if sure or subject.causal is not None else "warning"
     yield Finding(
         rule="batch-time-swapped",
         severity=severity,
@@ -302,7 +303,7 @@ def _over_samples_found(s: Study) -> Said:
         module=paths[0],
         evidence={
             "samples": s.samples,
-            "attentions": len(s.subject.structure.attentions),
+            "attentions": len(s.specimen.structure.attentions),
             "attentions_over_the_batch": len(s.over_samples),
             "modules": list(dict.fromkeys(paths))[:6],
         },
@@ -318,7 +319,7 @@ def _over_samples_found(s: Study) -> Said:
 def _across(s: Study, *, memory: bool) -> list[Attention]:
     """Those over the samples, of the encoder (their queries do not come from the main input), or
     the others."""
-    own = s.subject.trace.descendants(*argument_values(s, s.roles.main))
+    own = s.specimen.trace.descendants(*argument_values(s, s.roles.main))
     return [
         a
         for a in s.over_samples
@@ -453,7 +454,7 @@ def _batch_finding(found: Sequence[Local], size: float, s: Study) -> Finding:
 
 
 @decided("position-blind")
-def _positions(s: Study) -> Said:
+def _positions(s: Study, _: Subject) -> Said:
     r = s.roles
     sides = [r.main]
     if r.memory is not None and s.memory_moves > s.floor:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from addnorm.anatomy.arguments import NoSequence
 from addnorm.anatomy.influence import Study, study
-from addnorm.anatomy.subject import Subject
 from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.subject import Subject
 
 Said = Iterator[Finding | Unknown]
 
@@ -19,18 +19,18 @@ class Check:
     run: Callable[[Subject], Said]
 
 
-def decided(*rules: str) -> Callable[[Callable[[Study], Said]], Check]:
+def decided(*rules: str) -> Callable[[Callable[[Study, Subject], Said]], Check]:
     """A rule on the study; where there can be no study, an Unknown for each of its names."""
 
-    def wrap(rule: Callable[[Study], Said]) -> Check:
+    def wrap(rule: Callable[[Study, Subject], Said]) -> Check:
         def run(subject: Subject) -> Said:
             try:
-                s = study(subject)
+                s = study(subject.specimen)
             except NoSequence as error:
                 for name in rules:
                     yield Unknown(rule=name, module="", why=str(error))
                 return
-            yield from rule(s)
+            yield from rule(s, subject)
 
         return Check(rules, run)
 

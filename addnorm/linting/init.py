@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from addnorm.anatomy.specimen import bare_copy
 from addnorm.anatomy.structure import PRODUCTS, Residual, Step, Structure
-from addnorm.anatomy.subject import Subject, bare_copy
 from addnorm.anatomy.trace import Value, record
 from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.subject import Subject
 
 SUBLAYERS = 4  # below that no rule of depth can be told from another
 ALIKE = 0.12  # relative error of a std from 64 weights is 1/sqrt(2 * 64) = 9 %

@@ -12,10 +12,10 @@ import torch
 
 from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.structure import NORMS, NormCall, Structure, number, within
-from addnorm.anatomy.subject import Subject
 from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding
+from addnorm.linting.subject import Subject
 
 MOMENTS = {"mean", "var", "std", "var_mean", "std_mean", "sum", "linalg_vector_norm", "norm"}
 GRAVE = ("norm-wrong-axis", "norm-not-normalizing", "norm-batch-dependent")
@@ -26,7 +26,7 @@ LOUD = 2.0  # a normalized row has an RMS of at most 1, smaller where eps counts
 def inline(subject: Subject) -> Said:
     """The rules of norm modules, for norms without a module."""
     s = subject.structure
-    modules = [n.path for n in find_norms(subject)]
+    modules = [n.path for n in find_norms(subject.specimen)]
     for norm in s.norms:
         if norm.module is not None or norm.output not in s.live:
             continue

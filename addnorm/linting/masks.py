@@ -28,8 +28,10 @@ from addnorm.anatomy.influence import (
     optional_arguments,
 )
 from addnorm.anatomy.inputs import Inputs, main_output
+from addnorm.anatomy.specimen import once
 from addnorm.linting.check import Check, Said, decided
 from addnorm.linting.report import Finding, Severity, Unknown
+from addnorm.linting.subject import Subject
 
 # --- masks ----------------------------------------------------------------------------------------
 
@@ -77,11 +79,9 @@ _NO_PADDING = re.compile(
 )
 
 
+@once
 def _paddings(s: Study) -> list[_Padding]:
     """The padding masks: those that are given, and optional ones that could be made."""
-    if "paddings" in s.subject.memo:
-        kept: list[_Padding] = s.subject.memo["paddings"]
-        return kept
     found = []
     for role in s.roles.masks:
         if not role.square:
@@ -100,7 +100,6 @@ def _paddings(s: Study) -> list[_Padding]:
         made = _made_mask(s, name, of)
         if made is not None:
             found.append(made)
-    s.subject.memo["paddings"] = found
     return found
 
 
@@ -166,22 +165,19 @@ def _padded_ids(s: Study, pad: int, *hidden: list[int]) -> Inputs:
     return s.inputs.replaced(s.roles.main, ids)
 
 
+@once
 def _own_masks(s: Study) -> list[tuple[int, bool, float]]:
     """(pad id, some attention does not see it, change at real places) for padding that the model
     is to find in the ids by itself: there is no mask to give.
 
     What the padding's embedding holds is changed; where it is hidden nobody notices.
     """
-    if "own_masks" in s.subject.memo:
-        kept: list[tuple[int, bool, float]] = s.subject.memo["own_masks"]
-        return kept
     found: list[tuple[int, bool, float]] = []
     r = s.roles
     if r.kind == "ids" and r.main in r.rows and s.places > 4 and not _paddings(s):
         for pad in s.pads:
             if pad < r.rows[r.main]:
                 found.append(_pad_seen(s, pad))
-    s.subject.memo["own_masks"] = found
     return found
 
 
@@ -299,7 +295,7 @@ def _wrong_way(s: Study, padding: _Padding) -> Finding | None:
 
 
 @decided("padding-leak")
-def _padding(s: Study) -> Said:
+def _padding(s: Study, _: Subject) -> Said:
     yield from _silent_padding(s)
     for padding in _paddings(s):
         wrong = _wrong_way(s, padding)
@@ -381,7 +377,7 @@ def _together(s: Study, padding: _Padding, hidden: list[int], where: tuple[Any, 
 
 
 @decided("mask-nan")
-def _nan(s: Study) -> Said:
+def _nan(s: Study, _: Subject) -> Said:
     ways: list[tuple[str, str, Callable[..., Inputs]]] = [
         (p.said, p.role.of, partial(p.hiding, s)) for p in _paddings(s) if p.works
     ]
@@ -450,7 +446,7 @@ def _count_nan(
 ) -> tuple[int, int, int, str]:
     """NaN at hidden places (by sample), at real ones, parameters with NaN gradients; the first
     module."""
-    model = s.subject.model  # in the type it will run in: the float64 copy may overflow otherwise
+    model = s.specimen.model  # in the type it will run in: the float64 copy may overflow otherwise
     if s.exact:
         inputs = cast_floats(inputs, floats_of(model))
     first: list[str] = []
@@ -508,7 +504,7 @@ FORMAT = re.compile(
 
 
 @decided("ignored-argument", "ignores-memory")
-def _arguments(s: Study) -> Said:
+def _arguments(s: Study, _: Subject) -> Said:
     r = s.roles
     if r.memory is not None and s.memory_moves <= s.floor:
         yield Finding(

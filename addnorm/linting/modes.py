@@ -9,13 +9,14 @@ from torch.nn.modules.dropout import _DropoutNd
 from addnorm.anatomy.influence import Study, in_training, largest, opened
 from addnorm.linting.check import Check, Said, decided
 from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.subject import Subject
 
 # --- modes ----------------------------------------------------------------------------------------
 
 
 @decided("dropout-in-eval")
-def _dropout(s: Study) -> Said:
-    yield from _mixed_modes(s)
+def _dropout(s: Study, subject: Subject) -> Said:
+    yield from _mixed_modes(subject.original)
     one, two = s.base, s.other
     difference = largest(one - two) if one.shape == two.shape else float("inf")
     if difference > 0 and s.noise == 0:
@@ -83,8 +84,7 @@ def _configured(model: nn.Module) -> dict[str, tuple[str, float]]:
     return found
 
 
-def _mixed_modes(s: Study) -> Said:
-    original = s.subject.original
+def _mixed_modes(original: nn.Module) -> Said:
     odd = [p for p, m in original.named_modules() if m.training != original.training]
     if odd:
         tops = [p for p in odd if not any(p.startswith(o + ".") for o in odd)]

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.anatomy.norms.find import (
-    Known,
+    MeasuredNorm,
     batch_and_time,
     feature_axis,
     in_convolutions,
-    measure,
+    measured_norms,
     over_features,
 )
 from addnorm.anatomy.norms.formulas import ACCEPT
 from addnorm.anatomy.norms.probe import Probe, Reach, quiet, statistics_error
-from addnorm.anatomy.subject import Subject
 from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding, Severity, Unknown
+from addnorm.linting.subject import Subject
 
 UNLIKE = 0.2  # rows of a right norm differ in RMS by eps alone; divided by a sum, by 1 and more
 
@@ -43,7 +43,7 @@ class _Case:
     remedy: str
 
 
-def _once(k: Known, cases: Iterable[_Case], seen: dict[int, list[_Case]]) -> list[_Case]:
+def _once(k: MeasuredNorm, cases: Iterable[_Case], seen: dict[int, list[_Case]]) -> list[_Case]:
     """The cases of a module, measured only on the first of those that are alike."""
     key = id(k.probe)
     if key not in seen:
@@ -76,11 +76,11 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _class(subject: Subject, k: Known) -> str:
+def _class(subject: Subject, k: MeasuredNorm) -> str:
     return type(subject.model.get_submodule(k.path)).__qualname__
 
 
-def _numbers(k: Known) -> dict[str, Any]:
+def _numbers(k: MeasuredNorm) -> dict[str, Any]:
     assert k.match is not None
     m = k.match
     return {
@@ -96,7 +96,7 @@ def _numbers(k: Known) -> dict[str, Any]:
 def check_formula(subject: Subject) -> Said:
     """What the norms compute."""
     cases: list[_Case] = []
-    for k in measure(subject):
+    for k in measured_norms(subject.specimen):
         if k.probe is None:
             yield Unknown(
                 rule="norm-not-normalizing",
@@ -108,7 +108,7 @@ def check_formula(subject: Subject) -> Said:
     yield from _joined(cases)
 
 
-def _formula_cases(subject: Subject, k: Known) -> Iterator[_Case]:
+def _formula_cases(subject: Subject, k: MeasuredNorm) -> Iterator[_Case]:
     assert k.probe is not None
     name = _class(subject, k)
     m = k.match
@@ -116,7 +116,7 @@ def _formula_cases(subject: Subject, k: Known) -> Iterator[_Case]:
         yield from _pointwise_cases(subject, k, name)
         return
     assert m is not None
-    if not over_features(subject, k):
+    if not over_features(subject.specimen, k):
         return  # norm-wrong-axis and norm-batch-dependent speak of it
     fits = m.distance < ACCEPT
     if fits and not m.formula.mistakes:
@@ -149,7 +149,7 @@ def _formula_cases(subject: Subject, k: Known) -> Iterator[_Case]:
         yield _formula_case(k, rule, name, key)
 
 
-def _unlike_case(k: Known, name: str, key: tuple[Any, ...]) -> _Case:
+def _unlike_case(k: MeasuredNorm, name: str, key: tuple[Any, ...]) -> _Case:
     """The input's scale is taken out, but by no known formula."""
     assert k.probe is not None
     assert k.match is not None
@@ -181,7 +181,7 @@ def _unlike_case(k: Known, name: str, key: tuple[Any, ...]) -> _Case:
     )
 
 
-def _formula_case(k: Known, rule: str, name: str, key: tuple[Any, ...]) -> _Case:
+def _formula_case(k: MeasuredNorm, rule: str, name: str, key: tuple[Any, ...]) -> _Case:
     assert k.match is not None
     m, n = k.match, math.prod(k.reach.sizes)
     if rule == "norm-unbiased-variance":
@@ -232,7 +232,7 @@ def _growth(probe: Probe) -> float:
         return float(probe.bare(10.0 * x).norm() / probe.bare(x).norm().clamp(min=1e-300))
 
 
-def _eps_cases(k: Known, name: str) -> Iterator[_Case]:
+def _eps_cases(k: MeasuredNorm, name: str) -> Iterator[_Case]:
     """A row of zeros: what padding gives."""
     assert k.probe is not None
     with torch.no_grad():
@@ -250,7 +250,7 @@ def _eps_cases(k: Known, name: str) -> Iterator[_Case]:
         )
 
 
-def _pointwise_cases(subject: Subject, k: Known, name: str) -> Iterator[_Case]:
+def _pointwise_cases(subject: Subject, k: MeasuredNorm, name: str) -> Iterator[_Case]:
     assert k.probe is not None
     if k.saturates or _train_reach(k).axes:
         return
@@ -282,7 +282,7 @@ def _pointwise_cases(subject: Subject, k: Known, name: str) -> Iterator[_Case]:
     )
 
 
-def _responds_globally(k: Known) -> bool:
+def _responds_globally(k: MeasuredNorm) -> bool:
     """Global response normalization (ConvNeXt V2): x times its channel's share of the length over
     all positions; it grows with x and is meant to."""
     assert k.probe is not None
@@ -304,7 +304,7 @@ def _responds_globally(k: Known) -> bool:
 # Over which axes ----------------------------------------------------------------------------------
 
 
-def _train_reach(k: Known) -> Reach:
+def _train_reach(k: MeasuredNorm) -> Reach:
     assert k.probe is not None
     try:
         return k.probe.reach(train=True)
@@ -315,27 +315,27 @@ def _train_reach(k: Known) -> Reach:
 def check_axes(subject: Subject) -> Said:
     """Over what the statistics run: features, or also positions and samples."""
     cases: list[_Case] = []
-    for k in measure(subject):
+    for k in measured_norms(subject.specimen):
         if k.probe is not None:
             cases += _axis_cases(subject, k)
     yield from _joined(cases)
 
 
-def _axis_cases(subject: Subject, k: Known) -> Iterator[_Case]:
+def _axis_cases(subject: Subject, k: MeasuredNorm) -> Iterator[_Case]:
     assert k.probe is not None
     name = _class(subject, k)
     evaluated, trained = k.reach.axes, _train_reach(k).axes
     more = tuple(a for a in trained if a not in evaluated)
-    on_features = not evaluated or over_features(subject, k) or _responds_globally(k)
+    on_features = not evaluated or over_features(subject.specimen, k) or _responds_globally(k)
     if on_features and not more:
         return
     module = subject.model.get_submodule(k.path)
-    batch, time = batch_and_time(subject, k.path)
+    batch, time = batch_and_time(subject.specimen, k.path)
     if batch is None:  # the custom, where it could not be seen
         batch = -len(k.call.shape) if len(k.call.shape) > 1 else None
         batch = None if batch == time else batch
     named = {batch: "the samples of the batch", time: "the positions"}
-    features = feature_axis(subject, k)
+    features = feature_axis(subject.specimen, k)
     named.pop(None, None)
     named.setdefault(features, "the features")
 
@@ -345,7 +345,7 @@ def _axis_cases(subject: Subject, k: Known) -> Iterator[_Case]:
     declared = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._NormBase) or bool(
         re.search(r"batch|group|instance", type(module).__name__.lower())
     )
-    front = in_convolutions(subject, k.path)
+    front = in_convolutions(subject.specimen, k.path)
     evidence: dict[str, Any] = {
         "input_shape": list(k.call.shape),
         "statistics_over_axes": list(evaluated),
@@ -399,7 +399,7 @@ def check_gradient(subject: Subject) -> Said:
     """Backward against differences of forward."""
     cases: list[_Case] = []
     seen: dict[int, list[_Case]] = {}
-    for k in measure(subject):
+    for k in measured_norms(subject.specimen):
         if k.probe is None:
             continue
         try:
@@ -414,7 +414,7 @@ def check_gradient(subject: Subject) -> Said:
     yield from _joined(cases)
 
 
-def _gradient_cases(subject: Subject, k: Known) -> Iterator[_Case]:
+def _gradient_cases(subject: Subject, k: MeasuredNorm) -> Iterator[_Case]:
     """Directional derivatives along the row itself, along ones, and at random.
 
     A norm's output does not move along the first (the second, for LayerNorm), which is where a
@@ -499,7 +499,7 @@ def _slope(
     return float(((ends[0] - ends[1]) * seen.double()).sum() / (2 * h))
 
 
-def _gradient_case(k: Known, name: str, off: dict[str, float], what: str) -> _Case:
+def _gradient_case(k: MeasuredNorm, name: str, off: dict[str, float], what: str) -> _Case:
     return _Case(
         "norm-bad-gradient",
         "error",
@@ -521,7 +521,7 @@ def check_precision(subject: Subject) -> Said:
     """Statistics in fewer digits than they need."""
     cases: list[_Case] = []
     seen: dict[int, list[_Case]] = {}
-    for k in measure(subject):
+    for k in measured_norms(subject.specimen):
         if k.probe is None or k.match is None or k.match.distance > ACCEPT:
             continue
         if k.match.formula.kind == "other" or not k.reach.axes:
@@ -538,7 +538,7 @@ def check_precision(subject: Subject) -> Said:
     yield from _joined(cases)
 
 
-def _precision_cases(subject: Subject, k: Known) -> Iterator[_Case]:
+def _precision_cases(subject: Subject, k: MeasuredNorm) -> Iterator[_Case]:
     probe, m, name = k.probe, k.match, _class(subject, k)
     assert probe is not None
     assert m is not None
@@ -611,7 +611,7 @@ def _precision_cases(subject: Subject, k: Known) -> Iterator[_Case]:
         )
 
 
-def _in_16_bits(subject: Subject, k: Known) -> bool:
+def _in_16_bits(subject: Subject, k: MeasuredNorm) -> bool:
     """Whether the user's model holds or computes in 16 bits: in its parameters or buffers, in what
     the norm is given, or by autocast."""
     held = (*subject.original.parameters(), *subject.original.buffers())
@@ -623,7 +623,7 @@ def _in_16_bits(subject: Subject, k: Known) -> bool:
 
 
 def _precision_case(
-    k: Known, severity: Severity, name: str, evidence: dict[str, Any], what: str
+    k: MeasuredNorm, severity: Severity, name: str, evidence: dict[str, Any], what: str
 ) -> _Case:
     return _Case(
         "norm-low-precision",

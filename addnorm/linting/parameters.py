@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from addnorm.anatomy.structure import LOOKUPS, PRODUCTS, Structure, factors, uniform
-from addnorm.anatomy.subject import Subject
 from addnorm.anatomy.trace import Value, record
 from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding
+from addnorm.linting.subject import Subject
 
 OPTIMIZER_RULES = (
     "decay-on-norm",

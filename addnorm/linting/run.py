@@ -11,7 +11,7 @@ from torch import nn
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.make_inputs import CannotMakeInputs, inputs_from, make_inputs
 from addnorm.anatomy.norms.find import find_norms
-from addnorm.anatomy.subject import Subject, bare_copy, enliven, left_alone
+from addnorm.anatomy.specimen import Specimen, bare_copy, enliven, left_alone
 from addnorm.linting import (
     attention,
     behaviour,
@@ -25,6 +25,7 @@ from addnorm.linting import (
 )
 from addnorm.linting.check import Check
 from addnorm.linting.report import Finding, Report, Unknown, gathered
+from addnorm.linting.subject import Subject
 
 CHECKS: tuple[Check, ...] = (
     *norms.CHECKS,
@@ -82,7 +83,7 @@ def lint(
             "residual_connections": len(subject.structure.residuals),
             "attentions": len(subject.structure.attentions),
             "blocks": len(subject.structure.block_paths),
-            "norms": len(find_norms(subject)),
+            "norms": len(find_norms(subject.specimen)),
             "operations": len(subject.trace.ops),
             "inputs": {n: list(t.shape) for n, t in subject.inputs.tensors().items()},
         }
@@ -122,7 +123,7 @@ def _subject(
             module="",
             why=f"the model does not run on the inputs given: {type(error).__name__}: {error}",
         )
-    return Subject(model, probed, given, causal, optimizer)
+    return Subject(model, Specimen(probed, given), causal, optimizer)
 
 
 HALVES = (torch.float16, torch.bfloat16)

@@ -3,10 +3,10 @@
 from collections import defaultdict
 
 from addnorm.anatomy.structure import PRODUCTS, NormCall, Residual, Structure, factors, within
-from addnorm.anatomy.subject import Subject
 from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding
+from addnorm.linting.subject import Subject
 
 
 def norms_on_the_way(subject: Subject) -> Said:

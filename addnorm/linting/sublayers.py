@@ -3,10 +3,10 @@
 from collections import defaultdict
 
 from addnorm.anatomy.structure import LINEAR, PRODUCTS, VIEWS, Residual, Structure, factors
-from addnorm.anatomy.subject import Subject
 from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding
+from addnorm.linting.subject import Subject
 
 DEAD = 1e-6  # relative to the stream; randomised branches write 1e-3 and more
 

@@ -17,10 +17,10 @@ from addnorm.anatomy.structure import (
     number,
     within,
 )
-from addnorm.anatomy.subject import Subject
 from addnorm.anatomy.trace import Call, Op, Value, altered
 from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.subject import Subject
 
 FAR = 1e-3  # relative: float32 noise is 1e-6, a norm moves a random vector by several tenths
 

@@ -11,7 +11,7 @@ from torch import nn
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.norms.formulas import ACCEPT, Kind, Match
 from addnorm.anatomy.norms.probe import Call, Probe, Reach, quiet
-from addnorm.anatomy.subject import Subject
+from addnorm.anatomy.specimen import Specimen, once
 from addnorm.anatomy.twins import given_as, sort_of
 
 # --- finding them ---------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ _WORD = re.compile(r"norm|(?<![a-z])ln(?![a-z])|layernorm|rms")
 
 
 @dataclass(frozen=True)
-class Known:
+class MeasuredNorm:
     """What was measured of one module."""
 
     path: str
@@ -48,28 +48,11 @@ class Known:
     failed: str = ""
 
 
-@dataclass
-class _Measured:
-    norms: list[Known]
-    longer: dict[str, tuple[int, ...]] | None = None
-    """The shapes with two batches in one, once asked for."""
-    shorter: dict[str, tuple[int, ...]] | None = None
-    """The shapes with one position less."""
-
-
-def measure(subject: Subject) -> list[Known]:
-    """The norms of a model, measured once per subject."""
-    return _measured_of(subject).norms
-
-
-def _measured_of(subject: Subject) -> _Measured:
-    """Made once per subject."""
-    if "norms" not in subject.memo:
-        with quiet():
-            found = list(_measured(subject.model, subject.inputs))
-        subject.memo["norms"] = _Measured(found)
-    held: _Measured = subject.memo["norms"]
-    return held
+@once
+def measured_norms(specimen: Specimen) -> list[MeasuredNorm]:
+    """The norms of a model, each with its probe, in the order of its modules."""
+    with quiet():
+        return list(_measured(specimen.model, specimen.inputs))
 
 
 def calls_of(model: nn.Module, inputs: Inputs) -> dict[str, Call]:
@@ -97,12 +80,12 @@ def calls_of(model: nn.Module, inputs: Inputs) -> dict[str, Call]:
     return calls
 
 
-def _measured(model: nn.Module, inputs: Inputs) -> Iterator[Known]:
+def _measured(model: nn.Module, inputs: Inputs) -> Iterator[MeasuredNorm]:
     calls = calls_of(model, inputs)
     modules = dict(model.named_modules())
-    norms: dict[str, Known] = {}
+    norms: dict[str, MeasuredNorm] = {}
     seen: dict[Any, Match] = {}
-    alike: dict[Hashable, Known | None] = {}
+    alike: dict[Hashable, MeasuredNorm | None] = {}
     for path in sorted(calls, key=lambda p: (-p.count(".") - (p != ""), p)):
         module, call = modules[path], calls[path]
         below = f"{path}." if path else ""
@@ -156,7 +139,7 @@ def _container(module: nn.Module) -> bool:
 
 def _look(
     path: str, module: nn.Module, call: Call, claims: tuple[str, ...], seen: dict[Any, Match]
-) -> Known | None:
+) -> MeasuredNorm | None:
     try:
         probe = Probe(module, call)
         with quiet():
@@ -169,12 +152,14 @@ def _look(
             match = probe.match(reach, seen) if reach.axes else None
             if not claims and match is not None and _no_norm(match):
                 return None
-            return Known(path, call, claims, probe, reach, match, normalizes, _saturates(probe))
+            return MeasuredNorm(
+                path, call, claims, probe, reach, match, normalizes, _saturates(probe)
+            )
     except Exception as e:
         if not claims:
             return None
         why = f"{type(e).__name__}: {e}".splitlines()[0][:200]
-        return Known(path, call, claims, None, Reach((), ()), None, False, False, why)
+        return MeasuredNorm(path, call, claims, None, Reach((), ()), None, False, False, why)
 
 
 def _no_norm(match: Match) -> bool:
@@ -190,12 +175,12 @@ def _saturates(probe: Probe) -> bool:
     return bool(large < 5.0 * small)
 
 
-def feature_axis(subject: Subject, k: Known) -> int:
+def feature_axis(specimen: Specimen, k: MeasuredNorm) -> int:
     """Where the parameters lie; without them the axis that is neither batch nor sequence, where
     that could be seen; else the last."""
     if k.probe is not None and k.probe.feature_axis is not None:
         return k.probe.feature_axis
-    batch, time = batch_and_time(subject, k.path)
+    batch, time = batch_and_time(specimen, k.path)
     if batch is not None and time is not None:
         left = [a for a in range(-len(k.call.shape), 0) if a not in (batch, time)]
         if len(k.reach.axes) == 1 and k.reach.axes[0] in left:
@@ -205,10 +190,10 @@ def feature_axis(subject: Subject, k: Known) -> int:
     return -1
 
 
-def over_features(subject: Subject, k: Known) -> bool:
+def over_features(specimen: Specimen, k: MeasuredNorm) -> bool:
     """Whether the statistics run over the feature axis and no other."""
     assert k.probe is not None
-    return k.reach.axes == (feature_axis(subject, k),)
+    return k.reach.axes == (feature_axis(specimen, k),)
 
 
 @dataclass(frozen=True)
@@ -236,18 +221,18 @@ class FoundNorm:
     """The axes that share statistics, from the end."""
 
 
-def find_norms(subject: Subject) -> list[FoundNorm]:
+def find_norms(specimen: Specimen) -> list[FoundNorm]:
     """The norms of a model, the innermost where one holds another, in the order of its modules.
 
     A module counts if it is called, gives back the shape of its input, has no parameter that does
     not broadcast over it, and either normalizes by measurement or is called a norm by its author.
     """
-    modules = dict(subject.model.named_modules())
+    modules = dict(specimen.model.named_modules())
     found = []
-    for k in measure(subject):
-        axis = feature_axis(subject, k)
+    for k in measured_norms(specimen):
+        axis = feature_axis(specimen, k)
         kind: Kind = "other"
-        if k.match is not None and over_features(subject, k) and k.match.distance < ACCEPT:
+        if k.match is not None and over_features(specimen, k) and k.match.distance < ACCEPT:
             kind = k.match.formula.kind
         found.append(
             FoundNorm(
@@ -269,22 +254,10 @@ def find_norms(subject: Subject) -> list[FoundNorm]:
 # --- the axes of the model ------------------------------------------------------------------------
 
 
-def batch_and_time(subject: Subject, path: str) -> tuple[int | None, int | None]:
+def batch_and_time(specimen: Specimen, path: str) -> tuple[int | None, int | None]:
     """The axes (from the end) that grow with the batch and shrink with the sequence, measured."""
-    held = _measured_of(subject)
-    if held.longer is None or held.shorter is None:
-        tensors = subject.inputs.tensors()
-        main = next((t for t in tensors.values() if t.dim()), None)
-        batch = 0 if main is None else main.shape[0]
-        length = 0 if main is None or main.dim() < 2 else main.shape[1]
-        longer = shorter = subject.inputs
-        for name, t in tensors.items():
-            if t.dim() and t.shape[0] == batch:
-                longer = longer.replaced(name, torch.cat([t, t]))
-            if t.dim() in (2, 3) and t.shape[1] == length and length > 2:
-                shorter = shorter.replaced(name, t[:, :-1])
-        held.longer, held.shorter = _shapes(subject, longer), _shapes(subject, shorter)
-    seen = next(k for k in held.norms if k.path == path).call.shape
+    longer, shorter = _other_shapes(specimen)
+    seen = next(k for k in measured_norms(specimen) if k.path == path).call.shape
 
     def changed(new: tuple[int, ...] | None) -> int | None:
         if new is None or len(new) != len(seen):
@@ -292,27 +265,46 @@ def batch_and_time(subject: Subject, path: str) -> tuple[int | None, int | None]
         axes = [i for i in range(-len(seen), 0) if new[i] != seen[i]]
         return axes[0] if len(axes) == 1 else None
 
-    first, second = changed(held.longer.get(path)), changed(held.shorter.get(path))
+    first, second = changed(longer.get(path)), changed(shorter.get(path))
     # Inputs with the sequence first: what grew by concatenation there is the sequence.
     return first, second if second != first else None
 
 
-def _shapes(subject: Subject, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+Shapes = dict[str, tuple[int, ...]]
+
+
+@once
+def _other_shapes(specimen: Specimen) -> tuple[Shapes, Shapes]:
+    """The shapes that modules see with two batches in one, and with one position less."""
+    tensors = specimen.inputs.tensors()
+    main = next((t for t in tensors.values() if t.dim()), None)
+    batch = 0 if main is None else main.shape[0]
+    length = 0 if main is None or main.dim() < 2 else main.shape[1]
+    longer = shorter = specimen.inputs
+    for name, t in tensors.items():
+        if t.dim() and t.shape[0] == batch:
+            longer = longer.replaced(name, torch.cat([t, t]))
+        if t.dim() in (2, 3) and t.shape[1] == length and length > 2:
+            shorter = shorter.replaced(name, t[:, :-1])
+    return _shapes(specimen, longer), _shapes(specimen, shorter)
+
+
+def _shapes(specimen: Specimen, inputs: Inputs) -> Shapes:
     """The shapes that modules see of other inputs, none where the model does not take them."""
-    if inputs is subject.inputs:
+    if inputs is specimen.inputs:
         return {}
     try:
         with quiet():
-            return {path: call.shape for path, call in calls_of(subject.model, inputs).items()}
+            return {path: call.shape for path, call in calls_of(specimen.model, inputs).items()}
     except Exception:
         return {}
 
 
-def in_convolutions(subject: Subject, path: str) -> bool:
+def in_convolutions(specimen: Specimen, path: str) -> bool:
     """Whether a convolution stands beside it or above it in a parent that has no attention: the
     front end of a speech or image model, where statistics over positions are the custom."""
     parts = path.split(".")
-    modules = dict(subject.model.named_modules())
+    modules = dict(specimen.model.named_modules())
     for depth in (1, 2):
         if len(parts) < depth:
             break

@@ -1,13 +1,13 @@
-"""What the rules look at: a copy of the model, made fit for probing, and a call that works."""
+"""A model made fit for probing: a copy, a call that works, and what was measured once."""
 
 import copy
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cached_property, wraps
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,23 +17,29 @@ from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.structure import Structure, uniform
 from addnorm.anatomy.trace import Trace, record
 
+Owner = TypeVar("Owner", bound="Remembers")
+Result = TypeVar("Result")
+
+
+class Remembers(Protocol):
+    """What measurements are kept with."""
+
+    @property
+    def memo(self) -> dict[Any, Any]:
+        """What was measured, by the function that measures it."""
+
 
 @dataclass(frozen=True)
-class Subject:
-    """A model under examination."""
+class Specimen:
+    """A model that may be run, altered and run again, and a call with which it runs."""
 
-    original: nn.Module
-    """The user's own. Read only: rules look at its weights and never call it."""
     model: nn.Module
     """A deep copy in evaluation mode, float32 or float64, in which parameters that are constant by
     initialization (zeros above all) are random: branches that are dead by design are alive here.
-    A rule that changes it (mode, weights, hooks) puts it back."""
+    Who changes it (mode, weights, hooks) puts it back."""
     inputs: Inputs
-    causal: bool | None = None
-    """True: position t must not see what comes after; False: it may; None: nobody said."""
-    optimizer: torch.optim.Optimizer | None = None
-    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What rules have measured and share, by the name of the measurement."""
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What was measured once and is shared, see ``once``."""
 
     @cached_property
     def trace(self) -> Trace:
@@ -44,6 +50,19 @@ class Subject:
     def structure(self) -> Structure:
         """The stream, sublayers, norms and attentions found in the trace."""
         return Structure(self.trace, self.model)
+
+
+def once(measure: Callable[[Owner], Result]) -> Callable[[Owner], Result]:
+    """A measurement that is made at the first call for an owner and remembered there."""
+
+    @wraps(measure)
+    def remembered(owner: Owner) -> Result:
+        if remembered not in owner.memo:
+            owner.memo[remembered] = measure(owner)
+        result: Result = owner.memo[remembered]
+        return result
+
+    return remembered
 
 
 def bare_copy(model: nn.Module) -> nn.Module:
