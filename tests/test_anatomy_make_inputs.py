@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addnorm.anatomy.arguments import argument_names, find_roles
+from addnorm.anatomy.arguments import argument_names, find_arguments
 from addnorm.anatomy.inputs import Inputs, main_output
 from addnorm.anatomy.make_inputs import CannotMakeInputs, inputs_from, make_inputs
 
@@ -355,36 +355,36 @@ KINDS = {"hf vit": "image", "hf deit": "image", "hf detr": "image", "hf wav2vec2
 
 @pytest.mark.filterwarnings(NESTED)
 @pytest.mark.parametrize("name", EVERY)
-def test_every_model_gets_inputs_and_roles(name: str) -> None:
+def test_every_model_gets_inputs_and_arguments(name: str) -> None:
     model, inputs = made(EVERY[name])
     before = copy.deepcopy(inputs)
     with torch.no_grad():
         assert main_output(inputs.call(model)).isfinite().all()
-    roles = find_roles(model, inputs)
+    arguments = find_arguments(model, inputs)
     for key, value in inputs.tensors().items():
         assert torch.equal(value, before.tensors()[key])
     names = argument_names(model, inputs)
-    main = inputs.tensors()[roles.main]
-    assert roles.kind == KINDS.get(name, roles.kind)
+    main = inputs.tensors()[arguments.main]
+    assert arguments.kind == KINDS.get(name, arguments.kind)
     if name in BOTH:
-        memory = str(roles.memory)
-        assert (names.get(roles.main, roles.main), names.get(memory, memory)) == BOTH[name]
+        memory = str(arguments.memory)
+        assert (names.get(arguments.main, arguments.main), names.get(memory, memory)) == BOTH[name]
         axis = int("False" not in name)
         assert main.shape[axis] != inputs.tensors()[memory].shape[axis]
-    if roles.kind == "ids":
-        assert roles.rows[roles.main] == VOCAB
+    if arguments.kind == "ids":
+        assert arguments.rows[arguments.main] == VOCAB
         assert main.max() < VOCAB
         assert len(set(main[0].tolist())) == main.shape[1]  # no word twice: order can be seen
-        assert not set(main.flatten().tolist()) & roles.special
+        assert not set(main.flatten().tolist()) & arguments.special
     sizes = {n for p in model.parameters() for n in p.shape} | {HEADS}
-    assert main.shape[roles.batch] not in sizes or name.startswith(("own", "hf detr"))
-    assert (roles.batch, roles.time) == {
+    assert main.shape[arguments.batch] not in sizes or name.startswith(("own", "hf detr"))
+    assert (arguments.batch, arguments.time) == {
         "image": (0, None),
         "wave": (0, None),
         "features": (0, 1) if "False" not in name else (1, 0),
         "ids": (0, 1),
-    }[roles.kind]
-    assert not roles.unclear
+    }[arguments.kind]
+    assert not arguments.unclear
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_every_model_gets_inputs_and_roles(name: str) -> None:
 )
 def test_how_a_mask_is_read_is_measured(name: str, reading: str, square: dict[str, bool]) -> None:
     model, inputs = made(TUTORIAL[name])
-    masks = find_roles(model, inputs).masks
+    masks = find_arguments(model, inputs).masks
     assert {m.name: m.square for m in masks} == square
     assert {m.reading for m in masks} == {reading}
 
@@ -460,10 +460,11 @@ def test_ids_that_are_computed_with_before_they_are_looked_up(name: str, style: 
     ids = inputs.tensors()["0"]
     assert ids.max() > VOCAB // 2, "words from all of the vocabulary, not the first two"
     assert ids.max() < VOCAB
-    roles = find_roles(model, inputs)
-    assert (roles.main, roles.kind, roles.out_batch, roles.out_time) == ("0", "ids", 0, 1)
+    arguments = find_arguments(model, inputs)
+    assert (arguments.main, arguments.kind) == ("0", "ids")
+    assert (arguments.out_batch, arguments.out_time) == (0, 1)
     # whatever is drawn below this many rows may be looked up
-    (rows,) = roles.rows.values()
+    (rows,) = arguments.rows.values()
     assert 60 < rows <= VOCAB
     model(torch.full_like(ids, rows - 1))
 
@@ -488,8 +489,8 @@ def test_a_decoder_that_is_given_as_much_as_its_memory_is_told_by_its_behaviour(
     ids = torch.randint(0, VOCAB, (2, 8))
     whole = torch.ones(2, 1, 1, 8, dtype=torch.bool)
     past = torch.ones(2, 1, 8, 8, dtype=torch.bool).tril()
-    roles = find_roles(model, Inputs((ids, ids.flip(0), whole, past)))
-    assert (roles.main, roles.memory) == ("1", "0")
+    arguments = find_arguments(model, Inputs((ids, ids.flip(0), whole, past)))
+    assert (arguments.main, arguments.memory) == ("1", "0")
 
 
 def test_nothing_is_left_behind() -> None:
@@ -498,7 +499,7 @@ def test_nothing_is_left_behind() -> None:
     model.attn.eval()
     modes = [m.training for m in model.modules()]
     state, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    find_roles(model, make_inputs(model))
+    find_arguments(model, make_inputs(model))
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
@@ -534,8 +535,8 @@ def test_a_target_without_effect_is_the_target_all_the_same() -> None:
             said = super().forward(src, tgt * 0, src_mask, tgt_mask)
             return said.mean(1, keepdim=True).expand(-1, tgt.shape[1], -1)
 
-    roles = find_roles(*made(Deaf))
-    assert (roles.main, roles.memory) == ("1", "0")
+    arguments = find_arguments(*made(Deaf))
+    assert (arguments.main, arguments.memory) == ("1", "0")
 
 
 def test_ids_given_as_floats_are_unclear() -> None:
@@ -547,5 +548,5 @@ def test_ids_given_as_floats_are_unclear() -> None:
         def forward(self, token_ids: Tensor) -> Tensor:
             return self.inner(token_ids.float())
 
-    roles = find_roles(Floats(), inputs_from(torch.rand(3, 7)))
-    assert "token_ids" in roles.unclear[0]
+    arguments = find_arguments(Floats(), inputs_from(torch.rand(3, 7)))
+    assert "token_ids" in arguments.unclear[0]

@@ -21,7 +21,7 @@ from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.norms.formulas import FAMILY, nearest
 from addnorm.anatomy.specimen import Specimen
-from addnorm.anatomy.twins import sort_of
+from addnorm.anatomy.twins import twin_key
 from addnorm.linting.norms import CHECKS
 from addnorm.linting.report import Finding, Unknown
 from addnorm.linting.subject import Subject
@@ -291,13 +291,13 @@ def test_alike_are_those_that_differ_in_their_weights_only() -> None:
     two.load_state_dict(
         {k: v + (0.1 if "shift" not in k else 0) for k, v in one.state_dict().items()}
     )
-    assert sort_of(one.before) == sort_of(one.final)
+    assert twin_key(one.before) == twin_key(one.final)
     two.before.body = one.before.body
-    assert sort_of(one.before) == sort_of(two.before)
-    assert sort_of(nn.LayerNorm(8)) != sort_of(nn.LayerNorm(8, eps=1e-6))
-    assert sort_of(nn.Linear(8, 8)) != sort_of(nn.Linear(8, 8, bias=False))
-    assert sort_of(nn.Sequential(nn.Dropout(0.1))) != sort_of(nn.Sequential(nn.Dropout(0.2)))
-    assert sort_of(nn.ReLU()) != sort_of(nn.GELU())
+    assert twin_key(one.before) == twin_key(two.before)
+    assert twin_key(nn.LayerNorm(8)) != twin_key(nn.LayerNorm(8, eps=1e-6))
+    assert twin_key(nn.Linear(8, 8)) != twin_key(nn.Linear(8, 8, bias=False))
+    assert twin_key(nn.Sequential(nn.Dropout(0.1))) != twin_key(nn.Sequential(nn.Dropout(0.2)))
+    assert twin_key(nn.ReLU()) != twin_key(nn.GELU())
 
 
 def test_both_mistakes_of_the_annotated_transformer() -> None:

@@ -216,10 +216,10 @@ def floats_of(model: nn.Module) -> torch.dtype:
 
 # --- what each argument is to the model -----------------------------------------------------------
 
-Reading = Literal["keep", "drop", "additive"]
+MaskReading = Literal["keep", "drop", "additive"]
 
 
-def as_mask(keep: Tensor, reading: Reading, dtype: torch.dtype, floats: torch.dtype) -> Tensor:
+def as_mask(keep: Tensor, reading: MaskReading, dtype: torch.dtype, floats: torch.dtype) -> Tensor:
     """A mask of "may be seen" in the way the model reads it."""
     if reading == "additive":
         return torch.zeros(keep.shape, dtype=floats).masked_fill(~keep, float("-inf"))
@@ -256,7 +256,7 @@ def perturbed(
 
 def mask_reading(
     model: nn.Module, inputs: Inputs, name: str, tables: Mapping[str, int] | None = None
-) -> Reading | None:
+) -> MaskReading | None:
     """How a mask is read, measured: which of two tokens is still seen where one is marked.
 
     Everything is kept but one place: where that token is not seen and another is, 1 keeps; where
@@ -309,29 +309,29 @@ def _observed(base: Tensor, new: Tensor, keys: int) -> bool:
     return bool(change > 1e3 * torch.finfo(base.dtype).eps * scale)
 
 
-Kind = Literal["ids", "features", "image", "wave"]
+ArgumentKind = Literal["ids", "features", "image", "wave"]
 
 
 @dataclass(frozen=True)
-class MaskRole:
+class MaskArgument:
     """An argument that says which places may be seen."""
 
     name: str
     of: str
     """The argument whose places it speaks of."""
-    reading: Reading | None
+    reading: MaskReading | None
     """Measured; None: no place could be hidden with it."""
     square: bool
     """It speaks of pairs of places, (T, T) in its last axes."""
 
 
 @dataclass(frozen=True)
-class Roles:
+class Arguments:
     """What each argument is to the model, found by changing them."""
 
     main: str
     """Named as in ``Inputs.tensors``: that whose places the output has; a decoder's own input."""
-    kind: Kind
+    kind: ArgumentKind
     batch: int = 0
     time: int | None = 1
     """Axes of the main input. Time is None for images and waves."""
@@ -344,7 +344,7 @@ class Roles:
     """The axis along which equal tokens come out different: there positions were added."""
     memory: str | None = None
     """The encoder's input, or the memory."""
-    masks: tuple[MaskRole, ...] = ()
+    masks: tuple[MaskArgument, ...] = ()
     rows: Mapping[str, int] = field(default_factory=dict)
     """For each argument of token ids the rows of its table."""
     special: frozenset[int] = frozenset()
@@ -353,13 +353,13 @@ class Roles:
     """What could not be told, and why."""
 
 
-def find_roles(model: nn.Module, inputs: Inputs) -> Roles:
+def find_arguments(model: nn.Module, inputs: Inputs) -> Arguments:
     """Who is who in a call that runs. The model is called: give a copy."""
     with quietly(model):
-        return _roles(model, inputs)
+        return _arguments(model, inputs)
 
 
-def _roles(model: nn.Module, inputs: Inputs) -> Roles:
+def _arguments(model: nn.Module, inputs: Inputs) -> Arguments:
     rows, out = _looked_up(model, inputs)
     base, special = main_output(out), special_ids(model)
     found: dict[str, _Carried] = {}
@@ -371,7 +371,7 @@ def _roles(model: nn.Module, inputs: Inputs) -> Roles:
         if is_mask(name, value) or (value.dim() and is_mask(said, value)):
             masks.append(name)
             continue
-        kind: Kind
+        kind: ArgumentKind
         if name in rows and value.dim() == 2:
             kind = "ids"
         elif value.is_floating_point() and value.dim() in (2, 3, 4):
@@ -421,7 +421,7 @@ def _roles(model: nn.Module, inputs: Inputs) -> Roles:
         if time_first:
             batch, time_ = 1, 0
     spoken = tuple(
-        MaskRole(
+        MaskArgument(
             name,
             _mask_of(inputs, name, [main, *others]),
             mask_reading(model, inputs, name, rows),
@@ -429,7 +429,7 @@ def _roles(model: nn.Module, inputs: Inputs) -> Roles:
         )
         for name in masks
     )
-    return Roles(
+    return Arguments(
         main,
         own.kind,
         batch,
@@ -495,7 +495,7 @@ def argument_names(model: nn.Module, inputs: Inputs) -> dict[str, str]:
 class _Carried:
     """Where the axes of one argument are in the output."""
 
-    kind: Kind
+    kind: ArgumentKind
     axes: tuple[int | None, int | None]
     score: float
     """How much of a change at one place is seen at that place."""
@@ -507,7 +507,7 @@ def _carried(
     model: nn.Module,
     inputs: Inputs,
     name: str,
-    kind: Kind,
+    kind: ArgumentKind,
     base: Tensor,
     rows: Mapping[str, int],
     special: set[int],

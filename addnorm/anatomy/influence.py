@@ -1,4 +1,4 @@
-"""What the rules about behaviour measure once and share: who notices a change, from two sides.
+"""The influence of a change: who in a model notices it, measured from two sides.
 
 *From outside*, one token, sample or padded place is changed and the output compared; *from inside*,
 every module is run again on what it received, with one place changed, which tells the module at
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.anatomy.arguments import (
-    Roles,
+    Arguments,
     argument_names,
     as_mask,
-    find_roles,
+    find_arguments,
     floats_of,
     pad_ids,
     perturbed,
@@ -35,7 +35,7 @@ from addnorm.anatomy.inputs import Inputs, main_output
 from addnorm.anatomy.specimen import Specimen, once
 from addnorm.anatomy.structure import Attention, Structure, factors
 from addnorm.anatomy.trace import Value, record
-from addnorm.anatomy.twins import given_as, sort_of
+from addnorm.anatomy.twins import call_key, twin_key
 
 SMALL = 40_000_000  # parameters up to which a float64 copy is made
 
@@ -55,11 +55,11 @@ POINTWISE = (
 """Torch's own modules that treat each place by itself: not run again, to save time."""
 
 
-# --- what is measured once for all rules ----------------------------------------------------------
+# --- what is measured -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Local:
+class ModuleInfluence:
     """What one module lets through when one place of one sample of its own input changes."""
 
     path: str
@@ -90,18 +90,9 @@ class Local:
     uneven: bool
     """Places before and after are not treated alike: exchanging two of them shows between them."""
 
-    @property
-    def sees(self) -> str:
-        """In a word."""
-        if self.full and self.after:
-            return "all"
-        if self.before:
-            return "some of what comes after"
-        return "the past" if self.after else "itself"
-
 
 @dataclass(frozen=True)
-class Gaze:
+class AttentionReach:
     """How far an attention looks, by its recorded weights."""
 
     path: str
@@ -114,19 +105,19 @@ class Gaze:
 
 
 @dataclass
-class Study:
+class Influence:
     """The copy that is probed, the call, and who is who in it."""
 
     specimen: Specimen
     model: nn.Module
     inputs: Inputs
-    roles: Roles
+    arguments: Arguments
     names: Mapping[str, str]
     exact: bool
     """The copy runs in float64."""
-    given: Inputs
+    padded_inputs: Inputs
     """The call before padding was taken out of it."""
-    pads: tuple[int, ...] = ()
+    pad_ids: tuple[int, ...] = ()
     """Ids that stand for padding, as the model says or the inputs show."""
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     """What was measured once and is shared, see ``once``."""
@@ -143,26 +134,26 @@ class Study:
         return self.run()
 
     @cached_property
-    def other(self) -> Tensor:
+    def other_seed(self) -> Tensor:
         """The output for the same inputs, from another random state."""
         return self.run(seed=1)
 
     @cached_property
     def noise(self) -> float:
         """How far two runs of the same call differ."""
-        if torch.equal(self.base, self.other):
+        if torch.equal(self.base, self.other_seed):
             return 0.0
         return largest(self.run() - self.base)
 
     @cached_property
-    def trained(self) -> nn.Module:
+    def training_copy(self) -> nn.Module:
         """A copy in training mode; running statistics are updated in it."""
         return copy.deepcopy(self.model).train()
 
     @cached_property
     def training_base(self) -> Tensor:
-        """The output of ``trained``."""
-        return in_training(self.trained, self.inputs)
+        """The output of ``training_copy``."""
+        return output_in_training(self.training_copy, self.inputs)
 
     @cached_property
     def floor(self) -> float:
@@ -180,40 +171,40 @@ class Study:
 
     def change(self, name: str, where: Any, base: Inputs | None = None) -> Inputs:
         """The call with other values at ``where`` of one argument."""
-        return perturbed(
-            base or self.inputs, name, where, self.roles.rows.get(name), set(self.roles.special)
-        )
+        rows, special = self.arguments.rows.get(name), set(self.arguments.special)
+        return perturbed(base or self.inputs, name, where, rows, special)
 
     def grid(self, change: Tensor) -> Tensor:
         """(samples, places) of a change in the output; the largest over the rest."""
-        r = self.roles
-        assert r.out_batch is not None
-        assert r.out_time is not None
-        flat = change.nan_to_num().abs().movedim((r.out_batch, r.out_time), (0, 1))
+        batch, time = self.arguments.out_batch, self.arguments.out_time
+        assert batch is not None
+        assert time is not None
+        flat = change.nan_to_num().abs().movedim((batch, time), (0, 1))
         return flat.flatten(2).amax(-1) if flat.dim() > 2 else flat
 
     def at(self, sample: Any, place: Any) -> tuple[Any, ...]:
         """The index of one token in the main input."""
-        where = [sample, place] if self.roles.batch == 0 else [place, sample]
+        where = [sample, place] if self.arguments.batch == 0 else [place, sample]
         return tuple(where)
 
     @property
     def places(self) -> int:
         """The length of the main input."""
-        shape = self.inputs.tensors()[self.roles.main].shape
-        return shape[self.roles.time] if self.roles.time is not None else 0
+        shape = self.inputs.tensors()[self.arguments.main].shape
+        return shape[self.arguments.time] if self.arguments.time is not None else 0
 
     @property
     def samples(self) -> int:
         """The batch of the main input."""
-        return self.inputs.tensors()[self.roles.main].shape[self.roles.batch]
+        return self.inputs.tensors()[self.arguments.main].shape[self.arguments.batch]
 
     @cached_property
-    def sees(self) -> Tensor | None:
+    def matrix(self) -> Tensor | None:
         """(changed place, place): the change of one sample's output; None without such axes."""
-        if self.roles.out_time is None or self.roles.out_batch is None or self.places < 2:
+        batch, time = self.arguments.out_batch, self.arguments.out_time
+        if time is None or batch is None or self.places < 2:
             return None
-        if self.base.shape[self.roles.out_time] != self.places:
+        if self.base.shape[time] != self.places:
             return None
         n = self.places
         small = sum(p.numel() for p in self.model.parameters()) <= SMALL
@@ -223,50 +214,50 @@ class Study:
         if not small and self.samples >= len(chosen):  # one place in each sample, all at once
             together = self.inputs
             for sample, t in enumerate(chosen):
-                together = self.change(self.roles.main, self.at(sample, t), together)
+                together = self.change(self.arguments.main, self.at(sample, t), together)
             grid = self.grid(self.run(together) - self.base)
             for sample, t in enumerate(chosen):
                 rows[t] = grid[sample]
             if not bool((rows.tril(-1) > self.floor).any()):
                 return rows  # else samples may have seen one another
         for t in chosen:
-            new = self.run(self.change(self.roles.main, self.at(0, t)))
+            new = self.run(self.change(self.arguments.main, self.at(0, t)))
             rows[t] = self.grid(new - self.base)[0]
         return rows
 
     @cached_property
     def memory_moves(self) -> float:
         """How far the output moves where all of the memory is another."""
-        name = self.roles.memory
+        name = self.arguments.memory
         if name is None:
             return 0.0
         everywhere = tuple([slice(None)] * self.inputs.tensors()[name].dim())
         return largest(self.run(self.change(name, everywhere)) - self.base)
 
     @cached_property
-    def local(self) -> list[Local]:
+    def module_influences(self) -> list[ModuleInfluence]:
         """Every module whose places see one another, or other samples, innermost ones included."""
-        return _local(self)
+        return _module_influences(self)
 
-    def innermost(self, wrong: Callable[[Local], bool]) -> list[Local]:
+    def innermost(self, wrong: Callable[[ModuleInfluence], bool]) -> list[ModuleInfluence]:
         """Modules of which it holds, and of none inside them: there it happens."""
-        paths = {one.path for one in self.local if wrong(one)}
+        paths = {one.path for one in self.module_influences if wrong(one)}
         return [
             one
-            for one in self.local
+            for one in self.module_influences
             if one.path in paths
             and not any(p != one.path and p.startswith(one.path + ".") for p in paths)
         ]
 
     @cached_property
-    def mixers(self) -> list[Local]:
+    def mixers(self) -> list[ModuleInfluence]:
         """The innermost modules in which places of one sample see one another."""
         return self.innermost(lambda one: one.mixes)
 
     @cached_property
-    def gazes(self) -> list["Gaze"]:
+    def attention_reaches(self) -> list["AttentionReach"]:
         """The attentions of the main sequence to itself."""
-        return _gazes(self)
+        return _attention_reaches(self)
 
     @cached_property
     def over_samples(self) -> list[Attention]:
@@ -276,7 +267,7 @@ class Study:
 
 
 @once
-def study(specimen: Specimen) -> Study:
+def influence_of(specimen: Specimen) -> Influence:
     """Who is who in the call, and a copy to change it in. Raises NoSequence where nothing in the
     call is a sequence."""
     model, inputs, exact = copy.deepcopy(specimen.model), specimen.inputs, False
@@ -295,37 +286,39 @@ def study(specimen: Specimen) -> Study:
                 model, inputs = twice, wide
         except Exception:  # a model that insists on another type is probed in its own
             exact = False
-    roles = find_roles(model, inputs)
-    pads = _pads(model, inputs, roles)
-    plain = _unpadded(model, inputs, roles, pads)
+    arguments = find_arguments(model, inputs)
+    pads = _pads(model, inputs, arguments)
+    plain = _unpadded(model, inputs, arguments, pads)
     if plain is not inputs:
-        roles = find_roles(model, plain)
+        arguments = find_arguments(model, plain)
     names = argument_names(model, inputs)
-    return Study(specimen, model, plain, roles, names, exact, inputs, pads)
+    return Influence(specimen, model, plain, arguments, names, exact, inputs, pads)
 
 
-def _pads(model: nn.Module, inputs: Inputs, roles: Roles) -> tuple[int, ...]:
+def _pads(model: nn.Module, inputs: Inputs, arguments: Arguments) -> tuple[int, ...]:
     """Ids that mean padding: by ``padding_idx`` and the like, or as lines end in runs of them."""
     found = set(pad_ids(model))
-    for name in roles.rows:
+    for name in arguments.rows:
         ids = inputs.tensors()[name]
         if ids.dim() == 2 and ids.shape[1] > 2:
             found |= {int(line[-1]) for line in ids if bool((line[-2:] == line[-1]).all())}
     return tuple(sorted(found))
 
 
-def _unpadded(model: nn.Module, inputs: Inputs, roles: Roles, pads: Sequence[int]) -> Inputs:
+def _unpadded(
+    model: nn.Module, inputs: Inputs, arguments: Arguments, pads: Sequence[int]
+) -> Inputs:
     """The call with words in the place of padding, and masks that hide nothing."""
     plain = inputs
     generator = torch.Generator().manual_seed(2)
-    for name, rows in roles.rows.items():
+    for name, rows in arguments.rows.items():
         ids = inputs.tensors()[name]
         padded = torch.isin(ids, torch.tensor(pads, dtype=ids.dtype, device=ids.device))
         if bool(padded.any()):
-            words = torch.tensor(word_ids(rows, {*roles.special, *pads}))
+            words = torch.tensor(word_ids(rows, {*arguments.special, *pads}))
             drawn = words[torch.randint(len(words), ids.shape, generator=generator)].to(ids)
             plain = plain.replaced(name, torch.where(padded, drawn, ids))
-    for mask in roles.masks:
+    for mask in arguments.masks:
         if mask.reading is not None and not mask.square:
             value = inputs.tensors()[mask.name]
             whole = torch.ones(value.shape, dtype=torch.bool, device=value.device)
@@ -366,23 +359,23 @@ def largest(t: Tensor) -> float:
     return float(t.nan_to_num().abs().max()) if t.numel() else 0.0
 
 
-def in_training(model: nn.Module, inputs: Inputs, seed: int = 0) -> Tensor:
+def output_in_training(model: nn.Module, inputs: Inputs, seed: int = 0) -> Tensor:
     """The output in training mode, in which the model stays: give a copy."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), hushed():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), without_warnings():
         model.train()
         torch.manual_seed(seed)
         return main_output(inputs.call(model)).detach()
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """What a model warns of is not our answer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def optional_arguments(s: Study, pattern: re.Pattern[str]) -> list[str]:
+def optional_arguments(s: Influence, pattern: re.Pattern[str]) -> list[str]:
     """Arguments of the signature that are not given and are called so."""
     given = {*s.names.values(), *(s.inputs.kwargs or {})}
     return [
@@ -392,24 +385,24 @@ def optional_arguments(s: Study, pattern: re.Pattern[str]) -> list[str]:
     ]
 
 
-def argument_values(s: Study, name: str) -> list[Value]:
+def argument_values(s: Influence, name: str) -> list[Value]:
     """The values of the trace that are this argument."""
     trace = s.specimen.trace
     given = list(s.specimen.inputs.tensors())
-    return [v for n, v in zip(given, trace.given, strict=False) if n == name]
+    return [v for n, v in zip(given, trace.inputs, strict=False) if n == name]
 
 
-def _gazes(s: Study) -> list[Gaze]:
+def _attention_reaches(s: Influence) -> list[AttentionReach]:
     found = []
     structure = s.specimen.structure
-    own = structure.trace.descendants(*argument_values(s, s.roles.main))
+    own = structure.trace.descendants(*argument_values(s, s.arguments.main))
     for one in structure.attentions:
         q, k = factors(one.scores)
         seen = one.table()
         n = seen.shape[-1]
         if seen.shape[-2] != n or n < 3 or q not in own or k not in own:
             continue
-        if s.roles.kind in ("ids", "features") and n != s.places:
+        if s.arguments.kind in ("ids", "features") and n != s.places:
             continue
         rows = seen.double().reshape(-1, n, n)
         given = (rows.abs() > 1e-12).any(0)  # -inf and -1e9 give zeros
@@ -418,7 +411,7 @@ def _gazes(s: Study) -> list[Gaze]:
         ahead = [row[:, i + 1 :] for i, row in enumerate(top.unbind(1))]
         behind = [row[:, : i + 2] for i, row in enumerate(low.unbind(1))]
         found.append(
-            Gaze(
+            AttentionReach(
                 one.path,
                 float(given[later].double().mean()),
                 float(given[earlier].double().mean()),
@@ -434,7 +427,7 @@ def _unlike(rows: Tensor) -> float:
     return float((rows.amax(-1) - rows.amin(-1)).max() / rows.abs().max().clamp(min=1e-30))
 
 
-def _over_samples(s: Study) -> list[Attention]:
+def _over_samples(s: Influence) -> list[Attention]:
     structure = s.specimen.structure
     found = [
         (i, a)
@@ -445,7 +438,7 @@ def _over_samples(s: Study) -> list[Attention]:
         return []
     fewer = s.specimen.inputs
     for name, value in fewer.tensors().items():
-        axis = s.roles.batch
+        axis = s.arguments.batch
         if value.dim() > axis and value.shape[axis] == s.samples:
             fewer = fewer.replaced(name, value.narrow(axis, 0, s.samples - 1))
     model = s.specimen.model
@@ -476,10 +469,10 @@ def axes_of(t: Any, samples: int, places: Collection[int] | None) -> tuple[int, 
     return None
 
 
-def _lengths(s: Study) -> list[int] | None:
+def _lengths(s: Influence) -> list[int] | None:
     """How many places tensors inside have: those of the sequences, or a few more or fewer (a class
     token, a shift). None where a front end decides."""
-    r = s.roles
+    r = s.arguments
     if r.time is None:
         return None
     fed = [s.inputs.tensors()[n] for n in (r.main, r.memory) if n is not None]
@@ -489,13 +482,13 @@ def _lengths(s: Study) -> list[int] | None:
     return [n + more for more in (0, 1, -1, 2) for n in own if n + more > 1]
 
 
-def _local(s: Study) -> list[Local]:
-    found: list[Local] = []
+def _module_influences(s: Influence) -> list[ModuleInfluence]:
+    found: list[ModuleInfluence] = []
     samples, lengths = s.samples, _lengths(s)
     paths = {module: path for path, module in s.model.named_modules() if path}
-    sorts = {module: sort_of(module) for module in paths}
+    sorts = {module: twin_key(module) for module in paths}
     apart: set[Hashable] = set()  # modules of which one was seen to treat each place by itself
-    steady = s.noise == 0 and torch.equal(s.base, s.other)
+    steady = s.noise == 0 and torch.equal(s.base, s.other_seed)
     versions: dict[nn.Module, list[int]] = {}
     busy = False
     counts: dict[str, int] = {}
@@ -528,7 +521,7 @@ def _local(s: Study) -> list[Local]:
         path = paths.get(module)
         if busy or path is None or type(module) in POINTWISE or counts.get(path, 0) >= 2:
             return
-        kind = (sorts[module], given_as(args, kwargs))
+        kind = (sorts[module], call_key(args, kwargs))
         if kind in apart:
             return
         leaves = torch.utils._pytree.tree_leaves((args, kwargs))
@@ -610,7 +603,7 @@ def _local(s: Study) -> list[Local]:
                         middle = (new - base).movedim(out_axes, (0, 1))[:, place]
                         uneven = largest(middle) > max(floor, 1e-6 * scale)
             found.append(
-                Local(
+                ModuleInfluence(
                     path,
                     len(found),
                     place,
@@ -642,12 +635,12 @@ def _local(s: Study) -> list[Local]:
 
 def first_float(out: Any) -> Tensor | None:
     """The first floating-point tensor of an output."""
-    for leaf in torch.utils._pytree.tree_leaves(opened(out)):
+    for leaf in torch.utils._pytree.tree_leaves(as_tuple(out)):
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return leaf
     return None
 
 
-def opened(out: Any) -> Any:
+def as_tuple(out: Any) -> Any:
     """An output as a tuple, where it is an object with values."""
     return tuple(out.values()) if hasattr(out, "values") and not isinstance(out, Tensor) else out

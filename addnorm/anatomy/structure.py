@@ -126,7 +126,7 @@ class Structure:
         self.trace, self.model = trace, model
         self.modules = dict(model.named_modules())
         self.parameters = {name for name, _ in model.named_parameters()}
-        self.activations = trace.descendants(*trace.given)
+        self.activations = trace.descendants(*trace.inputs)
         leaves = torch.utils._pytree.tree_leaves(trace.result)
         self.results = [v for v in leaves if isinstance(v, Value)]
         self.live = trace.ancestors(*self.results)
@@ -352,7 +352,7 @@ class Structure:
         return bool(fork.shape) and fork.shape[-1] == stream.shape[-1]
 
     @cached_property
-    def covered(self) -> set[Value]:
+    def inside_branches(self) -> set[Value]:
         """Everything inside some branch."""
         return set().union(*(r.inside for r in self.residuals)) if self.residuals else set()
 

@@ -99,7 +99,7 @@ class Trace:
     """The tensors that it returned, with their place in autograd's graph."""
 
     @property
-    def given(self) -> tuple[Value, ...]:
+    def inputs(self) -> tuple[Value, ...]:
         """What the outermost call was given."""
         return next((c.inputs for c in self.calls if c.parent is None), ())
 

@@ -10,46 +10,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from addnorm.anatomy.arguments import Reading, as_mask, constant
+from addnorm.anatomy.arguments import MaskReading, as_mask, constant
 from addnorm.anatomy.influence import (
-    Local,
-    Study,
+    Influence,
+    ModuleInfluence,
     argument_values,
+    as_tuple,
     axes_of,
-    in_training,
     largest,
-    opened,
     optional_arguments,
+    output_in_training,
 )
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.structure import PRODUCTS, Attention, factors, within
 from addnorm.linting import masks, modes
-from addnorm.linting.check import Check, Said, decided
+from addnorm.linting.check import Check, Said, on_influence
 from addnorm.linting.report import Finding, Severity, Unknown
 from addnorm.linting.subject import Subject
 
 # --- the future -----------------------------------------------------------------------------------
 
 
-def _claims(s: Study) -> str | None:
+def _claims(s: Influence) -> str | None:
     """What the model itself says of being causal, if it does."""
     model = s.specimen.model
     config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False) is True and s.roles.memory is None:
+    if getattr(config, "is_encoder_decoder", False) is True and s.arguments.memory is None:
         return None
     if getattr(config, "is_decoder", None) is True:
         return "its config says is_decoder=True"
     kind = type(model).__name__
     if re.search(r"GPT|Causal(?!ity)|Autoregressive|LanguageModel|(?<!Masked)(?<!Span)LM$", kind):
         return f"its class is called {kind}"
-    if callable(getattr(model, "generate", None)) and s.roles.kind == "ids":
-        rows = s.roles.rows.get(s.roles.main)
+    if callable(getattr(model, "generate", None)) and s.arguments.kind == "ids":
+        rows = s.arguments.rows.get(s.arguments.main)
         if rows is not None and rows <= s.base.shape[-1] and s.base.dim() == 3:
             return "it has a generate method and a head over the vocabulary"
     return None
 
 
-def _own_flag(s: Study, found: Sequence[Local]) -> str | None:
+def _own_flag(s: Influence, found: Sequence[ModuleInfluence]) -> str | None:
     """A module on the way to one of these that says it is causal."""
     modules = dict(s.model.named_modules())
     for one in found:
@@ -62,12 +62,12 @@ def _own_flag(s: Study, found: Sequence[Local]) -> str | None:
     return None
 
 
-@decided("future-leak", "no-causal-mask")
-def _future(s: Study, subject: Subject) -> Said:
+@on_influence("future-leak", "no-causal-mask")
+def _future(s: Influence, subject: Subject) -> Said:
     if subject.causal is False:
         return
-    sees, own = s.sees, s.places
-    inside = [m for m in s.mixers if m.places == own or s.roles.kind in ("image", "wave")]
+    sees, own = s.matrix, s.places
+    inside = [m for m in s.mixers if m.places == own or s.arguments.kind in ("image", "wave")]
     if sees is None and not inside:
         if subject.causal:
             why = (
@@ -107,18 +107,18 @@ def _future(s: Study, subject: Subject) -> Said:
         "modules_that_see_some_future": len(partial),
         "modules_that_see_the_past_only": len(causal),
     }
-    eyes = s.gazes
-    if eyes:
+    attentions = s.attention_reaches
+    if attentions:
         evidence |= {
-            "attentions": len(eyes),
-            "attentions_that_look_ahead": sum(e.ahead > 0 for e in eyes),
+            "attentions": len(attentions),
+            "attentions_that_look_ahead": sum(e.ahead > 0 for e in attentions),
         }
     # Only an attention can lack a mask. One that is no softmax over places (a linear one) is not
     # recorded as weights, but as a module that multiplies what it computed.
-    open_eyes = [e for e in eyes if min(e.ahead, e.behind) > 0.9 and not e.flat]
+    open_attentions = [e for e in attentions if min(e.ahead, e.behind) > 0.9 and not e.flat]
     linear = [m.path for m in full if _multiplies(s, m.path)]
-    if eyes:
-        nothing_masked = len(open_eyes) == len(eyes) and share > 0.9
+    if attentions:
+        nothing_masked = len(open_attentions) == len(attentions) and share > 0.9
     else:
         nothing_masked = not causal and not partial and bool(linear)
     upside_down = not past and (share == 1.0 or bool(partial))
@@ -135,7 +135,7 @@ def _future(s: Study, subject: Subject) -> Said:
             return
         said = said or "most of it looks at the past only"
     if nothing_masked:
-        blind = [e.path for e in open_eyes] or linear
+        blind = [e.path for e in open_attentions] or linear
         masked = _with_causal_mask(s)
         if masked is not None:
             yield Finding(
@@ -194,13 +194,13 @@ def _future(s: Study, subject: Subject) -> Said:
     )
 
 
-def _listed(found: Sequence[Local]) -> str:
+def _listed(found: Sequence[ModuleInfluence]) -> str:
     paths = list(dict.fromkeys(one.path for one in found))
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return ", ".join(repr(p) for p in paths[:3]) + more
 
 
-def _multiplies(s: Study, path: str) -> bool:
+def _multiplies(s: Influence, path: str) -> bool:
     """Whether two results are multiplied in it, as queries and keys are."""
     structure = s.specimen.structure
     return any(
@@ -210,9 +210,9 @@ def _multiplies(s: Study, path: str) -> bool:
     )
 
 
-def _with_causal_mask(s: Study) -> str | None:
+def _with_causal_mask(s: Influence) -> str | None:
     """The optional argument with which the model becomes causal, if there is one."""
-    if s.sees is None:
+    if s.matrix is None:
         return None
     n = s.places
     for name in optional_arguments(s, re.compile("mask")):
@@ -220,7 +220,7 @@ def _with_causal_mask(s: Study) -> str | None:
             continue
         past = torch.ones(n, n, dtype=torch.bool).tril()
         floats = s.base.dtype
-        readings: tuple[Reading, ...] = ("drop", "keep", "additive")
+        readings: tuple[MaskReading, ...] = ("drop", "keep", "additive")
         for reading in readings:
             value = as_mask(past, reading, torch.bool, floats)
             given = Inputs(s.inputs.args, {**(s.inputs.kwargs or {}), name: value})
@@ -228,7 +228,7 @@ def _with_causal_mask(s: Study) -> str | None:
                 base = s.run(given)
                 if not bool(base.isfinite().all()):
                     continue
-                new = s.run(s.change(s.roles.main, s.at(0, n - 1), given))
+                new = s.run(s.change(s.arguments.main, s.at(0, n - 1), given))
             except Exception:
                 continue
             grid = s.grid(new - base)[0]
@@ -240,8 +240,8 @@ def _with_causal_mask(s: Study) -> str | None:
 # --- other samples --------------------------------------------------------------------------------
 
 
-@decided("batch-leak", "batch-time-swapped")
-def _samples(s: Study, subject: Subject) -> Said:
+@on_influence("batch-leak", "batch-time-swapped")
+def _samples(s: Influence, subject: Subject) -> Said:
     if s.samples < 2:
         for rule in ("batch-leak", "batch-time-swapped"):
             yield Unknown(rule=rule, module="", why="the inputs hold one sample only")
@@ -257,8 +257,8 @@ def _samples(s: Study, subject: Subject) -> Said:
     yield from _memory_samples(s)
 
 
-def _swapped(s: Study, subject: Subject) -> Generator[Finding | Unknown, None, bool]:
-    r = s.roles
+def _swapped(s: Influence, subject: Subject) -> Generator[Finding | Unknown, None, bool]:
+    r = s.arguments
     if r.time is None:
         return False
     crossing = s.innermost(lambda m: m.other_same and not m.mixes and not m.other_else)
@@ -290,10 +290,10 @@ def _swapped(s: Study, subject: Subject) -> Generator[Finding | Unknown, None, b
     return True
 
 
-def _over_samples_found(s: Study) -> Said:
+def _over_samples_found(s: Influence) -> Said:
     """Some attentions run over the samples, others may not."""
     across = [a for a in _across(s, memory=False) if a.path]
-    crossing = [m for m in s.local if m.other_same or m.other_else]
+    crossing = [m for m in s.module_influences if m.other_same or m.other_else]
     paths = [a.path for a in across if any(within(a.path, m.path) for m in crossing)]
     if not paths:
         return
@@ -316,20 +316,20 @@ def _over_samples_found(s: Study) -> Said:
     )
 
 
-def _across(s: Study, *, memory: bool) -> list[Attention]:
+def _across(s: Influence, *, memory: bool) -> list[Attention]:
     """Those over the samples, of the encoder (their queries do not come from the main input), or
     the others."""
-    own = s.specimen.trace.descendants(*argument_values(s, s.roles.main))
+    own = s.specimen.trace.descendants(*argument_values(s, s.arguments.main))
     return [
         a
         for a in s.over_samples
-        if memory == (s.roles.memory is not None and factors(a.scores)[0] not in own)
+        if memory == (s.arguments.memory is not None and factors(a.scores)[0] not in own)
     ]
 
 
-def _memory_samples(s: Study) -> Said:
+def _memory_samples(s: Influence) -> Said:
     """Whether samples see each other where the encoder's input is read."""
-    r = s.roles
+    r = s.arguments
     if r.memory is None or r.out_batch is None or s.base.dim() == 0:
         return
     value = s.inputs.tensors()[r.memory]
@@ -340,7 +340,7 @@ def _memory_samples(s: Study) -> Said:
     if size <= s.floor:
         return
     places = value.shape[1 - r.batch]
-    here = [m for m in s.local if m.places == places]
+    here = [m for m in s.module_influences if m.places == places]
     crossing = [m for m in here if m.other_same and not m.mixes and not m.other_else]
     across = _across(s, memory=True)
     if r.batch == 0 and crossing and (across or not any(m.mixes for m in here)):
@@ -366,13 +366,13 @@ def _memory_samples(s: Study) -> Said:
     yield _batch_finding(found, size, s)
 
 
-def _leaks(s: Study) -> Said:
-    r = s.roles
+def _leaks(s: Influence) -> Said:
+    r = s.arguments
     if r.out_batch is None and r.time is not None:
         found = s.innermost(lambda m: m.other_same or m.other_else)
         if found:
             yield _batch_finding(found, 0.0, s)
-        elif not s.local:
+        elif not s.module_influences:
             yield Unknown(
                 rule="batch-leak",
                 module="",
@@ -398,7 +398,7 @@ def _leaks(s: Study) -> Said:
         yield _batch_finding(found, size / (largest(s.base) + 1e-30), s)
         return
     try:
-        size = others(s.training_base, in_training(s.trained, changed))
+        size = others(s.training_base, output_in_training(s.training_copy, changed))
     except Exception as error:  # a model that does not run in training mode has no such mistake
         yield Unknown(
             rule="batch-leak",
@@ -408,7 +408,7 @@ def _leaks(s: Study) -> Said:
         return
     if size <= 1e3 * s.floor:
         return
-    again = in_training(s.trained, s.inputs)
+    again = output_in_training(s.training_copy, s.inputs)
     floor = max(10 * largest(again - s.training_base), s.floor)
     if size > 1e3 * floor:
         norms = [p for p, m in s.model.named_modules() if isinstance(m, _NormBase)]
@@ -430,7 +430,7 @@ def _leaks(s: Study) -> Said:
         )
 
 
-def _batch_finding(found: Sequence[Local], size: float, s: Study) -> Finding:
+def _batch_finding(found: Sequence[ModuleInfluence], size: float, s: Influence) -> Finding:
     first = found[0].path if found else ""
     return Finding(
         rule="batch-leak",
@@ -453,9 +453,9 @@ def _batch_finding(found: Sequence[Local], size: float, s: Study) -> Finding:
 # --- positions ------------------------------------------------------------------------------------
 
 
-@decided("position-blind")
-def _positions(s: Study, _: Subject) -> Said:
-    r = s.roles
+@on_influence("position-blind")
+def _positions(s: Influence, _: Subject) -> Said:
+    r = s.arguments
     sides = [r.main]
     if r.memory is not None and s.memory_moves > s.floor:
         sides.append(r.memory)  # the order of what is not read is nobody's
@@ -465,8 +465,8 @@ def _positions(s: Study, _: Subject) -> Said:
         yield from _side_positions(s, side)
 
 
-def _side_positions(s: Study, side: str) -> Said:
-    r = s.roles
+def _side_positions(s: Influence, side: str) -> Said:
+    r = s.arguments
     value = s.inputs.tensors()[side]
     axis = 1 if r.batch == 0 else 0
     vectors = side not in r.rows and value.is_floating_point() and value.dim() == 3
@@ -483,7 +483,7 @@ def _side_positions(s: Study, side: str) -> Said:
         new = s.run(s.inputs.replaced(side, value.index_select(axis, turned)))
         if side != r.main or r.out_time is None:
             permuted = largest(new - s.base)
-        elif s.sees is not None:
+        elif s.matrix is not None:
             permuted = largest(new - s.base.index_select(r.out_time, turned))
     blind_all = permuted is not None and permuted <= max(s.floor, _rounding(s))
     if not blind_all:
@@ -498,7 +498,7 @@ def _side_positions(s: Study, side: str) -> Said:
             )
             return
         limit = 1e-12 if s.exact else 1e-4  # of sums in another order
-        here = [m for m in s.local if m.mixes and places in (None, m.places)]
+        here = [m for m in s.module_influences if m.mixes and places in (None, m.places)]
         if any((m.order_matters or 0.0) > limit for m in here):
             return
         if not _one_way(s) and permuted is not None:
@@ -540,7 +540,7 @@ def _side_positions(s: Study, side: str) -> Said:
     )
 
 
-def _frames(s: Study, side: str) -> int:
+def _frames(s: Influence, side: str) -> int:
     """How many frames convolutions over several places make of an argument, before any other
     product; 0: there are none."""
     todo = argument_values(s, side)
@@ -560,7 +560,7 @@ def _frames(s: Study, side: str) -> int:
     return frames
 
 
-def _rounding(s: Study) -> float:
+def _rounding(s: Influence) -> float:
     """Sums over places in another order: their number times the rounding of what is summed.
 
     Parts of a model may compute in float32 in a float64 copy; their rounding, 6e-8 relative, goes
@@ -569,19 +569,19 @@ def _rounding(s: Study) -> float:
     return 1e-5 * (largest(s.base) + 1e-30)
 
 
-def _one_way(s: Study) -> bool:
-    if s.sees is not None:
-        return not bool((s.sees.tril(-1) > s.floor).any())
+def _one_way(s: Influence) -> bool:
+    if s.matrix is not None:
+        return not bool((s.matrix.tril(-1) > s.floor).any())
     return bool(s.mixers) and not any(m.before for m in s.mixers)
 
 
-def _varied(s: Study, side: str, places: int | None) -> tuple[bool, bool]:
+def _varied(s: Influence, side: str, places: int | None) -> tuple[bool, bool]:
     """(some module holds different vectors where all tokens are equal, one was seen)."""
     found: list[bool] = []
     samples = s.samples
 
     def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        for leaf in torch.utils._pytree.tree_leaves((args, kwargs, opened(out))):
+        for leaf in torch.utils._pytree.tree_leaves((args, kwargs, as_tuple(out))):
             axes = axes_of(leaf, samples, None if places is None else [places])
             if axes is None:
                 continue
@@ -596,7 +596,7 @@ def _varied(s: Study, side: str, places: int | None) -> tuple[bool, bool]:
     ]
     try:
         same = s.inputs
-        for name in {side, s.roles.main}:
+        for name in {side, s.arguments.main}:
             same = constant(same, name)
         s.run(same)
     except Exception:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from addnorm.anatomy.arguments import NoSequence
-from addnorm.anatomy.influence import Study, study
+from addnorm.anatomy.influence import Influence, influence_of
 from addnorm.linting.report import Finding, Unknown
 from addnorm.linting.subject import Subject
 
@@ -19,13 +19,13 @@ class Check:
     run: Callable[[Subject], Said]
 
 
-def decided(*rules: str) -> Callable[[Callable[[Study, Subject], Said]], Check]:
-    """A rule on the study; where there can be no study, an Unknown for each of its names."""
+def on_influence(*rules: str) -> Callable[[Callable[[Influence, Subject], Said]], Check]:
+    """A rule on the influence of changes; if none can be made, an Unknown for each of its names."""
 
-    def wrap(rule: Callable[[Study, Subject], Said]) -> Check:
+    def wrap(rule: Callable[[Influence, Subject], Said]) -> Check:
         def run(subject: Subject) -> Said:
             try:
-                s = study(subject.specimen)
+                s = influence_of(subject.specimen)
             except NoSequence as error:
                 for name in rules:
                     yield Unknown(rule=name, module="", why=str(error))

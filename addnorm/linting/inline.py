@@ -38,7 +38,7 @@ def inline(subject: Subject) -> Said:
 def _function(s: Structure, norm: NormCall) -> Iterator[Finding]:
     """F.layer_norm and its like: over what?"""
     if "batch_norm" in norm.op.name:
-        inside = bool(s.block(norm.op.module)) or norm.output in s.covered
+        inside = bool(s.block(norm.op.module)) or norm.output in s.inside_branches
         yield Finding(
             rule="norm-batch-dependent",
             severity="error" if inside else "note",
@@ -91,7 +91,7 @@ def _by_hand(s: Structure, norm: NormCall) -> Iterator[Finding]:
 
 def _of_the_inputs(s: Structure, norm: NormCall) -> bool:
     """Whether it is what the caller gave that is normalized, before the model computed anything."""
-    return not set(s.trace.given).isdisjoint(s.carried(norm.source))
+    return not set(s.trace.inputs).isdisjoint(s.carried(norm.source))
 
 
 def _derived(value: Value, source: Value) -> bool:

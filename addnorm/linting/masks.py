@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.anatomy.arguments import (
-    MaskRole,
+    MaskArgument,
     as_mask,
     floats_of,
     mask_reading,
@@ -19,17 +19,17 @@ from addnorm.anatomy.arguments import (
     signature,
 )
 from addnorm.anatomy.influence import (
-    Study,
+    Influence,
     axes_of,
     cast_floats,
     first_float,
-    hushed,
     largest,
     optional_arguments,
+    without_warnings,
 )
 from addnorm.anatomy.inputs import Inputs, main_output
 from addnorm.anatomy.specimen import once
-from addnorm.linting.check import Check, Said, decided
+from addnorm.linting.check import Check, Said, on_influence
 from addnorm.linting.report import Finding, Severity, Unknown
 from addnorm.linting.subject import Subject
 
@@ -40,14 +40,14 @@ from addnorm.linting.subject import Subject
 class _Padding:
     """A padding mask and the call in which it is given."""
 
-    role: MaskRole
+    role: MaskArgument
     inputs: Inputs
     said: str
     """Its name in the signature."""
     works: bool
     """Hiding a place with it has an effect."""
 
-    def hiding(self, s: Study, *hidden: list[int]) -> Inputs:
+    def hiding(self, s: Influence, *hidden: list[int]) -> Inputs:
         """The call with places of sample 0, and of those after it, hidden."""
         value = self.inputs.tensors()[self.role.name]
         keep = torch.ones(value.shape, dtype=torch.bool)
@@ -80,14 +80,14 @@ _NO_PADDING = re.compile(
 
 
 @once
-def _paddings(s: Study) -> list[_Padding]:
+def _paddings(s: Influence) -> list[_Padding]:
     """The padding masks: those that are given, and optional ones that could be made."""
     found = []
-    for role in s.roles.masks:
+    for role in s.arguments.masks:
         if not role.square:
             works = role.reading is not None or _hides(s, role, s.inputs, s.name(role.name))
             found.append(_Padding(role, s.inputs, s.name(role.name), works))
-    sequences = [n for n in (s.roles.main, s.roles.memory) if n is not None]
+    sequences = [n for n in (s.arguments.main, s.arguments.memory) if n is not None]
     for name in optional_arguments(s, _PADDING):
         if _NO_PADDING.search(name) or name in ("attn_mask", "tgt_mask") or _conditional(s, name):
             continue
@@ -103,7 +103,7 @@ def _paddings(s: Study) -> list[_Padding]:
     return found
 
 
-def _conditional(s: Study, name: str) -> bool:
+def _conditional(s: Influence, name: str) -> bool:
     """It speaks of another argument that is not given either: ``context_mask`` of ``context``."""
     words = [w for w in name.split("_") if w not in _PLAIN and len(w) > 2]
     return any(
@@ -114,13 +114,13 @@ def _conditional(s: Study, name: str) -> bool:
     )
 
 
-def _made_mask(s: Study, name: str, of: str) -> _Padding | None:
+def _made_mask(s: Influence, name: str, of: str) -> _Padding | None:
     tensor = s.inputs.tensors()[of]
-    if tensor.dim() < 2 or (s.roles.kind in ("image", "wave") and of == s.roles.main):
+    if tensor.dim() < 2 or (s.arguments.kind in ("image", "wave") and of == s.arguments.main):
         return None
-    if tensor.is_floating_point() and s.roles.rows:
+    if tensor.is_floating_point() and s.arguments.rows:
         return None  # frames beside tokens: what a place is there, the front end decides
-    batch, places = s.samples, tensor.shape[1 if s.roles.batch == 0 else 0]
+    batch, places = s.samples, tensor.shape[1 if s.arguments.batch == 0 else 0]
     ran: _Padding | None = None
     for value in mask_values(batch, places, s.base.dtype):
         other = ~value if value.dtype is torch.bool else 1 - value
@@ -131,8 +131,8 @@ def _made_mask(s: Study, name: str, of: str) -> _Padding | None:
                 if out.shape != s.base.shape or not bool(out.isfinite().all()):
                     continue
                 with quietly(s.model):
-                    reading = mask_reading(s.model, given, name, s.roles.rows)
-                role = MaskRole(name, of, reading, False)
+                    reading = mask_reading(s.model, given, name, s.arguments.rows)
+                role = MaskArgument(name, of, reading, False)
                 works = reading is not None or _hides(s, role, given, name)
             except Exception:  # not this kind of mask
                 continue
@@ -142,7 +142,7 @@ def _made_mask(s: Study, name: str, of: str) -> _Padding | None:
     return ran
 
 
-def _hides(s: Study, role: MaskRole, inputs: Inputs, said: str) -> bool:
+def _hides(s: Influence, role: MaskArgument, inputs: Inputs, said: str) -> bool:
     """Whether the mask has any effect."""
     padding = _Padding(role, inputs, said, True)
     last = inputs.tensors()[role.name].shape[-1] - 1
@@ -157,35 +157,35 @@ def _hides(s: Study, role: MaskRole, inputs: Inputs, said: str) -> bool:
     return max(largest(one - none), largest(two - none)) > s.floor
 
 
-def _padded_ids(s: Study, pad: int, *hidden: list[int]) -> Inputs:
+def _padded_ids(s: Influence, pad: int, *hidden: list[int]) -> Inputs:
     """The call with padding at these places of sample 0, and of those after it."""
-    ids = s.inputs.tensors()[s.roles.main].clone()
+    ids = s.inputs.tensors()[s.arguments.main].clone()
     for sample, places in enumerate(hidden):
         ids[s.at(sample, places)] = pad
-    return s.inputs.replaced(s.roles.main, ids)
+    return s.inputs.replaced(s.arguments.main, ids)
 
 
 @once
-def _own_masks(s: Study) -> list[tuple[int, bool, float]]:
+def _own_masks(s: Influence) -> list[tuple[int, bool, float]]:
     """(pad id, some attention does not see it, change at real places) for padding that the model
     is to find in the ids by itself: there is no mask to give.
 
     What the padding's embedding holds is changed; where it is hidden nobody notices.
     """
     found: list[tuple[int, bool, float]] = []
-    r = s.roles
+    r = s.arguments
     if r.kind == "ids" and r.main in r.rows and s.places > 4 and not _paddings(s):
-        for pad in s.pads:
+        for pad in s.pad_ids:
             if pad < r.rows[r.main]:
                 found.append(_pad_seen(s, pad))
     return found
 
 
-def _pad_seen(s: Study, pad: int) -> tuple[int, bool, float]:
+def _pad_seen(s: Influence, pad: int) -> tuple[int, bool, float]:
     n = s.places
     hidden = [n - 2, n - 1]
     call = _padded_ids(s, pad, hidden)
-    ids = call.tensors()[s.roles.main]
+    ids = call.tensors()[s.arguments.main]
     mixers = {m.path for m in s.mixers}
 
     def run(noise: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -226,11 +226,11 @@ def _pad_seen(s: Study, pad: int) -> tuple[int, bool, float]:
             real = (after[path] - old).movedim(axes, (0, 1))[0, : n - 2]
             obeys |= largest(real) <= s.floor
     change = new - base
-    moved = largest(change) if s.sees is None else float(s.grid(change)[0][: n - 2].max())
+    moved = largest(change) if s.matrix is None else float(s.grid(change)[0][: n - 2].max())
     return pad, obeys, moved
 
 
-def _silent_padding(s: Study) -> Said:
+def _silent_padding(s: Influence) -> Said:
     for pad, obeys, moved in _own_masks(s):
         if moved <= s.floor:
             continue
@@ -258,14 +258,14 @@ def _silent_padding(s: Study) -> Said:
         )
 
 
-def _wrong_way(s: Study, padding: _Padding) -> Finding | None:
+def _wrong_way(s: Influence, padding: _Padding) -> Finding | None:
     """The mask is read against what was given, or against what its name means everywhere."""
     reading = padding.role.reading
     if reading not in ("keep", "drop"):
         return None
     kept: bool | None = None
     sure = False
-    value = s.given.tensors().get(padding.role.name)
+    value = s.padded_inputs.tensors().get(padding.role.name)
     if value is not None and not value.is_floating_point():
         lines = value.bool().flatten(1)
         whole = {bool(line[0]) for line in lines if bool((line == line[0]).all())}
@@ -294,8 +294,8 @@ def _wrong_way(s: Study, padding: _Padding) -> Finding | None:
     )
 
 
-@decided("padding-leak")
-def _padding(s: Study, _: Subject) -> Said:
+@on_influence("padding-leak")
+def _padding(s: Influence, _: Subject) -> Said:
     yield from _silent_padding(s)
     for padding in _paddings(s):
         wrong = _wrong_way(s, padding)
@@ -304,13 +304,13 @@ def _padding(s: Study, _: Subject) -> Said:
             continue
         of = padding.role.of
         value = s.inputs.tensors()[of]
-        axis = 1 if s.roles.batch == 0 else 0
+        axis = 1 if s.arguments.batch == 0 else 0
         n = value.shape[axis]
         if n < 4 or value.dim() < 2:
             continue
-        pooled = of != s.roles.main or s.sees is None
+        pooled = of != s.arguments.main or s.matrix is None
         hidden = [n - 2, n - 1] if pooled else [0, n - 2, n - 1]
-        sees = s.sees
+        sees = s.matrix
         one_way = sees is not None and not bool((sees.tril(-1) > s.floor).any())
         if not pooled and not one_way:
             hidden = [n - 2, n - 1]  # what pools at the first place is not asked to do without
@@ -359,11 +359,11 @@ def _padding(s: Study, _: Subject) -> Said:
         )
 
 
-def _together(s: Study, padding: _Padding, hidden: list[int], where: tuple[Any, ...]) -> bool:
+def _together(s: Influence, padding: _Padding, hidden: list[int], where: tuple[Any, ...]) -> bool:
     """Nothing leaks if all masks of this argument are given: one for the encoder, say, and one for
     those who read it."""
     others = [p for p in _paddings(s) if p.role.of == padding.role.of and p is not padding]
-    if not others or padding.role.of == s.roles.main:
+    if not others or padding.role.of == s.arguments.main:
         return False
     call = padding.hiding(s, hidden)
     for other in others:
@@ -376,19 +376,19 @@ def _together(s: Study, padding: _Padding, hidden: list[int], where: tuple[Any, 
         return False
 
 
-@decided("mask-nan")
-def _nan(s: Study, _: Subject) -> Said:
+@on_influence("mask-nan")
+def _nan(s: Influence, _: Subject) -> Said:
     ways: list[tuple[str, str, Callable[..., Inputs]]] = [
         (p.said, p.role.of, partial(p.hiding, s)) for p in _paddings(s) if p.works
     ]
     ways += [
-        (f"id {pad}", s.roles.main, partial(_padded_ids, s, pad))
+        (f"id {pad}", s.arguments.main, partial(_padded_ids, s, pad))
         for pad, obeys, _ in _own_masks(s)
         if obeys
     ]
     for said, of, hide in ways:
         value = s.inputs.tensors()[of]
-        axis = 1 if s.roles.batch == 0 else 0
+        axis = 1 if s.arguments.batch == 0 else 0
         n = value.shape[axis]
         cases = {"one sample hidden altogether": list(range(n))}
         if n > 3:
@@ -431,7 +431,9 @@ def _nan(s: Study, _: Subject) -> Said:
             break
 
 
-def _all_finite(s: Study, hide: Callable[..., Inputs], cases: Sequence[list[int]], n: int) -> bool:
+def _all_finite(
+    s: Influence, hide: Callable[..., Inputs], cases: Sequence[list[int]], n: int
+) -> bool:
     """Whether there is no NaN anywhere with every case at once, each in a sample of its own."""
     if s.samples < len(cases):
         return False
@@ -442,7 +444,7 @@ def _all_finite(s: Study, hide: Callable[..., Inputs], cases: Sequence[list[int]
 
 
 def _count_nan(
-    s: Study, inputs: Inputs, hidden: Sequence[list[int]], n: int
+    s: Influence, inputs: Inputs, hidden: Sequence[list[int]], n: int
 ) -> tuple[int, int, int, str]:
     """NaN at hidden places (by sample), at real ones, parameters with NaN gradients; the first
     module."""
@@ -462,14 +464,14 @@ def _count_nan(
     kept = [p.grad for p, _ in needed]
     handles = [m.register_forward_hook(hook) for m in paths]
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), hushed():
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), without_warnings():
             torch.manual_seed(0)
             model.eval()
             for p, _ in needed:
                 p.requires_grad_(p.is_floating_point())
             out = main_output(inputs.call(model))
             real = torch.ones_like(out, dtype=torch.bool)
-            r = s.roles
+            r = s.arguments
             if r.out_batch is not None:
                 rows = real.movedim(r.out_batch, 0)
                 for sample, places in enumerate(hidden):
@@ -503,9 +505,9 @@ FORMAT = re.compile(
 """Switches of the output's form, of speed or of training: no effect on the numbers is no fault."""
 
 
-@decided("ignored-argument", "ignores-memory")
-def _arguments(s: Study, _: Subject) -> Said:
-    r = s.roles
+@on_influence("ignored-argument", "ignores-memory")
+def _arguments(s: Influence, _: Subject) -> Said:
+    r = s.arguments
     if r.memory is not None and s.memory_moves <= s.floor:
         yield Finding(
             rule="ignores-memory",
@@ -582,7 +584,7 @@ def _other(value: Tensor) -> Tensor:
     return value.flip(-1) + 1.0 if value.is_floating_point() else value.flip(-1)
 
 
-def _ignored(s: Study, name: str, severity: Severity, given: str, effect: str) -> Finding:
+def _ignored(s: Influence, name: str, severity: Severity, given: str, effect: str) -> Finding:
     return Finding(
         rule="ignored-argument",
         severity=severity,

@@ -6,18 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from addnorm.anatomy.influence import Study, in_training, largest, opened
-from addnorm.linting.check import Check, Said, decided
+from addnorm.anatomy.influence import Influence, as_tuple, largest, output_in_training
+from addnorm.linting.check import Check, Said, on_influence
 from addnorm.linting.report import Finding, Unknown
 from addnorm.linting.subject import Subject
 
 # --- modes ----------------------------------------------------------------------------------------
 
 
-@decided("dropout-in-eval")
-def _dropout(s: Study, subject: Subject) -> Said:
+@on_influence("dropout-in-eval")
+def _dropout(s: Influence, subject: Subject) -> Said:
     yield from _mixed_modes(subject.original)
-    one, two = s.base, s.other
+    one, two = s.base, s.other_seed
     difference = largest(one - two) if one.shape == two.shape else float("inf")
     if difference > 0 and s.noise == 0:
         path = _first_random(s)
@@ -45,7 +45,7 @@ def _dropout(s: Study, subject: Subject) -> Said:
     if not configured:
         return
     try:
-        outs = [s.training_base, in_training(s.trained, s.inputs, seed=1)]
+        outs = [s.training_base, output_in_training(s.training_copy, s.inputs, seed=1)]
     except Exception as error:
         yield Unknown(
             rule="dropout-in-eval",
@@ -100,7 +100,7 @@ def _mixed_modes(original: nn.Module) -> Said:
         )
 
 
-def _first_random(s: Study) -> str:
+def _first_random(s: Influence) -> str:
     """The first module whose output differs between two RNG states though its inputs do not."""
     runs: list[list[tuple[str, list[Tensor], list[Tensor]]]] = []
     for seed in (1, 2):
@@ -119,7 +119,7 @@ def _first_random(s: Study) -> str:
                 leaves = torch.utils._pytree.tree_leaves(tree)
                 return [t.detach().clone() for t in leaves if isinstance(t, Tensor)]
 
-            seen.append((paths[module], kept((args, kwargs)), kept(opened(out))))
+            seen.append((paths[module], kept((args, kwargs)), kept(as_tuple(out))))
 
         handles = [m.register_forward_hook(hook, with_kwargs=True) for m in paths]
         try:

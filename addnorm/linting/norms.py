@@ -142,7 +142,7 @@ def _formula_cases(subject: Subject, k: MeasuredNorm) -> Iterator[_Case]:
                 "Divide by a statistic of the input: sqrt(mean(x^2) + eps), or the standard "
                 "deviation after the mean is subtracted.",
             )
-        elif k.normalizes and k.claims and k.call.lonely and not _responds_globally(k):
+        elif k.normalizes and k.claims and k.call.takes_one_tensor and not _responds_globally(k):
             yield _unlike_case(k, name, key)
         return
     for rule in m.formula.mistakes:

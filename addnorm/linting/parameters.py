@@ -287,7 +287,7 @@ def _heads(s: Structure) -> set[str]:
 def positions(subject: Subject) -> Said:
     """positions-on-ids: something is added to token numbers before they are looked up."""
     s = subject.structure
-    ids = [v for v in s.trace.given if not v.tensor.is_floating_point()]
+    ids = [v for v in s.trace.inputs if not v.tensor.is_floating_point()]
     ids = [v for v in ids if v.tensor.dtype != torch.bool]
     for op in s.trace.ops:
         if op.name in LOOKUPS and op.inputs[0] not in s.activations:

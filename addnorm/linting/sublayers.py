@@ -116,7 +116,7 @@ def _linear(s: Structure) -> Said:
             continue
         if hidden < min(start, end):
             continue  # a factorized matrix: fewer parameters, on purpose
-        in_branch = out in s.covered and second.outputs[0] in s.covered
+        in_branch = out in s.inside_branches and second.outputs[0] in s.inside_branches
         yield Finding(
             rule="linear-mlp",
             severity="error" if in_branch else "warning",

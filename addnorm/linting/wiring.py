@@ -36,11 +36,11 @@ def no_residual(subject: Subject) -> Said:
     found: dict[str, list[Op]] = defaultdict(list)
     for attention in s.attentions:
         out = attention.mix.outputs[0]
-        if out not in s.covered and out in s.live and _only_way(s, attention.mix):
+        if out not in s.inside_branches and out in s.live and _only_way(s, attention.mix):
             found[attention.path].append(attention.mix)
     mixes = {a.mix.outputs[0] for a in s.attentions}
     for op in s.trace.ops:
-        if op.name not in PRODUCTS or not s.weighted(op) or op.outputs[0] in s.covered:
+        if op.name not in PRODUCTS or not s.weighted(op) or op.outputs[0] in s.inside_branches:
             continue
         inside = any(within(op.module, scope) for scope in scopes) and bool(scopes)
         if not inside and not _between_attentions(s, op, mixes):
@@ -88,7 +88,7 @@ def _cuts(s: Structure, op: Op) -> bool:
             return False
         for reader in value.readers:
             for v in reader.outputs:
-                if v in seen or v in s.covered:
+                if v in seen or v in s.inside_branches:
                     continue
                 seen.add(v)
                 onwards = onwards or reader.name in PRODUCTS
@@ -123,7 +123,7 @@ def _only_way(s: Structure, op: Op) -> bool:
         before = [x.source for x in steps]
         if not before and value.op is not None and value.op.name in PRODUCTS:
             before = [v for v in factors(value.op) if v in s.activations]
-            if any(r.output in before for r in s.residuals) or value in s.covered:
+            if any(r.output in before for r in s.residuals) or value in s.inside_branches:
                 before = []
         if not before:
             sources.append(value)

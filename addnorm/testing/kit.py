@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.anatomy.norms.formulas import ACCEPT, Match
-from addnorm.anatomy.norms.probe import Call, Probe, Reach, claimed_eps
+from addnorm.anatomy.norms.probe import Probe, ProbeCall, Reach, claimed_eps
 from addnorm.linting.report import Finding, Report, Severity, Unknown, gathered
 
 Kind = Literal["layer", "rms"]
@@ -269,7 +269,7 @@ class Kit:
             held = [p for p in module.parameters() if p.is_floating_point()]
             if not held:
                 module.register_buffer("_device", torch.zeros(1, device=self.device))
-            probe = Probe(module, Call((x,), {}, 0, (3, 5, dim)))
+            probe = Probe(module, ProbeCall((x,), {}, 0, (3, 5, dim)))
             probe.claimed_eps = self.claimed
             reach = probe.reach()
             match = probe.match(reach) if reach.axes else None

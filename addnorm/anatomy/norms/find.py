@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from addnorm.anatomy.inputs import Inputs
-from addnorm.anatomy.norms.formulas import ACCEPT, Kind, Match
-from addnorm.anatomy.norms.probe import Call, Probe, Reach, quiet
+from addnorm.anatomy.norms.formulas import ACCEPT, FormulaKind, Match
+from addnorm.anatomy.norms.probe import Probe, ProbeCall, Reach, quiet
 from addnorm.anatomy.specimen import Specimen, once
-from addnorm.anatomy.twins import given_as, sort_of
+from addnorm.anatomy.twins import call_key, twin_key
 
 # --- finding them ---------------------------------------------------------------------------------
 
@@ -37,7 +37,7 @@ class MeasuredNorm:
     """What was measured of one module."""
 
     path: str
-    call: Call
+    call: ProbeCall
     claims: tuple[str, ...]
     probe: Probe | None
     """One for all modules that are alike."""
@@ -55,14 +55,14 @@ def measured_norms(specimen: Specimen) -> list[MeasuredNorm]:
         return list(_measured(specimen.model, specimen.inputs))
 
 
-def calls_of(model: nn.Module, inputs: Inputs) -> dict[str, Call]:
+def calls_of(model: nn.Module, inputs: Inputs) -> dict[str, ProbeCall]:
     """How each module is first called, where it gives back the shape of its input."""
-    calls: dict[str, Call] = {}
+    calls: dict[str, ProbeCall] = {}
 
     def note(path: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             if path not in calls:
-                call = Call.of(args, kwargs, out)
+                call = ProbeCall.of(args, kwargs, out)
                 if call is not None:
                     calls[path] = call
 
@@ -94,7 +94,7 @@ def _measured(model: nn.Module, inputs: Inputs) -> Iterator[MeasuredNorm]:
         if "parametrizations" in path.split(".") or not _broadcasts(module, call.shape):
             continue
         claims = _claims(path, module)
-        key = (sort_of(module), given_as(call.args, call.kwargs), claims)
+        key = (twin_key(module), call_key(call.args, call.kwargs), claims)
         if key not in alike:
             alike[key] = _look(path, module, call, claims, seen)
         known = alike[key]
@@ -138,7 +138,7 @@ def _container(module: nn.Module) -> bool:
 
 
 def _look(
-    path: str, module: nn.Module, call: Call, claims: tuple[str, ...], seen: dict[Any, Match]
+    path: str, module: nn.Module, call: ProbeCall, claims: tuple[str, ...], seen: dict[Any, Match]
 ) -> MeasuredNorm | None:
     try:
         probe = Probe(module, call)
@@ -202,7 +202,7 @@ class FoundNorm:
 
     path: str
     module: nn.Module = field(repr=False, compare=False)
-    kind: Kind
+    kind: FormulaKind
     """"layer": the mean is subtracted; "rms": divided by its length, up to a constant (RMSNorm, L2
     norm, ScaleNorm); "other": all else, such as statistics over several axes or pointwise ones."""
     dim: int
@@ -231,7 +231,7 @@ def find_norms(specimen: Specimen) -> list[FoundNorm]:
     found = []
     for k in measured_norms(specimen):
         axis = feature_axis(specimen, k)
-        kind: Kind = "other"
+        kind: FormulaKind = "other"
         if k.match is not None and over_features(specimen, k) and k.match.distance < ACCEPT:
             kind = k.match.formula.kind
         found.append(

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Kind = Literal["layer", "rms", "other"]
+FormulaKind = Literal["layer", "rms", "other"]
 
 
 Spread = Literal["variance", "unbiased", "square", "unbiased square", "deviation", "absolute"]
@@ -33,7 +33,7 @@ class Formula:
     """``factor * (x or x - mean) / denominator`` over the last axis, right or wrong."""
 
     name: str
-    kind: Kind
+    kind: FormulaKind
     centred: bool
     spread: Spread
     form: Form

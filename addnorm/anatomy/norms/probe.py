@@ -26,7 +26,7 @@ SCALES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3)
 
 
 @dataclass(frozen=True)
-class Call:
+class ProbeCall:
     """How a module was called: its arguments with the place of the main tensor."""
 
     args: tuple[Any, ...]
@@ -35,7 +35,7 @@ class Call:
     shape: tuple[int, ...]
 
     @staticmethod
-    def of(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> "Call | None":
+    def of(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> "ProbeCall | None":
         """The call, if its first floating-point tensor comes back in the same shape."""
         places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
         tensors = [(p, v) for p, v in places if isinstance(v, Tensor) and v.is_floating_point()]
@@ -47,7 +47,7 @@ class Call:
             return None
         kept = tuple(v.detach() if isinstance(v, Tensor) else v for v in args)
         named = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-        return Call(kept, named, place, tuple(x.shape))
+        return ProbeCall(kept, named, place, tuple(x.shape))
 
     def __call__(self, module: nn.Module, x: Tensor, others: float = 0.0) -> Tensor:
         """``module`` on ``x``; further tensors of the same shape (what is added, a gate) become
@@ -72,7 +72,7 @@ class Call:
         return out
 
     @property
-    def lonely(self) -> bool:
+    def takes_one_tensor(self) -> bool:
         """The input is the only tensor: any shape may be asked."""
         values = [*self.args, *self.kwargs.values()]
         return sum(isinstance(v, Tensor) for v in values) == 1
@@ -110,7 +110,7 @@ def _normal(shape: Sequence[int], like: Tensor, seed: int, offset: float = 0.7) 
 class Probe:
     """A module, called as its model calls it, with its affine part taken off."""
 
-    def __init__(self, module: nn.Module, call: Call):
+    def __init__(self, module: nn.Module, call: ProbeCall):
         """Raises whatever the module raises where it cannot be called."""
         self.call = call
         self.claimed_eps = claimed_eps(module)
@@ -138,7 +138,7 @@ class Probe:
         that: over one element no statistics can be told from none, over two all are +1 and -1."""
         seen = self.call.shape
         wide = tuple(max(4, s) if i < len(seen) - 1 else s for i, s in enumerate(seen))
-        if wide == seen or not self.call.lonely:
+        if wide == seen or not self.call.takes_one_tensor:
             return seen
         try:
             with quiet(), torch.no_grad():
@@ -349,7 +349,7 @@ class Reach(NamedTuple):
     """How many elements along each of them."""
 
 
-def _runnable(module: nn.Module, call: Call) -> tuple[nn.Module, Tensor]:
+def _runnable(module: nn.Module, call: ProbeCall) -> tuple[nn.Module, Tensor]:
     """A copy in float64 if it runs in that, otherwise float32, and a tensor of its kind."""
     held = next((t for t in (*module.parameters(), *module.buffers())), None)
     device = held.device if held is not None else torch.device("cpu")
