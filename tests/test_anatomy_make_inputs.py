@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addnorm.anatomy.arguments import argument_names, find_arguments
-from addnorm.anatomy.inputs import Inputs, main_output
-from addnorm.anatomy.make_inputs import CannotMakeInputs, inputs_from, make_inputs
+from addnorm.anatomy.arguments import find_arguments
+from addnorm.anatomy.inputs import Inputs, inputs_from
+from addnorm.anatomy.make_inputs import CannotMakeInputs, make_inputs
+from addnorm.anatomy.outputs import main_output
+from addnorm.anatomy.signature import argument_names
 
 W, HEADS, VOCAB = 48, 4, 97
 

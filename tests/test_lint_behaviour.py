@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import addnorm
 from addnorm.anatomy import influence
-from addnorm.anatomy.make_inputs import inputs_from, make_inputs
+from addnorm.anatomy.inputs import inputs_from
+from addnorm.anatomy.make_inputs import make_inputs
 from addnorm.anatomy.specimen import Specimen
 from addnorm.linting.behaviour import CHECKS
 from addnorm.linting.report import Finding, Unknown

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from addnorm.anatomy.inputs import Inputs
-from addnorm.anatomy.make_inputs import CannotMakeInputs, inputs_from, make_inputs
+from addnorm.anatomy.inputs import Inputs, inputs_from
+from addnorm.anatomy.make_inputs import CannotMakeInputs, make_inputs
 from addnorm.anatomy.specimen import enliven, left_alone
 from addnorm.anatomy.trace import Op, Trace, Value, record
 from addnorm.errors import Mendable

@@ -18,22 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addnorm.anatomy.arguments import (
-    Arguments,
-    argument_names,
-    as_mask,
-    find_arguments,
-    floats_of,
-    pad_ids,
-    perturbed,
-    quietly,
-    signature,
-    tensors_in,
-    word_ids,
-)
-from addnorm.anatomy.inputs import Inputs, main_output
+from addnorm.anatomy.arguments import Arguments, find_arguments, perturbed, quietly
+from addnorm.anatomy.inputs import Inputs, cast_floats
+from addnorm.anatomy.masks import as_mask, floats_of
+from addnorm.anatomy.outputs import first_float, largest, main_output, tensors_in
+from addnorm.anatomy.signature import argument_names, signature
 from addnorm.anatomy.specimen import Specimen, once
 from addnorm.anatomy.structure import Attention, Structure, factors
+from addnorm.anatomy.token_ids import pad_ids, word_ids
 from addnorm.anatomy.trace import Value, record
 from addnorm.anatomy.twins import call_key, twin_key
 
@@ -335,16 +327,6 @@ def _unpadded(
     return plain if fine else inputs
 
 
-def cast_floats(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    """The call with its floating-point tensors in another type."""
-    args, kwargs = torch.utils._pytree.tree_map_only(
-        Tensor,
-        lambda t: t.to(dtype) if t.is_floating_point() else t,
-        (inputs.args, inputs.kwargs),
-    )
-    return Inputs(args, kwargs)
-
-
 def _runs(model: nn.Module, inputs: Inputs) -> bool:
     try:
         with quietly(model):
@@ -352,11 +334,6 @@ def _runs(model: nn.Module, inputs: Inputs) -> bool:
     except Exception:
         return False
     return True
-
-
-def largest(t: Tensor) -> float:
-    """The largest absolute value, NaN left out."""
-    return float(t.nan_to_num().abs().max()) if t.numel() else 0.0
 
 
 def output_in_training(model: nn.Module, inputs: Inputs, seed: int = 0) -> Tensor:
@@ -631,16 +608,3 @@ def _module_influences(s: Influence) -> list[ModuleInfluence]:
         for handle in hooks:
             handle.remove()
     return found
-
-
-def first_float(out: Any) -> Tensor | None:
-    """The first floating-point tensor of an output."""
-    for leaf in torch.utils._pytree.tree_leaves(as_tuple(out)):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
-    return None
-
-
-def as_tuple(out: Any) -> Any:
-    """An output as a tuple, where it is an object with values."""
-    return tuple(out.values()) if hasattr(out, "values") and not isinstance(out, Tensor) else out

@@ -1,5 +1,6 @@
-"""One call of a model: what it is given, and which tensor its output is about."""
+"""One call of a model: what it is given."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,16 +35,29 @@ class Inputs:
         return Inputs(self.args, {**(self.kwargs or {}), name: value})
 
 
-def main_output(out: Any) -> Tensor:
-    """The tensor that a model's output is about: ``logits``, ``last_hidden_state``, else the first
-    floating-point tensor in it."""
-    for name in ("logits", "prediction_logits", "last_hidden_state"):
-        found = out.get(name) if isinstance(out, dict) else getattr(out, name, None)
-        if isinstance(found, Tensor):
-            return found
-    for leaf in torch.utils._pytree.tree_leaves(out):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
-    raise ValueError(
-        f"the model returned {type(out).__name__}, with no floating-point tensor in it"
+def inputs_from(given: Any) -> Inputs:
+    """What a user gave: a tensor, a tuple of positional or a dict of keyword arguments."""
+    if isinstance(given, Inputs):
+        return given
+    if isinstance(given, Tensor):
+        return Inputs((given,))
+    if isinstance(given, Mapping):  # a tokenizer's BatchEncoding is a mapping and no dict
+        if not given or not all(isinstance(name, str) for name in given):
+            raise TypeError("inputs as a dict are keyword arguments: names to values, at least one")
+        return Inputs((), dict(given))
+    if isinstance(given, tuple | list):
+        return Inputs(tuple(given))
+    raise TypeError(
+        "inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
+        f"got {type(given).__name__}"
     )
+
+
+def cast_floats(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    """The call with its floating-point tensors in another type."""
+    args, kwargs = torch.utils._pytree.tree_map_only(
+        Tensor,
+        lambda t: t.to(dtype) if t.is_floating_point() else t,
+        (inputs.args, inputs.kwargs),
+    )
+    return Inputs(args, kwargs)

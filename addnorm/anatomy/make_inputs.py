@@ -10,28 +10,19 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from addnorm.anatomy.arguments import (
-    FEATURES,
-    MASK,
-    SHOWN,
-    SOURCE,
-    as_mask,
-    floats_of,
-    is_mask,
-    mask_reading,
-    quietly,
-    special_ids,
-    table_rows,
-    word_ids,
-)
-from addnorm.anatomy.inputs import Inputs, main_output
+from addnorm.anatomy.arguments import mask_reading, quietly
+from addnorm.anatomy.inputs import Inputs
+from addnorm.anatomy.masks import MASK, as_mask, floats_of, is_mask
+from addnorm.anatomy.outputs import main_output
+from addnorm.anatomy.signature import FEATURES, SHOWN, SOURCE
+from addnorm.anatomy.token_ids import special_ids, table_rows, word_ids
 from addnorm.errors import Mendable
 
 SECONDS = 30.0  # for all attempts together
@@ -42,24 +33,6 @@ ATTEMPTS = 400
 
 class CannotMakeInputs(Mendable):
     """No call of the model was found that runs; says what was tried."""
-
-
-def inputs_from(given: Any) -> Inputs:
-    """What a user gave: a tensor, a tuple of positional or a dict of keyword arguments."""
-    if isinstance(given, Inputs):
-        return given
-    if isinstance(given, Tensor):
-        return Inputs((given,))
-    if isinstance(given, Mapping):  # a tokenizer's BatchEncoding is a mapping and no dict
-        if not given or not all(isinstance(name, str) for name in given):
-            raise TypeError("inputs as a dict are keyword arguments: names to values, at least one")
-        return Inputs((), dict(given))
-    if isinstance(given, tuple | list):
-        return Inputs(tuple(given))
-    raise TypeError(
-        "inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
-        f"got {type(given).__name__}"
-    )
 
 
 def make_inputs(model: nn.Module) -> Inputs:

@@ -208,7 +208,7 @@ def _inputs_refused(found: "Found") -> str | None:
         return None
     import torch
 
-    from addnorm.anatomy.make_inputs import inputs_from
+    from addnorm.anatomy.inputs import inputs_from
     from addnorm.anatomy.specimen import left_alone
 
     try:

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from addnorm.anatomy.arguments import MaskReading, as_mask, constant
+from addnorm.anatomy.arguments import constant
 from addnorm.anatomy.influence import (
     Influence,
     ModuleInfluence,
     argument_values,
-    as_tuple,
     axes_of,
-    largest,
     optional_arguments,
     output_in_training,
 )
 from addnorm.anatomy.inputs import Inputs
+from addnorm.anatomy.masks import MaskReading, as_mask
+from addnorm.anatomy.outputs import as_tuple, largest
 from addnorm.anatomy.structure import PRODUCTS, Attention, factors, within
 from addnorm.linting import masks, modes
 from addnorm.linting.check import Check, Said, on_influence

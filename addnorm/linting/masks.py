@@ -9,25 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addnorm.anatomy.arguments import (
-    MaskArgument,
-    as_mask,
-    floats_of,
-    mask_reading,
-    mask_values,
-    quietly,
-    signature,
-)
-from addnorm.anatomy.influence import (
-    Influence,
-    axes_of,
-    cast_floats,
-    first_float,
-    largest,
-    optional_arguments,
-    without_warnings,
-)
-from addnorm.anatomy.inputs import Inputs, main_output
+from addnorm.anatomy.arguments import MaskArgument, mask_reading, quietly
+from addnorm.anatomy.influence import Influence, axes_of, optional_arguments, without_warnings
+from addnorm.anatomy.inputs import Inputs, cast_floats
+from addnorm.anatomy.masks import as_mask, floats_of, mask_values
+from addnorm.anatomy.outputs import first_float, largest, main_output
+from addnorm.anatomy.signature import signature
 from addnorm.anatomy.specimen import once
 from addnorm.linting.check import Check, Said, on_influence
 from addnorm.linting.report import Finding, Severity, Unknown

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from addnorm.anatomy.influence import Influence, as_tuple, largest, output_in_training
+from addnorm.anatomy.influence import Influence, output_in_training
+from addnorm.anatomy.outputs import as_tuple, largest
 from addnorm.linting.check import Check, Said, on_influence
 from addnorm.linting.report import Finding, Unknown
 from addnorm.linting.subject import Subject

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from addnorm.anatomy.inputs import Inputs
-from addnorm.anatomy.make_inputs import CannotMakeInputs, inputs_from, make_inputs
+from addnorm.anatomy.inputs import Inputs, inputs_from
+from addnorm.anatomy.make_inputs import CannotMakeInputs, make_inputs
 from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.specimen import Specimen, bare_copy, enliven, left_alone
 from addnorm.linting import (

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.anatomy.norms.formulas import ACCEPT, Match, nearest
+from addnorm.anatomy.outputs import first_tensor
 
 SCALES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3)
 """The sizes of probed rows: from where any eps rules to where none is seen."""
@@ -76,14 +77,6 @@ class ProbeCall:
         """The input is the only tensor: any shape may be asked."""
         values = [*self.args, *self.kwargs.values()]
         return sum(isinstance(v, Tensor) for v in values) == 1
-
-
-def first_tensor(out: Any) -> Tensor | None:
-    """The first tensor of an output."""
-    for leaf in torch.utils._pytree.tree_leaves(out):
-        if isinstance(leaf, Tensor):
-            return leaf
-    return None
 
 
 @contextmanager

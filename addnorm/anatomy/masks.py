@@ -1,0 +1,45 @@
+"""Masks among the arguments of a model: how to tell them, and how to write one."""
+
+import re
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+MASK = re.compile(r"mask|(^|_)(valid|keep|pad|padding|attend)(_|$)|padding")
+
+
+def is_mask(name: str, value: Tensor) -> bool:
+    """Whether an argument is a mask, by its type, its name or what it holds."""
+    if value.dtype is torch.bool:
+        return True
+    low = name.lower()
+    if not name.isdecimal() and not MASK.search(low):
+        return False
+    if value.is_floating_point():
+        blocked = value[value != 0]
+        return bool(value.numel()) and bool((blocked < -1e3).all()) and blocked.numel() > 0
+    return not name.isdecimal() and bool(((value == 0) | (value == 1)).all())
+
+
+MaskReading = Literal["keep", "drop", "additive"]
+
+
+def as_mask(keep: Tensor, reading: MaskReading, dtype: torch.dtype, floats: torch.dtype) -> Tensor:
+    """A mask of "may be seen" in the way the model reads it."""
+    if reading == "additive":
+        return torch.zeros(keep.shape, dtype=floats).masked_fill(~keep, float("-inf"))
+    kept = keep if reading == "keep" else ~keep
+    return kept if dtype is torch.bool else kept.to(dtype)
+
+
+def mask_values(batch: int, places: int, floats: torch.dtype) -> list[Tensor]:
+    """Padding masks that keep everything, in the shapes and types people use."""
+    whole = torch.ones(batch, places, dtype=torch.bool)
+    shaped = [whole, whole[:, None, None, :], whole[:, None, :]]
+    return [*(m.long() for m in shaped[:1]), *shaped, *(m.to(floats) for m in shaped[:1])]
+
+
+def floats_of(model: nn.Module) -> torch.dtype:
+    """The floating-point type of the model's weights."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
