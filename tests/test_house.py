@@ -45,13 +45,13 @@ ROAD = {
     "hf": "stream models",
     "export": "data models hf",
     "compat": "norms stream branches schemes",
-    "page": "",
+    "pages": "",
     "anatomy": "",
     "linting": "anatomy",  # never models: it must work on anybody's
     "testing": "anatomy linting",
-    "training": "data norms stream positions schemes models adapt generation page",
-    "lab": "norms stream branches catalogue schemes page",
-    "cli": "data schemes models adapt hf generation export page anatomy linting training lab",
+    "training": "data norms stream positions schemes models adapt generation pages",
+    "lab": "norms stream branches catalogue schemes pages",
+    "cli": "data schemes models adapt hf generation export pages anatomy linting training lab",
     "__main__": "cli",
 }
 IMPORTS = {name: set(line.split()) for name, line in (GROUND | ROAD).items()}

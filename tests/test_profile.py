@@ -34,7 +34,7 @@ from addnorm.lab.profile import (
     seeded,
     slope,
 )
-from addnorm.page import digits
+from addnorm.pages.numbers import digits
 from benchmarks import claims
 from tests.pages import Page
 

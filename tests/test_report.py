@@ -20,7 +20,9 @@ from addnorm import GPTConfig, cli, train
 from addnorm.cli import eval as cli_eval
 from addnorm.cli import generate as cli_generate
 from addnorm.cli import train as cli_train
-from addnorm.page import Curve, Frame, Place, band, even_extent, even_ticks, plain, smooth
+from addnorm.pages.curves import Curve, Place, band, smooth
+from addnorm.pages.numbers import plain
+from addnorm.pages.svg import Frame, even_extent, even_ticks
 from addnorm.training.display import Display
 from addnorm.training.language import Language
 from addnorm.training.loop_settings import Loop

@@ -160,7 +160,7 @@ def _print_report(report: "Report") -> None:
 
 def number(value: float) -> str:
     """Three digits, or a dash."""
-    from addnorm.page import digits
+    from addnorm.pages.numbers import digits
 
     return digits(value) if math.isfinite(value) else "-"
 

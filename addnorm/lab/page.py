@@ -10,16 +10,15 @@ from collections.abc import Sequence
 from html import escape
 
 from addnorm.lab.profile import Design, Report, Spread, conditions, slope
-from addnorm.page import (
+from addnorm.pages.look import document
+from addnorm.pages.numbers import number, power
+from addnorm.pages.svg import (
     Frame,
-    document,
     drawable,
     evenly,
     extent,
     figure,
     grid,
-    number,
-    power,
     runs,
     spread,
     ticks,

@@ -17,23 +17,17 @@ from typing import Any
 
 from addnorm import reading
 from addnorm.errors import Mendable
-from addnorm.page import (
-    Curve,
+from addnorm.pages.curves import Curve, Place, band, smooth
+from addnorm.pages.look import clean, document
+from addnorm.pages.numbers import number, plain, power
+from addnorm.pages.svg import (
     Frame,
-    Place,
-    band,
-    clean,
-    document,
     even_extent,
     even_ticks,
     extent,
     figure,
     grid,
     names,
-    number,
-    plain,
-    power,
-    smooth,
     ticks,
     trace,
 )

@@ -1,0 +1,85 @@
+"""Curves over steps: thinned to one place per pixel, smoothed, drawn as a band."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from addnorm.pages.svg import Frame, runs
+
+SMOOTH = 0.04  # the share of a curve that one place of a smooth line is the middle of
+
+
+class Place(NamedTuple):
+    """What one pixel stands for: the finite values of its steps."""
+
+    share: float  # of the width
+    low: float
+    high: float
+    median: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """(step, value), steps growing, seen from step 0 to ``last``."""
+
+    points: Sequence[tuple[int, float]]
+    last: int
+
+    @property
+    def known(self) -> list[tuple[int, float]]:
+        """Those with a finite value."""
+        return [(s, v) for s, v in self.points if math.isfinite(v)]
+
+    @property
+    def values(self) -> list[float]:
+        """The finite values."""
+        return [v for _, v in self.known]
+
+    @property
+    def broken(self) -> list[int]:
+        """The steps whose value is not finite."""
+        return [s for s, v in self.points if not math.isfinite(v)]
+
+    def share(self, step: float) -> float:
+        """Where a step is."""
+        return min(1.0, step / max(1, self.last))
+
+    def thinned(self, pixels: int) -> list[Place]:
+        """One place per pixel that has steps, so that a single step that leapt is still seen; NaN
+        where none of them has a number."""
+        pixel: dict[int, list[tuple[int, float]]] = {}
+        for point in self.points:
+            pixel.setdefault(min(pixels - 1, int(self.share(point[0]) * pixels)), []).append(point)
+        places = []
+        for held in pixel.values():
+            share = self.share(sum(step for step, _ in held) / len(held))
+            known = [v for _, v in held if math.isfinite(v)] or [math.nan]
+            places.append(Place(share, min(known), max(known), statistics.median(known)))
+        return places
+
+
+def smooth(places: Sequence[Place]) -> list[tuple[float, float]]:
+    """(share, value): the mean of the middle half of the places around, as many on either side, so
+    that no single step moves it and the ends of a falling curve are where they are. A gap stays."""
+    half = round(SMOOTH / 2 * len(places))
+    found = []
+    for i, place in enumerate(places):
+        near = min(half, i, len(places) - 1 - i)
+        around = places[i - near : i + near + 1]
+        known = sorted(p.median for p in around if math.isfinite(p.median))
+        middle = known[len(known) // 4 : len(known) - len(known) // 4]
+        value = math.nan if math.isnan(place.median) else statistics.fmean(middle)
+        found.append((place.share, value))
+    return found
+
+
+def band(frame: Frame, places: Sequence[Place]) -> str:
+    """From the lowest to the highest; a line where each pixel has one step."""
+    least = 10.0**frame.low if frame.measure is math.log10 else -math.inf
+    over = runs(frame, [(p.share, max(p.high, least)) for p in places])
+    under = runs(frame, [(p.share, max(p.low, least)) for p in places])
+    return "".join(
+        "M" + "L".join(up + down[::-1]) + "Z" for up, down in zip(over, under, strict=True)
+    )

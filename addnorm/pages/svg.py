@@ -1,0 +1,172 @@
+"""Plots: scales, ticks, axes, lines."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from addnorm.pages.look import clean
+
+# --- scales ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A plot's box: a share of the width from left to right, a value upwards."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    low: float  # what ``measure`` makes of the values at the edges
+    high: float
+    top: int = 10
+    bottom: int = 34
+    measure: Callable[[float], float] = math.log10  # float: an even axis
+
+    def x(self, share: float) -> float:
+        """Where a share of the width is."""
+        return self.left + share * (self.width - self.left - self.right)
+
+    def y(self, value: float) -> float:
+        """Where a value is; what lies beyond the edges is drawn on them."""
+        share = (self.measure(value) - self.low) / (self.high - self.low)
+        return self.floor - min(max(share, 0.0), 1.0) * self.rise
+
+    def holds(self, value: float) -> bool:
+        """Whether a value has a place between the edges."""
+        there = drawable(value) if self.measure is math.log10 else math.isfinite(value)
+        return there and self.low <= self.measure(value) <= self.high
+
+    @property
+    def rise(self) -> int:
+        """The height of the plot proper."""
+        return self.height - self.top - self.bottom
+
+    @property
+    def floor(self) -> int:
+        """Where the horizontal axis is."""
+        return self.height - self.bottom
+
+
+def drawable(value: float) -> bool:
+    """Whether a value has a place on a logarithmic axis."""
+    return 0.0 < value < math.inf
+
+
+def extent(values: Iterable[float], most: float = 16.0) -> tuple[float, float]:
+    """log10 of the edges that hold all values, at least a decade apart, at ``most`` so many."""
+    logs = [math.log10(v) for v in values if drawable(v)] or [0.0]
+    low, high = min(logs) - 0.1, max(logs) + 0.1
+    if high - low < 1.0:
+        middle = (low + high) / 2
+        low, high = middle - 0.5, middle + 0.5
+    return max(low, high - most), high
+
+
+def even_extent(values: Iterable[float]) -> tuple[float, float]:
+    """Edges of an even axis that hold all values, with some room; never the same."""
+    known = [v for v in values if math.isfinite(v)] or [0.0]
+    low, high = min(known), max(known)
+    room = 0.06 * (high - low)
+    if room <= 1e-9 * max(abs(low), abs(high)):
+        room = 0.1 * abs(high) or 0.5
+    return low - room, high + room
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Powers of ten within the edges, also 2 and 5 times those where there would be few."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    step = max(1, math.ceil((high - low) / 5))
+    told = [10.0**k for k in powers if k % step == 0 and low <= k <= high]
+    if len(told) < 3 and step == 1:
+        told = [m * 10.0**k for k in powers for m in (1, 2, 5)]
+    return [t for t in told if low <= math.log10(t) <= high]
+
+
+def even_ticks(low: float, high: float, most: int = 5) -> tuple[list[float], float]:
+    """At ``most`` so many round numbers within the edges, and how far they are apart."""
+    rough = (high - low) / most
+    base = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * base for m in (1, 2, 5, 10) if m * base >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [k * step for k in range(first, last + 1)], step
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places for labels: as near as possible to where they are wanted, in order, ``gap`` apart."""
+    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
+    # Least squares under an order is the pooling of neighbours that violate it.
+    pools: list[tuple[float, int]] = []
+    for rank, i in enumerate(order):
+        total, count = wanted[i] - rank * gap, 1
+        while pools and pools[-1][0] / pools[-1][1] > total / count:
+            before = pools.pop()
+            total, count = total + before[0], count + before[1]
+        pools.append((total, count))
+    free = [total / count for total, count in pools for _ in range(count)]
+    last = high - (len(wanted) - 1) * gap
+    places = [0.0] * len(wanted)
+    for rank, i in enumerate(order):
+        places[i] = min(max(free[rank], low), last) + rank * gap
+    return places
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+def runs(frame: Frame, points: Iterable[tuple[float, float]]) -> list[list[str]]:
+    """(share, value) as coordinates, cut where a value has no place."""
+    found: list[list[str]] = [[]]
+    for share, value in points:
+        there = drawable(value) if frame.measure is math.log10 else math.isfinite(value)
+        if there:
+            found[-1].append(f"{frame.x(share):.1f} {frame.y(value):.1f}")
+        elif found[-1]:
+            found.append([])
+    return [run for run in found if run]
+
+
+def trace(frame: Frame, points: Iterable[tuple[float, float]]) -> str:
+    """(share, value) as a path."""
+    return "".join("M" + "L".join(run) for run in runs(frame, points))
+
+
+def evenly(values: Sequence[float]) -> list[tuple[float, float]]:
+    """(share, value) of values that stand equally far apart."""
+    return [(i / max(1, len(values) - 1), v) for i, v in enumerate(values)]
+
+
+def grid(
+    frame: Frame, upwards: Iterable[tuple[float, str]], across: Iterable[tuple[float, str]]
+) -> str:
+    """The axes: (value, label) as lines, (share, label) under the floor."""
+    left, right = frame.x(0), frame.x(1)
+    parts = []
+    for value, label in upwards:
+        y = frame.y(value)
+        parts.append(f'<path class="grid" d="M{left} {y:.1f}H{right}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    for share, label in across:
+        anchor = "start" if share <= 0 else "end" if share >= 1 else "middle"
+        place = f'x="{frame.x(share):.1f}" y="{frame.floor + 17}"'
+        parts.append(f'<text {place} text-anchor="{anchor}">{label}</text>')
+    parts.append(f'<path class="axis" d="M{left} {frame.floor}H{right}"/>')
+    return "".join(parts)
+
+
+def figure(frame: Frame, body: str, words: str) -> str:
+    """The plot, and what it shows in words."""
+    return (
+        f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" '
+        f'aria-label="{clean(words)}">{body}</svg>'
+    )
+
+
+def names(frame: Frame, ends: Sequence[tuple[float, str]]) -> str:
+    """(value, label) beside the right edge, at or near the values."""
+    places = spread([frame.y(v) for v, _ in ends], 14, frame.top, frame.floor)
+    return "".join(
+        f'<text class="name" x="{frame.x(1) + 9:.1f}" y="{place + 4:.1f}">{clean(label)}</text>'
+        for place, (_, label) in zip(places, ends, strict=True)
+    )
