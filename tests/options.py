@@ -39,8 +39,8 @@ from addnorm import catalogue, cli
 from addnorm.errors import Mendable
 from addnorm.linting.rules import RULES
 from addnorm.models.gpt import ACTIVATIONS, MLPS, NORMS, POSITIONS
+from addnorm.settings import converted, keys
 from addnorm.training import prove as prove_module
-from addnorm.training.config import converted, keys
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import RECIPES

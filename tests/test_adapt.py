@@ -35,8 +35,8 @@ from addnorm.adapt import (
 from addnorm.adapt.parts import AdaLoRA, LoRA
 from addnorm.models.folders import WeightsError
 from addnorm.models.transformer import EncoderDecoder
+from addnorm.settings import ConfigError
 from addnorm.stream import Context
-from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.language import Language
 from addnorm.training.loop_settings import Loop

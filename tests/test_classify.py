@@ -12,9 +12,9 @@ from addnorm import train
 from addnorm.data.sources import DataError
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, load, windows
 from addnorm.models.folders import WeightsError
+from addnorm.settings import ConfigError
 from addnorm.training.checkpoint import Checkpoints
 from addnorm.training.classify import Classify, ClassifyTask, read_classes
-from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import Config

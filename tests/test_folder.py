@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from addnorm import train
+from addnorm.settings import ConfigError
 from addnorm.training import folder as places
 from addnorm.training import run as run_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
-from addnorm.training.config import ConfigError
 from addnorm.training.folder import Kind, claim, clear, examine
 from addnorm.training.loop import Diverged
 from addnorm.training.parallel import World

@@ -27,6 +27,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 GROUND = {  # every room may import these, so no arrow shows it
     "errors": "",
     "reading": "errors",
+    "settings": "errors reading",
 }
 ROAD = {
     "ops": "",

@@ -23,10 +23,10 @@ import torch
 
 from addnorm import GPT, GPTConfig, catalogue
 from addnorm.cli import main
+from addnorm.settings import ConfigError, converted, keys
 from addnorm.training import loop as loop_module
 from addnorm.training import memory
 from addnorm.training import run as run_module
-from addnorm.training.config import ConfigError, converted, keys
 from addnorm.training.loop_settings import Loop
 from addnorm.training.parallel import World
 from addnorm.training.recipes import RECIPES

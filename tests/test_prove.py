@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from addnorm.models.gpt import GPTConfig
-from addnorm.training.config import ConfigError
+from addnorm.settings import ConfigError
 from addnorm.training.language import Language
 from addnorm.training.loop_settings import Loop
 from addnorm.training.prove import prove

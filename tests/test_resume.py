@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from addnorm import train
+from addnorm import settings, train
 from addnorm.cli import main
-from addnorm.training import config as settings
+from addnorm.settings import AT_RESUME, AtResume, ConfigError
 from addnorm.training.classify import Classify
-from addnorm.training.config import AT_RESUME, AtResume, ConfigError
 from addnorm.training.display import Display
 from addnorm.training.folder import read
 from addnorm.training.language import Language
@@ -23,8 +22,8 @@ from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import Config
 from addnorm.training.resume import Resume
-from tests.test_config import OTHER, classes, language
 from tests.test_folder import files
+from tests.test_settings import OTHER, classes, language
 from tests.test_training import ALONE, Toy, loop
 
 DOCS = Path(__file__).parents[1] / "docs" / "training.md"

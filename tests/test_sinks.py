@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 
 from addnorm import train
 from addnorm.models import weights
+from addnorm.settings import ConfigError
 from addnorm.training import run as run_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
-from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.folder import clear
 from addnorm.training.language import Language

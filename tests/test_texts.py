@@ -11,8 +11,8 @@ from addnorm import GPT, Tokenizer, train
 from addnorm.data.sources import DataError
 from addnorm.models import weights
 from addnorm.models.classifier import ClassifierConfig
+from addnorm.settings import ConfigError
 from addnorm.training.classify import Classify
-from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.recipes import Config
 from tests.test_training import small

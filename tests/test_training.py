@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from addnorm import GPT, GPTConfig, Stack, schemes, train
 from addnorm.branches import MLP
 from addnorm.data.shards import Tokens
+from addnorm.settings import ConfigError
 from addnorm.training import checkpoint, parallel
 from addnorm.training import loop as loop_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
-from addnorm.training.config import ConfigError
 from addnorm.training.display import Display, line
 from addnorm.training.language import Language, LanguageTask
 from addnorm.training.loop import Diverged, Trainer

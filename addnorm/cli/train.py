@@ -118,7 +118,7 @@ def run(options: Options) -> int:
 
 
 def _config(options: Options) -> "Config":
-    from addnorm.training import config as settings
+    from addnorm import settings
     from addnorm.training.recipes import RECIPES, Config
 
     if options.resume is not None:
@@ -188,7 +188,7 @@ def _conclude(folder: Path) -> None:
 
 
 def _list(folder: Path) -> int:
-    from addnorm.training.config import ConfigError
+    from addnorm.settings import ConfigError
     from addnorm.training.folder import STATE, read
 
     rows: list[dict[str, Any]] = []

@@ -16,7 +16,7 @@ from addnorm.data.sources import DataError, Texts, open_source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.generation.decode import evaluating
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, padded, save, windows
-from addnorm.training.config import AT_RESUME, HIDDEN, AtResume, ConfigError, check_effect, setting
+from addnorm.settings import AT_RESUME, HIDDEN, AtResume, ConfigError, check_effect, setting
 from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task

@@ -16,9 +16,9 @@ from typing import Any
 from addnorm import reading
 from addnorm.adapt import files as adapters
 from addnorm.models import folders
+from addnorm.settings import ConfigError
 from addnorm.training import report
 from addnorm.training.checkpoint import LEFT_BEHIND, LOCK, CheckpointError, Checkpoints
-from addnorm.training.config import ConfigError
 
 STATE, SETTINGS, CHECKPOINTS = "run.json", "config.toml", "checkpoints"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"

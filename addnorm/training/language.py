@@ -24,7 +24,7 @@ from addnorm.generation import generate
 from addnorm.generation.decode import evaluating
 from addnorm.models import configs, folders
 from addnorm.models.gpt import GPT, NORMS, GPTConfig
-from addnorm.training.config import (
+from addnorm.settings import (
     AT_RESUME,
     ELSEWHERE,
     HIDDEN,

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.generation.decode import evaluating
+from addnorm.settings import ConfigError
 from addnorm.stream import Stack, Stream
 from addnorm.training import memory
-from addnorm.training.config import ConfigError
 from addnorm.training.loop_settings import Loop, Precision
 from addnorm.training.optim import factor, gradients, optimizers
 from addnorm.training.parallel import World, put, spread, whole

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from addnorm.training.config import AtResume, ConfigError, check_effect, setting
+from addnorm.settings import AtResume, ConfigError, check_effect, setting
 from addnorm.training.parallel import Parallel
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from addnorm.training.config import ConfigError
+from addnorm.settings import ConfigError
 from addnorm.training.loop_settings import Loop
 from addnorm.training.parallel import World
 

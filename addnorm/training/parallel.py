@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from addnorm.norms import Norm
+from addnorm.settings import ConfigError
 from addnorm.stream import Stack
-from addnorm.training.config import ConfigError
 
 Parallel = Literal["ddp", "fsdp"]
 

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from addnorm.settings import ConfigError
 from addnorm.training.checkpoint import Checkpoints, Snapshot
-from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.loop import Trainer
 from addnorm.training.recipes import Config

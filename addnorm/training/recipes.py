@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from addnorm import settings
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.models.gpt import GPT, GPTConfig
-from addnorm.training import config as settings
+from addnorm.settings import AtResume, ConfigError
 from addnorm.training.classify import Classify
-from addnorm.training.config import AtResume, ConfigError
 from addnorm.training.language import Language
 from addnorm.training.loop_settings import Loop
 from addnorm.training.sinks import named

@@ -765,7 +765,7 @@ def _settings(story: Story) -> str:
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the classes of the settings have by themselves."""
-    from addnorm.training import config as settings
+    from addnorm import settings
     from addnorm.training.loop_settings import Loop
 
     if "task" not in config:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from addnorm.training import config as settings
-from addnorm.training.config import AtResume, ConfigError, word
+from addnorm import settings
+from addnorm.settings import AtResume, ConfigError, word
 from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import Config, tunable
 

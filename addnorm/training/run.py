@@ -28,14 +28,13 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from addnorm import __version__
+from addnorm import __version__, settings
 from addnorm.errors import Mendable
 from addnorm.models import folders
-from addnorm.training import config as settings
+from addnorm.settings import ConfigError
 from addnorm.training import folder as places
 from addnorm.training import report
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
-from addnorm.training.config import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.loop import Diverged, Outcome, Trainer
 from addnorm.training.loop_settings import Loop

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from addnorm.training.config import ConfigError, unknown
+from addnorm.settings import ConfigError, unknown
 
 Record = Mapping[str, Any]
 

@@ -17,7 +17,7 @@ from addnorm.data.tokenizer import Tokenizer, TokenizerError
 from addnorm.errors import Mendable
 from addnorm.models import folders
 from addnorm.models.folders import WeightsError
-from addnorm.training.config import ConfigError
+from addnorm.settings import ConfigError
 
 FORMAT = 1  # changes whenever the same text would give another tokenizer
 SIZES = range(257, (1 << 20) + 1)  # of a byte-level BPE: the bytes, the end of a text, merges

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from addnorm import train
-from addnorm.training import config as settings
-from addnorm.training.config import ConfigError
+from addnorm import settings, train
+from addnorm.settings import ConfigError
 from addnorm.training.display import Display
 from addnorm.training.folder import read
 from addnorm.training.loop import Trainer
