@@ -6,7 +6,6 @@ which is how a ``Stack`` passes on what the scheme decided: ``partial(MLP, dim, 
 softmax(q k^T * scale) v: the scale, 1 / sqrt(head_dim) unless given, is inside the softmax.
 """
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addnorm.errors import check_known
 from addnorm.norms import as_norm
 from addnorm.ops import AttentionCall, attend
 from addnorm.ops.reference import accumulate_dtype, autocast_applies
@@ -49,9 +49,7 @@ def _activation(activation: Activation) -> tuple[str, Callable[[Tensor], Tensor]
     """Its name and the function itself; a function or module of the caller's is taken as it is."""
     if not isinstance(activation, str):
         return getattr(activation, "__name__", type(activation).__name__), activation
-    if activation not in ACTIVATIONS:
-        near = difflib.get_close_matches(activation, ACTIVATIONS) or sorted(ACTIVATIONS)
-        raise ValueError(f"unknown activation {activation!r}; did you mean {' or '.join(near)}?")
+    check_known("activation", activation, ACTIVATIONS)
     return activation, ACTIVATIONS[activation]
 
 

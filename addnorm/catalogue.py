@@ -4,7 +4,6 @@
 """
 
 import ast
-import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -19,9 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from addnorm.branches import MLP, Attention
-from addnorm.errors import MOST, Mendable
+from addnorm.errors import MOST, Mendable, unknown_name
 from addnorm.norms import Norm
 from addnorm.stream import Scheme, Site, Stack, Sublayer, Wiring
+from addnorm.words import did_you_mean, plural
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -117,7 +117,7 @@ def entry(name: str) -> Entry:
     """What is registered under a name."""
     known = _designs | _combinators
     if name not in known:
-        raise SchemeError(f"unknown scheme {name!r}{_near(name, known)}")
+        raise SchemeError(unknown_name("scheme", name, known))
     return known[name]
 
 
@@ -159,14 +159,16 @@ def _scheme(node: ast.expr, text: str) -> Scheme:
     parameters = found.parameters()
     if len(given) > len(parameters):
         raise SchemeError(
-            f"{found.name} takes {len(parameters)} argument(s), got {len(given)}: {found.usage()}"
+            f"{found.name} takes {plural(len(parameters), 'argument')}, got {len(given)}: "
+            f"{found.usage()}"
         )
     values = dict(zip(parameters, given, strict=False))
     for keyword in named:
         if keyword.arg is None or keyword.arg not in parameters:
             shown = "**" if keyword.arg is None else repr(keyword.arg)
-            near = _near(keyword.arg or "", parameters)
-            raise SchemeError(f"{found.name} has no argument {shown}{near}")
+            there = f"there are {', '.join(parameters)}" if parameters else "it takes none"
+            hint = did_you_mean(keyword.arg, parameters) or there
+            raise SchemeError(f"{found.name} has no argument {shown}; {hint}")
         if keyword.arg in values:
             raise SchemeError(f"{found.name}: argument {keyword.arg!r} is given twice")
         values[keyword.arg] = keyword.value
@@ -202,13 +204,6 @@ def _value(owner: str, name: str, wanted: Any, node: ast.expr, text: str) -> Any
 
 def _source(node: ast.expr, text: str) -> str:
     return ast.get_source_segment(text.strip(), node) or ast.dump(node)
-
-
-def _near(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; known: {', '.join(known)}" if known else "; it takes none"
 
 
 # --- what there is to say about it ----------------------------------------------------------------

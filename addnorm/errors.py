@@ -1,7 +1,10 @@
 """What a user can mend has one base class, so that it is never mistaken for a bug of ours; and the
 checks of single values that every room needs."""
 
+from collections.abc import Iterable
 from typing import TypeGuard
+
+from addnorm.words import did_you_mean
 
 LONGEST = 60  # characters of a value in a message
 MOST = 1 << 28
@@ -24,6 +27,20 @@ def check_whole(name: str, value: object, least: int = 1) -> None:
         )
     if value > MOST:
         raise Mendable(f"{name} must be at most {MOST}, got {value_in_short(value)}")
+
+
+def check_known(what: str, name: object, known: Iterable[str]) -> None:
+    """A name is one of those that are known."""
+    names = list(known)
+    if name not in names:
+        raise Mendable(unknown_name(what, name, names))
+
+
+def unknown_name(what: str, name: object, known: Iterable[object]) -> str:
+    """The message for a name that is not known, with the near ones, or else with all there are."""
+    names = list(known)
+    listed = f"there are {', '.join(map(str, names))}" if names else "there is none"
+    return f"unknown {what} {value_in_short(name)}; {did_you_mean(name, names) or listed}"
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -11,7 +11,6 @@ which others it has an effect. One that has none may not be set, and is not reco
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import json
 import math
@@ -36,7 +35,7 @@ from typing import (
 )
 
 from addnorm import reading
-from addnorm.errors import Mendable
+from addnorm.errors import Mendable, unknown_name, value_in_short
 
 Settings = TypeVar("Settings")
 
@@ -117,7 +116,7 @@ def changed(settings: Settings, *layers: Mapping[str, Any]) -> Settings:
     for layer in layers:
         for key, value in layer.items():
             if key not in known:
-                raise ConfigError(unknown("setting", key, known))
+                raise ConfigError(unknown_name("setting", key, known))
             values[key] = converted(key, known[key], value)
         idle = without_effect(settings, values)
         wrong = (wrong - layer.keys()) | (idle.keys() & layer.keys())
@@ -307,15 +306,6 @@ def word(key: str, value: Any) -> str:
     return f"{key}={str(value).lower() if value is None or isinstance(value, bool) else value}"
 
 
-def unknown(what: str, name: str, known: Any) -> str:
-    """The message for a name that is not known, with the near ones."""
-    names = [str(k) for k in known]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    near += [n for n in names if n.rpartition(".")[2] == name and n not in near]
-    told = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
-    return f"unknown {what} {name!r}; {told}"
-
-
 # --- values ---------------------------------------------------------------------------------------
 
 
@@ -326,7 +316,7 @@ def converted(key: str, kind: Any, value: Any) -> Any:
         found, result = _as(option, value)
         if found:
             return result
-    raise ConfigError(f"{key} must be {expected(kind)}, got {_shown(value)}")
+    raise ConfigError(f"{key} must be {expected(kind)}, got {value_in_short(value)}")
 
 
 def expected(kind: Any) -> str:
@@ -420,11 +410,6 @@ def _replaced(settings: Any, tree: Mapping[str, Any], prefix: str, given: Mappin
         named = [key for key in here if re.search(rf"\b{key.rpartition('.')[2]}\b", str(error))]
         words = ", ".join(word(key, given[key]) for key in named or here)
         raise ConfigError(f"{words}: {error}") from None
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _toml(value: Any) -> str:

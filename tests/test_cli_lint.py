@@ -417,9 +417,9 @@ def test_rules_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> N
         (["a.py", "b.py", "c.py"], "one target, got 3 (a.py, b.py, c.py)"),
         (
             ["--frobnicate", "a.py"],
-            "there is no option --frobnicate. addnorm lint --help lists them",
+            "unknown option --frobnicate; addnorm lint --help lists them",
         ),
-        (["a.py", "--jsn"], "there is no option --jsn; did you mean --json?"),
+        (["a.py", "--jsn"], "unknown option --jsn; did you mean --json?"),
         (["a.py", "--ignore"], "--ignore needs the name of a rule after it"),
         (["--explain", "--json"], "--explain needs the name of a rule after it"),
         (["--diff", "--json", "a.py"], "--diff takes exactly two targets"),

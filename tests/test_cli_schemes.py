@@ -174,7 +174,7 @@ def test_the_installed_command(tmp_path: Path) -> None:
     wrong = subprocess.run([script, "scheems"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert wrong.stdout == ""
-    assert "no command 'scheems'; did you mean schemes?" in wrong.stderr
+    assert "unknown command 'scheems'; did you mean schemes?" in wrong.stderr
 
 
 # --- refusing -------------------------------------------------------------------------------------

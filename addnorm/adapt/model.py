@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from addnorm.adapt.parts import AdaLoRA, Bottleneck, LoRA, LowRank, Prefix
-from addnorm.adapt.settings import Adapt, Kind, known
+from addnorm.adapt.settings import Adapt, Kind
 from addnorm.branches import MultiHead
-from addnorm.errors import Mendable
+from addnorm.errors import Mendable, check_known
 from addnorm.positions import Learned
 from addnorm.stream import Stack, Sublayer
 
@@ -58,9 +58,9 @@ def adapt(model: nn.Module, kind: str, **settings: Any) -> Adapted:
     optimizer step and before ``zero_grad``, as addnorm's trainer does: adalora prunes there. (A
     module of your own needs such a method, which calls its stacks'.)
     """
-    known("kind", kind, get_args(Kind)[1:])
+    check_known("kind", kind, get_args(Kind)[1:])
     for name in settings:
-        known("setting", name, [f.name for f in dataclasses.fields(Adapt)[1:]])
+        check_known("setting", name, [f.name for f in dataclasses.fields(Adapt)[1:]])
     made = apply(Adapt(kind=kind, **settings), model)  # type: ignore[arg-type]
     assert made is not None
     return made
@@ -211,7 +211,7 @@ def targeted(model: nn.Module, settings: Adapt) -> list[str]:
     """The names of the matrices that get an update."""
     found = dict(linears(model))
     for target in settings.targets:
-        known("targets", target, dict.fromkeys(found.values()))
+        check_known("targets", target, dict.fromkeys(found.values()))
     return [name for name, role in found.items() if role in settings.targets]
 
 

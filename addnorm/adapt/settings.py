@@ -1,11 +1,10 @@
 """What an adapter is: its kind and its numbers, checked."""
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from addnorm.errors import Mendable, check_whole, is_number, value_in_short
+from addnorm.errors import Mendable, check_known, check_whole, is_number, value_in_short
 
 Kind = Literal["none", "lora", "adalora", "prefix", "adapter"]
 
@@ -51,7 +50,7 @@ class Adapt:
     """Of the bottleneck."""
 
     def __post_init__(self) -> None:
-        known("kind", self.kind, get_args(Kind))
+        check_known("kind", self.kind, get_args(Kind))
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             kinds = f.metadata["needs"][0]["kind"] if "needs" in f.metadata else (self.kind,)
@@ -63,7 +62,7 @@ class Adapt:
                 check_whole(f.name, value, least)
             if f.type is float and not is_number(value):
                 raise Mendable(f"{f.name} must be a number, got {value_in_short(value)}")
-        known("positions", self.positions, ("kept", "shifted"))
+        check_known("positions", self.positions, ("kept", "shifted"))
         names = self.targets if isinstance(self.targets, tuple) else ()
         if not names or not all(isinstance(name, str) for name in names):
             shown = value_in_short(self.targets)
@@ -87,11 +86,3 @@ class Adapt:
     def scale(self) -> float:
         """What a low-rank update is multiplied by."""
         return self.alpha / (self.rank if self.kind == "lora" else self.init_rank)
-
-
-def known(what: str, name: object, known: Any) -> None:
-    """Raise, with the near names, if there is no such name."""
-    if name not in known:
-        near = difflib.get_close_matches(str(name), list(known))
-        told = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-        raise Mendable(f"unknown {what} {name!r}; {told}")

@@ -5,7 +5,6 @@ Each subcommand is a module beside this one with a dataclass of its options and 
 file is the only one that knows which library reads the command line.
 """
 
-import difflib
 import sys
 import tempfile
 import traceback
@@ -26,7 +25,8 @@ from tyro.constructors import (
 from addnorm import __version__
 from addnorm.cli import output
 from addnorm.cli.threads import choose_waiting
-from addnorm.errors import Mendable
+from addnorm.errors import Mendable, unknown_name
+from addnorm.words import first_line
 
 __all__ = ["Positional", "Refusal", "UseAppendAction", "arg", "main", "optional", "read"]
 
@@ -127,7 +127,7 @@ def main(args: Sequence[str] | None = None) -> int:
             output.say(f"cannot write {error.filename or 'the output'}: {error.strerror}")
             return 1
         if output.memory_is_short(error):
-            output.say(f"there is not enough memory for this: {str(error).partition(chr(10))[0]}")
+            output.say(f"there is not enough memory for this: {first_line(str(error))}")
             return 1
         output.say(
             f"this is a bug in addnorm: {type(error).__name__}: {error}\n{_report(error)}; please "
@@ -147,9 +147,8 @@ def _run(words: list[str]) -> int:
         return 0
     command = next((c for c in COMMANDS if c.name == first), None)
     if command is None:
-        near = difflib.get_close_matches(first, [c.name for c in COMMANDS], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise Refusal(f"no command {first!r}{hint}\n\n{_help()}")
+        message = unknown_name("command", first, [c.name for c in COMMANDS])
+        raise Refusal(f"{message}\n\n{_help()}")
     choose_waiting()
     module: Any = import_module(f"addnorm.cli.{command.name}")
     prog = f"addnorm {command.name}"

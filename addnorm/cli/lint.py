@@ -7,7 +7,6 @@ transformers. The exit status is 1 if an error is found. docs/lint.md explains t
 
 import ast
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -30,6 +29,7 @@ from rich.text import Text
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, UseAppendAction, arg
 from addnorm.cli.models import RUN, open_model
+from addnorm.words import a_few, did_you_mean, error_in_a_line, first_line, near_names, plural
 
 if TYPE_CHECKING:
     from torch import nn
@@ -111,9 +111,8 @@ def arranged(args: Sequence[str]) -> list[str]:
             words.append(name)
         else:
             known = [*FLAGS, *VALUED, "--diff"]
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else "."
-            raise Refusal(f"there is no option {word}{hint} addnorm lint --help lists them")
+            hint = did_you_mean(name, known) or "addnorm lint --help lists them"
+            raise Refusal(f"unknown option {word}; {hint}")
     if two and len(targets) != 2:
         given = ", ".join(targets) or "none"
         raise Refusal(
@@ -194,10 +193,7 @@ def _each_once(why: str) -> tuple[str, bool]:
     for line in lines:
         call, _, error = line.strip().partition(": ")
         calls.setdefault(error, []).append(call)
-    told = [
-        f"  {made[0]}{f' and {len(made) - 1} more' if made[1:] else ''}: {error}"
-        for error, made in calls.items()
-    ]
+    told = [f"  {a_few(same_error, 1)}: {error}" for error, same_error in calls.items()]
     return "\n".join([head, *told]), len(calls) == 1 and len(lines) > 1
 
 
@@ -345,17 +341,17 @@ def _unused(findings: "Sequence[Finding]") -> str:
                 count += len(names) * len(_modules(f))
         if count:
             said.append(
-                f"{_count(count, 'parameter')} inside it {'is' if count == 1 else 'are'} {what}"
+                f"{plural(count, 'parameter')} inside it {'is' if count == 1 else 'are'} {what}"
             )
     return "and " + ", ".join(said)
 
 
 def _header(facts: Mapping[str, Any], found: "Found") -> Text:
     parts = [
-        f"{facts['parameters']:,} parameters",
-        _count(facts.get("residual_connections", 0), "residual connection"),
-        _count(facts.get("attentions", 0), "attention"),
-        _count(facts.get("norms", 0), "norm"),
+        plural(facts["parameters"], "parameter"),
+        plural(facts.get("residual_connections", 0), "residual connection"),
+        plural(facts.get("attentions", 0), "attention"),
+        plural(facts.get("norms", 0), "norm"),
     ]
     inputs = facts.get("inputs", {})
     given = "inputs" if found.inputs is not None else "made-up inputs"
@@ -438,7 +434,7 @@ def _print_unknown(report: "Report", console: Console) -> None:
         where = f" ({unknown.module})" if unknown.module else ""
         whys.setdefault(unknown.why, []).append(unknown.rule + where)
     for why, rules in whys.items():
-        told = Text(", ".join(rules[:6]) + (f" and {len(rules) - 6} more" if rules[6:] else ""))
+        told = Text(a_few(rules, 6))
         told.append(f": {why}", style="dim")
         _indented(told, console)
 
@@ -447,7 +443,7 @@ def _verdict(report: "Report", ignored: Sequence[str]) -> Text:
     from addnorm.linting.report import SEVERITIES
 
     counts = [(severity, len(report.of(severity))) for severity in SEVERITIES]
-    said = [_count(n, severity) for severity, n in counts if n]
+    said = [plural(n, severity) for severity, n in counts if n]
     ran = len(report.checked)
     undecided = len({u.rule for u in report.unknown})
     verdict = Text(style="bold")
@@ -458,17 +454,13 @@ def _verdict(report: "Report", ignored: Sequence[str]) -> Text:
     else:
         verdict.append(f"nothing found by {ran - undecided} rules", style="bold green")
     if undecided:
-        verdict.append(f"; {_count(undecided, 'rule')} could not decide")
+        verdict.append(f"; {plural(undecided, 'rule')} could not decide")
     if ignored:
         verdict.append(f"; ignored: {', '.join(dict.fromkeys(ignored))}")
     if said:
         rule = report.findings[0].rule
         verdict.append(f"\naddnorm lint --explain {rule} says more", style="not bold dim")
     return verdict
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _sentence(finding: "Finding") -> str:
@@ -633,8 +625,7 @@ def _of_the_user(target: str, file: Path) -> Iterator[None]:
 def _where(error: Exception, file: Path | None) -> str:
     """The error, and the last line of the user's own code that led to it; a library's only if
     there is none."""
-    lines = str(error).strip().splitlines()
-    told = type(error).__name__ + (f": {lines[0][:300]}" if lines else "")
+    told = error_in_a_line(error, 300)
     if isinstance(error, SyntaxError):
         place = f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
         text = (error.text or "").rstrip()
@@ -677,9 +668,8 @@ def _made(target: str, module: ModuleType, name: str, file: Path) -> Found:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            near = difflib.get_close_matches(part, [n for n in dir(found) if n[0] != "_"], n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else f"; {_content(found)}"
-            raise Refusal(f"{target}: there is no {part!r} in it{hint}")
+            hint = did_you_mean(part, [n for n in dir(found) if n[0] != "_"]) or _content(found)
+            raise Refusal(f"{target}: there is no {part!r} in it; {hint}")
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         return Found(target, found, file=file)
@@ -826,10 +816,9 @@ def _nowhere(target: str, error: BaseException | None) -> str:
     """That there is nothing of this name, and what the hub said if it was asked."""
     hub = ""
     if error is not None:
-        line = (str(error).strip().splitlines() or [""])[0][:200]
         hub = (
             "\nIt could not be downloaded from the Hugging Face hub either: "
-            f"{type(error).__name__}: {line} (without a network, use a folder with config.json and "
+            f"{error_in_a_line(error)} (without a network, use a folder with config.json and "
             "the weights)"
         )
     file = Path(f"{target}.py").expanduser()
@@ -844,8 +833,8 @@ def _nowhere(target: str, error: BaseException | None) -> str:
             f"a function that returns one{hub}"
         )
     beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
-    near = difflib.get_close_matches(file.name, beside, n=3, cutoff=0.75)
-    hint = f"; did you mean {' or '.join(str(file.parent / n) for n in near)}?" if near else ""
+    near = [file.parent / name for name in near_names(file.name, beside, cutoff=0.75)]
+    hint = f"; did you mean {' or '.join(map(str, near))}?" if near else ""
     return f"{target} is neither a file, nor a folder, nor a module{hint}{hub}"
 
 
@@ -875,6 +864,6 @@ def _from_transformers(target: str, folder: Path, weights: bool) -> Found:
             return Found(target, (kind or transformers.AutoModel).from_pretrained(folder))
         made = kind(config) if kind else transformers.AutoModel.from_config(config)
     except Exception as error:  # foreign code, which raises whatever it likes
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise Refusal(f"transformers cannot load {target}: {lines[0][:300]}") from None
+        line = first_line(str(error), 300) or type(error).__name__
+        raise Refusal(f"transformers cannot load {target}: {line}") from None
     return Found(target, made, note="No weights there: built from config.json and initialized.")

@@ -21,6 +21,7 @@ from rich.table import Table
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg
 from addnorm.lab import Setup
+from addnorm.words import plural
 
 if TYPE_CHECKING:
     from addnorm.lab.profile import Report, Spread
@@ -153,8 +154,9 @@ def _print_report(report: "Report") -> None:
         "x^2: mean square of the residual stream after the last of L blocks.\n"
         "|dW|: norm of the loss's gradient for the last MLP's down weight.\n"
         "first/last: that of the first MLP over that of the last.\n"
-        f"Exponents are fitted over L = {depths}. Medians over {report.setup.seeds} seed(s) with\n"
-        "[lowest, highest]. '-': not defined, as where a gradient is exactly 0.\n"
+        f"Exponents are fitted over L = {depths}. Medians over "
+        f"{plural(report.setup.seeds, 'seed')} with\n[lowest, highest]. '-': "
+        "not defined, as where a gradient is exactly 0.\n"
     )
 
 

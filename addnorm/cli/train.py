@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from addnorm.cli import Positional, Refusal, arg, optional
 from addnorm.cli.output import legible
+from addnorm.errors import unknown_name
 
 if TYPE_CHECKING:
     from addnorm.training.recipes import Config
@@ -137,7 +138,7 @@ def _config(options: Options) -> "Config":
         return _of_run(options.resume).changed(settings.from_assignments(options.settings))
     name = options.recipe or "stdlib_cpu"
     if name not in RECIPES:
-        raise Refusal(settings.unknown("recipe", name, RECIPES))
+        raise Refusal(unknown_name("recipe", name, RECIPES))
     config = RECIPES[name]()
     told = {} if options.config is None else settings.from_toml(options.config)
     if options.recipe is None and "task" in told:

@@ -6,7 +6,6 @@ more than that, a line of JSON excepted.
 """
 
 import codecs
-import difflib
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any, final
 
 from addnorm import reading
 from addnorm.errors import Mendable
+from addnorm.words import did_you_mean
 
 __all__ = ["DataError", "Source", "Texts", "open_source"]
 
@@ -437,9 +437,8 @@ def _missing(path: Path) -> str:
         return f"there is no {path}: not even the folder {path.parent}"
     with reading.system_errors(path.parent, DataError):
         names = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
-    near = difflib.get_close_matches(path.name, [*names, "stdlib"], n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"there is no {path}{hint}"
+    hint = did_you_mean(path.name, [*names, "stdlib"])
+    return f"there is no {path}{hint and f'; {hint}'}"
 
 
 def _valid(value: Any, where: str) -> str:

@@ -19,7 +19,6 @@ pair first. The work is done by the ``tokenizers`` package; here is what it leav
 
 import builtins
 import codecs
-import difflib
 import hashlib
 import json
 import os
@@ -36,7 +35,8 @@ from typing import Any, ClassVar, final
 import tokenizers
 
 from addnorm import reading
-from addnorm.errors import Mendable, value_in_short
+from addnorm.errors import Mendable, unknown_name, value_in_short
+from addnorm.words import a_few
 
 __all__ = ["TextStream", "Tokenizer", "TokenizerError"]
 
@@ -290,12 +290,10 @@ class Characters(Kind):
         for place, c in enumerate(text):
             if c not in self._ids:
                 places.setdefault(c, []).append(place)
-        told = [
-            f"{c!r} (U+{ord(c):04X}) at {_some(map(str, where), 4)}" for c, where in places.items()
-        ]
+        told = [f"{c!r} (U+{ord(c):04X}) at {a_few(where, 4)}" for c, where in places.items()]
         return (
             f"not in this tokenizer's vocabulary of {len(self._ids)} characters: "
-            f"{_some(told, 8, '; ')}. It was made from another text; make it from all that it is "
+            f"{a_few(told, 8, '; ')}. It was made from another text; make it from all that it is "
             "to encode, or use one that has an id for everything: Tokenizer.bytes(), or BPE"
         )
 
@@ -376,7 +374,7 @@ class Tokenizer:
         name = reading.field(card, "kind", str, card_path, TokenizerError)
         identity = reading.field(card, "identity", str, card_path, TokenizerError)
         if name not in KINDS:
-            raise TokenizerError(f"{card_path}: unknown kind {name!r}, not {_some(KINDS, 9)}")
+            raise TokenizerError(f"{card_path}: {unknown_name('kind', name, KINDS)}")
         kind = KINDS[name]
         tokenizer = cls(kind.load(folder))
         if tokenizer.identity != identity:
@@ -413,10 +411,9 @@ class Tokenizer:
                 )
             return cls(Characters("".join(sorted(found))))
         if kind != "bpe":
-            near = difflib.get_close_matches(kind, ["bpe", "characters"])
             raise TokenizerError(
-                f"unknown kind {kind!r}{f', did you mean {near[0]!r}?' if near else ''}: 'bpe' and "
-                "'characters' are learned from text; for bytes there is Tokenizer.bytes()"
+                f"unknown kind {kind!r}: 'bpe' and 'characters' are learned from text; for bytes "
+                "there is Tokenizer.bytes()"
             )
         if vocab_size is None:
             raise TokenizerError("kind 'bpe' needs a vocab_size; GPT-2 has 50257")
@@ -638,7 +635,7 @@ def _expect_files(folder: Path) -> None:
     raise TokenizerError(
         f"no tokenizer in {folder}: expected {BytePairs.file}, or {' and '.join(PARTS)}, or what "
         f"Tokenizer.save wrote, with its {CARD}. "
-        + (f"There is: {_some(there, 20)}" if there else "The folder is empty")
+        + (f"There is: {a_few(there, 20)}" if there else "The folder is empty")
         + (f" ({'; '.join(foreign)})" if foreign else "")
     )
 
@@ -660,7 +657,7 @@ def _from_vocab_and_merges(folder: Path, config: dict[str, Any]) -> dict[str, An
     added = reading.json_object(path, TokenizerError) if os.path.lexists(path) else {}
     if more := sorted(added.keys() - vocab.keys()):
         raise TokenizerError(
-            f"{path} has tokens that vocab.json does not have ({_some(more, 5)}): of these old "
+            f"{path} has tokens that vocab.json does not have ({a_few(more, 5)}): of these old "
             "files only vocab.json and merges.txt are read; save the tokenizer as tokenizer.json "
             "with transformers"
         )
@@ -689,7 +686,7 @@ def _from_vocab_and_merges(folder: Path, config: dict[str, Any]) -> dict[str, An
     if lost:
         raise TokenizerError(
             f"{path} has {len(merges)} merges, and {len(lost)} tokens of vocab.json come from none "
-            f"of them ({_some(map(repr, lost), 5)}): it is cut short, or from another tokenizer"
+            f"of them ({a_few(map(repr, lost), 5)}): it is cut short, or from another tokenizer"
         )
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
@@ -790,7 +787,7 @@ def _check_bpe(data: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any
             found.append(f"token {token['content']!r} that swallows the spaces around it")
     if found:
         raise TokenizerError(
-            f"only byte-level BPE of GPT-2's family is read here, found: {_some(found, 6, '; ')}"
+            f"only byte-level BPE of GPT-2's family is read here, found: {a_few(found, 6, '; ')}"
         )
     if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
         raise TokenizerError("its model has no vocabulary or no merges")
@@ -820,7 +817,7 @@ def _check_vocabulary(model: dict[str, Any], added: dict[str, int]) -> None:
         one, two = next((first[i], t) for t, i in tokens.items() if first.setdefault(i, t) != t)
         raise TokenizerError(f"tokens {one!r} and {two!r} have the same id, {tokens[two]}")
     if missing := [f"0x{b:02x}" for c, b in alphabet.items() if c not in vocab or c in added]:
-        raise TokenizerError(f"no token for the single bytes {_some(missing, 5)}: not byte-level")
+        raise TokenizerError(f"no token for the single bytes {a_few(missing, 5)}: not byte-level")
     if bad := [t for t in vocab if not alphabet.keys() >= set(t) and t not in added]:
         raise TokenizerError(f"token {bad[0]!r} is not written in GPT-2's alphabet of bytes")
     for number, merge in enumerate(model["merges"], 1):
@@ -919,13 +916,6 @@ def _size(sources: Iterable[str | Path]) -> float:
 
 
 # --- helpers --------------------------------------------------------------------------------------
-
-
-def _some(items: Iterable[str], limit: int, between: str = ", ") -> str:
-    """The first of them, and how many more there are."""
-    items = list(items)
-    more = f"{between}and {len(items) - limit} more" if len(items) > limit else ""
-    return between.join(items[:limit]) + more
 
 
 def _write(path: Path, text: str) -> None:

@@ -19,6 +19,7 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable
 from addnorm.models import folders
 from addnorm.models.gpt import GPT
+from addnorm.words import error_in_a_line
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 """Of weights in files."""
@@ -171,8 +172,7 @@ def reason(error: BaseException) -> str:
     """The first line of what everything else followed from."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"
+    return error_in_a_line(error)
 
 
 # --- writing --------------------------------------------------------------------------------------

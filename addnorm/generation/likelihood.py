@@ -28,6 +28,7 @@ from addnorm.errors import Mendable
 from addnorm.generation.decode import LanguageModel, evaluating
 from addnorm.generation.text import Tokenizer, check_tokenizer
 from addnorm.ops.reference import accumulate_dtype
+from addnorm.words import plural
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class Likelihood:
         else:
             start = f"each text is scored as following the end-of-text token (id {self.start})"
         return (
-            f"perplexity {self.perplexity:.4f} per token ({_count(self.tokens, 'token')}), "
-            f"{self.word_perplexity:.4f} per word ({_count(self.words, 'word')}), "
-            f"{self.bits_per_byte:.4f} bits per byte ({_count(self.bytes, 'byte')})\n"
+            f"perplexity {self.perplexity:.4f} per token ({plural(self.tokens, 'token')}), "
+            f"{self.word_perplexity:.4f} per word ({plural(self.words, 'word')}), "
+            f"{self.bits_per_byte:.4f} bits per byte ({plural(self.bytes, 'byte')})\n"
             f"context {self.context}, stride {self.stride}; {start}"
         )
 
@@ -151,10 +152,6 @@ def _scores(
             place += windows[row][0] + length - scored + 1
             raise FloatingPointError(f"the likelihood is not finite at token {place}")
         yield -nll.cpu().double()  # not every accelerator has float64
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _exp(x: float) -> float:

@@ -4,7 +4,6 @@ What one row gets is decided by its prompt, the options and its seed alone: not 
 of the batch (apart from rounding), and not by whether it is streamed.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypedDict, Unpack, overload
@@ -12,7 +11,7 @@ from typing import Literal, NamedTuple, Protocol, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from addnorm.errors import Mendable
+from addnorm.errors import Mendable, unknown_name
 from addnorm.generation.constraint import Constraint, Tokens, constraint, pieces
 from addnorm.generation.decode import (
     Beyond,
@@ -332,13 +331,7 @@ def stream_text(
     """
     for name in options:
         if name not in Options.__annotations__:
-            near = difflib.get_close_matches(name, Options.__annotations__)
-            told = (
-                f"did you mean {' or '.join(near)}?"
-                if near
-                else f"there are {', '.join(Options.__annotations__)}"
-            )
-            raise TypeError(f"unknown option {name!r}; {told}")
+            raise TypeError(unknown_name("option", name, Options.__annotations__))
     return Writing(model, [prompts] if isinstance(prompts, str) else prompts, tokenizer, **options)
 
 

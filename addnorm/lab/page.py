@@ -231,9 +231,10 @@ def _table(report: Report) -> str:
             f'<td role="cell" class="num" data-head="Gradient, first / last MLP">'
             f"{number(d.value(deep, 'first_to_last').median)}</td></tr>"
         )
+    depths = ", ".join(map(str, sorted(report.setup.depths)))
     return (
         '<table role="table"><caption>Medians over the seeds, with the lowest and the highest. '
-        f"Exponents are fitted over L = {_listed(sorted(report.setup.depths))} blocks.</caption>"
+        f"Exponents are fitted over L = {depths} blocks.</caption>"
         f'<thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col">Design</th>'
         f'{heads}<th role="columnheader" scope="col" class="num">Gradient<br>'
         f'<small>first / last MLP</small></th></tr></thead><tbody role="rowgroup">'
@@ -242,10 +243,6 @@ def _table(report: Report) -> str:
 
 
 # --- the page -------------------------------------------------------------------------------------
-
-
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values))
 
 
 def _equation(text: str) -> str:

@@ -10,7 +10,6 @@ References: Radford et al. 2019 (GPT-2); Vaswani et al. 2017 (arXiv 1706.03762);
 """
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from addnorm import schemes
 from addnorm.branches import ACTIVATIONS, MLP, Attention, GatedMLP
-from addnorm.errors import Mendable, check_whole, is_number, value_in_short
+from addnorm.errors import Mendable, check_known, check_whole, is_number, value_in_short
 from addnorm.generation.decode import generate_ids
 from addnorm.norms import DyT, L2Norm, LayerNorm, Norm, RMSNorm, ScaleNorm
 from addnorm.positions import ALiBi, AttentionPosition, Learned, RoPE, Sinusoidal
@@ -87,12 +86,12 @@ class GPTConfig:
             if type(getattr(self, name)) is not bool:
                 told = value_in_short(getattr(self, name))
                 raise Mendable(f"{name} must be true or false, got {told}")
-        _known("norm", self.norm, NORMS)
-        _known("position", self.position, POSITIONS)
-        _known("mlp", self.mlp, MLPS)
-        _known("activation", self.activation, ACTIVATIONS)
+        check_known("norm", self.norm, NORMS)
+        check_known("position", self.position, POSITIONS)
+        check_known("mlp", self.mlp, MLPS)
+        check_known("activation", self.activation, ACTIVATIONS)
         if self.qk_norm is not None:
-            _known("qk_norm", self.qk_norm, NORMS)
+            check_known("qk_norm", self.qk_norm, NORMS)
         if self.dim % self.n_heads:
             raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
         if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
@@ -167,7 +166,7 @@ class GPT(nn.Module):
     @staticmethod
     def preset(name: str, **changes: Any) -> GPTConfig:
         """A published shape: gpt2, gpt2-medium, gpt2-large, gpt2-xl; any field can be changed."""
-        _known("preset", name, PRESETS)
+        check_known("preset", name, PRESETS)
         dim, layers, heads = PRESETS[name]
         config = GPTConfig(
             vocab_size=50257, context_length=1024, dim=dim, n_layers=layers, n_heads=heads
@@ -337,10 +336,3 @@ def _places(ids: Tensor, valid: Tensor | None, past: int | Tensor) -> Tensor:
     """The number of each new token among the real ones of its row: (T,) or (B, T)."""
     slots = past + torch.arange(ids.shape[1], device=ids.device)
     return slots if valid is None else (valid.cumsum(1) - 1).clamp(min=0).index_select(1, slots)
-
-
-def _known(what: str, name: object, known: Any) -> None:
-    if not isinstance(name, str) or name not in known:
-        near = difflib.get_close_matches(str(name), list(known)) or list(known)
-        told = value_in_short(name)
-        raise Mendable(f"unknown {what} {told}; did you mean {' or '.join(near)}?")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from addnorm import reading
 from addnorm.models.folders import SAFETENSORS, WEIGHTS, WeightsError, content, read_json
+from addnorm.words import first_line
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _why_refused(file: Path, error: Exception) -> str:
             f"{file} was refused: it holds more than tensors ({asked[1]}), which may run any code "
             f"when read. Ask for {SAFETENSORS} instead"
         )
-    first = "" if isinstance(error, UnpicklingError) else str(error).partition("\n")[0]
+    first = "" if isinstance(error, UnpicklingError) else first_line(str(error))
     return (
         f"{file} is truncated or damaged, or was not written by torch.save "
         f"({type(error).__name__}{first and ': '}{first}): get it again, or ask for {SAFETENSORS}"

@@ -22,6 +22,7 @@ from addnorm.models.configs import IDENTITY, Tokenizer, why_not_gpt2
 from addnorm.models.folders import CONFIG, WeightsError
 from addnorm.models.gpt import GPT, GPTConfig
 from addnorm.models.stored import DTYPES, Entry, entries
+from addnorm.words import a_few
 
 __all__ = ["Report", "WeightsError", "check", "load", "save", "why_not_gpt2"]
 
@@ -219,13 +220,13 @@ def _check_names(folder: Path, rows: list[Row], stored: Mapping[str, Entry]) -> 
     missing = [name for name in expected if name not in stored]
     if missing:
         raise WeightsError(
-            f"{folder}: {_some(missing)} missing in {files}: the file was cut, or is of another "
+            f"{folder}: {a_few(missing)} missing in {files}: the file was cut, or is of another "
             "kind of model"
         )
     extra = sorted(stored.keys() - set(expected))
     if extra:
         raise WeightsError(
-            f"{folder / stored[extra[0]].file} holds {_some(extra)}, which the model of {CONFIG} "
+            f"{folder / stored[extra[0]].file} holds {a_few(extra)}, which the model of {CONFIG} "
             "has no place for: it is of another model, or one with parts that addnorm lacks"
         )
 
@@ -258,11 +259,6 @@ def _check_one(
     turned = row.transposed and entry.shape == wanted[::-1]
     hint = ": it is stored as nn.Linear has it, transposed" if turned else ""
     raise WeightsError(f"{where} has shape {entry.shape}, expected {wanted}{hint}")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -306,7 +302,7 @@ def save(
     odd = [n for n in stored.keys() | shapes if n not in stored or stored[n].shape != shapes.get(n)]
     if odd:
         raise WeightsError(
-            f"{_some(sorted(odd))} of the model are not what its config says: merge adapters and "
+            f"{a_few(sorted(odd))} of the model are not what its config says: merge adapters and "
             "undo other changes before saving (peft: merge_and_unload)"
         )
     eos = _eos(config, tokenizer)

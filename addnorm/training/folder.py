@@ -19,6 +19,7 @@ from addnorm.models import folders
 from addnorm.settings import ConfigError
 from addnorm.training import report
 from addnorm.training.checkpoint import LEFT_BEHIND, LOCK, CheckpointError, Checkpoints
+from addnorm.words import a_few
 
 STATE, SETTINGS, CHECKPOINTS = "run.json", "config.toml", "checkpoints"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -164,9 +165,7 @@ def _refuse(place: Place, folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _shown(paths: Iterable[Path], folder: Path) -> str:
-    names = sorted(str(path.relative_to(folder)) for path in paths)
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+    return a_few(sorted(str(path.relative_to(folder)) for path in paths), 5)
 
 
 def _has_checkpoints(folder: Path) -> bool:

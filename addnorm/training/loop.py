@@ -24,6 +24,7 @@ from addnorm.training.loop_settings import Loop, Precision
 from addnorm.training.optim import factor, gradients, optimizers
 from addnorm.training.parallel import World, put, spread, whole
 from addnorm.training.task import Batch, Task
+from addnorm.words import first_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RECENT = 64  # gradient norms that the spike guard compares with
@@ -435,7 +436,7 @@ def compiler_failure(device: torch.device) -> str | None:
         toy = torch.compile(lambda x: (x * 2).relu().sum())
         toy(torch.ones(4, device=device, requires_grad=True)).backward()
     except RuntimeError as error:  # of torch._dynamo and torch._inductor: all are RuntimeErrors
-        return str(error).strip().partition("\n")[0][:200]
+        return first_line(str(error))
     return None
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from addnorm import settings
+from addnorm.errors import unknown_name
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.models.gpt import GPT, GPTConfig
 from addnorm.settings import AtResume, ConfigError
@@ -65,7 +66,7 @@ class Config:
                             "own: choose a recipe with it"
                         )
                 elif key not in known:
-                    raise ConfigError(settings.unknown("setting", key, [*known, "sinks"]))
+                    raise ConfigError(unknown_name("setting", key, [*known, "sinks"]))
                 else:
                     mine[known[key]][-1][key] = value
                     if key in kinds:
@@ -118,7 +119,7 @@ class Config:
         """From what ``to_json`` wrote."""
         kind = TASKS.get(str(told.get("task", "language")))
         if kind is None:
-            raise ConfigError(settings.unknown("task", str(told.get("task")), TASKS))
+            raise ConfigError(unknown_name("task", str(told.get("task")), TASKS))
         return replace(cls(about=kind()).changed(told), choices={})
 
 

@@ -33,6 +33,7 @@ from addnorm.pages.svg import (
 )
 from addnorm.training.recipes import Config
 from addnorm.training.sinks import objects, read
+from addnorm.words import a_few, plural
 
 NAME = "report.html"
 MOMENTS = (0.0, 0.05, 0.2, 0.5, 1.0)  # shares of a run at which the stream is drawn by layer
@@ -358,13 +359,8 @@ def shown(value: object) -> str:
     return str(value)
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}" + ("" if n == 1 else "s")
-
-
-def _listed(steps: Sequence[int]) -> str:
-    told = ", ".join(f"{s:,}" for s in steps[:10])
-    return f"{told} and {len(steps) - 10:,} more" if len(steps) > 10 else told
+def _steps(steps: Sequence[int]) -> str:
+    return a_few([f"{step:,}" for step in steps], 10)
 
 
 TITLES = {
@@ -399,7 +395,7 @@ def _how(story: Story) -> str:
     so_far = f"{story.step:,} of {story.steps:,} steps" if story.steps else f"{story.step:,} steps"
     at = f"step {story.step:,}" + (f" of {story.steps:,}" if story.steps else "")
     if story.finished:
-        return f"finished after {_count(story.step, 'step')}"
+        return f"finished after {plural(story.step, 'step')}"
     if story.failure in signal.Signals.__members__:
         return f"stopped by {story.failure} at {at}"
     if story.failure:
@@ -438,7 +434,7 @@ def _facts(story: Story) -> str:
     counts = [_number(state.get("tokens")), *train.values("tokens")[-1:]]
     tokens = max((c for c in counts if math.isfinite(c)), default=0.0)
     told.append(
-        (f"{story.unit} seen", large(tokens), f"{tokens:,.0f} in {_count(story.step, 'step')}")
+        (f"{story.unit} seen", large(tokens), f"{tokens:,.0f} in {plural(story.step, 'step')}")
     )
     times = [_number(state.get("elapsed_s")), *train.values("elapsed_s")[-1:]]
     known = [t for t in times if math.isfinite(t)]
@@ -513,7 +509,7 @@ def _told(plot: HeldOut) -> str:
                 f"Values above the plot in the first {plot.early:.0%} of the steps are cut off."
             )
     if broken := plot.train.broken:
-        words.append(f"{CROSS} not finite at {_count(len(broken), 'step')}: {_listed(broken)}.")
+        words.append(f"{CROSS} not finite at {plural(len(broken), 'step')}: {_steps(broken)}.")
     if points := plot.glances.points:
         (s0, v0), (s1, v1) = points[0], points[-1]
         words.append(f"Held out, dots: {exact(v0)} at step {s0:,}")
@@ -542,7 +538,7 @@ def _evaluations(story: Story) -> str:
         )
         step = f"{r['step']:,}" + (" <small>all</small>" if r.get("whole") is True else "")
         rows.append(f'<tr><th scope="row" class="num">{step}</th>{cells}</tr>')
-    count = _count(len(records), "evaluation")
+    count = plural(len(records), "evaluation")
     some = f", {ROWS} of them, evenly chosen" if len(records) > ROWS else ""
     return (
         f"<details><summary>{count} as a table</summary><div class='scroll' tabindex='0'><table>"
@@ -602,11 +598,11 @@ def _gradient(story: Story) -> str:
         )
     if clip > 0:
         over = sum(v > clip for v in curve.values)
-        words.append(f"Clipped to {clip:g} at {_count(over, 'step')}.")
+        words.append(f"Clipped to {clip:g} at {plural(over, 'step')}.")
     if broken:
-        words.append(f"{CROSS} not finite at {_count(len(broken), 'step')}: {_listed(broken)}.")
+        words.append(f"{CROSS} not finite at {plural(len(broken), 'step')}: {_steps(broken)}.")
     if wedged:
-        words.append(f"{WEDGE} left out {_count(len(wedged), 'step')}: {_listed(wedged)}.")
+        words.append(f"{WEDGE} left out {plural(len(wedged), 'step')}: {_steps(wedged)}.")
     if not broken and not left:
         words.append("No step was left out.")
     text = " ".join(words)
@@ -751,13 +747,13 @@ def _settings(story: Story) -> str:
     rest = [k for k in config if k not in mine]
     parts = [
         _table(
-            f"{_count(len(mine), 'setting')} not at the default.",
+            f"{plural(len(mine), 'setting')} not at the default.",
             ("Setting", "Value", "Default"),
             [(k, shown(config[k]), shown(defaults[k]) if k in defaults else DASH) for k in mine],
         )
     ]
     if rest:
-        count = f"{_count(len(rest), 'setting')} at the default"
+        count = f"{plural(len(rest), 'setting')} at the default"
         table = _table(count + ".", ("Setting", "Value"), [(k, shown(config[k])) for k in rest])
         parts.append(f"<details><summary>{count}</summary>{table}</details>")
     return "".join(parts)
@@ -867,9 +863,9 @@ def render(story: Story) -> str:
     skipped = sum(r.get("skipped") is True for r in story.train.records)
     skipped = max(skipped, _whole(story.state.get("skipped")) or 0)
     if skipped:
-        lost.append(f"{_count(skipped, 'step')} left out")
+        lost.append(f"{plural(skipped, 'step')} left out")
     if rollbacks := _whole(story.state.get("rollbacks")):
-        lost.append(f"{_count(rollbacks, 'time')} back to a checkpoint")
+        lost.append(f"{plural(rollbacks, 'time')} back to a checkpoint")
     lead = f"{_what(story)}: {_how(story)}" + "".join(f"; {what}" for what in lost)
     body = f"""<main>
 <header>

@@ -14,7 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from addnorm.settings import ConfigError, unknown
+from addnorm.errors import unknown_name
+from addnorm.settings import ConfigError
 
 Record = Mapping[str, Any]
 
@@ -126,7 +127,7 @@ def named(names: tuple[str, ...]) -> None:
     """Raise if one is no sink."""
     for name in names:
         if name not in MODULES:
-            raise ConfigError(f"sinks: {unknown('sink', name, MODULES)}")
+            raise ConfigError(f"sinks: {unknown_name('sink', name, MODULES)}")
 
 
 def installed(names: tuple[str, ...]) -> None:

@@ -1,0 +1,53 @@
+"""Phrases that many messages share."""
+
+import pytest
+
+from addnorm.errors import Mendable, check_known, unknown_name
+from addnorm.words import a_few, did_you_mean, error_in_a_line, first_line, near_names, plural
+
+
+def test_near_names() -> None:
+    assert near_names("warmpu", ["warmup", "steps"]) == ["warmup"]
+    assert near_names("dim", ["model.dim", "steps"]) == ["model.dim"]
+    assert near_names("a1", ["a2", "a3", "a4", "a5"]) == ["a5", "a4", "a3"], "three at most"
+    assert near_names("net.py", ["nets.py", "ten.txt"], cutoff=0.75) == ["nets.py"]
+    assert near_names(None, ["none"]) == ["none"], "whatever a file has for a name"
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("rellu", ["relu", "rrelu", "tanh"]) == "did you mean relu or rrelu?"
+    assert did_you_mean("xyz", ["relu"]) == ""
+
+
+def test_an_unknown_name() -> None:
+    assert unknown_name("sink", "wandn", ["wandb"]) == "unknown sink 'wandn'; did you mean wandb?"
+    assert unknown_name("sink", "x", ["a", "b"]) == "unknown sink 'x'; there are a, b"
+    assert unknown_name("sink", "x", ()) == "unknown sink 'x'; there is none"
+    assert len(unknown_name("sink", "x" * 1000, ["a"])) < 100
+    check_known("sink", "a", ["a", "b"])
+    for name in ("c", None, ["a"]):
+        with pytest.raises(Mendable, match="unknown sink"):
+            check_known("sink", name, ["a", "b"])
+
+
+def test_a_few_of_many() -> None:
+    assert a_few(["a", "b", "c"]) == "a, b, c"
+    assert a_few("abcd") == "a, b, c and 1 more"
+    assert a_few(range(5), 2, "; ") == "0; 1 and 3 more"
+    assert a_few(range(2001), 1) == "0 and 2,000 more"
+    assert a_few([]) == ""
+
+
+def test_plural() -> None:
+    assert [plural(n, "step") for n in (0, 1, 2, 1234)] == [
+        *("0 steps", "1 step", "2 steps", "1,234 steps")
+    ]
+
+
+def test_an_error_in_a_line() -> None:
+    assert first_line("\n  first \nsecond") == "first"
+    assert first_line(" \n") == ""
+    assert first_line("abcdef", 3) == "abc"
+    assert error_in_a_line(ValueError("one\ntwo")) == "ValueError: one"
+    assert error_in_a_line(KeyError()) == "KeyError"
+    assert error_in_a_line(ValueError("x" * 999), 240) == "ValueError: " + "x" * 240
