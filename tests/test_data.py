@@ -26,6 +26,7 @@ from addnorm.data.shards import Prepared, prepare
 from addnorm.data.sources import DataError, Source, Texts, open_source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.windows import Windows
+from addnorm.progress import ProgressBar
 from tests.references import bpe
 
 END = "<|endoftext|>"
@@ -932,13 +933,13 @@ def test_progress_is_told(tmp_path, capsys, monkeypatch):
     assert told(progress=False) == ""
     encode = shards._ByBytes.encode
     shown = threading.Event()
-    start = shards._Meter._start
+    start = ProgressBar._start
 
     def started(self):
         start(self)
         shown.set()
 
-    monkeypatch.setattr(shards._Meter, "_start", started)
+    monkeypatch.setattr(ProgressBar, "_start", started)
 
     def slowly(self, texts):
         assert shown.wait(20)

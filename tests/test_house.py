@@ -29,6 +29,7 @@ GROUND = {  # every room may import these, so no arrow shows it
     "errors": "words",
     "reading": "errors",
     "settings": "errors reading",
+    "progress": "",
 }
 ROAD = {
     "ops": "",

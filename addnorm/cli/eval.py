@@ -9,12 +9,10 @@ import sys
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg, optional, output
 from addnorm.cli.models import Place, with_tokenizer
+from addnorm.progress import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,7 @@ def run(options: Options) -> int:
     model, tokenizer = with_tokenizer(options.model, options.place)
     from addnorm.generation import perplexity
 
-    columns = (TextColumn("scoring"), BarColumn(), TimeRemainingColumn())
-    errors = Console(stderr=True)
-    with Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
+    with ProgressBar("scoring") as bar:
         try:
             found = perplexity(
                 model,
@@ -58,7 +53,7 @@ def run(options: Options) -> int:
                 context=options.context,
                 stride=options.stride,
                 batch_size=options.batch_size,
-                progress=lambda done, of: bar.update(task, completed=done, total=of),
+                progress=bar.update,
             )
         except FloatingPointError as error:
             output.say(str(error))

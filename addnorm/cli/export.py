@@ -5,18 +5,15 @@ differ, the files are thrown away and the exit status is 1. docs/export.md says 
 holds.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg, optional, output
 from addnorm.cli.models import open_model
+from addnorm.progress import ProgressBar
 
 if TYPE_CHECKING:
     from addnorm.data.tokenizer import Tokenizer
@@ -111,15 +108,10 @@ def run(options: Options) -> int:
     model, tokenizer = open_model(options.model)
     from addnorm.export import CheckFailed, ExportError
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    errors = Console(stderr=True)
-    with Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
+    with ProgressBar() as bar:
         try:
             with reading.system_errors(options.out, ExportError, "write"):
-                written = options.write(
-                    model, tokenizer, lambda text: bar.update(task, description=text)
-                )
+                written = options.write(model, tokenizer, bar.begin)
         except CheckFailed as error:
             output.say(f"the check failed, and nothing was written: {error}")
             return 1

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg, optional, output
 from addnorm.cli.models import Place, with_tokenizer
 from addnorm.cli.output import json_line, legible
+from addnorm.progress import ProgressBar
+from addnorm.words import plural
 
 if TYPE_CHECKING:
     from addnorm.generation import Generated, Writing
@@ -156,13 +155,9 @@ def _write_as_it_comes(writing: "Writing", prompt: str, shown: list[str]) -> Non
 
 def _wait(writing: "Writing", rows: int, most: int) -> None:
     """A bar that counts tokens; rows that end early are counted as done."""
-    columns = (TextColumn("writing {task.fields[rows]}"), BarColumn(), TimeRemainingColumn())
-    errors = Console(stderr=True)
-    with Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
-        told = f"{rows} texts" if rows > 1 else "a text"
-        task = bar.add_task("", total=rows * most, rows=told)
+    with ProgressBar(f"writing {plural(rows, 'text')}", rows * most) as bar:
         for _ in writing:
-            bar.update(task, completed=rows * most - writing.remaining)
+            bar.update(rows * most - writing.remaining)
 
 
 def _conclude(options: Options, writing: "Writing", shown: str, seconds: float) -> None:

@@ -23,12 +23,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, UseAppendAction, arg
 from addnorm.cli.models import RUN, open_model
+from addnorm.progress import ProgressBar
 from addnorm.words import a_few, did_you_mean, error_in_a_line, first_line, near_names, plural
 
 if TYPE_CHECKING:
@@ -156,10 +156,10 @@ def _lint(options: Options) -> int:
     causal = True if options.causal else False if options.no_causal else None
     with (
         _not_hung(*_running(found)),
-        _progress() as progress,
+        ProgressBar("examining") as bar,
         contextlib.redirect_stdout(sys.stderr),
     ):
-        report = lint(found.model, found.inputs, causal=causal, progress=progress)
+        report = lint(found.model, found.inputs, causal=causal, progress=bar.update)
     report = report.without(options.ignore)
     undone = next((u.why for u in report.unknown if u.rule == "lint"), None)
     if options.as_json:
@@ -255,15 +255,6 @@ def _running(*all_found: "Found") -> tuple[str, int]:
     count = sum(p.numel() for found in all_found for p in found.model.parameters())
     names = " and ".join(found.name for found in all_found)
     return f"running {names} ({count:,} parameters) many times; this may take minutes", count
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    columns = (TextColumn("examining"), BarColumn(), TextColumn("{task.description}"))
-    errors = Console(stderr=True)
-    with Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, of, rule: bar.update(task, completed=done, total=of, description=rule)
 
 
 def _console() -> Console:

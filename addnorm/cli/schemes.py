@@ -8,19 +8,18 @@ to the terminal, a page with plots and all numbers to the folder --out.
 import json
 import math
 import shlex
-import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg
 from addnorm.lab import Setup
+from addnorm.progress import ProgressBar
 from addnorm.words import plural
 
 if TYPE_CHECKING:
@@ -112,13 +111,8 @@ def _measure(options: Options) -> None:
     with reading.system_errors(options.out, Refusal, "write"):
         options.out.mkdir(parents=True, exist_ok=True)
     blocks = len(texts) * setup.seeds * sum(setup.depths)
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(f"measuring {len(texts)} designs", total=blocks)
-        report = compare(
-            texts, setup, command(names, setup), advance=lambda n: bar.advance(task, n)
-        )
+    with ProgressBar(f"measuring {plural(len(texts), 'design')}", blocks) as bar:
+        report = compare(texts, setup, command(names, setup), advance=bar.advance)
     _print_report(report)
     with reading.system_errors(options.out, Refusal, "write"):
         (options.out / "schemes.json").write_text(json.dumps(report.to_json(), allow_nan=False))

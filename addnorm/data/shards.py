@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import sys
-import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -40,6 +39,7 @@ from numpy.typing import NDArray
 from addnorm import reading
 from addnorm.data.sources import DataError, Source
 from addnorm.data.tokenizer import CUT, WHITESPACE, Tokenizer, TokenizerError
+from addnorm.progress import ProgressBar
 
 __all__ = ["Prepared", "Split", "Summary", "Tokens", "prepare", "training_texts"]
 
@@ -228,15 +228,20 @@ def prepare(
         raise DataError(f"no split {split!r}, only {', '.join(map(repr, get_args(Rule)))}")
     if workers is not None and workers < 1:
         raise DataError(f"workers is {workers}: at least 1")
-    with _Meter(source.name, progress) as meter:
-        meter.phase("hashing")
+    with ProgressBar(
+        in_bytes=True,
+        patience=0.0 if progress else PATIENCE,
+        interval=INTERVAL,
+        hidden=progress is False,
+    ) as bar:
+        bar.begin(f"hashing {source.name}")
         content = source.identity()
         decides = [FORMAT, content, tokenizer.identity, tokenizer.eos_id, split, val_fraction]
         folder = cache / hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
         if folder.exists():
             return Prepared.open(folder)
-        meter.phase("counting")
-        survey = _Survey(source, val_fraction, meter)
+        bar.begin(f"counting {source.name}")
+        survey = _Survey(source, val_fraction, bar)
         rule = survey.rule(split)
         pieces = _whole(source, survey) if rule == "documents" else _cut_off(source, survey)
         summary = {
@@ -248,9 +253,9 @@ def prepare(
             "rule": rule,
             "val_fraction": val_fraction,
         }
-        meter.phase("tokenizing", survey.bytes)
+        bar.begin(f"tokenizing {source.name}", survey.bytes)
         try:
-            meta = _write(folder, pieces, tokenizer, summary, survey.bytes, workers, meter)
+            meta = _write(folder, pieces, tokenizer, summary, survey.bytes, workers, bar)
         except _Done:  # somebody else was faster
             return Prepared.open(folder)
         except TokenizerError as error:  # a character that it does not have
@@ -262,8 +267,7 @@ def training_texts(
     source: Source, *, val_fraction: float = 0.1, split: Rule = "auto"
 ) -> Iterator[str]:
     """The text that ``prepare`` takes for training, in pieces: what a tokenizer may learn from."""
-    with _Meter(source.name, False) as meter:
-        survey = _Survey(source, val_fraction, meter)
+    survey = _Survey(source, val_fraction, ProgressBar(hidden=True))
     whole = survey.rule(split) == "documents"
     for piece in _whole(source, survey) if whole else _cut_off(source, survey):
         if piece.split == "train":
@@ -286,7 +290,7 @@ class _Piece(NamedTuple):
 class _Survey:
     """What must be known before the first token is written, from one pass over the text."""
 
-    def __init__(self, source: Source, val_fraction: float, meter: "_Meter"):
+    def __init__(self, source: Source, val_fraction: float, bar: ProgressBar):
         self.val_fraction = val_fraction
         self.documents = self.bytes = 0
         self.lengths: dict[int, int] = {}  # characters of the documents that come in several parts
@@ -298,7 +302,7 @@ class _Survey:
             hash.update(data)
             characters, parts = characters + len(text), parts + 1
             self.bytes += len(data)
-            meter.advance(len(data))
+            bar.advance(len(data))
             if not ends:
                 continue
             number = int.from_bytes(hash.digest())
@@ -552,7 +556,7 @@ def _write(
     summary: dict[str, Any],
     size: int,
     workers: int | None,
-    meter: "_Meter",
+    bar: ProgressBar,
 ) -> dict[str, Any]:
     """Write all files into a folder of another name, which is renamed when they are on the disk."""
     dtype, encoder = _dtype(tokenizer), _encoder(tokenizer)
@@ -568,7 +572,7 @@ def _write(
                     if piece.first:
                         writer.begin(eos)
                     writer.add(ids, text)
-                    meter.advance(text)
+                    bar.advance(text)
         splits = {name: writer.meta() for name, writer in writers.items()}
         for name, found in splits.items():
             if not found["bytes"]:
@@ -781,77 +785,3 @@ def _damaged(folder: Path, what: str) -> DataError:
 
 
 # --- telling --------------------------------------------------------------------------------------
-
-
-@final
-class _Meter:
-    """How far it is: a bar on a terminal, else a line now and then; nothing if it is soon over."""
-
-    def __init__(self, name: str, progress: bool | None):
-        self._name, self._quiet = name, progress is False
-        self._wait = 0.0 if progress else PATIENCE
-        self._lock = threading.Lock()
-        self._bar: Any = None
-        self._task: Any = None
-        self._timer: threading.Timer | None = None
-        self._title, self._done, self._total = "", 0, 0
-        self._next = time.monotonic() + (0 if progress else INTERVAL)
-
-    def __enter__(self) -> "_Meter":
-        if not self._quiet and sys.stderr.isatty():
-            self._timer = threading.Timer(self._wait, self._start)
-            self._timer.daemon = True
-            self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            if self._bar is not None:
-                self._bar.stop()
-
-    def phase(self, title: str, total: int = 0) -> None:
-        """What is done now, and how many bytes of text that will be; 0: not known."""
-        with self._lock:
-            self._title, self._done, self._total = title, 0, total
-            if self._bar is not None:
-                self._bar.reset(self._task, description=self._told(), total=total or None)
-
-    def advance(self, count: int) -> None:
-        """So many more bytes of text are done."""
-        self._done += count
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
-        elif not self._quiet and self._timer is None and time.monotonic() > self._next:
-            of = f" of {self._total / 1e6:,.0f}" if self._total else ""
-            print(f"{self._told()}: {self._done / 1e6:,.0f}{of} MB", file=sys.stderr, flush=True)
-            self._next = time.monotonic() + INTERVAL
-
-    def _told(self) -> str:
-        return f"{self._title} {self._name}"
-
-    def _start(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TimeRemainingColumn(),
-        )
-        with self._lock:
-            if self._timer is None:  # it ended just now
-                return
-            bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = bar.add_task(self._told(), total=self._total or None)
-            bar.start()
-            self._bar = bar
