@@ -26,8 +26,9 @@ from addnorm import LayerNorm, RMSNorm, Stack, schemes
 from addnorm.branches import MLP, Attention
 from addnorm.joins import Replace
 from addnorm.lab import Setup
-from addnorm.lab.profile import Run, Task, draw, exponent, follow, observe, seeded
+from addnorm.lab.profile import Run, Task, draw, exponent, follow, observe
 from addnorm.stream import Scheme, Site, Wiring
+from addnorm.temporary import fixed_seed
 
 DEPTHS = (6, 12, 24, 48)
 HEADS, TOKENS, BATCH = 4, 32, 8
@@ -71,7 +72,7 @@ def build(
 def run(design: str, width: int, depth: int, seed: int, factor: float = 1.0) -> Run:
     """Stream and gradients of one design; all weights times ``factor``. "+qk" adds QK-norm."""
     name, _, qk = design.partition("+")
-    with seeded(seed):
+    with fixed_seed(seed):
         task = draw(setup(width))
         stack = build(DESIGNS[name], width, depth, qk_norm=QKNorm if qk else None)
     with torch.no_grad():
@@ -101,7 +102,7 @@ def update(design: str, width: int, depth: int, seed: int, sign: bool) -> float:
     """RMS change of the logits after one step on all weights of the stack, divided by the learning
     rate. SGD at 1e-4, or steps of the gradient's sign at 1e-6; float64, so that it is no rounding.
     """
-    with seeded(seed):
+    with fixed_seed(seed):
         task = draw(setup(width))
         stack = build(DESIGNS[design], width, depth).double()
     task = Task(task.x.detach().double(), task.head.double(), task.targets)
@@ -126,7 +127,7 @@ def ranks(width: int, seed: int, skip: bool) -> list[float]:
         return replace(w, join=Replace()) if s.kind == "attn" and not skip else w
 
     attention = partial(Attention, width, HEADS, bias=False)
-    with seeded(seed):
+    with fixed_seed(seed):
         task = draw(setup(width))
         scheme = schemes.fan_in(bare, factors=False)
         stack = Stack([("attn", attention)] * 12, width, scheme, role="encoder").double()
@@ -144,7 +145,7 @@ def _rank(x: Tensor) -> float:
 def collapse(design: str, width: int, depth: int, seed: int) -> tuple[float, float]:
     """Mean cosine between different tokens of the stream after the last block, and the norm of the
     loss's gradient for the last attention's query weight."""
-    with seeded(seed):
+    with fixed_seed(seed):
         task = draw(setup(width))
         stack = build(DESIGNS[design], width, depth)
     y, points = follow(stack, task.x)
@@ -161,7 +162,7 @@ def distance(scheme: Scheme, width: int, seed: int, eps: float) -> float:
     """Largest difference of the logits from pre-norm's with the same weights, relative to the
     largest logit; 12 blocks, float64."""
     norm = partial(LayerNorm, affine=False, eps=eps)
-    with seeded(seed):
+    with fixed_seed(seed):
         task = draw(setup(width))
         plain = build(DESIGNS["pre"], width, 12, norm=norm).double()
         other = build(schemes.fan_in(scheme, factors=False), width, 12, norm=norm).double()
@@ -196,7 +197,7 @@ def mixing(seed: int, sinkhorn: int) -> float:
 def attention_at(width: int, seed: int, factor: float, qk_norm: bool) -> tuple[float, float]:
     """Largest |logit| / sqrt(head_dim) and mean entropy / log(tokens) of an attention that sees
     every token, its query and key weights times ``factor``."""
-    with seeded(seed):
+    with fixed_seed(seed):
         task = draw(setup(width))
         a = Attention(width, HEADS, bias=False, qk_norm=QKNorm if qk_norm else None)
         for linear in (a.q, a.k):

@@ -30,6 +30,7 @@ GROUND = {  # every room may import these, so no arrow shows it
     "reading": "errors",
     "settings": "errors reading",
     "progress": "",
+    "temporary": "",
 }
 ROAD = {
     "ops": "",

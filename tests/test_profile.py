@@ -31,10 +31,10 @@ from addnorm.lab.profile import (
     measure,
     observe,
     resolve,
-    seeded,
     slope,
 )
 from addnorm.pages.numbers import digits
+from addnorm.temporary import fixed_seed
 from benchmarks import claims
 from tests.pages import Page
 
@@ -47,7 +47,7 @@ SMALL = Setup(width=16, depths=(1, 2, 3), heads=2, tokens=6, batch=3, seeds=2)
 def test_one_block_without_norm_by_hand() -> None:
     """x1 = x + Attention(x), x2 = x1 + MLP(x1), written out; stream, gradients and loss."""
     setup = replace(SMALL, heads=2)
-    with seeded(5):
+    with fixed_seed(5):
         task = draw(setup)
         stack = build(resolve("no_norm", setup), setup, 1)
     run = observe(stack, task)
@@ -78,7 +78,7 @@ def test_one_block_without_norm_by_hand() -> None:
 
 def test_the_task_is_as_declared() -> None:
     setup = Setup(width=256, tokens=50, batch=40)
-    with seeded(0):
+    with fixed_seed(0):
         task = draw(setup)
     assert task.x.shape == (40, 50, 256)
     assert task.targets.shape == (40, 50)
@@ -99,14 +99,14 @@ def test_the_task_is_as_declared() -> None:
 def test_looking_changes_nothing(text: str) -> None:
     """Output and MLP gradients are those of the stack nobody looks at, and no hook stays."""
     setup = replace(SMALL, depths=(2,))
-    with seeded(3):
+    with fixed_seed(3):
         task = draw(setup)
         stack = build(resolve(text, setup), setup, 2)
-    with seeded(4):  # drop_path draws
+    with fixed_seed(4):  # drop_path draws
         y, points = follow(stack, task.x)
-    with seeded(4):
+    with fixed_seed(4):
         run = observe(stack, task)
-    with seeded(4):
+    with fixed_seed(4):
         plain = stack(task.x)
     # The additions are the same, done elsewhere: the last digit may differ.
     torch.testing.assert_close(y, plain, rtol=1e-5, atol=1e-6)
@@ -155,7 +155,7 @@ def test_embedding_and_weights_are_not_the_same_draws() -> None:
     """They come from one generator, one after the other: seeding it anew for the model would fill
     the first query weight with the embedding's numbers."""
     scheme = resolve("pre_norm", SMALL)
-    with seeded(0):
+    with fixed_seed(0):
         task = draw(SMALL)
         stack = build(scheme, SMALL, 1)
     drawn = set(task.x.detach().flatten().tolist())
@@ -168,7 +168,7 @@ def test_embedding_and_weights_are_not_the_same_draws() -> None:
 
 
 def stds(text: str, setup: Setup) -> dict[str, float]:
-    with seeded(0):
+    with fixed_seed(0):
         stack = build(resolve(text, setup), setup, 2)
     attention, mlp = (sub.branch for sub in stack.sublayers()[:2])
     layers = {"q": attention.q, "out": attention.out, "up": mlp.up, "down": mlp.down}
@@ -540,7 +540,7 @@ def test_update_is_the_directional_derivative() -> None:
 
     The step has error O(rate) = 1e-4 and the differences O(1e-8), relative to a change near 1.
     """
-    with seeded(9):
+    with fixed_seed(9):
         task = draw(claims.setup(16))
         stack = claims.build(claims.DESIGNS["pre"], 16, 2).double()
     x, head = task.x.detach().double(), task.head.double()

@@ -10,7 +10,6 @@ on n alone, so that going on from a text gives what not stopping would have give
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -22,6 +21,7 @@ from addnorm.generation.cache import StaticCache
 from addnorm.generation.sampling import Sampling, Uniforms, choose, masked, penalized
 from addnorm.ops.reference import accumulate_dtype
 from addnorm.stream import Cache
+from addnorm.temporary import evaluation_mode
 
 SEEDS = range(-(2**63), 2**64)  # what torch's generators take
 
@@ -58,19 +58,6 @@ class LanguageModel(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def modules(self) -> Iterator[nn.Module]: ...
-
-
-@contextmanager
-def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Dropout off, and afterwards every module as it was."""
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def lay_out_for_decoding(model: nn.Module) -> None:
@@ -140,7 +127,7 @@ class Decoder:
 
         FloatingPointError if a row's logits are not finite.
         """
-        with evaluating(self._modules):
+        with evaluation_mode(self._modules):
             cache, new, logits = self._forward()
         scores = penalized(logits, self.sampling, self._seen, self._counts)
         uniform = None if self._uniforms is None else self._uniforms.now()

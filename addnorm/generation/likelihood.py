@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from addnorm.errors import Mendable
-from addnorm.generation.decode import LanguageModel, evaluating
+from addnorm.generation.decode import LanguageModel
 from addnorm.generation.text import Tokenizer, check_tokenizer
 from addnorm.ops.reference import accumulate_dtype
+from addnorm.temporary import evaluation_mode
 from addnorm.words import plural
 
 
@@ -140,7 +141,7 @@ def _scores(
     for windows in _batches(len(ids), context, stride, batch_size):
         length, scored = windows[0][1:]
         inputs = torch.stack([x[b : b + length] for b, _, _ in windows])
-        with evaluating(model.modules()), torch.inference_mode():
+        with evaluation_mode(model.modules()), torch.inference_mode():
             logits = model(inputs, last=scored)[:, -scored:]  # (B, scored, V)
             logits = logits.to(accumulate_dtype(logits))
             targets = torch.stack(

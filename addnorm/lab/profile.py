@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from addnorm import __version__, schemes
 from addnorm.branches import MLP, Attention
@@ -35,6 +35,7 @@ from addnorm.catalogue import Entry, combinators, entry
 from addnorm.lab import Setup
 from addnorm.norms import RMSNorm
 from addnorm.stream import Scheme, Stack, Stream
+from addnorm.temporary import fixed_seed, hooked
 
 VOCABULARY = 65
 UNSCALED = "fan_in(pre_norm, factors=False)"
@@ -69,14 +70,6 @@ class Task(NamedTuple):
     def loss(self, y: Tensor) -> Tensor:
         """The mean cross-entropy of the next tokens."""
         return torch.nn.functional.cross_entropy(self.logits(y).flatten(0, 1), self.targets.ravel())
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draws depend on the seed alone, and the caller's generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager
@@ -120,13 +113,15 @@ def follow(stack: Stack, x: Tensor) -> tuple[Tensor, list[Stream]]:
         return points[-1]
 
     subs = stack.sublayers()
-    hooks = [subs[0].register_forward_pre_hook(lambda _, args: (settle(args[0]), *args[1:]))]
-    hooks += [sub.register_forward_hook(lambda _, args, out: settle(out)) for sub in subs]
-    try:
+
+    def enter(sub: nn.Module, args: Any, kwargs: Any) -> Any:
+        return (settle(args[0]), *args[1:]), kwargs
+
+    def leave(sub: nn.Module, args: Any, kwargs: Any, out: Stream) -> Stream:
+        return settle(out)
+
+    with hooked(subs[:1], before=enter), hooked(subs, after=leave):
         return stack(x), points
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def observe(stack: Stack, task: Task, seed: int = 0) -> Run:
@@ -150,7 +145,7 @@ def observe(stack: Stack, task: Task, seed: int = 0) -> Run:
 
 def measure(scheme: Scheme, setup: Setup, depth: int, seed: int) -> Run:
     """One design at one depth with one seed."""
-    with seeded(seed):
+    with fixed_seed(seed):
         task = draw(setup)
         return observe(build(scheme, setup, depth), task, seed)
 

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from addnorm import reading, schemes
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable, check_whole, is_number, value_in_short
-from addnorm.generation.decode import evaluating
 from addnorm.models import folders
 from addnorm.models.folders import CONFIG, SAFETENSORS, WeightsError
 from addnorm.models.stored import DTYPES, entries
 from addnorm.models.transformer import encoder
 from addnorm.positions import Learned
 from addnorm.stream import Context
+from addnorm.temporary import evaluation_mode
 
 WINDOWS = 8  # of a text longer than the context, side by side with halves in common
 
@@ -118,7 +118,7 @@ class TextClassifier(nn.Module):
         """The most probable class of each text, and its probability: the mean over its windows."""
         found = []
         device = next(self.parameters()).device
-        with evaluating(self.modules()), torch.inference_mode():
+        with evaluation_mode(self.modules()), torch.inference_mode():
             for text in texts:
                 ids = np.array(tokenizer.encode(text) or [0])
                 rows = windows(ids, self.config.context_length)

@@ -4,7 +4,6 @@ import copy
 import inspect
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from addnorm.anatomy.norms.formulas import ACCEPT, Match
 from addnorm.anatomy.norms.probe import Probe, ProbeCall, Reach, claimed_eps
 from addnorm.linting.report import Finding, Report, Severity, Unknown, gathered
+from addnorm.temporary import undisturbed
 
 Kind = Literal["layer", "rms"]
 
@@ -214,10 +214,7 @@ class Kit:
     def report(self, checks: Sequence[tuple[str, Callable[["Kit"], Said]]]) -> Report:
         began = time.monotonic()
         said: list[Finding | Unknown] = []
-        devices = range(torch.cuda.device_count())
-        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a norm warns of is no answer of the kit
-            torch.manual_seed(0)
+        with undisturbed():
             try:
                 self._measure()
             except Exception as e:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from addnorm.data.sources import DataError, Texts, open_source
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.generation.decode import evaluating
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, padded, save, windows
 from addnorm.settings import AT_RESUME, HIDDEN, AtResume, ConfigError, check_effect, setting
+from addnorm.temporary import evaluation_mode
 from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
@@ -190,7 +190,7 @@ class ClassifyTask(Task):
         ]
         found = torch.zeros(len(rows), len(self.classes), dtype=torch.float64)
         step = EVAL_ROWS * world.size
-        with evaluating(model.modules()), torch.no_grad():
+        with evaluation_mode(model.modules()), torch.no_grad():
             for first in range(0, len(parts), step):
                 # A process without a row computes one all the same: a sharded model needs them all.
                 mine = parts[first : first + step][world.rank :: world.size]

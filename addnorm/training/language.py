@@ -21,7 +21,6 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.windows import Windows, document_of
 from addnorm.errors import Mendable
 from addnorm.generation import generate
-from addnorm.generation.decode import evaluating
 from addnorm.models import configs, folders
 from addnorm.models.gpt import GPT, NORMS, GPTConfig
 from addnorm.settings import (
@@ -39,6 +38,7 @@ from addnorm.settings import (
     without_effect,
     word,
 )
+from addnorm.temporary import evaluation_mode
 from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
@@ -317,7 +317,7 @@ class LanguageTask(Task):
         starts = list(range(0, last, context))
         rows = max(1, EVAL_TOKENS // context) * world.size
         found = torch.zeros(2, dtype=torch.float64)
-        with evaluating(model.modules()), torch.no_grad():
+        with evaluation_mode(model.modules()), torch.no_grad():
             for first in range(0, len(starts), rows):
                 mine = starts[first : first + rows][world.rank :: world.size]
                 # A process without a window computes one all the same, and the last window is as

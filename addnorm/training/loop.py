@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from addnorm.generation.decode import evaluating
 from addnorm.settings import ConfigError
 from addnorm.stream import Stack, Stream
+from addnorm.temporary import evaluation_mode, hooked
 from addnorm.training import memory
 from addnorm.training.loop_settings import Loop, Precision
 from addnorm.training.optim import factor, gradients, optimizers
@@ -215,17 +215,13 @@ class Trainer:
         step. Nothing that training depends on changes."""
         found: list[Tensor] = []
 
-        def look(module: nn.Module, args: Any, out: Any) -> None:
+        def look(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             if isinstance(out, Stream):
                 found.append(whole(out.settle()).float().square().mean().sqrt())
 
         subs = [s for m in self.raw.modules() if isinstance(m, Stack) for s in m.sublayers()]
-        handles = [sub.register_forward_hook(look) for sub in subs]
-        try:
-            self._quietly(self.task.row("train", self.loop.seed, self.done + self.shift))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(subs, after=look):
+            self._run_only(self.task.row("train", self.loop.seed, self.done + self.shift))
         return [float(v) for v in found]
 
     @contextmanager
@@ -234,12 +230,12 @@ class Trainer:
         precision; modes and random numbers are afterwards what they were."""
         random = random_state(self.world.device)
         try:
-            with evaluating(self.raw.modules()), torch.no_grad(), self.autocast():
+            with evaluation_mode(self.raw.modules()), torch.no_grad(), self.autocast():
                 yield self.raw
         finally:
             set_random_state(random, self.world.device)
 
-    def _quietly(self, batch: Batch) -> None:
+    def _run_only(self, batch: Batch) -> None:
         with self.looking() as model:
             self.task.loss(model, self._on_device(batch))
 
@@ -248,7 +244,7 @@ class Trainer:
         names = {id(m): n or "the model" for n, m in self.raw.named_modules()}
         first: list[str] = []
 
-        def look(module: nn.Module, args: Any, out: Any) -> None:
+        def look(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             tensors = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, Tensor)]
             if not first and not all(bool(whole(t).isfinite().all()) for t in tensors):
                 first.append(f"{names[id(module)]} ({type(module).__name__})")
@@ -257,14 +253,10 @@ class Trainer:
             if not bool(whole(p.detach()).isfinite().all()):
                 first.append(f"the parameter {name}, before the step")
                 break
-        handles = [m.register_forward_hook(look) for m in self.raw.modules()]
-        try:
+        with hooked(self.raw.modules(), after=look):
             for part in self.micro(batch):
                 if not first:
-                    self._quietly(part)
-        finally:
-            for handle in handles:
-                handle.remove()
+                    self._run_only(part)
         everywhere = [str(f) for f in self.world.gather(first[0] if first else "") if f]
         where = (
             f"the first module with such an output is {everywhere[0]}"
