@@ -9,7 +9,7 @@ as a change is measured against a rerun without one.
 import copy
 import re
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,66 +21,18 @@ from torch import Tensor, nn
 from addnorm.anatomy.arguments import Arguments, find_arguments, perturbed, quietly
 from addnorm.anatomy.inputs import Inputs, cast_floats
 from addnorm.anatomy.masks import as_mask, floats_of
-from addnorm.anatomy.outputs import first_float, largest, main_output, tensors_in
+from addnorm.anatomy.module_influence import ModuleInfluence, module_influences
+from addnorm.anatomy.outputs import largest, main_output
 from addnorm.anatomy.signature import argument_names, signature
 from addnorm.anatomy.specimen import Specimen, once
 from addnorm.anatomy.structure import Attention, Structure, factors
 from addnorm.anatomy.token_ids import pad_ids, word_ids
 from addnorm.anatomy.trace import Value, record
-from addnorm.anatomy.twins import call_key, twin_key
 
 SMALL = 40_000_000  # parameters up to which a float64 copy is made
 
 
-POINTWISE = (
-    nn.Linear,
-    nn.Embedding,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.Dropout,
-    nn.Identity,
-    nn.GELU,
-    nn.ReLU,
-    nn.SiLU,
-    nn.Tanh,
-)
-"""Torch's own modules that treat each place by itself: not run again, to save time."""
-
-
 # --- what is measured -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ModuleInfluence:
-    """What one module lets through when one place of one sample of its own input changes."""
-
-    path: str
-    order: int
-    place: int
-    """The place that was changed."""
-    places: int
-    before: tuple[int, ...]
-    """Places of the same sample before it that moved."""
-    after: tuple[int, ...]
-    other_same: bool
-    """The same place of other samples moved."""
-    other_else: bool
-    """Other places of other samples moved."""
-    order_matters: float | None
-    """Largest change at the last place when the earlier ones are permuted, over the output's
-    largest value; None where it was not measured."""
-    largest: float
-    """The largest change outside of the place itself, over the output's largest value."""
-
-    @property
-    def mixes(self) -> bool:
-        """Places of a sample see one another here."""
-        return bool(self.before or self.after)
-
-    full: bool
-    """Every earlier place sees a changed one, in the middle as well as at the end."""
-    uneven: bool
-    """Places before and after are not treated alike: exchanging two of them shows between them."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +181,14 @@ class Influence:
     @cached_property
     def module_influences(self) -> list[ModuleInfluence]:
         """Every module whose places see one another, or other samples, innermost ones included."""
-        return _module_influences(self)
+        return module_influences(
+            self.model,
+            self.run,
+            samples=self.samples,
+            lengths=_lengths(self),
+            exact=self.exact,
+            steady=self.noise == 0 and torch.equal(self.base, self.other_seed),
+        )
 
     def innermost(self, wrong: Callable[[ModuleInfluence], bool]) -> list[ModuleInfluence]:
         """Modules of which it holds, and of none inside them: there it happens."""
@@ -433,19 +392,6 @@ def _over_samples(s: Influence) -> list[Attention]:
 # --- from inside: every module by itself ----------------------------------------------------------
 
 
-def axes_of(t: Any, samples: int, places: Collection[int] | None) -> tuple[int, int] | None:
-    """(batch, time) axes of features (B, T, D) or (T, B, D); ``places`` are the lengths to expect,
-    the likeliest first, None if any may come."""
-    if not isinstance(t, Tensor) or not t.is_floating_point() or t.dim() != 3:
-        return None
-    for n in (None,) if places is None else places:
-        for b, p in ((0, 1), (1, 0)):
-            fits = t.shape[b] == samples and t.shape[p] > 1 and n in (None, t.shape[p])
-            if fits and (t.shape[p] != samples or b == 0):
-                return b, p
-    return None
-
-
 def _lengths(s: Influence) -> list[int] | None:
     """How many places tensors inside have: those of the sequences, or a few more or fewer (a class
     token, a shift). None where a front end decides."""
@@ -457,154 +403,3 @@ def _lengths(s: Influence) -> list[int] | None:
         return None
     own = [t.shape[r.time] for t in fed if t.dim() > r.time]
     return [n + more for more in (0, 1, -1, 2) for n in own if n + more > 1]
-
-
-def _module_influences(s: Influence) -> list[ModuleInfluence]:
-    found: list[ModuleInfluence] = []
-    samples, lengths = s.samples, _lengths(s)
-    paths = {module: path for path, module in s.model.named_modules() if path}
-    sorts = {module: twin_key(module) for module in paths}
-    apart: set[Hashable] = set()  # modules of which one was seen to treat each place by itself
-    steady = s.noise == 0 and torch.equal(s.base, s.other_seed)
-    versions: dict[nn.Module, list[int]] = {}
-    busy = False
-    counts: dict[str, int] = {}
-
-    def again(module: nn.Module, args: Any, kwargs: Any, edit: Callable[[Tensor], Tensor]) -> Any:
-        nonlocal busy
-        busy = True
-        try:
-            torch.manual_seed(0)
-            edited: dict[int, Tensor] = {}  # one tensor passed twice stays one tensor
-
-            def changed(t: Tensor) -> Tensor:
-                if id(t) not in edited:
-                    edited[id(t)] = edit(t.clone())  # it may write into what it gets
-                return edited[id(t)]
-
-            args, kwargs = torch.utils._pytree.tree_map_only(Tensor, changed, (args, kwargs))
-            return module.forward(*args, **kwargs)
-        finally:
-            busy = False
-
-    def written(args: Any, kwargs: Any) -> list[int]:
-        return [t._version for t in tensors_in(args, kwargs)]
-
-    def before_it(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not busy:
-            versions[module] = written(args, kwargs)
-
-    def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        path = paths.get(module)
-        if busy or path is None or type(module) in POINTWISE or counts.get(path, 0) >= 2:
-            return
-        kind = (sorts[module], call_key(args, kwargs))
-        if kind in apart:
-            return
-        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
-        placed = [(t, axes_of(t, samples, lengths)) for t in leaves]
-        first = next(((t, a) for t, a in placed if a is not None), None)
-        result = first_float(out)
-        if first is None or result is None:
-            return
-        n = first[0].shape[first[1][1]]
-        out_axes = axes_of(result, samples, [n])
-        if out_axes is None:
-            return
-        counts[path] = counts.get(path, 0) + 1
-        place = n // 2
-        spots = [place]
-        generator = torch.Generator().manual_seed(len(found))
-
-        def poke(t: Tensor) -> Tensor:
-            axes = axes_of(t, samples, [n])
-            if axes is None:
-                return t
-            new = t.clone()
-            spot = new.movedim(axes, (0, 1))[0, spots[0]]  # a view
-            noise = torch.randn(spot.shape, generator=generator, dtype=torch.float64).to(spot)
-            spot += noise * t.std().clamp(min=1e-3)
-            return new
-
-        shuffled = torch.tensor([*reversed(range(n - 1)), n - 1])
-
-        def shuffle(t: Tensor) -> Tensor:
-            axes = axes_of(t, samples, [n])
-            return t if axes is None else t.index_select(axes[1], shuffled.to(t.device))
-
-        swap = torch.arange(n)
-        swap[place - 1], swap[min(place + 1, n - 1)] = min(place + 1, n - 1), place - 1
-
-        def exchange(t: Tensor) -> Tensor:
-            axes = axes_of(t, samples, [n])
-            return t if axes is None else t.index_select(axes[1], swap.to(t.device))
-
-        state = torch.get_rng_state()
-        try:
-            base: Tensor | None = result
-            if not steady or versions.get(module) != written(args, kwargs):
-                base = first_float(again(module, args, kwargs, lambda t: t))
-            new = first_float(again(module, args, kwargs, poke))
-            if base is None or new is None or new.shape != base.shape:
-                return
-            scale = largest(base) + 1e-30
-            floor = (1e-11 if s.exact else 1e-5) * scale
-            moved = (new - base).nan_to_num().abs().movedim(out_axes, (0, 1)).amax(-1)
-            grid = moved > floor
-            mine, others = grid[0], grid[1:]
-            before = tuple(t for t in range(place) if mine[t])
-            after = tuple(t for t in range(place + 1, n) if mine[t])
-            elsewhere = others.clone()
-            elsewhere[:, place] = False
-            order = None
-            if not (before or after or bool(others.any())):
-                apart.add(kind)
-            else:
-                turned = first_float(again(module, args, kwargs, shuffle))
-                if turned is not None and turned.shape == base.shape:
-                    last = (turned - base).movedim(out_axes, (0, 1))[:, n - 1]
-                    # what the last place itself adds is the same in both
-                    order = largest(last) / scale
-            moved[0, place] = 0.0
-            full = len(before) == place > 0 and bool(after)
-            uneven = False
-            if full:
-                spots[0] = n - 1
-                new = first_float(again(module, args, kwargs, poke))
-                if new is not None:
-                    late = (new - base).nan_to_num().abs().movedim(out_axes, (0, 1)).amax(-1)
-                    full = bool((late[0, : n - 1] > floor).all())
-                if order is not None and order < 1e-6:
-                    new = first_float(again(module, args, kwargs, exchange))
-                    if new is not None:
-                        middle = (new - base).movedim(out_axes, (0, 1))[:, place]
-                        uneven = largest(middle) > max(floor, 1e-6 * scale)
-            found.append(
-                ModuleInfluence(
-                    path,
-                    len(found),
-                    place,
-                    n,
-                    before,
-                    after,
-                    bool(others[:, place].any()),
-                    bool(elsewhere.any()),
-                    order,
-                    float(moved.max()) / scale,
-                    full,
-                    uneven,
-                )
-            )
-        except Exception:  # a module that cannot be run by itself says nothing
-            return
-        finally:
-            torch.set_rng_state(state)
-
-    hooks = [m.register_forward_pre_hook(before_it, with_kwargs=True) for m in paths]
-    hooks += [m.register_forward_hook(hook, with_kwargs=True) for m in paths]
-    try:
-        s.run()
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return found

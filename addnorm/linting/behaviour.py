@@ -13,14 +13,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from addnorm.anatomy.arguments import constant
 from addnorm.anatomy.influence import (
     Influence,
-    ModuleInfluence,
     argument_values,
-    axes_of,
     optional_arguments,
     output_in_training,
 )
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.masks import MaskReading, as_mask
+from addnorm.anatomy.module_influence import ModuleInfluence, axes_of
 from addnorm.anatomy.outputs import as_tuple, largest
 from addnorm.anatomy.structure import PRODUCTS, Attention, factors, within
 from addnorm.linting import masks, modes

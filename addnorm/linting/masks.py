@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.anatomy.arguments import MaskArgument, mask_reading, quietly
-from addnorm.anatomy.influence import Influence, axes_of, optional_arguments, without_warnings
+from addnorm.anatomy.influence import Influence, optional_arguments, without_warnings
 from addnorm.anatomy.inputs import Inputs, cast_floats
 from addnorm.anatomy.masks import as_mask, floats_of, mask_values
+from addnorm.anatomy.module_influence import axes_of
 from addnorm.anatomy.outputs import first_float, largest, main_output
 from addnorm.anatomy.signature import signature
 from addnorm.anatomy.specimen import once
