@@ -4,6 +4,7 @@ Which are token ids (what is looked up in a table), which axes are batch and tim
 read, which of two sequences is the memory of the other. Names count only as what an author claims.
 """
 
+import itertools
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -171,88 +172,111 @@ def find_arguments(model: nn.Module, inputs: Inputs) -> Arguments:
 def _arguments(model: nn.Module, inputs: Inputs) -> Arguments:
     rows, out = lookups_of(model, inputs)
     base, special = main_output(out), special_ids(model)
-    found: dict[str, _Carried] = {}
-    unclear: list[str] = []
     names = argument_names(model, inputs)
-    masks = []
-    for name, value in inputs.tensors().items():
-        said = names.get(name, name).lower()
-        if is_mask(name, value) or (value.dim() and is_mask(said, value)):
-            masks.append(name)
-            continue
-        kind: ArgumentKind
-        if name in rows and value.dim() == 2:
-            kind = "ids"
-        elif value.is_floating_point() and value.dim() in (2, 3, 4):
-            kind = {2: "wave", 3: "features", 4: "image"}[value.dim()]  # type: ignore[assignment]
-            if re.search(r"ids?$|idx|tokens?$", said) and rows == {}:
-                unclear.append(f"{said} sounds like token ids but is {value.dtype}")
-        else:
-            continue
-        if re.search(r"label", said):
-            continue
+    masks, kinds, unclear = _candidates(inputs, names, rows)
+    sequences: dict[str, _Sequence] = {}
+    for name, kind in kinds.items():
         try:
-            found[name] = _carried(model, inputs, name, kind, base, rows, set(special))
+            sequences[name] = _sequence(model, inputs, name, kind, base, rows, special)
         except Exception as error:  # foreign code that takes these values and no others
+            said = names.get(name, name).lower()
             unclear.append(f"changing {said} failed: {type(error).__name__}: {error}"[:200])
-    if not found:
+    if not sequences:
         raise NoSequence(
             "no argument is a sequence of token ids, features or pixels that can be changed; "
             f"the arguments are {', '.join(inputs.tensors()) or 'no tensors'}"
             + "".join(f"; {u}" for u in unclear)
         )
-    main = max(found, key=lambda n: (found[n].moves, found[n].score, _decoder_like(names, n)))
-    if found[main].axes[1] is None and base.dim() > 2:
-        # Where the decoder's own input is without effect, the output has its places all the same.
-        length = {n: inputs.tensors()[n].shape[1] for n in found if found[n].kind == "ids"}
-        fits = [n for n in length if _decoder_like(names, n) and length[n] == base.shape[1]]
-        if fits and base.shape[1] != length.get(main):
-            main = fits[0]
-    others = [n for n in found if n != main]
-    memory = next((n for n in others if found[n].moves or SOURCE.search(names.get(n, n))), None)
-    if memory is None and (
-        names.get(main, main).startswith(("decoder", "tgt", "trg")) or _reads_two(model)
-    ):
-        memory = next((n for n in others if not _BESIDE.search(names.get(n, n))), None)
-    if memory is None:
-        memory = next((n for n in others if _memory_like(names.get(n, n))), None)
-    own = found[main]
+    main = _main(inputs, names, sequences, base)
+    others = [n for n in sequences if n != main]
+    own, positions = sequences[main], None
     batch, time_ = (0, 1) if own.kind in ("ids", "features") else (0, None)
-    mixed, positions = own.mixed, None
     if time_ is not None:
-        same = inputs
-        for name in found:  # all of them: rows of another memory would tell the rows apart
-            same = constant(same, name)
-        positions = _position_axis(model, same, own)
-        time_first = mixed == 0 and (
+        positions = _position_axis(model, inputs, sequences, own)
+        time_first = own.mixed == 0 and (
             positions == 0 or (positions is None and own.kind == "features" and not rows)
         )
         if time_first:
             batch, time_ = 1, 0
-    spoken = tuple(
-        MaskArgument(
-            name,
-            _mask_of(inputs, name, [main, *others]),
-            mask_reading(model, inputs, name, rows),
-            _is_square(inputs.tensors()[name]),
-        )
-        for name in masks
-    )
     return Arguments(
-        main,
-        own.kind,
-        batch,
-        time_,
-        own.axes[batch],
-        None if time_ is None else own.axes[time_],
-        mixed,
-        positions,
-        memory,
-        spoken,
-        rows,
-        frozenset(special),
-        tuple(unclear),
+        main=main,
+        kind=own.kind,
+        batch=batch,
+        time=time_,
+        out_batch=own.axes[batch],
+        out_time=None if time_ is None else own.axes[time_],
+        mixed=own.mixed,
+        positions=positions,
+        memory=_memory(model, names, sequences, main),
+        masks=tuple(
+            MaskArgument(
+                name,
+                _mask_of(inputs, name, [main, *others]),
+                mask_reading(model, inputs, name, rows),
+                _is_square(inputs.tensors()[name]),
+            )
+            for name in masks
+        ),
+        rows=rows,
+        special=frozenset(special),
+        unclear=tuple(unclear),
     )
+
+
+def _candidates(
+    inputs: Inputs, names: Mapping[str, str], rows: Mapping[str, int]
+) -> tuple[list[str], dict[str, ArgumentKind], list[str]]:
+    """The masks, what may be a sequence and of which kind, and what cannot be told."""
+    masks: list[str] = []
+    kinds: dict[str, ArgumentKind] = {}
+    unclear: list[str] = []
+    of_dim: dict[int, ArgumentKind] = {2: "wave", 3: "features", 4: "image"}
+    for name, value in inputs.tensors().items():
+        said = names.get(name, name).lower()
+        if is_mask(name, value) or (value.dim() and is_mask(said, value)):
+            masks.append(name)
+        elif name in rows and value.dim() == 2:
+            kinds[name] = "ids"
+        elif value.is_floating_point() and value.dim() in of_dim:
+            kinds[name] = of_dim[value.dim()]
+            if re.search(r"ids?$|idx|tokens?$", said) and rows == {}:
+                unclear.append(f"{said} sounds like token ids but is {value.dtype}")
+        if name in kinds and "label" in said:
+            del kinds[name]
+    return masks, kinds, unclear
+
+
+def _main(
+    inputs: Inputs, names: Mapping[str, str], sequences: "Mapping[str, _Sequence]", base: Tensor
+) -> str:
+    """The argument whose places the output has."""
+
+    def weight(name: str) -> tuple[bool, float, bool]:
+        return sequences[name].moves, sequences[name].score, _decoder_like(names, name)
+
+    main = max(sequences, key=weight)
+    if sequences[main].axes[1] is None and base.dim() > 2:
+        # Where the decoder's own input is without effect, the output has its places all the same.
+        length = {n: inputs.tensors()[n].shape[1] for n, s in sequences.items() if s.kind == "ids"}
+        fits = [n for n in length if _decoder_like(names, n) and length[n] == base.shape[1]]
+        if fits and base.shape[1] != length.get(main):
+            return fits[0]
+    return main
+
+
+def _memory(
+    model: nn.Module, names: Mapping[str, str], sequences: "Mapping[str, _Sequence]", main: str
+) -> str | None:
+    """The argument that a decoder reads beside its own."""
+    others = {n: names.get(n, n) for n in sequences if n != main}
+    for name, called in others.items():
+        if sequences[name].moves or SOURCE.search(called):
+            return name
+    if names.get(main, main).startswith(("decoder", "tgt", "trg")) or _reads_two(model):
+        for name, called in others.items():
+            if not _BESIDE.search(called):
+                return name
+    return next((name for name, called in others.items() if _memory_like(called)), None)
 
 
 _CROSS = re.compile(
@@ -278,19 +302,25 @@ def _memory_like(name: str) -> bool:
     )
 
 
+Change = tuple[tuple[int, int], Tensor]
+"""The place that was changed, (index on axis 0, on axis 1), and by how much the output moved."""
+Axes = tuple[int | None, int | None]
+
+
 @dataclass(frozen=True)
-class _Carried:
+class _Sequence:
     """Where the axes of one argument are in the output."""
 
     kind: ArgumentKind
-    axes: tuple[int | None, int | None]
+    axes: Axes
     score: float
     """How much of a change at one place is seen at that place."""
     moves: bool
+    """The output depends on it."""
     mixed: int | None
 
 
-def _carried(
+def _sequence(
     model: nn.Module,
     inputs: Inputs,
     name: str,
@@ -298,59 +328,70 @@ def _carried(
     base: Tensor,
     rows: Mapping[str, int],
     special: set[int],
-) -> _Carried:
+) -> _Sequence:
     value = inputs.tensors()[name]
-    n0, n1 = value.shape[0], value.shape[1] if value.dim() > 1 else 1
+    sizes = value.shape[0], value.shape[1] if value.dim() > 1 else 1
+    n0, n1 = sizes
     single = kind in ("ids", "features")
     points = [(0, 1), (n0 - 1, n1 // 2), (n0 // 2, n1 - 2)] if single else [(0, -1), (n0 - 1, -1)]
     floor = 1e3 * torch.finfo(base.dtype).eps * (float(base.nan_to_num().abs().max()) + 1e-30)
-    shares: dict[tuple[int, int], list[float]] = {}
-    changes = []
+    changes: list[Change] = []
     for i, j in points:
         where = (i, j % n1) if single else (i,)
         new = main_output(perturbed(inputs, name, where, rows.get(name), special).call(model))
         if new.shape != base.shape:
             raise ValueError("the output's shape depends on the values")
-        change = (new - base).nan_to_num().abs()
-        changes.append(((i, j % n1), change))
+        changes.append(((i, j % n1), (new - base).nan_to_num().abs()))
+    shares = _shares(changes, sizes, (0, 1) if single else (0,))
+    axes, mixed, score = _axes(shares, sizes, base.dim()), None, 0.0
+    if axes[0] is not None and axes[1] is not None:
+        mixed = _mixed(changes, (axes[0], axes[1]), floor)
+        score = min(shares[0, axes[0]], shares[1, axes[1]])
+    moves = any(float(change.max()) > floor for _, change in changes)
+    return _Sequence(kind, axes, score, moves, mixed)
+
+
+def _shares(
+    changes: Sequence[Change], sizes: tuple[int, int], along: Sequence[int]
+) -> dict[tuple[int, int], float]:
+    """(axis of the input, axis of the output of the same size) -> the share of a change that is at
+    the index that was changed, on average."""
+    shares: dict[tuple[int, int], list[float]] = {}
+    for place, change in changes:
         total = float(change.sum())
-        for a, (n, index) in enumerate(((n0, i), (n1, j % n1))):
-            for o in range(base.dim()):
-                if base.shape[o] == n and total > 0 and (single or a == 0):
-                    shares.setdefault((a, o), []).append(
-                        float(change.select(o, index).sum()) / total
-                    )
-    moves = any(float(c.max()) > floor for _, c in changes)
-    mean = {pair: sum(v) / len(v) for pair, v in shares.items()}
-    best: tuple[int | None, int | None] = (None, None)
+        for a in along if total > 0 else ():
+            for o in range(change.dim()):
+                if change.shape[o] == sizes[a]:
+                    here = float(change.select(o, place[a]).sum()) / total
+                    shares.setdefault((a, o), []).append(here)
+    return {pair: sum(v) / len(v) for pair, v in shares.items()}
+
+
+def _axes(shares: Mapping[tuple[int, int], float], sizes: tuple[int, int], dims: int) -> Axes:
+    """Which axes of the output are those of the input: where the changes are most at home."""
+    best: Axes = (None, None)
     top = -1.0
-    for o0 in (None, *range(base.dim())):
-        for o1 in (None, *range(base.dim())):
-            if o0 is not None and o0 == o1:
-                continue
-            if any(o is not None and (a, o) not in mean for a, o in enumerate((o0, o1))):
-                continue
-            total = sum(
-                mean[a, o] - 0.5 / n
-                for a, (o, n) in enumerate(((o0, n0), (o1, n1)))
-                if o is not None
-            )
-            if total > top + 1e-9:
-                best, top = (o0, o1), total
-    mixed = None
-    if best[0] is not None and best[1] is not None:
-        seen = [False, False]  # along axis 0, along axis 1
-        for (i, j), change in changes:
-            grid = change.movedim((best[0], best[1]), (0, 1)).flatten(2).amax(-1) > floor
-            alone = grid.clone()
-            alone[i, j] = False
-            seen[0] |= bool(alone[:, j].any())
-            seen[1] |= bool(alone[i].any())
-        mixed = {(True, False): 0, (False, True): 1}.get((seen[0], seen[1]))
-    score = 0.0
-    if best[0] is not None and best[1] is not None:
-        score = min(mean[0, best[0]], mean[1, best[1]])
-    return _Carried(kind, best, score, moves, mixed)
+    for pair in itertools.product((None, *range(dims)), repeat=2):
+        if pair[0] is not None and pair[0] == pair[1]:
+            continue
+        homes = [(a, o) for a, o in enumerate(pair) if o is not None]
+        if any(home not in shares for home in homes):
+            continue
+        total = sum(shares[a, o] - 0.5 / sizes[a] for a, o in homes)
+        if total > top + 1e-9:
+            best, top = pair, total
+    return best
+
+
+def _mixed(changes: Sequence[Change], axes: tuple[int, int], floor: float) -> int | None:
+    """The input's axis along which other places notice a change, if it is only one."""
+    seen = [False, False]  # along axis 0, along axis 1
+    for (i, j), change in changes:
+        alone = change.movedim(axes, (0, 1)).flatten(2).amax(-1) > floor
+        alone[i, j] = False
+        seen[0] |= bool(alone[:, j].any())
+        seen[1] |= bool(alone[i].any())
+    return {(True, False): 0, (False, True): 1}.get((seen[0], seen[1]))
 
 
 def _decoder_like(names: Mapping[str, str], name: str) -> bool:
@@ -367,9 +408,15 @@ def constant(inputs: Inputs, name: str) -> Inputs:
     return inputs.replaced(name, torch.full_like(value, int(value.reshape(-1)[-1])))
 
 
-def _position_axis(model: nn.Module, same: Inputs, own: _Carried) -> int | None:
+def _position_axis(
+    model: nn.Module, inputs: Inputs, sequences: Mapping[str, _Sequence], own: _Sequence
+) -> int | None:
+    """The axis along which equal tokens come out different."""
     if own.axes[0] is None or own.axes[1] is None:
         return None
+    same = inputs
+    for name in sequences:  # all of them: rows of another memory would tell the rows apart
+        same = constant(same, name)
     out = main_output(same.call(model)).nan_to_num()
     floor = 1e3 * torch.finfo(out.dtype).eps * (float(out.abs().max()) + 1e-30)
     varied = [
