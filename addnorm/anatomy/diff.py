@@ -12,13 +12,14 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from addnorm.anatomy.difference import ALONE, Difference, Gradient, Parting, inside_any, outermost
 from addnorm.anatomy.inputs import Inputs, inputs_from
 from addnorm.anatomy.make_inputs import CannotMakeInputs, make_inputs
 from addnorm.anatomy.specimen import enliven, left_alone
@@ -33,180 +34,6 @@ LEAST = 1e4
 
 class NotComparable(Mendable):
     """The two cannot be run on the same inputs; says why."""
-
-
-@dataclass(frozen=True)
-class Parting:
-    """The first tap that differs, and the module in which it comes about."""
-
-    module: str
-    """The path in A; "" is the model itself. The innermost module whose inputs agree and whose
-    output does not."""
-    module_b: str
-    tap: str
-    """The tap in A at which it shows: that module itself, or the next one that it feeds."""
-    before: float
-    """The relative difference of what the module is given."""
-    after: float
-    """And of what it returns; infinite where not even shapes agree."""
-    floor: float
-    """What counts as a difference there."""
-    agree: int
-    """Taps that agree before it."""
-    operations: tuple[str, ...]
-    """How the module's operations differ, constants included: "- " only in A, "+ " only in B."""
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """The first parameter whose gradient differs, walking backwards from the outputs."""
-
-    parameter: str
-    parameter_b: str
-    difference: float
-    floor: float
-    agree: int
-    """Parameters behind it, nearer to the outputs, whose gradients agree."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What was found when two models were run side by side."""
-
-    forward: Parting | None
-    backward: Gradient | None
-    taps: int
-    """Pairs of taps that were compared."""
-    aligned_by: Literal["path", "order"]
-    dtype: str
-    weights: Literal["copied", "own"]
-    paired: int
-    """Parameters and buffers that correspond, by name and shape or else by order and shape."""
-    unpaired: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-    """Those only in A, only in B."""
-    only: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-    """Modules that were called only in A, only in B."""
-    inputs: dict[str, list[int]] = field(default_factory=dict)
-    largest: float = 0.0
-    """The largest relative difference of all taps."""
-
-    @property
-    def same(self) -> bool:
-        """No difference above rounding, forward or backward."""
-        return self.forward is None and self.backward is None
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it."""
-        told = {"same": self.same, **asdict(self)}
-        return dict(_finite(told))
-
-    def verdict(self) -> str:
-        """In one line."""
-        if self.forward is not None and self.forward.module:
-            return f"They differ, first in {self.forward.module}."
-        if self.forward is not None:
-            alone = [o for o in self.forward.operations if _ALONE in o]
-            if alone:
-                told = "; ".join(
-                    f"{o[2:]}, is only in {'A' if o[0] == '-' else 'B'}" for o in alone
-                )
-                return f"They differ: {told}."
-            return "They differ in the outermost forward, between the modules that it calls."
-        if self.backward is not None:
-            return f"Outputs agree; the gradient of {self.backward.parameter} differs."
-        return f"No difference in {self.taps} outputs of modules and {self.paired} parameters."
-
-    def lines(self) -> Iterator[tuple[str, str]]:
-        """What there is to say, as (label, text)."""
-        shapes = ", ".join(
-            f"{'' if name.isdecimal() else name + ' '}{tuple(shape)}"
-            for name, shape in self.inputs.items()
-        )
-        how = "B has the weights of A" if self.weights == "copied" else "each has its own weights"
-        yield "run", f"inputs {shapes}; {self.dtype}; {how}"
-        yield "taps", f"{self.taps} outputs of modules, paired by {self.aligned_by}"
-        for which, names, called in zip("AB", self.unpaired, self.only, strict=True):
-            tops = _tops(called)
-            if called:
-                yield f"only in {which}", f"{_some(tops)}, of the modules called"
-            elsewhere = [n for n in names if not _within(n, tops)]
-            if elsewhere:
-                yield f"only in {which}", f"{_some(elsewhere)}, of parameters and buffers"
-        if self.forward is not None:
-            f = self.forward
-            other = f" (B: {f.module_b})" if f.module_b != f.module else ""
-            place = f.module or "the outermost forward"
-            yield "forward", f"{f.agree} outputs agree, then {place}{other}"
-            yield (
-                "",
-                f"its inputs differ by {f.before:.2g}, its outputs by {_of(f.after)}",
-            )
-            yield "", f"seen at {f.tap or 'the output'}; rounding gives at most {f.floor:.1g} there"
-            for line in f.operations:
-                yield "", line
-            if not f.operations:
-                yield (
-                    "",
-                    "the same operations with the same constants in A and B: look at weights "
-                    "and buffers",
-                )
-        else:
-            yield "forward", f"all agree; the largest difference is {self.largest:.2g}"
-        if self.backward is not None:
-            yield "backward", self._backward(self.backward)
-        else:
-            yield "backward", "all gradients agree"
-
-    def _backward(self, g: Gradient) -> str:
-        """What a gradient that differs means, in a sentence or two."""
-        other = f" ({g.parameter_b} in B)" if g.parameter_b != g.parameter else ""
-        size = f"{_of(g.difference)}, where rounding gives at most {g.floor:.1g}"
-        if self.forward is not None:
-            return (
-                "the gradients differ as well, as they must with a different forward: from the "
-                f"outputs backwards, the first is that of {g.parameter}{other}, by {size}"
-            )
-        near = (
-            f"the {g.agree} parameters nearer to the outputs agree"
-            if g.agree
-            else "no parameter is nearer to the outputs"
-        )
-        return (
-            f"the forward is the same, and the gradient of {g.parameter}{other} is not: it differs "
-            f"by {size}; {near}. Something between it and the outputs passes back another gradient "
-            "(detach, no_grad, a hand-written backward)"
-        )
-
-
-_ALONE = ", a module with "
-"""In a line about a module that only one of the two calls."""
-
-
-def _of(difference: float) -> str:
-    return f"{difference:.2g}" if math.isfinite(difference) else "more than a number says"
-
-
-def _some(names: Sequence[str], n: int = 4) -> str:
-    more = f" and {len(names) - n} more" if len(names) > n else ""
-    return ", ".join(name or "(the model)" for name in names[:n]) + more
-
-
-def _within(path: str, tops: Sequence[str]) -> bool:
-    """Whether it is one of these modules or lies in one."""
-    return any(path == top or path.startswith(f"{top}.") for top in tops)
-
-
-def _tops(paths: Sequence[str]) -> list[str]:
-    """Those that lie in none of the others."""
-    return [p for p in paths if not _within(p, [q for q in paths if q != p])]
-
-
-def _finite(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """JSON has no infinity."""
-    for key, value in told.items():
-        if isinstance(value, dict):
-            value = dict(_finite(value))
-        yield key, None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def diff(
@@ -660,20 +487,20 @@ def _changes(
     there is nothing else. Modules that only one of the two calls are told as one, where the rest is
     the same.
     """
-    tops = [_tops(paths) for paths in only]
+    tops = [outermost(paths) for paths in only]
     rest = [
-        [o for o in ops if o.name not in _IDLE | _COPIES and not _within(o.module, top)]
+        [o for o in ops if o.name not in _IDLE | _COPIES and not inside_any(o.module, top)]
         for ops, top in zip((a, b), tops, strict=True)
     ]
     if rest[0] == rest[1] and any(tops):
         for sign, ops, top in zip("-+", (a, b), tops, strict=True):
             for path in top:
                 n = sum(
-                    _within(o.module, [path]) and o.name not in _IDLE | _COPIES | _MOVES
+                    inside_any(o.module, [path]) and o.name not in _IDLE | _COPIES | _MOVES
                     for o in ops
                 )
                 if n:
-                    yield f"{sign} {path}{_ALONE}{n} operation{'' if n == 1 else 's'}"
+                    yield f"{sign} {path}{ALONE}{n} operation{'' if n == 1 else 's'}"
         return
     for left_out in (_IDLE | _COPIES, _IDLE):
         kept = [[o for o in ops if o.name not in left_out] for ops in (a, b)]

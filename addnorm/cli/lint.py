@@ -34,7 +34,7 @@ from addnorm.words import a_few, did_you_mean, error_in_a_line, first_line, near
 if TYPE_CHECKING:
     from torch import nn
 
-    from addnorm.anatomy.diff import Difference
+    from addnorm.anatomy.difference import Difference
     from addnorm.linting import Finding, Report
 
 WIDTH = 100  # of what is printed, at most
