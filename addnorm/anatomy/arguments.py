@@ -179,8 +179,8 @@ def _arguments(model: nn.Module, inputs: Inputs) -> Arguments:
         try:
             sequences[name] = _sequence(model, inputs, name, kind, base, rows, special)
         except Exception as error:  # foreign code that takes these values and no others
-            said = names.get(name, name).lower()
-            unclear.append(f"changing {said} failed: {type(error).__name__}: {error}"[:200])
+            called = names.get(name, name).lower()
+            unclear.append(f"changing {called} failed: {type(error).__name__}: {error}"[:200])
     if not sequences:
         raise NoSequence(
             "no argument is a sequence of token ids, features or pixels that can be changed; "
@@ -232,16 +232,16 @@ def _candidates(
     unclear: list[str] = []
     of_dim: dict[int, ArgumentKind] = {2: "wave", 3: "features", 4: "image"}
     for name, value in inputs.tensors().items():
-        said = names.get(name, name).lower()
-        if is_mask(name, value) or (value.dim() and is_mask(said, value)):
+        called = names.get(name, name).lower()
+        if is_mask(name, value) or (value.dim() and is_mask(called, value)):
             masks.append(name)
         elif name in rows and value.dim() == 2:
             kinds[name] = "ids"
         elif value.is_floating_point() and value.dim() in of_dim:
             kinds[name] = of_dim[value.dim()]
-            if re.search(r"ids?$|idx|tokens?$", said) and rows == {}:
-                unclear.append(f"{said} sounds like token ids but is {value.dtype}")
-        if name in kinds and "label" in said:
+            if re.search(r"ids?$|idx|tokens?$", called) and rows == {}:
+                unclear.append(f"{called} sounds like token ids but is {value.dtype}")
+        if name in kinds and "label" in called:
             del kinds[name]
     return masks, kinds, unclear
 

@@ -59,8 +59,8 @@ def diff(
                 enliven(left)
                 _copy_weights(left, right, pairs)
             try:
-                given = make_inputs(left) if inputs is None else _as(inputs_from(inputs), dtype)
-                one = _Run(left, given)
+                call = make_inputs(left) if inputs is None else _cast(inputs_from(inputs), dtype)
+                one = _Run(left, call)
             except CannotMakeInputs as error:
                 raise NotComparable(str(error)) from None
             except Exception as error:
@@ -68,35 +68,35 @@ def diff(
                     continue  # something in it insists on float32
                 raise NotComparable(f"A does not run: {_line(error)}") from None
             try:
-                two = _second(right, given)
+                two = _second(right, call)
             except Exception as error:
                 if dtype is torch.float64:
                     continue
                 raise NotComparable(
-                    f"B does not run on the inputs of A, which are {_shown(given)}: its "
+                    f"B does not run on the inputs of A, which are {_shown(call)}: its "
                     f"{_signature(right)} ended in {_line(error)}. Two models are compared on the "
                     "same input, so both must accept it"
                 ) from None
             break
         _nudge(left)
-        rounded = _Run(left, given)
+        rounded = _Run(left, call)
         return _compared(one, two, rounded, pairs, unpaired, weights)
 
 
 def _line(error: Exception) -> str:
     """The error in a line."""
-    said = (str(error).strip().splitlines() or [""])[0]
-    return type(error).__name__ + (f": {said}" if said else "")
+    message = (str(error).strip().splitlines() or [""])[0]
+    return type(error).__name__ + (f": {message}" if message else "")
 
 
 def _shown(inputs: Inputs) -> str:
     """Names, sizes and dtypes of what is passed."""
-    told = (
+    shapes = (
         f"{'' if name.isdecimal() else name + ' '}{tuple(t.shape)} of "
         f"{str(t.dtype).removeprefix('torch.')}"
         for name, t in inputs.tensors().items()
     )
-    return ", ".join(told) or "no tensors"
+    return ", ".join(shapes) or "no tensors"
 
 
 def _signature(model: nn.Module) -> str:
@@ -158,7 +158,7 @@ def _nudge(model: nn.Module) -> None:
                 p.mul_(1 + sign * torch.finfo(p.dtype).eps)
 
 
-def _as(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     def cast(t: Tensor) -> Tensor:
         return t.detach().to(dtype) if t.is_floating_point() else t
 
@@ -176,8 +176,8 @@ class _Tap:
     path: str
     number: int
     """The how-manieth call of this module it is."""
-    given: tuple[Tensor, ...]
-    returned: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
 
     @property
     def key(self) -> tuple[str, int]:
@@ -185,7 +185,7 @@ class _Tap:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(t.shape) for t in self.returned)
+        return tuple(tuple(t.shape) for t in self.outputs)
 
 
 class _Run:
@@ -203,13 +203,13 @@ class _Run:
                 key = path, counts[path]
                 counts[path] += 1
                 self.parents[key] = stack[-1][0] if stack else None
-                stack.append((key, _kept((args, kwargs))))
+                stack.append((key, _copies((args, kwargs))))
 
             return hook
 
         def leave(module: nn.Module, args: Any, out: Any) -> None:
-            (path, number), given = stack.pop()
-            self.taps.append(_Tap(path, number, given, _kept(out)))
+            (path, number), arguments = stack.pop()
+            self.taps.append(_Tap(path, number, arguments, _copies(out)))
 
         handles = []
         for path, module in model.named_modules():
@@ -226,24 +226,24 @@ class _Run:
     def _backward(self) -> dict[str, Tensor]:
         """Gradients of a random projection of all floating-point outputs."""
         outs = [t for t in self.trace.outputs if t.is_floating_point() and t.requires_grad]
-        held = {n: p for n, p in self.parameters.items() if p.requires_grad}
-        if not outs or not held:
+        trainable = {n: p for n, p in self.parameters.items() if p.requires_grad}
+        if not outs or not trainable:
             return {}
         generator = torch.Generator().manual_seed(2)
-        seen = [torch.randn(o.shape, generator=generator).to(o) for o in outs]
-        grads = torch.autograd.grad(outs, list(held.values()), seen, allow_unused=True)
+        weights = [torch.randn(o.shape, generator=generator).to(o) for o in outs]
+        grads = torch.autograd.grad(outs, list(trainable.values()), weights, allow_unused=True)
         return {
             name: torch.zeros_like(p) if g is None else g
-            for (name, p), g in zip(held.items(), grads, strict=True)
+            for (name, p), g in zip(trainable.items(), grads, strict=True)
         }
 
-    def operations(self, key: tuple[str, int]) -> "list[_Said]":
+    def operations(self, key: tuple[str, int]) -> "list[_Operation]":
         """What ran in one call of one module, in order, its children's calls included."""
         calls = [c for c in self.trace.calls if c.path == key[0]]
         if len(calls) <= key[1]:
             return []
         call = calls[key[1]]
-        return [_said(op) for op in self.trace.ops[call.first : call.last]]
+        return [_operation(op) for op in self.trace.ops[call.first : call.last]]
 
     def uses(self) -> list[str]:
         """The parameters in the order in which the forward reads them first."""
@@ -277,7 +277,7 @@ _WHERE_IT_LIES = frozenset(
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Operation:
     """An operation and its constants; two that are equal do the same."""
 
     name: str
@@ -288,7 +288,7 @@ class _Said:
     """The options that were not left out."""
     module: str = field(default="", compare=False)
 
-    def told(self, other: "_Said | None" = None) -> str:
+    def text(self, other: "_Operation | None" = None) -> str:
         """In words, and so that it can be told from another of the same name."""
         options = dict(self.options)
         theirs = dict(other.options) if other is not None else options
@@ -312,7 +312,7 @@ def _constant(value: Any, digits: int) -> str:
     return str(value).removeprefix("torch.")
 
 
-def _said(op: Op) -> _Said:
+def _operation(op: Op) -> _Operation:
     """An operation with its numbers: eps, axes, factors, kinds."""
 
     def constant(value: Any) -> Any:
@@ -332,10 +332,10 @@ def _said(op: Op) -> _Said:
     for name in _WHERE_IT_LIES:
         options.pop(name, None)
     args = tuple(constant(a) for a in op.args)
-    return _Said(op.name, args, tuple(sorted(options.items())), given, op.module)
+    return _Operation(op.name, args, tuple(sorted(options.items())), given, op.module)
 
 
-def _kept(tree: Any) -> tuple[Tensor, ...]:
+def _copies(tree: Any) -> tuple[Tensor, ...]:
     """The floating-point and boolean tensors as they are now; later writes do not reach them."""
     leaves = [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
     return tuple(
@@ -404,7 +404,7 @@ def _compared(
     taps, by = _aligned(one, two)
     dtype = next((p.dtype for p in one.parameters.values() if p.is_floating_point()), torch.float32)
     floors = {
-        tap.key: _floor(_all_apart(tap.returned, again.returned), dtype)
+        tap.key: _floor(_all_apart(tap.outputs, again.outputs), dtype)
         for tap, again in zip(one.taps, rounded.taps, strict=False)
         if tap.key == again.key
     }
@@ -415,7 +415,7 @@ def _compared(
         tuple(p for p in called[0] if by_path and p not in called[1]),
         tuple(p for p in called[1] if by_path and p not in called[0]),
     )
-    apart = [(a, b, _all_apart(a.returned, b.returned)) for a, b in taps]
+    apart = [(a, b, _all_apart(a.outputs, b.outputs)) for a, b in taps]
     forward = None
     for agree, (a, b, found) in enumerate(apart):
         if found > floors.get(a.key, least):
@@ -460,15 +460,15 @@ def _parting(
     while key is not None:
         if key in taps:
             x, y = taps[key]
-            if _all_apart(x.given, y.given) <= floor or one.parents.get(key) is None:
+            if _all_apart(x.inputs, y.inputs) <= floor or one.parents.get(key) is None:
                 break
         key = one.parents.get(key)
     return Parting(
         x.path,
         y.path,
         a.path,
-        _all_apart(x.given, y.given),
-        _all_apart(x.returned, y.returned),
+        _all_apart(x.inputs, y.inputs),
+        _all_apart(x.outputs, y.outputs),
         floor,
         agree,
         tuple(_changes(one.operations(x.key), two.operations(y.key), only)),
@@ -476,8 +476,8 @@ def _parting(
 
 
 def _changes(
-    a: Sequence[_Said],
-    b: Sequence[_Said],
+    a: Sequence[_Operation],
+    b: Sequence[_Operation],
     only: tuple[Sequence[str], Sequence[str]] = ((), ()),
     most: int = 5,
 ) -> Iterator[str]:
@@ -503,24 +503,24 @@ def _changes(
                     yield f"{sign} {path}{ALONE}{n} operation{'' if n == 1 else 's'}"
         return
     for left_out in (_IDLE | _COPIES, _IDLE):
-        kept = [[o for o in ops if o.name not in left_out] for ops in (a, b)]
-        if kept[0] != kept[1]:
+        sequences = [[o for o in ops if o.name not in left_out] for ops in (a, b)]
+        if sequences[0] != sequences[1]:
             break
     sides: dict[str, list[tuple[bool, str]]] = {"-": [], "+": []}
-    matcher = difflib.SequenceMatcher(None, kept[0], kept[1], autojunk=False)
+    matcher = difflib.SequenceMatcher(None, sequences[0], sequences[1], autojunk=False)
     for tag, i, j, k, m in matcher.get_opcodes():
         if tag != "equal":
-            x, y = kept[0][i:j], kept[1][k:m]
-            sides["-"] += [(o.name in _MOVES, o.told(_namesake(o, n, y))) for n, o in enumerate(x)]
-            sides["+"] += [(o.name in _MOVES, o.told(_namesake(o, n, x))) for n, o in enumerate(y)]
-    for sign, told in sides.items():
-        found = [text for _, text in sorted(told, key=lambda t: t[0])]
+            x, y = sequences[0][i:j], sequences[1][k:m]
+            sides["-"] += [(o.name in _MOVES, o.text(_namesake(o, n, y))) for n, o in enumerate(x)]
+            sides["+"] += [(o.name in _MOVES, o.text(_namesake(o, n, x))) for n, o in enumerate(y)]
+    for sign, texts in sides.items():
+        found = [text for _, text in sorted(texts, key=lambda t: t[0])]
         yield from (f"{sign} {op}" for op in found[:most])
         if len(found) > most:
             yield f"{sign} and {len(found) - most} more"
 
 
-def _namesake(op: _Said, place: int, others: Sequence[_Said]) -> _Said | None:
+def _namesake(op: _Operation, place: int, others: Sequence[_Operation]) -> _Operation | None:
     """The operation at its place in the other model, if it is one of the same name."""
     there = others[place] if place < len(others) else None
     return there if there is not None and there.name == op.name else None

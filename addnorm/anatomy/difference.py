@@ -68,8 +68,8 @@ class Difference:
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""
-        told = {"same": self.same, **asdict(self)}
-        return dict(_finite(told))
+        fields = {"same": self.same, **asdict(self)}
+        return dict(_finite(fields))
 
     def verdict(self) -> str:
         """In one line."""
@@ -78,10 +78,10 @@ class Difference:
         if self.forward is not None:
             alone = [o for o in self.forward.operations if ALONE in o]
             if alone:
-                told = "; ".join(
+                modules = "; ".join(
                     f"{o[2:]}, is only in {'A' if o[0] == '-' else 'B'}" for o in alone
                 )
-                return f"They differ: {told}."
+                return f"They differ: {modules}."
             return "They differ in the outermost forward, between the modules that it calls."
         if self.backward is not None:
             return f"Outputs agree; the gradient of {self.backward.parameter} differs."
@@ -172,9 +172,9 @@ def outermost(paths: Sequence[str]) -> list[str]:
     return [p for p in paths if not inside_any(p, [q for q in paths if q != p])]
 
 
-def _finite(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _finite(fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """JSON has no infinity."""
-    for key, value in told.items():
+    for key, value in fields.items():
         if isinstance(value, dict):
             value = dict(_finite(value))
         yield key, None if isinstance(value, float) and not math.isfinite(value) else value

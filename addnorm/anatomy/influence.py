@@ -273,9 +273,9 @@ def _unpadded(
         if mask.reading is not None and not mask.square:
             value = inputs.tensors()[mask.name]
             whole = torch.ones(value.shape, dtype=torch.bool, device=value.device)
-            kept = as_mask(whole, mask.reading, value.dtype, floats_of(model))
-            if not torch.equal(kept, value):
-                plain = plain.replaced(mask.name, kept)
+            open_mask = as_mask(whole, mask.reading, value.dtype, floats_of(model))
+            if not torch.equal(open_mask, value):
+                plain = plain.replaced(mask.name, open_mask)
     if plain is inputs:
         return inputs
     try:
@@ -313,19 +313,19 @@ def without_warnings() -> Iterator[None]:
 
 def optional_arguments(s: Influence, pattern: re.Pattern[str]) -> list[str]:
     """Arguments of the signature that are not given and are called so."""
-    given = {*s.names.values(), *(s.inputs.kwargs or {})}
+    present = {*s.names.values(), *(s.inputs.kwargs or {})}
     return [
         name
         for name, p in signature(s.model).items()
-        if name not in given and p.default is not p.empty and pattern.search(name)
+        if name not in present and p.default is not p.empty and pattern.search(name)
     ]
 
 
 def argument_values(s: Influence, name: str) -> list[Value]:
     """The values of the trace that are this argument."""
     trace = s.specimen.trace
-    given = list(s.specimen.inputs.tensors())
-    return [v for n, v in zip(given, trace.inputs, strict=False) if n == name]
+    names = list(s.specimen.inputs.tensors())
+    return [v for n, v in zip(names, trace.inputs, strict=False) if n == name]
 
 
 def _attention_reaches(s: Influence) -> list[AttentionReach]:
@@ -334,24 +334,24 @@ def _attention_reaches(s: Influence) -> list[AttentionReach]:
     own = structure.trace.descendants(*argument_values(s, s.arguments.main))
     for one in structure.attentions:
         q, k = factors(one.scores)
-        seen = one.table()
-        n = seen.shape[-1]
-        if seen.shape[-2] != n or n < 3 or q not in own or k not in own:
+        weights = one.table()
+        n = weights.shape[-1]
+        if weights.shape[-2] != n or n < 3 or q not in own or k not in own:
             continue
         if s.arguments.kind in ("ids", "features") and n != s.places:
             continue
-        rows = seen.double().reshape(-1, n, n)
-        given = (rows.abs() > 1e-12).any(0)  # -inf and -1e9 give zeros
-        later, earlier = torch.ones_like(given).triu(1), torch.ones_like(given).tril(-1)
+        rows = weights.double().reshape(-1, n, n)
+        weighted = (rows.abs() > 1e-12).any(0)  # -inf and -1e9 give zeros
+        later, earlier = torch.ones_like(weighted).triu(1), torch.ones_like(weighted).tril(-1)
         top, low = rows[:, : n - 2], rows[:, 2:]  # rows with two later keys, with two earlier ones
         ahead = [row[:, i + 1 :] for i, row in enumerate(top.unbind(1))]
         behind = [row[:, : i + 2] for i, row in enumerate(low.unbind(1))]
         found.append(
             AttentionReach(
                 one.path,
-                float(given[later].double().mean()),
-                float(given[earlier].double().mean()),
-                bool(given[later].any())
+                float(weighted[later].double().mean()),
+                float(weighted[earlier].double().mean()),
+                bool(weighted[later].any())
                 and max(_unlike(t) for t in ahead) < 1e-6 < max(_unlike(t) for t in behind),
             )
         )

@@ -35,21 +35,21 @@ class Inputs:
         return Inputs(self.args, {**(self.kwargs or {}), name: value})
 
 
-def inputs_from(given: Any) -> Inputs:
+def inputs_from(batch: Any) -> Inputs:
     """What a user gave: a tensor, a tuple of positional or a dict of keyword arguments."""
-    if isinstance(given, Inputs):
-        return given
-    if isinstance(given, Tensor):
-        return Inputs((given,))
-    if isinstance(given, Mapping):  # a tokenizer's BatchEncoding is a mapping and no dict
-        if not given or not all(isinstance(name, str) for name in given):
+    if isinstance(batch, Inputs):
+        return batch
+    if isinstance(batch, Tensor):
+        return Inputs((batch,))
+    if isinstance(batch, Mapping):  # a tokenizer's BatchEncoding is a mapping and no dict
+        if not batch or not all(isinstance(name, str) for name in batch):
             raise TypeError("inputs as a dict are keyword arguments: names to values, at least one")
-        return Inputs((), dict(given))
-    if isinstance(given, tuple | list):
-        return Inputs(tuple(given))
+        return Inputs((), dict(batch))
+    if isinstance(batch, tuple | list):
+        return Inputs(tuple(batch))
     raise TypeError(
         "inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
-        f"got {type(given).__name__}"
+        f"got {type(batch).__name__}"
     )
 
 

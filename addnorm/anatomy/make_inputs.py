@@ -133,10 +133,10 @@ class _Facts:
                 for k, v in vars(module).items()
                 if type(v) is int and not re.search("id$|idx|index", k)
             }
-        told = (
+        claims = (
             self.config if isinstance(self.config, dict) else getattr(self.config, "__dict__", {})
         )
-        return sizes | {v for k, v in told.items() if type(v) is int and not k.endswith("_id")}
+        return sizes | {v for k, v in claims.items() if type(v) is int and not k.endswith("_id")}
 
     def lengths(self) -> list[tuple[int, int]]:
         """(time, source) to try: small primes, shorter ones, and lengths the model fixes."""

@@ -29,8 +29,8 @@ def as_mask(keep: Tensor, reading: MaskReading, dtype: torch.dtype, floats: torc
     """A mask of "may be seen" in the way the model reads it."""
     if reading == "additive":
         return torch.zeros(keep.shape, dtype=floats).masked_fill(~keep, float("-inf"))
-    kept = keep if reading == "keep" else ~keep
-    return kept if dtype is torch.bool else kept.to(dtype)
+    marks = keep if reading == "keep" else ~keep
+    return marks if dtype is torch.bool else marks.to(dtype)
 
 
 def mask_values(batch: int, places: int, floats: torch.dtype) -> list[Tensor]:

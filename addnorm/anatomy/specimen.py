@@ -67,9 +67,9 @@ def once(measure: Callable[[Owner], Result]) -> Callable[[Owner], Result]:
 
 def bare_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode without gradients and without the user's hooks."""
-    made = copy.deepcopy(model).eval()
-    made.zero_grad(set_to_none=True)
-    for module in made.modules():
+    bare = copy.deepcopy(model).eval()
+    bare.zero_grad(set_to_none=True)
+    for module in bare.modules():
         for hooks in (
             module._forward_hooks,
             module._forward_pre_hooks,
@@ -79,7 +79,7 @@ def bare_copy(model: nn.Module) -> nn.Module:
             for key, hook in list(hooks.items()):
                 if not str(getattr(hook, "__module__", "")).startswith("torch."):
                     del hooks[key]  # torch's own compute weights (weight_norm)
-    return made
+    return bare
 
 
 def enliven(model: nn.Module) -> None:

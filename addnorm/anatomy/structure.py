@@ -224,17 +224,17 @@ class Structure:
         """x - mean(x), x / std(x) and the like: one operand is a reduction of the other."""
         if len(moving) != 2 or moving[0] is moving[1]:
             return []
-        for kept, statistic in ((moving[0], moving[1]), (moving[1], moving[0])):
-            if op.name == "div" and kept is not op.args[0]:
+        for carrier, statistic in ((moving[0], moving[1]), (moving[1], moving[0])):
+            if op.name == "div" and carrier is not op.args[0]:
                 continue
-            if kept.shape != value.shape or statistic.tensor.numel() >= kept.tensor.numel():
+            if carrier.shape != value.shape or statistic.tensor.numel() >= carrier.tensor.numel():
                 continue
-            if self._reduces(statistic, kept):
+            if self._reduces(statistic, carrier):
                 if op.name in LINEAR:
-                    return [Step(kept, value, "scale", op)]
+                    return [Step(carrier, value, "scale", op)]
                 names = frozenset(v.name for v in op.inputs if v.name)
-                norm = NormCall(kept, value, op.module, op, None, names)
-                return [Step(kept, value, "norm", op, norm)]
+                norm = NormCall(carrier, value, op.module, op, None, names)
+                return [Step(carrier, value, "norm", op, norm)]
         return []
 
     def _reduces(self, statistic: Value, of: Value) -> bool:
@@ -261,12 +261,12 @@ class Structure:
         """A product with a gate, all of whose values lie between 0 and 1, carries the other."""
         if op.name != "mul" or len(moving) != 2:
             return []
-        for kept, gate in ((moving[0], moving[1]), (moving[1], moving[0])):
+        for carrier, gate in ((moving[0], moving[1]), (moving[1], moving[0])):
             t = gate.tensor
-            if kept.shape != value.shape or not t.is_floating_point() or kept is gate:
+            if carrier.shape != value.shape or not t.is_floating_point() or carrier is gate:
                 continue
             if bool(((t >= 0) & (t <= 1)).all()):
-                return [Step(kept, value, "gate", op)]
+                return [Step(carrier, value, "gate", op)]
         return []
 
     def carried(self, value: Value) -> dict[Value, Step | None]:
@@ -496,9 +496,9 @@ class Structure:
         if scores is None:
             return None
         queries, keys = weights.shape[-2:] if not right else weights.shape[:-3:-1]
-        made = scores.outputs[0].shape
+        shape = scores.outputs[0].shape
         # sinks add a column or two and take them away again
-        if queries not in made[-2:] or (abs(keys - made[-1]) > 2 and keys != made[-2]):
+        if queries not in shape[-2:] or (abs(keys - shape[-1]) > 2 and keys != shape[-2]):
             return None
         inside = self.trace.descendants(scores.outputs[0]) & self.ancestors(weights)
         between = {v.op for v in inside if v.op is not None} - {scores}

@@ -49,12 +49,12 @@ class Lookups(TorchFunctionMode):
     def _source(self, value: Any) -> frozenset[str]:
         return self.sources.get(id(value), frozenset())
 
-    def _follow(self, given: Any, out: Any) -> None:
+    def _follow(self, arguments: Any, out: Any) -> None:
         """Whole numbers computed from an argument's are the argument's: ``ids + 2``."""
-        made = [t for t in tensors_in(out) if t.dtype in (torch.int32, torch.int64)]
-        if made:
-            source = frozenset().union(*(self._source(t) for t in tensors_in(given)))
-            for t in made if source else ():
+        numbers = [t for t in tensors_in(out) if t.dtype in (torch.int32, torch.int64)]
+        if numbers:
+            source = frozenset().union(*(self._source(t) for t in tensors_in(arguments)))
+            for t in numbers if source else ():
                 self.sources[id(t)] = source
                 self.alive.append(t)
 

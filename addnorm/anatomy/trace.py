@@ -290,14 +290,14 @@ class _Recorder(TorchDispatchMode):
         name = func._schema.name.split("::")[1].removesuffix("_")
         index = self.counts[func]
         self.counts[func] += 1
-        told_args, told_kwargs = tree_map_only(Tensor, self.value, (args, kwargs))
-        inputs = tuple(v for v in tree_leaves((told_args, told_kwargs)) if isinstance(v, Value))
+        value_args, value_kwargs = tree_map_only(Tensor, self.value, (args, kwargs))
+        inputs = tuple(v for v in tree_leaves((value_args, value_kwargs)) if isinstance(v, Value))
         written = [
-            given
-            for argument, given in zip(func._schema.arguments, args, strict=False)
+            leaf
+            for argument, value in zip(func._schema.arguments, args, strict=False)
             if argument.alias_info is not None and argument.alias_info.is_write
-            for given in tree_leaves(given)
-            if isinstance(given, Tensor)
+            for leaf in tree_leaves(value)
+            if isinstance(leaf, Tensor)
         ]
         for tensor in written:
             self._keep(tensor)
@@ -306,7 +306,7 @@ class _Recorder(TorchDispatchMode):
             return self._opened(func, args, kwargs, out)
         call = self.stack[-1] if self.stack else None
         path = call.path if call else ""
-        op = Op((func, index), name, told_args, told_kwargs, inputs, (), path, call)
+        op = Op((func, index), name, value_args, value_kwargs, inputs, (), path, call)
         op.outputs = tuple(self._new(t, op) for t in tree_leaves(out) if isinstance(t, Tensor))
         for tensor, value in zip(written, op.outputs, strict=False):
             storage = tensor.untyped_storage()._cdata
@@ -341,9 +341,9 @@ class _Recorder(TorchDispatchMode):
 
     def trace(self, result: Any) -> Trace:
         """What was written down."""
-        told = tree_map_only(Tensor, self.value, result)
+        values = tree_map_only(Tensor, self.value, result)
         outputs = tuple(t for t in tree_leaves(result) if isinstance(t, Tensor))
-        return Trace(tuple(self.ops), tuple(self.calls), told, tuple(self.values), outputs)
+        return Trace(tuple(self.ops), tuple(self.calls), values, tuple(self.values), outputs)
 
 
 def _key(tensor: Tensor) -> Key | None:

@@ -41,8 +41,8 @@ def _hashable(value: Any) -> Hashable:
     if isinstance(value, dict):
         return dict, tuple((str(k), _hashable(v)) for k, v in value.items())
     if isinstance(value, Tensor) and value.numel() <= _SMALL:
-        kept = value.detach().cpu().contiguous()
-        return tuple(value.shape), value.dtype, kept.reshape(-1).view(torch.uint8).numpy().tobytes()
+        numbers = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        return tuple(value.shape), value.dtype, numbers.numpy().tobytes()
     return id(value)
 
 

@@ -84,7 +84,7 @@ def _measured(model: nn.Module, inputs: Inputs) -> Iterator[MeasuredNorm]:
     calls = calls_of(model, inputs)
     modules = dict(model.named_modules())
     norms: dict[str, MeasuredNorm] = {}
-    seen: dict[Any, Match] = {}
+    matches: dict[Any, Match] = {}
     alike: dict[Hashable, MeasuredNorm | None] = {}
     for path in sorted(calls, key=lambda p: (-p.count(".") - (p != ""), p)):
         module, call = modules[path], calls[path]
@@ -96,10 +96,10 @@ def _measured(model: nn.Module, inputs: Inputs) -> Iterator[MeasuredNorm]:
         claims = _claims(path, module)
         key = (twin_key(module), call_key(call.args, call.kwargs), claims)
         if key not in alike:
-            alike[key] = _look(path, module, call, claims, seen)
-        known = alike[key]
-        if known is not None:
-            norms[path] = replace(known, path=path, call=call)
+            alike[key] = _look(path, module, call, claims, matches)
+        norm = alike[key]
+        if norm is not None:
+            norms[path] = replace(norm, path=path, call=call)
     yield from (norms[path] for path in modules if path in norms)
 
 

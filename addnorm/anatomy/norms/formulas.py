@@ -143,10 +143,10 @@ def _family() -> Iterator[Formula]:
     spreads: tuple[Spread, ...] = ("variance", "unbiased")
     for form in forms:
         for spread in spreads:
-            told = f"divided by the deviation ({spread}, eps {form}), mean not subtracted"
-            yield Formula(told, "other", False, spread, form, False, flat)
-        told = f"LayerNorm with a sum of squares instead of their mean (eps {form})"
-        yield Formula(told, "layer", True, "variance", form, True, flat)
+            name = f"divided by the deviation ({spread}, eps {form}), mean not subtracted"
+            yield Formula(name, "other", False, spread, form, False, flat)
+        name = f"LayerNorm with a sum of squares instead of their mean (eps {form})"
+        yield Formula(name, "layer", True, "variance", form, True, flat)
     names: dict[Spread, str] = {
         "variance": "variance",
         "unbiased": "unbiased variance",

@@ -46,9 +46,9 @@ class ProbeCall:
         place, x = tensors[0]
         if x.dim() < 1 or x.shape != result.shape or not result.is_floating_point():
             return None
-        kept = tuple(v.detach() if isinstance(v, Tensor) else v for v in args)
+        plain = tuple(v.detach() if isinstance(v, Tensor) else v for v in args)
         named = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-        return ProbeCall(kept, named, place, tuple(x.shape))
+        return ProbeCall(plain, named, place, tuple(x.shape))
 
     def __call__(self, module: nn.Module, x: Tensor, others: float = 0.0) -> Tensor:
         """``module`` on ``x``; further tensors of the same shape (what is added, a gate) become
@@ -150,9 +150,9 @@ class Probe:
         self.offset = 0.0
         self.affine_known = True
         x, other = self.normal(2), 1.7 * self.normal(3)
-        held = list(self.module.named_parameters())
+        parameters = list(self.module.named_parameters())
         gains: list[Tensor] = []
-        for _, p in held:
+        for _, p in parameters:
             if not p.is_floating_point() or not p.numel():
                 continue
             before = p.detach().clone()
@@ -182,7 +182,7 @@ class Probe:
         elif self.shifts:
             self.feature_axis = self._axis_of(self.shifts[0], x)
         # A parameter that enters in another way: the factor in front is not to be had.
-        odd = {id(p) for _, p in held} - {id(p) for p in (*gains, *self.shifts)}
+        odd = {id(p) for _, p in parameters} - {id(p) for p in (*gains, *self.shifts)}
         self.affine_known = not odd
 
     def _axis_of(self, p: Tensor, x: Tensor) -> int | None:
@@ -344,19 +344,19 @@ class Reach(NamedTuple):
 
 def _runnable(module: nn.Module, call: ProbeCall) -> tuple[nn.Module, Tensor]:
     """A copy in float64 if it runs in that, otherwise float32, and a tensor of its kind."""
-    held = next((t for t in (*module.parameters(), *module.buffers())), None)
-    device = held.device if held is not None else torch.device("cpu")
+    first = next((t for t in (*module.parameters(), *module.buffers())), None)
+    device = first.device if first is not None else torch.device("cpu")
     error: Exception | None = None
     for dtype in (torch.float64, torch.float32):
         try:
-            made = copy.deepcopy(module).to(dtype).eval()
-            for p in made.parameters():
+            copied = copy.deepcopy(module).to(dtype).eval()
+            for p in copied.parameters():
                 p.requires_grad_(True)
             like = torch.zeros((), dtype=dtype, device=device)
             with quiet(), torch.no_grad():
-                out = call(made, _normal(call.shape, like, 0))
+                out = call(copied, _normal(call.shape, like, 0))
             if out.is_floating_point():
-                return made, like
+                return copied, like
         except Exception as e:
             error = e
     raise error if error is not None else ValueError("the output is not floating point")
