@@ -73,6 +73,7 @@ class Project:
             "addnorm/schemes.py": ("tests/test_init.py", "tests/test_references.py"),
             "addnorm/ops/__init__.py": ("tests/test_dispatch.py",),
             "addnorm/ops/aten.py": ("tests/test_dispatch.py",),
+            "addnorm/ops/reference.py": ("tests/test_ops_reference.py",),
             "addnorm/ops/attention.py": ("tests/test_branches.py",),
             "addnorm/ops/offers.py": ("tests/test_dispatch.py", "tests/test_attention.py"),
             "addnorm/training/parallel.py": ("tests/test_processes.py",),

@@ -4,6 +4,7 @@
     normed = weight * standardize(stream) + bias in x's dtype
 
 Every faster implementation is tested against this file and may differ from it in rounding only.
+Gradients are autograd's; at the end of the file they are written out, for whoever writes a kernel.
 What is decided here, and measured in docs/numerics.md:
 
 * Statistics are taken from the *stored* stream: the next reader sees exactly what was normalized.
@@ -19,7 +20,7 @@ What is decided here, and measured in docs/numerics.md:
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,15 +115,13 @@ def least_square(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).tiny ** (2 / 3))
 
 
-def standardize(stream: Tensor, kind: Kind, eps: float) -> Tensor:
-    """The Norm without its parameters, in the precision of the statistics.
-
-    ``layer``: (s - mean(s)) / sqrt(var(s) + eps) with the biased variance (Ba et al. 2016).
-    ``rms``: s / sqrt(mean(s^2) + eps) (Zhang & Sennrich 2019, eps inside the root as LLMs have it).
-    """
+def centred(stream: Tensor, kind: Kind, eps: float) -> tuple[Tensor, Tensor, float | Tensor]:
+    """Rows without their mean, divided where they are huge; 1 / their root mean square; the
+    divisor. The product of the first two is ``standardize``."""
     s = stream.to(accumulate_dtype(stream))  # (..., D)
     least = least_square(s.dtype)
     floor: float | Tensor = max(eps, least)
+    unit: float | Tensor = 1.0
     if not calm(s):
         unit = safe_unit(s)
         s = s / unit
@@ -132,7 +131,17 @@ def standardize(stream: Tensor, kind: Kind, eps: float) -> Tensor:
         s = s - s.mean(-1, keepdim=True)
         s = s - s.mean(-1, keepdim=True)
     square = (s * s).mean(-1, keepdim=True)  # (..., 1)
-    return s * torch.rsqrt(square + floor)
+    return s, torch.rsqrt(square + floor), unit
+
+
+def standardize(stream: Tensor, kind: Kind, eps: float) -> Tensor:
+    """The Norm without its parameters, in the precision of the statistics.
+
+    ``layer``: (s - mean(s)) / sqrt(var(s) + eps) with the biased variance (Ba et al. 2016).
+    ``rms``: s / sqrt(mean(s^2) + eps) (Zhang & Sennrich 2019, eps inside the root as LLMs have it).
+    """
+    s, r, _ = centred(stream, kind, eps)
+    return s * r
 
 
 def normalize(
@@ -162,3 +171,83 @@ def normalize(
     if bias is not None:
         y = y + bias.to(wide)
     return y.to(dtype)
+
+
+# --- backward, written out ------------------------------------------------------------------------
+
+
+class NormGradients(NamedTuple):
+    """The gradients of the stream, the weight and the bias, in the precision of the statistics."""
+
+    stream: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def normalize_backward(
+    dy: Tensor,
+    stream: Tensor,
+    weight: Tensor | None,
+    *,
+    kind: Kind,
+    eps: float,
+    weight_offset: float,
+    cast: Cast,
+) -> NormGradients:
+    """The gradients of ``normalize``, given that of its output.
+
+    With x^ the standardized row, r = 1 / sqrt(mean square + eps), g = (weight_offset + weight) * dy
+    and m the mean of a row:
+
+        layer:  dstream = r (g - m(g) - x^ m(g x^))
+        rms:    dstream = r (g - x^ m(g x^))
+        dweight = sum over rows of dy x^,  dbias = sum over rows of dy
+
+    Rounding has derivative one, so that ``cast`` matters in dweight only: there x^ is what the
+    weight was multiplied by. The divisor of a huge row is a constant.
+    """
+    s, r, unit = centred(stream, kind, eps)
+    xhat = s * r  # (..., D)
+    g = dy.to(xhat.dtype)
+    rows = tuple(range(dy.dim() - 1))
+    multiplied = xhat.to(dy.dtype).to(xhat.dtype) if cast == "llama" else xhat
+    dweight = (g * multiplied).sum(rows) if rows else g * multiplied
+    dbias = g.sum(rows) if rows else g
+    if weight is not None:
+        g = g * (weight.to(xhat.dtype) + weight_offset)
+    d = g - xhat * (g * xhat).mean(-1, keepdim=True)
+    if kind == "layer":
+        d = d - g.mean(-1, keepdim=True)
+    return NormGradients(d * (r / unit), dweight, dbias)
+
+
+class SettleGradients(NamedTuple):
+    """The gradients of the tensors among the arguments of ``settle``, None for the others."""
+
+    x: Tensor
+    residual: Tensor | None
+    keep: Tensor | None
+    gain: Tensor | None
+
+
+def settle_backward(
+    d: Tensor, x: Tensor, residual: Tensor | None, keep: Scale = 1.0, gain: Scale = 1.0
+) -> SettleGradients:
+    """The gradients of ``settle``, given that of the stream from all who read it.
+
+        dx = gain d,  dresidual = keep d,  dgain = sum of d x,  dkeep = sum of d residual
+
+    A factor's is summed over everything that it was broadcast to, in float32 or better.
+    """
+
+    def summed(factor: Scale, of: Tensor) -> Tensor | None:
+        if not isinstance(factor, Tensor):
+            return None
+        wide = accumulate_dtype(d, of)
+        return (d.to(wide) * of.to(wide)).sum_to_size(factor.shape).to(factor.dtype)
+
+    dx = scaled(gain, d, accumulate_dtype(d)).to(x.dtype)
+    if residual is None:
+        return SettleGradients(dx, None, None, summed(gain, x))
+    dresidual = scaled(keep, d, accumulate_dtype(d)).to(residual.dtype)
+    return SettleGradients(dx, dresidual, summed(keep, residual), summed(gain, x))
