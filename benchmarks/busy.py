@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def main() -> None:
 
 def trained(model: str, busy: int, way: str, steps: int, limit: float) -> float:
     """Tokens per second of one run beside so many endless loops."""
+    time.sleep(2)  # until the run before has given its memory back: a command looks around
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
     with tempfile.TemporaryDirectory() as out:
         words = [*SETTINGS, *MODELS[model], f"steps={steps}", "--out", f"{out}/run"]
