@@ -3,7 +3,7 @@
 A class of settings is a frozen dataclass; its annotations are the types, the docstrings under its
 fields are the help, its ``__post_init__`` says what makes no sense. A field may be a dataclass
 itself: its fields are addressed with a dot, as in ``model.dim=128``. Whatever a user can get wrong
-is a ``ConfigError`` that names the key, the value and what was expected.
+is a ``SettingsError`` that names the key, the value and what was expected.
 
 Each setting also says of itself, with ``setting``, what a resumed run may do with it, and with
 which others it has an effect. One that has none may not be set, and is not recorded.
@@ -40,16 +40,15 @@ from addnorm.errors import Mendable, unknown_name, value_in_short
 Settings = TypeVar("Settings")
 
 
-class Fit(Protocol):
-    """Values of a setting: ``in`` says whether one of them, in a message they stand by their
-    words."""
+class Values(Protocol):
+    """Some of the values that a setting may have: ``in`` asks for one, a message lists them."""
 
     def __contains__(self, value: Any, /) -> bool: ...
     def __iter__(self) -> Iterator[Any]: ...
 
 
-Cases = tuple[Mapping[str, Fit], ...]
-"""Settings beside a setting and their values: with those of any of the cases it has an effect."""
+Cases = tuple[Mapping[str, Values], ...]
+"""When a setting has an effect: in each of these cases, which are values of settings beside it."""
 HIDDEN = "hidden"
 """Metadata of a field that holds settings: names in them that are not the user's to set."""
 INSIDE = "inside"
@@ -74,14 +73,14 @@ class AtResume(Enum):
 
 
 def setting(
-    default: Any, mark: AtResume, *cases: Mapping[str, Fit], elsewhere: bool = False
+    default: Any, mark: AtResume, *cases: Mapping[str, Values], elsewhere: bool = False
 ) -> Any:
     """A field of a class of settings; ``cases`` are what it ``NEEDS``, none: it always counts."""
     metadata = {AT_RESUME: mark, NEEDS: cases, ELSEWHERE: elsewhere}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-class ConfigError(Mendable):
+class SettingsError(Mendable):
     """A setting that is not understood; the message says which and what was expected."""
 
 
@@ -90,16 +89,21 @@ def _types(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def keys(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, type, value) of every setting in the tree, in the order of the fields."""
+def entries(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, type, value) of every setting in the tree, in the order of the fields."""
     for f, kind, value in _fields(settings):
         if dataclasses.is_dataclass(value):
             hidden = f.metadata.get(HIDDEN, ())
-            for key, inner, v in keys(value, f"{prefix}{f.name}."):
+            for key, inner, v in entries(value, f"{prefix}{f.name}."):
                 if key.removeprefix(f"{prefix}{f.name}.") not in hidden:
                     yield key, inner, v
         else:
             yield prefix + f.name, kind, value
+
+
+def values_by_key(settings: Any) -> dict[str, Any]:
+    """Every setting in the tree by its dotted key, in the order of the fields."""
+    return {key: value for key, _, value in entries(settings)}
 
 
 def changed(settings: Settings, *layers: Mapping[str, Any]) -> Settings:
@@ -108,54 +112,54 @@ def changed(settings: Settings, *layers: Mapping[str, Any]) -> Settings:
     Later layers win. A setting that has no effect any more has its default again, unless the layer
     that says it is as late as what takes its effect: then it is an error.
     """
-    known = {key: kind for key, kind, _ in keys(settings)}
-    values = {key: value for key, _, value in keys(settings)}
-    words: dict[str, Any] = {}
+    types_by_key = {key: kind for key, kind, _ in entries(settings)}
+    values = values_by_key(settings)
+    changes: dict[str, Any] = {}
     idle = without_effect(settings, values)
-    wrong = {*idle}  # of these, what no later layer takes the effect of
+    errors = {*idle}  # of these, what no later layer takes the effect of
     for layer in layers:
         for key, value in layer.items():
-            if key not in known:
-                raise ConfigError(unknown_name("setting", key, known))
-            values[key] = converted(key, known[key], value)
+            if key not in types_by_key:
+                raise SettingsError(unknown_name("setting", key, types_by_key))
+            values[key] = converted(key, types_by_key[key], value)
         idle = without_effect(settings, values)
-        wrong = (wrong - layer.keys()) | (idle.keys() & layer.keys())
-        words |= layer
-    usual = defaults(type(settings))
+        errors = (errors - layer.keys()) | (idle.keys() & layer.keys())
+        changes |= layer
+    by_itself = defaults(type(settings))
     tree: dict[str, Any] = {}
-    for key in {**words, **idle}:
+    for key in {**changes, **idle}:
         *path, name = key.split(".")
         place = tree
         for part in path:
             place = place.setdefault(part, {})
-        place[name] = values[key] if key not in idle or key in wrong else usual[key]
-    return _replaced(settings, tree, "", words)
+        place[name] = values[key] if key not in idle or key in errors else by_itself[key]
+    return _replaced(settings, tree, "", changes)
 
 
 def defaults(kind: Any) -> dict[str, Any]:
     """Every key of a class of settings, and what it is by itself."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for f in dataclasses.fields(kind):
         default: Any = f.default if f.default is not dataclasses.MISSING else None
         if f.default_factory is not dataclasses.MISSING:
             default = f.default_factory()
-        inside = keys(default, f"{f.name}.") if dataclasses.is_dataclass(default) else ()
-        found |= {key: value for key, _, value in inside} or {f.name: default}
-    return found
+        inside = entries(default, f"{f.name}.") if dataclasses.is_dataclass(default) else ()
+        values |= {key: value for key, _, value in inside} or {f.name: default}
+    return values
 
 
 def at_resume(
     settings: Any, prefix: str = "", above: AtResume | None = None
 ) -> dict[str, AtResume]:
     """What a resumed run may do with each key; where a class does not say, nothing."""
-    found: dict[str, AtResume] = {}
+    marks: dict[str, AtResume] = {}
     for f, _, value in _fields(settings):
         mark = above or f.metadata.get(AT_RESUME, AtResume.ANEW)
         if dataclasses.is_dataclass(value):
-            found |= at_resume(value, f"{prefix}{f.name}.", mark)
+            marks |= at_resume(value, f"{prefix}{f.name}.", mark)
         else:
-            found[prefix + f.name] = mark
-    return found
+            marks[prefix + f.name] = mark
+    return marks
 
 
 # --- settings without effect ----------------------------------------------------------------------
@@ -170,11 +174,11 @@ class Need(NamedTuple):
 
     def met(self, values: Mapping[str, Any]) -> bool:
         """Whether it is, with these values of all keys."""
-        return any(all(values[key] in fit for key, fit in case.items()) for case in self.cases)
+        return any(all(values[key] in few for key, few in case.items()) for case in self.cases)
 
     def __str__(self) -> str:
         words = (
-            " and ".join(f"{key}={' or '.join(map(str, fit))}" for key, fit in case.items())
+            " and ".join(f"{key}={' or '.join(map(str, few))}" for key, few in case.items())
             for case in self.cases
         )
         return " or ".join(words).replace("None", "none")
@@ -182,28 +186,28 @@ class Need(NamedTuple):
 
 def needs(settings: Any, prefix: str = "", above: tuple[Need, ...] = ()) -> dict[str, list[Need]]:
     """What each key needs, what the whole it is a part of needs first."""
-    found: dict[str, list[Need]] = {}
+    needs_by_key: dict[str, list[Need]] = {}
 
     def own(cases: Cases, prefix: str, elsewhere: bool) -> list[Need]:
-        named = tuple({prefix + key: fit for key, fit in case.items()} for case in cases)
-        return [Need(named, elsewhere)] if named else []
+        with_keys = tuple({prefix + name: few for name, few in case.items()} for case in cases)
+        return [Need(with_keys, elsewhere)] if with_keys else []
 
     for f, _, value in _fields(settings):
         key = prefix + f.name
-        mine = [*above, *own(f.metadata.get(NEEDS, ()), prefix, f.metadata.get(ELSEWHERE, False))]
+        here = [*above, *own(f.metadata.get(NEEDS, ()), prefix, f.metadata.get(ELSEWHERE, False))]
         if not dataclasses.is_dataclass(value):
-            found[key] = mine
+            needs_by_key[key] = here
             continue
-        found |= needs(value, f"{key}.", tuple(mine))
+        needs_by_key |= needs(value, f"{key}.", tuple(here))
         for name, cases in f.metadata.get(INSIDE, {}).items():
-            found[f"{key}.{name}"] += own(cases, f"{key}.", False)
-    return found
+            needs_by_key[f"{key}.{name}"] += own(cases, f"{key}.", False)
+    return needs_by_key
 
 
 def without_effect(settings: Any, values: Mapping[str, Any] | None = None) -> dict[str, Need]:
-    """The keys that have no effect beside the others, with these ``values`` for its own, and what
-    each would need first of all."""
-    values = values or {key: value for key, _, value in keys(settings)}
+    """The keys that have no effect beside the others, and what each would need first of all;
+    ``values``, if given, count instead of the settings' own."""
+    values = values or values_by_key(settings)
     unmet = {
         key: [need for need in needs_of_it if not need.met(values)]
         for key, needs_of_it in needs(settings).items()
@@ -214,13 +218,13 @@ def without_effect(settings: Any, values: Mapping[str, Any] | None = None) -> di
 
 def check_effect(settings: Any) -> None:
     """Raise if a setting that has no effect was set, and nothing else decides what it is."""
-    values = {key: value for key, _, value in keys(settings)}
-    usual = defaults(type(settings))
+    values = values_by_key(settings)
+    by_itself = defaults(type(settings))
     for key, need in without_effect(settings).items():
-        if not need.elsewhere and values[key] != usual[key]:
-            now = ", ".join(word(name, values[name]) for case in need.cases for name in case)
-            raise ConfigError(
-                f"{word(key, values[key])} has no effect with {now}: it counts with {need}"
+        if not need.elsewhere and values[key] != by_itself[key]:
+            now = ", ".join(assignment(name, values[name]) for case in need.cases for name in case)
+            raise SettingsError(
+                f"{assignment(key, values[key])} has no effect with {now}: it counts with {need}"
             )
 
 
@@ -229,18 +233,18 @@ def check_effect(settings: Any) -> None:
 
 def from_assignments(words: Sequence[str]) -> dict[str, str]:
     """``key=value`` words as a mapping; the last one of a key counts."""
-    found = {}
+    values = {}
     for word in words:
         key, sign, value = word.partition("=")
         if not sign or not key.strip():
-            raise ConfigError(f"{word!r} is not key=value, such as steps=500 or model.dim=128")
-        found[key.strip()] = value.strip()
-    return found
+            raise SettingsError(f"{word!r} is not key=value, such as steps=500 or model.dim=128")
+        values[key.strip()] = value.strip()
+    return values
 
 
 def from_toml(file: Path) -> dict[str, Any]:
     """The keys of a TOML file, tables as dotted keys."""
-    tree = reading.toml_file(file, ConfigError)
+    tree = reading.toml_file(file, SettingsError)
 
     def flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():
@@ -258,14 +262,14 @@ def to_toml(settings: Any) -> str:
     lines: list[str] = []
     tables: dict[str, list[str]] = {}
     kind: Any = type(settings)
-    told, idle = helps(kind), without_effect(settings)
-    for key, _, value in keys(settings):
+    helps, idle = help_texts(kind), without_effect(settings)
+    for key, _, value in entries(settings):
         table, _, name = key.rpartition(".")
         line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
         if key in idle:
             line = f"# {name} counts with {idle[key]}"
-        if key in told:
-            line = f"{line:28}  # {told[key]}"
+        if key in helps:
+            line = f"{line:28}  # {helps[key]}"
         (tables.setdefault(table, []) if table else lines).append(line)
     for table, rows in tables.items():
         lines += ["", f"[{table}]", *rows]
@@ -273,34 +277,34 @@ def to_toml(settings: Any) -> str:
 
 
 @cache
-def helps(kind: Any) -> dict[str, str]:
+def help_texts(kind: Any) -> dict[str, str]:
     """Field -> the text under it in the class, on one line."""
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(body, ast.ClassDef)
-    found = {}
+    texts = {}
     for field, after in pairwise(body.body):
         if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
             text = ast.literal_eval(after.value)
-            found[ast.unparse(field.target)] = " ".join(text.split())
-    return found
+            texts[ast.unparse(field.target)] = " ".join(text.split())
+    return texts
 
 
 def to_json(settings: Any) -> dict[str, Any]:
     """Every setting that has an effect by its dotted key, as JSON has it; ``changed`` reads it
     again."""
     idle = without_effect(settings)
-    return {key: plain(value) for key, _, value in keys(settings) if key not in idle}
+    return {key: json_value(value) for key, _, value in entries(settings) if key not in idle}
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A value as JSON has it."""
     if isinstance(value, tuple):
         return list(value)
     return value if isinstance(value, str | int | float | types.NoneType) else str(value)
 
 
-def word(key: str, value: Any) -> str:
-    """A setting as it is said on the command line."""
+def assignment(key: str, value: Any) -> str:
+    """A setting as the command line takes it, ``key=value``."""
     if isinstance(value, list | tuple):
         return f"{key}={','.join(map(str, value))}"
     return f"{key}={str(value).lower() if value is None or isinstance(value, bool) else value}"
@@ -313,13 +317,13 @@ def converted(key: str, kind: Any, value: Any) -> Any:
     """A value of the annotated type, from one that is, or from text."""
     # "none" first: it is a text as well
     for option in sorted(_options(kind), key=lambda option: option is not types.NoneType):
-        found, result = _as(option, value)
-        if found:
+        fits, result = _as(option, value)
+        if fits:
             return result
-    raise ConfigError(f"{key} must be {expected(kind)}, got {value_in_short(value)}")
+    raise SettingsError(f"{key} must be {type_in_words(kind)}, got {value_in_short(value)}")
 
 
-def expected(kind: Any) -> str:
+def type_in_words(kind: Any) -> str:
     """A type in words."""
     words = []
     for option in _options(kind):
@@ -395,21 +399,23 @@ def _fields(settings: Any) -> Iterator[tuple[dataclasses.Field[Any], Any, Any]]:
         yield f, hints[f.name], getattr(settings, f.name)
 
 
-def _replaced(settings: Any, tree: Mapping[str, Any], prefix: str, given: Mapping[str, Any]) -> Any:
+def _replaced(
+    settings: Any, tree: Mapping[str, Any], prefix: str, changes: Mapping[str, Any]
+) -> Any:
     new = {}
     for name, value in tree.items():
         old = getattr(settings, name)
         inside = isinstance(value, dict)
-        new[name] = _replaced(old, value, f"{prefix}{name}.", given) if inside else value
+        new[name] = _replaced(old, value, f"{prefix}{name}.", changes) if inside else value
     try:
         return dataclasses.replace(settings, **new)
-    except ConfigError:
+    except SettingsError:
         raise
     except Mendable as error:
-        here = [key for key in given if key.startswith(prefix)]
+        here = [key for key in changes if key.startswith(prefix)]
         named = [key for key in here if re.search(rf"\b{key.rpartition('.')[2]}\b", str(error))]
-        words = ", ".join(word(key, given[key]) for key in named or here)
-        raise ConfigError(f"{words}: {error}") from None
+        words = ", ".join(assignment(key, changes[key]) for key in named or here)
+        raise SettingsError(f"{words}: {error}") from None
 
 
 def _toml(value: Any) -> str:

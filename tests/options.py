@@ -39,7 +39,7 @@ from addnorm import catalogue, cli
 from addnorm.errors import Mendable
 from addnorm.linting.rules import RULES
 from addnorm.models.gpt import ACTIVATIONS, MLPS, NORMS, POSITIONS
-from addnorm.settings import converted, keys
+from addnorm.settings import converted, entries
 from addnorm.training import prove as prove_module
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.loop_settings import Loop
@@ -79,7 +79,7 @@ def options(kind: Any) -> Iterator[Option]:
 def settings(recipe: str) -> list[Option]:
     """The keys of a recipe."""
     config = RECIPES[recipe]()
-    known = [known for part in (config.about, config.loop) for known in keys(part)]
+    known = [known for part in (config.about, config.loop) for known in entries(part)]
     more = [("sinks", tuple[str, ...], ()), ("task", str, config.task)]
     return [Option(f"{key}=", key, kind, value) for key, kind, value in [*known, *more]]
 

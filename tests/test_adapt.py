@@ -35,7 +35,7 @@ from addnorm.adapt import (
 from addnorm.adapt.parts import AdaLoRA, LoRA
 from addnorm.models.folders import WeightsError
 from addnorm.models.transformer import EncoderDecoder
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.stream import Context
 from addnorm.training.display import Display
 from addnorm.training.language import Language
@@ -846,9 +846,9 @@ def test_runs_and_their_resumption(tmp_path: Path) -> None:
 
 
 def test_settings_of_a_run_that_make_no_sense(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"adapt.kind=lora .* say which with init_from"):
+    with pytest.raises(SettingsError, match=r"adapt.kind=lora .* say which with init_from"):
         config(tmp_path, **{"adapt.kind": "lora"}).about.build()
-    with pytest.raises(ConfigError, match=r"adapt.rank=-1.*rank must be a whole number"):
+    with pytest.raises(SettingsError, match=r"adapt.rank=-1.*rank must be a whole number"):
         config(tmp_path, **{"adapt.kind": "lora", "adapt.rank": "-1"})
     gpt(vocab_size=31).save_pretrained(tmp_path / "start")
     from addnorm.data.tokenizer import Tokenizer
@@ -859,7 +859,7 @@ def test_settings_of_a_run_that_make_no_sense(tmp_path: Path) -> None:
         told = config(
             tmp_path, **{"init_from": str(tmp_path / "start"), "adapt.kind": kind, **keys}
         )
-        with pytest.raises(ConfigError, match=f"adapt: {said}"):
+        with pytest.raises(SettingsError, match=f"adapt: {said}"):
             told.about.build().model()
 
 

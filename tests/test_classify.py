@@ -12,7 +12,7 @@ from addnorm import train
 from addnorm.data.sources import DataError
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, load, windows
 from addnorm.models.folders import WeightsError
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.training.checkpoint import Checkpoints
 from addnorm.training.classify import Classify, ClassifyTask, read_classes
 from addnorm.training.display import Display
@@ -177,7 +177,7 @@ def test_smoothing_belongs_to_learning_only(folder: Path) -> None:
     ],
 )
 def test_shares_are_checked(key: str, value: float, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(SettingsError, match=told):
         Classify(**{key: value})
 
 
@@ -247,7 +247,7 @@ def test_texts_are_held_out_by_what_they_are(folder: Path) -> None:
 
 
 def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="data is not set"):
+    with pytest.raises(SettingsError, match="data is not set"):
         Classify().build()
     with pytest.raises(DataError, match="is not a folder"):
         Classify(data=str(tmp_path / "none")).build()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from addnorm import train
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.training import folder as places
 from addnorm.training import run as run_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
@@ -94,7 +94,7 @@ def test_a_project_is_not_trained_into(tmp_path: Path, name: str, overwrite: boo
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     before = files(tmp_path)
-    with pytest.raises(ConfigError, match=f"is not empty and no run.*{name.partition('/')[0]}"):
+    with pytest.raises(SettingsError, match=f"is not empty and no run.*{name.partition('/')[0]}"):
         train(Toy(), out=tmp_path, overwrite=overwrite, **OPTIONS)
     assert files(tmp_path) == before
 
@@ -104,7 +104,7 @@ def test_a_run_whose_run_json_is_lost_is_left_alone_and_can_be_gone_on_with(tmp_
     (tmp_path / "run" / "run.json").write_text("{")
     before = files(tmp_path)
     for overwrite in (False, True):
-        with pytest.raises(ConfigError, match=r"holds checkpoints of a run, but .*resume=True"):
+        with pytest.raises(SettingsError, match=r"holds checkpoints of a run, but .*resume=True"):
             train(Toy(), out=tmp_path / "run", overwrite=overwrite, **OPTIONS)
     assert files(tmp_path) == before
     longer = {**OPTIONS, "loop": loop(steps=3)}
@@ -114,7 +114,7 @@ def test_a_run_whose_run_json_is_lost_is_left_alone_and_can_be_gone_on_with(tmp_
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="file is a file: a run needs a folder"):
+    with pytest.raises(SettingsError, match="file is a file: a run needs a folder"):
         train(Toy(), out=tmp_path / "file", **OPTIONS)
 
 
@@ -175,7 +175,7 @@ def test_what_stands_in_the_way_is_named_before_anything_goes(
     (run / name).parent.mkdir(exist_ok=True, parents=True)
     (run / name).write_text("mine")
     before = files(run)
-    with pytest.raises(ConfigError, match=f"in the way is .*{name.rpartition('/')[0]}"):
+    with pytest.raises(SettingsError, match=f"in the way is .*{name.rpartition('/')[0]}"):
         train(small(finished, steps=1), out=run, overwrite=True, display=quiet())
     assert files(run) == before
 
@@ -236,7 +236,7 @@ def test_a_run_that_is_being_written_is_not_touched(run: Path, how: dict[str, An
     living = Checkpoints(run / "checkpoints")
     living.lock()
     before = files(run)
-    with pytest.raises((CheckpointError, ConfigError), match=r"being written to|holds a run"):
+    with pytest.raises((CheckpointError, SettingsError), match=r"being written to|holds a run"):
         train(Toy(), loop=loop(steps=50, lr=0.5), out=run, display=quiet(), **how)
     assert files(run) == before
     assert living._lock is not None
@@ -289,7 +289,7 @@ def test_of_two_starts_in_one_folder_one_is_refused(
 
 def test_two_things_at_once_are_refused(run: Path) -> None:
     before = files(run)
-    with pytest.raises(ConfigError, match=r"--resume.*--overwrite.*exclude each other"):
+    with pytest.raises(SettingsError, match=r"--resume.*--overwrite.*exclude each other"):
         train(Toy(), out=run, resume=True, overwrite=True, **OPTIONS)
     assert files(run) == before
 
@@ -317,13 +317,13 @@ def test_what_fails_on_the_first_process_fails_on_all() -> None:
 
     cpu = torch.device("cpu")
     first, second = First(0, 2, cpu), Second(1, 2, cpu)
-    for error, kind in ((ConfigError("no"), ConfigError), (KeyError("no"), RuntimeError)):
+    for error, kind in ((SettingsError("no"), SettingsError), (KeyError("no"), RuntimeError)):
         with pytest.raises(type(error)):
             run_module.by_the_first(first, work_of(error))
         with pytest.raises(kind, match=r"on the first process: .*no"):
             run_module.by_the_first(second, work_of(None))
     assert run_module.by_the_first(first, work_of(None)) == 3
-    assert run_module.by_the_first(second, work_of(ConfigError("not asked"))) == 3
+    assert run_module.by_the_first(second, work_of(SettingsError("not asked"))) == 3
 
 
 # --- going on -------------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ class Breaks(Toy):
     ("task", "changes", "error"),
     [
         (Breaks, {}, KeyError),
-        (Toy, {"lr": 0.0, "compile": "true"}, ConfigError),
+        (Toy, {"lr": 0.0, "compile": "true"}, SettingsError),
     ],
 )
 def test_a_resume_that_fails_changes_nothing(
@@ -363,7 +363,7 @@ def test_a_resume_that_fails_changes_nothing(
 
 def refusing(trainer: Any) -> Any:
     if trainer.loop.compile == "true":
-        raise ConfigError("the compiler does not work here")
+        raise SettingsError("the compiler does not work here")
     return trainer.model, "not compiled"
 
 
@@ -404,7 +404,9 @@ def test_steps_that_are_behind_the_run_are_refused(tmp_path: Path, steps: int) -
     out = tmp_path / "run"
     train(Toy(), loop=loop(steps=4, save_every=1), out=out, until=2, display=quiet())
     before = files(tmp_path)
-    with pytest.raises(ConfigError, match=rf"steps={steps} leaves nothing.*step 2 of 4.* above 2"):
+    with pytest.raises(
+        SettingsError, match=rf"steps={steps} leaves nothing.*step 2 of 4.* above 2"
+    ):
         train(Toy(), loop=loop(steps=steps), out=out, resume=True, display=quiet())
     assert files(tmp_path) == before
 
@@ -414,6 +416,6 @@ def test_a_finished_run_without_its_checkpoints_does_not_begin_anew(tmp_path: Pa
     train(Toy(), out=out, **OPTIONS)
     shutil.rmtree(out / "checkpoints")
     before = files(out)
-    with pytest.raises(ConfigError, match="is finished, and its checkpoints are gone"):
+    with pytest.raises(SettingsError, match="is finished, and its checkpoints are gone"):
         train(Toy(), out=out, resume=True, **OPTIONS)
     assert files(out) == before

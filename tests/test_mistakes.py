@@ -23,7 +23,7 @@ import torch
 
 from addnorm import GPT, GPTConfig, catalogue
 from addnorm.cli import main
-from addnorm.settings import ConfigError, converted, keys
+from addnorm.settings import SettingsError, converted, entries
 from addnorm.training import loop as loop_module
 from addnorm.training import memory
 from addnorm.training import run as run_module
@@ -121,7 +121,7 @@ def base(recipe: str, material: Path) -> dict[str, str]:
 def edited(rng: random.Random, recipe: str) -> tuple[str, str]:
     """A key, sometimes mistyped, and a value: half of the time one of its kind."""
     config = RECIPES[recipe]()
-    kinds = {key: kind for part in (config.about, config.loop) for key, kind, _ in keys(part)}
+    kinds = {key: kind for part in (config.about, config.loop) for key, kind, _ in entries(part)}
     key = rng.choice([*kinds, "sinks", "task"])
     pool = [*NUMBERS, *WORDS]
     if key == "model.scheme":
@@ -138,7 +138,7 @@ def edited(rng: random.Random, recipe: str) -> tuple[str, str]:
 
 
 def fits(key: str, kind: Any, value: str) -> bool:
-    with contextlib.suppress(ConfigError):
+    with contextlib.suppress(SettingsError):
         converted(key, kind, value)
         return True
     return False
@@ -274,7 +274,7 @@ def test_a_lower_bound_is_one(
         monkeypatch.setattr(memory, "_there", lambda device, want=want: want)
         memory.check(needs, loop, world)
         monkeypatch.setattr(memory, "_there", lambda device, want=want: want - 1)
-        with pytest.raises(ConfigError, match="What decides it: x"):
+        with pytest.raises(SettingsError, match="What decides it: x"):
             memory.check(needs, loop, world)
 
 

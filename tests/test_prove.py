@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from addnorm.models.gpt import GPTConfig
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.training.language import Language
 from addnorm.training.loop_settings import Loop
 from addnorm.training.prove import prove
@@ -60,5 +60,5 @@ def test_a_resume_that_is_broken(tmp_path: Path, what: str, named: str) -> None:
 def test_a_training_that_fails_by_itself(tmp_path: Path) -> None:
     wrong = config(tmp_path).changed({"val_fraction": 0.5})
     (tmp_path / "text.txt").write_text("x")
-    with pytest.raises((ConfigError, ValueError), match="too short to split"):
+    with pytest.raises((SettingsError, ValueError), match="too short to split"):
         prove(wrong, lambda line: None)

@@ -13,7 +13,7 @@ import torch
 
 from addnorm import settings, train
 from addnorm.cli import main
-from addnorm.settings import AT_RESUME, AtResume, ConfigError
+from addnorm.settings import AT_RESUME, AtResume, SettingsError
 from addnorm.training.classify import Classify
 from addnorm.training.display import Display
 from addnorm.training.folder import read
@@ -88,7 +88,7 @@ def test_the_docs_tell_it_of_every_setting() -> None:
 
 def refused(config: Config, out: Path) -> str:
     before = files(out)
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(SettingsError) as error:
         train(config, out=out, resume=True, display=quiet())
     assert files(out) == before
     return str(error.value)
@@ -111,7 +111,7 @@ def test_a_change_that_would_make_another_run_is_refused(run: Path, place: Path,
     config = same(read(run))
     told = refused(config.changed({key: value, "steps": 4}), run)
     then = read(run)["config"][key]
-    for said in (settings.word(key, value), settings.word(key, then)):
+    for said in (settings.assignment(key, value), settings.assignment(key, then)):
         assert said in told
     if key == "init_from":
         assert "it goes on with its own weights, so leave this out" in told
@@ -260,11 +260,11 @@ def test_a_task_of_ones_own_keeps_what_its_loop_says(tmp_path: Path) -> None:
     train(Toy(), loop=loop(steps=2), out=out, display=quiet())
     before = files(out)
     with pytest.raises(
-        ConfigError, match=r"seed=5 would make .* begin a new run in another folder"
+        SettingsError, match=r"seed=5 would make .* begin a new run in another folder"
     ):
         train(Toy(), loop=loop(steps=4, seed=5), out=out, resume=True, display=quiet())
     with pytest.raises(
-        ConfigError, match=r"optimizer=muon would make .*/run another run: it has optimizer=adamw"
+        SettingsError, match=r"optimizer=muon would make .*/run another run: it has optimizer=adamw"
     ):
         train(Toy(), loop=loop(steps=4, optimizer="muon"), out=out, resume=True, display=quiet())
     assert files(out) == before
@@ -276,7 +276,7 @@ def test_a_run_that_had_no_checkpoint_yet_keeps_its_settings_too(tmp_path: Path)
     with pytest.raises(KeyError):
         train(Falls(), loop=loop(), out=out, display=quiet())
     told = {"loop": loop(seed=3), "out": out, "display": quiet()}
-    with pytest.raises(ConfigError, match=r"seed=3 would make .* another run"):
+    with pytest.raises(SettingsError, match=r"seed=3 would make .* another run"):
         train(Toy(), resume=True, **told)
     assert train(Toy(), loop=loop(steps=2), out=out, resume=True, display=quiet()).step == 2
 
@@ -302,7 +302,7 @@ def test_a_setting_that_an_older_run_did_not_know_was_what_it_is_by_itself(tmp_p
     now = Config()
     assert Resume.of(tmp_path, then, now, now.loop).notices() == []
     now = now.changed({"document_mask": True})
-    with pytest.raises(ConfigError, match=r"document_mask=true would .* document_mask=false"):
+    with pytest.raises(SettingsError, match=r"document_mask=true would .* document_mask=false"):
         Resume.of(tmp_path, then, now, now.loop).notices()
 
 

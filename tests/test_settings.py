@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from addnorm import settings, train
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.training.display import Display
 from addnorm.training.folder import read
 from addnorm.training.loop import Trainer
@@ -85,7 +85,7 @@ def test_every_kind_of_value() -> None:
     ids=str,
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(SettingsError, match=message):
         START.changed(changes)
 
 
@@ -101,14 +101,14 @@ def test_a_recipe_survives_both_formats(name: str, tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_file_of_settings(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
-    with pytest.raises(ConfigError, match="cannot read"):
+    with pytest.raises(SettingsError, match="cannot read"):
         settings.from_toml(file)
     file.write_text("steps 5")
-    with pytest.raises(ConfigError, match="is not TOML"):
+    with pytest.raises(SettingsError, match="is not TOML"):
         settings.from_toml(file)
     file.write_text("\ufeffsteps = 5\n", encoding="utf-8")  # as editors on Windows save it
     assert settings.from_toml(file) == {"steps": 5}
-    with pytest.raises(ConfigError, match="'steps' is not key=value"):
+    with pytest.raises(SettingsError, match="'steps' is not key=value"):
         settings.from_assignments(["steps"])
     assert settings.from_assignments(["a=1", "a=2", "b = c=d"]) == {"a": "2", "b": "c=d"}
 
@@ -117,7 +117,7 @@ def test_a_thousand_edits() -> None:
     """Keys with letters changed, values of other kinds, absurd numbers: always settings that hold
     or an error that names the key or the value; never another exception."""
     rng = random.Random(0)
-    keys = [key for part in (START.about, START.loop) for key, _, _ in settings.keys(part)]
+    keys = [key for part in (START.about, START.loop) for key, _, _ in settings.entries(part)]
     keys += ["sinks", "task"]
     values: list[Any] = [
         "", " ", "none", "None", "true", "0", "-1", "1e400", "nan", "inf", "-inf", "1_0", "0x10",
@@ -136,7 +136,7 @@ def test_a_thousand_edits() -> None:
             changed = START.changed({key: value})
             assert Config.from_json(changed.to_json()) == changed
             changes += 1
-        except ConfigError as error:
+        except SettingsError as error:
             messages.append((key, str(error)))
     assert len(messages) > 300
     assert changes > 50
@@ -160,13 +160,13 @@ def test_every_setting_is_told() -> None:
 
 
 def test_a_device_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match="device=cuda:99 is not here: there are auto, "):
+    with pytest.raises(SettingsError, match="device=cuda:99 is not here: there are auto, "):
         train(Config(loop=Loop(device="cuda:99")))
 
 
 def test_a_prefix_that_takes_positions_leaves_none_to_train_with(place: Path) -> None:
     start = {"init_from": str(place / "run" / "model"), "adapt.kind": "prefix"}
-    with pytest.raises(ConfigError, match=r"adapt\.positions=shifted begins at position 16 of 8"):
+    with pytest.raises(SettingsError, match=r"adapt\.positions=shifted begins at position 16 of 8"):
         language(place, **start, **{"adapt.positions": "shifted"}).build()
 
 
@@ -353,12 +353,12 @@ def test_every_setting_has_an_effect(make: Any, place: Path, tmp_path: Path) -> 
     start = make(place)
     groups: dict[Any, dict[str, Any]] = {}  # of keys that are seen at the same place
     for part in (start.about, start.loop) if make is language else (start.about,):
-        for key, _, value in settings.keys(part):
+        for key, _, value in settings.entries(part):
             if key not in SEEN_ELSEWHERE:
                 other = OTHER[key]
                 if key in ("data", "init_from"):
                     other = str(place / ("more" if key == "data" and make is classes else other))
-                assert settings.plain(value) != other, key
+                assert settings.json_value(value) != other, key
                 base = awake(key, start, place / "run" / "model")
                 group = key in OF_A_RUN, *sorted(base.items())
                 groups.setdefault(group, {})[key] = other
@@ -402,7 +402,7 @@ def test_every_setting_has_an_effect(make: Any, place: Path, tmp_path: Path) -> 
     ids=str,
 )
 def test_what_has_no_effect_is_an_error(layers: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(SettingsError, match=message):
         START.changed(*layers)
 
 
@@ -417,7 +417,7 @@ def test_a_setting_that_nobody_asked_for_is_no_error() -> None:
     assert config == START
     assert START.changed({"decay": 0.5}, {"schedule": "wsd"}).loop.decay == 0.5
     assert START.changed({"decay": Loop().decay}) == START  # it asks for nothing else
-    with pytest.raises(ConfigError, match=r"muon_lr=0\.1 has no effect"):
+    with pytest.raises(SettingsError, match=r"muon_lr=0\.1 has no effect"):
         Loop(muon_lr=0.1)
 
 
@@ -439,7 +439,7 @@ def test_what_init_from_brings_is_not_asked_for_otherwise(
     start = {"init_from": str(place / "run" / "model"), "cache": place / "cache"}
     data = {"data": str(place / "text.txt"), "tokens_per_step": 32}
     for layers in (({**start, **data, **said},), (said, {**start, **data})):
-        with pytest.raises(ConfigError, match=f"init_from=.* comes with a model.*{message}"):
+        with pytest.raises(SettingsError, match=f"init_from=.* comes with a model.*{message}"):
             START.changed(*layers).build()
     task = START.changed({**start, **data, "model.dim": 8, "tokenizer": "characters"}).build()
     assert task.facts()["model"]["dim"] == 8

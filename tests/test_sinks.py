@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from addnorm import train
 from addnorm.models import weights
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.training import run as run_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.display import Display
@@ -303,7 +303,7 @@ def test_an_overwritten_run_leaves_no_curves(tmp_path: Path) -> None:
 
 def test_no_such_sink() -> None:
     with pytest.raises(
-        ConfigError, match=r"sinks: unknown sink 'tensorbord'; did you mean tensorboard"
+        SettingsError, match=r"sinks: unknown sink 'tensorbord'; did you mean tensorboard"
     ):
         Config(sinks=("tensorbord",))
 
@@ -316,7 +316,7 @@ def test_what_is_not_installed_is_told_before_anything_is_read(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(Language, "build", lambda self: pytest.fail("it was read"))
-    with pytest.raises(ConfigError, match=rf"sinks={name} needs .*pip install 'addnorm\[log\]'"):
+    with pytest.raises(SettingsError, match=rf"sinks={name} needs .*pip install 'addnorm\[log\]'"):
         train(small(tmp_path, sinks=name), out=tmp_path / "run", display=Display(quiet=True))
     assert not (tmp_path / "run").exists()
 
@@ -328,5 +328,5 @@ def test_what_wandb_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
         raise wandb.errors.UsageError("no API key")
 
     monkeypatch.setattr(wandb, "init", init)
-    with pytest.raises(ConfigError, match=r"sinks=wandb: no API key\. `wandb login` or"):
+    with pytest.raises(SettingsError, match=r"sinks=wandb: no API key\. `wandb login` or"):
         open_sinks(("wandb",), tmp_path, {}, 1)

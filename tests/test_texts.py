@@ -11,7 +11,7 @@ from addnorm import GPT, Tokenizer, train
 from addnorm.data.sources import DataError
 from addnorm.models import weights
 from addnorm.models.classifier import ClassifierConfig
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.training.classify import Classify
 from addnorm.training.display import Display
 from addnorm.training.recipes import Config
@@ -131,7 +131,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_size_that_is_none(tmp_path: Path, about: Any, size: str) -> None:
     """It is told before anything is read."""
     options: dict[str, Any] = {"tokenizer": f"bpe:{size}"}
-    with pytest.raises(ConfigError, match=rf"tokenizer=bpe:{size}: say how many tokens"):
+    with pytest.raises(SettingsError, match=rf"tokenizer=bpe:{size}: say how many tokens"):
         small(tmp_path, **options) if about is small else about(**options)
 
 
@@ -181,5 +181,5 @@ def test_weights_are_read_for_the_model_only(
     assert model.config == task.config
     assert task.config.dropout == 0.2
     (first.folder / "model" / "addnorm_tokenizer.json").unlink()
-    with pytest.raises(ConfigError, match=r"init_from=.*no tokenizer in "):
+    with pytest.raises(SettingsError, match=r"init_from=.*no tokenizer in "):
         small(tmp_path, init_from=str(first.folder / "model")).about.build()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from addnorm import GPT, GPTConfig, Stack, schemes, train
 from addnorm.branches import MLP
 from addnorm.data.shards import Tokens
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.training import checkpoint, parallel
 from addnorm.training import loop as loop_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
@@ -639,7 +639,7 @@ def test_the_devices_of_a_machine_with_two(monkeypatch: pytest.MonkeyPatch) -> N
     assert parallel._device("auto") == "cuda"
     assert parallel._device("cuda:1") == "cuda:1"
     assert parallel._device("cpu") == "cpu"
-    with pytest.raises(ConfigError, match="there are auto, cuda, cuda:0, cuda:1, cpu"):
+    with pytest.raises(SettingsError, match="there are auto, cuda, cuda:0, cuda:1, cpu"):
         parallel._device("cuda:2")
 
 
@@ -735,11 +735,11 @@ def test_a_change_is_announced_or_refused(tmp_path: Path, capsys: Any) -> None:
             return {"content": "first"}
 
     train(First(), loop=loop(steps=4), out=tmp_path / "two", display=quiet())
-    with pytest.raises(ConfigError, match="content was first and is other"):
+    with pytest.raises(SettingsError, match="content was first and is other"):
         train(Other(), loop=loop(), out=tmp_path / "two", resume=True, display=quiet())
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(SettingsError, match="holds a run already"):
         train(Toy(), loop=loop(), out=tmp_path / "two", display=quiet())
-    with pytest.raises(ConfigError, match="holds no run to go on with"):
+    with pytest.raises(SettingsError, match="holds no run to go on with"):
         train(Toy(), loop=loop(), out=tmp_path / "three", resume=True, display=quiet())
     train(Toy(), loop=loop(steps=2), out=tmp_path / "two", overwrite=True, display=quiet())
     assert len([r for r in read(tmp_path / "two" / "metrics.jsonl") if "loss" in r]) == 2
@@ -980,7 +980,9 @@ def test_the_compilers_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(loop_module.torch, "compile", broken)
     assert loop_module.compiler_failure(CPU) == "no C++ compiler"
-    with pytest.raises(ConfigError, match="compile=true, but the compiler does not work here: no"):
+    with pytest.raises(
+        SettingsError, match="compile=true, but the compiler does not work here: no"
+    ):
         Trainer(Toy(), loop(compile="true"), ALONE)
 
 

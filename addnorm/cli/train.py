@@ -189,7 +189,7 @@ def _conclude(folder: Path) -> None:
 
 
 def _list(folder: Path) -> int:
-    from addnorm.settings import ConfigError
+    from addnorm.settings import SettingsError
     from addnorm.training.folder import STATE, read
 
     rows: list[dict[str, Any]] = []
@@ -197,7 +197,7 @@ def _list(folder: Path) -> int:
     for file in sorted(folder.glob(f"*/{STATE}")):
         try:
             rows.append({"name": str(file.parent), **read(file.parent)})
-        except ConfigError as error:
+        except SettingsError as error:
             complaints.append(str(error))
     if not rows:
         raise Refusal("\n".join([f"no runs in {folder}", *complaints]))

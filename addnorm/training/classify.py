@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from addnorm.data.sources import DataError, Texts, open_source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, padded, save, windows
-from addnorm.settings import AT_RESUME, HIDDEN, AtResume, ConfigError, check_effect, setting
+from addnorm.settings import AT_RESUME, HIDDEN, AtResume, SettingsError, check_effect, setting
 from addnorm.temporary import evaluation_mode
 from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here
@@ -57,16 +57,16 @@ class Classify:
         check_effect(self)
         check(self.tokenizer, self.val_fraction, self.dropout)
         if not 0.0 <= self.token_dropout <= 0.5:
-            raise ConfigError(f"token_dropout must be in [0, 0.5], got {self.token_dropout:g}")
+            raise SettingsError(f"token_dropout must be in [0, 0.5], got {self.token_dropout:g}")
         if not 0.0 <= self.label_smoothing < 1.0:
-            raise ConfigError(f"label_smoothing must be in [0, 1), got {self.label_smoothing:g}")
+            raise SettingsError(f"label_smoothing must be in [0, 1), got {self.label_smoothing:g}")
         if self.rows_per_step < 1:
-            raise ConfigError(f"rows_per_step must be at least 1, got {self.rows_per_step}")
+            raise SettingsError(f"rows_per_step must be at least 1, got {self.rows_per_step}")
 
     def build(self, choices: Mapping[str, Any] | None = None) -> "ClassifyTask":
         """Read and tokenize the texts, and make the task of them; all ``choices`` count."""
         if not self.data:
-            raise ConfigError("data is not set: a folder with one sub-folder of texts per class")
+            raise SettingsError("data is not set: a folder with one sub-folder of texts per class")
         try:
             train, val, classes = read_classes(expanded("data", self.data), self.val_fraction)
         except DataError as error:

@@ -16,7 +16,7 @@ from typing import Any
 from addnorm import reading
 from addnorm.adapt import files as adapters
 from addnorm.models import folders
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.training import report
 from addnorm.training.checkpoint import LEFT_BEHIND, LOCK, CheckpointError, Checkpoints
 from addnorm.words import a_few
@@ -78,7 +78,7 @@ def examine(folder: Path) -> Place:
         if STATE in names:
             try:
                 return Place(Kind.RUN, state=read(folder))
-            except ConfigError as error:
+            except SettingsError as error:
                 why = str(error)
         else:
             why = f"it has no {STATE}"
@@ -91,24 +91,24 @@ def examine(folder: Path) -> Place:
     except FileNotFoundError:
         return Place(Kind.FREE)
     except NotADirectoryError:
-        raise ConfigError(f"{folder} is a file: a run needs a folder") from None
+        raise SettingsError(f"{folder} is a file: a run needs a folder") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
-        raise ConfigError(f"cannot look into {folder}: {error}") from None
+        raise SettingsError(f"cannot look into {folder}: {error}") from None
     return Place(Kind.FREE) if leftovers else Place(Kind.FOREIGN, why)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The run.json of a run of ours; a ``ConfigError`` says why it is none."""
+    """The run.json of a run of ours; a ``SettingsError`` says why it is none."""
     file = folder / STATE
     try:
-        state = reading.json_object(file, ConfigError)
-    except ConfigError as error:
-        raise ConfigError(f"{folder} is not the folder of a run: {error}") from None
+        state = reading.json_object(file, SettingsError)
+    except SettingsError as error:
+        raise SettingsError(f"{folder} is not the folder of a run: {error}") from None
     odd = [key for key, kinds in KEYS.items() if type(state.get(key, ...)) not in kinds]
     if "metrics" not in odd:
         odd += [f"metrics.{n}" for n, v in state["metrics"].items() if type(v) not in NUMBER]
     if odd:
-        raise ConfigError(
+        raise SettingsError(
             f"{folder} is not the folder of a run: {file} is none of addnorm's, by its "
             f"{', '.join(odd)}"
         )
@@ -123,7 +123,7 @@ def claim(checkpoints: Checkpoints, *, resume: bool, overwrite: bool) -> Place:
     """
     folder = checkpoints.folder.parent
     if resume and overwrite:
-        raise ConfigError(
+        raise SettingsError(
             f"to go on with {folder} (--resume) and to replace it (--overwrite) exclude each "
             "other: choose one"
         )
@@ -138,26 +138,28 @@ def _refuse(place: Place, folder: Path, resume: bool, overwrite: bool) -> None:
     """Raise unless a run may begin, or go on, in such a folder."""
     if resume:
         if place.kind not in (Kind.RUN, Kind.DAMAGED):
-            raise ConfigError(f"{folder} holds no run to go on with{place.why and ': '}{place.why}")
+            raise SettingsError(
+                f"{folder} holds no run to go on with{place.why and ': '}{place.why}"
+            )
     elif place.kind is Kind.FOREIGN:
-        raise ConfigError(
+        raise SettingsError(
             f"{folder} is not empty and no run of addnorm's: {place.why}. It holds "
             f"{_shown(folder.iterdir(), folder)}. Nothing was changed: choose a new folder, such "
             f"as --out {folder / 'run'}"
         )
     elif place.kind is Kind.DAMAGED:
-        raise ConfigError(
+        raise SettingsError(
             f"{folder} holds checkpoints of a run, but {place.why}. Nothing was changed: choose "
             "another --out, delete the folder yourself, or go on with it in Python "
             "(addnorm.train(..., resume=True))"
         )
     elif place.kind is Kind.RUN and not overwrite:
-        raise ConfigError(
+        raise SettingsError(
             f"{folder} holds a run already: go on with it (--resume {folder}), choose another "
             "--out, or replace it (--overwrite)"
         )
     elif place.kind is Kind.RUN and (wrong := _in_the_way(folder)):
-        raise ConfigError(
+        raise SettingsError(
             f"{folder} cannot be replaced: in the way is what addnorm did not write, "
             f"{_shown(wrong, folder)}. Nothing was changed: move it elsewhere, or choose another "
             "--out"
@@ -198,7 +200,7 @@ def clear(checkpoints: Checkpoints) -> None:
             path.unlink(missing_ok=True)
         _clear_wandb(folder / WANDB)
     except OSError as error:
-        raise ConfigError(f"cannot replace {folder}: {error}") from None
+        raise SettingsError(f"cannot replace {folder}: {error}") from None
     inside = [f"{n}/{part}" for n in _models() for part in ("adapter", "base", f".base.{HEX}")]
     for pattern in (*inside, *_models(), TENSORBOARD, WANDB):
         for path in folder.glob(pattern):

@@ -30,13 +30,13 @@ from addnorm.settings import (
     INSIDE,
     NEEDS,
     AtResume,
-    ConfigError,
+    SettingsError,
+    assignment,
     check_effect,
     defaults,
-    keys,
     setting,
+    values_by_key,
     without_effect,
-    word,
 )
 from addnorm.temporary import evaluation_mode
 from addnorm.training.memory import MODULES, Needs, counted
@@ -120,11 +120,11 @@ class Language:
         check(self.tokenizer, self.val_fraction, self.dropout)
         for name in ("tokens_per_step", "glance_tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.samples <= MOST_SAMPLES:
-            raise ConfigError(f"samples must be between 0 and {MOST_SAMPLES}, got {self.samples}")
+            raise SettingsError(f"samples must be between 0 and {MOST_SAMPLES}, got {self.samples}")
         if self.z_loss < 0:
-            raise ConfigError(f"z_loss must not be negative, got {self.z_loss:g}")
+            raise SettingsError(f"z_loss must not be negative, got {self.z_loss:g}")
 
     def build(self, choices: Mapping[str, Any] | None = None) -> "LanguageTask":
         """Read and tokenize the data, and make the task of it.
@@ -135,14 +135,14 @@ class Language:
         tokenizer: Tokenizer | None = None
         config = replace(self.model, dropout=self.dropout)
         if self.adapt.kind != "none" and self.init_from is None:
-            raise ConfigError(
+            raise SettingsError(
                 f"adapt.kind={self.adapt.kind} trains beside a model that stays what it is: say "
                 "which with init_from"
             )
         if self.init_from is not None:
             config, tokenizer = _start(self.init_from, self.dropout)
         if self.adapt.kind == "prefix" and self.adapt.positions == "shifted":
-            raise ConfigError(
+            raise SettingsError(
                 f"adapt.positions=shifted begins at position {self.adapt.length} of "
                 f"{config.context_length}, and the windows of training take all of them: leave "
                 "them kept"
@@ -165,7 +165,7 @@ class Language:
     def _compare(self, config: GPTConfig, tokenizer: Tokenizer, choices: Mapping[str, Any]) -> None:
         """Raise if what ``init_from`` brings is not what was asked for."""
         usual = defaults(Language)
-        values = {key: value for key, _, value in keys(self)}
+        values = values_by_key(self)
         idle = without_effect(self).keys()
         wishes = {
             k: choices.get(k, values[k]) for k in idle if k in choices or values[k] != usual[k]
@@ -173,14 +173,14 @@ class Language:
         wrong = []
         for key, value in wishes.items():
             if key == "tokenizer" and not fits(value, tokenizer):
-                wrong.append(f"{word(key, value)} is not its tokenizer")
+                wrong.append(f"{assignment(key, value)} is not its tokenizer")
             elif key.startswith("model."):
                 name = key.removeprefix("model.")
                 theirs = _spelled_out(name, config, getattr(config, name))
                 if _spelled_out(name, config, value) != theirs:
-                    wrong.append(f"{word(key, value)} is {theirs} there")
+                    wrong.append(f"{assignment(key, value)} is {theirs} there")
         if wrong:
-            raise ConfigError(
+            raise SettingsError(
                 f"init_from={self.init_from} comes with a model and a tokenizer, and "
                 f"{', '.join(wrong)}. Leave these settings out, or leave out init_from to start "
                 "from scratch"
@@ -259,7 +259,7 @@ class LanguageTask(Task):
         try:
             apply(self.settings.adapt, model)
         except Mendable as error:
-            raise ConfigError(f"adapt: {error}") from None
+            raise SettingsError(f"adapt: {error}") from None
 
     def model(self) -> GPT:
         """New, or what ``init_from`` names."""
@@ -442,7 +442,7 @@ def _start(path_or_id: str, dropout: float) -> tuple[GPTConfig, Tokenizer]:
         folder = folders.find(path_or_id)
         return configs.read(folder, dropout)[1], Tokenizer.from_pretrained(folder)
     except Mendable as error:
-        raise ConfigError(f"init_from={path_or_id}: {error}") from None
+        raise SettingsError(f"init_from={path_or_id}: {error}") from None
 
 
 def _spelled_out(name: str, config: GPTConfig, value: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.stream import Stack, Stream
 from addnorm.temporary import evaluation_mode, hooked
 from addnorm.training import memory
@@ -386,7 +386,7 @@ class Trainer:
                         mine = value.clone().to(on)
                     optimizer.state[p][key] = mine
         if states:
-            raise ConfigError(
+            raise SettingsError(
                 f"the checkpoint holds optimizer state of {next(iter(states))}, which this run "
                 "does not train: the model or the optimizer was changed"
             )
@@ -401,7 +401,7 @@ class Trainer:
         failure = compiler_failure(self.world.device)
         if failure is not None:
             if asked == "true":
-                raise ConfigError(f"compile=true, but the compiler does not work here: {failure}")
+                raise SettingsError(f"compile=true, but the compiler does not work here: {failure}")
             return self.model, f"not compiled: the compiler does not work here: {failure}"
         compiled: Any = torch.compile(self.model)
         return compiled, "compiled"
@@ -459,13 +459,13 @@ def _marked(parts: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
 def _same_names(what: str, own: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     missing, extra = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
     if missing or extra:
-        raise ConfigError(
+        raise SettingsError(
             f"the checkpoint's {what} are not this model's: missing {missing[:3]}, not known "
             f"{extra[:3]}. The model's settings were changed"
         )
     for name, t in own.items():
         if t.shape != stored[name].shape:
-            raise ConfigError(
+            raise SettingsError(
                 f"the checkpoint's {name} has shape {tuple(stored[name].shape)}, this model's "
                 f"{tuple(t.shape)}: the model's settings were changed"
             )

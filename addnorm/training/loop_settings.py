@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from addnorm.settings import AtResume, ConfigError, check_effect, setting
+from addnorm.settings import AtResume, SettingsError, check_effect, setting
 from addnorm.training.parallel import Parallel
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -74,21 +74,21 @@ class Loop:
         check_effect(self)
         for name in ("steps", "keep", "most_rollbacks"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("warmup", "eval_every", "save_every", "watch_every", "seed"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise SettingsError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("lr", "muon_lr", "weight_decay", "clip", "spike"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name):g}")
+                raise SettingsError(f"{name} must not be negative, got {getattr(self, name):g}")
         for name in ("lr_floor", "decay"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name):g}")
+                raise SettingsError(f"{name} must be in [0, 1], got {getattr(self, name):g}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be in [0, 1), got {getattr(self, name):g}")
+                raise SettingsError(f"{name} must be in [0, 1), got {getattr(self, name):g}")
         for name in ("micro_rows", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1 or none, got {getattr(self, name)}")
+                raise SettingsError(f"{name} must be at least 1 or none, got {getattr(self, name)}")
         if self.threads is not None and self.threads > MOST_THREADS:
-            raise ConfigError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
+            raise SettingsError(f"threads must be at most {MOST_THREADS}, got {self.threads}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.training.loop_settings import Loop
 from addnorm.training.parallel import World
 
@@ -53,7 +53,7 @@ def _count(model: nn.Module) -> tuple[int, int]:
 
 
 def check(needs: Needs, loop: Loop, world: World) -> None:
-    """Raise a ``ConfigError`` if that is more than there is."""
+    """Raise a ``SettingsError`` if that is more than there is."""
     states = 1 if loop.optimizer == "muon" else 2
     divided = world.size if loop.parallel == "fsdp" else 1
     training = 4 * (needs.parameters + (1 + states) * needs.trained) // divided
@@ -65,7 +65,7 @@ def check(needs: Needs, loop: Loop, world: World) -> None:
     for place, need in required.items():
         there = _there(world.device if place != "this machine" else torch.device("cpu"))
         if there is not None and need > there:
-            raise ConfigError(
+            raise SettingsError(
                 f"this training needs at least {need / 1e9:,.0f} GB of memory "
                 f"({needs.parameters:,} parameters, {needs.batch / 1e9:,.1f} GB for the rows at "
                 f"once), and {place} has {there / 1e9:,.0f}. What decides it: {needs.because}"

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from addnorm.norms import Norm
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.stream import Stack
 
 Parallel = Literal["ddp", "fsdp"]
@@ -85,7 +85,7 @@ def _device(asked: str) -> str:
     if asked == "auto":
         return there[0]
     if asked not in there:
-        raise ConfigError(f"device={asked} is not here: there are auto, {', '.join(there)}")
+        raise SettingsError(f"device={asked} is not here: there are auto, {', '.join(there)}")
     return asked
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.training.checkpoint import Checkpoints, Snapshot
 from addnorm.training.display import Display
 from addnorm.training.loop import Trainer
@@ -217,7 +217,7 @@ def _train(
     for process, text in zip(running, told, strict=True):
         if process.returncode != expected:
             last = "\n".join(text.strip().split("\n")[-8:])
-            raise ConfigError(
+            raise SettingsError(
                 f"the training itself failed, before anything could be proved:\n{last}"
             )
 

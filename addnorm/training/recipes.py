@@ -9,7 +9,7 @@ from addnorm import settings
 from addnorm.errors import unknown_name
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.models.gpt import GPT, GPTConfig
-from addnorm.settings import AtResume, ConfigError
+from addnorm.settings import AtResume, SettingsError
 from addnorm.training.classify import Classify
 from addnorm.training.language import Language
 from addnorm.training.loop_settings import Loop
@@ -35,7 +35,9 @@ class Config:
         if not isinstance(self.about, Language) or self.about.adapt.kind != "adalora":
             return
         if self.loop.parallel == "fsdp":
-            raise ConfigError("adapt.kind=adalora compares whole matrices: parallel=ddp, not fsdp")
+            raise SettingsError(
+                "adapt.kind=adalora compares whole matrices: parallel=ddp, not fsdp"
+            )
         if self.about.adapt.steps is None:
             about = settings.changed(self.about, {"adapt.steps": self.loop.steps})
             object.__setattr__(self, "about", about)
@@ -46,11 +48,11 @@ class Config:
         return next(name for name, kind in TASKS.items() if isinstance(self.about, kind))
 
     def changed(self, *layers: Mapping[str, Any]) -> "Config":
-        """With other values of some keys, later layers over earlier ones; ``ConfigError`` names a
+        """With other values of some keys, later layers over earlier ones; ``SettingsError`` names a
         key that is not known, or one that has no effect beside the others."""
         parts: dict[str, Any] = {"about": self.about, "loop": self.loop}
-        known = {key: name for name, part in parts.items() for key, _, _ in settings.keys(part)}
-        kinds = {key: kind for key, kind, _ in settings.keys(self.about)}
+        known = {key: name for name, part in parts.items() for key, _, _ in settings.entries(part)}
+        kinds = {key: kind for key, kind, _ in settings.entries(self.about)}
         mine: dict[str, list[dict[str, Any]]] = {"about": [], "loop": []}
         sinks, choices = self.sinks, dict(self.choices)
         for layer in layers:
@@ -61,12 +63,12 @@ class Config:
                     sinks = settings.converted(key, tuple[str, ...], value)
                 elif key == "task":
                     if value != self.task:
-                        raise ConfigError(
+                        raise SettingsError(
                             f"task is {self.task} in this recipe; {value!r} has settings of its "
                             "own: choose a recipe with it"
                         )
                 elif key not in known:
-                    raise ConfigError(unknown_name("setting", key, [*known, "sinks"]))
+                    raise SettingsError(unknown_name("setting", key, [*known, "sinks"]))
                 else:
                     mine[known[key]][-1][key] = value
                     if key in kinds:
@@ -96,7 +98,11 @@ class Config:
         """Every key and what it is by itself, as JSON has it."""
         kinds = (type(self.about), Loop)
         values = {key: value for kind in kinds for key, value in settings.defaults(kind).items()}
-        return {"task": self.task, **{k: settings.plain(v) for k, v in values.items()}, "sinks": []}
+        return {
+            "task": self.task,
+            **{k: settings.json_value(v) for k, v in values.items()},
+            "sinks": [],
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Every key that has an effect, and its value; ``from_json`` reads it."""
@@ -119,7 +125,7 @@ class Config:
         """From what ``to_json`` wrote."""
         kind = TASKS.get(str(told.get("task", "language")))
         if kind is None:
-            raise ConfigError(unknown_name("task", str(told.get("task")), TASKS))
+            raise SettingsError(unknown_name("task", str(told.get("task")), TASKS))
         return replace(cls(about=kind()).changed(told), choices={})
 
 

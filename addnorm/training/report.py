@@ -768,7 +768,7 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         return settings.to_json(Loop())
     try:
         return Config.from_json({"task": config["task"]}).to_json()
-    except settings.ConfigError:
+    except settings.SettingsError:
         return settings.to_json(Loop())
 
 

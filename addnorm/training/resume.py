@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from addnorm import settings
-from addnorm.settings import AtResume, ConfigError, word
+from addnorm.settings import AtResume, SettingsError, assignment
 from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import Config, tunable
 
@@ -52,7 +52,7 @@ class Resume:
         if config is not None:
             now, usual, marks = config.to_json(), config.defaults(), config.at_resume()
             return cls(folder, then, now, usual, marks, tunable(then))
-        usual = {key: settings.plain(v) for key, v in settings.defaults(Loop).items()}
+        usual = {key: settings.json_value(v) for key, v in settings.defaults(Loop).items()}
         return cls(folder, then, settings.to_json(loop), usual, settings.at_resume(loop), False)
 
     def changes(self) -> dict[str, tuple[Any, Any]]:
@@ -70,9 +70,9 @@ class Resume:
         for key, (then, now) in self.changes().items():
             mark = self.marks.get(key, AtResume.ANEW)
             if mark is AtResume.IF_SAME and None in (then, now):
-                raise ConfigError(
-                    f"{word(key, now)}, and the run in {self.folder} has {word(key, then)}: it "
-                    "goes on with its own weights, so leave this out"
+                raise SettingsError(
+                    f"{assignment(key, now)}, and the run in {self.folder} has "
+                    f"{assignment(key, then)}: it goes on with its own weights, so leave this out"
                 )
             if mark in conflicts:
                 conflicts[mark].append(key)
@@ -80,9 +80,9 @@ class Resume:
                 notices.append(f"{key} {then} then, {now} now")
         keys = conflicts[AtResume.ANEW] + conflicts[AtResume.BY_TUNING]
         if keys:
-            wishes = ", ".join(word(key, self.now[key]) for key in keys)
-            facts = ", ".join(word(key, self._then(key)) for key in keys)
-            raise ConfigError(
+            wishes = ", ".join(assignment(key, self.now[key]) for key in keys)
+            facts = ", ".join(assignment(key, self._then(key)) for key in keys)
+            raise SettingsError(
                 f"{wishes} would make {self.folder} another run: it has {facts}, and a resumed run "
                 f"keeps that. {self._way(keys)}"
             )
@@ -97,14 +97,14 @@ class Resume:
             characters = self.now.get("tokenizer") == "characters"
             if characters and then.get("tokenizer") != now.get("tokenizer"):
                 keys.append("tokenizer")  # the new text may have some that the weights do not know
-            raise ConfigError(
+            raise SettingsError(
                 f"{_difference(name, value, now[name])}{self._values(keys)}: this would not be the "
                 f"run in {self.folder}. Give it what it had. {self._way(keys)}"
             )
 
     def _values(self, keys: Sequence[str]) -> str:
         both = [(key, self._then(key), self.now[key]) for key in keys]
-        words = [f"{word(k, a)} then, {word(k, b)} now" for k, a, b in both if a != b]
+        words = [f"{assignment(k, a)} then, {assignment(k, b)} now" for k, a, b in both if a != b]
         return f" ({'; '.join(words)})" if words else ""
 
     def _way(self, keys: Sequence[str]) -> str:
@@ -113,7 +113,7 @@ class Resume:
             return "For that, begin a new run in another folder"
         folder = shlex.quote(str(self.folder))
         changes = [key for key in keys if self._then(key) != self.now[key]]
-        words = [shlex.quote(word(key, self.now[key])) for key in changes]
+        words = [shlex.quote(assignment(key, self.now[key])) for key in changes]
         command = ["addnorm train --config", f"{folder}/config.toml", *words, "--out NEW"]
         anew = {AtResume.ANEW} & {self.marks.get(key, AtResume.ANEW) for key in keys}
         anew |= {AtResume.ANEW} if "tokenizer" in keys else set()

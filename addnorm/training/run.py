@@ -31,7 +31,7 @@ from torch import Tensor
 from addnorm import __version__, settings
 from addnorm.errors import Mendable
 from addnorm.models import folders
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 from addnorm.training import folder as places
 from addnorm.training import report
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
@@ -138,7 +138,7 @@ def by_the_first(world: World, work: Callable[[], Result]) -> Result:
         raise failure
     result, wrong = cast(tuple[Result, tuple[str, bool] | None], told)
     if wrong is not None:
-        raise (ConfigError if wrong[1] else RuntimeError)(f"on the first process: {wrong[0]}")
+        raise (SettingsError if wrong[1] else RuntimeError)(f"on the first process: {wrong[0]}")
     return result
 
 
@@ -210,8 +210,8 @@ class _Session:
     def _nothing_left(self, state: Mapping[str, Any]) -> Run:
         """A finished run is left as it is, unless it fell before it could say that it is done."""
         if state and (changes := self._change(state["config"]).changes()):
-            words = ", ".join(settings.word(key, now) for key, (_, now) in changes.items())
-            raise ConfigError(
+            words = ", ".join(settings.assignment(key, now) for key, (_, now) in changes.items())
+            raise SettingsError(
                 f"{words} has no effect: {self.folder} is finished, all of its {self.loop.steps} "
                 "steps are done. Say steps=N too, with a larger N"
             )
@@ -234,7 +234,7 @@ class _Session:
             try:
                 self._write_config()
             except OSError as error:
-                raise ConfigError(f"cannot write to {self.folder}: {error.strerror}") from None
+                raise SettingsError(f"cannot write to {self.folder}: {error.strerror}") from None
             names = self.config.sinks if self.config else ()
             self.sinks = open_sinks(names, self.folder, self.told, self.first)
 
@@ -484,7 +484,7 @@ class _Session:
         """Take up the newest checkpoint; False if the run had come to none."""
         if not self.checkpoints.steps():
             if state.get("finished"):
-                raise ConfigError(
+                raise SettingsError(
                     f"{self.folder} is finished, and its checkpoints are gone: there is nothing to "
                     "go on from. Its model, if it is there, can begin a new run (init_from)"
                 )
@@ -523,7 +523,7 @@ class _Session:
         """Raise if the run is past the steps it is to have, as an unfinished one is at its last."""
         done, steps, before = facts["trainer"]["done"], self.loop.steps, facts["config"]["steps"]
         if steps < done or (steps == done and steps != before):
-            raise ConfigError(
+            raise SettingsError(
                 f"steps={steps} leaves nothing to do: {self.folder} is at step {done} of {before}. "
                 f"Say steps=N with N above {done}, or nothing, to keep {before}"
             )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from addnorm.errors import unknown_name
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 
 Record = Mapping[str, Any]
 
@@ -105,7 +105,7 @@ class WeightsAndBiases:
                 resume="allow",
             )
         except wandb.Error as error:
-            raise ConfigError(
+            raise SettingsError(
                 f"sinks=wandb: {error}. `wandb login` or `wandb offline` may help"
             ) from None
         self._run.define_metric("*", step_metric="step")
@@ -127,7 +127,7 @@ def named(names: tuple[str, ...]) -> None:
     """Raise if one is no sink."""
     for name in names:
         if name not in MODULES:
-            raise ConfigError(f"sinks: {unknown_name('sink', name, MODULES)}")
+            raise SettingsError(f"sinks: {unknown_name('sink', name, MODULES)}")
 
 
 def installed(names: tuple[str, ...]) -> None:
@@ -140,7 +140,7 @@ def _imported(name: str) -> Any:
     try:
         return import_module(MODULES[name])
     except ImportError as error:
-        raise ConfigError(
+        raise SettingsError(
             f"sinks={name} needs {name} ({error}): pip install 'addnorm[log]'"
         ) from error
 

@@ -17,35 +17,35 @@ from addnorm.data.tokenizer import Tokenizer, TokenizerError
 from addnorm.errors import Mendable
 from addnorm.models import folders
 from addnorm.models.folders import WeightsError
-from addnorm.settings import ConfigError
+from addnorm.settings import SettingsError
 
 FORMAT = 1  # changes whenever the same text would give another tokenizer
 SIZES = range(257, (1 << 20) + 1)  # of a byte-level BPE: the bytes, the end of a text, merges
 
 
 def check(tokenizer: str, val_fraction: float, dropout: float) -> None:
-    """What makes no sense is a ``ConfigError``."""
+    """What makes no sense is a ``SettingsError``."""
     _size(tokenizer)
     if not 0.0 < val_fraction < 1.0:
-        raise ConfigError(
+        raise SettingsError(
             f"val_fraction must be between 0 and 1, both excluded, got {val_fraction:g}"
         )
     if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout must be in [0, 1), got {dropout:g}")
+        raise SettingsError(f"dropout must be in [0, 1), got {dropout:g}")
 
 
 def expanded(key: str, path: str | Path) -> Path:
     """The path of a setting, with the home folder for a ~."""
     try:
-        return reading.place(path, ConfigError)
-    except ConfigError as error:
-        raise ConfigError(f"{key}={error}") from None
+        return reading.place(path, SettingsError)
+    except SettingsError as error:
+        raise SettingsError(f"{key}={error}") from None
 
 
 def opened(data: str) -> Source:
     """The source that the setting names."""
     if not data:
-        raise ConfigError("data is not set: a text file, a folder, a .jsonl file or hf:NAME")
+        raise SettingsError("data is not set: a text file, a folder, a .jsonl file or hf:NAME")
     try:
         return open_source(data)
     except DataError as error:
@@ -77,7 +77,7 @@ def chosen(
         return Tokenizer.from_pretrained(setting)
     except Mendable as error:
         words = "bytes or bpe:SIZE" if characters is None else "bytes, characters or bpe:SIZE"
-        raise ConfigError(
+        raise SettingsError(
             f"tokenizer={setting} is not {words}, and not a folder or hub id with a tokenizer: "
             f"{error}"
         ) from None
@@ -99,7 +99,7 @@ def _size(setting: str) -> int | None:
     if kind != "bpe":
         return None
     if not size.isdecimal() or len(size) > 7 or int(size) not in SIZES:
-        raise ConfigError(
+        raise SettingsError(
             f"tokenizer={setting}: say how many tokens, at least {SIZES[0]} and at most "
             f"{SIZES[-1]:,}, as in bpe:4096"
         )
