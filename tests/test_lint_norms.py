@@ -12,34 +12,32 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from addnorm import norms
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.norms.find import find_norms
-from addnorm.anatomy.norms.formulas import FAMILY, nearest
-from addnorm.anatomy.specimen import Specimen
-from addnorm.anatomy.twins import twin_key
 from addnorm.linting.norms import CHECKS
 from addnorm.linting.report import Finding, Unknown
 from addnorm.linting.subject import Subject
-
-WIDTH, VOCAB = 24, 13
-IDS = torch.arange(14).view(2, 7) % VOCAB
+from tests.norm_hosts import (
+    IDS,
+    VOCAB,
+    WIDTH,
+    Bare,
+    ChannelsFirst,
+    FlaggedNorm,
+    Host,
+    LayerNorm,
+    mean,
+    specimen_of,
+    standard,
+    var,
+)
 
 
 def subject_of(model: nn.Module, inputs: Inputs | Tensor) -> Subject:
-    """As lint makes it: what is constant by initialisation is random."""
-    probe = copy.deepcopy(model).eval()
-    g = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for p in probe.parameters():
-            if bool((p == p.flatten()[0]).all()):
-                p.add_(0.5 * torch.randn(p.shape, generator=g))
-    call = inputs if isinstance(inputs, Inputs) else Inputs((inputs,))
-    return Subject(model, Specimen(probe, call))
+    return Subject(model, specimen_of(model, inputs))
 
 
 def lint(model: nn.Module, inputs: Inputs | Tensor = IDS) -> list[Finding | Unknown]:
@@ -68,67 +66,6 @@ def loud(said: list[Finding | Unknown]) -> set[tuple[str, str]]:
         for one in said
         if isinstance(one, Unknown) or one.severity != "note"
     }
-
-
-def mean(x: Tensor, axis: Any = -1) -> Tensor:
-    return x.mean(axis, keepdim=True)
-
-
-def var(x: Tensor, axis: Any = -1, correction: int = 0) -> Tensor:
-    return x.var(axis, keepdim=True, correction=correction)
-
-
-def standard(x: Tensor, axis: Any = -1) -> Tensor:
-    return (x - mean(x, axis)) / (var(x, axis) + 1e-5).sqrt()
-
-
-class LayerNorm(nn.Module):
-    """By hand, of any body."""
-
-    def __init__(self, body: Callable[[Tensor], Tensor], dim: int = WIDTH):
-        super().__init__()
-        self.body = body
-        self.gamma = nn.Parameter(torch.ones(dim))
-        self.beta = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.gamma * self.body(x) + self.beta
-
-
-class Bare(nn.Module):
-    """Without parameters, and nobody calls it anything."""
-
-    def __init__(self, body: Callable[[Tensor], Tensor]):
-        super().__init__()
-        self.body = body
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
-class Host(nn.Module):
-    """A stream with two norms of one class."""
-
-    def __init__(self, norm: nn.Module, dim: int = WIDTH):
-        super().__init__()
-        self.embed = nn.Embedding(VOCAB, dim)
-        self.before = norm
-        self.mix = nn.Linear(dim, dim)
-        self.act = nn.GELU()
-        self.drop = nn.Dropout(0.1)
-        self.final = copy.deepcopy(norm)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.embed(ids)
-        x = x + self.drop(self.act(self.mix(self.before(x))))
-        return self.final(x)
-
-
-class ChannelsFirst(Host):
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.embed(ids)
-        x = x + self.mix(self.before(x.transpose(1, 2)).transpose(1, 2))
-        return self.final(x.transpose(1, 2)).transpose(1, 2)
 
 
 WRONG: dict[str, tuple[str, str, Callable[[Tensor], Tensor]]] = {
@@ -252,19 +189,6 @@ def test_a_norm_that_would_follow_a_lower_type_is_told_where_there_is_one() -> N
     assert not [said for check in CHECKS for said in check.run(low)]
 
 
-class FlaggedNorm(LayerNorm):
-    """Right or wrong by a setting, a buffer or a function of one instance."""
-
-    def __init__(self) -> None:
-        super().__init__(standard)
-        self.wrong = False
-        self.register_buffer("shift", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wrong = self.shift + float(self.wrong)
-        return self.gamma * ((1 - wrong) * self.body(x) + wrong * x) + self.beta
-
-
 @pytest.mark.parametrize("how", ["setting", "buffer", "function", "body"])
 def test_one_of_many_that_is_not_like_the_others(how: str) -> None:
     """Modules that are alike are measured once; this one only looks alike."""
@@ -284,20 +208,6 @@ def test_one_of_many_that_is_not_like_the_others(how: str) -> None:
     said = lint(model)
     assert {one.rule for one in said} == {"norm-not-normalizing"}
     assert {one.module for one in said} == {"final"}
-
-
-def test_alike_are_those_that_differ_in_their_weights_only() -> None:
-    one, two = Host(FlaggedNorm()), Host(FlaggedNorm())
-    two.load_state_dict(
-        {k: v + (0.1 if "shift" not in k else 0) for k, v in one.state_dict().items()}
-    )
-    assert twin_key(one.before) == twin_key(one.final)
-    two.before.body = one.before.body
-    assert twin_key(one.before) == twin_key(two.before)
-    assert twin_key(nn.LayerNorm(8)) != twin_key(nn.LayerNorm(8, eps=1e-6))
-    assert twin_key(nn.Linear(8, 8)) != twin_key(nn.Linear(8, 8, bias=False))
-    assert twin_key(nn.Sequential(nn.Dropout(0.1))) != twin_key(nn.Sequential(nn.Dropout(0.2)))
-    assert twin_key(nn.ReLU()) != twin_key(nn.GELU())
 
 
 def test_both_mistakes_of_the_annotated_transformer() -> None:
@@ -427,17 +337,6 @@ def test_known_norms_are_right(name: str) -> None:
     assert found[0].module is not model.before  # the copy's
 
 
-def test_other_modules_are_no_norms() -> None:
-    class Softmax(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.softmax(-1)
-
-    shares = Bare(lambda x: x / x.sum(-1, keepdim=True))
-    others = (nn.GELU(), nn.Identity(), nn.Dropout(0.5), nn.Linear(WIDTH, WIDTH))
-    for module in (Softmax(), shares, *others):
-        assert find_norms(subject_of(Host(module), IDS).specimen) == []
-
-
 def test_what_cannot_be_called_is_unknown() -> None:
     class StubbornNorm(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -516,23 +415,3 @@ def test_norms_of_x_transformers() -> None:
     model = x.TransformerWrapper(num_tokens=32, max_seq_len=16, attn_layers=layers)
     assert not loud(lint(model))
     assert [n.kind for n in find_norms(subject_of(model, IDS).specimen)] == ["rms"] * 3
-
-
-@settings(max_examples=10, deadline=None)
-@given(
-    dim=st.integers(3, 200),
-    power=st.floats(-11, -3),
-    formula=st.sampled_from([f for f in FAMILY if f.mistakes or f in FAMILY[:2]]),
-    seed=st.integers(0, 1000),
-)
-def test_any_formula_of_any_width_and_eps_is_recognized(dim, power, formula, seed) -> None:
-    """Up to what no input can tell apart."""
-    g = torch.Generator().manual_seed(seed)
-    scales = torch.logspace(-8, 3, 12, dtype=torch.float64)[:, None, None]
-    x = scales * (torch.randn(12, 4, dim, generator=g, dtype=torch.float64) + 0.7)
-    eps = 10.0**power
-    match = nearest(x, formula(x, eps))
-    assert match.distance < 1e-6
-    assert match.formula.mistakes == formula.mistakes
-    if formula.form != "bare":
-        assert match.eps == pytest.approx(eps, rel=1e-3)

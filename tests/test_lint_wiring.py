@@ -314,23 +314,6 @@ def test_a_mistake_is_named(host, wrong, rule):
     assert rule in {f.rule for f in found if hasattr(f, "severity")}, found
 
 
-@pytest.mark.parametrize("depth", [1, 2, 6])
-def test_the_stream_is_followed_at_any_depth(depth):
-    """Fork, branch and addition of every sublayer, in order."""
-    torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(DIM, HEADS, 48, batch_first=True, norm_first=True)
-    model = nn.TransformerEncoder(layer, depth, nn.LayerNorm(DIM), enable_nested_tensor=False)
-    subject = _subject(model, torch.randn(2, 5, DIM), False, None)
-    assert isinstance(subject, Subject)
-    s = subject.structure
-    assert [r.add.module for r in s.residuals] == [f"layers.{i // 2}" for i in range(2 * depth)]
-    for before, after in zip(s.residuals, s.residuals[1:], strict=False):
-        assert s.previous(after) is before
-        assert after.fork is before.output
-        assert [n.path for n in s.own_norms(after)] != []
-    assert s.previous(s.residuals[0]) is None
-
-
 def test_post_norm_streams_are_normed_between_sublayers():
     torch.manual_seed(0)
     s = looked_at(Channels()).structure
