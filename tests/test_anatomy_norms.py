@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -30,7 +30,8 @@ def test_other_modules_are_no_norms() -> None:
     seed=st.integers(0, 1000),
 )
 def test_any_formula_of_any_width_and_eps_is_recognized(dim, power, formula, seed) -> None:
-    """Up to what no input can tell apart."""
+    """Up to what no input can tell apart: a bound that no row is below, for one."""
+    assume(formula.form != "clamp" or power > -7)  # the smallest rows have a deviation of 1e-8
     g = torch.Generator().manual_seed(seed)
     scales = torch.logspace(-8, 3, 12, dtype=torch.float64)[:, None, None]
     x = scales * (torch.randn(12, 4, dim, generator=g, dtype=torch.float64) + 0.7)
