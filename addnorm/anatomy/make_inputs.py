@@ -347,11 +347,16 @@ def _ways(name: str, facts: _Facts, names: Sequence[str]) -> list[_Value]:
     alone = sum(not MASK.search(n.lower()) for n in names) == 1
     encoded = low in ("input_ids", "attention_mask") and "decoder_input_ids" in names
     source = encoded or (bool(SOURCE.search(low)) and not alone)
-    length = "S" if source else "T"
-    nothing = _Value("None", lambda s: None)
     if kind in ("int", "float", "bool"):
         plain = {"int": 0, "float": 1.0, "bool": False}[kind]
         return [_Value(kind, lambda s: plain)]
+    return _beside(low, source) or _contents(low, facts, source, first=name == names[0])
+
+
+def _beside(low: str, source: bool) -> list[_Value]:
+    """For what is said of a sequence beside it (masks, positions, lengths); none for others."""
+    length = "S" if source else "T"
+    nothing = _Value("None", lambda s: None)
     if MASK.search(low):
         square = bool(_SQUARE.search(low)) and not re.search("pad|key", low)
         return [*_masks(low, square=square, source=source), nothing]
@@ -371,10 +376,16 @@ def _ways(name: str, facts: _Facts, names: Sequence[str]) -> list[_Value]:
             _normal("noise (B,)", "B"),
             _Value("0", lambda s: 0),
         ]
+    return []
+
+
+def _contents(low: str, facts: _Facts, source: bool, *, first: bool) -> list[_Value]:
+    """For what is read itself: ids, features, images, waves."""
+    length = "S" if source else "T"
     ids = [_Value("ids", lambda s: torch.randint(0, 2, (s.batch, s.of(length))))]
     widths = facts.widths()
     features = [_normal(f"features of {w}", "B", length, w) for w in widths]
-    if facts.has_tables and name != names[0] and SHOWN.search(low):  # no one for each token
+    if facts.has_tables and not first and SHOWN.search(low):  # no one for each token
         features = [_normal(f"{w} shown", "B", "S", w) for w in widths] + features
     second = [_normal(f"features of {w}, time first", length, "B", w) for w in widths[:2]]
     images = [_normal(f"image {size}", "B", *size) for size in facts.images()]
@@ -394,14 +405,14 @@ def _ways(name: str, facts: _Facts, names: Sequence[str]) -> list[_Value]:
         return [*images, *features]
     if facts.has_tables and not FEATURES.search(low):
         return [*ids, *features, *images]
-    first = next(
-        (m for _, m in facts.modules if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)), None
-    )
     if _IDS.search(low) and facts.has_tables:
         return [*ids, *features]
-    if isinstance(first, nn.Conv2d):
+    entry = next(
+        (m for _, m in facts.modules if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)), None
+    )
+    if isinstance(entry, nn.Conv2d):
         return [*images, *features, *ids]
-    if isinstance(first, nn.Conv1d):
+    if isinstance(entry, nn.Conv1d):
         return [*features, *channels, *waves, *ids]
     return [*features, *second, *images, *ids, *channels]
 
