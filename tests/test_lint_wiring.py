@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from addnorm import GPT, GPTConfig
-from addnorm.linting import attention, init, inline, parameters, sites, sublayers, wiring
+from addnorm.linting import attention, init, inline, norm_placement, parameters, residual, sublayers
 from addnorm.linting.run import _subject
 from addnorm.linting.subject import Subject
 
 CHECKS = (
-    *wiring.CHECKS,
-    *sites.CHECKS,
+    *residual.CHECKS,
+    *norm_placement.CHECKS,
     *sublayers.CHECKS,
     *attention.CHECKS,
     *init.CHECKS,
@@ -317,11 +317,11 @@ def test_a_mistake_is_named(host, wrong, rule):
 def test_post_norm_streams_are_normed_between_sublayers():
     torch.manual_seed(0)
     s = looked_at(Channels()).structure
-    for residual in s.residuals[1:]:
-        before = s.previous(residual)
+    for one in s.residuals[1:]:
+        before = s.previous(one)
         assert before is not None
-        assert len(s.norms_between(before.output, residual.fork)) == 1
-        assert s.own_norms(residual) == []
+        assert len(s.norms_between(before.output, one.fork)) == 1
+        assert s.own_norms(one) == []
 
 
 def test_deep_post_norm_with_torchs_initialization_is_not_called_unstable_for_its_scale():

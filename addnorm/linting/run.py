@@ -17,11 +17,11 @@ from addnorm.linting import (
     behaviour,
     init,
     inline,
+    norm_placement,
     norms,
     parameters,
-    sites,
+    residual,
     sublayers,
-    wiring,
 )
 from addnorm.linting.check import Check
 from addnorm.linting.report import Finding, Report, Unknown, gathered
@@ -30,8 +30,8 @@ from addnorm.linting.subject import Subject
 CHECKS: tuple[Check, ...] = (
     *norms.CHECKS,
     *inline.CHECKS,
-    *wiring.CHECKS,
-    *sites.CHECKS,
+    *residual.CHECKS,
+    *norm_placement.CHECKS,
     *sublayers.CHECKS,
     *attention.CHECKS,
     *init.CHECKS,
