@@ -406,6 +406,15 @@ def test_what_has_no_effect_is_an_error(layers: Any, message: str) -> None:
         START.changed(*layers)
 
 
+def test_ranks_fall_over_the_run_unless_said() -> None:
+    """Over the run as it began: with more steps at a resume, the clock stays what it was."""
+    config = START.changed({"adapt.kind": "adalora", "steps": 7})
+    assert config.about.adapt.steps == 7
+    assert Config.from_json(config.to_json()).changed({"steps": 9}).about.adapt.steps == 7
+    said = START.changed({"adapt.kind": "adalora", "adapt.steps": 5, "steps": 7})
+    assert said.about.adapt.steps == 5
+
+
 def test_a_setting_that_nobody_asked_for_is_no_error() -> None:
     """What a recipe, or a file below, says for another case is given up, and not recorded."""
     config = RECIPES["char_cpu"]().changed({"optimizer": "adamw"})
