@@ -50,13 +50,20 @@ class AttentionReach:
 
 @dataclass
 class Influence:
-    """The copy that is probed, the call, and who is who in it."""
+    """What a change in a call does to the output, and who is who in the call.
+
+    Made by ``influence_of``. What it measures it measures when it is first asked, once.
+    """
 
     specimen: Specimen
+    """Where the trace and the structure are."""
     model: nn.Module
+    """A copy of the specimen's, in float64 where it runs in that."""
     inputs: Inputs
+    """The call, with words in the place of padding where the model takes them."""
     arguments: Arguments
     names: Mapping[str, str]
+    """The names of the arguments that are given by place, {"0": "idx"}."""
     exact: bool
     """The copy runs in float64."""
     padded_inputs: Inputs
