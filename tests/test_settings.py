@@ -407,10 +407,10 @@ def test_what_has_no_effect_is_an_error(layers: Any, message: str) -> None:
 
 
 def test_a_wrong_value_is_told_without_its_neighbours() -> None:
-    with pytest.raises(ConfigError, match=r"^model\.scheme=pre_nrm: unknown scheme"):
+    with pytest.raises(SettingsError, match=r"^model\.scheme=pre_nrm: unknown scheme"):
         START.changed({"model.dim": 16, "model.scheme": "pre_nrm", "model.n_heads": 1})
     with pytest.raises(
-        ConfigError, match=r"^model\.dim=9, model\.n_heads=2: 2 heads do not divide"
+        SettingsError, match=r"^model\.dim=9, model\.n_heads=2: 2 heads do not divide"
     ):
         START.changed({"model.dim": 9, "model.n_heads": 2})
 
