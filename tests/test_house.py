@@ -28,6 +28,7 @@ GROUND = {  # every room may import these, so no arrow shows it
     "words": "",
     "errors": "words",
     "reading": "errors",
+    "records": "",
     "settings": "errors reading",
     "progress": "",
     "temporary": "",

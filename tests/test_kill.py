@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from addnorm.records import read
 from addnorm.training import checkpoint
 from addnorm.training.checkpoint import Checkpoints
 from addnorm.training.display import Display
 from addnorm.training.run import train
-from addnorm.training.sinks import read
 from tests.test_training import Toy, loop, same
 
 STEPS, EVERY = 240, 3

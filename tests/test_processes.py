@@ -13,13 +13,13 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
+from addnorm.records import read
 from addnorm.training import checkpoint, divided
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
 from addnorm.training.display import Display
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.parallel import World, here
 from addnorm.training.run import train
-from addnorm.training.sinks import read
 from tests.test_training import (
     ALONE,
     MATRICES,

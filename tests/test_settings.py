@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from addnorm import settings, train
+from addnorm.records import objects
 from addnorm.settings import SettingsError
 from addnorm.training.display import Display
 from addnorm.training.folder import read
@@ -17,7 +18,6 @@ from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import RECIPES, Config, classify_text
 from addnorm.training.run import Run
-from addnorm.training.sinks import objects
 from tests import test_sinks, test_texts, test_training
 from tests.test_training import ALONE, small
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from addnorm import train
 from addnorm.models import weights
+from addnorm.records import read
 from addnorm.settings import SettingsError
 from addnorm.training import run as run_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
@@ -22,7 +23,7 @@ from addnorm.training.language import Language
 from addnorm.training.loop import Trainer
 from addnorm.training.recipes import Config
 from addnorm.training.run import Unwritten
-from addnorm.training.sinks import JSONLines, objects, open_sinks, read, scalars
+from addnorm.training.sinks import JSONLines, open_sinks, scalars
 from tests.test_folder import LEFT, names
 from tests.test_training import small
 
@@ -135,35 +136,6 @@ def test_what_ended_a_run_is_not_hidden_by_what_failed_after(
     with pytest.raises(ZeroDivisionError, match="the first"):
         train(small(tmp_path, steps=4, eval_every=2), out=tmp_path / "run")
     assert "step 2 could not be saved" in capsys.readouterr().out
-
-
-def test_the_last_line_of_a_step_counts(tmp_path: Path) -> None:
-    """Of steps and of evaluations each for itself, in the order of the steps."""
-    file = tmp_path / "metrics.jsonl"
-    records: list[dict[str, Any]] = [
-        {"step": 1, "loss": 1.0},
-        {"step": 2, "loss": 2.0},
-        {"step": 2, "val_loss": 5.0, "whole": False},
-        {"step": 3, "loss": 3.0},
-        {"step": 2, "loss": 2.5},
-        {"step": 2, "val_loss": 6.0, "whole": False},
-    ]
-    file.write_text("".join(json.dumps(r) + "\n" for r in records) + "\xff not json\n")
-    found = read(file)
-    assert [r["step"] for r in found] == [1, 2, 2, 3]
-    assert {r["loss"] for r in found if "loss" in r} == {1.0, 2.5, 3.0}
-    assert [r["val_loss"] for r in found if "whole" in r] == [6.0]
-
-
-def test_a_text_may_hold_what_unicode_takes_for_the_end_of_a_line(tmp_path: Path) -> None:
-    """Lines end with a newline and nothing else, here and where samples are read."""
-    file, odd = tmp_path / "lines.jsonl", "a\u0085b\u2028c\u2029d\x0be\x0cf\x1cg\rh\ni"
-    sink = JSONLines(file)
-    sink.write({"step": 1, "name": odd})
-    sink.write({"step": 2, "name": odd})
-    sink.close()
-    assert [r["name"] for r in read(file)] == [odd, odd]
-    assert [told["step"] for told in objects(file)] == [1, 2]
 
 
 def test_scalars() -> None:

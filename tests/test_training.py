@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from addnorm import GPT, GPTConfig, Stack, schemes, train
 from addnorm.branches import MLP
 from addnorm.data.shards import Tokens
+from addnorm.records import read
 from addnorm.settings import SettingsError
 from addnorm.training import checkpoint, parallel
 from addnorm.training import loop as loop_module
@@ -35,7 +36,6 @@ from addnorm.training.optim import factor, roles
 from addnorm.training.parallel import World
 from addnorm.training.recipes import Config
 from addnorm.training.run import Stopped
-from addnorm.training.sinks import read
 from addnorm.training.task import Batch, Best, Task
 from tests.nets import stir
 

@@ -170,8 +170,8 @@ def _of_run(folder: Path) -> "Config":
 
 
 def _conclude(folder: Path) -> None:
+    from addnorm.records import objects
     from addnorm.training.folder import SAMPLES, read
-    from addnorm.training.sinks import objects
 
     told = read(folder)
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in told["metrics"].items())

@@ -26,13 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from addnorm.records import read
 from addnorm.settings import SettingsError
 from addnorm.training.checkpoint import Checkpoints, Snapshot
 from addnorm.training.display import Display
 from addnorm.training.loop import Trainer
 from addnorm.training.recipes import Config
 from addnorm.training.run import train
-from addnorm.training.sinks import read
 from addnorm.training.task import Batch
 
 STEPS, SAVE_EVERY = 6, 2

@@ -31,8 +31,8 @@ from addnorm.pages.svg import (
     ticks,
     trace,
 )
+from addnorm.records import objects, read
 from addnorm.training.recipes import Config
-from addnorm.training.sinks import objects, read
 from addnorm.words import a_few, plural
 
 NAME = "report.html"

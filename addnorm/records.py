@@ -1,0 +1,30 @@
+"""The lines of JSON that a run writes, read again: metrics.jsonl and samples.jsonl."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def objects(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of one a line; none if it is not there. A line that a kill cut off is
+    passed over."""
+    if not file.exists():
+        return
+    # Not splitlines: a text may hold what Unicode takes for the end of a line.
+    for line in file.read_bytes().split(b"\n"):
+        try:
+            found = json.loads(line.decode(errors="replace"))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The records of ``metrics.jsonl`` by step, the last of each kind counting."""
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for record in objects(file):
+        if isinstance(record.get("step"), int):
+            found[record["step"], "eval" if "whole" in record else "train"] = record
+    return [found[key] for key in sorted(found)]
