@@ -296,6 +296,11 @@ def to_json(settings: Any) -> dict[str, Any]:
     return {key: json_value(value) for key, _, value in entries(settings) if key not in idle}
 
 
+def defaults_to_json(kind: Any) -> dict[str, Any]:
+    """``defaults``, as JSON has them."""
+    return {key: json_value(value) for key, value in defaults(kind).items()}
+
+
 def json_value(value: Any) -> Any:
     """A value as JSON has it."""
     if isinstance(value, tuple):

@@ -23,14 +23,17 @@ from addnorm.cli import train as cli_train
 from addnorm.pages.curves import Curve, Place, band, smooth
 from addnorm.pages.numbers import plain
 from addnorm.pages.svg import Frame, even_extent, even_ticks
+from addnorm.settings import defaults_to_json
+from addnorm.training.classify import ClassifyTask
 from addnorm.training.display import Display
-from addnorm.training.language import Language
+from addnorm.training.language import Language, LanguageTask
 from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import Config
 from addnorm.training.report import NAME, Story, duration, exact, render, write
 from tests.pages import Page
 
-CONFIG = Config(loop=Loop(steps=100, lr=3e-4), about=Language(data="books/moby.txt")).to_json()
+CHOSEN = Config(loop=Loop(steps=100, lr=3e-4), about=Language(data="books/moby.txt"))
+CONFIG = CHOSEN.to_json()
 
 
 def step(n: int, **more: Any) -> dict[str, Any]:
@@ -74,7 +77,11 @@ def state(**more: Any) -> dict[str, Any]:
         "metric": "val_loss",
         "metrics": {},
         "failure": "",
+        "noun": LanguageTask.noun,
+        "unit": LanguageTask.unit,
+        "commands": dict(LanguageTask.commands),
         "config": CONFIG,
+        "defaults": CHOSEN.defaults(),
         **more,
     }
 
@@ -251,6 +258,7 @@ def test_another_metric_has_its_own_plot(tmp_path: Path) -> None:
     ]
     about = {"task": "classify", "data": "texts", "model.n_layers": 2, "model.dim": 8}
     told = state(metric="accuracy", best=0.75, step=2, config=about)
+    told |= {"noun": ClassifyTask.noun, "unit": ClassifyTask.unit, "commands": {}}
     page = read(run_of(tmp_path, told, records))
     assert "A classifier of texts of 2 layers" in page.words
     assert "best held-out accuracy0.7500step 2" in page.words
@@ -281,11 +289,27 @@ def test_settings_that_differ_come_first(finished: Path) -> None:
 
 
 def test_settings_of_a_task_of_ones_own(tmp_path: Path) -> None:
-    told = state(config={"steps": 7, "lr": 0.001, "once": [1]}, metric="error", best=None)
+    chosen = {"steps": 7, "lr": 0.001, "once": [1]}
+    told = state(config=chosen, defaults=defaults_to_json(Loop), metric="error", best=None)
     page = read(run_of(tmp_path, told))
     assert "2 settings not at the default" in page.words  # once: not known today
     assert "1 setting at the default" in page.words
     assert f"addnorm.train(task, out={str(tmp_path)!r}, loop=loop, resume=True)" in page.words
+
+
+def test_a_run_json_that_says_less_has_a_page(tmp_path: Path) -> None:
+    """As runs wrote it before they noted down what they train."""
+    told = state()
+    for name in ("noun", "unit", "commands", "defaults"):
+        del told[name]
+    page = read(run_of(tmp_path, told, RECORDS))
+    assert "A model of 4 layers and width 256, Add & Norm as pre_norm, on moby.txt" in page.words
+    assert "targets seen6,400" in page.words
+    assert f"{len(CONFIG)} settings." in page.words
+    assert "addnorm train --resume" in page.words
+    assert "addnorm generate" not in page.words
+    for odd in ({"noun": 3, "unit": [1], "commands": "x", "defaults": 5}, {"commands": {"a": 1}}):
+        assert "moby.txt" in read(run_of(tmp_path, state(**odd), RECORDS)).words
 
 
 def test_environment_is_a_table(finished: Path) -> None:

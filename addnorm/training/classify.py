@@ -99,6 +99,8 @@ class ClassifyTask(Task):
     """Which class a text is of."""
 
     best = Best("accuracy", "max")
+    noun = "A classifier of texts"
+    unit = "texts"
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -203,6 +204,14 @@ class LanguageTask(Task):
     """Next-token prediction on the windows of prepared data."""
 
     best = Best("val_loss", "min")
+    noun = "A language model"
+    unit = "tokens"
+    commands = MappingProxyType(
+        {
+            "Write with it": 'addnorm generate {model} "Once upon a time"',
+            "How probable it finds a text": "addnorm eval {model} text.txt",
+        }
+    )
 
     def __init__(
         self, settings: Language, config: GPTConfig, tokenizer: Tokenizer, data: Prepared

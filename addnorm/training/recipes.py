@@ -96,11 +96,10 @@ class Config:
 
     def defaults(self) -> dict[str, Any]:
         """Every key and what it is by itself, as JSON has it."""
-        kinds = (type(self.about), Loop)
-        values = {key: value for kind in kinds for key, value in settings.defaults(kind).items()}
         return {
             "task": self.task,
-            **{k: settings.json_value(v) for k, v in values.items()},
+            **settings.defaults_to_json(type(self.about)),
+            **settings.defaults_to_json(Loop),
             "sinks": [],
         }
 

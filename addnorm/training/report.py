@@ -32,7 +32,6 @@ from addnorm.pages.svg import (
     trace,
 )
 from addnorm.records import objects, read
-from addnorm.training.recipes import Config
 from addnorm.words import a_few, plural
 
 NAME = "report.html"
@@ -96,8 +95,7 @@ class Story:
     @property
     def config(self) -> Mapping[str, Any]:
         """The settings of the run by key."""
-        found = self.state.get("config")
-        return found if isinstance(found, dict) else {}
+        return _mapping(self.state.get("config"))
 
     @property
     def step(self) -> int:
@@ -124,9 +122,12 @@ class Story:
     @property
     def unit(self) -> str:
         """What the steps count."""
-        return {"language": "tokens", "classify": "texts"}.get(
-            str(self.config.get("task")), "targets"
-        )
+        return str(self.state.get("unit", "targets"))
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """What the settings are by themselves; empty where the run did not note it down."""
+        return _mapping(self.state.get("defaults"))
 
     @property
     def metric(self) -> str:
@@ -163,6 +164,11 @@ def _object(file: Path) -> dict[str, Any]:
         return reading.json_object(file)
     except Mendable:
         return {}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Empty for what is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def _samples(file: Path) -> list[tuple[int, list[str]]]:
@@ -378,8 +384,7 @@ def _title(metric: str) -> str:
 def _what(story: Story) -> str:
     """What is trained, on what."""
     c = story.config
-    kinds = {"language": "A language model", "classify": "A classifier of texts"}
-    words = kinds.get(str(c.get("task")), "A model")
+    words = str(story.state.get("noun", "A model"))
     if c.get("init_from"):
         words += f" that began as {c['init_from']}"
     elif "model.n_layers" in c:
@@ -742,7 +747,10 @@ def _settings(story: Story) -> str:
     config = story.config
     if not config:
         return "<p>There are no settings yet.</p>"
-    defaults = _defaults(config)
+    defaults = story.defaults
+    if not defaults:
+        rows = [(key, shown(value)) for key, value in config.items()]
+        return _table(f"{plural(len(rows), 'setting')}.", ("Setting", "Value"), rows)
     mine = [k for k in config if k not in defaults or config[k] != defaults[k]]
     rest = [k for k in config if k not in mine]
     parts = [
@@ -757,19 +765,6 @@ def _settings(story: Story) -> str:
         table = _table(count + ".", ("Setting", "Value"), [(k, shown(config[k])) for k in rest])
         parts.append(f"<details><summary>{count}</summary>{table}</details>")
     return "".join(parts)
-
-
-def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the classes of the settings have by themselves."""
-    from addnorm import settings
-    from addnorm.training.loop_settings import Loop
-
-    if "task" not in config:
-        return settings.to_json(Loop())
-    try:
-        return Config.from_json({"task": config["task"]}).to_json()
-    except settings.SettingsError:
-        return settings.to_json(Loop())
 
 
 def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -839,14 +834,13 @@ def _onward(story: Story) -> str:
         )
     else:
         told.append(("Go on from the last checkpoint:", resume))
-    if config.get("task") == "language":
-        if story.models:
-            best = story.folder / "best" if "best" in story.models else story.folder
-            model = shlex.quote(str(best))
-            told.append(("Write with it:", f'addnorm generate {model} "Once upon a time"'))
-            told.append(("How probable it finds a text:", f"addnorm eval {model} text.txt"))
-        else:
-            told.append(("No model is saved yet to write with.", ""))
+    commands = _mapping(story.state.get("commands"))
+    if commands and story.models:
+        best = story.folder / "best" if "best" in story.models else story.folder
+        model = shlex.quote(str(best))
+        told += [(f"{what}:", str(how).replace("{model}", model)) for what, how in commands.items()]
+    elif commands:
+        told.append(("No model is saved yet.", ""))
     return "".join(
         f"<p>{clean(what)}</p>"
         + (f'<pre tabindex="0"><code>{clean(how)}</code></pre>' if how else "")

@@ -52,7 +52,7 @@ class Resume:
         if config is not None:
             now, usual, marks = config.to_json(), config.defaults(), config.at_resume()
             return cls(folder, then, now, usual, marks, tunable(then))
-        usual = {key: settings.json_value(v) for key, v in settings.defaults(Loop).items()}
+        usual = settings.defaults_to_json(Loop)
         return cls(folder, then, settings.to_json(loop), usual, settings.at_resume(loop), False)
 
     def changes(self) -> dict[str, tuple[Any, Any]]:

@@ -177,6 +177,7 @@ class _Session:
         self.unwritten: set[str] = set()
         self.beside: dict[str, Any] = {}
         self.told: dict[str, Any] = config.to_json() if config else settings.to_json(loop)
+        self.defaults = config.defaults() if config else settings.defaults_to_json(Loop)
 
     def run(self, state: Mapping[str, Any] | None, until: int | None = None) -> Run:
         """Until the last step, ``until`` one before it, or a signal; ``state`` is the run.json of a
@@ -397,7 +398,11 @@ class _Session:
             "failure": self.failure,
             **self.beside,
             "facts": self.task.facts(),
+            "noun": self.task.noun,
+            "unit": self.task.unit,
+            "commands": dict(self.task.commands),
             "config": self.told,
+            "defaults": self.defaults,
         }
         self._put(places.STATE, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 

@@ -10,6 +10,7 @@ it is left out, weights and optimizer stay as they are.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -37,6 +38,12 @@ class Task(ABC):
     """One thing to learn: all that a run needs to know of it, and nothing of how it is trained."""
 
     best: Best
+    noun = "A model"
+    """What is trained, at the beginning of a sentence."""
+    unit = "targets"
+    """What the loss is summed over, in the plural."""
+    commands: Mapping[str, str] = MappingProxyType({})
+    """What one does with the model -> how, on the command line; ``{model}`` is its folder."""
 
     @abstractmethod
     def model(self) -> nn.Module:
