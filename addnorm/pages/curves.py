@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from addnorm.pages.svg import Frame, runs
 
@@ -83,3 +83,10 @@ def band(frame: Frame, places: Sequence[Place]) -> str:
     return "".join(
         "M" + "L".join(up + down[::-1]) + "Z" for up, down in zip(over, under, strict=True)
     )
+
+
+def evenly_chosen(points: Sequence[Any], most: int) -> Sequence[Any]:
+    """At most so many, evenly chosen, the last one among them."""
+    if len(points) <= most:
+        return points
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]

@@ -2,6 +2,7 @@
 
 import math
 
+DASH = "\u2013"
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -32,3 +33,39 @@ def plain(value: float, step: float) -> str:
         return f"{value:,.{max(0, -fine)}f}".replace("-", "−")  # noqa: RUF001
     mantissa, _, exponent = f"{value:.{max(0, size - fine)}e}".partition("e")
     return f"{mantissa}·10{str(int(exponent)).translate(RAISED)}".replace("-", "−")  # noqa: RUF001
+
+
+def exact(value: float) -> str:
+    """Four decimals, or four digits of what is small or large."""
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"  # noqa: RUF001
+    short = f"{value:.4f}" if value == 0 or 1e-2 <= abs(value) < 1e4 else f"{value:.4g}"
+    return short.replace("-", "−")  # noqa: RUF001
+
+
+def duration(seconds: float) -> str:
+    """69 as 1 min 9 s."""
+    if not math.isfinite(seconds):
+        return DASH
+    whole = round(seconds)
+    for size, unit, part, of in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size:,} {unit}" + (f" {rest} {of}" if rest else "")
+    return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+
+
+def large(count: float) -> str:
+    """7,223,115,776 as 7.223 billion."""
+    for least, size, unit in (
+        (1e12, 1e12, "trillion"),
+        (1e9, 1e9, "billion"),
+        (1e7, 1e6, "million"),
+    ):
+        if count >= least:
+            return f"{count / size:.4g} {unit}"
+    return f"{count:,.0f}"

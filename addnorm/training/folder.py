@@ -16,8 +16,8 @@ from typing import Any
 from addnorm import reading
 from addnorm.adapt import files as adapters
 from addnorm.models import folders
+from addnorm.pages import run as page
 from addnorm.settings import SettingsError
-from addnorm.training import report
 from addnorm.training.checkpoint import LEFT_BEHIND, LOCK, CheckpointError, Checkpoints
 from addnorm.words import a_few
 
@@ -38,7 +38,7 @@ KEYS: dict[str, tuple[type, ...]] = {
 }
 """What a ``run.json`` of ours has, and of which types."""
 
-FILES = (METRICS, SAMPLES, report.NAME, *(f".{n}" for n in (STATE, SETTINGS, report.NAME)))
+FILES = (METRICS, SAMPLES, page.NAME, *(f".{n}" for n in (STATE, SETTINGS, page.NAME)))
 """What lies in the folder itself and belongs to one run; ``run.json`` and ``config.toml`` are not
 deleted but replaced, so that at every moment it can be seen whose the folder is."""
 MODEL_FILES = (

@@ -31,9 +31,9 @@ from torch import Tensor
 from addnorm import __version__, settings
 from addnorm.errors import Mendable
 from addnorm.models import folders
+from addnorm.pages import run as page
 from addnorm.settings import SettingsError
 from addnorm.training import folder as places
-from addnorm.training import report
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
 from addnorm.training.display import Display
 from addnorm.training.loop import Diverged, Outcome, Trainer
@@ -568,7 +568,7 @@ class _Session:
         finally:
             if self.world.first and self.owns_folder:
                 self._written(places.STATE, self._write_state)
-                self._written(report.NAME, partial(report.write, self.folder))
+                self._written(page.NAME, partial(page.write, self.folder))
             self.checkpoints.close()
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: the figures in it are those in the run's files, whatever the files hold, and
+"""The page of a run: the figures in it are those in the run's files, whatever the files hold, and
 the page can be read by anyone, anywhere."""
 
 import json
@@ -20,16 +20,15 @@ from addnorm import GPTConfig, cli, train
 from addnorm.cli import eval as cli_eval
 from addnorm.cli import generate as cli_generate
 from addnorm.cli import train as cli_train
-from addnorm.pages.curves import Curve, Place, band, smooth
-from addnorm.pages.numbers import plain
-from addnorm.pages.svg import Frame, even_extent, even_ticks
+from addnorm.pages.numbers import exact
+from addnorm.pages.run import NAME, render, write
+from addnorm.pages.run_story import Story
 from addnorm.settings import defaults_to_json
 from addnorm.training.classify import ClassifyTask
 from addnorm.training.display import Display
 from addnorm.training.language import Language, LanguageTask
 from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import Config
-from addnorm.training.report import NAME, Story, duration, exact, render, write
 from tests.pages import Page
 
 CHOSEN = Config(loop=Loop(steps=100, lr=3e-4), about=Language(data="books/moby.txt"))
@@ -535,79 +534,6 @@ def test_a_hundred_thousand_steps_are_a_small_page_with_their_spikes(tmp_path: P
     assert rows.count("<tr>") == 101
     assert "100,000 <small>" not in rows
     assert ">100,000</th>" in rows
-
-
-def test_places_are_lowest_highest_and_median() -> None:
-    curve = Curve([(1, 5.0), (2, 1.0), (3, 3.0), (6, math.nan), (8, 7.0), (9, math.nan)], 10)
-    places = curve.thinned(5)  # steps 0-1, 2-3, 4-5, 6-7, 8-10
-    assert places[0] == Place(0.1, 5.0, 5.0, 5.0)
-    assert places[1] == Place(0.25, 1.0, 3.0, 2.0)
-    assert math.isnan(places[2].median)
-    assert places[3] == Place(pytest.approx(0.85), 7.0, 7.0, 7.0)
-    assert len(places) == 4
-    assert curve.broken == [6, 9]
-
-
-def test_a_smooth_line_keeps_its_ends_and_passes_spikes_over() -> None:
-    falling = [Place(i / 100, v, v, v) for i, v in enumerate(float(100 - i) for i in range(100))]
-    line = smooth(falling)
-    # A straight line is what it was: the mean of places on either side; sums of a few numbers < 101
-    # are exact.
-    assert [v for _, v in line] == [p.median for p in falling]
-    falling[50] = Place(0.5, 1e9, 1e9, 1e9)
-    for (_, v), p in zip(smooth(falling), line, strict=True):
-        assert abs(v - p[1]) <= 1.0
-    falling[50] = Place(0.5, math.nan, math.nan, math.nan)
-    assert math.isnan(smooth(falling)[50][1])
-    assert all(math.isfinite(v) for i, (_, v) in enumerate(smooth(falling)) if i != 50)
-
-
-def test_bands_go_there_and_back_and_have_gaps() -> None:
-    frame = Frame(100, 100, 0, 0, 0.0, 10.0, top=0, bottom=0, measure=float)
-    places = [Place(0.0, 1.0, 2.0, 1.5), Place(0.5, 3.0, 4.0, 3.5)]
-    assert band(frame, places) == "M0.0 80.0L50.0 60.0L50.0 70.0L0.0 90.0Z"
-    gap = Place(0.7, math.nan, math.nan, math.nan)
-    assert band(frame, [*places, gap, Place(1.0, 5.0, 5.0, 5.0)]).count("M") == 2
-    log = Frame(100, 100, 0, 0, 0.0, 2.0, top=0, bottom=0)
-    assert band(log, [Place(0.0, 0.0, 10.0, 5.0)]) == "M0.0 50.0L0.0 100.0Z"  # 0: on the floor
-
-
-# --- numbers --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "told"),
-    [
-        (0.0, 200.0, ["0", "50", "100", "150", "200"]),
-        (2.39, 4.22, ["2.5", "3.0", "3.5", "4.0"]),
-        (0.0, 1.06e-3, ["0", "0.0005", "0.0010"]),
-        (0.0, 6e-5, ["0", "2·10⁻⁵", "4·10⁻⁵", "6·10⁻⁵"]),
-        (-1.0, 1.0, ["−1.0", "−0.5", "0", "0.5", "1.0"]),  # noqa: RUF001
-        (0.0, 250_000.0, ["0", "50,000", "100,000", "150,000", "200,000", "250,000"]),
-        (1e9, 3e9, ["1.0·10⁹", "1.5·10⁹", "2.0·10⁹", "2.5·10⁹", "3.0·10⁹"]),
-        (2.4431, 2.4439, ["2.4432", "2.4434", "2.4436", "2.4438"]),
-    ],
-)
-def test_even_ticks_are_round_and_told_apart(low: float, high: float, told: list[str]) -> None:
-    found, apart = even_ticks(low, high)
-    assert [plain(t, apart) for t in found] == told
-
-
-@pytest.mark.parametrize(
-    "values", [[], [2.0], [0.0], [1.0, 1.0 + 1e-12], [-3e199, 1e199], [1e-320]]
-)
-def test_even_extents_hold_their_values_and_are_never_empty(values: list[float]) -> None:
-    low, high = even_extent(values)
-    assert all(low < v < high for v in values)
-    assert math.isfinite(high - low)
-    assert even_ticks(low, high)[0]
-
-
-def test_durations_and_values() -> None:
-    told = [duration(s) for s in (0.25, 59.6, 69.2, 3600, 11520, 90000, math.nan)]
-    assert told == ["0.2 s", "1 min", "1 min 9 s", "1 h", "3 h 12 min", "1 d 1 h", "\u2013"]
-    told = [exact(v) for v in (2.43704, 0.0, 0.001234, 12345.6, -0.5, math.nan)]
-    assert told == ["2.4370", "0.0000", "0.001234", "1.235e+04", "\u22120.5000", "NaN"]
 
 
 # --- the file -------------------------------------------------------------------------------------

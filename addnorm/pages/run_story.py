@@ -1,0 +1,155 @@
+"""What the files of a run tell; anything may be missing, or not what it should be."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from addnorm import reading
+from addnorm.errors import Mendable
+from addnorm.records import objects, read
+
+HUGE = 1e200  # from where on sums could overflow: told as infinite
+PLACE = ("step", "tokens", "elapsed_s", "whole")
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the files of a run tell; anything may be missing."""
+
+    folder: Path
+    state: Mapping[str, Any] = field(default_factory=dict)  # run.json
+    records: Sequence[Mapping[str, Any]] = ()  # metrics.jsonl
+    samples: Sequence[tuple[int, Sequence[str]]] = ()  # step, texts
+    models: Sequence[str] = ()  # of "model" and "best", those that are there
+
+    @classmethod
+    def read(cls, folder: Path) -> "Story":
+        """From a run's folder."""
+        return cls(
+            folder,
+            _object(folder / "run.json"),
+            read(folder / "metrics.jsonl"),
+            _samples(folder / "samples.jsonl"),
+            [name for name in ("model", "best") if (folder / name).is_dir()],
+        )
+
+    @property
+    def name(self) -> str:
+        """The folder's own."""
+        return self.folder.name or self.folder.resolve().name or str(self.folder)
+
+    @cached_property
+    def train(self) -> "Table":
+        """The training steps of the run."""
+        return Table([r for r in self.records if "whole" not in r])
+
+    @cached_property
+    def evaluations(self) -> "Table":
+        """The evaluations of the run."""
+        return Table([r for r in self.records if "whole" in r])
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The settings of the run by key."""
+        return as_mapping(self.state.get("config"))
+
+    @property
+    def step(self) -> int:
+        """How far it came."""
+        told = [as_count(self.state.get("step")), *self.train.steps[-1:]]
+        return max((s for s in told if s is not None), default=0)
+
+    @property
+    def steps(self) -> int | None:
+        """How far it was to go."""
+        return as_count(self.config.get("steps"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has done its last step."""
+        return self.state.get("finished") is True
+
+    @property
+    def failure(self) -> str:
+        """Why it stopped, if something stopped it."""
+        told = self.state.get("failure")
+        return told if isinstance(told, str) and not self.finished else ""
+
+    @property
+    def unit(self) -> str:
+        """What the steps count."""
+        return str(self.state.get("unit", "targets"))
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """What the settings are by themselves; empty where the run did not note it down."""
+        return as_mapping(self.state.get("defaults"))
+
+    @property
+    def metric(self) -> str:
+        """What says that a model is better: as the run told, or what its evaluations have first."""
+        told = self.state.get("metric")
+        return told if isinstance(told, str) else next(iter(self.metrics), "val_loss")
+
+    @property
+    def metrics(self) -> list[str]:
+        """What evaluations measure, all names in the order in which they came."""
+        names = (n for r in self.evaluations.records for n in r if n not in PLACE)
+        return list(dict.fromkeys(names))
+
+
+class Table:
+    """Records of one kind by step."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self.records = [r for r in records if as_count(r.get("step")) is not None]
+        self.steps: list[int] = [r["step"] for r in self.records]
+
+    def values(self, name: str) -> list[float]:
+        """A column; NaN where it has no number."""
+        return [as_float(r.get(name)) for r in self.records]
+
+    def points(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) where there is a record with it."""
+        return [(r["step"], as_float(r[name])) for r in self.records if name in r]
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none that can be read."""
+    try:
+        return reading.json_object(file)
+    except Mendable:
+        return {}
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """Empty for what is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def _samples(file: Path) -> list[tuple[int, list[str]]]:
+    """The texts by step, the last of a step counting."""
+    found: dict[int, list[str]] = {}
+    for told in objects(file):
+        step = as_count(told.get("step"))
+        if step is not None and isinstance(told.get("samples"), list):
+            found[step] = [str(text) for text in told["samples"]]
+    return sorted(found.items())
+
+
+def as_count(value: Any) -> int | None:
+    """A count that can be drawn."""
+    there = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**15
+    return value if there else None
+
+
+def as_float(value: Any) -> float:
+    """A number; NaN for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    if abs(value) > HUGE:
+        return math.copysign(math.inf, value)
+    return float(value)
