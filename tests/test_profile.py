@@ -31,9 +31,8 @@ from addnorm.lab.profile import (
     measure,
     observe,
     resolve,
-    slope,
 )
-from addnorm.pages.numbers import digits
+from addnorm.pages.numbers import number, slope, with_minus
 from addnorm.temporary import fixed_seed
 from benchmarks import claims
 from tests.pages import Page
@@ -387,19 +386,6 @@ def test_conditions_name_what_matters() -> None:
     assert "seed 4." in conditions(replace(SMALL, seeds=1, first_seed=4))
 
 
-@pytest.mark.parametrize(
-    ("value", "told"),
-    [(0.04336, "0.0434"), (56.04, "56"), (5738.2, "5,738"), (7.131e-5, "7.13e-05"), (0.0, "0")],
-)
-def test_digits(value: float, told: str) -> None:
-    assert digits(value) == told
-
-
-def test_slopes_are_never_minus_zero() -> None:
-    assert slope(-0.0001) == "+0.00"
-    assert slope(-0.516) == "-0.52"
-
-
 # --- as a page ------------------------------------------------------------------------------------
 
 
@@ -460,9 +446,9 @@ def test_page_tells_what_was_measured() -> None:
     assert "pre_norm, writers unscaled" in read.words
     for design in report.designs:
         e = design.exponent("stream_mean_square")
-        assert page.signed(e.median) in read.words
+        assert with_minus(slope(e.median)) in read.words
         ends = [s.median for s in design.curve(3, "stream")]
-        words = f"3 blocks: {page.number(ends[0])} to {page.number(ends[-1])}"
+        words = f"3 blocks: {number(ends[0])} to {number(ends[-1])}"
         assert any(words in svg.get("aria-label", "") for svg in read.all("svg"))
 
 
@@ -481,47 +467,6 @@ def test_page_draws_around_what_has_no_place(broken: float) -> None:
         assert "nan" not in attrs["d"]
         assert "inf" not in attrs["d"]
     assert "not defined" in text
-
-
-def test_lines_are_where_the_values_are() -> None:
-    """Frame 100 x 100 with 10 at every side: share 0.5 is at 50, value 10 of 1..100 as well."""
-    frame = page.Frame(100, 100, 10, 10, 0.0, 2.0, top=10, bottom=10)
-    assert page._line(frame, [1.0, 10.0, 100.0]) == "M10.0 90.0L50.0 50.0L90.0 10.0"
-    assert page._line(frame, [1.0, math.nan, 1e9]) == "M10.0 90.0M90.0 10.0"
-
-
-@pytest.mark.parametrize(("low", "high"), [(-5.2, 1.3), (-0.5, 0.5), (0.1, 1.1), (-300.0, -290.0)])
-def test_ticks_are_few_and_inside(low: float, high: float) -> None:
-    told = page.ticks(low, high)
-    assert 2 <= len(told) <= 8
-    assert all(low <= math.log10(t) <= high for t in told)
-    assert len({page.power(t) for t in told}) == len(told)
-
-
-def test_powers_of_ten() -> None:
-    told = [page.power(v) for v in (0.001, 1.0, 50.0, 1e4, 1e-6, 1e12)]
-    assert told == ["0.001", "1", "50", "10000", "10⁻⁶", "10¹²"]
-
-
-def test_extent_holds_all_values_and_at_most_16_decades() -> None:
-    low, high = page.extent([1e-3, 5.0, 0.0, math.inf])
-    assert low < -3
-    assert high > math.log10(5)
-    low, high = page.extent([2.0, 2.0])
-    assert high - low == pytest.approx(1.0)
-    low, high = page.extent([1e-40, 1.0])
-    assert high - low == pytest.approx(16.0)
-    assert page.extent([]) == (-0.5, 0.5)
-
-
-def test_labels_keep_their_order_and_distance() -> None:
-    assert page.spread([5.0, 50.0], 10, 0, 100) == [5.0, 50.0]  # nothing to do
-    assert page.spread([50.0, 50.0, 50.0], 10, 0, 100) == [40.0, 50.0, 60.0]  # around their place
-    places = page.spread([98.0, 1.0, 99.0, 97.0], 10, 0, 100)
-    assert places == [90.0, 1.0, 100.0, 80.0]  # pushed back inside, in order
-    crowded = sorted(page.spread([7.0] * 30, 10, 0, 100))
-    assert crowded[0] >= 0
-    assert crowded[-1] <= 100.0 + 1e-9
 
 
 def test_strips_put_exponents_in_their_place() -> None:

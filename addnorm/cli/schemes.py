@@ -6,7 +6,6 @@ to the terminal, a page with plots and all numbers to the folder --out.
 """
 
 import json
-import math
 import shlex
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.table import Table
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg
 from addnorm.lab import Setup
+from addnorm.pages.numbers import digits, slope
 from addnorm.progress import ProgressBar
 from addnorm.words import plural
 
@@ -136,11 +136,11 @@ def _print_report(report: "Report") -> None:
         stream, last = d.value(deep, "stream_mean_square"), d.value(deep, "last_mlp_gradient")
         table.add_row(
             d.label,
-            number(stream.median),
-            power(d.exponent("stream_mean_square")),
-            number(last.median),
-            power(d.exponent("last_mlp_gradient")),
-            number(d.value(deep, "first_to_last").median),
+            digits(stream.median),
+            _exponent(d.exponent("stream_mean_square")),
+            digits(last.median),
+            _exponent(d.exponent("last_mlp_gradient")),
+            digits(d.value(deep, "first_to_last").median),
         )
     console.print(table)
     depths = ", ".join(map(str, sorted(report.setup.depths)))
@@ -154,15 +154,6 @@ def _print_report(report: "Report") -> None:
     )
 
 
-def number(value: float) -> str:
-    """Three digits, or a dash."""
-    from addnorm.pages.numbers import digits
-
-    return digits(value) if math.isfinite(value) else "-"
-
-
-def power(e: "Spread | None") -> str:
-    """An exponent with its extremes over the seeds."""
-    from addnorm.lab.profile import slope
-
+def _exponent(e: "Spread | None") -> str:
+    """With its extremes over the seeds."""
     return "-" if e is None else f"{slope(e.median)} [{slope(e.low)}, {slope(e.high)}]"

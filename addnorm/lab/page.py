@@ -9,42 +9,16 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from addnorm.lab.profile import Design, Report, Spread, conditions, slope
-from addnorm.pages.look import document
-from addnorm.pages.numbers import number, power
-from addnorm.pages.svg import (
-    Frame,
-    drawable,
-    evenly,
-    extent,
-    figure,
-    grid,
-    runs,
-    spread,
-    ticks,
-    trace,
-)
+from addnorm.lab.profile import Design, Report, Spread, conditions
+from addnorm.pages.curves import Place
+from addnorm.pages.look import document, figure
+from addnorm.pages.numbers import number, slope, with_minus
+from addnorm.pages.plot import Plot
+from addnorm.pages.svg import Frame, drawable, evenly, extent, spread, trace
 
 # --- drawing --------------------------------------------------------------------------------------
 
-
-def _line(frame: Frame, values: Sequence[float]) -> str:
-    return trace(frame, evenly(values))
-
-
-def _band(frame: Frame, curve: Sequence[Spread]) -> str:
-    low, high = [s.low for s in curve], [s.high for s in curve]
-    if not all(map(drawable, low + high)):
-        return ""
-    over, under = runs(frame, evenly(high))[0], runs(frame, evenly(low))[0]
-    return "M" + "L".join(over + under[::-1]) + "Z"
-
-
-def _axes(frame: Frame) -> str:
-    upwards = [(t, power(t)) for t in ticks(frame.low, frame.high)]
-    return grid(frame, upwards, [(0, "0"), (0.5, "depth"), (1, "L")])
-
-
+ACROSS = [(0.0, "0"), (0.5, "depth"), (1.0, "L")]
 WHAT = {"stream": "Residual RMS", "gradient": "Gradient RMS"}
 LONG = {
     "stream": "root mean square of the residual stream",
@@ -52,8 +26,8 @@ LONG = {
 }
 
 
-class Plots:
-    """The plots of one quantity, all on the same scale."""
+class Charts:
+    """The charts of one quantity, all on the same scale."""
 
     def __init__(self, report: Report, which: str) -> None:
         self.which, self.depths = which, sorted(report.setup.depths)
@@ -68,73 +42,74 @@ class Plots:
 
     def context(self) -> str:
         """All designs at the largest depth, once for the page: what each panel stands before."""
-        lines = "".join(_line(self.small, self._deep(d)) for d in self.designs)
+        lines = "".join(trace(self.small, evenly(self._deep(d))) for d in self.designs)
         return f'<path id="all-{self.which}" d="{lines}"/>'
 
     def overview(self) -> str:
         """All designs at the largest depth, each labelled at its end."""
-        frame = self.large
+        plot = Plot(self.large)
+        plot.axes(ACROSS)
+        frame, right = self.large, self.large.x(1)
         ends = []
         for d in self.designs:
-            shown = [v for v in self._deep(d) if drawable(v)]
-            ends.append(frame.y(shown[-1]) if shown else frame.y(10.0**frame.low))
-        places = spread(ends, 15, frame.top + 6, frame.height - frame.bottom)
-        body = [_axes(frame)]
-        right = frame.x(1)
+            drawn = [v for v in self._deep(d) if drawable(v)]
+            ends.append(frame.y(drawn[-1]) if drawn else frame.y(10.0**frame.low))
+        places = spread(ends, 15, frame.top + 6, frame.floor)
         for d, end, place in zip(self.designs, ends, places, strict=True):
             label = d.label if len(d.label) <= 26 else d.label[:25] + "…"
-            body.append(
-                f'<g class="one"><path class="hit" d="{_line(frame, self._deep(d))}"/>'
-                f'<path class="line" d="{_line(frame, self._deep(d))}"/>'
+            plot.add('<g class="one">')
+            plot.line(evenly(self._deep(d)), "hit")
+            plot.line(evenly(self._deep(d)))
+            plot.add(
                 f'<path class="lead" d="M{right:.1f} {end:.1f}l6 0L{right + 16:.1f} {place:.1f}"/>'
                 f'<text class="name" x="{right + 19:.1f}" y="{place + 4:.1f}">{escape(label)}'
                 "</text></g>"
             )
-        told = "; ".join(f"{d.label} {_ends(self._deep(d))}" for d in self.designs)
-        words = f"{LONG[self.which]} at {self.depths[-1]} blocks, from entrance to end: {told}."
-        return figure(frame, "".join(body), words)
+        designs = "; ".join(f"{d.label} {_ends(self._deep(d))}" for d in self.designs)
+        words = f"{LONG[self.which]} at {self.depths[-1]} blocks, from entrance to end: {designs}."
+        return plot.svg(words)
 
     def panel(self, design: Design) -> str:
         """One design at every depth, before all the others."""
-        frame = self.small
-        curves = [design.curve(depth, self.which) for depth in self.depths]
-        body = [f'<use href="#all-{self.which}" class="others"/>', _axes(frame)]
-        body.append(f'<path class="band" d="{_band(frame, curves[-1])}"/>')
-        ends: list[tuple[float, int]] = []
-        for i, curve in enumerate(curves):
-            medians = [s.median for s in curve]
-            strength = 0.4 + 0.6 * (i + 1) / len(curves)
-            style = f"opacity:{strength:.2f};stroke-width:{0.8 + 1.4 * strength:.2f}"
-            body.append(f'<path class="line" style="{style}" d="{_line(frame, medians)}"/>')
-            if drawable(medians[-1]):
-                ends.append((frame.y(medians[-1]), i))
-        body.append(self._end_labels(ends))
-        told = "; ".join(
-            f"{depth} blocks: {_ends([s.median for s in curve])}"
-            for depth, curve in zip(self.depths, curves, strict=True)
-        )
-        words = f"{design.label}: {LONG[self.which]}, from entrance to end. {told}."
-        return figure(frame, "".join(body), words)
+        plot = Plot(self.small)
+        curves = {depth: design.curve(depth, self.which) for depth in self.depths}
+        plot.add(f'<use href="#all-{self.which}" class="others"/>')
+        plot.axes(ACROSS)
+        plot.band(_band(curves[self.depths[-1]]))
+        medians = {depth: [s.median for s in curve] for depth, curve in curves.items()}
+        for i, values in enumerate(medians.values()):
+            plot.line(evenly(values), strength=0.4 + 0.6 * (i + 1) / len(curves))
+        ends = [(plot.frame.y(v[-1]), i) for i, v in enumerate(medians.values()) if drawable(v[-1])]
+        plot.beside(self._end_labels(ends), gap=12, indent=6, down=4)
+        depths = "; ".join(f"{depth} blocks: {_ends(values)}" for depth, values in medians.items())
+        words = f"{design.label}: {LONG[self.which]}, from entrance to end. {depths}."
+        return plot.svg(words)
 
-    def _end_labels(self, ends: list[tuple[float, int]]) -> str:
-        """The number of blocks beside each line; one label for lines that end together."""
+    def _end_labels(self, ends: Sequence[tuple[float, int]]) -> list[tuple[float, str]]:
+        """(height, numbers of blocks) for the ends of lines, (height, which depth); one label for
+        lines that end together."""
         groups: list[list[tuple[float, int]]] = []
         for end in sorted(ends):
             if groups and end[0] - groups[-1][-1][0] < 7:
                 groups[-1].append(end)
             else:
                 groups.append([end])
-        wanted = [sum(y for y, _ in g) / len(g) for g in groups]
-        places = spread(wanted, 12, self.small.top + 4, self.small.height - self.small.bottom)
-        parts = []
-        for group, place in zip(groups, places, strict=True):
+        labels = []
+        for group in groups:
             which = sorted(i for _, i in group)
             run = len(which) > 1 and which == list(range(which[0], which[-1] + 1))
-            told = [str(self.depths[i]) for i in which]
-            text = f"{told[0]}–{told[-1]}" if run else " ".join(told)  # noqa: RUF001
-            at = f'x="{self.small.x(1) + 6:.1f}" y="{place + 4:.1f}"'
-            parts.append(f'<text class="name" {at}>{text}</text>')
-        return "".join(parts)
+            blocks = [str(self.depths[i]) for i in which]
+            text = f"{blocks[0]}–{blocks[-1]}" if run else " ".join(blocks)  # noqa: RUF001
+            labels.append((sum(y for y, _ in group) / len(group), text))
+        return labels
+
+
+def _band(curve: Sequence[Spread]) -> list[Place]:
+    """Nothing where not all of it can be drawn."""
+    if not all(drawable(v) for s in curve for v in (s.low, s.high)):
+        return []
+    shares = (share for share, _ in evenly([s.median for s in curve]))
+    return [Place(share, s.low, s.high, s.median) for share, s in zip(shares, curve, strict=True)]
 
 
 def _ends(values: Sequence[float]) -> str:
@@ -142,11 +117,6 @@ def _ends(values: Sequence[float]) -> str:
 
 
 # --- the table ------------------------------------------------------------------------------------
-
-
-def signed(value: float) -> str:
-    """An exponent."""
-    return slope(value).replace("-", "−")  # noqa: RUF001
 
 
 class Strip:
@@ -180,7 +150,7 @@ class Strip:
         return self._svg(
             "".join(
                 f'<text x="{self.x(m):.1f}" y="14" text-anchor="middle">'
-                f"{f'{m:g}'.replace('-', '−')}</text>"  # noqa: RUF001
+                f"{with_minus(f'{m:g}')}</text>"
                 for m in self._marks()
             )
         )
@@ -200,7 +170,8 @@ class Strip:
 def _slope(e: Spread | None) -> str:
     if e is None:
         return '<span class="muted">not defined</span>'
-    return f"<b>{signed(e.median)}</b> <small>{signed(e.low)} … {signed(e.high)}</small>"
+    median, low, high = (with_minus(slope(v)) for v in (e.median, e.low, e.high))
+    return f"<b>{median}</b> <small>{low} … {high}</small>"
 
 
 def _table(report: Report) -> str:
@@ -256,14 +227,12 @@ def _paper(text: str) -> str:
     return re.sub(r"\b(\d{4}\.\d{4,5})\b", link, escape(text))
 
 
-def _card(i: int, design: Design, plots: Sequence[Plots], deep: int) -> str:
+def _card(i: int, design: Design, charts: Sequence[Charts], deep: int) -> str:
     equations = "".join(f'<p class="equation">{_equation(e)}</p>' for e in design.equations)
     papers = "".join(f"<p>{_paper(p)}</p>" for p in dict.fromkeys(design.papers))
     note = f"<p><strong>{escape(design.note)}</strong></p>" if design.note else ""
     name = "" if design.label == design.text else f"<p><code>{escape(design.text)}</code></p>"
-    figures = "".join(
-        f"<figure><figcaption>{WHAT[p.which]}</figcaption>{p.panel(design)}</figure>" for p in plots
-    )
+    figures = "".join(figure(c.panel(design), WHAT[c.which]) for c in charts)
     return (
         f'<section class="card" id="design-{i}"><div><h3>{escape(design.label)}</h3>{name}'
         f'{equations}<div class="small">{papers}<p>Init at L = {deep}: {escape(design.init)}.</p>'
@@ -275,13 +244,10 @@ def render(report: Report) -> str:
     """The page."""
     setup = report.setup
     deep = max(setup.depths)
-    plots = [Plots(report, which) for which in WHAT]
-    overview = "".join(
-        f"<figure><figcaption>{WHAT[p.which]}, {deep} blocks</figcaption>{p.overview()}</figure>"
-        for p in plots
-    )
-    cards = "".join(_card(i, d, plots, deep) for i, d in enumerate(report.designs))
-    shared = "".join(p.context() for p in plots)
+    charts = [Charts(report, which) for which in WHAT]
+    overview = "".join(figure(c.overview(), f"{WHAT[c.which]}, {deep} blocks") for c in charts)
+    cards = "".join(_card(i, d, charts, deep) for i, d in enumerate(report.designs))
+    shared = "".join(c.context() for c in charts)
     versions = ", ".join(f"{k} {v}" for k, v in report.versions.items())
     body = f"""<svg width="0" height="0" aria-hidden="true"><defs>{shared}</defs></svg>
 <main>

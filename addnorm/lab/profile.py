@@ -283,11 +283,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def slope(value: float) -> str:
-    """An exponent as the table and the page show it; nothing is negative zero."""
-    return f"{round(value, 2) + 0.0:+.2f}"
-
-
 def conditions(setup: Setup) -> str:
     """In words, what was measured under which conditions."""
     init = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from addnorm.pages.svg import Frame, runs
+from addnorm.pages.svg import Frame, even_ticks, runs
 
 SMOOTH = 0.04  # the share of a curve that one place of a smooth line is the middle of
 
@@ -77,12 +77,25 @@ def smooth(places: Sequence[Place]) -> list[tuple[float, float]]:
 
 def band(frame: Frame, places: Sequence[Place]) -> str:
     """From the lowest to the highest; a line where each pixel has one step."""
-    least = 10.0**frame.low if frame.measure is math.log10 else -math.inf
+    least = 10.0**frame.low if frame.log else -math.inf
     over = runs(frame, [(p.share, max(p.high, least)) for p in places])
     under = runs(frame, [(p.share, max(p.low, least)) for p in places])
     return "".join(
         "M" + "L".join(up + down[::-1]) + "Z" for up, down in zip(over, under, strict=True)
     )
+
+
+def last_value(line: Sequence[tuple[float, float]]) -> float | None:
+    """The last finite value."""
+    return next((value for _, value in reversed(line) if math.isfinite(value)), None)
+
+
+def step_labels(frame: Frame, last: int) -> list[tuple[float, str]]:
+    """(share, label) of some steps from 0 to ``last``."""
+    # Seven pixels for a digit, and as much again between two numbers.
+    fit = (frame.width - frame.left - frame.right) // (14 * len(f"{last:,}") + 20)
+    steps, _ = even_ticks(0, max(1, last), max(2, min(8, fit)))
+    return [(t / max(1, last), f"{t:,.0f}" if t else "step 0") for t in steps if t == int(t)]
 
 
 def evenly_chosen(points: Sequence[Any], most: int) -> Sequence[Any]:

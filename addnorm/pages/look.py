@@ -16,6 +16,13 @@ def _letter(c: str) -> str:
     return "\ufffd" if unfit else c
 
 
+def figure(chart: str, caption: str = "", words: str = "") -> str:
+    """A chart with its caption above it and its words below, both as HTML."""
+    above = f"<figcaption>{caption}</figcaption>" if caption else ""
+    below = f'<p class="small">{words}</p>' if words else ""
+    return f"<figure>{above}{chart}{below}</figure>"
+
+
 def document(title: str, body: str, style: str) -> str:
     """The whole file; ``style`` comes after what all pages have."""
     return f"""<!DOCTYPE html>

@@ -1,4 +1,5 @@
-"""Numbers as a page writes them."""
+"""Numbers as pages and tables write them: with a minus sign on a page, with a hyphen, which every
+font has, in a terminal."""
 
 import math
 
@@ -6,14 +7,26 @@ DASH = "\u2013"
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+def with_minus(text: str) -> str:
+    """With minus signs for its hyphens."""
+    return text.replace("-", "−")  # noqa: RUF001
+
+
 def digits(value: float) -> str:
-    """Three digits: 0.0434, 56, 5,738, 7.13e-05."""
+    """Three digits, in a terminal: 0.0434, 56, 5,738, 7.13e-05; a hyphen where there is none."""
+    if not math.isfinite(value):
+        return "-"
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def number(value: float) -> str:
-    """Three digits, or a dash where there is no number."""
-    return digits(value).replace("-", "−") if math.isfinite(value) else "–"  # noqa: RUF001
+    """Three digits, on a page; a dash where there is no number."""
+    return with_minus(digits(value)) if math.isfinite(value) else DASH
+
+
+def slope(value: float) -> str:
+    """An exponent, in a terminal: +0.52; nothing is negative zero."""
+    return f"{round(value, 2) + 0.0:+.2f}"
 
 
 def power(value: float) -> str:
@@ -30,17 +43,17 @@ def plain(value: float, step: float) -> str:
         return "0"
     size, fine = math.floor(math.log10(abs(value))), math.floor(math.log10(step) + 1e-9)
     if fine >= -4 and size < 7:
-        return f"{value:,.{max(0, -fine)}f}".replace("-", "−")  # noqa: RUF001
+        return with_minus(f"{value:,.{max(0, -fine)}f}")
     mantissa, _, exponent = f"{value:.{max(0, size - fine)}e}".partition("e")
-    return f"{mantissa}·10{str(int(exponent)).translate(RAISED)}".replace("-", "−")  # noqa: RUF001
+    return with_minus(f"{mantissa}·10{str(int(exponent)).translate(RAISED)}")
 
 
 def exact(value: float) -> str:
     """Four decimals, or four digits of what is small or large."""
     if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"  # noqa: RUF001
+        return "NaN" if math.isnan(value) else with_minus("∞" if value > 0 else "-∞")
     short = f"{value:.4f}" if value == 0 or 1e-2 <= abs(value) < 1e4 else f"{value:.4g}"
-    return short.replace("-", "−")  # noqa: RUF001
+    return with_minus(short)
 
 
 def duration(seconds: float) -> str:

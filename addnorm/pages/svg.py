@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from addnorm.pages.look import clean
+from addnorm.pages.numbers import plain, power
 
 # --- scales ---------------------------------------------------------------------------------------
 
@@ -32,10 +32,18 @@ class Frame:
         share = (self.measure(value) - self.low) / (self.high - self.low)
         return self.floor - min(max(share, 0.0), 1.0) * self.rise
 
+    @property
+    def log(self) -> bool:
+        """Whether the axis of values is logarithmic."""
+        return self.measure is math.log10
+
+    def has_place(self, value: float) -> bool:
+        """Whether a value can be drawn, on an edge if it lies beyond."""
+        return drawable(value) if self.log else math.isfinite(value)
+
     def holds(self, value: float) -> bool:
         """Whether a value has a place between the edges."""
-        there = drawable(value) if self.measure is math.log10 else math.isfinite(value)
-        return there and self.low <= self.measure(value) <= self.high
+        return self.has_place(value) and self.low <= self.measure(value) <= self.high
 
     @property
     def rise(self) -> int:
@@ -92,6 +100,14 @@ def even_ticks(low: float, high: float, most: int = 5) -> tuple[list[float], flo
     return [k * step for k in range(first, last + 1)], step
 
 
+def value_labels(frame: Frame) -> list[tuple[float, str]]:
+    """(value, label) of the lines across a plot."""
+    if frame.log:
+        return [(t, power(t)) for t in ticks(frame.low, frame.high)]
+    values, apart = even_ticks(frame.low, frame.high)
+    return [(t, plain(t, apart)) for t in values]
+
+
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places for labels: as near as possible to where they are wanted, in order, ``gap`` apart."""
     order = sorted(range(len(wanted)), key=wanted.__getitem__)
@@ -119,8 +135,7 @@ def runs(frame: Frame, points: Iterable[tuple[float, float]]) -> list[list[str]]
     """(share, value) as coordinates, cut where a value has no place."""
     found: list[list[str]] = [[]]
     for share, value in points:
-        there = drawable(value) if frame.measure is math.log10 else math.isfinite(value)
-        if there:
+        if frame.has_place(value):
             found[-1].append(f"{frame.x(share):.1f} {frame.y(value):.1f}")
         elif found[-1]:
             found.append([])
@@ -153,20 +168,3 @@ def grid(
         parts.append(f'<text {place} text-anchor="{anchor}">{label}</text>')
     parts.append(f'<path class="axis" d="M{left} {frame.floor}H{right}"/>')
     return "".join(parts)
-
-
-def figure(frame: Frame, body: str, words: str) -> str:
-    """The plot, and what it shows in words."""
-    return (
-        f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" '
-        f'aria-label="{clean(words)}">{body}</svg>'
-    )
-
-
-def names(frame: Frame, ends: Sequence[tuple[float, str]]) -> str:
-    """(value, label) beside the right edge, at or near the values."""
-    places = spread([frame.y(v) for v, _ in ends], 14, frame.top, frame.floor)
-    return "".join(
-        f'<text class="name" x="{frame.x(1) + 9:.1f}" y="{place + 4:.1f}">{clean(label)}</text>'
-        for place, (_, label) in zip(places, ends, strict=True)
-    )

@@ -1,0 +1,98 @@
+"""A chart: axes, lines, bands, marks and names in one frame. Every page draws with it."""
+
+from collections.abc import Iterable, Sequence
+
+from addnorm.pages.curves import Place, band
+from addnorm.pages.look import clean
+from addnorm.pages.svg import Frame, grid, spread, trace, value_labels
+
+ABOVE = 12  # how far over the plot proper marks begin
+
+
+class Plot:
+    """What is drawn later lies above what was drawn before. A point is (share of the width, value);
+    one whose value has no place in the frame is left out, and cuts a line in two."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self._parts: list[str] = []
+
+    def add(self, element: str) -> None:
+        """Any other element of SVG."""
+        self._parts.append(element)
+
+    def axes(self, across: Iterable[tuple[float, str]]) -> None:
+        """Values upwards, and (share, label) from left to right."""
+        self.add(grid(self.frame, value_labels(self.frame), across))
+
+    def line(
+        self,
+        points: Iterable[tuple[float, float]],
+        kind: str = "line",
+        strength: float | None = None,
+    ) -> None:
+        """Through the points. Of several, ``strength`` tells them apart: 1 is the darkest."""
+        style = ""
+        if strength is not None:
+            look = f"opacity:{strength:.2f};stroke-width:{0.8 + 1.4 * strength:.2f}"
+            style = f' style="{look}"'
+        self.add(f'<path class="{kind}"{style} d="{trace(self.frame, points)}"/>')
+
+    def band(self, places: Sequence[Place], kind: str = "band") -> None:
+        """From the lowest to the highest."""
+        self.add(f'<path class="{kind}" d="{band(self.frame, places)}"/>')
+
+    def dots(self, points: Iterable[tuple[float, float, str]], kind: str, radius: float) -> None:
+        """(share, value, title) of single points; those beyond the edges are left out."""
+        for share, value, title in points:
+            if self.frame.holds(value):
+                place = f'cx="{self.frame.x(share):.1f}" cy="{self.frame.y(value):.1f}"'
+                self.add(
+                    f'<circle class="{kind}" {place} r="{radius}">'
+                    f"<title>{clean(title)}</title></circle>"
+                )
+
+    def limit(self, value: float, label: str) -> None:
+        """A line across, where there is a place for it."""
+        if self.frame.holds(value):
+            left, right = self.frame.x(0), self.frame.x(1)
+            self.add(f'<path class="limit" d="M{left} {self.frame.y(value):.1f}H{right}"/>')
+            self.names([(value, label)])
+
+    def crosses(self, shares: Iterable[float]) -> None:
+        """Over the plot, where a number is not finite."""
+        self._marks("cross", shares, "l8 8m0-8l-8 8")
+
+    def wedges(self, shares: Iterable[float]) -> None:
+        """Over the plot, where something was left out."""
+        self._marks("wedge", shares, "h8l-4 8z")
+
+    def _marks(self, kind: str, shares: Iterable[float], shape: str) -> None:
+        """Marks 8 wide, one for each pixel."""
+        edges = dict.fromkeys(f"{self.frame.x(share) - 4:.0f}" for share in shares)
+        if edges:
+            path = "".join(f"M{edge} {self.frame.top - ABOVE}{shape}" for edge in edges)
+            self.add(f'<path class="{kind}" d="{path}"/>')
+
+    def names(self, ends: Iterable[tuple[float | None, str]]) -> None:
+        """(value, label) beside the right edge, at or near the values."""
+        has_place = self.frame.has_place
+        labels = [(self.frame.y(v), label) for v, label in ends if v is not None and has_place(v)]
+        self.beside(labels, gap=14, indent=9)
+
+    def beside(
+        self, labels: Sequence[tuple[float, str]], gap: int, indent: int, down: int = 0
+    ) -> None:
+        """(height, label) beside the right edge, ``gap`` apart and from ``down`` on."""
+        frame = self.frame
+        places = spread([y for y, _ in labels], gap, frame.top + down, frame.floor)
+        for place, (_, label) in zip(places, labels, strict=True):
+            at = f'x="{frame.x(1) + indent:.1f}" y="{place + 4:.1f}"'
+            self.add(f'<text class="name" {at}>{clean(label)}</text>')
+
+    def svg(self, words: str) -> str:
+        """The chart; ``words`` say what it shows."""
+        return (
+            f'<svg viewBox="0 0 {self.frame.width} {self.frame.height}" role="img" '
+            f'aria-label="{clean(words)}">{"".join(self._parts)}</svg>'
+        )
