@@ -348,7 +348,7 @@ def test_json_holds_everything() -> None:
     assert [d["text"] for d in told["designs"]] == ["pre_norm", "drop_path(mix_ln(0.5), p=0.2)"]
     for design, given in zip(told["designs"], report.designs, strict=True):
         expected = {"text", "label", "equations", "papers", "init", "note", "runs"}
-        assert set(design) == expected | {"exponents", "values"}
+        assert set(design) == expected | {"exponents", "values", "curves"}
         assert len(design["runs"]) == 6
         for run, measured in zip(design["runs"], given.runs, strict=True):
             assert len(run["stream"]) == 2 * run["depth"] + 1
@@ -357,8 +357,14 @@ def test_json_holds_everything() -> None:
             assert run["stream"] == pytest.approx(measured.stream, rel=1e-5)  # six digits
         for name, e in design["exponents"].items():
             assert e == pytest.approx(asdict(given.exponent(name)), rel=1e-5, abs=1e-9)
-        for by_depth in design["values"].values():
+        for by_depth in [*design["values"].values(), *design["curves"].values()]:
             assert set(by_depth) == {"1", "2", "3"}
+        for name, by_depth in design["curves"].items():
+            for depth, columns in by_depth.items():
+                curve = given.curve(int(depth), name)
+                for column, values in columns.items():
+                    wanted = [getattr(s, column) for s in curve]
+                    assert values == pytest.approx(wanted, rel=1e-5)
     assert len(told["designs"][1]["equations"]) == 2
 
 
@@ -394,7 +400,7 @@ def default_page() -> str:
     """A page of the default size, of made-up numbers: exploding, vanishing and in between."""
     texts = [*everything(), "drop_path(with_layer_scale(mix_ln(0.25), 0.1), p=0.1)"]
     return page.render(
-        made(texts, Setup(), lambda i, d, s: float(d) ** (i / 4 - 1.5) * (1 + s / 9))
+        made(texts, Setup(), lambda i, d, s: float(d) ** (i / 4 - 1.5) * (1 + s / 9)).to_json()
     )
 
 
@@ -436,7 +442,7 @@ def test_page_can_be_read_without_seeing_it(default_page: str) -> None:
 
 def test_page_tells_what_was_measured() -> None:
     report = compare(["deepnorm", UNSCALED], SMALL, "addnorm schemes deepnorm & more")
-    text = page.render(report)
+    text = page.render(report.to_json())
     read = Page(text)
     assert "addnorm schemes deepnorm & more" in read.words
     assert conditions(SMALL) in read.words
@@ -454,7 +460,7 @@ def test_page_tells_what_was_measured() -> None:
 
 def test_page_escapes_what_it_is_given() -> None:
     report = made(["<script>alert(1)</script>"], SMALL, lambda i, d, s: 1.0)
-    read = Page(page.render(report))
+    read = Page(page.render(report.to_json()))
     assert not read.all("script")
     assert "<script>alert(1)</script>" in read.words
     assert "<A>, 2001.00001" in read.words
@@ -462,7 +468,7 @@ def test_page_escapes_what_it_is_given() -> None:
 
 @pytest.mark.parametrize("broken", [0.0, math.inf, math.nan])
 def test_page_draws_around_what_has_no_place(broken: float) -> None:
-    text = page.render(made(["a", "b"], SMALL, lambda i, d, s: broken if i else 2.0))
+    text = page.render(made(["a", "b"], SMALL, lambda i, d, s: broken if i else 2.0).to_json())
     for attrs in Page(text).all("path"):
         assert "nan" not in attrs["d"]
         assert "inf" not in attrs["d"]
@@ -470,11 +476,11 @@ def test_page_draws_around_what_has_no_place(broken: float) -> None:
 
 
 def test_strips_put_exponents_in_their_place() -> None:
-    strip = page.Strip([Spread(0.0, -1.0, 1.0), None])
+    strip = page.Strip([page.Spread(0.0, -1.0, 1.0), None])
     assert strip.x(0.0) == pytest.approx(60.0)  # the middle of -1 .. 1 on 120
     assert strip.x(99.0) == strip.x(1.0) == pytest.approx(112.0)
     assert strip.row(None).count("<circle") == 0
-    assert page.Strip([Spread(9.0, -9.0, 9.0)]).high == 3.0
+    assert page.Strip([page.Spread(9.0, -9.0, 9.0)]).high == 3.0
 
 
 # --- the claims -----------------------------------------------------------------------------------

@@ -115,9 +115,9 @@ def _measure(options: Options) -> None:
         report = compare(texts, setup, command(names, setup), advance=bar.advance)
     _print_report(report)
     with reading.system_errors(options.out, Refusal, "write"):
-        (options.out / "schemes.json").write_text(json.dumps(report.to_json(), allow_nan=False))
-        (options.out / "schemes.html").write_text(page.render(report), encoding="utf-8")
-    for kind, name in (("plots", "schemes.html"), ("numbers", "schemes.json")):
+        (options.out / page.NUMBERS).write_text(json.dumps(report.to_json(), allow_nan=False))
+        page.write(options.out)
+    for kind, name in (("plots", page.NAME), ("numbers", page.NUMBERS)):
         print(f"{kind}: {options.out / name}")
 
 

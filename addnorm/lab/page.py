@@ -1,20 +1,85 @@
-"""The report as one page: no scripts, nothing loaded from elsewhere, plots drawn as SVG.
-
-Lines are labelled where they end and differ in strength, not in hue, so that the page can be read
-without colours; every plot says in words what it shows. ``render(report)`` is the way in.
-"""
+"""The page of the designs: ``write(folder)`` makes schemes.html from the schemes.json beside it."""
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+from typing import Any
 
-from addnorm.lab.profile import Design, Report, Spread, conditions
+from addnorm import reading
 from addnorm.pages.curves import Place
 from addnorm.pages.look import document, figure
-from addnorm.pages.numbers import number, slope, with_minus
+from addnorm.pages.numbers import as_float, number, slope, with_minus
 from addnorm.pages.plot import Plot
 from addnorm.pages.svg import Frame, drawable, evenly, extent, spread, trace
+
+NAME, NUMBERS = "schemes.html", "schemes.json"
+
+
+def write(folder: Path) -> Path:
+    """Read the numbers in ``folder`` and write their page there; returns where."""
+    page = folder / NAME
+    page.write_text(render(reading.json_object(folder / NUMBERS)), encoding="utf-8")
+    return page
+
+
+# --- what is known --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and extremes over the seeds; NaN where there is no number."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "Spread":
+        """One that was read."""
+        return cls(*(as_float(entry[name]) for name in ("median", "low", "high")))
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is known of one design; numbers by what they measure and by the number of blocks."""
+
+    text: str
+    label: str
+    equations: Sequence[str]
+    papers: Sequence[str]
+    init: str
+    note: str
+    curves: Mapping[str, Mapping[int, Sequence[Spread]]]
+    values: Mapping[str, Mapping[int, Spread]]
+    exponents: Mapping[str, Spread | None]
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "Design":
+        """One that was read."""
+        return cls(
+            *(entry[name] for name in ("text", "label", "equations", "papers", "init", "note")),
+            curves={
+                which: {int(depth): _spreads(columns) for depth, columns in by_depth.items()}
+                for which, by_depth in entry["curves"].items()
+            },
+            values={
+                quantity: {int(depth): Spread.of(value) for depth, value in by_depth.items()}
+                for quantity, by_depth in entry["values"].items()
+            },
+            exponents={
+                quantity: None if value is None else Spread.of(value)
+                for quantity, value in entry["exponents"].items()
+            },
+        )
+
+
+def _spreads(columns: Mapping[str, Sequence[Any]]) -> list[Spread]:
+    rows = zip(columns["median"], columns["low"], columns["high"], strict=True)
+    return [Spread(*map(as_float, row)) for row in rows]
+
 
 # --- drawing --------------------------------------------------------------------------------------
 
@@ -29,16 +94,15 @@ LONG = {
 class Charts:
     """The charts of one quantity, all on the same scale."""
 
-    def __init__(self, report: Report, which: str) -> None:
-        self.which, self.depths = which, sorted(report.setup.depths)
-        self.designs = report.designs
-        curves = [d.curve(depth, which) for d in report.designs for depth in self.depths]
+    def __init__(self, designs: Sequence[Design], depths: Sequence[int], which: str) -> None:
+        self.designs, self.depths, self.which = designs, depths, which
+        curves = [d.curves[which][depth] for d in designs for depth in depths]
         self.low, self.high = extent([v for c in curves for s in c for v in (s.low, s.high)])
         self.small = Frame(380, 210, 46, 44, self.low, self.high)
         self.large = Frame(450, 430, 46, 184, self.low, self.high)
 
     def _deep(self, design: Design) -> list[float]:
-        return [s.median for s in design.curve(self.depths[-1], self.which)]
+        return [s.median for s in design.curves[self.which][self.depths[-1]]]
 
     def context(self) -> str:
         """All designs at the largest depth, once for the page: what each panel stands before."""
@@ -72,7 +136,7 @@ class Charts:
     def panel(self, design: Design) -> str:
         """One design at every depth, before all the others."""
         plot = Plot(self.small)
-        curves = {depth: design.curve(depth, self.which) for depth in self.depths}
+        curves = {depth: design.curves[self.which][depth] for depth in self.depths}
         plot.add(f'<use href="#all-{self.which}" class="others"/>')
         plot.axes(ACROSS)
         plot.band(_band(curves[self.depths[-1]]))
@@ -174,13 +238,13 @@ def _slope(e: Spread | None) -> str:
     return f"<b>{median}</b> <small>{low} … {high}</small>"
 
 
-def _table(report: Report) -> str:
-    deep = max(report.setup.depths)
+def _table(designs: Sequence[Design], depths: Sequence[int]) -> str:
+    deep = depths[-1]
     columns = {
         "stream_mean_square": ("Stream", "mean square"),
         "last_mlp_gradient": ("Gradient", "last MLP, norm"),
     }
-    strips = {q: Strip([d.exponent(q) for d in report.designs]) for q in columns}
+    strips = {q: Strip([d.exponents[q] for d in designs]) for q in columns}
     heads = "".join(
         f'<th role="columnheader" scope="col" class="num">{title}<br><small>{what}'
         f'</small></th><th role="columnheader" scope="col"><small>grows as L to the</small><br>'
@@ -188,24 +252,24 @@ def _table(report: Report) -> str:
         for q, (title, what) in columns.items()
     )
     rows = []
-    for i, d in enumerate(report.designs):
+    for i, d in enumerate(designs):
         cells = "".join(
             f'<td role="cell" class="num" data-head="{title}, {what}">'
-            f"{number(d.value(deep, q).median)}</td>"
+            f"{number(d.values[q][deep].median)}</td>"
             f'<td role="cell" class="slope" data-head="grows as L to the">'
-            f"{strips[q].row(d.exponent(q))}<span>{_slope(d.exponent(q))}</span></td>"
+            f"{strips[q].row(d.exponents[q])}<span>{_slope(d.exponents[q])}</span></td>"
             for q, (title, what) in columns.items()
         )
         rows.append(
             f'<tr role="row"><th role="rowheader" scope="row"><a href="#design-{i}">'
             f"{escape(d.label)}</a></th>{cells}"
             f'<td role="cell" class="num" data-head="Gradient, first / last MLP">'
-            f"{number(d.value(deep, 'first_to_last').median)}</td></tr>"
+            f"{number(d.values['first_to_last'][deep].median)}</td></tr>"
         )
-    depths = ", ".join(map(str, sorted(report.setup.depths)))
+    blocks = ", ".join(map(str, depths))
     return (
         '<table role="table"><caption>Medians over the seeds, with the lowest and the highest. '
-        f"Exponents are fitted over L = {depths} blocks.</caption>"
+        f"Exponents are fitted over L = {blocks} blocks.</caption>"
         f'<thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col">Design</th>'
         f'{heads}<th role="columnheader" scope="col" class="num">Gradient<br>'
         f'<small>first / last MLP</small></th></tr></thead><tbody role="rowgroup">'
@@ -240,24 +304,25 @@ def _card(i: int, design: Design, charts: Sequence[Charts], deep: int) -> str:
     )
 
 
-def render(report: Report) -> str:
-    """The page."""
-    setup = report.setup
-    deep = max(setup.depths)
-    charts = [Charts(report, which) for which in WHAT]
+def render(numbers: Mapping[str, Any]) -> str:
+    """The page; ``numbers`` are those of schemes.json."""
+    designs = [Design.of(entry) for entry in numbers["designs"]]
+    depths = sorted(numbers["setup"]["depths"])
+    deep = depths[-1]
+    charts = [Charts(designs, depths, which) for which in WHAT]
     overview = "".join(figure(c.overview(), f"{WHAT[c.which]}, {deep} blocks") for c in charts)
-    cards = "".join(_card(i, d, charts, deep) for i, d in enumerate(report.designs))
+    cards = "".join(_card(i, d, charts, deep) for i, d in enumerate(designs))
     shared = "".join(c.context() for c in charts)
-    versions = ", ".join(f"{k} {v}" for k, v in report.versions.items())
+    versions = ", ".join(f"{k} {v}" for k, v in numbers["versions"].items())
     body = f"""<svg width="0" height="0" aria-hidden="true"><defs>{shared}</defs></svg>
 <main>
 <header>
 <p class="kicker">addnorm schemes</p>
 <h1>Add &amp; Norm before training</h1>
 <p class="lead">How large the residual stream gets, how large the gradients are that come back along
-it, and how both grow with depth: {len(report.designs)} ways to wire the same Transformer, measured
+it, and how both grow with depth: {len(designs)} ways to wire the same Transformer, measured
 at initialization, before a single step.</p>
-<p class="small">{escape(conditions(setup))}</p>
+<p class="small">{escape(numbers["model"])}</p>
 </header>
 <h2>At a glance</h2>
 <div class="pair">{overview}</div>
@@ -265,14 +330,14 @@ at initialization, before a single step.</p>
 <p>The mean square of the stream at its end, and the norm of the loss's gradient for the last MLP's
 down weight, at {deep} blocks; and the power of the number of blocks L with which they grow: 0 is
 flat, 1 grows like L, &minus;½ falls like 1/√L.</p>
-{_table(report)}
+{_table(designs, depths)}
 <h2>Design by design</h2>
 <p>One line for each number of blocks, labelled with it at its end; the shaded band spans the seeds
 at {deep} blocks. Faint: all other designs. In the equations x is the stream, f a branch (attention
 or MLP), N a norm.</p>
 {cards}
 <h2>Measure it again</h2>
-<pre tabindex="0"><code>{escape(report.command)}</code></pre>
+<pre tabindex="0"><code>{escape(numbers["command"])}</code></pre>
 <p class="small">{escape(versions)}. All numbers, for every seed, are in schemes.json beside this
 page. Initialization shows how signals start, not how training ends: a design that looks calm here
 can still train worse.</p>

@@ -195,6 +195,8 @@ QUANTITIES: dict[str, Callable[[Run], float]] = {
     "first_to_last": lambda run: _ratio(run.mlp_gradient[0], run.mlp_gradient[-1]),
 }
 """What is told of a run in one number, and fitted against depth."""
+CURVES = ("stream", "gradient")
+"""What is told of a run along its depth."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,12 @@ class Report:
                     q: {str(depth): asdict(d.value(depth, q)) for depth in self.setup.depths}
                     for q in QUANTITIES
                 },
+                "curves": {
+                    which: {
+                        str(depth): _columns(d.curve(depth, which)) for depth in self.setup.depths
+                    }
+                    for which in CURVES
+                },
             }
             for d in self.designs
         ]
@@ -266,6 +274,10 @@ class Report:
         }
         plain: dict[str, Any] = _plain(told)
         return plain
+
+
+def _columns(curve: Sequence[Spread]) -> dict[str, list[float]]:
+    return {name: [getattr(s, name) for s in curve] for name in ("median", "low", "high")}
 
 
 def _ratio(a: float, b: float) -> float:

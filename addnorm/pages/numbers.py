@@ -2,8 +2,10 @@
 font has, in a terminal."""
 
 import math
+from typing import Any
 
 DASH = "\u2013"
+HUGE = 1e200  # from where on sums could overflow: told as infinite
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -82,3 +84,12 @@ def large(count: float) -> str:
         if count >= least:
             return f"{count / size:.4g} {unit}"
     return f"{count:,.0f}"
+
+
+def as_float(value: Any) -> float:
+    """A number that was read from a file; NaN for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    if abs(value) > HUGE:
+        return math.copysign(math.inf, value)
+    return float(value)

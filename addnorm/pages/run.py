@@ -13,9 +13,9 @@ from pathlib import Path
 
 from addnorm.pages.curves import Curve, evenly_chosen
 from addnorm.pages.look import clean, document
-from addnorm.pages.numbers import DASH, duration, exact, large, number
+from addnorm.pages.numbers import DASH, as_float, duration, exact, large, number
 from addnorm.pages.run_charts import held_out, steering, stream, throughput
-from addnorm.pages.run_story import Story, as_count, as_float, as_mapping
+from addnorm.pages.run_story import Story, as_count, as_mapping
 from addnorm.words import plural
 
 NAME = "report.html"

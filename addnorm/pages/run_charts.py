@@ -17,9 +17,9 @@ from addnorm.pages.curves import (
     step_labels,
 )
 from addnorm.pages.look import clean, figure
-from addnorm.pages.numbers import exact, number
+from addnorm.pages.numbers import as_float, exact, number
 from addnorm.pages.plot import Plot
-from addnorm.pages.run_story import Story, as_float
+from addnorm.pages.run_story import Story
 from addnorm.pages.svg import Frame, even_extent, evenly, extent
 from addnorm.words import a_few, plural
 

@@ -1,6 +1,5 @@
 """What the files of a run tell; anything may be missing, or not what it should be."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,9 +8,9 @@ from typing import Any
 
 from addnorm import reading
 from addnorm.errors import Mendable
+from addnorm.pages.numbers import as_float
 from addnorm.records import objects, read
 
-HUGE = 1e200  # from where on sums could overflow: told as infinite
 PLACE = ("step", "tokens", "elapsed_s", "whole")
 
 
@@ -144,12 +143,3 @@ def as_count(value: Any) -> int | None:
     """A count that can be drawn."""
     there = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**15
     return value if there else None
-
-
-def as_float(value: Any) -> float:
-    """A number; NaN for what is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
-    if abs(value) > HUGE:
-        return math.copysign(math.inf, value)
-    return float(value)
