@@ -55,7 +55,7 @@ ROAD = {
     "linting": "anatomy",  # never models: it must work on anybody's
     "testing": "anatomy linting",
     "training": "data norms stream positions schemes models adapt generation pages",
-    "lab": "norms stream branches catalogue schemes pages",
+    "lab": "norms stream branches catalogue schemes",
     "cli": "data schemes models adapt hf generation export pages anatomy linting training lab",
     "__main__": "cli",
 }

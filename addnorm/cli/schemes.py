@@ -18,6 +18,7 @@ from rich.table import Table
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg
 from addnorm.lab import Setup
+from addnorm.pages import schemes as page
 from addnorm.pages.numbers import digits, slope
 from addnorm.progress import ProgressBar
 from addnorm.words import plural
@@ -101,7 +102,6 @@ def _print_explanation(name: str, setup: Setup) -> None:
 
 
 def _measure(options: Options) -> None:
-    from addnorm.lab import page
     from addnorm.lab.profile import compare, everything, resolve
 
     setup, names = options.setup, tuple(dict.fromkeys(options.names))

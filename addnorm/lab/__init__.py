@@ -1,6 +1,7 @@
 """Comparing designs by measurement.
 
-``profile`` measures what a design does to signal and gradient at initialization, ``page`` shows it.
+``profile`` measures what a design does to signal and gradient at initialization; ``pages.schemes``
+shows it.
 What a measurement depends on is here, where it costs nothing to import.
 """
 
