@@ -14,17 +14,17 @@ def objects(file: Path) -> Iterator[dict[str, Any]]:
     # Not splitlines: a text may hold what Unicode takes for the end of a line.
     for line in file.read_bytes().split(b"\n"):
         try:
-            found = json.loads(line.decode(errors="replace"))
+            value = json.loads(line.decode(errors="replace"))
         except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict):
-            yield found
+        if isinstance(value, dict):
+            yield value
 
 
 def read(file: Path) -> list[dict[str, Any]]:
     """The records of ``metrics.jsonl`` by step, the last of each kind counting."""
-    found: dict[tuple[int, str], dict[str, Any]] = {}
+    latest: dict[tuple[int, str], dict[str, Any]] = {}
     for record in objects(file):
         if isinstance(record.get("step"), int):
-            found[record["step"], "eval" if "whole" in record else "train"] = record
-    return [found[key] for key in sorted(found)]
+            latest[record["step"], "eval" if "whole" in record else "train"] = record
+    return [latest[key] for key in sorted(latest)]

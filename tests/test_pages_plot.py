@@ -50,7 +50,7 @@ def test_a_limit_is_named() -> None:
     plot = Plot(LOG)
     plot.limit(10.0, "clip <10>")
     page = Page(plot.svg(""))
-    assert page.all("path") == [{"class": "limit", "d": "M10.0 50.0H90.0"}]
+    assert page.all("path") == [{"class": "limit", "d": "M10 50.0H90"}]
     assert page.words == "clip <10>"
 
 

@@ -401,17 +401,21 @@ def test_nothing_gets_out_of_its_place(tmp_path: Path) -> None:
         failure=f"{HOSTILE} not finite",
         metric=HOSTILE,
         command=HOSTILE,
+        noun=HOSTILE,
+        unit=HOSTILE,
+        commands={HOSTILE: HOSTILE},
         compressed={HOSTILE: 2.0},
         config={**CONFIG, "data": HOSTILE, "model.scheme": HOSTILE, HOSTILE: [HOSTILE]},
     )
     records = [step(1), {"step": 1, HOSTILE: 2.0, "bits_per_byte": 1.0, "whole": False}]
     folder = run_of(tmp_path / "<b>&'\"", told, records)
+    (folder / "model").mkdir()
     line = json.dumps({"step": 1, "samples": [HOSTILE]})
     (folder / "samples.jsonl").write_text(line)
     page = Page(write(folder).read_text(encoding="utf-8"))
     assert not page.all("script")
     assert not page.all("b")
-    assert page.words.count("<script>alert('1')</script>\"'&amp;") >= 9
+    assert page.words.count("<script>alert('1')</script>\"'&amp;") >= 14
     assert not set(page.words) & {"\x00", "\x1b", "\ud800", "\uffff"}
     assert "\u2400" in page.words  # the sign for NUL
 

@@ -53,9 +53,9 @@ class Curve:
         for point in self.points:
             pixel.setdefault(min(pixels - 1, int(self.share(point[0]) * pixels)), []).append(point)
         places = []
-        for held in pixel.values():
-            share = self.share(sum(step for step, _ in held) / len(held))
-            known = [v for _, v in held if math.isfinite(v)] or [math.nan]
+        for points in pixel.values():
+            share = self.share(sum(step for step, _ in points) / len(points))
+            known = [v for _, v in points if math.isfinite(v)] or [math.nan]
             places.append(Place(share, min(known), max(known), statistics.median(known)))
         return places
 
@@ -64,15 +64,15 @@ def smooth(places: Sequence[Place]) -> list[tuple[float, float]]:
     """(share, value): the mean of the middle half of the places around, as many on either side, so
     that no single step moves it and the ends of a falling curve are where they are. A gap stays."""
     half = round(SMOOTH / 2 * len(places))
-    found = []
+    line = []
     for i, place in enumerate(places):
         near = min(half, i, len(places) - 1 - i)
         around = places[i - near : i + near + 1]
         known = sorted(p.median for p in around if math.isfinite(p.median))
         middle = known[len(known) // 4 : len(known) - len(known) // 4]
         value = math.nan if math.isnan(place.median) else statistics.fmean(middle)
-        found.append((place.share, value))
-    return found
+        line.append((place.share, value))
+    return line
 
 
 def band(frame: Frame, places: Sequence[Place]) -> str:

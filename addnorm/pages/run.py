@@ -14,7 +14,7 @@ from pathlib import Path
 from addnorm.pages.curves import Curve, evenly_chosen
 from addnorm.pages.look import clean, document
 from addnorm.pages.numbers import DASH, as_float, duration, exact, large, number
-from addnorm.pages.run_charts import held_out, steering, stream, throughput
+from addnorm.pages.run_charts import metric_chart, steering, stream, throughput
 from addnorm.pages.run_story import Story, as_count, as_mapping
 from addnorm.words import plural
 
@@ -34,7 +34,7 @@ def write(folder: Path) -> Path:
 # --- words ----------------------------------------------------------------------------------------
 
 
-def shown(value: object) -> str:
+def as_text(value: object) -> str:
     """A setting's value as one would type it."""
     if value is None:
         return "none"
@@ -93,14 +93,14 @@ def _facts(story: Story) -> str:
     state, train, evaluations = story.state, story.train, story.evaluations
     metric = story.metric
     points = evaluations.points(metric)
-    told: list[tuple[str, str, str]] = []
+    facts: list[tuple[str, str, str]] = []
     best = as_float(state.get("best"))
     if math.isfinite(best):
-        told.append((f"best {_title(metric)}", exact(best), _where_best(story, best)))
+        facts.append((f"best {_title(metric)}", exact(best), _where_best(story, best)))
     if points:
         step, value = points[-1]
         whole = evaluations.records[-1].get("whole") is True
-        told.append(
+        facts.append(
             (
                 f"last {_title(metric)}",
                 exact(value),
@@ -108,24 +108,24 @@ def _facts(story: Story) -> str:
             )
         )
     else:
-        told.append((_title(metric), DASH, "no evaluation yet"))
+        facts.append((_title(metric), DASH, "no evaluation yet"))
     bits = evaluations.points("bits_per_byte")
     if bits:
-        told.append(("bits per byte", exact(bits[-1][1]), _beside(state.get("compressed"))))
+        facts.append(("bits per byte", exact(bits[-1][1]), _beside(state.get("compressed"))))
     counts = [as_float(state.get("tokens")), *train.values("tokens")[-1:]]
     tokens = max((c for c in counts if math.isfinite(c)), default=0.0)
-    told.append(
+    facts.append(
         (f"{story.unit} seen", large(tokens), f"{tokens:,.0f} in {plural(story.step, 'step')}")
     )
     times = [as_float(state.get("elapsed_s")), *train.values("elapsed_s")[-1:]]
     known = [t for t in times if math.isfinite(t)]
-    told.append(("time", duration(max(known, default=math.nan)), "evaluations included"))
+    facts.append(("time", duration(max(known, default=math.nan)), "evaluations included"))
     speeds = Curve(train.points("tokens_per_s"), story.step).values
     if speeds:
-        told.append((f"{story.unit}/s", number(statistics.median(speeds)), "median of the steps"))
+        facts.append((f"{story.unit}/s", number(statistics.median(speeds)), "median of the steps"))
     cells = (
         f"<div><dt>{clean(name)}</dt><dd>{value}</dd><dd class='small'>{clean(about)}</dd></div>"
-        for name, value, about in told
+        for name, value, about in facts
     )
     return f'<dl class="facts">{"".join(cells)}</dl>'
 
@@ -151,10 +151,11 @@ def _curves(story: Story) -> str:
     """Loss and metric over the steps, and the table of evaluations."""
     if not story.records:
         return "<p>There are no steps yet.</p>"
-    parts = [held_out(story, "val_loss", "loss", "Loss")]
+    parts = [metric_chart(story, "val_loss", "loss", "Loss")]
     if story.metric != "val_loss":
         title = _title(story.metric)
-        parts.append(held_out(story, story.metric, story.metric, title[:1].upper() + title[1:]))
+        title = title[:1].upper() + title[1:]
+        parts.append(metric_chart(story, story.metric, story.metric, title))
     return "".join(parts) + _evaluations(story)
 
 
@@ -180,13 +181,13 @@ def _evaluations(story: Story) -> str:
     )
 
 
-def _written(story: Story) -> str:
+def _samples(story: Story) -> str:
     """Samples of the first and the last evaluation."""
     if not story.samples:
         return "<p>There are no samples yet.</p>"
-    told = [story.samples[0], *story.samples[1:][-1:]]
+    ends = [story.samples[0], *story.samples[1:][-1:]]
     columns = []
-    for step, texts in told:
+    for step, texts in ends:
         blocks = "".join(map(_sample, texts)) or "<p>Nothing.</p>"
         columns.append(f"<div><h3>Step {step:,}</h3>{blocks}</div>")
     return f'<div class="pair">{"".join(columns)}</div>'
@@ -214,7 +215,7 @@ def _settings(story: Story) -> str:
         return "<p>There are no settings yet.</p>"
     defaults = story.defaults
     if not defaults:
-        rows = [(key, shown(value)) for key, value in config.items()]
+        rows = [(key, as_text(value)) for key, value in config.items()]
         return _table(f"{plural(len(rows), 'setting')}.", ("Setting", "Value"), rows)
     mine = [k for k in config if k not in defaults or config[k] != defaults[k]]
     rest = [k for k in config if k not in mine]
@@ -222,12 +223,15 @@ def _settings(story: Story) -> str:
         _table(
             f"{plural(len(mine), 'setting')} not at the default.",
             ("Setting", "Value", "Default"),
-            [(k, shown(config[k]), shown(defaults[k]) if k in defaults else DASH) for k in mine],
+            [
+                (k, as_text(config[k]), as_text(defaults[k]) if k in defaults else DASH)
+                for k in mine
+            ],
         )
     ]
     if rest:
         count = f"{plural(len(rest), 'setting')} at the default"
-        table = _table(count + ".", ("Setting", "Value"), [(k, shown(config[k])) for k in rest])
+        table = _table(count + ".", ("Setting", "Value"), [(k, as_text(config[k])) for k in rest])
         parts.append(f"<details><summary>{count}</summary>{table}</details>")
     return "".join(parts)
 
@@ -261,7 +265,7 @@ ENVIRONMENT = {
 
 
 def _environment(story: Story) -> str:
-    rows = [(name, shown(story.state[k])) for k, name in ENVIRONMENT.items() if k in story.state]
+    rows = [(name, as_text(story.state[k])) for k, name in ENVIRONMENT.items() if k in story.state]
     if not rows:
         return "<p>There is no run.json yet, or it cannot be read.</p>"
     return _table("What the run ran on.", ("What", "Is"), rows)
@@ -273,16 +277,16 @@ def _onward(story: Story) -> str:
     several = as_count(story.state.get("processes")) or 1
     start = f"torchrun --standalone --nproc-per-node {several} -m " if several > 1 else ""
     resume = f"{start}addnorm train --resume {folder}"
-    told: list[tuple[str, str]] = []
+    ways: list[tuple[str, str]] = []
     if "task" not in config:
-        told.append(
+        ways.append(
             (
                 "Go on, in Python, with the same task:",
                 f"addnorm.train(task, out={str(story.folder)!r}, loop=loop, resume=True)",
             )
         )
     elif story.finished:
-        told.append(
+        ways.append(
             (
                 "Go on for longer:",
                 f"{resume} steps={2 * (story.steps or story.step)}",
@@ -291,25 +295,25 @@ def _onward(story: Story) -> str:
     elif story.failure and story.failure not in signal.Signals.__members__:
         rate = as_float(config.get("lr"))
         lower = f" lr={rate / 2:g}" if math.isfinite(rate) else ""
-        told.append(
+        ways.append(
             (
                 "Go on from the last checkpoint, with half the learning rate:",
                 f"{resume}{lower}",
             )
         )
     else:
-        told.append(("Go on from the last checkpoint:", resume))
+        ways.append(("Go on from the last checkpoint:", resume))
     commands = as_mapping(story.state.get("commands"))
     if commands and story.models:
         best = story.folder / "best" if "best" in story.models else story.folder
         model = shlex.quote(str(best))
-        told += [(f"{what}:", str(how).replace("{model}", model)) for what, how in commands.items()]
+        ways += [(f"{what}:", str(how).replace("{model}", model)) for what, how in commands.items()]
     elif commands:
-        told.append(("No model is saved yet.", ""))
+        ways.append(("No model is saved yet.", ""))
     return "".join(
         f"<p>{clean(what)}</p>"
         + (f'<pre tabindex="0"><code>{clean(how)}</code></pre>' if how else "")
-        for what, how in told
+        for what, how in ways
     )
 
 
@@ -343,7 +347,7 @@ def render(story: Story) -> str:
 <h2>Throughput</h2>
 {throughput(story)}
 <h2>What it wrote</h2>
-{_written(story)}
+{_samples(story)}
 <h2>Settings</h2>
 {_settings(story)}
 <h2>Environment</h2>

@@ -46,7 +46,7 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-class HeldOut:
+class MetricChart:
     """An evaluation's metric over the steps, before the training's own, if that has the same."""
 
     def __init__(self, story: Story, metric: str, column: str) -> None:
@@ -55,9 +55,9 @@ class HeldOut:
         self.early = EARLY if self.last >= LONG else 0.0
         self.train = Curve(story.train.points(column), self.last)
         records = story.evaluations.records
-        found = [(r["step"], as_float(r[metric]), r.get("whole")) for r in records if metric in r]
-        self.glances = Curve([(s, v) for s, v, whole in found if whole is not True], self.last)
-        self.whole = Curve([(s, v) for s, v, whole in found if whole is True], self.last)
+        values = [(r["step"], as_float(r[metric]), r.get("whole")) for r in records if metric in r]
+        self.glances = Curve([(s, v) for s, v, whole in values if whole is not True], self.last)
+        self.whole = Curve([(s, v) for s, v, whole in values if whole is True], self.last)
 
     def draw(self, size: Size, words: str) -> str:
         """The chart at one size."""
@@ -99,16 +99,16 @@ def _inside(frame: Frame, line: Line) -> Line:
     return [(share, v if frame.holds(v) else math.nan) for share, v in line]
 
 
-def held_out(story: Story, metric: str, column: str, title: str) -> str:
+def metric_chart(story: Story, metric: str, column: str, title: str) -> str:
     """A metric of the evaluations and the training's own ``column``."""
-    chart = HeldOut(story, metric, column)
+    chart = MetricChart(story, metric, column)
     words = _in_words(chart)
     label = f"{title} over the steps. {words}"
     charts = _for_any_window(lambda size: chart.draw(size, label), 360, 250)
     return figure(charts, clean(title), words)
 
 
-def _in_words(chart: HeldOut) -> str:
+def _in_words(chart: MetricChart) -> str:
     """A curve in words."""
     words = []
     line = smooth(chart.train.thinned(1000))
@@ -297,4 +297,4 @@ def throughput(story: Story) -> str:
         plot.line(smooth(places))
         return plot.svg(words)
 
-    return figure(_for_any_window(draw, 220, 200), words=words)
+    return figure(_for_any_window(draw, 220, 200), words=clean(words))

@@ -58,8 +58,8 @@ class Story:
     @property
     def step(self) -> int:
         """How far it came."""
-        told = [as_count(self.state.get("step")), *self.train.steps[-1:]]
-        return max((s for s in told if s is not None), default=0)
+        counts = [as_count(self.state.get("step")), *self.train.steps[-1:]]
+        return max((n for n in counts if n is not None), default=0)
 
     @property
     def steps(self) -> int | None:
@@ -74,8 +74,8 @@ class Story:
     @property
     def failure(self) -> str:
         """Why it stopped, if something stopped it."""
-        told = self.state.get("failure")
-        return told if isinstance(told, str) and not self.finished else ""
+        failure = self.state.get("failure")
+        return failure if isinstance(failure, str) and not self.finished else ""
 
     @property
     def unit(self) -> str:
@@ -89,9 +89,9 @@ class Story:
 
     @property
     def metric(self) -> str:
-        """What says that a model is better: as the run told, or what its evaluations have first."""
-        told = self.state.get("metric")
-        return told if isinstance(told, str) else next(iter(self.metrics), "val_loss")
+        """What says that a model is better: as the run says, or what its evaluations have first."""
+        metric = self.state.get("metric")
+        return metric if isinstance(metric, str) else next(iter(self.metrics), "val_loss")
 
     @property
     def metrics(self) -> list[str]:
@@ -131,12 +131,12 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
 
 def _samples(file: Path) -> list[tuple[int, list[str]]]:
     """The texts by step, the last of a step counting."""
-    found: dict[int, list[str]] = {}
-    for told in objects(file):
-        step = as_count(told.get("step"))
-        if step is not None and isinstance(told.get("samples"), list):
-            found[step] = [str(text) for text in told["samples"]]
-    return sorted(found.items())
+    samples: dict[int, list[str]] = {}
+    for record in objects(file):
+        step = as_count(record.get("step"))
+        if step is not None and isinstance(record.get("samples"), list):
+            samples[step] = [str(text) for text in record["samples"]]
+    return sorted(samples.items())
 
 
 def as_count(value: Any) -> int | None:

@@ -16,6 +16,8 @@ from addnorm.pages.plot import Plot
 from addnorm.pages.svg import Frame, drawable, evenly, extent, spread, trace
 
 NAME, NUMBERS = "schemes.html", "schemes.json"
+WORDS = ("text", "label", "equations", "papers", "init", "note")
+"""What schemes.json says of a design besides numbers, as it stands there."""
 
 
 def write(folder: Path) -> Path:
@@ -60,7 +62,7 @@ class Design:
     def of(cls, entry: Mapping[str, Any]) -> "Design":
         """One that was read."""
         return cls(
-            *(entry[name] for name in ("text", "label", "equations", "papers", "init", "note")),
+            **{name: entry[name] for name in WORDS},
             curves={
                 which: {int(depth): _spreads(columns) for depth, columns in by_depth.items()}
                 for which, by_depth in entry["curves"].items()

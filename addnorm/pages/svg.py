@@ -85,10 +85,10 @@ def ticks(low: float, high: float) -> list[float]:
     """Powers of ten within the edges, also 2 and 5 times those where there would be few."""
     powers = range(math.floor(low), math.ceil(high) + 1)
     step = max(1, math.ceil((high - low) / 5))
-    told = [10.0**k for k in powers if k % step == 0 and low <= k <= high]
-    if len(told) < 3 and step == 1:
-        told = [m * 10.0**k for k in powers for m in (1, 2, 5)]
-    return [t for t in told if low <= math.log10(t) <= high]
+    values = [10.0**k for k in powers if k % step == 0 and low <= k <= high]
+    if len(values) < 3 and step == 1:
+        values = [m * 10.0**k for k in powers for m in (1, 2, 5)]
+    return [t for t in values if low <= math.log10(t) <= high]
 
 
 def even_ticks(low: float, high: float, most: int = 5) -> tuple[list[float], float]:
@@ -133,13 +133,13 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 def runs(frame: Frame, points: Iterable[tuple[float, float]]) -> list[list[str]]:
     """(share, value) as coordinates, cut where a value has no place."""
-    found: list[list[str]] = [[]]
+    pieces: list[list[str]] = [[]]
     for share, value in points:
         if frame.has_place(value):
-            found[-1].append(f"{frame.x(share):.1f} {frame.y(value):.1f}")
-        elif found[-1]:
-            found.append([])
-    return [run for run in found if run]
+            pieces[-1].append(f"{frame.x(share):.1f} {frame.y(value):.1f}")
+        elif pieces[-1]:
+            pieces.append([])
+    return [piece for piece in pieces if piece]
 
 
 def trace(frame: Frame, points: Iterable[tuple[float, float]]) -> str:
