@@ -449,7 +449,8 @@ class Stack(nn.Module):
                 "prunes there"
             )
         if not torch.compiler.is_compiling():
-            check_masks(ctx)
+            check_masks(ctx.valid, ctx.attend, ctx.bias)
+            check_masks(ctx.memory_valid, ctx.memory_attend, ctx.memory_bias, of="memory_")
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # a copy needs the same care
         super().__setstate__(state)
@@ -503,41 +504,42 @@ def _refuse_crossing(stack: Stack) -> None:
             )
 
 
-def check_masks(ctx: Context) -> None:
-    """Raise where a mask says the opposite of what it seems to mean.
+def check_masks(
+    valid: Tensor | None, attend: Tensor | None, bias: Tensor | None, of: str = ""
+) -> None:
+    """Raise where a mask says the opposite of what it seems to mean. ``of`` stands before its name.
 
     PyTorch's ``key_padding_mask`` and ``attn_mask`` are True where a token must *not* be seen.
     """
-    for name, valid in (("valid", ctx.valid), ("memory_valid", ctx.memory_valid)):
-        if valid is None:
-            continue
-        _check_bool(name, valid, "real token")
-        if valid.dim() != 2 or valid.numel() == 0:
-            continue  # the branch names what is wrong with the shape
-        some, every = valid.any(-1), valid.all(-1)
-        mixed = some & ~every
-        trailing = ~valid[..., 0] & valid[..., -1]
-        if (~some).any() and mixed.any() and not every.any() and trailing[mixed].all():
-            raise ValueError(
-                f"{name} looks inverted: a row has no real token and the others end in them. True "
-                "means real token; pass ~mask for a mask that is True at padding"
-            )
-    for name, attend in (("attend", ctx.attend), ("memory_attend", ctx.memory_attend)):
-        if attend is None:
-            continue
-        _check_bool(name, attend, "may look")
+    if valid is not None:
+        _check_bool(f"{of}valid", valid, "real token")
+        _check_padding(f"{of}valid", valid)
+    if attend is not None:
+        _check_bool(f"{of}attend", attend, "may look")
         t, s = (1, 1, *attend.shape)[-2:]  # a mask of too few axes is the branch's to name
         if t == s > 1 and torch.equal(attend, attend.new_ones(t, s).triu(1).expand_as(attend)):
             raise ValueError(
-                f"{name} looks inverted: every token sees only those after it. True means may "
+                f"{of}attend looks inverted: every token sees only those after it. True means may "
                 "look; pass ~mask for a mask that is True where looking is forbidden"
             )
-    for name, bias in (("bias", ctx.bias), ("memory_bias", ctx.memory_bias)):
-        if bias is not None and not bias.is_floating_point():
-            raise TypeError(
-                f"{name} is added to the attention logits and must be floating point, got "
-                f"{bias.dtype}; what may be seen goes into attend"
-            )
+    if bias is not None and not bias.is_floating_point():
+        raise TypeError(
+            f"{of}bias is added to the attention logits and must be floating point, got "
+            f"{bias.dtype}; what may be seen goes into attend"
+        )
+
+
+def _check_padding(name: str, valid: Tensor) -> None:
+    if valid.dim() != 2 or valid.numel() == 0:
+        return  # the branch names what is wrong with the shape
+    some, every = valid.any(-1), valid.all(-1)
+    mixed = some & ~every
+    trailing = ~valid[..., 0] & valid[..., -1]
+    if (~some).any() and mixed.any() and not every.any() and trailing[mixed].all():
+        raise ValueError(
+            f"{name} looks inverted: a row has no real token and the others end in them. True "
+            "means real token; pass ~mask for a mask that is True at padding"
+        )
 
 
 def _check_bool(name: str, mask: Tensor, meaning: str) -> None:
