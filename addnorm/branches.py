@@ -6,7 +6,6 @@ which is how a ``Stack`` passes on what the scheme decided: ``partial(MLP, dim, 
 softmax(q k^T * scale) v: the scale, 1 / sqrt(head_dim) unless given, is inside the softmax.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, TypedDict, Unpack
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addnorm.errors import check_known
+from addnorm.masks import behind, split_bias, visible
 from addnorm.norms import as_norm
 from addnorm.ops import AttentionCall, attend
 from addnorm.ops.reference import accumulate_dtype, autocast_applies
@@ -384,88 +384,6 @@ class CrossAttention(MultiHead):
         if ctx.memory_bias is not None:
             allowed, bias = split_bias("memory_bias", ctx.memory_bias, allowed, shape)
         return self.look(q, k, v, allowed, bias, ctx.valid)
-
-
-# --- masks ----------------------------------------------------------------------------------------
-
-
-def visible(
-    shape: tuple[int, int, int, int],
-    device: torch.device,
-    valid: Tensor | None,
-    attend: Tensor | None,
-    *,
-    causal: bool = False,
-    window: int | None = None,
-    first: int | Tensor | None = None,
-    of: str = "",
-) -> Tensor | None:
-    """Who may look at what, all masks together, broadcastable to shape (B, H, T, S).
-
-    ``first`` is the place of the first query among the keys: unless given, the T queries are the
-    last of the S keys. None if everything is visible.
-    """
-    batch, _, new, total = shape
-    parts = []
-    if valid is not None:
-        if valid.shape != (batch, total):
-            raise ValueError(
-                f"{of}valid must have shape (B, S) = ({batch}, {total}), one entry per key, "
-                f"got {tuple(valid.shape)}"
-            )
-        parts.append(valid[:, None, None, :])
-    if attend is not None:
-        parts.append(full_shape(f"{of}attend", attend, shape))
-    if causal:
-        i = (total - new if first is None else first) + torch.arange(new, device=device)[:, None]
-        j = torch.arange(total, device=device)[None, :]
-        parts.append(j <= i)
-        if window is not None:
-            parts.append(j > i - window)
-    if not parts:
-        return None
-    allowed = parts[0]
-    for part in parts[1:]:
-        allowed = allowed & part
-    return allowed
-
-
-def full_shape(name: str, mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    """A mask (T, S), (B, T, S) or (B, H, T, S) as four axes that broadcast to (B, H, T, S)."""
-    if mask.dim() not in (2, 3, 4):
-        raise ValueError(
-            f"{name} must be (T, S), (B, T, S) or (B, H, T, S), got {mask.dim()} axes: "
-            f"{tuple(mask.shape)}"
-        )
-    full = mask[:, None] if mask.dim() == 3 else mask[(None,) * (4 - mask.dim())]
-    axes = ("B (batch)", "H (heads)", "T (queries)", "S (keys)")
-    for axis, got, want in zip(axes, full.shape, shape, strict=True):
-        if got not in (1, want):
-            raise ValueError(
-                f"{name}: axis {axis} has {got} entries, expected {want} or 1; "
-                f"(B, H, T, S) = {shape}, got {tuple(mask.shape)}"
-            )
-    return full
-
-
-def split_bias(
-    name: str, bias: Tensor, allowed: Tensor | None, shape: tuple[int, int, int, int]
-) -> tuple[Tensor, Tensor]:
-    """What may be looked at, and what is added there: an additive mask says the first by -inf."""
-    bias = full_shape(name, bias, shape)
-    finite = bias != -math.inf
-    return finite if allowed is None else allowed & finite, bias.masked_fill(~finite, 0.0)
-
-
-def behind(
-    more: int, total: int, allowed: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """The masks of ``total`` keys before which ``more`` stand that every query sees."""
-    if allowed is not None:
-        allowed = F.pad(allowed.expand(*allowed.shape[:-1], total), (more, 0), value=True)
-    if bias is not None:
-        bias = F.pad(bias.expand(*bias.shape[:-1], total), (more, 0))
-    return allowed, bias
 
 
 # --- helpers --------------------------------------------------------------------------------------

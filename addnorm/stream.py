@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from addnorm import ops
+from addnorm.masks import check_masks
 from addnorm.norms import LayerNorm, Norm, as_norm
 from addnorm.ops.reference import Scale
 
@@ -502,52 +503,6 @@ def _refuse_crossing(stack: Stack) -> None:
                 "causal stack every token would see those after it. Use a norm of one token, or "
                 "role='encoder'"
             )
-
-
-def check_masks(
-    valid: Tensor | None, attend: Tensor | None, bias: Tensor | None, of: str = ""
-) -> None:
-    """Raise where a mask says the opposite of what it seems to mean. ``of`` stands before its name.
-
-    PyTorch's ``key_padding_mask`` and ``attn_mask`` are True where a token must *not* be seen.
-    """
-    if valid is not None:
-        _check_bool(f"{of}valid", valid, "real token")
-        _check_padding(f"{of}valid", valid)
-    if attend is not None:
-        _check_bool(f"{of}attend", attend, "may look")
-        t, s = (1, 1, *attend.shape)[-2:]  # a mask of too few axes is the branch's to name
-        if t == s > 1 and torch.equal(attend, attend.new_ones(t, s).triu(1).expand_as(attend)):
-            raise ValueError(
-                f"{of}attend looks inverted: every token sees only those after it. True means may "
-                "look; pass ~mask for a mask that is True where looking is forbidden"
-            )
-    if bias is not None and not bias.is_floating_point():
-        raise TypeError(
-            f"{of}bias is added to the attention logits and must be floating point, got "
-            f"{bias.dtype}; what may be seen goes into attend"
-        )
-
-
-def _check_padding(name: str, valid: Tensor) -> None:
-    if valid.dim() != 2 or valid.numel() == 0:
-        return  # the branch names what is wrong with the shape
-    some, every = valid.any(-1), valid.all(-1)
-    mixed = some & ~every
-    trailing = ~valid[..., 0] & valid[..., -1]
-    if (~some).any() and mixed.any() and not every.any() and trailing[mixed].all():
-        raise ValueError(
-            f"{name} looks inverted: a row has no real token and the others end in them. True "
-            "means real token; pass ~mask for a mask that is True at padding"
-        )
-
-
-def _check_bool(name: str, mask: Tensor, meaning: str) -> None:
-    if mask.dtype != torch.bool:
-        raise TypeError(
-            f"{name} must be boolean, True = {meaning}, got {mask.dtype}; numbers to add to the "
-            "attention logits go into Context.bias"
-        )
 
 
 # --- what was initialized, and how --------------------------------------------------------------

@@ -58,7 +58,7 @@ class Project:
     package: str = "addnorm"
     files: tuple[str, ...] = (
         *("addnorm/stream.py", "addnorm/joins.py", "addnorm/schemes.py", "addnorm/norms.py"),
-        *("addnorm/branches.py", "addnorm/positions.py", "addnorm/ops/*.py"),
+        *("addnorm/branches.py", "addnorm/masks.py", "addnorm/positions.py", "addnorm/ops/*.py"),
         *("addnorm/models/gpt.py", "addnorm/generation/decode.py", "addnorm/generation/cache.py"),
         *("addnorm/generation/sampling.py", "addnorm/generation/likelihood.py"),
         *("addnorm/training/loop.py", "addnorm/training/optim.py"),
@@ -69,6 +69,7 @@ class Project:
     mirrors: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {
             "addnorm/stream.py": ("tests/test_schemes.py", "tests/test_rules.py"),
+            "addnorm/masks.py": ("tests/test_branches.py",),
             "addnorm/joins.py": ("tests/test_schemes.py", "tests/test_init.py"),
             "addnorm/schemes.py": ("tests/test_init.py", "tests/test_references.py"),
             "addnorm/ops/__init__.py": ("tests/test_dispatch.py",),

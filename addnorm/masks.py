@@ -1,0 +1,140 @@
+"""Masks: who may look at what, and what is added to the logits there.
+
+A boolean mask says what *may* happen: ``valid`` (B, S) True = real token, ``attend`` (T, S),
+(B, T, S) or (B, H, T, S) True = may look. A ``bias`` of the same shapes is added to the attention
+logits.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def visible(
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+    valid: Tensor | None,
+    attend: Tensor | None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    first: int | Tensor | None = None,
+    of: str = "",
+) -> Tensor | None:
+    """Who may look at what, all masks together, broadcastable to shape (B, H, T, S).
+
+    ``first`` is the place of the first query among the keys: unless given, the T queries are the
+    last of the S keys. None if everything is visible.
+    """
+    batch, _, new, total = shape
+    parts = []
+    if valid is not None:
+        if valid.shape != (batch, total):
+            raise ValueError(
+                f"{of}valid must have shape (B, S) = ({batch}, {total}), one entry per key, "
+                f"got {tuple(valid.shape)}"
+            )
+        parts.append(valid[:, None, None, :])
+    if attend is not None:
+        parts.append(full_shape(f"{of}attend", attend, shape))
+    if causal:
+        i = (total - new if first is None else first) + torch.arange(new, device=device)[:, None]
+        j = torch.arange(total, device=device)[None, :]
+        parts.append(j <= i)
+        if window is not None:
+            parts.append(j > i - window)
+    if not parts:
+        return None
+    allowed = parts[0]
+    for part in parts[1:]:
+        allowed = allowed & part
+    return allowed
+
+
+def full_shape(name: str, mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """A mask (T, S), (B, T, S) or (B, H, T, S) as four axes that broadcast to (B, H, T, S)."""
+    if mask.dim() not in (2, 3, 4):
+        raise ValueError(
+            f"{name} must be (T, S), (B, T, S) or (B, H, T, S), got {mask.dim()} axes: "
+            f"{tuple(mask.shape)}"
+        )
+    full = mask[:, None] if mask.dim() == 3 else mask[(None,) * (4 - mask.dim())]
+    axes = ("B (batch)", "H (heads)", "T (queries)", "S (keys)")
+    for axis, got, want in zip(axes, full.shape, shape, strict=True):
+        if got not in (1, want):
+            raise ValueError(
+                f"{name}: axis {axis} has {got} entries, expected {want} or 1; "
+                f"(B, H, T, S) = {shape}, got {tuple(mask.shape)}"
+            )
+    return full
+
+
+def split_bias(
+    name: str, bias: Tensor, allowed: Tensor | None, shape: tuple[int, int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """What may be looked at, and what is added there: an additive mask says the first by -inf."""
+    bias = full_shape(name, bias, shape)
+    finite = bias != -math.inf
+    return finite if allowed is None else allowed & finite, bias.masked_fill(~finite, 0.0)
+
+
+def behind(
+    more: int, total: int, allowed: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The masks of ``total`` keys before which ``more`` stand that every query sees."""
+    if allowed is not None:
+        allowed = F.pad(allowed.expand(*allowed.shape[:-1], total), (more, 0), value=True)
+    if bias is not None:
+        bias = F.pad(bias.expand(*bias.shape[:-1], total), (more, 0))
+    return allowed, bias
+
+
+# --- guards ---------------------------------------------------------------------------------------
+
+
+def check_masks(
+    valid: Tensor | None, attend: Tensor | None, bias: Tensor | None, of: str = ""
+) -> None:
+    """Raise where a mask says the opposite of what it seems to mean. ``of`` stands before its name.
+
+    PyTorch's ``key_padding_mask`` and ``attn_mask`` are True where a token must *not* be seen.
+    """
+    if valid is not None:
+        _check_bool(f"{of}valid", valid, "real token")
+        _check_padding(f"{of}valid", valid)
+    if attend is not None:
+        _check_bool(f"{of}attend", attend, "may look")
+        t, s = (1, 1, *attend.shape)[-2:]  # a mask of too few axes is the branch's to name
+        if t == s > 1 and torch.equal(attend, attend.new_ones(t, s).triu(1).expand_as(attend)):
+            raise ValueError(
+                f"{of}attend looks inverted: every token sees only those after it. True means may "
+                "look; pass ~mask for a mask that is True where looking is forbidden"
+            )
+    if bias is not None and not bias.is_floating_point():
+        raise TypeError(
+            f"{of}bias is added to the attention logits and must be floating point, got "
+            f"{bias.dtype}; what may be seen goes into attend"
+        )
+
+
+def _check_padding(name: str, valid: Tensor) -> None:
+    if valid.dim() != 2 or valid.numel() == 0:
+        return  # the branch names what is wrong with the shape
+    some, every = valid.any(-1), valid.all(-1)
+    mixed = some & ~every
+    trailing = ~valid[..., 0] & valid[..., -1]
+    if (~some).any() and mixed.any() and not every.any() and trailing[mixed].all():
+        raise ValueError(
+            f"{name} looks inverted: a row has no real token and the others end in them. True "
+            "means real token; pass ~mask for a mask that is True at padding"
+        )
+
+
+def _check_bool(name: str, mask: Tensor, meaning: str) -> None:
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            f"{name} must be boolean, True = {meaning}, got {mask.dtype}; numbers to add to the "
+            "attention logits go into Context.bias"
+        )
