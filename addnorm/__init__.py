@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         UnbiasedLayerNorm,
     )
     from addnorm.recurrent import LayerNormGRU, LayerNormLSTM
-    from addnorm.stream import AddNorm, Context, Stack, init_table
+    from addnorm.stream import AddNorm, Context, Stack
     from addnorm.training.run import train
 
 # Public name -> the module that defines it; a module that is public itself maps to itself. Resolved
@@ -57,7 +57,8 @@ _PUBLIC = {
         ),
         "addnorm.norms",
     ),
-    **dict.fromkeys(("AddNorm", "Context", "Stack", "init_table"), "addnorm.stream"),
+    "init_table": "addnorm.init",
+    **dict.fromkeys(("AddNorm", "Context", "Stack"), "addnorm.stream"),
     **dict.fromkeys(("LayerNormGRU", "LayerNormLSTM"), "addnorm.recurrent"),
     **dict.fromkeys(("GPT", "GPTConfig"), "addnorm.models.gpt"),
     "Tokenizer": "addnorm.data.tokenizer",

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addnorm.errors import check_known
+from addnorm.init import PLAIN, InitRule
 from addnorm.masks import behind, split_bias, visible
 from addnorm.norms import as_norm
 from addnorm.ops import AttentionCall, attend
 from addnorm.ops.reference import accumulate_dtype, autocast_applies
 from addnorm.positions import AttentionPosition
-from addnorm.stream import PLAIN, Context, InitRule, Make
+from addnorm.stream import Context, Make
 
 NormRule = Callable[[int], nn.Module]
 Activation = str | Callable[[Tensor], Tensor]

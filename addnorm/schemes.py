@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.catalogue import SchemeError, combinator, design, explain, names, parse
+from addnorm.init import PLAIN, Init, plain
 from addnorm.joins import (
     Beside,
     Collapse,
@@ -32,7 +33,7 @@ from addnorm.joins import (
     unit,
 )
 from addnorm.norms import Norm, as_norm
-from addnorm.stream import PLAIN, Add, AddNorm, Init, Scheme, Site, Wiring, plain
+from addnorm.stream import Add, AddNorm, Scheme, Site, Wiring
 
 __all__ = [
     "SchemeError",

@@ -17,18 +17,18 @@ References: Vaswani et al. 2017 (arXiv 1706.03762), He et al. 2016 (1603.05027),
 (2002.04745).
 """
 
-import math
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from addnorm import ops
+from addnorm.init import PLAIN, InitRule
 from addnorm.masks import check_masks
 from addnorm.norms import LayerNorm, Norm, as_norm
 from addnorm.ops.reference import Scale
@@ -99,46 +99,6 @@ class Context(NamedTuple):
 
 
 # --- what a scheme sees and says ----------------------------------------------------------------
-
-InitRule = Callable[[str, Tensor], None]
-"""``rule(role, weight)`` fills a weight in place; roles are q k v out up gate down embed head."""
-
-
-@runtime_checkable
-class DeclaredRule(Protocol):
-    """An init rule that can say what it does, for the init table."""
-
-    text: str
-
-    def std(self, role: str, shape: tuple[int, ...]) -> float:
-        """The standard deviation of a weight of shape (fan_out, fan_in)."""
-
-
-@dataclass(frozen=True)
-class Init:
-    """The usual rule: a normal distribution whose standard deviation follows from role and shape.
-
-    std = base(role, fan_in, fan_out) * factors.get(role, 1)
-    """
-
-    text: str
-    base: Callable[[str, int, int], float]
-    factors: Mapping[str, float] = field(default_factory=dict)
-
-    def std(self, role: str, shape: tuple[int, ...]) -> float:
-        """What is declared for a weight of shape (fan_out, fan_in)."""
-        return self.base(role, math.prod(shape[1:]), shape[0]) * self.factors.get(role, 1.0)
-
-    def __call__(self, role: str, weight: Tensor) -> None:
-        nn.init.normal_(weight, std=self.std(role, tuple(weight.shape)))
-
-
-def plain(role: str, fan_in: int, fan_out: int) -> float:
-    """0.02 for everything, as in GPT and BERT."""
-    return 0.02
-
-
-PLAIN = Init("normal, std 0.02", plain)
 
 
 @dataclass(frozen=True)
@@ -503,68 +463,3 @@ def _refuse_crossing(stack: Stack) -> None:
                 "causal stack every token would see those after it. Use a norm of one token, or "
                 "role='encoder'"
             )
-
-
-# --- what was initialized, and how --------------------------------------------------------------
-
-
-@runtime_checkable
-class Declares(Protocol):
-    """A module that knows by which rule its weights were filled."""
-
-    def init_rules(self) -> dict[str, tuple[str, InitRule]]:
-        """Parameter -> (role, rule)."""
-
-
-def reset_parameters(model: nn.Module) -> None:
-    """Fill every parameter anew, in place: for a model built on the meta device and emptied.
-
-    Children before parents, since a parent knows better: a branch re-fills its Linears by the
-    scheme's rule, a model its embedding.
-    """
-    for child in model.children():
-        reset_parameters(child)
-    reset = getattr(model, "reset_parameters", None)
-    if reset is not None:
-        reset()
-
-
-class InitRow(NamedTuple):
-    """One parameter in the init table."""
-
-    name: str
-    shape: tuple[int, ...]
-    role: str  # "" where no rule of a scheme applies
-    rule: str
-    declared: float | None  # the standard deviation that the rule states
-    measured: float  # root mean square about the mean
-    mean: float
-
-
-def init_table(model: nn.Module) -> list[InitRow]:
-    """Every parameter of a model with the rule that filled it and what is measured now.
-
-    Works on any module; only what ``Declares`` has a rule.
-    """
-    declared = {
-        f"{prefix}.{name}".lstrip("."): rule
-        for prefix, module in model.named_modules()
-        if isinstance(module, Declares)
-        for name, rule in module.init_rules().items()
-    }
-    rows = []
-    for name, p in model.named_parameters():
-        role, rule = declared.get(name, ("", None))
-        wide = p.detach().double()
-        rows.append(
-            InitRow(
-                name,
-                tuple(p.shape),
-                role,
-                "" if rule is None else getattr(rule, "text", "custom"),
-                rule.std(role, tuple(p.shape)) if isinstance(rule, DeclaredRule) else None,
-                wide.std(correction=0).item(),
-                wide.mean().item(),
-            )
-        )
-    return rows

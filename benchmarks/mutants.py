@@ -58,7 +58,8 @@ class Project:
     package: str = "addnorm"
     files: tuple[str, ...] = (
         *("addnorm/stream.py", "addnorm/joins.py", "addnorm/schemes.py", "addnorm/norms.py"),
-        *("addnorm/branches.py", "addnorm/masks.py", "addnorm/positions.py", "addnorm/ops/*.py"),
+        *("addnorm/branches.py", "addnorm/masks.py", "addnorm/init.py", "addnorm/positions.py"),
+        "addnorm/ops/*.py",
         *("addnorm/models/gpt.py", "addnorm/generation/decode.py", "addnorm/generation/cache.py"),
         *("addnorm/generation/sampling.py", "addnorm/generation/likelihood.py"),
         *("addnorm/training/loop.py", "addnorm/training/optim.py"),

@@ -34,9 +34,10 @@ from addnorm.branches import (
     MultiHead,
     Parallel,
 )
+from addnorm.init import Init, reset_parameters
 from addnorm.norms import LayerNorm, RMSNorm
 from addnorm.positions import ALiBi, AttentionPosition, RoPE
-from addnorm.stream import Context, Init, Stack, Wiring, reset_parameters
+from addnorm.stream import Context, Stack, Wiring
 from tests.nets import GrowingCache
 from tests.references import attention as naive
 from tests.references import norms, parts, tape

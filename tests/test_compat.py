@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addnorm import compat, ops
+from addnorm.init import init_table
 from addnorm.joins import Scaled
 from addnorm.models.transformer import EncoderDecoder
 from addnorm.norms import BatchNorm, LayerNorm
 from addnorm.schemes import deepnorm, names, parse, pre_norm
-from addnorm.stream import Site, Sublayer, Wiring, init_table
+from addnorm.stream import Site, Sublayer, Wiring
 
 DIM, HEADS, HIDDEN, BATCH = 16, 4, 32, 3
 SOURCE, TARGET = 6, 5

@@ -11,16 +11,9 @@ from torch import Tensor, nn
 
 from addnorm import GPT, GPTConfig, init_table, schemes
 from addnorm.branches import MLP, Attention, CrossAttention, GatedMLP
+from addnorm.init import Init, plain, reset_parameters
 from addnorm.models.transformer import decoder as make_decoder
-from addnorm.stream import (
-    Init,
-    Scheme,
-    Site,
-    Stack,
-    Wiring,
-    plain,
-    reset_parameters,
-)
+from addnorm.stream import Scheme, Site, Stack, Wiring
 from tests.nets import DECODER_OF_BOTH, ENCODER_OF_BOTH, Layout, decoder, encoder, rejects
 from tests.references.init import init_std, init_value
 

@@ -14,13 +14,13 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from addnorm import ops, schemes
 from addnorm.branches import MLP, Attention, Parallel
+from addnorm.init import InitRule
 from addnorm.joins import Gained, Hyper, Scaled, Slerp, unit
 from addnorm.norms import LayerNorm, ScaleNorm
 from addnorm.stream import (
     Add,
     AddNorm,
     Context,
-    InitRule,
     Scheme,
     Site,
     Stack,
