@@ -22,7 +22,11 @@ from addnorm.ops.reference import Cast, Scale, accumulate_dtype, safe_unit
 
 
 class Norm(nn.Module, ABC):
-    """What every norm is. A subclass says how it normalizes in ``add`` and is final."""
+    """What every norm is: an addition, where there is a residual, and then the norm itself.
+
+    A new one is a ``Settled``. What does both at once, as a kernel can, is a ``Norm`` and says so
+    in ``add``.
+    """
 
     crosses_tokens: ClassVar[bool] = False
     """Whether the statistics run over several tokens: then a causal stack must refuse the norm."""
@@ -75,6 +79,34 @@ class Norm(nn.Module, ABC):
         return y if residual is None else (y, stream)
 
 
+class Settled(Norm, ABC):
+    """A norm that gets the stream with the addition done, and keeps the dtype policy by itself.
+
+    Example, with one parameter for each feature::
+
+        class PeakNorm(Settled):
+            def __init__(self, dim: int) -> None:
+                super().__init__(dim, weight=((dim,), 1.0))
+
+            def normalize(self, s: Tensor, valid: Tensor | None) -> Tensor:
+                return self.weight.to(s.dtype) * s / s.abs().amax(-1, keepdim=True)
+    """
+
+    @abstractmethod
+    def normalize(self, s: Tensor, valid: Tensor | None) -> Tensor:
+        """The norm of the stream ``s``, in whose dtype the statistics and the parameters are used.
+
+        ``valid`` (B, T), True = real token, matters only where statistics cross tokens.
+        """
+
+    def add(
+        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        stream = ops.settle(x, residual, keep, gain)
+        y = self.normalize(stream.to(accumulate_dtype(stream)), valid)
+        return y.to(x.dtype), stream
+
+
 class LayerNorm(Norm):
     """y = weight * (x - mean) / sqrt(var + eps) + bias over the last dimension (Ba et al. 2016).
 
@@ -104,7 +136,7 @@ class LayerNorm(Norm):
         return f"{self.dim}, eps={self.eps:g}, bias={self.bias is not None}"
 
 
-class UnbiasedLayerNorm(Norm):
+class UnbiasedLayerNorm(Settled):
     """y = weight * (x - mean) / (std + eps) + bias, std with n - 1 and eps outside the root.
 
     Not LayerNorm, but a widely copied tutorial's; kept for weights that were trained with it.
@@ -119,19 +151,15 @@ class UnbiasedLayerNorm(Norm):
         super().__init__(dim, weight=((dim,), 1.0), bias=((dim,), 0.0))
         self.eps = eps
 
-    def add(
-        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        stream = ops.settle(x, residual, keep, gain)
-        s = stream.to(accumulate_dtype(stream))
+    def normalize(self, s: Tensor, valid: Tensor | None) -> Tensor:
         unit = safe_unit(s)
         s = s / unit
         s = s - s.mean(-1, keepdim=True)
         s = s - s.mean(-1, keepdim=True)
-        std = _length(s) / math.sqrt(x.shape[-1] - 1)
+        std = _length(s) / math.sqrt(s.shape[-1] - 1)
         # The floor keeps 1 / y^2 of backward finite where a huge row is constant.
         y = s / (std + (self.eps / unit).clamp(min=torch.finfo(s.dtype).tiny ** 0.5))
-        return (y * self.weight.to(y.dtype) + self.bias.to(y.dtype)).to(x.dtype), stream
+        return y * self.weight.to(y.dtype) + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps:g}"
@@ -194,7 +222,7 @@ class L2Norm(Norm):
         return f"{self.dim}, eps={self.eps:g}"
 
 
-class ScaleNorm(Norm):
+class ScaleNorm(Settled):
     """y = g * x / max(||x||, eps), one learned scalar g = sqrt(dim) at first (Nguyen 2019)."""
 
     weight: Tensor
@@ -203,21 +231,16 @@ class ScaleNorm(Norm):
         super().__init__(dim, weight=((1,), math.sqrt(dim)))
         self.eps = eps
 
-    def add(
-        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        stream = ops.settle(x, residual, keep, gain)
-        s = stream.to(accumulate_dtype(stream))
+    def normalize(self, s: Tensor, valid: Tensor | None) -> Tensor:
         unit = safe_unit(s)
         s = s / unit
-        y = self.weight.to(s.dtype) * s / torch.maximum(_length(s), self.eps / unit)
-        return y.to(x.dtype), stream
+        return self.weight.to(s.dtype) * s / torch.maximum(_length(s), self.eps / unit)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps:g}"
 
 
-class DyT(Norm):
+class DyT(Settled):
     """y = weight * tanh(alpha * x) + bias: no statistics at all (Zhu et al. 2025).
 
     The published LLaMA runs use another alpha for attention than elsewhere and no bias.
@@ -233,15 +256,11 @@ class DyT(Norm):
         )
         self.start = alpha
 
-    def add(
-        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        stream = ops.settle(x, residual, keep, gain)
-        s = stream.to(accumulate_dtype(stream))
+    def normalize(self, s: Tensor, valid: Tensor | None) -> Tensor:
         y = torch.tanh(self.alpha.to(s.dtype) * s) * self.weight.to(s.dtype)
         if self.bias is not None:
             y = y + self.bias.to(s.dtype)
-        return y.to(x.dtype), stream
+        return y
 
     def extra_repr(self) -> str:
         return f"{self.dim}, alpha={self.start:g}, bias={self.bias is not None}"
@@ -276,7 +295,7 @@ class ChannelsFirstLayerNorm(Norm):
         return f"{self.dim}, eps={self.eps:g}"
 
 
-class BatchNorm(Norm):
+class BatchNorm(Settled):
     """Each channel over all real tokens of the batch (Ioffe & Szegedy 2015). For comparison only.
 
     Training and evaluation compute different functions, padding must be masked out of the
@@ -302,11 +321,8 @@ class BatchNorm(Norm):
         nn.init.zeros_(self.running_mean)
         nn.init.ones_(self.running_var)
 
-    def add(
-        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        stream = ops.settle(x, residual, keep, gain)  # (..., T, D)
-        s = _without_padding(stream.to(accumulate_dtype(stream)), valid)
+    def normalize(self, s: Tensor, valid: Tensor | None) -> Tensor:
+        s = _without_padding(s, valid)  # (..., T, D)
         if self.training:
             mean, var, count = _masked_moments(s, valid, tuple(range(s.dim() - 1)))
             with torch.no_grad():
@@ -316,13 +332,13 @@ class BatchNorm(Norm):
         else:
             mean, var = self.running_mean.to(s.dtype), self.running_var.to(s.dtype)
         y = (s - mean) * torch.rsqrt(var + self.eps)
-        return (y * self.weight.to(s.dtype) + self.bias.to(s.dtype)).to(x.dtype), stream
+        return y * self.weight.to(s.dtype) + self.bias.to(s.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps:g}, momentum={self.momentum:g}"
 
 
-class GroupNorm(Norm):
+class GroupNorm(Settled):
     """Groups of channels over all real tokens of a sample (Wu & He 2018). For comparison only.
 
     It equals LayerNorm only for one group and one token. Refused in causal stacks.
@@ -339,15 +355,12 @@ class GroupNorm(Norm):
         super().__init__(dim, weight=((dim,), 1.0), bias=((dim,), 0.0))
         self.groups, self.eps = groups, eps
 
-    def add(
-        self, x: Tensor, residual: Tensor | None, keep: Scale, gain: Scale, valid: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        stream = ops.settle(x, residual, keep, gain)  # (..., T, D)
-        s = _without_padding(stream.to(accumulate_dtype(stream)), valid)
+    def normalize(self, s: Tensor, valid: Tensor | None) -> Tensor:
+        s = _without_padding(s, valid)  # (..., T, D)
         s = s.unflatten(-1, (self.groups, -1))  # (..., T, G, C)
         mean, var, _ = _masked_moments(s, valid, (-3, -1))
         y = ((s - mean) * torch.rsqrt(var + self.eps)).flatten(-2)
-        return (y * self.weight.to(y.dtype) + self.bias.to(y.dtype)).to(x.dtype), stream
+        return y * self.weight.to(y.dtype) + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, groups={self.groups}, eps={self.eps:g}"
