@@ -5,6 +5,7 @@ once. What a join needs at the two ends of the stack, (Stream, valid) -> Stream,
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -12,25 +13,22 @@ from torch import Tensor, nn
 
 from addnorm import ops
 from addnorm.norms import as_norm
-from addnorm.ops.reference import accumulate_dtype, without_autocast
-from addnorm.stream import AddNorm, Join, Site, Stream, read
+from addnorm.ops.reference import Scale, accumulate_dtype, without_autocast
+from addnorm.stream import AddNorm, Join, Plain, Site, Stream, read
 
 # --- in place of plain addition -------------------------------------------------------------------
 
 
-class Replace(Join):
+class Replace(Plain):
     """f(x): what is left of a sublayer without its residual connection."""
 
     keeps = False
-
-    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        return read(s, pre, valid)
 
     def write(self, carry: Tensor, v: Tensor, taps: dict[str, Tensor]) -> Stream:
         return Stream(v.to(carry.dtype), taps=taps)
 
 
-class Scaled(Join):
+class Scaled(Plain):
     """keep * x + f(x), DeepNorm's alpha (Wang et al. 2022, arXiv 2203.00555)."""
 
     defers = True
@@ -39,9 +37,6 @@ class Scaled(Join):
         super().__init__()
         self.keep = keep
 
-    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        return read(s, pre, valid)
-
     def write(self, carry: Tensor, v: Tensor, taps: dict[str, Tensor]) -> Stream:
         return Stream(carry, v, keep=self.keep, taps=taps)
 
@@ -49,15 +44,12 @@ class Scaled(Join):
         return f"keep={self.keep:.6g}"
 
 
-class Dual(Join):
+class Dual(Plain):
     """x + f(x), and f(x) also onto a second stream that is never normalized: d + f(x).
 
     ResiDual (Xie et al. 2023, arXiv 2304.14802). The second stream travels as the tap "dual"; the
     stack begins with ``Fork`` and ends with ``Rejoin``.
     """
-
-    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        return read(s, pre, valid)
 
     def write(self, carry: Tensor, v: Tensor, taps: dict[str, Tensor]) -> Stream:
         return Stream(carry, v, taps={**taps, "dual": ops.settle(v, taps["dual"])})
@@ -82,7 +74,7 @@ class Rejoin(nn.Module):
         return Stream(s.settle(), self.norm(s.taps["dual"], valid=valid), taps=s.taps)
 
 
-class Slerp(Join):
+class Slerp(Plain):
     """unit(h + a * (unit(f(h)) - h)): a step along the sphere (nGPT, Loshchilov et al. 2024,
     arXiv 2410.01131).
 
@@ -100,9 +92,6 @@ class Slerp(Join):
     def reset_parameters(self) -> None:
         """An effective step of ``start``."""
         nn.init.constant_(self.alpha, 1.0 / math.sqrt(self.dim))
-
-    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        return read(s, pre, valid)
 
     def write(self, carry: Tensor, v: Tensor, taps: dict[str, Tensor]) -> Stream:
         wide = accumulate_dtype(carry, v)
@@ -211,7 +200,31 @@ class Collapse(nn.Module):
 # --- around another join --------------------------------------------------------------------------
 
 
-class Gained(Join):
+class Around(Join, ABC):
+    """A join that alters another, ``base``: whether it defers, keeps and normalizes is the base's
+    to say."""
+
+    def __init__(self, base: Join) -> None:
+        super().__init__()
+        self.base = base
+        self.defers, self.keeps, self.normalizes = base.defers, base.keeps, base.normalizes
+
+
+class Weighing(Around, ABC):
+    """A factor on f(x), whatever the base does with it."""
+
+    @abstractmethod
+    def factor(self, v: Tensor) -> Scale:
+        """What the branch's output is multiplied with; 1.0 leaves it as it is."""
+
+    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
+        return self.base.read(s, pre, valid)
+
+    def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        return self.base.weigh(carry, v, self.factor(v), taps)
+
+
+class Gained(Weighing):
     """A learned factor on f(x), whatever the join does with it.
 
     ReZero: a scalar that starts at 0 (Bachlechner et al. 2020, arXiv 2003.04887). LayerScale: a
@@ -219,55 +232,41 @@ class Gained(Join):
     """
 
     def __init__(self, base: Join, shape: tuple[int, ...], start: float) -> None:
-        super().__init__()
-        self.base, self.start = base, start
-        self.defers, self.keeps, self.normalizes = base.defers, base.keeps, base.normalizes
+        super().__init__(base)
+        self.start = start
         self.gain = nn.Parameter(torch.full(shape, start))
 
     def reset_parameters(self) -> None:
         """Back to the value at init."""
         nn.init.constant_(self.gain, self.start)
 
-    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
-        return self.base.read(s, pre, valid)
-
-    def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:
-        return self.base.weigh(carry, v, self.gain, taps)
+    def factor(self, v: Tensor) -> Scale:
+        return self.gain
 
     def extra_repr(self) -> str:
         return f"{tuple(self.gain.shape)}, start={self.start:g}"
 
 
-class DropPath(Join):
+class DropPath(Weighing):
     """f(x) left out for a whole sample with probability p in training, and scaled up by 1 / (1 - p)
     otherwise (stochastic depth, Huang et al. 2016, arXiv 1603.09382)."""
 
     def __init__(self, base: Join, p: float) -> None:
-        super().__init__()
-        self.base, self.p = base, p
-        self.defers, self.keeps, self.normalizes = base.defers, base.keeps, base.normalizes
+        super().__init__(base)
+        self.p = p
 
-    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
-        return self.base.read(s, pre, valid)
-
-    def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+    def factor(self, v: Tensor) -> Scale:
         if not self.training or self.p == 0.0:
-            return self.base.write(carry, v, taps)
+            return 1.0
         shape = (v.shape[0],) + (1,) * (v.dim() - 1)  # (B, 1, 1)
-        survives = torch.empty(shape, device=v.device).bernoulli_(1.0 - self.p) / (1.0 - self.p)
-        return self.base.weigh(carry, v, survives, taps)
+        return torch.empty(shape, device=v.device).bernoulli_(1.0 - self.p) / (1.0 - self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p:.4g}"
 
 
-class Share(Join):
+class Share(Around):
     """Opens a parallel block: what its branch reads is kept for the block's other branches."""
-
-    def __init__(self, base: Join) -> None:
-        super().__init__()
-        self.base = base
-        self.defers, self.keeps, self.normalizes = base.defers, base.keeps, base.normalizes
 
     def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
         u, carry = self.base.read(s, pre, valid)
@@ -278,14 +277,9 @@ class Share(Join):
         return self.base.write(carry, v, {**taps, "block_input": u})
 
 
-class Beside(Join):
+class Beside(Around):
     """In a parallel block: reads what the block's first branch read (Wang & Komatsuzaki 2021,
     GPT-J; Chowdhery et al. 2022, PaLM)."""
-
-    def __init__(self, base: Join) -> None:
-        super().__init__()
-        self.base = base
-        self.defers, self.keeps, self.normalizes = base.defers, base.keeps, base.normalizes
 
     def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
         _, carry = self.base.read(s, None, valid)

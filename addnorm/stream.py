@@ -31,7 +31,7 @@ from addnorm import ops
 from addnorm.init import PLAIN, InitRule
 from addnorm.masks import check_masks
 from addnorm.norms import LayerNorm, Norm, as_norm
-from addnorm.ops.reference import Scale
+from addnorm.ops.reference import Scale, is_one
 
 # --- what travels -------------------------------------------------------------------------------
 
@@ -158,6 +158,8 @@ class Join(nn.Module, ABC):
 
     def weigh(self, carry: Any, v: Tensor, gain: Scale, taps: dict[str, Tensor]) -> Stream:
         """``write`` of ``gain * v``."""
+        if is_one(gain):
+            return self.write(carry, v, taps)
         if not self.defers:
             return self.write(carry, ops.settle(v, None, gain=gain), taps)
         s = self.write(carry, v, taps)
@@ -238,7 +240,18 @@ def normed_stream(norm: AddNorm, s: Stream, valid: Tensor | None) -> Tensor:
     return seam(norm, s, valid)[0]
 
 
-class Add(Join):
+class Plain(Join, ABC):
+    """A join that reads the stream as nearly all do, and says only how f(x) is written to it."""
+
+    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        return read(s, pre, valid)
+
+    @abstractmethod
+    def write(self, carry: Tensor, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        """The stream after the branch said v. ``carry`` is the stream it read, not normed."""
+
+
+class Add(Plain):
     """x + f(x). ``shortcut`` takes the stream to the branch's width where the two differ, as the
     projection shortcut of He et al. 2015 does."""
 
@@ -247,9 +260,6 @@ class Add(Join):
     def __init__(self, shortcut: nn.Module | None = None) -> None:
         super().__init__()
         self.shortcut = shortcut
-
-    def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        return read(s, pre, valid)
 
     def write(self, carry: Tensor, v: Tensor, taps: dict[str, Tensor]) -> Stream:
         h = carry if self.shortcut is None else self.shortcut(carry)
