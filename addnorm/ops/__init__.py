@@ -9,6 +9,7 @@ from addnorm.ops.dispatch import add_norm
 from addnorm.ops.kernel import NormCall, NormKernel, NormOutput
 from addnorm.ops.offers import Declined, explain, reference_only, register
 from addnorm.ops.reference import settle
+from addnorm.ops.verification import verify
 
 __all__ = [
     "AttentionCall",
@@ -23,4 +24,5 @@ __all__ = [
     "reference_only",
     "register",
     "settle",
+    "verify",
 ]

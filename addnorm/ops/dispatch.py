@@ -57,18 +57,20 @@ def add_norm(
     call = NormCall(x, residual, weight, bias, keep, gain, NormSpec(kind, eps, weight_offset, cast))
     _check(call)
     if torch.compiler.is_compiling():
-        return _reference(call)
-    return OFFERS.serve(lambda kernel: _fused(kernel, call), lambda: _reference(call))
+        return by_definition(call)
+    return OFFERS.serve(lambda kernel: by_kernel(kernel, call), lambda: by_definition(call))
 
 
-def _fused(kernel: NormKernel, call: NormCall) -> tuple[Tensor, Tensor]:
+def by_kernel(kernel: NormKernel, call: NormCall) -> tuple[Tensor, Tensor]:
+    """``add_norm`` by one kernel, with its gradient; ``Declined`` if it does not serve the call."""
     with torch.no_grad(), without_autocast(call.x):
         output = kernel.forward(call)
     normed, *stream = _Fused.apply(kernel, call.spec, output, *call[:-1])
     return normed, stream[0] if stream else call.x
 
 
-def _reference(call: NormCall) -> tuple[Tensor, Tensor]:
+def by_definition(call: NormCall) -> tuple[Tensor, Tensor]:
+    """``add_norm`` by the reference, with autograd's gradient."""
     stream = settle(call.x, call.residual, call.keep, call.gain)
     normed = normalize(stream, call.weight, call.bias, **call.spec._asdict(), dtype=call.x.dtype)
     return normed, stream
