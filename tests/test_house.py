@@ -58,7 +58,7 @@ ROAD = {
     "testing": "anatomy linting",
     "training": "data norms stream positions schemes models adapt generation pages",
     "lab": "norms stream branches catalogue schemes",
-    "cli": "data schemes models adapt hf generation export pages anatomy linting training lab",
+    "cli": "ops data schemes models adapt hf generation export pages anatomy linting training lab",
     "__main__": "cli",
 }
 IMPORTS = {name: set(line.split()) for name, line in (GROUND | ROAD).items()}

@@ -143,8 +143,7 @@ def _run(words: list[str]) -> int:
         print(_help())
         return 0
     if first == "--version":
-        print(f"addnorm {__version__}")
-        return 0
+        return _version(words[1:])
     command = next((c for c in COMMANDS if c.name == first), None)
     if command is None:
         message = unknown_name("command", first, [c.name for c in COMMANDS])
@@ -154,6 +153,18 @@ def _run(words: list[str]) -> int:
     prog = f"addnorm {command.name}"
     arranged = getattr(module, "arranged", list)(words[1:])
     status: int = module.run(read(module.Options, arranged, prog, module.__doc__))
+    return status
+
+
+def _version(words: list[str]) -> int:
+    """The version at once; with ``--verbose`` what takes torch and seconds."""
+    if not words:
+        print(f"addnorm {__version__}")
+        return 0
+    if words != ["--verbose"]:
+        raise Refusal(f"--version is followed by --verbose or by nothing, not {' '.join(words)!r}")
+    choose_waiting()
+    status: int = import_module("addnorm.cli.version").run()
     return status
 
 
@@ -176,5 +187,6 @@ def _help() -> str:
         "usage: addnorm COMMAND ...\n\n"
         "The residual stream you can choose, measure and trust.\n\n"
         f"commands:\n{commands}\n\n"
-        "addnorm COMMAND --help lists the options of a command, addnorm --version the version."
+        "addnorm COMMAND --help lists the options of a command, addnorm --version the version;\n"
+        "with --verbose also whether the kernels of this machine compute what they should."
     )
