@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         UnbiasedLayerNorm,
     )
     from addnorm.recurrent import LayerNormGRU, LayerNormLSTM
-    from addnorm.stream import AddNorm, Context, Stack
+    from addnorm.stream import AddNorm, Context, Memory, Stack
     from addnorm.training.run import train
 
 # Public name -> the module that defines it; a module that is public itself maps to itself. Resolved
@@ -58,7 +58,7 @@ _PUBLIC = {
         "addnorm.norms",
     ),
     "init_table": "addnorm.init",
-    **dict.fromkeys(("AddNorm", "Context", "Stack"), "addnorm.stream"),
+    **dict.fromkeys(("AddNorm", "Context", "Memory", "Stack"), "addnorm.stream"),
     **dict.fromkeys(("LayerNormGRU", "LayerNormLSTM"), "addnorm.recurrent"),
     **dict.fromkeys(("GPT", "GPTConfig"), "addnorm.models.gpt"),
     "Tokenizer": "addnorm.data.tokenizer",
@@ -82,6 +82,7 @@ __all__ = [
     "LayerNorm",
     "LayerNormGRU",
     "LayerNormLSTM",
+    "Memory",
     "RMSNorm",
     "ScaleNorm",
     "Stack",

@@ -373,17 +373,17 @@ class CrossAttention(MultiHead):
     def forward(self, u: Tensor, ctx: Context) -> Tensor:
         memory = ctx.memory
         if memory is None:
-            raise ValueError("cross-attention needs Context(memory=...), the encoder's output")
+            raise ValueError("cross-attention needs Context(memory=Memory(...)), what it looks at")
         q = self.queries(u)
         if ctx.cache is None:
-            k, v = self.keys(memory), self.values(memory)
+            k, v = self.keys(memory.x), self.values(memory.x)
         else:
-            k, v = ctx.cache.memory(ctx.key, lambda: (self.keys(memory), self.values(memory)))
-        shape = (u.shape[0], self.n_heads, u.shape[1], memory.shape[1])
-        allowed = visible(shape, u.device, ctx.memory_valid, ctx.memory_attend, of="memory_")
+            k, v = ctx.cache.memory(ctx.key, lambda: (self.keys(memory.x), self.values(memory.x)))
+        shape = (u.shape[0], self.n_heads, u.shape[1], memory.x.shape[1])
+        allowed = visible(shape, u.device, memory.valid, memory.attend, of="memory.")
         bias = None
-        if ctx.memory_bias is not None:
-            allowed, bias = split_bias("memory_bias", ctx.memory_bias, allowed, shape)
+        if memory.bias is not None:
+            allowed, bias = split_bias("memory.bias", memory.bias, allowed, shape)
         return self.look(q, k, v, allowed, bias, ctx.valid)
 
 

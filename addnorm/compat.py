@@ -28,7 +28,7 @@ from addnorm.branches import MLP, Activation, Attention, CrossAttention, Heads
 from addnorm.init import InitRule
 from addnorm.norms import LayerNorm
 from addnorm.schemes import parse, post_norm, pre_norm, xavier
-from addnorm.stream import AddNorm, Context, Make, Scheme, Site, Stack, Wiring
+from addnorm.stream import AddNorm, Context, Make, Memory, Scheme, Site, Stack, Wiring
 
 Device = torch.device | str | int | None
 
@@ -270,8 +270,7 @@ class _Coder(nn.Module, ABC):
                     f"tgt and memory must be of one batch, got {tuple(x.shape)} and "
                     f"{tuple(memory.shape)} with batch_first={self.block.batch_first}"
                 )
-            valid, attend, bias = _read(memory_masks, len(u), heads)
-            ctx = ctx._replace(memory=m, memory_valid=valid, memory_attend=attend, memory_bias=bias)
+            ctx = ctx._replace(memory=Memory(m, *_read(memory_masks, len(u), heads)))
         y: Tensor = self.stack(u, ctx)
         if x.dim() == 2:
             y = y.squeeze(0)

@@ -71,22 +71,28 @@ class Cache(Protocol):
         """The keys and values of the encoder's output, made at the first call and kept."""
 
 
+class Memory(NamedTuple):
+    """The encoder's output, for cross-attention, and who may look at it: masks as in Context."""
+
+    x: Tensor  # (B, S, D)
+    valid: Tensor | None = None
+    attend: Tensor | None = None
+    bias: Tensor | None = None
+
+
 class Context(NamedTuple):
     """What a branch may look at besides its input. Forward writes to ``cache`` and ``offers`` only.
 
     Masks are boolean and say what *may* happen: ``valid`` (B, S) True = real token, ``attend``
     (T, S), (B, T, S) or (B, H, T, S) True = may look. ``bias`` of the same shapes is added to the
-    attention logits. The ``memory_`` fields say the same of the encoder's output.
+    attention logits.
     """
 
     valid: Tensor | None = None
     attend: Tensor | None = None
     bias: Tensor | None = None
     positions: Tensor | None = None  # (T,) or (B, T), of the tokens in x; default 0, 1, ...
-    memory: Tensor | None = None  # (B, S, D), the encoder's output
-    memory_valid: Tensor | None = None
-    memory_attend: Tensor | None = None
-    memory_bias: Tensor | None = None
+    memory: Memory | None = None
     cache: Cache | None = None
     # The rest is set for each sublayer by itself:
     key: Hashable = None  # names the sublayer in the cache
@@ -421,7 +427,8 @@ class Stack(nn.Module):
             )
         if not torch.compiler.is_compiling():
             check_masks(ctx.valid, ctx.attend, ctx.bias)
-            check_masks(ctx.memory_valid, ctx.memory_attend, ctx.memory_bias, of="memory_")
+            if ctx.memory is not None:
+                check_masks(*ctx.memory[1:], of="memory.")
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # a copy needs the same care
         super().__setstate__(state)

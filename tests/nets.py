@@ -11,7 +11,7 @@ from torch import Tensor
 
 from addnorm import schemes
 from addnorm.branches import MLP, Attention, CrossAttention
-from addnorm.stream import Context, Make, Scheme, Stack
+from addnorm.stream import Context, Make, Memory, Scheme, Stack
 from tests.references.schemes import Result, run
 
 DIM, HEADS, HIDDEN, BATCH, TIME, MEMORY = 24, 4, 40, 3, 7, 5
@@ -75,7 +75,7 @@ def inputs(layout: Layout, seed: int = 0, dtype: torch.dtype = torch.float64) ->
     if not layout.cross:
         return x, Context()
     memory = torch.randn(BATCH, MEMORY, DIM, generator=g, dtype=torch.float64).to(dtype)
-    return x, Context(memory=memory)
+    return x, Context(memory=Memory(memory))
 
 
 def stir(stack: Stack, seed: int = 0) -> Stack:
@@ -101,7 +101,7 @@ def compare_with_reference(
     x, ctx = inputs(layout)
     x.requires_grad_()
     if ctx.memory is not None:
-        ctx.memory.requires_grad_()
+        ctx.memory.x.requires_grad_()
     y = stack(x, ctx)
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=y.dtype)
     y.backward(cotangent)
@@ -112,7 +112,7 @@ def compare_with_reference(
         layout.kinds,
         heads=HEADS,
         causal=layout.role == "decoder",
-        memory=None if ctx.memory is None else ctx.memory.detach().numpy(),
+        memory=None if ctx.memory is None else ctx.memory.x.detach().numpy(),
         role=layout.role,
         depths=layout.depths,
         cotangent=cotangent.numpy(),
@@ -122,7 +122,7 @@ def compare_with_reference(
     assert x.grad is not None
     close("gradient of x", x.grad, expected.dx, tolerance)
     if ctx.memory is not None:
-        close("gradient of the memory", ctx.memory.grad, expected.dmemory, tolerance)
+        close("gradient of the memory", ctx.memory.x.grad, expected.dmemory, tolerance)
     for k, p in stack.named_parameters():
         assert p.grad is not None, f"{k} has no gradient"
         # A key bias has gradient 0 in exact arithmetic: compare with the key weight's scale.

@@ -37,7 +37,7 @@ from addnorm.branches import (
 from addnorm.init import Init, reset_parameters
 from addnorm.norms import LayerNorm, RMSNorm
 from addnorm.positions import ALiBi, AttentionPosition, RoPE
-from addnorm.stream import Context, Stack, Wiring
+from addnorm.stream import Context, Memory, Stack, Wiring
 from tests.nets import GrowingCache
 from tests.references import attention as naive
 from tests.references import norms, parts, tape
@@ -89,8 +89,18 @@ def gradients(module: nn.Module, y: Tensor, *others: Tensor) -> dict[str, Tensor
 
 def leaves(x: Tensor, ctx: Context) -> list[Tensor]:
     """What may need a gradient besides parameters, now requiring it."""
-    found = (x, ctx.memory, ctx.bias, ctx.memory_bias)
+    across = (None, None) if ctx.memory is None else (ctx.memory.x, ctx.memory.bias)
+    found = (x, ctx.bias, *across)
     return [t.requires_grad_() for t in found if t is not None]
+
+
+def replaced(ctx: Context, name: str, value: Tensor) -> Context:
+    """With one field that has a name as in errors: ``memory.bias`` is a field of the memory."""
+    outer, _, inner = name.partition(".")
+    if not inner:
+        return ctx._replace(**{outer: value})
+    assert ctx.memory is not None
+    return ctx._replace(memory=ctx.memory._replace(**{inner: value}))
 
 
 def bare(*makes: Any, dim: int = DIM) -> Stack:
@@ -153,25 +163,24 @@ class Case:
 
     def call(self) -> tuple[Tensor, Context]:
         """An input, and a Context with the masks in the fields that belong to what is attended."""
-        of = "memory_" if self.memory else ""
-        fields: dict[str, Tensor] = {}
+        ctx, of = Context(), ""
         if self.memory:
-            fields["memory"] = draw(self.batch, self.memory, DIM)
+            ctx, of = Context(memory=Memory(draw(self.batch, self.memory, DIM))), "memory."
         if self.valid:
-            fields[f"{of}valid"] = torch.rand(self.sizes("BS")) > 0.2
+            ctx = replaced(ctx, f"{of}valid", torch.rand(self.sizes("BS")) > 0.2)
         if self.attend:
-            fields[f"{of}attend"] = torch.rand(self.sizes(self.attend)) > 0.3
+            ctx = replaced(ctx, f"{of}attend", torch.rand(self.sizes(self.attend)) > 0.3)
         if self.bias:
-            fields[f"{of}bias"] = draw(*self.sizes(self.bias))
+            ctx = replaced(ctx, f"{of}bias", draw(*self.sizes(self.bias)))
         if self.positions:
-            fields["positions"] = torch.randint(0, 50, self.sizes(self.positions))
-        return draw(self.batch, self.time, DIM), Context(**fields)
+            ctx = ctx._replace(positions=torch.randint(0, 50, self.sizes(self.positions)))
+        return draw(self.batch, self.time, DIM), ctx
 
 
-def masks(case: Case, ctx: Context) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if case.memory:
-        return ctx.memory_valid, ctx.memory_attend, ctx.memory_bias
-    return ctx.valid, ctx.attend, ctx.bias
+def masks(ctx: Context) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Valid, attend and bias of what is attended to."""
+    attended = ctx if ctx.memory is None else ctx.memory
+    return attended.valid, attended.attend, attended.bias
 
 
 def full(mask: Tensor | None) -> Any:
@@ -183,7 +192,7 @@ def full(mask: Tensor | None) -> Any:
 
 def allowed(case: Case, ctx: Context) -> Mask:
     """Which query may see which key, (B, H, T, S), all masks together."""
-    valid, attend, _ = masks(case, ctx)
+    valid, attend, _ = masks(ctx)
     i, j = np.arange(case.shape[2])[:, None], np.arange(case.shape[3])[None, :]
     seen = np.ones(case.shape, dtype=bool)
     if case.causal:
@@ -233,7 +242,7 @@ def expected(
 ) -> Array:
     """What the loops say. ``first``: the values to mix in, their factor and that of its own."""
     q_heads, kv_heads = case.heads
-    source = x if ctx.memory is None else ctx.memory
+    source = x if ctx.memory is None else ctx.memory.x
     q = linear(branch.q, x.numpy(), q_heads)
     k = linear(branch.k, source.numpy(), kv_heads)
     v = linear(branch.v, source.numpy(), kv_heads)
@@ -247,7 +256,7 @@ def expected(
         q, k = turned(q, at), turned(k, at)
     if case.scale is not None:
         q = q * (case.scale * math.sqrt(case.head_dim))
-    valid, attend, bias = masks(case, ctx)
+    valid, attend, bias = masks(ctx)
     slopes = naive.alibi_slopes(q_heads) if case.code == "alibi" else None
     if bias is None and (slopes is None or case.causal):
         y = naive.attention(
@@ -494,7 +503,7 @@ BLIND = {
 def blinded(case: Case) -> tuple[Tensor, Context]:
     """A call in which the first sample, or its first queries, see nothing."""
     x, ctx = case.call()
-    valid, attend, _ = masks(case, ctx)
+    valid, attend, _ = masks(ctx)
     if valid is not None:
         valid[:] = True
         valid[0, : 3 if case.causal else None] = False
@@ -589,9 +598,9 @@ def test_masked_memory_does_not_matter(softcap: float | None) -> None:
     branch = random(Case(memory=4, softcap=softcap).build())
     x, memory = draw(2, 5, DIM), draw(2, 4, DIM).requires_grad_()
     valid = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0]]).bool()
-    y = branch(x, Context(memory=memory, memory_valid=valid))
+    y = branch(x, Context(memory=Memory(memory, valid)))
     other = torch.where(valid[..., None], memory, 1e3 * draw(2, 4, DIM))
-    assert torch.equal(branch(x, Context(memory=other, memory_valid=valid)), y)
+    assert torch.equal(branch(x, Context(memory=Memory(other, valid))), y)
     (g,) = torch.autograd.grad(y.square().sum(), memory)
     assert (g[~valid] == 0).all()
     assert (g[valid] != 0).any(-1).all()
@@ -602,7 +611,7 @@ def test_cross_attention_leaves_the_masks_of_its_own_tokens_alone() -> None:
     case = Case(memory=3, attend="BTS", bias="TS")
     branch = random(case.build())
     x, ctx = case.call()
-    ctx = ctx._replace(memory_valid=padded([3, 2], 3))
+    ctx = replaced(ctx, "memory.valid", padded([3, 2], 3))
     own = ctx._replace(valid=torch.rand(2, 5) > 0.5, attend=torch.ones(5, 5).tril().bool())
     own = own._replace(bias=draw(5, 5), positions=torch.arange(5))
     assert torch.equal(branch(x, own), branch(x, ctx))
@@ -619,7 +628,7 @@ def against_the_tape(
     theirs = [Var(t.numpy()) for t in inputs]
     want = said(variables, theirs)
     ours = [t.clone().requires_grad_() for t in inputs]
-    y = branch(ours[0], Context(memory=ours[1] if len(ours) > 1 else None))
+    y = branch(ours[0], Context(memory=Memory(ours[1]) if len(ours) > 1 else None))
     near(y.detach(), want.value)
     cotangent = draw(*y.shape)
     y.backward(cotangent)
@@ -684,13 +693,17 @@ def test_gated_mlp_gradients(inner: Any) -> None:
 
 def finite_differences(branch: nn.Module, x: Tensor, ctx: Context) -> None:
     names = [name for name, _ in branch.named_parameters()]
-    fields = {k: v for k, v in ctx._asdict().items() if k in ("memory", "bias", "memory_bias")}
+    fields = {"bias": ctx.bias}
+    if ctx.memory is not None:
+        fields |= {"memory.x": ctx.memory.x, "memory.bias": ctx.memory.bias}
     given = {k: v.requires_grad_() for k, v in fields.items() if v is not None}
 
     def run(x: Tensor, *rest: Tensor) -> Tensor:
-        here = ctx._replace(**dict(zip(given, rest, strict=False)))
+        varied = ctx
+        for name, value in zip(given, rest, strict=False):
+            varied = replaced(varied, name, value)
         state = dict(zip(names, rest[len(given) :], strict=True))
-        return torch.func.functional_call(branch, state, (x, here))
+        return torch.func.functional_call(branch, state, (x, varied))
 
     parameters = [p.detach().requires_grad_() for p in branch.parameters()]
     assert torch.autograd.gradcheck(run, (x.requires_grad_(), *given.values(), *parameters))
@@ -781,7 +794,7 @@ def test_attention_without_biases(make: Any) -> None:
     branch = make(DIM, 4, bias=False)
     assert [n for n, _ in branch.named_parameters() if "bias" in n] == []
     x = torch.randn(2, 5, DIM)
-    assert (branch(0 * x, Context(memory=0 * x)) == 0).all()
+    assert (branch(0 * x, Context(memory=Memory(0 * x))) == 0).all()
 
 
 @pytest.mark.parametrize("kind", [MLP, GatedMLP])
@@ -852,12 +865,13 @@ def test_dropout_acts_in_training_and_keeps_the_mean(
     silent = make().double()
     silent.load_state_dict(branch.state_dict())
     x = draw(1, 3, DIM)
-    ctx = Context(memory=draw(1, 4, DIM))
+    memory = draw(1, 4, DIM)
+    ctx = Context(memory=Memory(memory))
     want = silent(x, ctx)[0].detach()
     branch.eval()
     assert torch.equal(branch(x, ctx)[0], want)
     branch.train()
-    many = Context(memory=None if ctx.memory is None else ctx.memory.expand(n, -1, -1))
+    many = Context(memory=Memory(memory.expand(n, -1, -1)))
     with torch.no_grad():
         y = branch(x.expand(n, -1, -1), many)
     error = y.std(0) / n**0.5
@@ -887,10 +901,10 @@ WRONG = {
     "attend without any": ("attend", (), ["(T, S), (B, T, S) or (B, H, T, S)", "0 axes", "()"]),
     "bias, keys": ("bias", (B, T, 4), ["axis S (keys) has 4", "expected 5 or 1", "got (2, 5, 4)"]),
     "bias, one axis": ("bias", (S,), ["(T, S), (B, T, S) or (B, H, T, S)", "1 axes", "(5,)"]),
-    "memory_valid": ("memory_valid", (B, S), ["(B, S) = (2, 3)", "got (2, 5)"]),
-    "memory_attend": ("memory_attend", (T, S), ["axis S (keys) has 5", "expected 3 or 1"]),
-    "memory_attend, one axis": ("memory_attend", (M,), ["1 axes", "(3,)"]),
-    "memory_bias": ("memory_bias", (B, H, 4, M), ["axis T (queries) has 4", "expected 5 or 1"]),
+    "memory.valid": ("memory.valid", (B, S), ["(B, S) = (2, 3)", "got (2, 5)"]),
+    "memory.attend": ("memory.attend", (T, S), ["axis S (keys) has 5", "expected 3 or 1"]),
+    "memory.attend, one axis": ("memory.attend", (M,), ["1 axes", "(3,)"]),
+    "memory.bias": ("memory.bias", (B, H, 4, M), ["axis T (queries) has 4", "expected 5 or 1"]),
 }
 
 
@@ -903,7 +917,7 @@ def test_a_mask_of_a_wrong_shape_is_named(
     make = partial(CrossAttention if name.startswith("memory") else Attention, DIM, H)
     module: nn.Module = make() if inside == "a branch" else bare(make)
     mask = torch.randn(shape) if name.endswith("bias") else torch.ones(shape, dtype=torch.bool)
-    ctx = Context(memory=torch.randn(B, M, DIM))._replace(**{name: mask})
+    ctx = replaced(Context(memory=Memory(torch.randn(B, M, DIM))), name, mask)
     with pytest.raises(ValueError, match=f"^{name}") as raised:
         module(torch.randn(B, T, DIM), ctx)
     for part in said:
@@ -921,8 +935,8 @@ def test_a_mask_for_the_new_tokens_alone_is_wrong_with_a_cache() -> None:
 MASKS = {
     "valid": (B, S),
     "attend": (T, S),
-    "memory_valid": (B, M),
-    "memory_attend": (B, T, M),
+    "memory.valid": (B, M),
+    "memory.attend": (B, T, M),
 }
 
 
@@ -930,11 +944,11 @@ MASKS = {
 @pytest.mark.parametrize("name", MASKS)
 def test_a_mask_of_numbers_is_refused(name: str, dtype: torch.dtype) -> None:
     stack = bare(partial(Attention, DIM, H), partial(CrossAttention, DIM, H))
-    ctx = Context(memory=torch.randn(B, M, DIM))
+    ctx = Context(memory=Memory(torch.randn(B, M, DIM)))
     mask = torch.ones(MASKS[name])
-    stack(torch.randn(B, T, DIM), ctx._replace(**{name: mask.bool()}))
+    stack(torch.randn(B, T, DIM), replaced(ctx, name, mask.bool()))
     with pytest.raises(TypeError, match=rf"^{name} must be boolean, True = .*, got {dtype}"):
-        stack(torch.randn(B, T, DIM), ctx._replace(**{name: mask.to(dtype)}))
+        stack(torch.randn(B, T, DIM), replaced(ctx, name, mask.to(dtype)))
 
 
 @path
@@ -946,17 +960,17 @@ def test_no_branch_takes_a_mask_of_numbers_in_silence(
     """Outside a Stack it is PyTorch that complains."""
     make = CrossAttention if name.startswith("memory") else Attention
     mask = torch.ones(MASKS[name], dtype=dtype)
-    ctx = Context(memory=torch.randn(B, M, DIM))._replace(**{name: mask})
+    ctx = replaced(Context(memory=Memory(torch.randn(B, M, DIM))), name, mask)
     with pytest.raises((TypeError, RuntimeError)):
         make(DIM, H, softcap=softcap)(torch.randn(B, T, DIM), ctx)
 
 
-@pytest.mark.parametrize("name", ["bias", "memory_bias"])
+@pytest.mark.parametrize("name", ["bias", "memory.bias"])
 def test_a_boolean_bias_is_refused(name: str) -> None:
     """Added to the logits it would be 0 and 1: a mask in the wrong field, masking nothing."""
     stack = bare(partial(Attention, DIM, H), partial(CrossAttention, DIM, H))
     mask = torch.ones(T, S if name == "bias" else M).tril().bool()
-    ctx = Context(memory=torch.randn(B, M, DIM))._replace(**{name: mask})
+    ctx = replaced(Context(memory=Memory(torch.randn(B, M, DIM))), name, mask)
     with pytest.raises(TypeError, match=name):
         stack(torch.randn(B, T, DIM), ctx)
 
@@ -979,15 +993,15 @@ def asked(name: str, mask: Tensor) -> None:
     heads = axes[1] if mask.dim() == 4 else 1
     if name.startswith("memory"):
         stack = bare(partial(CrossAttention, 4, heads, head_dim=2), dim=4)
-        ctx = Context(memory=torch.zeros(batch, s, 4))
+        ctx = Context(memory=Memory(torch.zeros(batch, s, 4)))
     else:
         stack = bare(partial(Attention, 4, heads, head_dim=2), dim=4)
         ctx = Context()
     with torch.no_grad():
-        assert stack(torch.zeros(batch, t, 4), ctx._replace(**{name: mask})).isfinite().all()
+        assert stack(torch.zeros(batch, t, 4), replaced(ctx, name, mask)).isfinite().all()
 
 
-sides = st.sampled_from(["", "memory_"])
+sides = st.sampled_from(["", "memory."])
 
 
 @examples(max_examples=60)
@@ -1003,7 +1017,7 @@ def test_a_key_padding_mask_is_recognized(side: str, size: int, data: Any) -> No
 
 
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3), (1, 1)])
-@pytest.mark.parametrize("side", ["", "memory_"])
+@pytest.mark.parametrize("side", ["", "memory."])
 def test_a_causal_mask_of_what_is_forbidden_is_recognized(side: str, lead: tuple[int, ...]) -> None:
     for size in (2, 3, 8):
         forbidden = torch.ones(*lead, size, size).triu(1).bool()
@@ -1022,7 +1036,7 @@ def test_a_padded_batch_with_a_full_row_is_legitimate(
     asked(f"{side}valid", padded([*lengths[:at], size, *lengths[at:]], size, left))
 
 
-@pytest.mark.parametrize("side", ["", "memory_"])
+@pytest.mark.parametrize("side", ["", "memory."])
 def test_a_batch_padded_on_either_side_is_legitimate(side: str) -> None:
     """One row of no token, one that ends in tokens, and one that begins with them."""
     asked(f"{side}valid", torch.tensor([[0, 0, 0], [0, 1, 1], [1, 1, 0]]).bool())
@@ -1057,7 +1071,7 @@ def test_what_may_be_looked_at_is_anybodys_choice(
     asked(f"{side}attend", mask)
 
 
-@pytest.mark.parametrize("side", ["", "memory_"])
+@pytest.mark.parametrize("side", ["", "memory."])
 def test_the_usual_masks_are_legitimate(side: str) -> None:
     for size in (1, 2, 3, 8):
         ones = torch.ones(size, size)
@@ -1081,15 +1095,18 @@ def decoded(module: nn.Module, x: Tensor, ctx: Context, sizes: list[int]) -> Ten
                     mask = mask.narrow(axis, start, stop - start)
             return mask
 
-        every = (0, 0 if ctx.memory is None else ctx.memory.shape[1])
-        new, seen = (at, end), (0, end)
+        new, seen, memory = (at, end), (0, end), ctx.memory
+        if memory is not None:
+            every = (0, memory.x.shape[1])
+            memory = memory._replace(
+                attend=cut(memory.attend, new, every), bias=cut(memory.bias, new, every)
+            )
         step = ctx._replace(
             valid=cut(ctx.valid, seen),
             attend=cut(ctx.attend, new, seen),
             bias=cut(ctx.bias, new, seen),
             positions=cut(ctx.positions, new),
-            memory_attend=cut(ctx.memory_attend, new, every),
-            memory_bias=cut(ctx.memory_bias, new, every),
+            memory=memory,
             cache=cache,
         )
         out.append(module(x[:, at:end], step))
@@ -1223,11 +1240,11 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Context]]] = {
     ),
     "across": (
         lambda: CrossAttention(DIM, 4, qk_norm=RMSNorm),
-        lambda: Context(memory=torch.randn(2, 3, DIM), memory_valid=padded([3, 2], 3)),
+        lambda: Context(memory=Memory(torch.randn(2, 3, DIM), padded([3, 2], 3))),
     ),
     "across, plain": (
         lambda: CrossAttention(DIM, 4, softcap=5.0),
-        lambda: Context(memory=torch.randn(2, 3, DIM), memory_bias=torch.randn(5, 3)),
+        lambda: Context(memory=Memory(torch.randn(2, 3, DIM), bias=torch.randn(5, 3))),
     ),
     "mlp": (lambda: MLP(DIM, 20, inner=LayerNorm), Context),
     "gated": (lambda: GatedMLP(DIM, 20, "gelu_tanh"), Context),
@@ -1322,7 +1339,7 @@ def test_compiles_in_one_graph(kind: str) -> None:
     make, call = KINDS[kind]
     branch = random(make())
     x, ctx = draw(2, 5, DIM).requires_grad_(), call()
-    ctx = ctx if ctx.memory is None else ctx._replace(memory=ctx.memory.double())
+    ctx = ctx if ctx.memory is None else replaced(ctx, "memory.x", ctx.memory.x.double())
     compiled = torch.compile(branch, fullgraph=True, backend="aot_eager")
     y, want = compiled(x, ctx), branch(x, ctx)
     near(y, want)
@@ -1398,7 +1415,7 @@ def test_an_unknown_activation_lists_what_is_near(kind: Any) -> None:
 
 
 def test_cross_attention_needs_a_memory() -> None:
-    with pytest.raises(ValueError, match=r"cross-attention needs Context\(memory=...\)"):
+    with pytest.raises(ValueError, match=r"cross-attention needs Context\(memory=Memory\("):
         CrossAttention(12, 4)(torch.randn(2, 5, 12), Context())
     with pytest.raises(ValueError, match="cross-attention needs"):
         CrossAttention(12, 4)(torch.randn(2, 5, 12), Context(cache=GrowingCache()))

@@ -33,7 +33,7 @@ from addnorm.generation.decode import Decoder, window_start
 from addnorm.generation.sampling import Sampling, distribution
 from addnorm.generation.stopping import StopStrings, looped
 from addnorm.models.gpt import GPT, POSITIONS, GPTConfig
-from addnorm.stream import Context
+from addnorm.stream import Context, Memory
 from tests.nets import DECODER_OF_BOTH, TIME, build, inputs, stir
 
 BYTES = Tokenizer.bytes()
@@ -200,8 +200,9 @@ def test_the_static_cache_in_a_stack(name: str) -> None:
     more = torch.cat((x, x[:, :2]), 1)[[2, 0]]
     cache.keep(torch.tensor([2, 0]))
     cache.reserve(2)
-    got_more = stack(more[:, TIME:], ctx._replace(memory=ctx.memory[[2, 0]]))
-    want_more = stack(more, Context(memory=ctx.memory[[2, 0]]))[:, TIME:]
+    memory = Memory(ctx.memory.x[[2, 0]])
+    got_more = stack(more[:, TIME:], ctx._replace(memory=memory))
+    want_more = stack(more, Context(memory=memory))[:, TIME:]
     torch.testing.assert_close(got_more, want_more, rtol=1e-12, atol=1e-12)
 
 

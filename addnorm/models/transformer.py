@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from addnorm.branches import MLP, Attention, CrossAttention, Heads
 from addnorm.norms import LayerNorm
 from addnorm.positions import AttentionPosition
-from addnorm.stream import Cache, Context, Make, Scheme, Stack
+from addnorm.stream import Cache, Context, Make, Memory, Scheme, Stack
 
 
 class Options(TypedDict, total=False):
@@ -120,7 +120,7 @@ class EncoderDecoder(nn.Module):
         cache: Cache | None = None,
     ) -> Tensor:
         """One pass of the decoder; with a cache ``target`` holds the new tokens only."""
-        ctx = Context(valid=valid, memory=memory, memory_valid=memory_valid, cache=cache)
+        ctx = Context(valid=valid, memory=Memory(memory, memory_valid), cache=cache)
         decoded: Tensor = self.decoder(target, ctx)
         return decoded
 
