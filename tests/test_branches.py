@@ -1410,7 +1410,7 @@ def test_a_window_without_a_meaning(window: int, causal: bool) -> None:
 def test_an_unknown_activation_lists_what_is_near(kind: Any) -> None:
     with pytest.raises(ValueError, match=r"unknown activation 'rellu'; did you mean .*\brelu\b"):
         kind(12, 20, "rellu")
-    with pytest.raises(ValueError, match="gelu or gelu_tanh or relu or relu2 or silu"):
+    with pytest.raises(ValueError, match="there are gelu, gelu_tanh, relu, relu2, silu"):
         kind(12, 20, "maxout")
 
 
