@@ -1,4 +1,4 @@
-"""The branches: what a sublayer computes, called as ``branch(u, ctx)``.
+"""The branches: what a sublayer computes, called as ``branch(u, here)``.
 
 Every one takes ``inner=`` (a rule width -> norm, or None) and ``init=`` (a rule (role, weight)),
 which is how a ``Stack`` passes on what the scheme decided: ``partial(MLP, dim, hidden)`` is a make.
@@ -21,7 +21,7 @@ from addnorm.norms import as_norm
 from addnorm.ops import AttentionCall, attend
 from addnorm.ops.reference import accumulate_dtype, autocast_applies
 from addnorm.positions import AttentionPosition
-from addnorm.stream import Context, Make
+from addnorm.stream import Here, Make
 
 NormRule = Callable[[int], nn.Module]
 Activation = str | Callable[[Tensor], Tensor]
@@ -106,11 +106,11 @@ class FeedForward(nn.Module, ABC):
     def hidden(self, u: Tensor) -> Tensor:
         """(B, T, dim) -> (B, T, hidden)."""
 
-    def forward(self, u: Tensor, ctx: Context | None = None) -> Tensor:
+    def forward(self, u: Tensor, here: Here | None = None) -> Tensor:
         a = self.hidden(_for(self.up, u))
         a = F.dropout(a, self.dropout, self.training)
         if self.inner is not None:
-            a = self.inner(a, valid=None if ctx is None else ctx.valid)
+            a = self.inner(a, valid=None if here is None else here.ctx.valid)
         return F.dropout(self.down(_for(self.down, a)), self.out_dropout, self.training)
 
     def extra_repr(self) -> str:
@@ -154,8 +154,9 @@ class Parallel(nn.Module):
             raise ValueError("Parallel needs at least one branch")
         self.branches = nn.ModuleList(make(inner=inner, init=init) for make in makes)
 
-    def forward(self, u: Tensor, ctx: Context) -> Tensor:
-        out = [branch(u, ctx._replace(key=(ctx.key, i))) for i, branch in enumerate(self.branches)]
+    def forward(self, u: Tensor, here: Here) -> Tensor:
+        key = here.key
+        out = [branch(u, here._replace(key=(key, i))) for i, branch in enumerate(self.branches)]
         return sum(out[1:], out[0])
 
 
@@ -232,7 +233,7 @@ class MultiHead(nn.Module, ABC):
         _reset(self.init, q=self.q, k=self.k, v=self.v, out=self.out)
 
     @abstractmethod
-    def forward(self, u: Tensor, ctx: Context) -> Tensor:
+    def forward(self, u: Tensor, here: Here) -> Tensor:
         """(B, T, dim) -> (B, T, dim)."""
 
     def queries(self, u: Tensor) -> Tensor:
@@ -310,19 +311,20 @@ class Attention(MultiHead):
         self.causal, self.window = causal, window
         self.position, self.value_residual = position, value_residual
 
-    def forward(self, u: Tensor, ctx: Context) -> Tensor:
+    def forward(self, u: Tensor, here: Here) -> Tensor:
+        ctx = here.ctx
         batch, new, _ = u.shape
-        past = 0 if ctx.cache is None else ctx.cache.length(ctx.key)
+        past = 0 if ctx.cache is None else ctx.cache.length(here.key)
         q, k, v = self.queries(u), self.keys(u), self.values(u)
         if self.value_residual is not None:
-            v = self._with_first_values(v, ctx)
+            v = self._with_first_values(v, here)
         if self.position is not None:
             positions = ctx.positions
             if positions is None:
                 positions = past + torch.arange(new, device=u.device)
             q, k = self.position.rotate(q, positions), self.position.rotate(k, positions)
         if ctx.cache is not None:
-            k, v = ctx.cache.update(ctx.key, k, v)
+            k, v = ctx.cache.update(here.key, k, v)
         total = k.shape[-2]
         shape = (batch, self.n_heads, new, total)
         ahead = isinstance(past, Tensor)  # there are slots of tokens to come, which none may see
@@ -352,14 +354,14 @@ class Attention(MultiHead):
             bias = code if bias is None else bias if code is None else bias + code
         return self.look(q, k, v, allowed, bias, ctx.valid, causal=plain)
 
-    def _with_first_values(self, v: Tensor, ctx: Context) -> Tensor:
+    def _with_first_values(self, v: Tensor, here: Here) -> Tensor:
         assert self.value_residual is not None
         first, own = self.value_residual
-        if ctx.taps is not None and "v0" in ctx.taps:
-            return first * ctx.taps["v0"] + own * v
-        if ctx.offers is None:
+        if here.taps is not None and "v0" in here.taps:
+            return first * here.taps["v0"] + own * v
+        if here.offers is None:
             raise ValueError("value_residual needs a Stack around the attention, to carry values")
-        ctx.offers.setdefault("v0", v)  # of several attentions side by side, the first's
+        here.offers.setdefault("v0", v)  # of several attentions side by side, the first's
         return v
 
     def extra_repr(self) -> str:
@@ -368,9 +370,10 @@ class Attention(MultiHead):
 
 
 class CrossAttention(MultiHead):
-    """Attention to ``ctx.memory``, the encoder's output, with the options of ``MultiHead``."""
+    """Attention to ``Context.memory``, the encoder's output, with the options of ``MultiHead``."""
 
-    def forward(self, u: Tensor, ctx: Context) -> Tensor:
+    def forward(self, u: Tensor, here: Here) -> Tensor:
+        ctx = here.ctx
         memory = ctx.memory
         if memory is None:
             raise ValueError("cross-attention needs Context(memory=Memory(...)), what it looks at")
@@ -378,7 +381,7 @@ class CrossAttention(MultiHead):
         if ctx.cache is None:
             k, v = self.keys(memory.x), self.values(memory.x)
         else:
-            k, v = ctx.cache.memory(ctx.key, lambda: (self.keys(memory.x), self.values(memory.x)))
+            k, v = ctx.cache.memory(here.key, lambda: (self.keys(memory.x), self.values(memory.x)))
         shape = (u.shape[0], self.n_heads, u.shape[1], memory.x.shape[1])
         allowed = visible(shape, u.device, memory.valid, memory.attend, of="memory.")
         bias = None

@@ -81,7 +81,8 @@ class Memory(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a branch may look at besides its input. Forward writes to ``cache`` and ``offers`` only.
+    """What the caller of a stack says besides its input, to all sublayers alike. Forward writes to
+    nothing of it but the cache.
 
     Masks are boolean and say what *may* happen: ``valid`` (B, S) True = real token, ``attend``
     (T, S), (B, T, S) or (B, H, T, S) True = may look. ``bias`` of the same shapes is added to the
@@ -94,14 +95,15 @@ class Context(NamedTuple):
     positions: Tensor | None = None  # (T,) or (B, T), of the tokens in x; default 0, 1, ...
     memory: Memory | None = None
     cache: Cache | None = None
-    # The rest is set for each sublayer by itself:
+
+
+class Here(NamedTuple):
+    """What a branch may look at besides its input: ``branch(u, here)``, made anew for each call."""
+
+    ctx: Context = Context()
     key: Hashable = None  # names the sublayer in the cache
     taps: Mapping[str, Tensor] | None = None  # what earlier sublayers left on the stream
-    offers: dict[str, Tensor] | None = None  # what this one leaves there; lives for one call
-
-    def here(self, key: Hashable, taps: Mapping[str, Tensor] | None) -> "Context":
-        """The Context for one call of one sublayer: its key, its taps, and no offers yet."""
-        return self._replace(key=key, taps=taps, offers={})
+    offers: dict[str, Tensor] | None = None  # what this one leaves there; None: no stream is around
 
 
 # --- what a scheme sees and says ----------------------------------------------------------------
@@ -297,12 +299,12 @@ class Sublayer(nn.Module):
         self.join = wiring.join or Add()
 
     def forward(self, s: Stream, ctx: Context) -> Stream:
-        here = ctx.here(self.site.index, s.taps)
+        offers: dict[str, Tensor] = {}
         u, carry = self.join.read(s, self.pre, ctx.valid)
-        v = self.branch(u, here)
+        v = self.branch(u, Here(ctx, self.site.index, s.taps, offers))
         if self.out is not None:
             v = self.out(v, valid=ctx.valid)
-        s = self.join.write(carry, v, {**(s.taps or {}), **(here.offers or {})})
+        s = self.join.write(carry, v, {**(s.taps or {}), **offers})
         if self.post is None:
             return s
         return Stream(normed_stream(self.post, s, ctx.valid), taps=s.taps)
@@ -326,7 +328,7 @@ class Stack(nn.Module):
     is that of x whatever the branches compute in.
 
     ``branches`` is a list of (kind, make); ``make(inner=, init=)`` returns a module that is called
-    as ``branch(u, ctx)``. ``role="decoder"`` says that the stack is causal. ``depths`` are the
+    as ``branch(u, here)``. ``role="decoder"`` says that the stack is causal. ``depths`` are the
     blocks of encoder and decoder where both exist: some designs depend on them.
     """
 

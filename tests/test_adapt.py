@@ -36,7 +36,7 @@ from addnorm.adapt.parts import AdaLoRA, LoRA
 from addnorm.models.folders import WeightsError
 from addnorm.models.transformer import EncoderDecoder
 from addnorm.settings import SettingsError
-from addnorm.stream import Context
+from addnorm.stream import Here
 from addnorm.training.display import Display
 from addnorm.training.language import Language
 from addnorm.training.loop_settings import Loop
@@ -245,7 +245,7 @@ def test_a_prefix_by_the_equation(window: int | None, softcap: float | None) -> 
                 out[b, i, 12 * h : 12 * (h + 1)] = e @ vs / e.sum()
     want = branch.out(torch.from_numpy(out))
     # a softmax of up to 11 terms in float64
-    torch.testing.assert_close(branch(u, Context()), want, rtol=0, atol=1e-13)
+    torch.testing.assert_close(branch(u, Here()), want, rtol=0, atol=1e-13)
 
 
 def test_a_bottleneck_by_the_equation() -> None:
@@ -254,7 +254,7 @@ def test_a_bottleneck_by_the_equation() -> None:
     a, u = branch.adapter, torch.randn(2, 3, 24, dtype=torch.float64)
     v = branch.down(F.gelu(branch.up(u), approximate="tanh"))
     want = v + F.gelu(v @ a.down.weight.T + a.down.bias) @ a.up.weight.T + a.up.bias
-    torch.testing.assert_close(branch(u, Context()), want, rtol=0, atol=1e-13)
+    torch.testing.assert_close(branch(u, Here()), want, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("design", DESIGNS)

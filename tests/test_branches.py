@@ -37,7 +37,7 @@ from addnorm.branches import (
 from addnorm.init import Init, reset_parameters
 from addnorm.norms import LayerNorm, RMSNorm
 from addnorm.positions import ALiBi, AttentionPosition, RoPE
-from addnorm.stream import Context, Memory, Stack, Wiring
+from addnorm.stream import Context, Here, Memory, Stack, Wiring
 from tests.nets import GrowingCache
 from tests.references import attention as naive
 from tests.references import norms, parts, tape
@@ -101,6 +101,12 @@ def replaced(ctx: Context, name: str, value: Tensor) -> Context:
         return ctx._replace(**{outer: value})
     assert ctx.memory is not None
     return ctx._replace(memory=ctx.memory._replace(**{inner: value}))
+
+
+def called(module: nn.Module, x: Tensor, ctx: Context) -> Tensor:
+    """A stack or a branch, whichever it is."""
+    y: Tensor = module(x, ctx if isinstance(module, Stack) else Here(ctx))
+    return y
 
 
 def bare(*makes: Any, dim: int = DIM) -> Stack:
@@ -381,7 +387,7 @@ def equals_the_loops(case: Case) -> None:
     branch = random(case.build())
     x, ctx = case.call()
     with torch.no_grad():
-        near(branch(x, ctx), expected(case, branch, x, ctx))
+        near(branch(x, Here(ctx)), expected(case, branch, x, ctx))
 
 
 @cases(OPTIONS)
@@ -475,9 +481,9 @@ def test_both_ways_of_computing_agree(case: Case) -> None:
     branch = random(replace(case, softcap=None).build())
     x, ctx = case.call()
     inputs = leaves(x, ctx)
-    y = branch(x, ctx)
+    y = branch(x, Here(ctx))
     with ops.reference_only("attention"):
-        z = branch(x, ctx)
+        z = branch(x, Here(ctx))
     near(y, z)
     want = gradients(branch, z, *inputs)
     for name, g in gradients(branch, y, *inputs).items():
@@ -524,7 +530,7 @@ def test_a_query_that_sees_nothing_gets_nothing(case: Case, softcap: float | Non
     assert not blind.all()
     inputs = leaves(x, ctx)
     for _ in ("training, with dropout", "evaluation"):
-        y = branch(x, ctx)
+        y = branch(x, Here(ctx))
         assert (y[blind] == branch.out.bias).all()
         assert (y[~blind] != branch.out.bias).any(-1).all()
         found = gradients(branch, y, *inputs)
@@ -541,7 +547,7 @@ def test_nothing_at_all_to_see(softcap: float | None) -> None:
     case = Case(softcap=softcap)
     branch = random(case.build())
     x, _ = case.call()
-    y = branch(x, Context(valid=torch.zeros(2, 5, dtype=torch.bool)))
+    y = branch(x, Here(Context(valid=torch.zeros(2, 5, dtype=torch.bool))))
     assert (y == branch.out.bias).all()
     alive = {name for name, g in gradients(branch, y).items() if (g != 0).any()}  # NaN != 0
     assert alive == {"out.bias"}
@@ -559,8 +565,8 @@ def test_a_bias_of_minus_infinity_is_a_mask(
     may = torch.ones(5, 5).bool()
     may[2:, 1] = False
     may[0] = not blind
-    y = branch(x, Context(bias=torch.zeros(5, 5, dtype=x.dtype).masked_fill(~may, -math.inf)))
-    near(y, branch(x, Context(attend=may)))
+    y = branch(x, Here(Context(bias=torch.zeros(5, 5, dtype=x.dtype).masked_fill(~may, -math.inf))))
+    near(y, branch(x, Here(Context(attend=may))))
     assert all(g.isfinite().all() for g in gradients(branch, y).values())
 
 
@@ -572,10 +578,10 @@ def test_what_is_masked_does_not_matter(code: str, softcap: float | None) -> Non
     x = draw(3, 6, DIM).requires_grad_()
     valid = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 1, 0]]).bool()
     ctx = Context(valid=valid)
-    y = branch(x, ctx)
+    y = branch(x, Here(ctx))
     other = torch.where(valid[..., None], x, 1e3 * draw(3, 6, DIM))
-    assert torch.equal(branch(other, ctx)[valid], y[valid])
-    assert not torch.equal(branch(other, Context())[valid], branch(x, Context())[valid])
+    assert torch.equal(branch(other, Here(ctx))[valid], y[valid])
+    assert not torch.equal(branch(other, Here())[valid], branch(x, Here())[valid])
     (g,) = torch.autograd.grad(y[valid].square().sum(), x)
     assert (g[~valid] == 0).all()
     assert (g[valid] != 0).any(-1).all()
@@ -587,7 +593,7 @@ def test_the_future_does_not_matter(window: int | None, softcap: float | None) -
     branch = random(Case(causal=True, window=window, softcap=softcap, code="rope").build())
     x = draw(2, 6, DIM).requires_grad_()
     for t in range(6):
-        (g,) = torch.autograd.grad(branch(x, Context())[:, t].square().sum(), x)
+        (g,) = torch.autograd.grad(branch(x, Here())[:, t].square().sum(), x)
         seen = (g != 0).any(-1).any(0)
         first = 0 if window is None else max(0, t - window + 1)
         assert seen.tolist() == [first <= j <= t for j in range(6)]
@@ -598,9 +604,9 @@ def test_masked_memory_does_not_matter(softcap: float | None) -> None:
     branch = random(Case(memory=4, softcap=softcap).build())
     x, memory = draw(2, 5, DIM), draw(2, 4, DIM).requires_grad_()
     valid = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0]]).bool()
-    y = branch(x, Context(memory=Memory(memory, valid)))
+    y = branch(x, Here(Context(memory=Memory(memory, valid))))
     other = torch.where(valid[..., None], memory, 1e3 * draw(2, 4, DIM))
-    assert torch.equal(branch(x, Context(memory=Memory(other, valid))), y)
+    assert torch.equal(branch(x, Here(Context(memory=Memory(other, valid)))), y)
     (g,) = torch.autograd.grad(y.square().sum(), memory)
     assert (g[~valid] == 0).all()
     assert (g[valid] != 0).any(-1).all()
@@ -614,7 +620,7 @@ def test_cross_attention_leaves_the_masks_of_its_own_tokens_alone() -> None:
     ctx = replaced(ctx, "memory.valid", padded([3, 2], 3))
     own = ctx._replace(valid=torch.rand(2, 5) > 0.5, attend=torch.ones(5, 5).tril().bool())
     own = own._replace(bias=draw(5, 5), positions=torch.arange(5))
-    assert torch.equal(branch(x, own), branch(x, ctx))
+    assert torch.equal(branch(x, Here(own)), branch(x, Here(ctx)))
 
 
 # --- gradients against the equations --------------------------------------------------------------
@@ -628,7 +634,7 @@ def against_the_tape(
     theirs = [Var(t.numpy()) for t in inputs]
     want = said(variables, theirs)
     ours = [t.clone().requires_grad_() for t in inputs]
-    y = branch(ours[0], Context(memory=Memory(ours[1]) if len(ours) > 1 else None))
+    y = branch(ours[0], Here(Context(memory=Memory(ours[1]) if len(ours) > 1 else None)))
     near(y.detach(), want.value)
     cotangent = draw(*y.shape)
     y.backward(cotangent)
@@ -703,7 +709,7 @@ def finite_differences(branch: nn.Module, x: Tensor, ctx: Context) -> None:
         for name, value in zip(given, rest, strict=False):
             varied = replaced(varied, name, value)
         state = dict(zip(names, rest[len(given) :], strict=True))
-        return torch.func.functional_call(branch, state, (x, varied))
+        return torch.func.functional_call(branch, state, (x, Here(varied)))
 
     parameters = [p.detach().requires_grad_() for p in branch.parameters()]
     assert torch.autograd.gradcheck(run, (x.requires_grad_(), *given.values(), *parameters))
@@ -767,7 +773,7 @@ def test_perceptrons_are_their_formulas(kind: Any, inner: Any, activation: str) 
     with torch.no_grad():
         want = linear(branch.down, a)
         near(branch(u), want)
-        near(branch(u, Context(valid=torch.ones(2, 5, dtype=torch.bool))), want)
+        near(branch(u, Here(Context(valid=torch.ones(2, 5, dtype=torch.bool)))), want)
 
 
 @activation
@@ -794,7 +800,7 @@ def test_attention_without_biases(make: Any) -> None:
     branch = make(DIM, 4, bias=False)
     assert [n for n, _ in branch.named_parameters() if "bias" in n] == []
     x = torch.randn(2, 5, DIM)
-    assert (branch(0 * x, Context(memory=Memory(0 * x))) == 0).all()
+    assert (branch(0 * x, Here(Context(memory=Memory(0 * x)))) == 0).all()
 
 
 @pytest.mark.parametrize("kind", [MLP, GatedMLP])
@@ -820,9 +826,9 @@ def test_parallel_is_the_sum() -> None:
     attention, mlp, gated = branch.branches
     assert [b.inner.dim for b in branch.branches] == [DIM, 20, 16]
     u, ctx = draw(2, 5, DIM), Context(valid=torch.rand(2, 5) > 0.3)
-    near(branch(u, ctx), attention(u, ctx) + mlp(u, ctx) + gated(u, ctx))
+    near(branch(u, Here(ctx)), attention(u, Here(ctx)) + mlp(u, Here(ctx)) + gated(u, Here(ctx)))
     alone = random(Parallel(makes[1]))
-    assert torch.equal(alone(u, ctx), alone.branches[0](u, ctx))
+    assert torch.equal(alone(u, Here(ctx)), alone.branches[0](u, Here(ctx)))
     with pytest.raises(ValueError, match="at least one branch"):
         Parallel()
 
@@ -833,9 +839,9 @@ def test_parallel_reads_the_values_of_the_first_attention() -> None:
     stack = random(bare(partial(Parallel, make, make), make))
     both, last = (sub.branch for sub in stack.sublayers())
     x = draw(1, 4, DIM)
-    h = x + both(x, Context(offers={}))
+    h = x + both(x, Here(offers={}))
     taps = {"v0": both.branches[0].values(x)}
-    near(stack(x), h + last(h, Context(taps=taps)))
+    near(stack(x), h + last(h, Here(taps=taps)))
 
 
 # --- dropout --------------------------------------------------------------------------------------
@@ -867,13 +873,13 @@ def test_dropout_acts_in_training_and_keeps_the_mean(
     x = draw(1, 3, DIM)
     memory = draw(1, 4, DIM)
     ctx = Context(memory=Memory(memory))
-    want = silent(x, ctx)[0].detach()
+    want = silent(x, Here(ctx))[0].detach()
     branch.eval()
-    assert torch.equal(branch(x, ctx)[0], want)
+    assert torch.equal(branch(x, Here(ctx))[0], want)
     branch.train()
     many = Context(memory=Memory(memory.expand(n, -1, -1)))
     with torch.no_grad():
-        y = branch(x.expand(n, -1, -1), many)
+        y = branch(x.expand(n, -1, -1), Here(many))
     error = y.std(0) / n**0.5
     assert (error > 0).all()
     assert ((y.mean(0) - want).abs() < 5 * error).all()
@@ -919,7 +925,7 @@ def test_a_mask_of_a_wrong_shape_is_named(
     mask = torch.randn(shape) if name.endswith("bias") else torch.ones(shape, dtype=torch.bool)
     ctx = replaced(Context(memory=Memory(torch.randn(B, M, DIM))), name, mask)
     with pytest.raises(ValueError, match=f"^{name}") as raised:
-        module(torch.randn(B, T, DIM), ctx)
+        called(module, torch.randn(B, T, DIM), ctx)
     for part in said:
         assert part in str(raised.value)
 
@@ -927,9 +933,9 @@ def test_a_mask_of_a_wrong_shape_is_named(
 def test_a_mask_for_the_new_tokens_alone_is_wrong_with_a_cache() -> None:
     """``valid`` is about keys, of which there are more than there are new tokens."""
     branch, cache = Attention(DIM, H, causal=True), GrowingCache()
-    branch(torch.randn(B, 3, DIM), Context(cache=cache, valid=torch.ones(B, 3).bool()))
+    branch(torch.randn(B, 3, DIM), Here(Context(cache=cache, valid=torch.ones(B, 3).bool())))
     with pytest.raises(ValueError, match=r"\(B, S\) = \(2, 5\), one entry per key, got \(2, 2\)"):
-        branch(torch.randn(B, 2, DIM), Context(cache=cache, valid=torch.ones(B, 2).bool()))
+        branch(torch.randn(B, 2, DIM), Here(Context(cache=cache, valid=torch.ones(B, 2).bool())))
 
 
 MASKS = {
@@ -962,7 +968,7 @@ def test_no_branch_takes_a_mask_of_numbers_in_silence(
     mask = torch.ones(MASKS[name], dtype=dtype)
     ctx = replaced(Context(memory=Memory(torch.randn(B, M, DIM))), name, mask)
     with pytest.raises((TypeError, RuntimeError)):
-        make(DIM, H, softcap=softcap)(torch.randn(B, T, DIM), ctx)
+        make(DIM, H, softcap=softcap)(torch.randn(B, T, DIM), Here(ctx))
 
 
 @pytest.mark.parametrize("name", ["bias", "memory.bias"])
@@ -1109,7 +1115,7 @@ def decoded(module: nn.Module, x: Tensor, ctx: Context, sizes: list[int]) -> Ten
             memory=memory,
             cache=cache,
         )
-        out.append(module(x[:, at:end], step))
+        out.append(called(module, x[:, at:end], step))
         at = end
     assert at == x.shape[1]
     return torch.cat(out, 1)
@@ -1129,7 +1135,7 @@ def test_with_a_cache_as_without(case: Case, softcap: float | None) -> None:
     branch = random(case.build())
     x, ctx = case.call()
     with torch.no_grad():
-        want = branch(x, ctx)
+        want = branch(x, Here(ctx))
         for sizes in ([1] * 8, [8], [2, 3, 1, 2], [1, 7], [5, 1, 2]):
             near(decoded(branch, x, ctx, sizes), want)
 
@@ -1144,7 +1150,7 @@ def test_any_combination_in_any_chunks(case: Case, data: Any) -> None:
     ends = [0, *sorted(cuts), case.time]
     sizes = [b - a for a, b in itertools.pairwise(ends)]
     with torch.no_grad():
-        near(decoded(branch, x, ctx, sizes), branch(x, ctx))
+        near(decoded(branch, x, ctx, sizes), branch(x, Here(ctx)))
 
 
 def mixing(**rules: Any) -> nn.Module:
@@ -1270,7 +1276,7 @@ def test_narrow_weights_read_a_wide_stream(kind: str) -> None:
     wide = make()
     wide.load_state_dict(branch.state_dict())
     x, ctx = torch.randn(2, 5, DIM, requires_grad=True), call()
-    y, want = branch(x, ctx), wide(x, ctx)
+    y, want = branch(x, Here(ctx)), wide(x, Here(ctx))
     assert y.dtype == torch.bfloat16
     near(y.float(), want, 0.05)
     y.float().square().sum().backward()
@@ -1303,9 +1309,9 @@ def test_autocast_says_bfloat16(kind: str) -> None:
     branch = random(make()).float()
     x, ctx = torch.randn(2, 5, DIM), call()
     with torch.autocast("cpu", torch.bfloat16):
-        y = branch(x, ctx)
+        y = branch(x, Here(ctx))
     assert y.dtype == torch.bfloat16
-    near(y.float(), branch(x, ctx), 0.1)
+    near(y.float(), branch(x, Here(ctx)), 0.1)
 
 
 @pytest.mark.parametrize("kind", ["attention, plain", "across, plain"])
@@ -1316,7 +1322,7 @@ def test_plain_attention_is_wide(kind: str, weights: torch.dtype) -> None:
     branch = random(make()).to(weights)
     autocast = weights == torch.float32
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Softmaxes() as seen:
-        y = branch(torch.randn(2, 5, DIM), call())
+        y = branch(torch.randn(2, 5, DIM), Here(call()))
     assert seen.softmax == [torch.float32]
     assert seen.products == [torch.float32] * 2
     assert y.dtype == torch.bfloat16
@@ -1341,7 +1347,7 @@ def test_compiles_in_one_graph(kind: str) -> None:
     x, ctx = draw(2, 5, DIM).requires_grad_(), call()
     ctx = ctx if ctx.memory is None else replaced(ctx, "memory.x", ctx.memory.x.double())
     compiled = torch.compile(branch, fullgraph=True, backend="aot_eager")
-    y, want = compiled(x, ctx), branch(x, ctx)
+    y, want = compiled(x, Here(ctx)), branch(x, Here(ctx))
     near(y, want)
     eager = gradients(branch, want, x)
     for name, g in gradients(branch, y, x).items():
@@ -1416,15 +1422,15 @@ def test_an_unknown_activation_lists_what_is_near(kind: Any) -> None:
 
 def test_cross_attention_needs_a_memory() -> None:
     with pytest.raises(ValueError, match=r"cross-attention needs Context\(memory=Memory\("):
-        CrossAttention(12, 4)(torch.randn(2, 5, 12), Context())
+        CrossAttention(12, 4)(torch.randn(2, 5, 12), Here())
     with pytest.raises(ValueError, match="cross-attention needs"):
-        CrossAttention(12, 4)(torch.randn(2, 5, 12), Context(cache=GrowingCache()))
+        CrossAttention(12, 4)(torch.randn(2, 5, 12), Here(Context(cache=GrowingCache())))
 
 
 def test_a_value_residual_needs_a_stack() -> None:
     branch = Attention(12, 4, value_residual=(0.5, 0.5))
     with pytest.raises(ValueError, match="value_residual needs a Stack"):
-        branch(torch.randn(2, 5, 12), Context())
+        branch(torch.randn(2, 5, 12), Here())
 
 
 @pytest.mark.parametrize(
@@ -1440,7 +1446,7 @@ def test_a_value_residual_needs_a_stack() -> None:
 def test_a_position_code_of_other_heads_is_refused(position: AttentionPosition, said: str) -> None:
     """Those of one pair or of one head would broadcast, and compute something else in silence."""
     with pytest.raises(ValueError, match=said):
-        Attention(16, 2, position=position)(torch.randn(2, 5, 16), Context())
+        Attention(16, 2, position=position)(torch.randn(2, 5, 16), Here())
 
 
 def test_they_say_what_they_are() -> None:

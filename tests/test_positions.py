@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from addnorm.branches import Attention
 from addnorm.positions import ALiBi, Learned, RoPE, Sinusoidal
-from addnorm.stream import Context
+from addnorm.stream import Context, Here
 from tests.references import attention as naive
 
 # Always the same examples: a test that fails once in a hundred runs tells nobody anything.
@@ -301,9 +301,9 @@ def test_attention_with_rope_sees_only_the_distance(shift: int) -> None:
     for p in branch.parameters():
         nn.init.normal_(p, std=0.5)
     x, at = torch.randn(2, 5, 12, dtype=torch.float64), torch.arange(5)
-    want = branch(x, Context())
-    torch.testing.assert_close(branch(x, Context(positions=at)), want, rtol=0.0, atol=0.0)
-    moved = branch(x, Context(positions=at + shift))
+    want = branch(x, Here())
+    torch.testing.assert_close(branch(x, Here(Context(positions=at))), want, rtol=0.0, atol=0.0)
+    moved = branch(x, Here(Context(positions=at + shift)))
     torch.testing.assert_close(moved, want, rtol=0.0, atol=5e-12)
-    other = branch(x, Context(positions=2 * at))
+    other = branch(x, Here(Context(positions=2 * at)))
     assert (other - want).abs().max() > 1e-3

@@ -18,7 +18,7 @@ from addnorm import GPT, EncoderDecoder, GPTConfig, compat, schemes
 from addnorm.branches import MLP, Attention
 from addnorm.joins import Slerp, Unit, unit
 from addnorm.norms import LayerNorm, Norm
-from addnorm.stream import AddNorm, Context, Scheme, Site, Stack, Stream, Wiring
+from addnorm.stream import AddNorm, Context, Here, Scheme, Site, Stack, Stream, Wiring
 from addnorm.training.parallel import shard
 from tests.nets import (
     DECODER_OF_BOTH,
@@ -109,10 +109,10 @@ class Offers(nn.Module):
     def __init__(self, **_: object) -> None:
         super().__init__()
 
-    def forward(self, u: torch.Tensor, ctx: Context) -> torch.Tensor:
-        count = (ctx.taps or {}).get("count", torch.zeros(()))
-        assert ctx.offers is not None
-        ctx.offers["count"] = count + 1
+    def forward(self, u: torch.Tensor, here: Here) -> torch.Tensor:
+        count = (here.taps or {}).get("count", torch.zeros(()))
+        assert here.offers is not None
+        here.offers["count"] = count + 1
         return count * torch.ones_like(u)
 
 

@@ -21,6 +21,7 @@ from addnorm.stream import (
     Add,
     AddNorm,
     Context,
+    Here,
     Scheme,
     Site,
     Stack,
@@ -537,7 +538,7 @@ def test_a_projection_shortcut_joins_two_widths() -> None:
             self.down = nn.Linear(DIM, 10)
             init("down", self.down.weight)
 
-        def forward(self, u: torch.Tensor, ctx: Context) -> torch.Tensor:
+        def forward(self, u: torch.Tensor, here: Here) -> torch.Tensor:
             return self.down(u)
 
     sub = Sublayer(Narrow, wiring, site)

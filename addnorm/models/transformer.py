@@ -60,7 +60,7 @@ def decoder(
     depths: tuple[int, int] | None = None,
     **options: Unpack[Options],
 ) -> Stack:
-    """Blocks of causal self-attention, attention to ``ctx.memory`` if ``cross``, and MLP."""
+    """Blocks of causal self-attention, attention to ``Context.memory`` if ``cross``, and MLP."""
     attention, memory, mlp = _makes(dim, n_heads, causal=True, **options)
     between = [("cross", memory)] if cross else []
     return Stack(
