@@ -6,6 +6,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from addnorm import branches, compat, joins, norms, ops, positions, recurrent, schemes, stream
+    from addnorm.context import Context, Memory
     from addnorm.data.tokenizer import Tokenizer
     from addnorm.generation import generate, perplexity, stream_text
     from addnorm.linting import lint
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
         UnbiasedLayerNorm,
     )
     from addnorm.recurrent import LayerNormGRU, LayerNormLSTM
-    from addnorm.stream import AddNorm, Context, Memory, Stack
+    from addnorm.stream import AddNorm, Stack
     from addnorm.training.run import train
 
 # Public name -> the module that defines it; a module that is public itself maps to itself. Resolved
@@ -58,7 +59,8 @@ _PUBLIC = {
         "addnorm.norms",
     ),
     "init_table": "addnorm.init",
-    **dict.fromkeys(("AddNorm", "Context", "Memory", "Stack"), "addnorm.stream"),
+    **dict.fromkeys(("Context", "Memory"), "addnorm.context"),
+    **dict.fromkeys(("AddNorm", "Stack"), "addnorm.stream"),
     **dict.fromkeys(("LayerNormGRU", "LayerNormLSTM"), "addnorm.recurrent"),
     **dict.fromkeys(("GPT", "GPTConfig"), "addnorm.models.gpt"),
     "Tokenizer": "addnorm.data.tokenizer",

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addnorm.context import Here
 from addnorm.errors import check_known
 from addnorm.init import PLAIN, InitRule
 from addnorm.masks import behind, split_bias, visible
@@ -21,7 +22,7 @@ from addnorm.norms import as_norm
 from addnorm.ops import AttentionCall, attend
 from addnorm.ops.reference import accumulate_dtype, autocast_applies
 from addnorm.positions import AttentionPosition
-from addnorm.stream import Here, Make
+from addnorm.stream import Make
 
 NormRule = Callable[[int], nn.Module]
 Activation = str | Callable[[Tensor], Tensor]

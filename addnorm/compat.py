@@ -25,10 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addnorm.branches import MLP, Activation, Attention, CrossAttention, Heads
+from addnorm.context import Context, Memory
 from addnorm.init import InitRule
 from addnorm.norms import LayerNorm
 from addnorm.schemes import parse, post_norm, pre_norm, xavier
-from addnorm.stream import AddNorm, Context, Make, Memory, Scheme, Site, Stack, Wiring
+from addnorm.stream import AddNorm, Make, Scheme, Site, Stack, Wiring
 
 Device = torch.device | str | int | None
 

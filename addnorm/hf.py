@@ -29,10 +29,11 @@ except ImportError as error:
         f"addnorm.hf needs transformers ({error}): pip install 'addnorm[hf]'"
     ) from error
 
+from addnorm.context import Context
 from addnorm.models import configs, folders, weights
 from addnorm.models.gpt import GPT, GPTConfig
 from addnorm.models.weights import WeightsError
-from addnorm.stream import Context, Stream
+from addnorm.stream import Stream
 
 __all__ = ["AddnormConfig", "AddnormForCausalLM", "AfterStep"]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from addnorm import schemes
 from addnorm.branches import MLP, Attention, CrossAttention
-from addnorm.stream import Context, Make, Memory, Scheme, Stack
+from addnorm.context import Context, Memory
+from addnorm.stream import Make, Scheme, Stack
 from tests.references.schemes import Result, run
 
 DIM, HEADS, HIDDEN, BATCH, TIME, MEMORY = 24, 4, 40, 3, 7, 5

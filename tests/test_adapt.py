@@ -33,10 +33,10 @@ from addnorm.adapt import (
     why_not_peft,
 )
 from addnorm.adapt.parts import AdaLoRA, LoRA
+from addnorm.context import Here
 from addnorm.models.folders import WeightsError
 from addnorm.models.transformer import EncoderDecoder
 from addnorm.settings import SettingsError
-from addnorm.stream import Here
 from addnorm.training.display import Display
 from addnorm.training.language import Language
 from addnorm.training.loop_settings import Loop

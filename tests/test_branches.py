@@ -34,10 +34,11 @@ from addnorm.branches import (
     MultiHead,
     Parallel,
 )
+from addnorm.context import Context, Here, Memory
 from addnorm.init import Init, reset_parameters
 from addnorm.norms import LayerNorm, RMSNorm
 from addnorm.positions import ALiBi, AttentionPosition, RoPE
-from addnorm.stream import Context, Here, Memory, Stack, Wiring
+from addnorm.stream import Stack, Wiring
 from tests.nets import GrowingCache
 from tests.references import attention as naive
 from tests.references import norms, parts, tape

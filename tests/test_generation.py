@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from addnorm import schemes
+from addnorm.context import Context, Memory
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable
 from addnorm.generation import (
@@ -33,7 +34,6 @@ from addnorm.generation.decode import Decoder, window_start
 from addnorm.generation.sampling import Sampling, distribution
 from addnorm.generation.stopping import StopStrings, looped
 from addnorm.models.gpt import GPT, POSITIONS, GPTConfig
-from addnorm.stream import Context, Memory
 from tests.nets import DECODER_OF_BOTH, TIME, build, inputs, stir
 
 BYTES = Tokenizer.bytes()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from addnorm import ops, schemes
+from addnorm.context import Context
 from addnorm.models.transformer import decoder, encoder
 from addnorm.norms import (
     BatchNorm,
@@ -33,7 +34,7 @@ from addnorm.norms import (
     UnbiasedLayerNorm,
     as_norm,
 )
-from addnorm.stream import AddNorm, Context
+from addnorm.stream import AddNorm
 from tests.references import norms, tape
 from tests.references.tape import Array, Var
 from tests.test_ops import CLOSE, EXACT, accurate, accurate_rows, close, grad, numpy, randn

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from addnorm.branches import Attention
+from addnorm.context import Context, Here
 from addnorm.positions import ALiBi, Learned, RoPE, Sinusoidal
-from addnorm.stream import Context, Here
 from tests.references import attention as naive
 
 # Always the same examples: a test that fails once in a hundred runs tells nobody anything.

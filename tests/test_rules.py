@@ -16,9 +16,10 @@ from torch.distributed.tensor import DTensor
 
 from addnorm import GPT, EncoderDecoder, GPTConfig, compat, schemes
 from addnorm.branches import MLP, Attention
+from addnorm.context import Context, Here
 from addnorm.joins import Slerp, Unit, unit
 from addnorm.norms import LayerNorm, Norm
-from addnorm.stream import AddNorm, Context, Here, Scheme, Site, Stack, Stream, Wiring
+from addnorm.stream import AddNorm, Scheme, Site, Stack, Stream, Wiring
 from addnorm.training.parallel import shard
 from tests.nets import (
     DECODER_OF_BOTH,

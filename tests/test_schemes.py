@@ -14,21 +14,11 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from addnorm import ops, schemes
 from addnorm.branches import MLP, Attention, Parallel
+from addnorm.context import Context, Here
 from addnorm.init import InitRule
 from addnorm.joins import Gained, Hyper, Scaled, Slerp, unit
 from addnorm.norms import LayerNorm, ScaleNorm
-from addnorm.stream import (
-    Add,
-    AddNorm,
-    Context,
-    Here,
-    Scheme,
-    Site,
-    Stack,
-    Stream,
-    Sublayer,
-    Wiring,
-)
+from addnorm.stream import Add, AddNorm, Scheme, Site, Stack, Stream, Sublayer, Wiring
 from tests.nets import (
     BATCH,
     DECODER_OF_BOTH,

@@ -17,7 +17,7 @@ Past = list[tuple[Tensor, Tensor]]
 
 
 class _PastCache:
-    """Keys and values that come in as tensors, for ``stream.Cache``.
+    """Keys and values that come in as tensors, for ``context.Cache``.
 
     The length is a tensor: then attention neither takes it for a constant nor asks whether it is 0.
     """

@@ -1,4 +1,4 @@
-"""A key-value cache in memory that is set aside beforehand: ``stream.Cache`` for generation.
+"""A key-value cache in memory that is set aside beforehand: ``context.Cache`` for generation.
 
 Buffers (B, heads, capacity, head_dim) are made at the first forward and filled from the left. When
 they are full they are replaced by larger ones; capacities are 256, 1024, 4096, ..., so that this is

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from addnorm.context import Cache
 from addnorm.errors import Mendable
 from addnorm.generation.cache import StaticCache
 from addnorm.generation.sampling import Sampling, Uniforms, choose, masked, penalized
 from addnorm.ops.reference import accumulate_dtype
-from addnorm.stream import Cache
 from addnorm.temporary import evaluation_mode
 
 SEEDS = range(-(2**63), 2**64)  # what torch's generators take

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from addnorm import reading, schemes
+from addnorm.context import Context
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable, check_whole, is_number, value_in_short
 from addnorm.models import folders
@@ -31,7 +32,6 @@ from addnorm.models.folders import CONFIG, SAFETENSORS, WeightsError
 from addnorm.models.stored import DTYPES, entries
 from addnorm.models.transformer import encoder
 from addnorm.positions import Learned
-from addnorm.stream import Context
 from addnorm.temporary import evaluation_mode
 
 WINDOWS = 8  # of a text longer than the context, side by side with halves in common

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from addnorm import schemes
 from addnorm.branches import ACTIVATIONS, MLP, Attention, GatedMLP
+from addnorm.context import Cache, Context
 from addnorm.errors import Mendable, check_known, check_whole, is_number, value_in_short
 from addnorm.generation.decode import generate_ids
 from addnorm.init import InitRule
 from addnorm.norms import DyT, L2Norm, LayerNorm, Norm, RMSNorm, ScaleNorm
 from addnorm.positions import ALiBi, AttentionPosition, Learned, RoPE, Sinusoidal
-from addnorm.stream import Cache, Context, Stack
+from addnorm.stream import Stack
 
 NORMS: dict[str, Callable[..., Norm]] = {
     "layer": LayerNorm,

@@ -11,9 +11,10 @@ from typing import TypedDict, Unpack
 from torch import Tensor, nn
 
 from addnorm.branches import MLP, Attention, CrossAttention, Heads
+from addnorm.context import Cache, Context, Memory
 from addnorm.norms import LayerNorm
 from addnorm.positions import AttentionPosition
-from addnorm.stream import Cache, Context, Make, Memory, Scheme, Stack
+from addnorm.stream import Make, Scheme, Stack
 
 
 class Options(TypedDict, total=False):

@@ -1,0 +1,58 @@
+"""What a branch may look at besides its input: masks, positions, an encoder's output, a cache."""
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Cache(Protocol):
+    """What attention needs of a key-value cache. ``key`` names the sublayer that asks."""
+
+    def length(self, key: Hashable) -> int | Tensor:
+        """How many tokens are there already; a 0-dimensional tensor where a compiler must not take
+        the number for a constant."""
+
+    def update(self, key: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k and v (B, heads, T, head_dim); return all there are, the new ones last. Where
+        the length is a tensor, slots for tokens to come may follow."""
+
+    def memory(
+        self, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """The keys and values of the encoder's output, made at the first call and kept."""
+
+
+class Memory(NamedTuple):
+    """The encoder's output, for cross-attention, and who may look at it: masks as in Context."""
+
+    x: Tensor  # (B, S, D)
+    valid: Tensor | None = None
+    attend: Tensor | None = None
+    bias: Tensor | None = None
+
+
+class Context(NamedTuple):
+    """What the caller of a stack says besides its input, to all sublayers alike. Forward writes to
+    nothing of it but the cache.
+
+    Masks are boolean and say what *may* happen: ``valid`` (B, S) True = real token, ``attend``
+    (T, S), (B, T, S) or (B, H, T, S) True = may look. ``bias`` of the same shapes is added to the
+    attention logits.
+    """
+
+    valid: Tensor | None = None
+    attend: Tensor | None = None
+    bias: Tensor | None = None
+    positions: Tensor | None = None  # (T,) or (B, T), of the tokens in x; default 0, 1, ...
+    memory: Memory | None = None
+    cache: Cache | None = None
+
+
+class Here(NamedTuple):
+    """What a branch may look at besides its input: ``branch(u, here)``, made anew for each call."""
+
+    ctx: Context = Context()
+    key: Hashable = None  # names the sublayer in the cache
+    taps: Mapping[str, Tensor] | None = None  # what earlier sublayers left on the stream
+    offers: dict[str, Tensor] | None = None  # what this one leaves there; None: no stream is around
