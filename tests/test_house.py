@@ -226,6 +226,23 @@ def test_every_way_to_the_environment_is_seen(text: str) -> None:
     assert not reads_environment(ast.parse("import os\nfrom os import path\nos.path.join(path)"))
 
 
+# --- hardware -------------------------------------------------------------------------------------
+
+HARDWARE = re.compile(
+    r"""["'](cpu|cuda|mps)["':]|torch\.(cpu|cuda|backends)|device\.type|\.is_cuda"""
+)
+
+
+@pytest.mark.parametrize(
+    "name", "norms stream positions recurrent joins branches catalogue schemes".split()
+)
+def test_the_road_knows_no_hardware(name: str) -> None:
+    """What a processor is better at is for ops to choose."""
+    assert HARDWARE.search((ROOT / "ops" / "attention.py").read_text()), "the search finds it"
+    seen = HARDWARE.search((ROOT / f"{name}.py").read_text())
+    assert not seen, f"{name}.py looks at {seen[0]}"
+
+
 # --- style ----------------------------------------------------------------------------------------
 
 
