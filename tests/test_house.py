@@ -234,7 +234,8 @@ HARDWARE = re.compile(
 
 
 @pytest.mark.parametrize(
-    "name", "norms stream positions recurrent joins branches catalogue schemes".split()
+    "name",
+    ["norms", "stream", "positions", "recurrent", "joins", "branches", "catalogue", "schemes"],
 )
 def test_the_road_knows_no_hardware(name: str) -> None:
     """What a processor is better at is for ops to choose."""
