@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-CUTOFF = 0.5
+CUTOFF = 0.6
 """How alike a name must be to be offered, from 0 to 1: typing errors are nearly always above."""
 NEAR = 3  # names that are offered at most
 LONGEST_LINE = 200  # characters

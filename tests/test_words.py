@@ -9,7 +9,7 @@ from addnorm.words import a_few, did_you_mean, error_in_a_line, first_line, near
 def test_near_names() -> None:
     assert near_names("warmpu", ["warmup", "steps"]) == ["warmup"]
     assert near_names("dim", ["model.dim", "steps"]) == ["model.dim"]
-    assert near_names("a1", ["a2", "a3", "a4", "a5"]) == ["a5", "a4", "a3"], "three at most"
+    assert near_names("ab1", ["ab2", "ab3", "ab4", "ab5"]) == ["ab5", "ab4", "ab3"], "three"
     assert near_names("net.py", ["nets.py", "ten.txt"], cutoff=0.75) == ["nets.py"]
     assert near_names(None, ["none"]) == ["none"], "whatever a file has for a name"
 
@@ -17,6 +17,7 @@ def test_near_names() -> None:
 def test_did_you_mean() -> None:
     assert did_you_mean("rellu", ["relu", "rrelu", "tanh"]) == "did you mean relu or rrelu?"
     assert did_you_mean("xyz", ["relu"]) == ""
+    assert did_you_mean("--frobnicate", ["--notes"]) == "", "a hint that is none only misleads"
 
 
 def test_an_unknown_name() -> None:
