@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from addnorm.data.tokenizer import Tokenizer
     from addnorm.generation import generate, perplexity, stream_text
     from addnorm.linting import lint
-    from addnorm.models.gpt import GPT, GPTConfig
+    from addnorm.models.gpt import GPT
+    from addnorm.models.gpt_config import GPTConfig
     from addnorm.models.transformer import EncoderDecoder, decoder, encoder
     from addnorm.norms import (
         BatchNorm,
@@ -62,7 +63,8 @@ _PUBLIC = {
     **dict.fromkeys(("Context", "Memory"), "addnorm.context"),
     **dict.fromkeys(("AddNorm", "Stack"), "addnorm.stream"),
     **dict.fromkeys(("LayerNormGRU", "LayerNormLSTM"), "addnorm.recurrent"),
-    **dict.fromkeys(("GPT", "GPTConfig"), "addnorm.models.gpt"),
+    "GPT": "addnorm.models.gpt",
+    "GPTConfig": "addnorm.models.gpt_config",
     "Tokenizer": "addnorm.data.tokenizer",
     **dict.fromkeys(("generate", "perplexity", "stream_text"), "addnorm.generation"),
     "lint": "addnorm.linting",

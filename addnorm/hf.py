@@ -31,7 +31,8 @@ except ImportError as error:
 
 from addnorm.context import Context
 from addnorm.models import configs, folders, weights
-from addnorm.models.gpt import GPT, GPTConfig
+from addnorm.models.gpt import GPT
+from addnorm.models.gpt_config import GPTConfig
 from addnorm.models.weights import WeightsError
 from addnorm.stream import Stream
 

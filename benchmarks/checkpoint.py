@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from addnorm.models.gpt import GPT, GPTConfig
+from addnorm.models.gpt import GPT
+from addnorm.models.gpt_config import GPTConfig
 from addnorm.training.checkpoint import Checkpoints, Snapshot
 from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import Loop

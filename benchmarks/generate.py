@@ -15,7 +15,8 @@ import torch
 from turns import in_turns, told
 
 from addnorm.generation import lay_out_for_decoding
-from addnorm.models.gpt import GPT, PRESETS
+from addnorm.models.gpt import GPT
+from addnorm.models.gpt_config import PRESETS
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ class Project:
         *("addnorm/stream.py", "addnorm/joins.py", "addnorm/schemes.py", "addnorm/norms.py"),
         *("addnorm/branches.py", "addnorm/masks.py", "addnorm/init.py", "addnorm/positions.py"),
         "addnorm/ops/*.py",
-        *("addnorm/models/gpt.py", "addnorm/generation/decode.py", "addnorm/generation/cache.py"),
+        *("addnorm/models/gpt*.py", "addnorm/generation/decode.py", "addnorm/generation/cache.py"),
         *("addnorm/generation/sampling.py", "addnorm/generation/likelihood.py"),
         *("addnorm/training/loop.py", "addnorm/training/optim.py"),
         *("addnorm/training/checkpoint.py", "addnorm/training/language.py"),

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from turns import in_turns, told
 
-from addnorm.models.gpt import GPTConfig
+from addnorm.models.gpt_config import GPTConfig
 from addnorm.training.language import Language
 from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import Loop

@@ -36,9 +36,10 @@ from unittest import mock
 import torch
 
 from addnorm import catalogue, cli
+from addnorm.branches import ACTIVATIONS
 from addnorm.errors import Mendable
 from addnorm.linting.rules import RULES
-from addnorm.models.gpt import ACTIVATIONS, MLPS, NORMS, POSITIONS
+from addnorm.models.gpt_config import MLPS, NORMS, POSITIONS
 from addnorm.settings import converted, entries
 from addnorm.training import prove as prove_module
 from addnorm.training.loop import Diverged, Trainer

@@ -184,7 +184,8 @@ def xt(kind: str) -> nn.Module:
 def ours(kind: str) -> nn.Module:
     from addnorm import schemes
     from addnorm.models.classifier import ClassifierConfig, TextClassifier
-    from addnorm.models.gpt import GPT, GPTConfig
+    from addnorm.models.gpt import GPT
+    from addnorm.models.gpt_config import GPTConfig
     from addnorm.models.transformer import EncoderDecoder, decoder
 
     sizes: dict[str, Any] = {"context_length": 32, "dim": W, "n_layers": 2, "n_heads": HEADS}

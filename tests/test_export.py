@@ -32,7 +32,8 @@ from addnorm.export import (
 from addnorm.export.onnx_check import compare
 from addnorm.export.onnx_graph import Graph
 from addnorm.models import folders, weights
-from addnorm.models.gpt import GPT, NORMS, POSITIONS, GPTConfig
+from addnorm.models.gpt import GPT
+from addnorm.models.gpt_config import NORMS, POSITIONS, GPTConfig
 from addnorm.models.weights import WeightsError
 from tests.nets import stir
 from tests.test_docs import ROOT

@@ -33,7 +33,8 @@ from addnorm.generation.constraint import Constraint
 from addnorm.generation.decode import Decoder, window_start
 from addnorm.generation.sampling import Sampling, distribution
 from addnorm.generation.stopping import StopStrings, looped
-from addnorm.models.gpt import GPT, POSITIONS, GPTConfig
+from addnorm.models.gpt import GPT
+from addnorm.models.gpt_config import POSITIONS, GPTConfig
 from tests.nets import DECODER_OF_BOTH, TIME, build, inputs, stir
 
 BYTES = Tokenizer.bytes()

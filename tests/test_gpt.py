@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from addnorm import schemes
 from addnorm.errors import Mendable
 from addnorm.init import init_table, reset_parameters
-from addnorm.models.gpt import GPT, MLPS, NORMS, POSITIONS, PRESETS, GPTConfig
+from addnorm.models.gpt import GPT
+from addnorm.models.gpt_config import MLPS, NORMS, POSITIONS, PRESETS, GPTConfig
 from addnorm.positions import ALiBi, RoPE
 from tests.nets import GrowingCache
 from tests.references import attention as naive

@@ -23,7 +23,8 @@ from addnorm import schemes  # noqa: E402
 from addnorm.data.tokenizer import Tokenizer  # noqa: E402
 from addnorm.hf import AddnormConfig, AddnormForCausalLM, AfterStep  # noqa: E402
 from addnorm.models import folders  # noqa: E402
-from addnorm.models.gpt import GPT, NORMS, POSITIONS, GPTConfig  # noqa: E402
+from addnorm.models.gpt import GPT  # noqa: E402
+from addnorm.models.gpt_config import NORMS, POSITIONS, GPTConfig  # noqa: E402
 from addnorm.models.weights import WeightsError  # noqa: E402
 
 transformers.utils.logging.disable_progress_bar()

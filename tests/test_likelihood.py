@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable
 from addnorm.generation import Likelihood, perplexity, token_logprobs
-from addnorm.models.gpt import GPT, GPTConfig
+from addnorm.models.gpt import GPT
+from addnorm.models.gpt_config import GPTConfig
 from tests.nets import stir
 
 BYTES = Tokenizer.bytes()

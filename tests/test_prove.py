@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from addnorm.models.gpt import GPTConfig
+from addnorm.models.gpt_config import GPTConfig
 from addnorm.settings import SettingsError
 from addnorm.training.language import Language
 from addnorm.training.loop_settings import Loop

@@ -21,7 +21,8 @@ from addnorm import schemes
 from addnorm.branches import ACTIVATIONS
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.models import configs, folders, weights
-from addnorm.models.gpt import GPT, MLPS, NORMS, POSITIONS, GPTConfig
+from addnorm.models.gpt import GPT
+from addnorm.models.gpt_config import MLPS, NORMS, POSITIONS, GPTConfig
 from addnorm.models.weights import WeightsError
 
 WHY = "transformers is not installed: pip install 'addnorm[hf]'"

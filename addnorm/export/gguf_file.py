@@ -36,7 +36,8 @@ from addnorm.export.check import (
     sizes,
 )
 from addnorm.models import folders
-from addnorm.models.gpt import GPT, GPTConfig
+from addnorm.models.gpt import GPT
+from addnorm.models.gpt_config import GPTConfig
 from addnorm.models.weights import why_not_gpt2
 
 Dtype = Literal["f32", "f16", "bf16"]

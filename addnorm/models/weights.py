@@ -20,7 +20,8 @@ from addnorm import reading
 from addnorm.models import configs, folders
 from addnorm.models.configs import IDENTITY, Tokenizer, why_not_gpt2
 from addnorm.models.folders import CONFIG, WeightsError
-from addnorm.models.gpt import GPT, GPTConfig
+from addnorm.models.gpt import GPT
+from addnorm.models.gpt_config import GPTConfig
 from addnorm.models.stored import DTYPES, Entry, entries
 from addnorm.words import a_few
 

@@ -23,7 +23,8 @@ from addnorm.data.windows import Windows, document_of
 from addnorm.errors import Mendable
 from addnorm.generation import generate
 from addnorm.models import configs, folders
-from addnorm.models.gpt import GPT, NORMS, GPTConfig
+from addnorm.models.gpt import GPT
+from addnorm.models.gpt_config import NORMS, GPTConfig
 from addnorm.settings import (
     AT_RESUME,
     ELSEWHERE,

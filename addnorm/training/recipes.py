@@ -8,7 +8,8 @@ from typing import Any
 from addnorm import settings
 from addnorm.errors import unknown_name
 from addnorm.models.classifier import ClassifierConfig
-from addnorm.models.gpt import GPT, GPTConfig
+from addnorm.models.gpt import GPT
+from addnorm.models.gpt_config import GPTConfig
 from addnorm.settings import AtResume, SettingsError
 from addnorm.training.classify import Classify
 from addnorm.training.language import Language

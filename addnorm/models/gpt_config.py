@@ -1,0 +1,103 @@
+"""What a GPT is, in one frozen value: the choices of ``GPTConfig``, and the published shapes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from addnorm import schemes
+from addnorm.branches import ACTIVATIONS, MLP, GatedMLP
+from addnorm.errors import Mendable, check_known, check_whole, is_number, value_in_short
+from addnorm.norms import DyT, L2Norm, LayerNorm, Norm, RMSNorm, ScaleNorm
+
+NORMS: dict[str, Callable[..., Norm]] = {
+    "layer": LayerNorm,
+    "layer_no_bias": partial(LayerNorm, bias=False),
+    "rms": RMSNorm,
+    "rms_llama": partial(RMSNorm, cast="llama"),
+    "l2": L2Norm,
+    "scale": ScaleNorm,
+    "dyt": DyT,
+}
+POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "none")
+MLPS = {"plain": MLP, "gated": GatedMLP}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """What a GPT is. The defaults are GPT-2's."""
+
+    vocab_size: int
+    context_length: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    scheme: str = "pre_norm"  # any text for schemes.parse
+    norm: str = "layer"
+    eps: float = 1e-5  # of every norm that has one
+    position: str = "learned"
+    rope_base: float = 10000.0
+    n_kv_heads: int | None = None  # None: as many as n_heads
+    qk_norm: str | None = None  # a norm on queries and keys, by name
+    window: int | None = None  # sliding-window attention
+    attention_softcap: float | None = None
+    mlp: str = "plain"
+    activation: str = "gelu_tanh"
+    hidden: int | None = None  # None: 4 * dim
+    bias: bool = True
+    tied: bool = True  # the head is the token embedding
+    softcap: float | None = None  # on the final logits
+    vocab_multiple: int = 1  # the tables are padded to a multiple; no id or logit beyond vocab_size
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "dim", "n_layers", "n_heads"):
+            check_whole(name, getattr(self, name))
+        for name in ("n_kv_heads", "hidden", "window"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name))
+        check_whole("vocab_multiple", self.vocab_multiple)
+        for name in ("rope_base", "attention_softcap", "softcap"):
+            value = getattr(self, name)
+            capless = value is None and name != "rope_base"
+            if not capless and not (is_number(value) and value > 0):
+                raise Mendable(f"{name} must be a number above 0, got {value_in_short(value)}")
+        if not (is_number(self.eps) and self.eps >= 0):
+            raise Mendable(f"eps must be a number of at least 0, got {value_in_short(self.eps)}")
+        for name in ("bias", "tied"):
+            if type(getattr(self, name)) is not bool:
+                told = value_in_short(getattr(self, name))
+                raise Mendable(f"{name} must be true or false, got {told}")
+        check_known("norm", self.norm, NORMS)
+        check_known("position", self.position, POSITIONS)
+        check_known("mlp", self.mlp, MLPS)
+        check_known("activation", self.activation, ACTIVATIONS)
+        if self.qk_norm is not None:
+            check_known("qk_norm", self.qk_norm, NORMS)
+        if self.dim % self.n_heads:
+            raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
+        if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
+            raise Mendable(f"n_kv_heads={self.n_kv_heads} do not divide n_heads={self.n_heads}")
+        if self.position == "rope" and self.dim // self.n_heads % 2:
+            raise Mendable(
+                f"RoPE rotates pairs: the head's width {self.dim // self.n_heads} is odd"
+            )
+        if not (is_number(self.dropout) and 0.0 <= self.dropout < 1.0):
+            raise Mendable(f"dropout must be in [0, 1), got {value_in_short(self.dropout)}")
+        schemes.parse(self.scheme)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the tables: vocab_size rounded up to a multiple of vocab_multiple."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    def norm_rule(self, name: str) -> Callable[[int], Norm]:
+        """dim -> Norm, with this config's eps where the norm has one."""
+        return NORMS[name] if name == "dyt" else partial(NORMS[name], eps=self.eps)
+
+
+PRESETS = {
+    "gpt2": (768, 12, 12),
+    "gpt2-medium": (1024, 24, 16),
+    "gpt2-large": (1280, 36, 20),
+    "gpt2-xl": (1600, 48, 25),
+}
