@@ -1,6 +1,9 @@
 """addnorm: the residual stream you can choose, measure and trust."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from addnorm.models import storage as _storage
 
 __version__ = "0.1.0"
 
@@ -112,11 +115,16 @@ __all__ = [
 ]
 
 
+def _storage_of_gpt() -> Any:
+    return import_module("addnorm.models.weights")
+
+
+_storage.place("GPT", _storage_of_gpt)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'addnorm' has no attribute {name!r}")
-    from importlib import import_module
-
     module = import_module(_PUBLIC[name])
     return module if _PUBLIC[name] == f"addnorm.{name}" else getattr(module, name)
 

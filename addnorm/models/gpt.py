@@ -24,6 +24,7 @@ from addnorm.context import Cache, Context
 from addnorm.errors import Mendable, check_known
 from addnorm.generation.decode import generate_ids
 from addnorm.init import InitRule
+from addnorm.models import storage
 from addnorm.models.gpt_config import MLPS, PRESETS, GPTConfig
 from addnorm.positions import ALiBi, AttentionPosition, Learned, RoPE, Sinusoidal
 from addnorm.stream import Stack
@@ -93,9 +94,8 @@ class GPT(nn.Module):
         ``dtype`` None keeps what is stored. ``dropout`` replaces the folder's. What is not exactly
         understood is refused with a ``WeightsError``; see docs/gpt2.md.
         """
-        from addnorm.models import weights  # which imports this file
-
-        return weights.load(path_or_id, dtype=dtype, dropout=dropout)[0]
+        model: GPT = storage.of("GPT").load(path_or_id, dtype=dtype, dropout=dropout)[0]
+        return model
 
     def save_pretrained(
         self,
@@ -109,9 +109,7 @@ class GPT(nn.Module):
         ``format``: "gpt2" for transformers, refused with the reason where GPT-2 cannot be this
         model; "addnorm" for any design; None takes GPT-2's wherever it can.
         """
-        from addnorm.models import weights  # which imports this file
-
-        weights.save(self, path, format=format, tokenizer=tokenizer)
+        storage.of("GPT").save(self, path, format=format, tokenizer=tokenizer)
 
     def init_rules(self) -> dict[str, tuple[str, InitRule]]:
         """Parameter -> (role, the scheme's rule), for the two ends; the stack knows its own."""
