@@ -116,7 +116,7 @@ __all__ = [
 
 
 def _storage_of_gpt() -> Any:
-    return import_module("addnorm.models.weights")
+    return import_module("addnorm.files.gpt")
 
 
 _storage.place("GPT", _storage_of_gpt)

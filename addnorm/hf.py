@@ -30,10 +30,11 @@ except ImportError as error:
     ) from error
 
 from addnorm.context import Context
-from addnorm.models import configs, folders, weights
+from addnorm.files import config_json, folders
+from addnorm.files import gpt as gpt_files
+from addnorm.files.gpt import WeightsError
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
-from addnorm.models.weights import WeightsError
 from addnorm.stream import Stream
 
 __all__ = ["AddnormConfig", "AddnormForCausalLM", "AfterStep"]
@@ -46,7 +47,7 @@ class AddnormConfig(transformers.PreTrainedConfig):  # type: ignore[misc]
     ``num_hidden_layers``, ...) read and write the same fields.
     """
 
-    model_type = configs.MODEL_TYPE
+    model_type = config_json.MODEL_TYPE
     keys_to_ignore_at_inference = ("past_key_values",)
     attribute_map = {  # noqa: RUF012 (its type is the parent's to say)
         "hidden_size": "dim",
@@ -89,7 +90,7 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
             )
         self.gpt = GPT(config.gpt()) if gpt is None else gpt
         if gpt is None:
-            self.gpt.tokenizer_identity = getattr(config, configs.IDENTITY, None)
+            self.gpt.tokenizer_identity = getattr(config, config_json.IDENTITY, None)
         self._layers: dict[Hashable, int] = {}  # sublayer with attention -> layer of the cache
         for sub in self.gpt.stack.sublayers():
             if sub.site.kind == "attn":
@@ -101,7 +102,7 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
         """A GPT as a model of transformers, with the same parameters, not copies."""
         config = AddnormConfig(
             **dataclasses.asdict(gpt.config),
-            **({configs.IDENTITY: gpt.tokenizer_identity} if gpt.tokenizer_identity else {}),
+            **({config_json.IDENTITY: gpt.tokenizer_identity} if gpt.tokenizer_identity else {}),
             dtype=gpt.tokens.weight.dtype,
         )
         return cls(config, gpt).train(gpt.training)
@@ -115,7 +116,7 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
         folder = Path(path_or_id or "")
         elsewhere = {"subfolder", "variant", "gguf_file", "state_dict"} & kwargs.keys()
         here = path_or_id and (folder / folders.CONFIG).is_file() and not elsewhere
-        if here and weights.check(folder).format != configs.MODEL_TYPE:
+        if here and gpt_files.check(folder).format != config_json.MODEL_TYPE:
             raise WeightsError(
                 f"{folder} is in GPT-2's format: AutoModelForCausalLM makes a GPT2LMHeadModel of "
                 "it; for this class, AddnormForCausalLM.of(GPT.from_pretrained(folder))"
@@ -396,5 +397,5 @@ def _quiet() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-AutoConfig.register(configs.MODEL_TYPE, AddnormConfig)
+AutoConfig.register(config_json.MODEL_TYPE, AddnormConfig)
 AutoModelForCausalLM.register(AddnormConfig, AddnormForCausalLM)

@@ -34,7 +34,7 @@ from addnorm.adapt import (
 )
 from addnorm.adapt.parts import AdaLoRA, LoRA
 from addnorm.context import Here
-from addnorm.models.folders import WeightsError
+from addnorm.files.folders import WeightsError
 from addnorm.models.transformer import EncoderDecoder
 from addnorm.settings import SettingsError
 from addnorm.training.display import Display

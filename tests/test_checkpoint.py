@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from addnorm.models import folders
+from addnorm.files import folders
 from addnorm.training import checkpoint
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
 

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from addnorm import train
 from addnorm.data.sources import DataError
-from addnorm.models.classifier import ClassifierConfig, TextClassifier, load, windows
-from addnorm.models.folders import WeightsError
+from addnorm.files.classifier import load
+from addnorm.files.folders import WeightsError
+from addnorm.models.classifier import ClassifierConfig, TextClassifier, windows
 from addnorm.settings import SettingsError
 from addnorm.training.checkpoint import Checkpoints
 from addnorm.training.classify import Classify, ClassifyTask, read_classes

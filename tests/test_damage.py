@@ -25,7 +25,7 @@ from addnorm.adapt import adapt, save
 from addnorm.adapt.settings import Kind
 from addnorm.cli.models import open_model
 from addnorm.errors import Mendable
-from addnorm.models import classifier, folders
+from addnorm.files import classifier, folders
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
 
 SAMPLE = 12  # of each kind of folder, which has some hundreds

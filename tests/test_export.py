@@ -31,10 +31,11 @@ from addnorm.export import (
 )
 from addnorm.export.onnx_check import compare
 from addnorm.export.onnx_graph import Graph
-from addnorm.models import folders, weights
+from addnorm.files import folders
+from addnorm.files import gpt as gpt_files
+from addnorm.files.gpt import WeightsError
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import NORMS, POSITIONS, GPTConfig
-from addnorm.models.weights import WeightsError
 from tests.nets import stir
 from tests.test_docs import ROOT
 
@@ -252,14 +253,14 @@ def test_a_folder_without_transformers(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def wrong_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """c_proj of the attention is square: written as nn.Linear has it, it has the right shape."""
-    right = weights._as_gpt2
+    right = gpt_files._as_gpt2
 
     def turned(config: GPTConfig, ours: Any) -> dict[str, Tensor]:
         stored = right(config, ours)
         name = "transformer.h.1.attn.c_proj.weight"
         return {**stored, name: stored[name].T}
 
-    monkeypatch.setattr(weights, "_as_gpt2", turned)
+    monkeypatch.setattr(gpt_files, "_as_gpt2", turned)
 
 
 def test_a_folder_that_is_wrong_is_thrown_away(
@@ -279,14 +280,14 @@ def test_a_folder_that_is_wrong_is_thrown_away(
 def test_a_folder_that_transformers_cannot_load(
     monkeypatch: pytest.MonkeyPatch, transformers: Any, tmp_path: Path
 ) -> None:
-    right = weights._as_gpt2
+    right = gpt_files._as_gpt2
 
     def short(config: GPTConfig, ours: Any) -> dict[str, Tensor]:
         stored = right(config, ours)
         del stored["transformer.h.1.ln_2.bias"]  # transformers would make one up
         return stored
 
-    monkeypatch.setattr(weights, "_as_gpt2", short)
+    monkeypatch.setattr(gpt_files, "_as_gpt2", short)
     with pytest.raises(CheckFailed, match=r"cannot load the folder: .*missing_keys.*ln_2\.bias"):
         to_hf(gpt(), tmp_path / "a")
     assert nothing_in(tmp_path)

@@ -21,11 +21,11 @@ transformers = pytest.importorskip("transformers", reason=WHY)
 
 from addnorm import schemes  # noqa: E402
 from addnorm.data.tokenizer import Tokenizer  # noqa: E402
+from addnorm.files import folders  # noqa: E402
+from addnorm.files.gpt import WeightsError  # noqa: E402
 from addnorm.hf import AddnormConfig, AddnormForCausalLM, AfterStep  # noqa: E402
-from addnorm.models import folders  # noqa: E402
 from addnorm.models.gpt import GPT  # noqa: E402
 from addnorm.models.gpt_config import NORMS, POSITIONS, GPTConfig  # noqa: E402
-from addnorm.models.weights import WeightsError  # noqa: E402
 
 transformers.utils.logging.disable_progress_bar()
 Auto = transformers.AutoModelForCausalLM
@@ -33,7 +33,7 @@ Auto = transformers.AutoModelForCausalLM
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without waiting for the disk, which test_weights.py has, and without a network."""
+    """Without waiting for the disk, which test_files_gpt.py has, and without a network."""
     monkeypatch.setattr(folders, "sync", lambda path: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 

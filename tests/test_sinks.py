@@ -12,7 +12,7 @@ import pytest
 from safetensors import SafetensorError
 
 from addnorm import train
-from addnorm.models import weights
+from addnorm.files import gpt as gpt_files
 from addnorm.records import read
 from addnorm.settings import SettingsError
 from addnorm.training import run as run_module
@@ -112,7 +112,7 @@ def test_a_model_that_found_no_room(
     def full(*args: Any, **kwargs: Any) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(gpt_files, "save_file", full)
     with pytest.raises(Unwritten, match="did not take all of best, model"):
         train(small(tmp_path, steps=4, eval_every=2, save_every=2), out=tmp_path / "run")
     told = capsys.readouterr().out

@@ -9,7 +9,7 @@ import pytest
 
 from addnorm import GPT, Tokenizer, train
 from addnorm.data.sources import DataError
-from addnorm.models import weights
+from addnorm.files import gpt as gpt_files
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.settings import SettingsError
 from addnorm.training.classify import Classify
@@ -166,13 +166,13 @@ def test_weights_are_read_for_the_model_only(
     """Their config is enough for everything before it."""
     first = train(small(tmp_path, steps=2), out=tmp_path / "run", display=QUIET)
     loads: list[Any] = []
-    load = weights.load
+    load = gpt_files.load
 
     def loading(*given: Any, **options: Any) -> Any:
         loads.append(given)
         return load(*given, **options)
 
-    monkeypatch.setattr(weights, "load", loading)
+    monkeypatch.setattr(gpt_files, "load", loading)
     task = small(tmp_path, init_from=str(first.folder / "model"), dropout=0.2).about.build()
     assert not loads
     model = task.model()

@@ -25,11 +25,11 @@ from addnorm.adapt.model import Adapted, folded, install, linears, required, sta
 from addnorm.adapt.parts import Prefix
 from addnorm.adapt.settings import Adapt
 from addnorm.errors import MOST, Mendable, check_whole, is_number, value_in_short
-from addnorm.models import configs, folders
-from addnorm.models.folders import WeightsError
+from addnorm.files import config_json, folders
+from addnorm.files.folders import WeightsError
+from addnorm.files.gpt import gpt2_rows
+from addnorm.files.tensors import DTYPES
 from addnorm.models.gpt import GPT
-from addnorm.models.stored import DTYPES
-from addnorm.models.weights import gpt2_rows
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OURS = "addnorm"  # in the metadata of the file: settings, and the rank and scale of each update
@@ -50,7 +50,7 @@ def why_not_peft(model: nn.Module) -> list[str]:
     if settings.kind == "adapter":
         return ["peft has no bottleneck adapters"]
     if settings.kind == "prefix":
-        reasons = configs.why_not_gpt2(model.config)
+        reasons = config_json.why_not_gpt2(model.config)
         if settings.positions == "kept":
             reasons.append("positions are 'kept', and in peft a prefix shifts them")
         return reasons
@@ -118,7 +118,7 @@ def export(model: GPT, folder: str | os.PathLike[str], *, tokenizer: Any = None)
 
 def _table(model: GPT) -> tuple[str, dict[str, tuple[str, ...]]]:
     """What comes before peft's names, and for each of them ours."""
-    if configs.why_not_gpt2(model.config):
+    if config_json.why_not_gpt2(model.config):
         return "base_model.model.gpt.", {name: (name,) for name, _ in linears(model)}
     inside = dict(linears(model))
     rows = {
@@ -169,7 +169,7 @@ def _stacked(model: GPT, found: Adapted) -> tuple[dict[str, Tensor], dict[str, A
     told = _common(
         s.kind,
         target_modules=sorted(ranks),
-        fan_in_fan_out=not configs.why_not_gpt2(model.config),  # Conv1D
+        fan_in_fan_out=not config_json.why_not_gpt2(model.config),  # Conv1D
         bias="none",
         lora_dropout=s.dropout,
     )
@@ -440,7 +440,7 @@ def _of_prefix(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def _prompts(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keys and values of each attention from peft's one table."""
-    if not isinstance(model, GPT) or configs.why_not_gpt2(model.config):
+    if not isinstance(model, GPT) or config_json.why_not_gpt2(model.config):
         raise WeightsError("a prefix of peft's is for GPT-2 only")
     layers, dim = model.config.n_layers, model.config.dim
     table = tensors.get(PROMPT, torch.empty(()))

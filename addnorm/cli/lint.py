@@ -784,7 +784,7 @@ def _only(target: str, there: Mapping[str, str]) -> str:
 
 
 def _from_folder(target: str) -> Found:
-    from addnorm.models import configs, folders
+    from addnorm.files import config_json, folders
 
     path = reading.place(target)
     if path.is_dir() and not (path / folders.CONFIG).exists():
@@ -797,7 +797,7 @@ def _from_folder(target: str) -> Found:
         raise Refusal(str(error) if path.exists() else _nowhere(target, error.__cause__)) from None
     told = folders.read_json(folder / folders.CONFIG)
     weights = any((folder / name).exists() for name in folders.WEIGHTS)
-    ours = (folder / folders.CHECKSUMS).exists() or told.get("model_type") == configs.MODEL_TYPE
+    ours = (folder / folders.CHECKSUMS).exists() or told.get("model_type") == config_json.MODEL_TYPE
     if ours and weights:
         return Found(target, open_model(target)[0])
     return _from_transformers(target, folder, weights)

@@ -37,7 +37,7 @@ def open_model(target: str, place: Place = CPU) -> "tuple[GPT, Tokenizer | None]
 
     from addnorm.adapt import load
     from addnorm.data.tokenizer import Tokenizer
-    from addnorm.models import folders
+    from addnorm.files import folders
     from addnorm.models.gpt import GPT
 
     folder = folders.find(target)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable
-from addnorm.models import folders
+from addnorm.files import folders
 from addnorm.models.gpt import GPT
 from addnorm.words import error_in_a_line
 

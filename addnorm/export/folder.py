@@ -26,9 +26,10 @@ from addnorm.export.check import (
     silent,
     sizes,
 )
-from addnorm.models import folders, weights
+from addnorm.files import folders
+from addnorm.files import gpt as gpt_files
+from addnorm.files.gpt import WeightsError
 from addnorm.models.gpt import GPT
-from addnorm.models.weights import WeightsError
 
 ALLOWED = 1e-5
 """Some 1e4 roundings of 6e-8 on the way of a logit, many of them in another order: 2e-6 was
@@ -56,7 +57,7 @@ def to_hf(
         made = work / "folder"
         tell("writing the weights")
         try:
-            weights.save(stored, made, format=format, tokenizer=tokenizer)
+            gpt_files.save(stored, made, format=format, tokenizer=tokenizer)
             kind = folders.read_json(made / folders.CONFIG)["model_type"]
             files = [file for file in sorted(made.iterdir()) if file.name != folders.CHECKSUMS]
             leave_alone(path, [*files, made / folders.CHECKSUMS])

@@ -35,10 +35,10 @@ from addnorm.export.check import (
     silent,
     sizes,
 )
-from addnorm.models import folders
+from addnorm.files import folders
+from addnorm.files.gpt import why_not_gpt2
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
-from addnorm.models.weights import why_not_gpt2
 
 Dtype = Literal["f32", "f16", "bf16"]
 

@@ -1,5 +1,5 @@
 """Models, one file each.
 
 ``gpt.py`` and ``classifier.py`` have a front, a stack and a head, ``transformer.py`` has stacks
-alone; ``weights.py``, ``configs.py``, ``stored.py`` and ``folders.py`` read and write models.
+alone. They know nothing of the disk; ``addnorm.files`` reads and writes them.
 """

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from addnorm.errors import Mendable
-from addnorm.models.folders import digest, sync
+from addnorm.files.folders import digest, sync
 from addnorm.training.divided import Parts, write
 from addnorm.training.parallel import World
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from addnorm.data.sources import DataError, Texts, open_source
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.models.classifier import ClassifierConfig, TextClassifier, padded, save, windows
+from addnorm.files.classifier import save
+from addnorm.models.classifier import ClassifierConfig, TextClassifier, padded, windows
 from addnorm.settings import AT_RESUME, HIDDEN, AtResume, SettingsError, check_effect, setting
 from addnorm.temporary import evaluation_mode
 from addnorm.training.memory import MODULES, Needs, counted
@@ -209,7 +210,7 @@ class ClassifyTask(Task):
         return {"accuracy": float(right), "val_loss": float(loss)}
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """For ``addnorm.models.classifier.load``."""
+        """For ``addnorm.files.classifier.load``."""
         assert isinstance(model, TextClassifier)
         save(model, folder, self.tokenizer, self.classes)
 

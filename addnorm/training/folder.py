@@ -15,7 +15,7 @@ from typing import Any
 
 from addnorm import reading
 from addnorm.adapt import files as adapters
-from addnorm.models import folders
+from addnorm.files import folders
 from addnorm.pages import run as page
 from addnorm.settings import SettingsError
 from addnorm.training.checkpoint import LEFT_BEHIND, LOCK, CheckpointError, Checkpoints

@@ -21,8 +21,8 @@ from addnorm.data.sources import DataError, Source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.windows import Windows, document_of
 from addnorm.errors import Mendable
+from addnorm.files import config_json, folders
 from addnorm.generation import generate
-from addnorm.models import configs, folders
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import NORMS, GPTConfig
 from addnorm.settings import (
@@ -450,7 +450,7 @@ def _start(path_or_id: str, dropout: float) -> tuple[GPTConfig, Tokenizer]:
     """What ``init_from`` names, without its weights."""
     try:
         folder = folders.find(path_or_id)
-        return configs.read(folder, dropout)[1], Tokenizer.from_pretrained(folder)
+        return config_json.read(folder, dropout)[1], Tokenizer.from_pretrained(folder)
     except Mendable as error:
         raise SettingsError(f"init_from={path_or_id}: {error}") from None
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from addnorm import __version__, settings
 from addnorm.errors import Mendable
-from addnorm.models import folders
+from addnorm.files import folders
 from addnorm.pages import run as page
 from addnorm.settings import SettingsError
 from addnorm.training import folder as places

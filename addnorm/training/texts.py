@@ -15,8 +15,8 @@ from addnorm import reading
 from addnorm.data.sources import DataError, Source, open_source
 from addnorm.data.tokenizer import Tokenizer, TokenizerError
 from addnorm.errors import Mendable
-from addnorm.models import folders
-from addnorm.models.folders import WeightsError
+from addnorm.files import folders
+from addnorm.files.folders import WeightsError
 from addnorm.settings import SettingsError
 
 FORMAT = 1  # changes whenever the same text would give another tokenizer

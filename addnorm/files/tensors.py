@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from addnorm import reading
-from addnorm.models.folders import SAFETENSORS, WEIGHTS, WeightsError, content, read_json
+from addnorm.files.folders import SAFETENSORS, WEIGHTS, WeightsError, content, read_json
 from addnorm.words import first_line
 
 

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from addnorm import reading
-from addnorm.models import configs, folders
-from addnorm.models.configs import IDENTITY, Tokenizer, why_not_gpt2
-from addnorm.models.folders import CONFIG, WeightsError
+from addnorm.files import config_json, folders
+from addnorm.files.config_json import IDENTITY, Tokenizer, why_not_gpt2
+from addnorm.files.folders import CONFIG, WeightsError
+from addnorm.files.tensors import DTYPES, Entry, entries
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
-from addnorm.models.stored import DTYPES, Entry, entries
 from addnorm.words import a_few
 
 __all__ = ["Report", "WeightsError", "check", "load", "save", "why_not_gpt2"]
@@ -146,7 +146,7 @@ Sources = list[tuple[Row, Entry]]
 
 def _inspect(folder: Path, dropout: float | None) -> tuple[GPT, dict[str, Any], Sources, Report]:
     """All checks that need no values: a model without memory, and where its values are."""
-    told, config = configs.read(folder, dropout)
+    told, config = config_json.read(folder, dropout)
     kind = told["model_type"]
     stored, ignored = _stored(folder, copies=kind == "gpt2" and config.tied)
     _check_depth(folder, config, stored, kind)
@@ -158,7 +158,7 @@ def _inspect(folder: Path, dropout: float | None) -> tuple[GPT, dict[str, Any], 
     files = sorted({e.file for e in stored.values()})
     dtypes = sorted({e.dtype for e in stored.values()})
     verified, unsealed = folders.seal(folder, files)
-    configs.check_tokenizer(folder, config.vocab_size, told.get(IDENTITY))
+    config_json.check_tokenizer(folder, config.vocab_size, told.get(IDENTITY))
     report = Report(folder, kind, files, dtypes, ignored, verified, unsealed)
     return model, told, [(row, stored[row.theirs]) for row in rows], report
 
@@ -308,9 +308,9 @@ def save(
         )
     eos = _eos(config, tokenizer)
     if format == "addnorm" or reasons:
-        told = configs.to_own(config, eos)
+        told = config_json.to_own(config, eos)
     else:
-        told, stored = configs.to_gpt2(config, eos), _as_gpt2(config, stored)
+        told, stored = config_json.to_gpt2(config, eos), _as_gpt2(config, stored)
     for name, t in stored.items():
         stored[name] = folders.finite("the model", name, t.detach()).cpu().contiguous()
     told["dtype"] = str(model.tokens.weight.dtype).removeprefix("torch.")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from addnorm import __version__, reading, schemes
 from addnorm.errors import Mendable, value_in_short
-from addnorm.models.folders import CARD, CONFIG, TOKENIZERS, WeightsError, read_json
+from addnorm.files.folders import CARD, CONFIG, TOKENIZERS, WeightsError, read_json
 from addnorm.models.gpt_config import GPTConfig
 
 MODEL_TYPE = "addnorm_gpt"

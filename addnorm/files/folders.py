@@ -1,7 +1,7 @@
 """A folder of weights on disk: found, verified and written, never half.
 
-Nothing here knows a model. ``addnorm.models.stored`` lists the tensors in its files, and
-``addnorm.models.weights`` knows what their names mean.
+Nothing here knows a model. ``addnorm.files.tensors`` lists the tensors in its files, and
+``addnorm.files.gpt`` knows what their names mean.
 """
 
 import hashlib

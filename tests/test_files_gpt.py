@@ -20,10 +20,11 @@ import addnorm
 from addnorm import schemes
 from addnorm.branches import ACTIVATIONS
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.models import configs, folders, weights
+from addnorm.files import config_json, folders
+from addnorm.files import gpt as gpt_files
+from addnorm.files.gpt import WeightsError
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import MLPS, NORMS, POSITIONS, GPTConfig
-from addnorm.models.weights import WeightsError
 
 WHY = "transformers is not installed: pip install 'addnorm[hf]'"
 ODD: dict[str, Any] = {
@@ -129,8 +130,8 @@ def compare(hf: Any, theirs: Any, ours: GPT, x: Tensor) -> dict[str, float]:
     mine: dict[str, Any] = {name: p.grad for name, p in ours.named_parameters()}
     wanted = dict(theirs.named_parameters())
     worst = 0.0
-    for row in weights.gpt2_rows(ours.config):
-        name = row.theirs if row is weights.UNTIED else f"transformer.{row.theirs}"
+    for row in gpt_files.gpt2_rows(ours.config):
+        name = row.theirs if row is gpt_files.UNTIED else f"transformer.{row.theirs}"
         want = wanted[name].grad
         got = torch.cat([mine[part] for part in row.ours])
         got = got.T if row.transposed else got
@@ -148,7 +149,7 @@ PUBLISHED: list[dict[str, Any]] = [
     {"n_inner": None},
     {"layer_norm_epsilon": 0.1},
     {"tie_word_embeddings": False},
-    *({"activation_function": name} for name in configs.ACTIVATIONS),
+    *({"activation_function": name} for name in config_json.ACTIVATIONS),
 ]
 
 
@@ -270,7 +271,7 @@ def test_layouts(tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture) 
     assert same_bits(loaded.state_dict(), model.state_dict())
     assert loaded.config == model.config
     assert not loaded.training
-    ignored = weights.load(folder)[1].ignored
+    ignored = gpt_files.load(folder)[1].ignored
     if "masks" in layout:
         assert len(ignored) == 7
         assert "ignored 7 causal masks or copies (transformer.h.0.attn.bias" in caplog.text
@@ -318,7 +319,7 @@ def shard(folder: Path, suffix: str = "safetensors") -> Path:
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_shards(tmp_path: Path, suffix: str) -> None:
     folder, model = gpt2_folder(tmp_path)
-    loaded, report = weights.load(shard(folder, suffix))
+    loaded, report = gpt_files.load(shard(folder, suffix))
     assert same_bits(loaded.state_dict(), model.state_dict())
     assert len(report.files) == 3
 
@@ -419,10 +420,10 @@ def test_options_that_we_do_not_implement_are_refused(
 def test_every_option_of_transformers_is_decided(hf: Any) -> None:
     """A new version with a new option fails here, and not in somebody's logits."""
     told = json.loads(hf.GPT2Config().to_json_string(use_diff=False))
-    config = configs.from_gpt2(told, None)
+    config = config_json.from_gpt2(told, None)
     assert config == GPT.preset("gpt2", dropout=0.1)
-    known = {*configs.FIELDS, *configs.UNTOLD, *configs.EXACT}
-    undecided = told.keys() - known - configs.BOOKKEEPING
+    known = {*config_json.FIELDS, *config_json.UNTOLD, *config_json.EXACT}
+    undecided = told.keys() - known - config_json.BOOKKEEPING
     assert undecided == set(), "read, refuse or declare bookkeeping"
 
 
@@ -437,7 +438,7 @@ def test_the_configuration_on_the_hub() -> None:
         "task_specific_params": {"text-generation": {"do_sample": true, "max_length": 50}},
         "_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
         "vocab_size": 50257}"""
-    assert configs.from_gpt2(json.loads(told), None) == GPT.preset("gpt2", dropout=0.1)
+    assert config_json.from_gpt2(json.loads(told), None) == GPT.preset("gpt2", dropout=0.1)
 
 
 def test_a_missing_option(tmp_path: Path) -> None:
@@ -473,7 +474,7 @@ def test_dtypes(tmp_path: Path, stored: torch.dtype) -> None:
     model = tiny().to(stored)
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(stored)[6:]
-    loaded, report = weights.load(tmp_path)
+    loaded, report = gpt_files.load(tmp_path)
     assert report.dtypes == [str(stored)[6:]]
     assert same_bits(loaded.state_dict(), model.float().state_dict())
     assert {p.dtype for p in GPT.from_pretrained(tmp_path, dtype=None).parameters()} == {stored}
@@ -689,7 +690,7 @@ OWN: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_damage_in_a_folder_of_ours(tmp_path: Path, damage: str) -> None:
     tiny(scheme="sandwich", vocab_multiple=16).save_pretrained(tmp_path)
     do, message = OWN[damage]
-    assert weights.load(tmp_path)[1].verified
+    assert gpt_files.load(tmp_path)[1].verified
     do(tmp_path)
     with pytest.raises(WeightsError, match=message):
         GPT.from_pretrained(tmp_path)
@@ -736,7 +737,7 @@ def test_what_the_checksums_do_not_name_is_not_verified(
     seal = json.loads((tmp_path / folders.CHECKSUMS).read_text())
     del seal[name]
     (tmp_path / folders.CHECKSUMS).write_text(json.dumps(seal))
-    report = weights.load(tmp_path)[1]
+    report = gpt_files.load(tmp_path)[1]
     assert not report.verified
     assert report.unsealed == [name]
     assert f"checksums agree, but not of {name}" in str(report)
@@ -746,10 +747,10 @@ def test_what_the_checksums_do_not_name_is_not_verified(
 
 def test_check_is_load_without_a_model(tmp_path: Path) -> None:
     folder, _ = gpt2_folder(tmp_path)
-    assert weights.check(folder).format == "gpt2"
+    assert gpt_files.check(folder).format == "gpt2"
     mangle(folder, poison)
     with pytest.raises(WeightsError, match="not finite"):
-        weights.check(folder)
+        gpt_files.check(folder)
 
 
 # --- finding --------------------------------------------------------------------------------------
@@ -958,7 +959,7 @@ def test_a_new_folder_appears_whole_or_not_at_all(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(gpt_files, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         tiny().save_pretrained(tmp_path / "a" / "b")
     assert not list((tmp_path / "a").iterdir())
@@ -1002,7 +1003,7 @@ def test_an_existing_folder_keeps_what_it_had(
     (tmp_path / "m" / "notes.txt").write_text("mine")
     new = stir(tiny())
     with monkeypatch.context() as patched:
-        patched.setattr(weights, "save_file", lambda *a, **k: 1 / 0)
+        patched.setattr(gpt_files, "save_file", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             new.save_pretrained(tmp_path / "m")
     assert same_bits(GPT.from_pretrained(tmp_path / "m").state_dict(), old.state_dict())

@@ -1,0 +1,6 @@
+"""Models on disk: folders of weights, and who reads and writes which format.
+
+``folders.py`` knows folders and no model, ``tensors.py`` lists the tensors in their files. One file
+for each kind of model: ``gpt.py`` reads and writes GPT-2's format and our own, by the settings of
+``config_json.py``; ``classifier.py`` a text classifier's.
+"""
