@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ScaleNorm,
         UnbiasedLayerNorm,
     )
+    from addnorm.pretrained import load, save
     from addnorm.recurrent import LayerNormGRU, LayerNormLSTM
     from addnorm.stream import AddNorm, Stack
     from addnorm.training.run import train
@@ -72,6 +73,7 @@ _PUBLIC = {
     **dict.fromkeys(("generate", "perplexity", "stream_text"), "addnorm.generation"),
     "lint": "addnorm.linting",
     **dict.fromkeys(("EncoderDecoder", "decoder", "encoder"), "addnorm.models.transformer"),
+    **dict.fromkeys(("load", "save"), "addnorm.pretrained"),
     "train": "addnorm.training.run",
 }
 
@@ -103,11 +105,13 @@ __all__ = [
     "init_table",
     "joins",
     "lint",
+    "load",
     "norms",
     "ops",
     "perplexity",
     "positions",
     "recurrent",
+    "save",
     "schemes",
     "stream",
     "stream_text",

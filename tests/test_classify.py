@@ -8,9 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from addnorm import train
+from addnorm import load, train
 from addnorm.data.sources import DataError
-from addnorm.files.classifier import load
 from addnorm.files.folders import WeightsError
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, windows
 from addnorm.settings import SettingsError
@@ -60,8 +59,8 @@ def test_it_learns_and_resumes(folder: Path, tmp_path: Path) -> None:
     assert run.metrics["accuracy"] >= 0.9
     assert run.best is not None
     assert run.best >= run.metrics["accuracy"]
-    model, tokenizer, classes = load(run.folder / "model")
-    assert classes == sorted(WORDS)
+    model, tokenizer, classes, _ = load(run.folder)
+    assert classes == tuple(sorted(WORDS))
     assert [c for c, _ in model.predict(["cat dog", "elm", "opal opal"], tokenizer, classes)] == [
         "animals",
         "plants",

@@ -20,13 +20,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import addnorm
 from addnorm import GPT, GPTConfig, Tokenizer
 from addnorm.adapt import adapt, save
 from addnorm.adapt.settings import Kind
-from addnorm.cli.models import open_model
 from addnorm.errors import Mendable
-from addnorm.files import classifier, folders
+from addnorm.files import folders
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
+from addnorm.pretrained import kind_of
 
 SAMPLE = 12  # of each kind of folder, which has some hundreds
 ENDS = 2  # of a vocabulary and other long lists: one entry is as good as another
@@ -271,7 +272,7 @@ def with_bottleneck(folder: Path) -> None:
 
 def of_classifier(folder: Path) -> None:
     config = ClassifierConfig(vocab_size=257, classes=2, dim=8, n_layers=1, n_heads=2)
-    classifier.save(TextClassifier(config), folder, Tokenizer.bytes(), ["no", "yes"])
+    addnorm.save(TextClassifier(config), folder, tokenizer=Tokenizer.bytes(), labels=["no", "yes"])
     without_checksums(folder)
 
 
@@ -286,17 +287,15 @@ def opened(folder: Path) -> Iterator[Callable[[], object]]:
     ids = torch.zeros(1, 3, dtype=torch.long)
 
     def run() -> object:
-        model, tokenizer = open_model(str(folder))
-        return model(ids), None if tokenizer is None else tokenizer.encode("to be")
-
-    def classify() -> object:
-        model, tokenizer, classes = classifier.load(folder)
-        return model.predict(["to be"], tokenizer, classes)
+        loaded = addnorm.load(folder)
+        predict = kind_of(loaded.model).predict
+        if predict is not None:
+            return predict(loaded, ["to be"])
+        return loaded.model(ids), loaded.tokenizer and loaded.tokenizer.encode("to be")
 
     yield run
     yield lambda: GPT.from_pretrained(folder)(ids)
     yield lambda: Tokenizer.from_pretrained(folder).encode("to be")
-    yield classify
 
 
 def try_all(kind: Callable[[Path], None], folder: Path, sample: int | None) -> None:

@@ -52,6 +52,7 @@ ROAD = {
     "models": "data norms context init stream positions branches schemes generation",
     "files": "data schemes models",
     "adapt": "stream positions branches models files",
+    "pretrained": "data models files adapt",
     "hf": "context stream models files",
     "export": "data models files hf",
     "compat": "norms context init stream branches schemes",
@@ -61,7 +62,7 @@ ROAD = {
     "testing": "anatomy linting",
     "training": "data norms stream positions schemes models files adapt generation pages",
     "lab": "norms stream branches catalogue schemes",
-    "cli": "ops data schemes models files adapt hf generation export pages anatomy linting "
+    "cli": "ops data schemes models files pretrained hf generation export pages anatomy linting "
     "training lab",
     "__main__": "cli",
 }

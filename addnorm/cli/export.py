@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg, optional, output
-from addnorm.cli.models import open_model
+from addnorm.cli.models import open_language_model
 from addnorm.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ Options = Hf | Onnx | Gguf
 
 def run(options: Options) -> int:
     """Returns the exit status."""
-    model, tokenizer = open_model(options.model)
+    model, tokenizer = open_language_model(options.model)
     from addnorm.export import CheckFailed, ExportError
 
     with ProgressBar() as bar:

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, UseAppendAction, arg
-from addnorm.cli.models import RUN, open_model
+from addnorm.cli.models import open_model
 from addnorm.progress import ProgressBar
 from addnorm.words import a_few, did_you_mean, error_in_a_line, first_line, near_names, plural
 
@@ -784,22 +784,21 @@ def _only(target: str, there: Mapping[str, str]) -> str:
 
 
 def _from_folder(target: str) -> Found:
-    from addnorm.files import config_json, folders
+    from addnorm.files import folders
+    from addnorm.pretrained import holds_run_or_adapter, is_ours
 
     path = reading.place(target)
-    if path.is_dir() and not (path / folders.CONFIG).exists():
-        inner = [path / RUN, path / "base"]
-        if any((p / folders.CONFIG).exists() for p in inner):
-            return Found(target, open_model(target)[0])
+    if holds_run_or_adapter(path):
+        return Found(target, open_model(target).model)
     try:
         folder = folders.find(target)
     except folders.WeightsError as error:
         raise Refusal(str(error) if path.exists() else _nowhere(target, error.__cause__)) from None
     told = folders.read_json(folder / folders.CONFIG)
     weights = any((folder / name).exists() for name in folders.WEIGHTS)
-    ours = (folder / folders.CHECKSUMS).exists() or told.get("model_type") == config_json.MODEL_TYPE
+    ours = (folder / folders.CHECKSUMS).exists() or is_ours(told.get("model_type"))
     if ours and weights:
-        return Found(target, open_model(target)[0])
+        return Found(target, open_model(target).model)
     return _from_transformers(target, folder, weights)
 
 

@@ -4,14 +4,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from addnorm.cli import Refusal
-from addnorm.errors import Mendable
 
 if TYPE_CHECKING:
     from addnorm.data.tokenizer import Tokenizer
     from addnorm.models.gpt import GPT
-
-RUN = "model"
-"""Where a run keeps the model that it made."""
+    from addnorm.pretrained import Loaded
 
 
 @dataclass(frozen=True)
@@ -27,43 +24,37 @@ class Place:
 CPU = Place(device="cpu")
 
 
-def open_model(target: str, place: Place = CPU) -> "tuple[GPT, Tokenizer | None]":
-    """The model, in evaluation mode, and its tokenizer if there is one beside it.
+def open_model(target: str, place: Place = CPU) -> "Loaded":
+    """A model of any kind, in evaluation mode, and what was kept with it.
 
     ``target``: a folder with config.json and weights, the folder of a run, or an id of the hub.
     A ``Mendable`` says what is wrong with it.
     """
     import torch
 
-    from addnorm.adapt import load
-    from addnorm.data.tokenizer import Tokenizer
-    from addnorm.files import folders
-    from addnorm.models.gpt import GPT
+    from addnorm.pretrained import load
 
-    folder = folders.find(target)
-    run = folder / RUN
-    if not (folder / folders.CONFIG).exists() and run.is_dir():
-        folder = run
-    adapter = None
-    if (folder / "base").is_dir() and (folder / "adapter").is_dir():
-        folder, adapter = folder / "base", folder / "adapter"
-    dtype = getattr(torch, place.dtype)
-    model = GPT.from_pretrained(folder, dtype=dtype)
-    if adapter is not None:
-        load(model, adapter)
-        model.to(dtype).eval()
-    model = model.to(_device(place.device))
-    if not any((folder / name).exists() for name in folders.TOKENIZERS):
-        return model, None
-    try:
-        return model, Tokenizer.from_pretrained(folder)
-    except Mendable as error:
-        raise Refusal(f"the tokenizer beside the model cannot be read: {error}") from None
+    loaded = load(target, dtype=getattr(torch, place.dtype))
+    loaded.model.to(_device(place.device))
+    return loaded
+
+
+def open_language_model(target: str, place: Place = CPU) -> "tuple[GPT, Tokenizer | None]":
+    """A language model and its tokenizer, if there is one; a ``Refusal`` of any other kind."""
+    from addnorm.models.gpt import GPT
+    from addnorm.pretrained import kind_of
+
+    loaded = open_model(target, place)
+    if not isinstance(loaded.model, GPT):
+        kind = kind_of(loaded.model)
+        way = f": use addnorm predict {target}" if kind.predict is not None else ""
+        raise Refusal(f"{target} is {kind.noun}, and this command needs a language model{way}")
+    return loaded.model, loaded.tokenizer
 
 
 def with_tokenizer(target: str, place: Place) -> "tuple[GPT, Tokenizer]":
     """The model and its tokenizer; a ``Refusal`` if there is no tokenizer beside the model."""
-    model, tokenizer = open_model(target, place)
+    model, tokenizer = open_language_model(target, place)
     if tokenizer is None:
         raise Refusal(
             f"{target} has no tokenizer: put its tokenizer.json there, or GPT-2's vocab.json and "

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -12,33 +13,46 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable, value_in_short
 from addnorm.files import folders
 from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError
+from addnorm.files.register import Loaded, ModelKind
 from addnorm.files.tensors import DTYPES, entries
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
+from addnorm.models.prediction import LabelPrediction, Prediction
 
-KIND = "addnorm_classifier"
+MODEL_TYPE = "addnorm_classifier"
 
 
-def save(model: TextClassifier, folder: Path, tokenizer: Tokenizer, classes: Sequence[str]) -> None:
-    """A folder that ``load`` reads: weights, settings, the names of the classes, the tokenizer."""
+def write(
+    model: TextClassifier,
+    folder: Path,
+    tokenizer: Tokenizer | None,
+    labels: Sequence[str] | None,
+) -> None:
+    """The folder that ``read`` takes: weights, settings, names of the classes, tokenizer."""
+    count = model.config.classes
+    if tokenizer is None or labels is None or len(labels) != count:
+        raise WeightsError(
+            f"a text classifier is written with its tokenizer and the names of its {count} "
+            "classes: give tokenizer=... and labels=..."
+        )
 
     def fill(work: Path) -> None:
         state = {name: t.contiguous() for name, t in model.state_dict().items()}
         save_file(state, work / SAFETENSORS)
-        told = {
-            "model_type": KIND,
-            "classes_by_name": list(classes),
+        card = {
+            "model_type": MODEL_TYPE,
+            "classes_by_name": list(labels),
             **dataclasses.asdict(model.config),
         }
-        folders.write_json(work / CONFIG, told)
+        folders.write_json(work / CONFIG, card)
         tokenizer.save(work)
 
     folders.write(folder, fill)
 
 
-def load(folder: Path) -> tuple[TextClassifier, Tokenizer, list[str]]:
-    """(model in evaluation mode, its tokenizer, the names of its classes), checked."""
+def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
+    """The model, its tokenizer and the names of its classes, checked."""
     with reading.system_errors(folder, WeightsError):
-        config, classes = _read(folder)
+        card, config, labels = _card(folder)
         with torch.device("meta"):
             model = TextClassifier(config)
         shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
@@ -52,10 +66,12 @@ def load(folder: Path) -> tuple[TextClassifier, Tokenizer, list[str]]:
                 )
         files = sorted({entry.file for entry in stored.values()})
         folders.seal(folder, files)
-        state = {
-            name: folders.finite(entry.file, name, entry.read()).float().clone()
-            for name, entry in stored.items()
-        }
+        state = {}
+        for name, entry in stored.items():
+            t = folders.finite(entry.file, name, entry.read())
+            if dtype is not None:
+                t = folders.finite(entry.file, f"{name} as {dtype}", t.to(dtype))
+            state[name] = t.clone()
         model.load_state_dict(state, strict=True, assign=True)
     tokenizer = Tokenizer.from_pretrained(folder)
     if tokenizer.vocab_size > config.vocab_size:
@@ -63,26 +79,45 @@ def load(folder: Path) -> tuple[TextClassifier, Tokenizer, list[str]]:
             f"{folder} has the tokenizer of another model: it has {tokenizer.vocab_size} tokens, "
             f"and the model's vocabulary is {config.vocab_size}"
         )
-    return model.eval(), tokenizer, classes
+    return Loaded(model.eval(), tokenizer, labels, card)
 
 
-def _read(folder: Path) -> tuple[ClassifierConfig, list[str]]:
-    """What the folder's config.json says: the settings, and the names of the classes."""
+def _card(folder: Path) -> tuple[dict[str, Any], ClassifierConfig, tuple[str, ...]]:
+    """What the folder's config.json says: as it stands, the settings, the names of the classes."""
     file = folder / CONFIG
-    told = folders.read_json(file)
-    if told.get("model_type") != KIND:
+    card = folders.read_json(file)
+    if card.get("model_type") != MODEL_TYPE:
         raise WeightsError(
             f"{folder} is not a text classifier: model_type is "
-            f"{value_in_short(told.get('model_type'))}"
+            f"{value_in_short(card.get('model_type'))}"
         )
     for name in ("vocab_size", "classes"):
-        reading.field(told, name, int, file, WeightsError)
-    classes = reading.field(told, "classes_by_name", list, file, WeightsError)
+        reading.field(card, name, int, file, WeightsError)
+    labels = reading.field(card, "classes_by_name", list, file, WeightsError)
     fields = {f.name for f in dataclasses.fields(ClassifierConfig)}
     try:
-        config = ClassifierConfig(**{k: v for k, v in told.items() if k in fields})
+        config = ClassifierConfig(**{k: v for k, v in card.items() if k in fields})
     except Mendable as error:
         raise WeightsError(f"{file}: {error}") from None
-    if [type(name) for name in classes] != [str] * config.classes:
+    if [type(name) for name in labels] != [str] * config.classes:
         raise WeightsError(f"{file}: classes_by_name must be {config.classes} texts")
-    return config, classes
+    return card, config, tuple(labels)
+
+
+def predict(loaded: Loaded, texts: Sequence[str]) -> list[Prediction]:
+    """Of each text the labels, with their probabilities."""
+    model, tokenizer, labels, _ = loaded
+    assert isinstance(model, TextClassifier)
+    assert tokenizer is not None
+    assert labels is not None
+    probabilities = model.probabilities(texts, tokenizer)
+    finite = probabilities.isfinite().all(-1).tolist()
+    if not all(finite):
+        raise FloatingPointError(
+            f"the probabilities of input {finite.index(False) + 1} are not finite: the weights or "
+            "the activations hold NaN or overflow"
+        )
+    return [LabelPrediction.of(labels, row) for row in probabilities.tolist()]
+
+
+KIND = ModelKind((MODEL_TYPE,), TextClassifier, "a text classifier", read, write, predict)

@@ -7,7 +7,7 @@ transformers. docs/gpt2.md says what is read, what is refused, and how parity wa
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ from torch import Tensor
 from addnorm import reading
 from addnorm.files import config_json, folders
 from addnorm.files.config_json import IDENTITY, Tokenizer, why_not_gpt2
-from addnorm.files.folders import CONFIG, WeightsError
+from addnorm.files.folders import CONFIG, WeightsError, read_json
+from addnorm.files.register import Loaded, ModelKind, tokenizer_beside
 from addnorm.files.tensors import DTYPES, Entry, entries
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
@@ -343,3 +344,28 @@ def _eos(config: GPTConfig, tokenizer: Tokenizer | None) -> int | None:
     if tokenizer is not None:
         return tokenizer.eos_id
     return 50256 if config.vocab_size == 50257 else None
+
+
+# --- for the register -----------------------------------------------------------------------------
+
+
+def refuse_labels(labels: Sequence[str] | None) -> None:
+    """A language model answers with tokens, and its tokenizer has their names."""
+    if labels is not None:
+        raise WeightsError("a language model has no labels: leave them out")
+
+
+def _read(folder: Path, dtype: torch.dtype | None) -> Loaded:
+    model, report = load(folder, dtype=dtype)
+    tokenizer = tokenizer_beside(report.folder)
+    return Loaded(model, tokenizer, None, read_json(report.folder / CONFIG))
+
+
+def _write(
+    model: GPT, folder: Path, tokenizer: Tokenizer | None, labels: Sequence[str] | None
+) -> None:
+    refuse_labels(labels)
+    save(model, folder, tokenizer=tokenizer)
+
+
+KIND = ModelKind(("gpt2", config_json.MODEL_TYPE), GPT, "a language model", _read, _write)

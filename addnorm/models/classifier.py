@@ -109,18 +109,25 @@ class TextClassifier(nn.Module):
     def predict(
         self, texts: Sequence[str], tokenizer: Tokenizer, classes: Sequence[str]
     ) -> list[tuple[str, float]]:
-        """The most probable class of each text, and its probability: the mean over its windows."""
-        found = []
+        """The most probable class of each text, and its probability."""
+        best = self.probabilities(texts, tokenizer).max(-1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [(classes[i], p) for i, p in pairs]
+
+    def probabilities(self, texts: Sequence[str], tokenizer: Tokenizer) -> Tensor:
+        """(texts, classes) in float32 on the CPU: of each text the mean over its windows. They go
+        through the model together, however many they are."""
+        parts = [
+            windows(np.array(tokenizer.encode(text) or [0]), self.config.context_length)
+            for text in texts
+        ]
+        if not parts:
+            return torch.zeros(0, self.config.classes)
         device = next(self.parameters()).device
+        batch = {n: t.to(device) for n, t in padded([w for rows in parts for w in rows]).items()}
         with evaluation_mode(self.modules()), torch.inference_mode():
-            for text in texts:
-                ids = np.array(tokenizer.encode(text) or [0])
-                rows = windows(ids, self.config.context_length)
-                batch = {name: t.to(device) for name, t in padded(rows).items()}
-                p = self(batch["ids"], batch["valid"]).float().softmax(-1).mean(0)
-                best = int(p.argmax())
-                found.append((classes[best], float(p[best])))
-        return found
+            p = self(batch["ids"], batch["valid"]).float().softmax(-1).cpu()
+        return torch.stack([of_text.mean(0) for of_text in p.split([len(rows) for rows in parts])])
 
 
 def windows(ids: NDArray[np.int64], context: int) -> list[NDArray[np.int64]]:

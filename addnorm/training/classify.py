@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from addnorm.data.sources import DataError, Texts, open_source
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.files.classifier import save
+from addnorm.files import classifier
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, padded, windows
 from addnorm.settings import AT_RESUME, HIDDEN, AtResume, SettingsError, check_effect, setting
 from addnorm.temporary import evaluation_mode
@@ -210,9 +210,9 @@ class ClassifyTask(Task):
         return {"accuracy": float(right), "val_loss": float(loss)}
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """For ``addnorm.files.classifier.load``."""
+        """For ``addnorm.load`` and ``addnorm predict``."""
         assert isinstance(model, TextClassifier)
-        save(model, folder, self.tokenizer, self.classes)
+        classifier.write(model, folder, self.tokenizer, self.classes)
 
     def facts(self) -> dict[str, Any]:
         """The texts, the classes, the tokenizer and what the model is."""

@@ -1,0 +1,110 @@
+"""Which kinds of models there are, and how each is read, written and asked; open to others.
+
+A kind is known by what its folders say as ``model_type`` in config.json. Whoever brings a model
+registers its kind, from inside the package or outside, and ``addnorm.load``, ``addnorm.save`` and
+``addnorm predict`` know it from then on::
+
+    register(ModelKind(("toy",), Toy, "a toy", read=read_toy, write=write_toy))
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import nn
+
+from addnorm.data.tokenizer import Tokenizer
+from addnorm.errors import Mendable, value_in_short
+from addnorm.files import folders
+from addnorm.files.folders import CONFIG, WeightsError
+from addnorm.models.prediction import Prediction
+
+
+class Loaded(NamedTuple):
+    """A model from disk, and what was kept with it."""
+
+    model: nn.Module
+    """In evaluation mode."""
+    tokenizer: Tokenizer | None
+    """None: there is none beside the model."""
+    labels: tuple[str, ...] | None
+    """What each place of the model's answer is called; None: a model that has no such places."""
+    card: Mapping[str, Any]
+    """What config.json says, as it stands there."""
+
+
+@final
+@dataclass(frozen=True)
+class ModelKind:
+    """What there is to know of one kind of models."""
+
+    model_types: tuple[str, ...]
+    """What config.json may say as model_type; each is a format of its own."""
+    model: type[nn.Module]
+    """The class of the models."""
+    noun: str
+    """What a message calls one, as "a text classifier"."""
+    read: Callable[[Path, torch.dtype | None], Loaded]
+    """From a folder, its tensors as a dtype, or as they are stored; what is wrong is a
+    ``WeightsError``."""
+    write: Callable[[Any, Path, Tokenizer | None, Sequence[str] | None], None]
+    """(model, folder, tokenizer, labels): the folder that ``read`` takes, whole or not at all."""
+    predict: Callable[[Loaded, Sequence[str]], Sequence[Prediction]] | None = None
+    """What a model answers to each input; None: it is not asked in this way."""
+
+
+_KINDS: dict[str, ModelKind] = {}
+
+
+def register(kind: ModelKind) -> None:
+    """Make a kind known; a model_type that is known already, of another class, is an error."""
+    for name in kind.model_types:
+        other = _KINDS.get(name, kind)
+        if _full_name(other.model) != _full_name(kind.model):  # a notebook's cell may run again
+            raise ValueError(f"model_type {name!r} is registered already, for {other.noun}")
+    _KINDS.update(dict.fromkeys(kind.model_types, kind))
+
+
+def known(model_type: object) -> bool:
+    """Whether there is a kind whose config.json says this."""
+    return isinstance(model_type, str) and model_type in _KINDS
+
+
+def _full_name(kind: type[nn.Module]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def kind_of(model: nn.Module) -> ModelKind:
+    """The kind that a model is of."""
+    for kind in _KINDS.values():
+        if isinstance(model, kind.model):
+            return kind
+    names = sorted({kind.model.__name__ for kind in _KINDS.values()})
+    raise WeightsError(
+        f"there is no format for a {type(model).__name__}, only for {', '.join(names)}; of a model "
+        "that is compiled or wrapped, save the one inside"
+    )
+
+
+def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
+    """The model in a folder, by what its config.json says that it is."""
+    name = folders.read_json(folder / CONFIG).get("model_type")
+    if not isinstance(name, str) or name not in _KINDS:
+        raise WeightsError(
+            f"{folder / CONFIG}: model_type is {value_in_short(name)}, expected one of "
+            f"{', '.join(_KINDS)}"
+        )
+    return _KINDS[name].read(folder, dtype)
+
+
+def tokenizer_beside(folder: Path) -> Tokenizer | None:
+    """The tokenizer in a model's folder, if there is one."""
+    if not any(os.path.lexists(folder / name) for name in folders.TOKENIZERS):
+        return None
+    try:
+        return Tokenizer.from_pretrained(folder)
+    except Mendable as error:
+        raise WeightsError(f"the tokenizer beside the model cannot be read: {error}") from None

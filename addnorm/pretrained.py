@@ -1,0 +1,104 @@
+"""Any model of ours from disk and to disk: ``addnorm.load`` and ``addnorm.save``.
+
+What is in a folder, and who reads it, is for the register to say (``addnorm.files.register``). Here
+is what lies around such folders: a run that keeps its model in one, and an adapter that was trained
+beside a model. So this file stands right of both rooms, and by importing it every format of this
+package is registered.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from addnorm.adapt import adapted
+from addnorm.adapt import files as adapters
+from addnorm.data.tokenizer import Tokenizer
+from addnorm.files import classifier, folders, gpt, register
+from addnorm.files.folders import CONFIG, WeightsError
+from addnorm.files.register import Loaded, ModelKind, kind_of
+from addnorm.models.gpt import GPT
+
+__all__ = ["Loaded", "ModelKind", "holds_run_or_adapter", "is_ours", "kind_of", "load", "save"]
+
+RUN = "model"
+"""Where a run keeps the model that it made."""
+BASE, ADAPTER = "base", "adapter"
+"""Where a model and its adapter are that cannot be one, a prefix or a bottleneck."""
+
+for _kind in (gpt.KIND, classifier.KIND):
+    register.register(_kind)
+
+
+def load(
+    path_or_id: str | os.PathLike[str], *, dtype: torch.dtype | None = torch.float32
+) -> Loaded:
+    """``Loaded(model, tokenizer, labels, card)``, the model in evaluation mode.
+
+    From a folder that ``save`` or ``GPT.save_pretrained`` wrote, a folder in GPT-2's format, the
+    folder of a run, with an adapter or without, or a model of the Hugging Face hub. ``dtype`` None
+    keeps what is stored. What is damaged or not understood is a ``WeightsError``, which says where
+    and what to do.
+    """
+    folder = _model_folder(folders.find(path_or_id))
+    if not _has_adapter_beside(folder):
+        return register.read(folder, dtype)
+    loaded = register.read(folder / BASE, dtype)
+    adapters.load(loaded.model, folder / ADAPTER)
+    loaded.model.to(dtype).eval()
+    return loaded
+
+
+def save(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    tokenizer: Tokenizer | None = None,
+    labels: Sequence[str] | None = None,
+) -> None:
+    """Write a model for ``load``: whole, with checksums, and what belongs to it beside it.
+
+    A GPT is written in GPT-2's format where that can say what it is, else in ours (to choose, use
+    ``GPT.save_pretrained``), a classifier with its tokenizer and ``labels``, the names of its
+    classes. Of a GPT with an adapter the adapter is in a sub-folder, and beside it the model with
+    the updates in its weights, or, if the adapter is no update, the model without it.
+    """
+    path = Path(folder).expanduser()
+    found = adapted(model)
+    apart = found is not None and not found.low_rank()
+    if path.is_dir() and (path / CONFIG if apart else path / BASE).exists():
+        raise WeightsError(f"{path} holds another model: delete it, or choose another folder")
+    if found is None:
+        kind_of(model).write(model, path, tokenizer, labels)
+        return
+    if not isinstance(model, GPT):
+        raise WeightsError(
+            f"a {type(model).__name__} cannot be written with its adapter: merge it first "
+            "(addnorm.adapt.merge), or write the adapter alone (addnorm.adapt.save)"
+        )
+    gpt.refuse_labels(labels)
+    adapters.export(model, path, tokenizer=tokenizer)
+
+
+def holds_run_or_adapter(folder: Path) -> bool:
+    """Whether a folder is no model's own, but a run's, or that of a model beside its adapter."""
+    if (folder / CONFIG).exists():
+        return False
+    return (folder / RUN).is_dir() or _has_adapter_beside(folder)
+
+
+def is_ours(model_type: object) -> bool:
+    """Whether only addnorm writes this in a config.json, as it is not GPT-2's."""
+    return register.known(model_type) and model_type != "gpt2"
+
+
+def _model_folder(folder: Path) -> Path:
+    """Where the model is: in the folder itself, or in that of a run in it."""
+    run = folder / RUN
+    return run if not (folder / CONFIG).exists() and run.is_dir() else folder
+
+
+def _has_adapter_beside(folder: Path) -> bool:
+    return (folder / BASE).is_dir() and (folder / ADAPTER).is_dir()
