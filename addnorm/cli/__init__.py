@@ -53,6 +53,7 @@ class Command:
 COMMANDS = (
     Command("train", "train a model on your own text"),
     Command("generate", "continue a prompt"),
+    Command("predict", "say which label a text has, and how probable each is"),
     Command("eval", "measure how probable a model finds a text: perplexity, bits per byte"),
     Command("export", "write a model for transformers, ONNX runtimes or llama.cpp, and check it"),
     Command("lint", "find what is wired wrong in any Transformer, before training"),

@@ -1,0 +1,272 @@
+"""The command ``addnorm predict``, and what the other commands say of a classifier."""
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import addnorm
+from addnorm import GPT, GPTConfig, Tokenizer
+from addnorm.cli import main, predict
+from addnorm.models.classifier import ClassifierConfig, TextClassifier
+from tests.nets import stir
+
+BYTES = Tokenizer.bytes()
+LABELS = ("bad", "good", "so-so")
+TEXTS = ["a fine day", "", "x" * 300]
+
+
+@pytest.fixture(scope="module")
+def model() -> TextClassifier:
+    torch.manual_seed(0)
+    config = ClassifierConfig(
+        vocab_size=257, classes=3, context_length=32, dim=8, n_layers=1, n_heads=2, pairs=99
+    )
+    return stir(TextClassifier(config)).eval()
+
+
+@pytest.fixture(scope="module")
+def run(model: TextClassifier, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("runs") / "mood"
+    addnorm.save(model, path / "model", tokenizer=BYTES, labels=LABELS)
+    return str(path)
+
+
+def wanted(model: TextClassifier, texts: Sequence[str]) -> list[list[float]]:
+    """By the definition: each text alone, the mean over its windows."""
+    return [model.probabilities([text], BYTES)[0].tolist() for text in texts]
+
+
+def from_stdin(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def test_one_line_for_each_text(
+    run: str, model: TextClassifier, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", run, *TEXTS, "--batch-size", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(TEXTS)
+    for line, text, p in zip(lines, TEXTS, wanted(model, TEXTS), strict=True):
+        best = max(range(3), key=p.__getitem__)
+        label, share, *rest = line.split(maxsplit=2)
+        assert label == LABELS[best]
+        assert float(share.removesuffix("%")) == pytest.approx(100 * p[best], abs=0.051)
+        assert "".join(rest) == (text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def test_json_has_every_label(
+    run: str, model: TextClassifier, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", run, *TEXTS, "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for one, text, p in zip(told, TEXTS, wanted(model, TEXTS), strict=True):
+        assert list(one) == ["input", "label", "probability", "probabilities"]
+        assert one["input"] == text
+        # padding beside longer texts moves the last bits
+        assert [one["probabilities"][label] for label in LABELS] == pytest.approx(p, abs=1e-5)
+        assert one["probability"] == max(one["probabilities"].values())
+        assert one["label"] == next(iter(one["probabilities"]))
+
+
+def test_top(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", run, "a", "--top", "2"]) == 0
+    line = capsys.readouterr().out.split()
+    assert line[0] in LABELS
+    assert line[2] in LABELS
+    assert float(line[1][:-1]) >= float(line[3][:-1])
+    assert main(["predict", run, "a", "--top", "2", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["probabilities"]) == 2
+    assert main(["predict", run, "a", "--top", "9", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["probabilities"]) == 3
+
+
+# --- inputs ---------------------------------------------------------------------------------------
+
+
+def test_every_line_of_stdin_has_its_answer(
+    run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order, also an empty line, an end without a newline, and those of Windows."""
+    from_stdin("\ufeffgrüße\r\n\nb\x0cc\nlast".encode(), monkeypatch)
+    assert main(["predict", run, "-", "--json", "--batch-size", "3"]) == 0
+    told = [json.loads(line)["input"] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["grüße", "", "b\x0cc", "last"]
+
+
+def test_stdin_stands_among_texts(
+    run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_stdin(b"b\nc\n", monkeypatch)
+    assert main(["predict", run, "a", "-", "d", "--json"]) == 0
+    told = [json.loads(line)["input"] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["a", "b", "c", "d"]
+
+
+def test_a_line_is_answered_when_it_is_read(
+    run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a batch of one; what comes next may take a day."""
+    seen: list[str] = []
+
+    class Slow(io.BytesIO):
+        def __next__(self) -> bytes:
+            seen.append(capsys.readouterr().out)
+            return super().__next__()
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Slow(b"a\nb\n")))
+    assert main(["predict", run, "-", "--batch-size", "1"]) == 0
+    assert [len(out.splitlines()) for out in seen] == [0, 1, 1]
+
+
+def test_files_are_read_whole(
+    run: str, model: TextClassifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("two\nlines\n")
+    assert main(["predict", run, "--files", str(file), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["input"] == str(file)
+    (p,) = wanted(model, ["two\nlines\n"])
+    assert [told["probabilities"][label] for label in LABELS] == pytest.approx(p)
+
+
+def test_a_name_of_a_file_is_a_text_and_that_is_said(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether a word is a text or a file is never guessed."""
+    (tmp_path / "a.txt").write_text("text")
+    assert main(["predict", run, str(tmp_path / "a.txt"), "b.txt", "\0", "x" * 5000]) == 0
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 4
+    assert told.err.count("was taken for a text; --files reads the file of this name") == 1
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no input: give at least one text, or - for the lines of stdin"),
+        (["a", "--top", "0"], "--top must be at least 1, got 0"),
+        (["a", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["-", "-"], "stdin can be read once"),
+        (["--files", "nowhere.txt"], "nowhere.txt: No such file"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    words: list[str], message: str, run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", run, *words]) == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert not told.out
+
+
+def test_stdin_that_is_closed_or_no_text(
+    run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["predict", run, "-"]) == 2
+    assert "there is no stdin" in capsys.readouterr().err
+    from_stdin(b"a\n\xff\n", monkeypatch)
+    assert main(["predict", run, "-"]) == 2
+    assert "stdin is not UTF-8 (byte 2 is 0xff)" in capsys.readouterr().err
+    from_stdin(b"a\n\xc3", monkeypatch)
+    assert main(["predict", run, "-"]) == 2
+    assert "stdin is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_language_model_gives_no_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = GPTConfig(vocab_size=257, context_length=8, dim=8, n_layers=1, n_heads=2)
+    addnorm.save(GPT(config), tmp_path / "run" / "model", tokenizer=BYTES)
+    assert main(["predict", str(tmp_path / "run"), "a"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "is a language model" in told
+    assert "addnorm generate" in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["generate", "RUN", "a"], ["eval", "RUN", __file__]),
+        *(["export", kind, "RUN", "--out", "OUT"] for kind in ("hf", "onnx", "gguf")),
+    ],
+    ids=" ".join,
+)
+def test_commands_for_language_models_say_which_one_serves_a_classifier(
+    words: list[str], run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"RUN": run, "OUT": str(tmp_path / "out")}
+    assert main([places.get(word, word) for word in words]) == 2
+    assert capsys.readouterr().err == (
+        f"addnorm: {run} is a text classifier, and this command needs a language model: use "
+        f"addnorm predict {run}\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_lint_opens_the_run_of_a_classifier(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", run, "--json"]) in (0, 1)
+    assert json.loads(capsys.readouterr().out)
+
+
+# --- ends -----------------------------------------------------------------------------------------
+
+
+def test_values_that_are_not_finite(
+    run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> torch.Tensor:
+        return torch.tensor([[0.2, 0.3, 0.5], [float("nan")] * 3])
+
+    monkeypatch.setattr(TextClassifier, "probabilities", broken)
+    assert main(["predict", run, "a", "b"]) == 1
+    told = capsys.readouterr()
+    assert "the probabilities of input 2 are not finite" in told.err
+    assert not told.out
+
+
+def test_what_there_is_when_interrupted(
+    run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lines() -> Any:
+        yield predict.Input("a", "a")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "_lines", lines)
+    assert main(["predict", run, "-", "--batch-size", "1"]) == 130
+    told = capsys.readouterr()
+    assert told.out.endswith(" a\n")
+    assert "interrupted" in told.err
+
+
+def test_a_reader_that_has_enough(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line is read in vain once nobody listens."""
+    read: list[str] = []
+
+    def lines() -> Any:
+        for name in "abc":
+            read.append(name)
+            yield predict.Input(name, name)
+
+    class Closed(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(predict, "_lines", lines)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert main(["predict", run, "-", "--batch-size", "1"]) == 1
+    assert read == ["a"]
