@@ -10,13 +10,18 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg, optional, output
 from addnorm.cli.models import Place, open_model
 from addnorm.cli.output import json_line, legible
+from addnorm.progress import ProgressBar
 
+if TYPE_CHECKING:
+    from addnorm.models.prediction import Prediction
+
+PATIENCE = 2.0  # seconds, from which on it is worth a bar
 SHOWN = 60  # characters of an input beside its answer
 STDIN = "-"
 
@@ -65,19 +70,27 @@ def run(options: Options) -> int:
             f"{options.model} is {kind.noun}, which gives no labels: addnorm generate continues a "
             "text with it, and addnorm eval measures how probable it finds one"
         )
+    # on a terminal the answers themselves show how far it is
+    total = None if STDIN in options.inputs else len(options.inputs)
+    bar = ProgressBar("predicting", total, patience=PATIENCE, hidden=sys.stdout.isatty())
     try:
-        for batch in _batches(_inputs(options), options.batch_size):
-            answers = kind.predict(loaded, [one.text for one in batch])
-            for one, answer in zip(batch, answers, strict=True):
-                if options.as_json:
-                    print(json_line({"input": one.name, **answer.to_json(options.top)}))
-                else:
-                    print(f"{legible(answer.line(options.top))}  {legible(_in_short(one.name))}")
-            sys.stdout.flush()
+        with bar:
+            for batch in _batches(_inputs(options), options.batch_size):
+                answers = kind.predict(loaded, [one.text for one in batch])
+                for one, answer in zip(batch, answers, strict=True):
+                    print(_line(one, answer, options))
+                sys.stdout.flush()
+                bar.advance(len(batch))
     except FloatingPointError as error:
         output.say(str(error))
         return 1
     return 0
+
+
+def _line(one: Input, answer: "Prediction", options: Options) -> str:
+    if options.as_json:
+        return json_line({"input": one.name, **answer.to_json(options.top)})
+    return legible(f"{answer.line(options.top)}  {_in_short(one.name)}")
 
 
 def _check(options: Options) -> None:
