@@ -78,6 +78,7 @@ class Project:
             "addnorm/ops/reference.py": ("tests/test_ops_reference.py",),
             "addnorm/ops/attention.py": ("tests/test_branches.py",),
             "addnorm/ops/offers.py": ("tests/test_dispatch.py", "tests/test_attention.py"),
+            "addnorm/models/gpt_config.py": ("tests/test_gpt.py",),
             "addnorm/training/parallel.py": ("tests/test_processes.py",),
             "addnorm/training/checkpoint.py": ("tests/test_kill.py",),
         }
