@@ -6,9 +6,7 @@ read, which of two sequences is the memory of the other. Names count only as wha
 
 import itertools
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,25 +18,11 @@ from addnorm.anatomy.masks import MaskReading, as_mask, floats_of, is_mask
 from addnorm.anatomy.outputs import main_output
 from addnorm.anatomy.signature import FEATURES, SHOWN, SOURCE, argument_names
 from addnorm.anatomy.token_ids import lookups_of, special_ids, table_rows, word_ids
+from addnorm.temporary import undisturbed
 
 
 class NoSequence(ValueError):
     """No argument is a sequence that the model can be asked about."""
-
-
-@contextmanager
-def quietly(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no warnings, a fixed RNG; all put back afterwards."""
-    modes = [(m, m.training) for m in model.modules()]
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
 
 # --- what each argument is to the model -----------------------------------------------------------
@@ -165,7 +149,7 @@ class Arguments:
 
 def find_arguments(model: nn.Module, inputs: Inputs) -> Arguments:
     """Who is who in a call that runs. The model is called: give a copy."""
-    with quietly(model):
+    with undisturbed(model, gradients=False):
         return _arguments(model, inputs)
 
 

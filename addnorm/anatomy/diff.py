@@ -22,9 +22,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from addnorm.anatomy.difference import ALONE, Difference, Gradient, Parting, inside_any, outermost
 from addnorm.anatomy.inputs import Inputs, inputs_from
 from addnorm.anatomy.make_inputs import CannotMakeInputs, make_inputs
-from addnorm.anatomy.specimen import enliven, left_alone
+from addnorm.anatomy.specimen import enliven
 from addnorm.anatomy.trace import Op, Trace, Value, record
 from addnorm.errors import Mendable
+from addnorm.temporary import hooked, isolated
 
 SLACK = 100.0
 """Differences are counted from so many times the floor on: the floor is one draw of rounding."""
@@ -50,7 +51,7 @@ def diff(
     what remains is how the two are wired; parameters that are constant at the start are made random
     first. With ``own`` both are compared as they are. Copies are run; the models stay as they are.
     """
-    with left_alone():
+    with isolated():
         for dtype in (torch.float64, torch.float32):
             # Hooks stay: they are part of what is compared.
             left, right = (copy.deepcopy(m).eval().to(dtype) for m in (a, b))
@@ -198,28 +199,20 @@ class _Run:
         counts: Counter[str] = Counter()
         stack: list[tuple[tuple[str, int], tuple[Tensor, ...]]] = []
 
-        def enter(path: str) -> Any:
-            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-                key = path, counts[path]
-                counts[path] += 1
-                self.parents[key] = stack[-1][0] if stack else None
-                stack.append((key, _copies((args, kwargs))))
+        paths = {module: path for path, module in model.named_modules()}
 
-            return hook
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            key = paths[module], counts[paths[module]]
+            counts[paths[module]] += 1
+            self.parents[key] = stack[-1][0] if stack else None
+            stack.append((key, _copies((args, kwargs))))
 
-        def leave(module: nn.Module, args: Any, out: Any) -> None:
+        def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             (path, number), arguments = stack.pop()
             self.taps.append(_Tap(path, number, arguments, _copies(out)))
 
-        handles = []
-        for path, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True))
-            handles.append(module.register_forward_hook(leave))
-        try:
+        with hooked(paths, before=enter, after=leave):
             self.trace: Trace = record(lambda: inputs.call(model), model)
-        finally:
-            for handle in handles:
-                handle.remove()
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
         self.gradients = self._backward()
 

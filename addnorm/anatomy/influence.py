@@ -8,9 +8,7 @@ as a change is measured against a rerun without one.
 
 import copy
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addnorm.anatomy.arguments import Arguments, find_arguments, perturbed, quietly
+from addnorm.anatomy.arguments import Arguments, find_arguments, perturbed
 from addnorm.anatomy.inputs import Inputs, cast_floats
 from addnorm.anatomy.masks import as_mask, floats_of
 from addnorm.anatomy.module_influence import ModuleInfluence, module_influences
@@ -28,6 +26,7 @@ from addnorm.anatomy.specimen import Specimen, once
 from addnorm.anatomy.structure import Attention, Structure, factors
 from addnorm.anatomy.token_ids import pad_ids, word_ids
 from addnorm.anatomy.trace import Value, record
+from addnorm.temporary import undisturbed
 
 SMALL = 40_000_000  # parameters up to which a float64 copy is made
 
@@ -75,8 +74,7 @@ class Influence:
 
     def run(self, inputs: Inputs | None = None, seed: int = 0) -> Tensor:
         """The main output, in evaluation mode under a fixed RNG."""
-        with quietly(self.model):
-            torch.manual_seed(seed)
+        with undisturbed(self.model, seed=seed, gradients=False):
             return main_output((inputs or self.inputs).call(self.model)).detach()
 
     @cached_property
@@ -238,7 +236,7 @@ def influence_of(specimen: Specimen) -> Influence:
         try:
             twice = copy.deepcopy(model).double()
             wide = cast_floats(inputs, torch.float64)
-            with quietly(twice):
+            with undisturbed(twice, gradients=False):
                 exact = main_output(wide.call(twice)).isfinite().any().item() is True
             if exact:
                 model, inputs = twice, wide
@@ -286,7 +284,7 @@ def _unpadded(
     if plain is inputs:
         return inputs
     try:
-        with quietly(model):
+        with undisturbed(model, gradients=False):
             fine = bool(main_output(plain.call(model)).isfinite().all())
     except Exception:  # the model wants its padding
         fine = False
@@ -295,7 +293,7 @@ def _unpadded(
 
 def _runs(model: nn.Module, inputs: Inputs) -> bool:
     try:
-        with quietly(model):
+        with undisturbed(model, gradients=False):
             main_output(inputs.call(model))
     except Exception:
         return False
@@ -304,18 +302,9 @@ def _runs(model: nn.Module, inputs: Inputs) -> bool:
 
 def output_in_training(model: nn.Module, inputs: Inputs, seed: int = 0) -> Tensor:
     """The output in training mode, in which the model stays: give a copy."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), without_warnings():
+    with undisturbed(seed=seed, gradients=False):
         model.train()
-        torch.manual_seed(seed)
         return main_output(inputs.call(model)).detach()
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """What a model warns of is not our answer."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def optional_arguments(s: Influence, pattern: re.Pattern[str]) -> list[str]:
@@ -385,7 +374,7 @@ def _over_samples(s: Influence) -> list[Attention]:
         if value.dim() > axis and value.shape[axis] == s.samples:
             fewer = fewer.replaced(name, value.narrow(axis, 0, s.samples - 1))
     model = s.specimen.model
-    with quietly(model):
+    with undisturbed(model, gradients=False):
         try:
             trace = record(lambda: fewer.call(model), model)
         except Exception:  # a model that knows its batch

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addnorm.anatomy.arguments import mask_reading, quietly
+from addnorm.anatomy.arguments import mask_reading
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.masks import MASK, as_mask, floats_of, is_mask
 from addnorm.anatomy.outputs import main_output
 from addnorm.anatomy.signature import FEATURES, SHOWN, SOURCE
 from addnorm.anatomy.token_ids import special_ids, table_rows, word_ids
 from addnorm.errors import Mendable
+from addnorm.temporary import undisturbed
 
 SECONDS = 30.0  # for all attempts together
 
@@ -40,7 +41,7 @@ def make_inputs(model: nn.Module) -> Inputs:
 
     The model is called, in evaluation mode: give a copy. Modes and the RNG are put back.
     """
-    with quietly(model):
+    with undisturbed(model, gradients=False):
         facts = _Facts(model)
         tried: dict[str, str] = {}
         start = time.monotonic()

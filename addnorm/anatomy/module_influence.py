@@ -4,8 +4,7 @@ Each module is run again on what it received, with one place changed, and its ow
 that tells the module at fault apart from those that only pass its mistake on.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from addnorm.anatomy.outputs import first_float, largest, tensors_in
 from addnorm.anatomy.twins import call_key, twin_key
+from addnorm.temporary import hooked
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -82,7 +82,7 @@ def module_influences(
     be computed again to compare with.
     """
     watch = _Watch(model, samples, lengths, exact, steady)
-    with watch.hooks():
+    with hooked(watch.paths, before=watch.before, after=watch.after):
         run()
     return watch.influences
 
@@ -196,23 +196,13 @@ class _Watch:
         self.paths = {module: path for path, module in self.model.named_modules() if path}
         self.keys = {module: twin_key(module) for module in self.paths}
 
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
-        """Watch every module but the model itself."""
-        with ExitStack() as stack:
-            for m in self.paths:
-                handle = m.register_forward_pre_hook(self._before, with_kwargs=True)
-                stack.callback(handle.remove)
-            for m in self.paths:
-                handle = m.register_forward_hook(self._after, with_kwargs=True)
-                stack.callback(handle.remove)
-            yield
-
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A hook before every module but the model itself."""
         if not self.busy:
             self.versions[module] = [t._version for t in tensors_in(args, kwargs)]
 
-    def _after(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+    def after(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        """A hook after every module but the model itself."""
         path = self.paths.get(module)
         if self.busy or path is None or type(module) in POINTWISE or self.counts.get(path, 0) >= 2:
             return

@@ -1,15 +1,11 @@
 """A model made fit for probing: a copy, a call that works, and what was measured once."""
 
 import copy
-import random
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -91,17 +87,3 @@ def enliven(model: nn.Module) -> None:
             if p.is_floating_point() and p.numel() and uniform(p):
                 noise = torch.randn(p.shape, generator=generator) * 0.2
                 p.add_(noise.to(p) if p.numel() > 1 else torch.full_like(p, 0.3))
-
-
-@contextmanager
-def left_alone() -> Iterator[None]:
-    """Random number generators, default dtype and the like are as before afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(), warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

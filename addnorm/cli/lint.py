@@ -205,7 +205,7 @@ def _inputs_refused(found: "Found") -> str | None:
     import torch
 
     from addnorm.anatomy.inputs import inputs_from
-    from addnorm.anatomy.specimen import left_alone
+    from addnorm.temporary import isolated
 
     try:
         inputs = inputs_from(found.inputs)
@@ -217,7 +217,7 @@ def _inputs_refused(found: "Found") -> str | None:
         for name, t in inputs.tensors().items()
     )
     try:
-        with left_alone(), torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
+        with isolated(), torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
             inputs.call(found.model.eval())
     except Exception as error:  # a stranger's forward may raise anything
         return (

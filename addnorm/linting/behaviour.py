@@ -26,6 +26,7 @@ from addnorm.linting import masks, modes
 from addnorm.linting.check import Check, Said, on_influence
 from addnorm.linting.report import Finding, Severity, Unknown
 from addnorm.linting.subject import Subject
+from addnorm.temporary import hooked
 
 # --- the future -----------------------------------------------------------------------------------
 
@@ -579,7 +580,7 @@ def _varied(s: Influence, side: str, places: int | None) -> tuple[bool, bool]:
     found: list[bool] = []
     samples = s.samples
 
-    def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+    def look(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         for leaf in torch.utils._pytree.tree_leaves((args, kwargs, as_tuple(out))):
             axes = axes_of(leaf, samples, None if places is None else [places])
             if axes is None:
@@ -590,19 +591,15 @@ def _varied(s: Influence, side: str, places: int | None) -> tuple[bool, bool]:
             # a class token differs from the others; positions make each differ from most
             found.append(bool((different > rows.shape[0] // 2).float().mean() > 0.6))
 
-    handles = [
-        m.register_forward_hook(hook, with_kwargs=True) for p, m in s.model.named_modules() if p
-    ]
+    inner = [module for path, module in s.model.named_modules() if path]
     try:
         same = s.inputs
         for name in {side, s.arguments.main}:
             same = constant(same, name)
-        s.run(same)
+        with hooked(inner, after=look):
+            s.run(same)
     except Exception:
         return False, False
-    finally:
-        for handle in handles:
-            handle.remove()
     return any(found), bool(found)
 
 

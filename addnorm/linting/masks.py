@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addnorm.anatomy.arguments import MaskArgument, mask_reading, quietly
-from addnorm.anatomy.influence import Influence, optional_arguments, without_warnings
+from addnorm.anatomy.arguments import MaskArgument, mask_reading
+from addnorm.anatomy.influence import Influence, optional_arguments
 from addnorm.anatomy.inputs import Inputs, cast_floats
 from addnorm.anatomy.masks import as_mask, floats_of, mask_values
 from addnorm.anatomy.module_influence import axes_of
@@ -20,6 +20,7 @@ from addnorm.anatomy.specimen import once
 from addnorm.linting.check import Check, Said, on_influence
 from addnorm.linting.report import Finding, Severity, Unknown
 from addnorm.linting.subject import Subject
+from addnorm.temporary import hooked, undisturbed
 
 # --- masks ----------------------------------------------------------------------------------------
 
@@ -118,7 +119,7 @@ def _made_mask(s: Influence, name: str, of: str) -> _Padding | None:
                 out = s.run(given)
                 if out.shape != s.base.shape or not bool(out.isfinite().all()):
                     continue
-                with quietly(s.model):
+                with undisturbed(s.model, gradients=False):
                     reading = mask_reading(s.model, given, name, s.arguments.rows)
                 role = MaskArgument(name, of, reading, False)
                 works = reading is not None or _hides(s, role, given, name)
@@ -174,37 +175,27 @@ def _pad_seen(s: Influence, pad: int) -> tuple[int, bool, float]:
     hidden = [n - 2, n - 1]
     call = _padded_ids(s, pad, hidden)
     ids = call.tensors()[s.arguments.main]
-    mixers = {m.path for m in s.mixers}
+    paths = {m.path for m in s.mixers}
+    mixers = {module: path for path, module in s.model.named_modules() if path in paths}
+    embeddings = [module for module in s.model.modules() if isinstance(module, nn.Embedding)]
 
     def run(noise: float) -> tuple[Tensor, dict[str, Tensor]]:
         taps: dict[str, Tensor] = {}
 
-        def look(module: nn.Module, args: Any, out: Any) -> Any:
+        def disturb(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
             index = args[0] if args else None
             if isinstance(index, Tensor) and index.shape == ids.shape and torch.equal(index, ids):
                 wave = torch.arange(out.shape[-1], device=out.device).to(out).cos()
                 return out + noise * (ids == pad)[..., None] * wave
             return None
 
-        def tap(path: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any, out: Any) -> None:
-                leaf = first_float(out)
-                if leaf is not None:
-                    taps.setdefault(path, leaf)
+        def tap(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+            leaf = first_float(out)
+            if leaf is not None:
+                taps.setdefault(mixers[module], leaf)
 
-            return hook
-
-        handles = [
-            m.register_forward_hook(look) for m in s.model.modules() if isinstance(m, nn.Embedding)
-        ]
-        handles += [
-            m.register_forward_hook(tap(p)) for p, m in s.model.named_modules() if p in mixers
-        ]
-        try:
+        with hooked(embeddings, after=disturb), hooked(mixers, after=tap):
             return s.run(call), taps
-        finally:
-            for handle in handles:
-                handle.remove()
 
     (base, before), (new, after) = run(0.0), run(1.0)
     obeys = False
@@ -442,19 +433,15 @@ def _count_nan(
     first: list[str] = []
     paths = {module: path for path, module in model.named_modules()}
 
-    def hook(module: nn.Module, args: Any, out: Any) -> None:
+    def look(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         leaf = first_float(out)
         if not first and leaf is not None and bool(leaf.isnan().any()):
             first.append(paths[module])
 
-    modes = [(m, m.training) for m in model.modules()]
     needed = [(p, p.requires_grad) for p in model.parameters()]
     kept = [p.grad for p, _ in needed]
-    handles = [m.register_forward_hook(hook) for m in paths]
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), without_warnings():
-            torch.manual_seed(0)
-            model.eval()
+        with hooked(paths, after=look), undisturbed(model, gradients=True):
             for p, _ in needed:
                 p.requires_grad_(p.is_floating_point())
             out = main_output(inputs.call(model))
@@ -476,13 +463,9 @@ def _count_nan(
             )
             bad = sum(g is not None and bool(g.isnan().any()) for g in gradients)
     finally:
-        for handle in handles:
-            handle.remove()
         for (p, grad), old in zip(needed, kept, strict=True):
             p.requires_grad_(grad)
             p.grad = old
-        for module, training in modes:
-            module.training = training
     return own, elsewhere, bad, first[0] if first else ""
 
 

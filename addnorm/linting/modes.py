@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from addnorm.anatomy.influence import Influence, output_in_training
-from addnorm.anatomy.outputs import as_tuple, largest
+from addnorm.anatomy.outputs import as_tuple, largest, tensors_in
 from addnorm.linting.check import Check, Said, on_influence
 from addnorm.linting.report import Finding, Unknown
 from addnorm.linting.subject import Subject
+from addnorm.temporary import hooked
 
 # --- modes ----------------------------------------------------------------------------------------
 
@@ -104,31 +105,18 @@ def _mixed_modes(original: nn.Module) -> Said:
 def _first_random(s: Influence) -> str:
     """The first module whose output differs between two RNG states though its inputs do not."""
     runs: list[list[tuple[str, list[Tensor], list[Tensor]]]] = []
+    paths = {module: path for path, module in s.model.named_modules()}
+
+    def copies(*tree: Any) -> list[Tensor]:
+        return [t.detach().clone() for t in tensors_in(*tree)]
+
+    def look(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        runs[-1].append((paths[module], copies(args, kwargs), copies(as_tuple(out))))
+
     for seed in (1, 2):
-        seen: list[tuple[str, list[Tensor], list[Tensor]]] = []
-        paths = {module: path for path, module in s.model.named_modules()}
-
-        def hook(
-            module: nn.Module,
-            args: Any,
-            kwargs: Any,
-            out: Any,
-            seen: list[tuple[str, list[Tensor], list[Tensor]]] = seen,
-            paths: dict[nn.Module, str] = paths,
-        ) -> None:
-            def kept(tree: Any) -> list[Tensor]:
-                leaves = torch.utils._pytree.tree_leaves(tree)
-                return [t.detach().clone() for t in leaves if isinstance(t, Tensor)]
-
-            seen.append((paths[module], kept((args, kwargs)), kept(as_tuple(out))))
-
-        handles = [m.register_forward_hook(hook, with_kwargs=True) for m in paths]
-        try:
+        runs.append([])
+        with hooked(paths, after=look):
             s.run(seed=seed)
-        finally:
-            for handle in handles:
-                handle.remove()
-        runs.append(seen)
 
     def same(a: list[Tensor], b: list[Tensor]) -> bool:
         return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

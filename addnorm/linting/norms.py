@@ -19,10 +19,11 @@ from addnorm.anatomy.norms.find import (
     over_features,
 )
 from addnorm.anatomy.norms.formulas import ACCEPT
-from addnorm.anatomy.norms.probe import Probe, Reach, quiet, statistics_error
+from addnorm.anatomy.norms.probe import Probe, Reach, statistics_error
 from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding, Severity, Unknown
 from addnorm.linting.subject import Subject
+from addnorm.temporary import undisturbed
 
 UNLIKE = 0.2  # rows of a right norm differ in RMS by eps alone; divided by a sum, by 1 and more
 
@@ -403,7 +404,7 @@ def check_gradient(subject: Subject) -> Said:
         if k.probe is None:
             continue
         try:
-            with quiet():
+            with undisturbed():
                 cases += _once(k, _gradient_cases(subject, k), seen)
         except Exception as e:
             yield Unknown(
@@ -527,7 +528,7 @@ def check_precision(subject: Subject) -> Said:
         if k.match.formula.kind == "other" or not k.reach.axes:
             continue
         try:
-            with quiet(), torch.no_grad():
+            with undisturbed(gradients=False):
                 cases += _once(k, _precision_cases(subject, k), seen)
         except Exception as e:
             yield Unknown(

@@ -3,7 +3,6 @@
 import copy
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from addnorm.anatomy.trace import Value, record
 from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding
 from addnorm.linting.subject import Subject
+from addnorm.temporary import hooked
 
 OPTIMIZER_RULES = (
     "decay-on-norm",
@@ -182,15 +182,21 @@ def made_in_forward(subject: Subject) -> Said:
             owners[stack[-1] if stack else ""].append(made)
 
     model = copy.deepcopy(subject.model)
+    paths = {module: path for path, module in model.named_modules()}
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        stack.append(paths[module])
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        stack.pop()
+
     before = len(list(model.parameters()))
-    with _stacked(model, stack), torch.random.fork_rng(devices=[]), torch.no_grad():
+    inside = hooked(paths, before=enter, after=leave)
+    with inside, torch.random.fork_rng(devices=[]), torch.no_grad():
         subject.inputs.call(model)  # lazy modules make theirs once
         again = len(list(model.parameters()))
-        handle = register_module_parameter_registration_hook(born)
-        try:
+        with register_module_parameter_registration_hook(born):
             subject.inputs.call(model)
-        finally:
-            handle.remove()
     for path, made in owners.items():
         yield Finding(
             rule="module-in-forward",
@@ -207,20 +213,6 @@ def made_in_forward(subject: Subject) -> Said:
             "nothing of them is saved.",
             remedy="Make the module in __init__ and call it in forward.",
         )
-
-
-@contextmanager
-def _stacked(model: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Keep the paths of the modules whose forward runs."""
-    handles = []
-    for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda m, a, path=path: stack.append(path)))
-        handles.append(module.register_forward_hook(lambda m, a, o: stack.pop() and None))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def ties(subject: Subject) -> Said:

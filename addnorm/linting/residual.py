@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from addnorm.anatomy.outputs import tensors_in
 from addnorm.anatomy.structure import (
     PRODUCTS,
     NormCall,
@@ -21,6 +22,7 @@ from addnorm.anatomy.trace import Call, Op, Value, altered
 from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding, Unknown
 from addnorm.linting.subject import Subject
+from addnorm.temporary import hooked
 
 FAR = 1e-3  # relative: float32 noise is 1e-6, a norm moves a random vector by several tenths
 
@@ -205,37 +207,31 @@ def _blocks_without_branches(subject: Subject) -> dict[str, tuple[Tensor, Tensor
     found: dict[str, tuple[Tensor, Tensor]] = {}
     seen: dict[str, Tensor] = {}
 
-    def keep(path: str) -> Any:
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            leaves = torch.utils._pytree.tree_leaves((args, kwargs))
-            tensors = [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
-            if tensors and path not in seen:
-                seen[path] = tensors[0].detach().clone()
-
-        def after(module: nn.Module, args: Any, out: Any) -> None:
-            leaves = torch.utils._pytree.tree_leaves(out)
-            tensors = [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
-            if tensors and path in seen and path not in found:
-                found[path] = seen[path], tensors[0].detach().clone()
-
-        return before, after
-
-    handles = []
     modules = dict(subject.model.named_modules())
-    for path in s.block_paths:
-        before, after = keep(path)
-        handles.append(modules[path].register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(modules[path].register_forward_hook(after))
+    paths = {modules[path]: path for path in s.block_paths}
+
+    def first(*tree: Any) -> Tensor | None:
+        tensors = (t for t in tensors_in(*tree) if t.is_floating_point())
+        return next((t.detach().clone() for t in tensors), None)
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        tensor = first(args, kwargs)
+        if tensor is not None:
+            seen.setdefault(paths[module], tensor)
+
+    def after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        path, tensor = paths[module], first(out)
+        if tensor is not None and path in seen:
+            found.setdefault(path, (seen[path], tensor))
+
     try:
-        altered(
-            lambda: subject.inputs.call(subject.model),
-            {r.add: zero(r) for r in s.residuals if r.add.name in ("add", "sub")},
-        )
+        with hooked(paths, before=before, after=after):
+            altered(
+                lambda: subject.inputs.call(subject.model),
+                {r.add: zero(r) for r in s.residuals if r.add.name in ("add", "sub")},
+            )
     except (RuntimeError, ValueError, IndexError):
         return {}  # the model's flow depends on what is in its tensors; the structure still tells
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from addnorm.anatomy.inputs import Inputs, inputs_from
 from addnorm.anatomy.make_inputs import CannotMakeInputs, make_inputs
 from addnorm.anatomy.norms.find import find_norms
-from addnorm.anatomy.specimen import Specimen, bare_copy, enliven, left_alone
+from addnorm.anatomy.specimen import Specimen, bare_copy, enliven
 from addnorm.linting import (
     attention,
     behaviour,
@@ -26,6 +26,7 @@ from addnorm.linting import (
 from addnorm.linting.check import Check
 from addnorm.linting.report import Finding, Report, Unknown, gathered
 from addnorm.linting.subject import Subject
+from addnorm.temporary import isolated
 
 CHECKS: tuple[Check, ...] = (
     *norms.CHECKS,
@@ -63,7 +64,7 @@ def lint(
     if not isinstance(model, nn.Module):
         raise TypeError(f"lint takes a torch.nn.Module, got {type(model).__name__}")
     began = time.perf_counter()
-    with left_alone():
+    with isolated():
         subject = _subject(model, inputs, causal, optimizer)
         if isinstance(subject, Unknown):
             return Report(unknown=(subject,), facts=_facts(model, began))

@@ -1,7 +1,7 @@
 """Which modules of a model are norms, by measurement or by what their author calls them."""
 
 import re
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,9 +10,10 @@ from torch import nn
 
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.norms.formulas import ACCEPT, FormulaKind, Match
-from addnorm.anatomy.norms.probe import Probe, ProbeCall, Reach, quiet
+from addnorm.anatomy.norms.probe import Probe, ProbeCall, Reach
 from addnorm.anatomy.specimen import Specimen, once
 from addnorm.anatomy.twins import call_key, twin_key
+from addnorm.temporary import hooked, undisturbed
 
 # --- finding them ---------------------------------------------------------------------------------
 
@@ -51,7 +52,7 @@ class MeasuredNorm:
 @once
 def measured_norms(specimen: Specimen) -> list[MeasuredNorm]:
     """The norms of a model, each with its probe, in the order of its modules."""
-    with quiet():
+    with undisturbed():
         return list(_measured(specimen.model, specimen.inputs))
 
 
@@ -59,24 +60,16 @@ def calls_of(model: nn.Module, inputs: Inputs) -> dict[str, ProbeCall]:
     """How each module is first called, where it gives back the shape of its input."""
     calls: dict[str, ProbeCall] = {}
 
-    def note(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            if path not in calls:
-                call = ProbeCall.of(args, kwargs, out)
-                if call is not None:
-                    calls[path] = call
+    paths = {module: path for path, module in model.named_modules()}
 
-        return hook
+    def note(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        if paths[module] not in calls:
+            call = ProbeCall.of(args, kwargs, out)
+            if call is not None:
+                calls[paths[module]] = call
 
-    handles = [
-        m.register_forward_hook(note(path), with_kwargs=True) for path, m in model.named_modules()
-    ]
-    try:
-        with torch.no_grad():
-            inputs.call(model)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(paths, after=note), torch.no_grad():
+        inputs.call(model)
     return calls
 
 
@@ -142,7 +135,7 @@ def _look(
 ) -> MeasuredNorm | None:
     try:
         probe = Probe(module, call)
-        with quiet():
+        with undisturbed():
             reach = probe.reach()
             normalizes = bool(reach.axes) and probe.invariant()
             if not normalizes and not claims:
@@ -294,7 +287,7 @@ def _shapes(specimen: Specimen, inputs: Inputs) -> Shapes:
     if inputs is specimen.inputs:
         return {}
     try:
-        with quiet():
+        with undisturbed():
             return {path: call.shape for path, call in calls_of(specimen.model, inputs).items()}
     except Exception:
         return {}

@@ -7,9 +7,7 @@ input. And by which formula, see ``formulas``.
 
 import copy
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from addnorm.anatomy.norms.formulas import ACCEPT, Match, nearest
 from addnorm.anatomy.outputs import first_tensor
+from addnorm.temporary import undisturbed
 
 SCALES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3)
 """The sizes of probed rows: from where any eps rules to where none is seen."""
@@ -79,16 +78,6 @@ class ProbeCall:
         return sum(isinstance(v, Tensor) for v in values) == 1
 
 
-@contextmanager
-def quiet(seed: int = 0) -> Iterator[None]:
-    """A fixed seed inside, the caller's state outside; what a module warns of is not our answer."""
-    devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
-        yield
-
-
 def _normal(shape: Sequence[int], like: Tensor, seed: int, offset: float = 0.7) -> Tensor:
     """Standard normal rows, each shifted by its own multiple of ``offset``."""
     g = torch.Generator().manual_seed(seed)
@@ -112,7 +101,7 @@ class Probe:
         self._reaches: dict[bool, Reach] = {}
         self.shape = self._wider()
         self.feature_axis: int | None = None
-        with quiet(), torch.no_grad():
+        with undisturbed(gradients=False):
             x = self.normal(1)
             if not bool(self.raw(x).abs().sum() > 0):
                 self.others = 1.0
@@ -134,7 +123,7 @@ class Probe:
         if wide == seen or not self.call.takes_one_tensor:
             return seen
         try:
-            with quiet(), torch.no_grad():
+            with undisturbed(gradients=False):
                 self.call(self.module, _normal(wide, self.like, 0))
         except Exception:
             return seen
@@ -269,7 +258,7 @@ class Probe:
 
     def _fresh(self, x: Tensor, train: bool) -> Tensor:
         # The same seed each time: what is random inside is the same for all inputs.
-        with quiet(), torch.no_grad():
+        with undisturbed(gradients=False):
             if not train:
                 return self.bare(x)
             return self.call(copy.deepcopy(self.module).train(), x, self.others)
@@ -353,7 +342,7 @@ def _runnable(module: nn.Module, call: ProbeCall) -> tuple[nn.Module, Tensor]:
             for p in copied.parameters():
                 p.requires_grad_(True)
             like = torch.zeros((), dtype=dtype, device=device)
-            with quiet(), torch.no_grad():
+            with undisturbed(gradients=False):
                 out = call(copied, _normal(call.shape, like, 0))
             if out.is_floating_point():
                 return copied, like
