@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from addnorm.words import a_few
 from benchmarks.lint_hosts import FAMILIES, RULES, Case, Fault, Make, available, built
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "lint_measured.md"
@@ -413,10 +414,8 @@ def _control_lines(controls: dict[str, Any], alarms: dict[str, Any]) -> list[str
         for rule in sorted(alarms):
             rows = alarms[rule]
             which = [n for s in SEVERITIES for n in rows[s]]
-            more = f" and {len(which) - 4} more" if len(which) > 4 else ""
-            told = ", ".join(which[:4]) + more
             counts = " | ".join(str(len(rows[s])) for s in SEVERITIES)
-            lines.append(f"| `{rule}` | {counts} | {told} |")
+            lines.append(f"| `{rule}` | {counts} | {a_few(which, 4)} |")
         lines.append("")
     if controls["true"]:
         lines += ["Findings on these models that are true:", ""]

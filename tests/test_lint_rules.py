@@ -65,7 +65,7 @@ def test_a_page_says_all_that_a_page_must(rule: str) -> None:
 def test_an_unknown_rule_is_told_with_near_ones() -> None:
     with pytest.raises(rules.UnknownRule, match="did you mean double-norm"):
         rules.page("doublenorm")
-    with pytest.raises(rules.UnknownRule, match=r"no rule '\.\./rules'"):
+    with pytest.raises(rules.UnknownRule, match=r"unknown rule '\.\./rules'"):
         rules.page("../rules")
 
 

@@ -19,6 +19,7 @@ from addnorm.anatomy.outputs import main_output
 from addnorm.anatomy.signature import FEATURES, SHOWN, SOURCE, argument_names
 from addnorm.anatomy.token_ids import lookups_of, special_ids, table_rows, word_ids
 from addnorm.temporary import undisturbed
+from addnorm.words import error_in_a_line
 
 
 class NoSequence(ValueError):
@@ -164,7 +165,7 @@ def _arguments(model: nn.Module, inputs: Inputs) -> Arguments:
             sequences[name] = _sequence(model, inputs, name, kind, base, rows, special)
         except Exception as error:  # foreign code that takes these values and no others
             called = names.get(name, name).lower()
-            unclear.append(f"changing {called} failed: {type(error).__name__}: {error}"[:200])
+            unclear.append(f"changing {called} failed: {error_in_a_line(error)}")
     if not sequences:
         raise NoSequence(
             "no argument is a sequence of token ids, features or pixels that can be changed; "

@@ -26,6 +26,7 @@ from addnorm.anatomy.specimen import enliven
 from addnorm.anatomy.trace import Op, Trace, Value, record
 from addnorm.errors import Mendable
 from addnorm.temporary import hooked, isolated
+from addnorm.words import error_in_a_line
 
 SLACK = 100.0
 """Differences are counted from so many times the floor on: the floor is one draw of rounding."""
@@ -67,7 +68,7 @@ def diff(
             except Exception as error:
                 if dtype is torch.float64:
                     continue  # something in it insists on float32
-                raise NotComparable(f"A does not run: {_line(error)}") from None
+                raise NotComparable(f"A does not run: {error_in_a_line(error)}") from None
             try:
                 two = _second(right, call)
             except Exception as error:
@@ -75,19 +76,13 @@ def diff(
                     continue
                 raise NotComparable(
                     f"B does not run on the inputs of A, which are {_shown(call)}: its "
-                    f"{_signature(right)} ended in {_line(error)}. Two models are compared on the "
-                    "same input, so both must accept it"
+                    f"{_signature(right)} ended in {error_in_a_line(error)}. Two models are "
+                    "compared on the same input, so both must accept it"
                 ) from None
             break
         _nudge(left)
         rounded = _Run(left, call)
         return _compared(one, two, rounded, pairs, unpaired, weights)
-
-
-def _line(error: Exception) -> str:
-    """The error in a line."""
-    message = (str(error).strip().splitlines() or [""])[0]
-    return type(error).__name__ + (f": {message}" if message else "")
 
 
 def _shown(inputs: Inputs) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from addnorm.words import a_few
+
 
 @dataclass(frozen=True)
 class Parting:
@@ -99,10 +101,10 @@ class Difference:
         for which, names, called in zip("AB", self.unpaired, self.only, strict=True):
             tops = outermost(called)
             if called:
-                yield f"only in {which}", f"{_some(tops)}, of the modules called"
+                yield f"only in {which}", f"{_modules(tops)}, of the modules called"
             elsewhere = [n for n in names if not inside_any(n, tops)]
             if elsewhere:
-                yield f"only in {which}", f"{_some(elsewhere)}, of parameters and buffers"
+                yield f"only in {which}", f"{_modules(elsewhere)}, of parameters and buffers"
         if self.forward is not None:
             f = self.forward
             other = f" (B: {f.module_b})" if f.module_b != f.module else ""
@@ -157,9 +159,8 @@ def _of(difference: float) -> str:
     return f"{difference:.2g}" if math.isfinite(difference) else "more than a number says"
 
 
-def _some(names: Sequence[str], n: int = 4) -> str:
-    more = f" and {len(names) - n} more" if len(names) > n else ""
-    return ", ".join(name or "(the model)" for name in names[:n]) + more
+def _modules(names: Sequence[str]) -> str:
+    return a_few((name or "(the model)" for name in names), 4)
 
 
 def inside_any(path: str, tops: Sequence[str]) -> bool:

@@ -25,6 +25,7 @@ from addnorm.anatomy.signature import FEATURES, SHOWN, SOURCE
 from addnorm.anatomy.token_ids import special_ids, table_rows, word_ids
 from addnorm.errors import Mendable
 from addnorm.temporary import undisturbed
+from addnorm.words import error_in_a_line
 
 SECONDS = 30.0  # for all attempts together
 
@@ -476,8 +477,7 @@ def _refusal(model: nn.Module, inputs: Inputs) -> str | None:
     try:
         out = main_output(inputs.call(model))
     except Exception as error:  # any failure of foreign code means: try another call
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"{type(error).__name__}: {text[:160]}"
+        return error_in_a_line(error, 160)
     if out.numel() == 0:
         return "an empty output"
     fed = inputs.tensors()

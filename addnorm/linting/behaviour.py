@@ -27,6 +27,7 @@ from addnorm.linting.check import Check, Said, on_influence
 from addnorm.linting.report import Finding, Severity, Unknown
 from addnorm.linting.subject import Subject
 from addnorm.temporary import hooked
+from addnorm.words import a_few, plural
 
 # --- the future -----------------------------------------------------------------------------------
 
@@ -174,7 +175,7 @@ def _future(s: Influence, subject: Subject) -> Said:
     first = min(found, key=lambda m: m.order) if found else None
     where = f" It happens in {_listed(found)}" if found else " No module alone does it"
     if found:
-        where += f", which reaches {local_reach} position{'s' * (local_reach > 1)} ahead"
+        where += f", which reaches {plural(local_reach, 'position')} ahead"
         where += f", while {len(causal)} others look at the past only." if causal else "."
     else:
         where += ": it is in the forward of the model itself."
@@ -195,9 +196,7 @@ def _future(s: Influence, subject: Subject) -> Said:
 
 
 def _listed(found: Sequence[ModuleInfluence]) -> str:
-    paths = list(dict.fromkeys(one.path for one in found))
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(repr(p) for p in paths[:3]) + more
+    return a_few(dict.fromkeys(repr(one.path) for one in found))
 
 
 def _multiplies(s: Influence, path: str) -> bool:

@@ -15,6 +15,7 @@ from addnorm.anatomy.trace import Value, record
 from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding, Unknown
 from addnorm.linting.subject import Subject
+from addnorm.words import error_in_a_line
 
 SUBLAYERS = 4  # below that no rule of depth can be told from another
 ALIKE = 0.12  # relative error of a std from 64 weights is 1/sqrt(2 * 64) = 9 %
@@ -31,7 +32,7 @@ def init(subject: Subject) -> Said:
     try:
         trace = record(lambda: subject.inputs.call(model), model)
     except (RuntimeError, ValueError, TypeError) as error:
-        why = f"the model as it is does not run on the inputs: {str(error).splitlines()[0][:200]}"
+        why = f"the model as it is does not run on the inputs: {error_in_a_line(error)}"
         for rule in ("init-residual-scale", "init-unstable"):
             yield Unknown(rule=rule, module="", why=why)
         return

@@ -24,6 +24,7 @@ from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding, Severity, Unknown
 from addnorm.linting.subject import Subject
 from addnorm.temporary import undisturbed
+from addnorm.words import error_in_a_line
 
 UNLIKE = 0.2  # rows of a right norm differ in RMS by eps alone; divided by a sum, by 1 and more
 
@@ -410,7 +411,7 @@ def check_gradient(subject: Subject) -> Said:
             yield Unknown(
                 rule="norm-bad-gradient",
                 module=k.path,
-                why=f"backward could not be run: {type(e).__name__}: {e}".splitlines()[0][:240],
+                why=f"backward could not be run: {error_in_a_line(e)}",
             )
     yield from _joined(cases)
 
@@ -534,7 +535,7 @@ def check_precision(subject: Subject) -> Said:
             yield Unknown(
                 rule="norm-low-precision",
                 module=k.path,
-                why=f"it does not run in bfloat16: {type(e).__name__}: {e}".splitlines()[0][:240],
+                why=f"it does not run in bfloat16: {error_in_a_line(e)}",
             )
     yield from _joined(cases)
 

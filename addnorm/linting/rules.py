@@ -4,11 +4,11 @@ The pages are ``pages/RULE.md`` beside this file: what the rule means, how it is
 that it finds and the same program mended, what it knows to be meant, how to silence it.
 """
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
 from addnorm.errors import Mendable
+from addnorm.words import near_names
 
 RULES: dict[str, str] = {
     # norms by themselves
@@ -72,10 +72,10 @@ def known(rules: Iterable[str]) -> tuple[str, ...]:
     names = tuple(rules)
     for name in names:
         if name not in RULES:
-            near = difflib.get_close_matches(name, RULES, n=3, cutoff=0.5)
+            near = near_names(name, RULES)
             near = near or [r for r in RULES if set(r.split("-")) & set(name.split("-"))][:3]
-            hint = f"; did you mean {' or '.join(near)}?" if near else "."
-            raise UnknownRule(f"there is no rule {name!r}{hint} addnorm lint --rules lists them")
+            hint = f"did you mean {' or '.join(near)}?" if near else "see addnorm lint --rules"
+            raise UnknownRule(f"unknown rule {name!r}; {hint}")
     return names
 
 

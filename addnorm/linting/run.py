@@ -27,6 +27,7 @@ from addnorm.linting.check import Check
 from addnorm.linting.report import Finding, Report, Unknown, gathered
 from addnorm.linting.subject import Subject
 from addnorm.temporary import isolated
+from addnorm.words import error_in_a_line
 
 CHECKS: tuple[Check, ...] = (
     *norms.CHECKS,
@@ -97,8 +98,7 @@ def _run(check: Check, subject: Subject) -> list[Finding | Unknown]:
     try:
         return list(check.run(subject))
     except Exception as error:
-        said = (str(error).strip().splitlines() or [""])[0][:200]
-        why = f"the probe failed on this model: {type(error).__name__}: {said}"
+        why = f"the probe failed on this model: {error_in_a_line(error)}"
         return [Unknown(rule=rule, module="", why=why) for rule in check.rules]
 
 

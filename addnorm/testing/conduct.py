@@ -21,6 +21,7 @@ from addnorm.testing.kit import (
     unit,
 )
 from addnorm.testing.precision import rounding_bound
+from addnorm.words import first_line
 
 # Extremes -----------------------------------------------------------------------------------------
 
@@ -191,7 +192,7 @@ def _same(module: nn.Module, x: Tensor, wanted: Tensor, rule: str, told: str) ->
         yield finding(
             rule,
             "warning",
-            {"exception": type(e).__name__, "says": str(e).splitlines()[0][:200] if str(e) else ""},
+            {"exception": type(e).__name__, "says": first_line(str(e))},
             f"It refuses {told}.",
             "Accept it, with .contiguous() or .reshape(-1, dim) where need be.",
         )
@@ -331,7 +332,7 @@ def _autocast(kit: Kit) -> Said:
             yield finding(
                 "autocast",
                 "error",
-                {"input": str(dtype), "exception": type(e).__name__, "says": str(e)[:200]},
+                {"input": str(dtype), "exception": type(e).__name__, "says": first_line(str(e))},
                 f"Under autocast it raises {type(e).__name__} for {dtype} inputs and float32 "
                 "parameters.",
                 "Cast the parameters to the dtype that you compute in.",

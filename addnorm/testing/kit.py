@@ -16,6 +16,7 @@ from addnorm.anatomy.norms.formulas import ACCEPT, Match
 from addnorm.anatomy.norms.probe import Probe, ProbeCall, Reach, claimed_eps
 from addnorm.linting.report import Finding, Report, Severity, Unknown, gathered
 from addnorm.temporary import undisturbed
+from addnorm.words import first_line
 
 Kind = Literal["layer", "rms"]
 
@@ -400,7 +401,7 @@ def raised(rule: str, e: Exception, on: str) -> Finding:
     return finding(
         rule,
         "error",
-        {"exception": type(e).__name__, "says": str(e).splitlines()[0][:200] if str(e) else ""},
+        {"exception": type(e).__name__, "says": first_line(str(e))},
         f"It raises {type(e).__name__} for {on}.",
         "Let it run, or refuse such inputs with a message of your own and leave this check out.",
     )

@@ -6,6 +6,7 @@ from torch import Tensor
 from addnorm.anatomy.norms.probe import statistics_error
 from addnorm.linting.report import Unknown
 from addnorm.testing.kit import Checks, Kit, Said, Width, bare_at, finding, off_by, unit
+from addnorm.words import error_in_a_line
 
 
 def _precision(kit: Kit) -> Said:
@@ -64,7 +65,7 @@ def _precision_at(kit: Kit, w: Width, dtype: torch.dtype) -> Said:
         yield Unknown(
             rule="precision",
             module="",
-            why=f"it does not run in {name}: {type(e).__name__}: {e}".splitlines()[0][:200],
+            why=f"it does not run in {name}: {error_in_a_line(e)}",
         )
         return
     if y.dtype != dtype:

@@ -14,6 +14,7 @@ from addnorm.anatomy.norms.probe import Probe, ProbeCall, Reach
 from addnorm.anatomy.specimen import Specimen, once
 from addnorm.anatomy.twins import call_key, twin_key
 from addnorm.temporary import hooked, undisturbed
+from addnorm.words import error_in_a_line
 
 # --- finding them ---------------------------------------------------------------------------------
 
@@ -151,7 +152,7 @@ def _look(
     except Exception as e:
         if not claims:
             return None
-        why = f"{type(e).__name__}: {e}".splitlines()[0][:200]
+        why = error_in_a_line(e)
         return MeasuredNorm(path, call, claims, None, Reach((), ()), None, False, False, why)
 
 
