@@ -8,7 +8,6 @@ and what that moves, tap by tap, is the floor.
 
 import copy
 import difflib
-import inspect
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
@@ -22,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from addnorm.anatomy.difference import ALONE, Difference, Gradient, Parting, inside_any, outermost
 from addnorm.anatomy.inputs import Inputs, inputs_from
 from addnorm.anatomy.make_inputs import CannotMakeInputs, make_inputs
+from addnorm.anatomy.signature import parameters_of
 from addnorm.anatomy.specimen import enliven
 from addnorm.anatomy.trace import Op, Trace, Value, record
 from addnorm.errors import Mendable
@@ -96,10 +96,8 @@ def _shown(inputs: Inputs) -> str:
 
 
 def _signature(model: nn.Module) -> str:
-    try:
-        names = list(inspect.signature(model.forward).parameters)
-    except (TypeError, ValueError):
-        names = ["..."]
+    parameters = parameters_of(model.forward)
+    names = ["..."] if parameters is None else list(parameters)
     return f"forward({', '.join(names[:6])}{', ...' if names[6:] else ''})"
 
 

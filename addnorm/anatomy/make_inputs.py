@@ -5,7 +5,6 @@ decide what is tried first. What counts is that the forward runs and returns fin
 and lengths are small primes that are no other size of the model, so that axes can be told apart.
 """
 
-import inspect
 import itertools
 import math
 import re
@@ -21,7 +20,7 @@ from addnorm.anatomy.arguments import mask_reading
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.masks import MASK, as_mask, floats_of, is_mask
 from addnorm.anatomy.outputs import main_output
-from addnorm.anatomy.signature import FEATURES, SHOWN, SOURCE
+from addnorm.anatomy.signature import FEATURES, SHOWN, SOURCE, gathers, parameters_of
 from addnorm.anatomy.token_ids import special_ids, table_rows, word_ids
 from addnorm.errors import Mendable
 from addnorm.temporary import undisturbed
@@ -96,14 +95,11 @@ class _Facts:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.config = getattr(model, "config", None)
-        try:
-            found = inspect.signature(model.forward).parameters
-        except (TypeError, ValueError):
-            found = inspect.signature(lambda x: x).parameters
-        self.parameters = {
-            name: p for name, p in found.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        }
-        self.open = len(self.parameters) < len(found)  # *args or **kwargs
+        parameters = parameters_of(model.forward)
+        if parameters is None:
+            parameters = parameters_of(lambda x: x) or {}
+        self.parameters = {name: p for name, p in parameters.items() if not gathers(p)}
+        self.open = len(self.parameters) < len(parameters)
         self.required = [n for n, p in self.parameters.items() if p.default is p.empty]
         self.modules = list(model.named_modules())
         at = next(itertools.chain(model.parameters(), model.buffers()), torch.zeros(()))

@@ -2,6 +2,8 @@
 
 import inspect
 import re
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -18,23 +20,28 @@ FEATURES = re.compile(
 SHOWN = re.compile(r"feature|image|visual|vision|region|patch|audio|frame|speech|grid")
 
 
+def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
+    """The parameters of a function or class by name; None where Python cannot tell, as of a
+    function that is written in C."""
+    try:
+        return dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+
+
+def gathers(parameter: inspect.Parameter) -> bool:
+    """Whether it takes any number of arguments: ``*args`` or ``**kwargs``."""
+    return parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+
+
 def signature(model: nn.Module) -> dict[str, inspect.Parameter]:
     """The parameters of forward by name, those that gather the rest left out."""
-    try:
-        found = inspect.signature(model.forward).parameters
-    except (TypeError, ValueError):
-        return {}
-    return {n: p for n, p in found.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    parameters = parameters_of(model.forward) or {}
+    return {name: p for name, p in parameters.items() if not gathers(p)}
 
 
 def argument_names(model: nn.Module, inputs: Inputs) -> dict[str, str]:
     """The names in the signature of arguments given by place: {"0": "idx"}."""
-    try:
-        order = [
-            p.name
-            for p in inspect.signature(model.forward).parameters.values()
-            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-    except (TypeError, ValueError):
-        return {}
+    parameters = (parameters_of(model.forward) or {}).values()
+    order = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return {str(i): n for i, n in enumerate(order[: len(inputs.args)])}

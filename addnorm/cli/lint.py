@@ -711,12 +711,10 @@ def _content(holder: Any) -> str:
 
 def _needed(function: Any) -> list[str]:
     """Arguments without which it cannot be called."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    open_ended = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in open_ended]
+    from addnorm.anatomy.signature import gathers, parameters_of
+
+    parameters = (parameters_of(function) or {}).values()
+    return [p.name for p in parameters if p.default is p.empty and not gathers(p)]
 
 
 def _candidates(module: ModuleType) -> dict[str, str]:

@@ -1,11 +1,9 @@
 """What is checked, as a module, what was measured of it, and the equation it is held against."""
 
 import copy
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from addnorm.anatomy.norms.formulas import ACCEPT, Match
 from addnorm.anatomy.norms.probe import Probe, ProbeCall, Reach, claimed_eps
+from addnorm.anatomy.signature import parameters_of
 from addnorm.linting.report import Finding, Report, Severity, Unknown, gathered
 from addnorm.temporary import undisturbed
 from addnorm.words import first_line
@@ -131,9 +130,7 @@ def as_module(
         made = copy.deepcopy(norm).to(device)
         return made, claimed_eps(norm) if eps is None else eps, wide
     names: dict[str, str] = {}
-    parameters: dict[str, inspect.Parameter] = {}
-    with suppress(TypeError, ValueError):  # a builtin says nothing: then it takes x alone
-        parameters = dict(inspect.signature(norm).parameters)
+    parameters = parameters_of(norm) or {}  # a builtin says nothing: then it takes x alone
     for role, known_names in _NAMES.items():
         found = next((n for n in known_names if n in list(parameters)[1:]), None)
         if found is not None:
