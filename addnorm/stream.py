@@ -21,6 +21,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -364,6 +365,7 @@ class Stack(nn.Module):
     def _await_steps(self) -> None:
         if self.followers or any(sub.care is not None for sub in self.sublayers()):
             _careful.add(self)
+            _watch_optimizers()
 
     def _check(self, x: Tensor, ctx: Context) -> None:
         if x.dim() != 3 or x.shape[-1] != self.dim:
@@ -420,7 +422,10 @@ def _note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
             stack.overdue = True
 
 
-register_optimizer_step_post_hook(_note_step)
+@cache
+def _watch_optimizers() -> None:
+    """Once, for the first such stack: torch calls the hook after every optimizer's step."""
+    register_optimizer_step_post_hook(_note_step)
 
 
 def _refuse_crossing(stack: Stack) -> None:

@@ -1,6 +1,8 @@
 """The six rules of the road (docs/architecture.md), each as a test over every registered scheme."""
 
 import copy
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from functools import partial
@@ -263,6 +265,32 @@ def test_an_optimizer_of_some_of_the_weights_counts() -> None:
     trained(stack.subs[1].branch, torch.randn(2, 5, DIM))
     with pytest.raises(RuntimeError, match="after_step"):
         stack(torch.randn(2, 5, DIM))
+
+
+def test_optimizers_and_forks_are_watched_only_where_something_needs_it(
+    tmp_path: Path,
+) -> None:
+    """A hook on every optimizer of the process is not to come by an import."""
+    code = """
+import os, pathlib, sys, torch
+from torch.optim import optimizer
+forks = []
+def register(**hooks):
+    forks.extend(h for h in hooks.values() if "addnorm" in (getattr(h, "__module__", "") or ""))
+os.register_at_fork = register
+before, after = optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks
+import addnorm.training.run, addnorm.adapt.parts
+from addnorm import decoder, schemes
+from addnorm.training import checkpoint
+decoder(8, 2, 1, schemes.pre_norm)
+assert (len(before), len(after), len(forks)) == (0, 0, 0)
+for _ in range(2):
+    decoder(8, 2, 1, schemes.ngpt)
+    addnorm.adapt.parts.AdaLoRA(torch.nn.Linear(4, 4), 2, 1.0, 0.0, 0.1)
+    checkpoint._Lock(pathlib.Path(sys.argv[1], "lock"))
+assert (len(before), len(after), len(forks)) == (1, 1, 1)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
 def test_ngpt_weights_are_back_on_the_sphere_after_a_step() -> None:

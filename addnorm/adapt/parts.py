@@ -2,6 +2,7 @@
 
 import weakref
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ class AdaLoRA(LowRank):
             for what in ("sensitivity", "uncertainty"):
                 self.register_buffer(f"{what}_{name}", torch.empty_like(self._factor(name)))
         self._begin()
-        _orthogonal.add(self)
+        self._await_steps()
 
     def reading(self) -> Tensor:
         """The product E A: (rank, in_features)."""
@@ -180,7 +181,11 @@ class AdaLoRA(LowRank):
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # a copy is held orthogonal too
         super().__setstate__(state)
+        self._await_steps()
+
+    def _await_steps(self) -> None:
         _orthogonal.add(self)
+        _watch_optimizers()
 
 
 _orthogonal: "weakref.WeakSet[AdaLoRA]" = weakref.WeakSet()
@@ -194,7 +199,10 @@ def _before_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
         part.pull(moved)
 
 
-register_optimizer_step_pre_hook(_before_step)
+@cache
+def _watch_optimizers() -> None:
+    """Once, for the first AdaLoRA: torch calls the hook before every optimizer's step."""
+    register_optimizer_step_pre_hook(_before_step)
 
 
 class Prefix(nn.Module):

@@ -26,7 +26,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -655,6 +655,7 @@ class _Lock:
             os.close(self._descriptor)
             raise
         _locked.add(self._descriptor)
+        _watch_forks()
         self.release = weakref.finalize(self, _unlock, self._descriptor)
 
     def held(self) -> bool:
@@ -699,5 +700,8 @@ def _forked() -> None:
         _unlock(descriptor)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+@cache
+def _watch_forks() -> None:
+    """Once, for the first lock, where there are forks."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forked)
