@@ -224,15 +224,20 @@ class Add(Plain):
         return Stream(h, v, taps=taps)
 
 
-class _Told:
-    """A rule that remembers for which role it filled a weight."""
+class _RoleNotes:
+    """A rule that notes for which role it filled a weight: a branch says its roles to the rule."""
 
     def __init__(self, rule: InitRule) -> None:
-        self.rule, self.roles = rule, dict[int, str]()
+        self.rule, self.by_weight = rule, dict[int, str]()
 
     def __call__(self, role: str, weight: Tensor) -> None:
         self.rule(role, weight)
-        self.roles[id(weight)] = role
+        self.by_weight[id(weight)] = role
+
+    def roles(self, branch: nn.Module) -> dict[str, str]:
+        """Name in the branch -> role, of the weights that were filled by this rule."""
+        named = {name: self.by_weight.get(id(p)) for name, p in branch.named_parameters()}
+        return {name: role for name, role in named.items() if role is not None}
 
 
 class Sublayer(nn.Module):
@@ -241,10 +246,9 @@ class Sublayer(nn.Module):
     def __init__(self, make: Make, wiring: Wiring, site: Site) -> None:
         super().__init__()
         self.site, self.init, self.care = site, wiring.init, wiring.care
-        told = _Told(wiring.init)
-        self.branch = make(inner=wiring.inner, init=told)
-        parameters = self.branch.named_parameters()
-        self.roles = {name: told.roles[id(p)] for name, p in parameters if id(p) in told.roles}
+        notes = _RoleNotes(wiring.init)
+        self.branch = make(inner=wiring.inner, init=notes)
+        self.roles = notes.roles(self.branch)
         self.pre, self.out, self.post = wiring.pre, wiring.out, wiring.post
         self.join = wiring.join or Add()
 
