@@ -8,7 +8,7 @@ softmax(q k^T * scale) v: the scale, 1 / sqrt(head_dim) unless given, is inside 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, TypedDict, Unpack
+from typing import ClassVar, TypedDict, Unpack, final
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +118,7 @@ class FeedForward(nn.Module, ABC):
         return f"activation={self.activation}"
 
 
+@final
 class MLP(FeedForward):
     """down(inner(activation(up(u))))."""
 
@@ -132,6 +133,7 @@ class MLP(FeedForward):
         return self.act(self.up(u))
 
 
+@final
 class GatedMLP(FeedForward):
     """down(inner(activation(gate(u)) * up(u))): SwiGLU and its kin (Shazeer 2020)."""
 
@@ -146,6 +148,7 @@ class GatedMLP(FeedForward):
         return self.act(self.gate(u)) * self.up(u)
 
 
+@final
 class Parallel(nn.Module):
     """The sum of several branches of one input, in one sublayer: attention and MLP side by side."""
 
@@ -284,6 +287,7 @@ class MultiHead(nn.Module, ABC):
         return f"n_heads={self.n_heads}{kv}, head_dim={self.head_dim}"
 
 
+@final
 class Attention(MultiHead):
     """Self-attention, with the options of ``MultiHead``.
 
@@ -370,6 +374,7 @@ class Attention(MultiHead):
         return f"{super().extra_repr()}, causal={self.causal}{window}"
 
 
+@final
 class CrossAttention(MultiHead):
     """Attention to ``Context.memory``, the encoder's output, with the options of ``MultiHead``."""
 

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, cast, final, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 LARGEST = 1e38  # of a number in the text of a scheme: float32 and bfloat16 hold it
 
 
+@final
 class SchemeError(Mendable):
     """A text that names no scheme, or a scheme that cannot be built as asked."""
 
@@ -35,6 +36,7 @@ class SchemeError(Mendable):
 # --- the register ---------------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class Entry:
     """One function of schemes.py and where it comes from."""
@@ -209,6 +211,7 @@ def _source(node: ast.expr, text: str) -> str:
 # --- what there is to say about it ----------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class Explanation:
     """What ``explain`` found: read off the wiring and counted on an instance without memory."""
@@ -338,6 +341,7 @@ def _has_norm(module: nn.Module | None) -> bool:
     return module is not None and any(isinstance(m, Norm) for m in module.modules())
 
 
+@final
 class _Elementwise(TorchDispatchMode):
     """Counts the entries written by everything that is neither a matrix product nor a view."""
 
@@ -357,6 +361,7 @@ class _Elementwise(TorchDispatchMode):
         return out
 
 
+@final
 class _Saved(saved_tensors_hooks):
     """Counts the bytes that autograd keeps, each storage once, parameters left out."""
 

@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -146,6 +146,7 @@ def _split(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
 # --- PyTorch's own design -------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class Uniform:
     """An init rule: uniform about 0 with the standard deviation ``base(role, fan_in, fan_out)``."""
@@ -174,6 +175,7 @@ TRANSFORMER = Uniform("nn.Transformer: Xavier uniform; q, k, v as one matrix", _
 LAYERS = Uniform("nn.TransformerEncoderLayer: q, k, v Xavier; out, up, down nn.Linear", _layers)
 
 
+@final
 @dataclass(frozen=True)
 class _AsTorch:
     """The scheme of torch.nn. ``final``: nn.Transformer ends both stacks with a norm, also where
@@ -192,6 +194,7 @@ class _AsTorch:
 # --- blocks and stacks ----------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class _Block:
     """What a layer was asked to be, so that others like it can be built at any depth."""
@@ -341,6 +344,7 @@ class _Layer(_Coder, ABC):
         return super()._run(*args, **kwargs)
 
 
+@final
 class TransformerEncoderLayer(_Layer):
     """``nn.TransformerEncoderLayer``: self-attention, then an MLP."""
 
@@ -356,6 +360,7 @@ class TransformerEncoderLayer(_Layer):
         return self._run(src, (src_mask, src_key_padding_mask, is_causal))
 
 
+@final
 class TransformerDecoderLayer(_Layer):
     """``nn.TransformerDecoderLayer``: self-attention, attention to ``memory``, then an MLP."""
 
@@ -401,6 +406,7 @@ def _stacked(
     return layer.block.stack(n, scheme, like.device, like.dtype, depths)
 
 
+@final
 class TransformerEncoder(_Coder):
     """``nn.TransformerEncoder``: ``num_layers`` clones of a layer.
 
@@ -439,6 +445,7 @@ class TransformerEncoder(_Coder):
         return self._run(src, (mask, src_key_padding_mask, is_causal))
 
 
+@final
 class TransformerDecoder(_Coder):
     """``nn.TransformerDecoder``; ``scheme`` and ``depths`` as in ``TransformerEncoder``."""
 

@@ -15,7 +15,7 @@ from functools import partial
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ from addnorm.stream import Stream
 __all__ = ["AddnormConfig", "AddnormForCausalLM", "AfterStep"]
 
 
+@final
 class AddnormConfig(transformers.PreTrainedConfig):  # type: ignore[misc]
     """A ``GPTConfig``, field by field, among what transformers keeps in a configuration.
 
@@ -70,6 +71,7 @@ class AddnormConfig(transformers.PreTrainedConfig):  # type: ignore[misc]
         return GPTConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(GPTConfig)})
 
 
+@final
 class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A ``GPT`` as a causal language model of transformers; ``.gpt`` is the model itself."""
 
@@ -271,6 +273,7 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
         self.gradient_checkpointing = enable
 
 
+@final
 class AfterStep(TrainerCallback):  # type: ignore[misc]
     """``Trainer(callbacks=[AfterStep()])``: what a scheme wants done after every optimizer step."""
 
@@ -286,6 +289,7 @@ class AfterStep(TrainerCallback):  # type: ignore[misc]
 # --- helpers --------------------------------------------------------------------------------------
 
 
+@final
 class _Cache:
     """transformers' cache, which counts layers, as ours, which is asked by sublayer."""
 

@@ -6,7 +6,7 @@ A rule is stated where the parameter is made, never by matching parameter names.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ class DeclaredRule(Protocol):
         """The standard deviation of a weight of shape (fan_out, fan_in)."""
 
 
+@final
 @dataclass(frozen=True)
 class Init:
     """The usual rule: a normal distribution whose standard deviation follows from role and shape.

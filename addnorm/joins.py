@@ -6,7 +6,7 @@ once. What a join needs at the two ends of the stack, (Stream, valid) -> Stream,
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from addnorm.stream import AddNorm, Join, Plain, Site, Stream, read
 # --- in place of plain addition -------------------------------------------------------------------
 
 
+@final
 class Replace(Plain):
     """f(x): what is left of a sublayer without its residual connection."""
 
@@ -44,6 +45,7 @@ class Scaled(Plain):
         return f"keep={self.keep:.6g}"
 
 
+@final
 class Dual(Plain):
     """x + f(x), and f(x) also onto a second stream that is never normalized: d + f(x).
 
@@ -55,6 +57,7 @@ class Dual(Plain):
         return Stream(carry, v, taps={**taps, "dual": ops.settle(v, taps["dual"])})
 
 
+@final
 class Fork(nn.Module):
     """d_0 = x_0, at the entrance of a ResiDual stack."""
 
@@ -62,6 +65,7 @@ class Fork(nn.Module):
         return s._replace(taps={**(s.taps or {}), "dual": s.h})
 
 
+@final
 class Rejoin(nn.Module):
     """x + N(d), at the exit of a ResiDual stack."""
 
@@ -109,6 +113,7 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
     return nn.functional.normalize(x, dim=dim, eps=torch.finfo(x.dtype).tiny)
 
 
+@final
 class Unit(nn.Module):
     """What enters an nGPT stack is put on the unit sphere."""
 
@@ -177,6 +182,7 @@ class Hyper(Join):
         return f"n={self.n}, reads stream {self.first} at first"
 
 
+@final
 class Expand(nn.Module):
     """x repeated n times, at the entrance of a hyper-connected stack."""
 
@@ -189,6 +195,7 @@ class Expand(nn.Module):
         return Stream(h.expand(self.n, *h.shape), taps=s.taps)
 
 
+@final
 class Collapse(nn.Module):
     """The sum of the n streams, at the exit."""
 
@@ -224,6 +231,7 @@ class Weighing(Around, ABC):
         return self.base.weigh(carry, v, self.factor(v), taps)
 
 
+@final
 class Gained(Weighing):
     """A learned factor on f(x), whatever the join does with it.
 
@@ -247,6 +255,7 @@ class Gained(Weighing):
         return f"{tuple(self.gain.shape)}, start={self.start:g}"
 
 
+@final
 class DropPath(Weighing):
     """f(x) left out for a whole sample with probability p in training, and scaled up by 1 / (1 - p)
     otherwise (stochastic depth, Huang et al. 2016, arXiv 1603.09382)."""
@@ -265,6 +274,7 @@ class DropPath(Weighing):
         return f"p={self.p:.4g}"
 
 
+@final
 class Share(Around):
     """Opens a parallel block: what its branch reads is kept for the block's other branches."""
 
@@ -277,6 +287,7 @@ class Share(Around):
         return self.base.write(carry, v, {**taps, "block_input": u})
 
 
+@final
 class Beside(Around):
     """In a parallel block: reads what the block's first branch read (Wang & Komatsuzaki 2021,
     GPT-J; Chowdhery et al. 2022, PaLM)."""

@@ -12,7 +12,7 @@ float32 (float64 for float64 inputs), y has the dtype of x, the stream that of t
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +136,7 @@ class LayerNorm(Norm):
         return f"{self.dim}, eps={self.eps:g}, bias={self.bias is not None}"
 
 
+@final
 class UnbiasedLayerNorm(Settled):
     """y = weight * (x - mean) / (std + eps) + bias, std with n - 1 and eps outside the root.
 
@@ -165,6 +166,7 @@ class UnbiasedLayerNorm(Settled):
         return f"{self.dim}, eps={self.eps:g}"
 
 
+@final
 class RMSNorm(Norm):
     """y = (weight_offset + weight) * x / sqrt(mean(x^2) + eps) (Zhang & Sennrich 2019).
 
@@ -206,6 +208,7 @@ class RMSNorm(Norm):
         return f"{self.dim}, eps={self.eps:g}, weight_offset={self.weight_offset:g}"
 
 
+@final
 class L2Norm(Norm):
     """y = sqrt(dim) * x / ||x||, no parameters: RMSNorm without its weight (nanochat, modded)."""
 
@@ -222,6 +225,7 @@ class L2Norm(Norm):
         return f"{self.dim}, eps={self.eps:g}"
 
 
+@final
 class ScaleNorm(Settled):
     """y = g * x / max(||x||, eps), one learned scalar g = sqrt(dim) at first (Nguyen 2019)."""
 
@@ -266,6 +270,7 @@ class DyT(Settled):
         return f"{self.dim}, alpha={self.start:g}, bias={self.bias is not None}"
 
 
+@final
 class ChannelsFirstLayerNorm(Norm):
     """LayerNorm over the channels of an image (B, C, H, W), each pixel on its own (ConvNeXt).
 
@@ -295,6 +300,7 @@ class ChannelsFirstLayerNorm(Norm):
         return f"{self.dim}, eps={self.eps:g}"
 
 
+@final
 class BatchNorm(Settled):
     """Each channel over all real tokens of the batch (Ioffe & Szegedy 2015). For comparison only.
 
@@ -338,6 +344,7 @@ class BatchNorm(Settled):
         return f"{self.dim}, eps={self.eps:g}, momentum={self.momentum:g}"
 
 
+@final
 class GroupNorm(Settled):
     """Groups of channels over all real tokens of a sample (Wu & He 2018). For comparison only.
 
@@ -366,6 +373,7 @@ class GroupNorm(Settled):
         return f"{self.dim}, groups={self.groups}, eps={self.eps:g}"
 
 
+@final
 class Foreign(Norm):
     """Anybody's tensor-to-tensor module as a Norm: the addition first, then the module."""
 

@@ -6,6 +6,7 @@ the meta device and filled later has nothing to lose, and any length works.
 
 import math
 from abc import ABC, abstractmethod
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from addnorm.ops.reference import accumulate_dtype
 # --- added to the tokens --------------------------------------------------------------------------
 
 
+@final
 class Sinusoidal(nn.Module):
     """PE(p, 2i) = sin(p / 10000^(2i/dim)), PE(p, 2i + 1) = cos(the same) (Vaswani et al. 2017).
 
@@ -34,6 +36,7 @@ class Sinusoidal(nn.Module):
         return f"{self.dim}, base={self.base:g}"
 
 
+@final
 class Learned(nn.Module):
     """A learned vector for each of ``length`` positions, as in GPT-2: (..., T) -> (..., T, dim)."""
 
@@ -76,6 +79,7 @@ class AttentionPosition(nn.Module, ABC):
         """What is added to the logits, (H, T, S), for queries (T,) and keys (S,) by number."""
 
 
+@final
 class RoPE(AttentionPosition):
     """Pairs (x_j, x_{j + d/2}) are rotated by position * base^(-2j/d) (Su et al. 2021).
 
@@ -106,6 +110,7 @@ class RoPE(AttentionPosition):
         return f"{self.head_dim}, base={self.base:g}"
 
 
+@final
 class ALiBi(AttentionPosition):
     """logits - slope_h * (i - j), no position code else (Press et al. 2022, arXiv 2108.12409).
 

@@ -42,6 +42,7 @@ WORDS: Mapping[type, str] = {
 Value = TypeVar("Value")
 
 
+@final
 class Unreadable(Mendable):
     """A file that is not there, may not be read, or is not what it should be."""
 

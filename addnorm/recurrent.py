@@ -20,7 +20,7 @@ Decided here, because the paper or torch leaves it open:
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ Init = Callable[[Tensor], Tensor]
 State = tuple[Tensor, ...]  # (h,) or (h, c): (B, H) each, or (layers * directions, B, H) for all
 
 
+@final
 class NormedProduct(nn.Module):
     """LN(W u; g, b), in the precision of the statistics, with one matrix per gate, stacked;
     ``init`` fills them one by one."""
@@ -91,6 +92,7 @@ class Layer(nn.Module, ABC):
         return torch.cat(hs[order]).to(data.dtype), state  # (N, H), (B, H) each
 
 
+@final
 class LSTMLayer(Layer):
     """The equations of ``LayerNormLSTM``."""
 
@@ -124,6 +126,7 @@ class LSTMLayer(Layer):
         return o.sigmoid() * self.cell(c).tanh(), c
 
 
+@final
 class GRULayer(Layer):
     """The equations of ``LayerNormGRU``."""
 
@@ -293,6 +296,7 @@ class Recurrent(nn.Module, ABC):
         )
 
 
+@final
 class LayerNormLSTM(Recurrent):
     """The LSTM with three norms per step; ``nn.LSTM``'s interface::
 
@@ -314,6 +318,7 @@ class LayerNormLSTM(Recurrent):
         return output, (h, c)
 
 
+@final
 class LayerNormGRU(Recurrent):
     """The GRU with four norms per step; ``nn.GRU``'s interface::
 

@@ -9,6 +9,7 @@ what is measured, and how to add one.
 
 import math
 from dataclasses import dataclass, replace
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,7 @@ def xavier_init(gain: float = 1.0) -> Init:
     return Init(text, xavier, dict.fromkeys(scaled, gain))
 
 
+@final
 @dataclass(frozen=True)
 class UnitRows:
     """nGPT: the side of each matrix that meets the stream has unit length."""

@@ -29,6 +29,7 @@ from typing import (
     Protocol,
     TypeVar,
     Union,
+    final,
     get_args,
     get_origin,
     get_type_hints,
@@ -80,6 +81,7 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+@final
 class SettingsError(Mendable):
     """A setting that is not understood; the message says which and what was expected."""
 

@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ class Stream(NamedTuple):
 # --- what a scheme sees and says ----------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class Site:
     """Where a sublayer sits: all that a scheme may depend on."""
@@ -75,6 +76,7 @@ class Site:
     place: int = 0  # within its block, 0 = the sublayer that opens it
 
 
+@final
 @dataclass(frozen=True)
 class Wiring:
     """What a scheme decides for one site. None = nothing there."""
@@ -135,6 +137,7 @@ class Make(Protocol):
 # --- the parts of the road ----------------------------------------------------------------------
 
 
+@final
 class AddNorm(nn.Module):
     """Add & Norm, and THE SEAM: ``y, stream = addnorm(x, residual)``.
 
@@ -209,6 +212,7 @@ class Plain(Join, ABC):
         """The stream after the branch said v. ``carry`` is the stream it read, not normed."""
 
 
+@final
 class Add(Plain):
     """x + f(x). ``shortcut`` takes the stream to the branch's width where the two differ, as the
     projection shortcut of He et al. 2015 does."""
@@ -224,6 +228,7 @@ class Add(Plain):
         return Stream(h, v, taps=taps)
 
 
+@final
 class _RoleNotes:
     """A rule that notes for which role it filled a weight: a branch says its roles to the rule."""
 
@@ -240,6 +245,7 @@ class _RoleNotes:
         return {name: role for name, role in named.items() if role is not None}
 
 
+@final
 class Sublayer(nn.Module):
     """One branch with everything its scheme puts around it."""
 
@@ -277,6 +283,7 @@ class Sublayer(nn.Module):
                     self.care(role, weight, step)
 
 
+@final
 class Stack(nn.Module):
     """Sublayers in a row on one stream: (B, T, dim) -> (B, T, dim), in the stream's dtype, which
     is that of x whatever the branches compute in.

@@ -289,6 +289,68 @@ def test_every_extra_that_is_named_can_be_installed() -> None:
     assert not unknown
 
 
+# --- classes --------------------------------------------------------------------------------------
+
+FIXED = {"Protocol", "NamedTuple", "Enum", "TypedDict"}  # what they are is in their base
+OPEN = {
+    "addnorm.compat.Transformer": "torch's is subclassed, and so is what stands in for it",
+    "addnorm.data.sources.DataError": "an error has kinds",
+    "addnorm.errors.Mendable": "an error has kinds",
+    "addnorm.joins.Hyper": "tests alter one method to see that another wiring is noticed",
+    "addnorm.joins.Scaled": "as Hyper",
+    "addnorm.joins.Slerp": "as Hyper",
+    "addnorm.norms.DyT": "tests make wrong norms of it",
+    "addnorm.norms.LayerNorm": "as DyT",
+    "addnorm.training.display.Display": "a test listens to what is said",
+    "addnorm.training.parallel.World": "a test has two processes in one",
+}
+"""Class that is neither abstract nor final -> why. It only gets shorter."""
+
+
+def last_name(node: ast.expr) -> str:
+    """What a base or a decorator is called, without its module and arguments."""
+    while isinstance(node, ast.Subscript | ast.Call):
+        node = node.value if isinstance(node, ast.Subscript) else node.func
+    return node.attr if isinstance(node, ast.Attribute) else ast.unparse(node)
+
+
+def is_settled(node: ast.ClassDef) -> bool:
+    """Whether a class is abstract, final, or of a kind that says what it is."""
+    bases = {last_name(base) for base in node.bases}
+    methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
+    marks = {last_name(d) for part in (node, *methods) for d in part.decorator_list}
+    return bool(bases & {*FIXED, "ABC"} or marks & {"abstractmethod", "final"})
+
+
+def test_every_class_is_abstract_or_final() -> None:
+    """Nothing that works is altered from below: who reads a class knows all that it does."""
+    unsettled = {
+        f"{module_name(path)}.{node.name}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and not is_settled(node)
+    }
+    assert unsettled == OPEN.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "settled"),
+    [
+        ("class A: pass", False),
+        ("@final\nclass A(B[int]): pass", True),
+        ("@typing.final\n@dataclass(frozen=True)\nclass A: pass", True),
+        ("class A(typing.Protocol[T]): pass", True),
+        ("class A(ABC): pass", True),
+        ("class A(B):\n @abstractmethod\n def f(self): ...", True),
+        ("class A(B):\n @property\n def f(self): ...", False),
+    ],
+)
+def test_what_is_settled(text: str, settled: bool) -> None:
+    tree = ast.parse(text).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    assert is_settled(tree) == settled
+
+
 # --- importing ------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from addnorm.positions import Learned
 from addnorm.stream import Stack, Sublayer
 
 
+@final
 @dataclass(frozen=True)
 class Adapted:
     """What was done to a model."""
@@ -140,6 +141,7 @@ def _narrowed(branch: nn.Module, args: Any, v: Tensor) -> Tensor:
     return adapter(v)
 
 
+@final
 class _Shift:
     """Token i at position i + by."""
 
@@ -150,6 +152,7 @@ class _Shift:
         return (args[0] + self.by,)
 
 
+@final
 @dataclass(frozen=True)
 class _Pruning:
     """What AdaLoRA does after each step: all updates of a model compete, in all of its stacks."""

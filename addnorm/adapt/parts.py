@@ -3,7 +3,7 @@
 import weakref
 from abc import ABC, abstractmethod
 from functools import cache
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,7 @@ class LowRank(nn.Linear, ABC):
         return f"{super().extra_repr()}, rank={len(self.lora_A)}, scale={self.scale:g}"
 
 
+@final
 class LoRA(LowRank):
     """W + scale * B A: A begins as Linears do, B at 0."""
 
@@ -98,6 +99,7 @@ class LoRA(LowRank):
         nn.init.zeros_(self.lora_B)
 
 
+@final
 class AdaLoRA(LowRank):
     """W + scale * B diag(E) A: E begins at 0; a triplet (column of B, value, row of A) may go.
 
@@ -205,6 +207,7 @@ def _watch_optimizers() -> None:
     register_optimizer_step_pre_hook(_before_step)
 
 
+@final
 class Prefix(nn.Module):
     """Learned keys and values, in front of what attention sees."""
 
@@ -230,6 +233,7 @@ class Prefix(nn.Module):
         return torch.cat((own.expand(len(t), -1, -1, -1), t), -2)
 
 
+@final
 class Bottleneck(nn.Module):
     """v + up(gelu(down(v))); up begins at 0, and with it the whole at the identity."""
 

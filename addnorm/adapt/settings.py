@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, final, get_args
 
 from addnorm.errors import Mendable, check_known, check_whole, is_number, value_in_short
 
@@ -14,6 +14,7 @@ def _for(default: Any, *kinds: str) -> Any:
     return field(default=default, metadata={"needs": ({"kind": kinds},)})
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Adapt:
     """What is trained beside the frozen model."""

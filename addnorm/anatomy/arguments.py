@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from addnorm.temporary import undisturbed
 from addnorm.words import error_in_a_line
 
 
+@final
 class NoSequence(ValueError):
     """No argument is a sequence that the model can be asked about."""
 
@@ -107,6 +108,7 @@ def _observed(base: Tensor, new: Tensor, keys: int) -> bool:
 ArgumentKind = Literal["ids", "features", "image", "wave"]
 
 
+@final
 @dataclass(frozen=True)
 class MaskArgument:
     """An argument that says which places may be seen."""
@@ -120,6 +122,7 @@ class MaskArgument:
     """It speaks of pairs of places, (T, T) in its last axes."""
 
 
+@final
 @dataclass(frozen=True)
 class Arguments:
     """What each argument is to the model, found by changing them."""
@@ -292,6 +295,7 @@ Change = tuple[tuple[int, int], Tensor]
 Axes = tuple[int | None, int | None]
 
 
+@final
 @dataclass(frozen=True)
 class _Sequence:
     """Where the axes of one argument are in the output."""

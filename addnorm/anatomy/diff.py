@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ LEAST = 1e4
 """And from so many units of the dtype on: sums in another order, through a few dozen layers."""
 
 
+@final
 class NotComparable(Mendable):
     """The two cannot be run on the same inputs; says why."""
 
@@ -163,6 +164,7 @@ def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
 # --- running --------------------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class _Tap:
     """One call of one module."""
@@ -182,6 +184,7 @@ class _Tap:
         return tuple(tuple(t.shape) for t in self.outputs)
 
 
+@final
 class _Run:
     """One forward and backward, with what every module took and returned."""
 
@@ -262,6 +265,7 @@ _WHERE_IT_LIES = frozenset(
 """Arguments that change no number."""
 
 
+@final
 @dataclass(frozen=True)
 class _Operation:
     """An operation and its constants; two that are equal do the same."""

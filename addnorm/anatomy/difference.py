@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 from addnorm.words import a_few
 
 
+@final
 @dataclass(frozen=True)
 class Parting:
     """The first tap that differs, and the module in which it comes about."""
@@ -30,6 +31,7 @@ class Parting:
     """How the module's operations differ, constants included: "- " only in A, "+ " only in B."""
 
 
+@final
 @dataclass(frozen=True)
 class Gradient:
     """The first parameter whose gradient differs, walking backwards from the outputs."""
@@ -42,6 +44,7 @@ class Gradient:
     """Parameters behind it, nearer to the outputs, whose gradients agree."""
 
 
+@final
 @dataclass(frozen=True)
 class Difference:
     """What was found when two models were run side by side."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ SMALL = 40_000_000  # parameters up to which a float64 copy is made
 # --- what is measured -----------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class AttentionReach:
     """How far an attention looks, by its recorded weights."""
@@ -47,6 +48,7 @@ class AttentionReach:
     was filled, with a number too large to hide it."""
 
 
+@final
 @dataclass
 class Influence:
     """What a change in a call does to the output, and who is who in the call.

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 
+@final
 @dataclass(frozen=True)
 class Inputs:
     """One call of a model: ``model(*args, **kwargs)``."""

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ SECONDS = 30.0  # for all attempts together
 ATTEMPTS = 400
 
 
+@final
 class CannotMakeInputs(Mendable):
     """No call of the model was found that runs; says what was tried."""
 
@@ -89,6 +90,7 @@ _NOT_TRIED = re.compile(
 )
 
 
+@final
 class _Facts:
     """The model's signature, sizes and claims."""
 
@@ -245,6 +247,7 @@ _LENGTHS = ("block_size", "context_length", "max_len", "max_seq_len", "seq_len",
 # --- calls to try ---------------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class _Sizes:
     batch: int
@@ -259,6 +262,7 @@ class _Sizes:
         return {"B": self.batch, "T": self.time, "S": self.source}[name]
 
 
+@final
 @dataclass(frozen=True)
 class _Value:
     """One way to make one argument."""

@@ -6,7 +6,7 @@ that tells the module at fault apart from those that only pass its mistake on.
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ POINTWISE = (
 """Torch's own modules that treat each place by itself: not run again, to save time."""
 
 
+@final
 @dataclass(frozen=True)
 class ModuleInfluence:
     """What one module lets through when one place of one sample of its own input changes."""
@@ -100,6 +101,7 @@ def axes_of(t: Any, samples: int, places: Collection[int] | None) -> tuple[int, 
     return None
 
 
+@final
 @dataclass(frozen=True)
 class _Rerun:
     """A call of a module that can be made again with some of its tensors edited."""
@@ -174,6 +176,7 @@ class _Rerun:
         return largest((new - base).movedim(self.out_axes, (0, 1))[:, place]) > floor
 
 
+@final
 @dataclass
 class _Watch:
     """Runs each module again when it has run, and keeps what that shows."""

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, final
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ class Remembers(Protocol):
         """What was measured, by the function that measures it."""
 
 
+@final
 @dataclass(frozen=True)
 class Specimen:
     """A model that may be run, altered and run again, and a call with which it runs."""

@@ -10,7 +10,7 @@ a matrix that came, without further products, from a product of two activations.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ REDUCTIONS = _names(
 )
 
 
+@final
 @dataclass(frozen=True)
 class Step:
     """One carrying operation: ``source`` is carried into ``target``."""
@@ -60,6 +61,7 @@ class Step:
     norm: "NormCall | None" = None
 
 
+@final
 @dataclass(eq=False, frozen=True)
 class NormCall:
     """One application of a norm."""
@@ -74,6 +76,7 @@ class NormCall:
     parameters: frozenset[str]
 
 
+@final
 @dataclass(eq=False, frozen=True)
 class Attention:
     """softmax(q k^T) v, or what stands in its place."""
@@ -94,6 +97,7 @@ class Attention:
         return weights.mT if self.right else weights
 
 
+@final
 @dataclass(eq=False, frozen=True)
 class Residual:
     """One residual connection: ``add`` writes ``branch``, computed from ``fork``, on ``stream``."""
@@ -119,6 +123,7 @@ class Residual:
         return float(b.norm() / a.norm().clamp(min=1e-300))
 
 
+@final
 class Structure:
     """What was found in a trace."""
 

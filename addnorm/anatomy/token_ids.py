@@ -6,7 +6,7 @@ what the model says of itself.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from addnorm.anatomy.outputs import tensors_in
 _FRESH = re.compile("_like$|^new_|^(eq|ne|lt|le|gt|ge|argsort|argmax|argmin|nonzero)$")
 
 
+@final
 class Lookups(TorchFunctionMode):
     """Which tables are looked up with which indices, and from which arguments these come."""
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 Key = tuple[int, int | torch.SymInt, tuple[int, ...], tuple[int, ...], torch.dtype]
 
 
+@final
 @dataclass(eq=False, slots=True)
 class Value:
     """A tensor at one moment: what it holds is kept even if it is written over later."""
@@ -48,6 +49,7 @@ class Value:
         return float(self.tensor.detach().double().square().mean().sqrt())
 
 
+@final
 @dataclass(eq=False, slots=True)
 class Op:
     """One aten operation."""
@@ -72,6 +74,7 @@ class Op:
         return f"{outs} = {self.name}({shapes}) in {self.module!r}"
 
 
+@final
 @dataclass(eq=False, slots=True)
 class Call:
     """One call of a module."""
@@ -86,6 +89,7 @@ class Call:
     outputs: tuple[Value, ...] = ()
 
 
+@final
 @dataclass(frozen=True)
 class Trace:
     """One forward."""
@@ -183,6 +187,7 @@ def _attention(named: Mapping[str, Any], mask: Tensor | None) -> Tensor:
     return torch.bmm(weights.flatten(0, -3), v.flatten(0, -3)).unflatten(0, heads)
 
 
+@final
 class _Altering(TorchDispatchMode):
     def __init__(self, change: Mapping[Op, Callable[[tuple[Any, ...]], tuple[Any, ...]]]) -> None:
         super().__init__()
@@ -197,6 +202,7 @@ class _Altering(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@final
 class _Recorder(TorchDispatchMode):
     """Tensors are told apart by the memory they look at: autograd gives views new objects."""
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
@@ -33,6 +33,7 @@ __all__ = ["Positional", "Refusal", "UseAppendAction", "arg", "main", "optional"
 Options = TypeVar("Options")
 
 
+@final
 class Refusal(Mendable):
     """What the command was asked to do cannot be done, and the exit status to end with: 2 if the
     request itself was wrong."""
@@ -42,6 +43,7 @@ class Refusal(Mendable):
         self.status = status
 
 
+@final
 @dataclass(frozen=True)
 class Command:
     """One subcommand: ``addnorm.cli.<name>`` holds its ``Options`` and ``run``."""

@@ -7,7 +7,7 @@ Compare models with different tokenizers per byte or per word, and always with t
 import json
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, final
 
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg, optional, output
@@ -15,6 +15,7 @@ from addnorm.cli.models import Place, with_tokenizer
 from addnorm.progress import ProgressBar
 
 
+@final
 @dataclass(frozen=True)
 class Options:
     """What ``addnorm eval`` is asked."""

@@ -8,7 +8,7 @@ holds.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg, optional, output
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from addnorm.models.gpt import GPT
 
 
+@final
 @dataclass(frozen=True)
 class Hf:
     """Write a folder that transformers loads, including the tokenizer."""
@@ -46,6 +47,7 @@ class Hf:
         )
 
 
+@final
 @dataclass(frozen=True)
 class Onnx:
     """Write a graph for ONNX runtimes, for any batch size and length."""
@@ -70,6 +72,7 @@ class Onnx:
         )
 
 
+@final
 @dataclass(frozen=True)
 class Gguf:
     """Write a file for llama.cpp; the model must be a GPT-2."""

@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg, optional, output
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TOLD_FROM = 2.0  # seconds, from which on the speed is worth a line
 
 
+@final
 @dataclass(frozen=True)
 class Choice:
     """How the next token is chosen; docs/generation.md has the formulas and their order."""
@@ -65,6 +66,7 @@ class Choice:
         return told
 
 
+@final
 @dataclass(frozen=True)
 class Options:
     """What ``addnorm generate`` is asked."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 from rich.console import Console
 from rich.text import Text
@@ -47,6 +47,7 @@ LOUD = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 ITEMS = 4  # of a list in the evidence
 
 
+@final
 @dataclass(frozen=True)
 class Options:
     """What ``addnorm lint`` is asked."""
@@ -523,6 +524,7 @@ def print_difference(found: "Difference", a: str, b: str, console: Console) -> N
 # --- what is looked at ----------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class Found:
     """A model, and what to call it with if its author said so."""

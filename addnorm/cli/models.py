@@ -1,7 +1,7 @@
 """What a command's MODEL may be: a folder, a run's folder, a model of the Hugging Face hub."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, final
 
 from addnorm.cli import Refusal
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from addnorm.pretrained import Loaded
 
 
+@final
 @dataclass(frozen=True)
 class Place:
     """Where a model computes, and with which data type."""

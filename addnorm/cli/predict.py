@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, final
 
 from addnorm import reading
 from addnorm.cli import Positional, Refusal, arg, optional, output
@@ -26,6 +26,7 @@ SHOWN = 60  # characters of an input beside its answer
 STDIN = "-"
 
 
+@final
 @dataclass(frozen=True)
 class Options:
     """What ``addnorm predict`` is asked."""
@@ -49,6 +50,7 @@ class Options:
     place: Place = field(default_factory=Place)
 
 
+@final
 @dataclass(frozen=True)
 class Input:
     """What is asked about."""

@@ -9,7 +9,7 @@ import json
 import shlex
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, final
 
 from rich import box
 from rich.console import Console
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 WIDTH = 100  # of what is printed
 
 
+@final
 @dataclass(frozen=True)
 class Options:
     """What ``addnorm schemes`` is asked."""

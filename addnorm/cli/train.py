@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 from addnorm.cli import Positional, Refusal, arg, optional
 from addnorm.cli.output import legible
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 OUT = Path("out/run")
 
 
+@final
 @dataclass(frozen=True)
 class Options:
     """What ``addnorm train`` is asked."""

@@ -76,6 +76,7 @@ WORD = re.compile(
 # --- what was prepared ----------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class Split:
     """How much there is of one split; ``bytes`` is of its text in UTF-8."""
@@ -85,6 +86,7 @@ class Split:
     bytes: int
 
 
+@final
 @dataclass(frozen=True)
 class Summary:
     """What a prepared data set holds. ``rule`` is "documents" or "tail"."""
@@ -153,6 +155,7 @@ class Tokens:
         return np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
+@final
 @dataclass(frozen=True)
 class Prepared:
     """One prepared data set on disk. ``reused``: it was there already."""
@@ -545,6 +548,7 @@ def _work(texts: list[str]) -> list[bytes]:
 # --- writing --------------------------------------------------------------------------------------
 
 
+@final
 class _Done(Exception):
     """The folder was finished by somebody else."""
 

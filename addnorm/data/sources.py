@@ -54,6 +54,7 @@ class DataError(Mendable):
     """Text or a prepared data set that cannot be used; the message says why and what to do."""
 
 
+@final
 class _NotUtf8(DataError):
     """Bytes that are no text: of a file in a folder that nobody has called one, no matter."""
 

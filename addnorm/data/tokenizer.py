@@ -73,6 +73,7 @@ LONGEST = 1 << 24  # characters without a place to cut, after which training cut
 QUIET = 1 << 24  # bytes of text that take no more than a few seconds to learn from
 
 
+@final
 class TokenizerError(Mendable):
     """A tokenizer that cannot be loaded, made or saved, or a text that it has no ids for; the
     message says why and what to do."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +38,17 @@ Tell = Callable[[str], None]
 """Is told what is being done, for what may take a while."""
 
 
+@final
 class ExportError(Mendable):
     """What was asked cannot be written; the message says why, and nothing was written."""
 
 
+@final
 class CheckFailed(RuntimeError):
     """What was written is not the model: it was thrown away."""
 
 
+@final
 @dataclass(frozen=True)
 class Check:
     """Who computed logits from what was written, and how far they are from the model's.
@@ -65,6 +68,7 @@ class Check:
         )
 
 
+@final
 @dataclass(frozen=True)
 class Written:
     """One export: the files and their sizes, and what is known of them."""
@@ -79,6 +83,7 @@ class Written:
 # --- comparing ------------------------------------------------------------------------------------
 
 
+@final
 class Comparison:
     """Collects the largest difference over several inputs; raises at the first that is too large.
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -188,6 +188,7 @@ def _write(
 # --- the tokenizer --------------------------------------------------------------------------------
 
 
+@final
 class _Vocabulary:
     """A tokenizer as GGUF stores it, refused where llama.cpp would split a text otherwise."""
 

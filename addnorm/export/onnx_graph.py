@@ -5,7 +5,7 @@ the prompt, and what it returns as ``present`` is the next call's ``past``.
 """
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from addnorm.models.gpt import GPT
 Past = list[tuple[Tensor, Tensor]]
 
 
+@final
 class _PastCache:
     """Keys and values that come in as tensors, for ``context.Cache``.
 
@@ -41,6 +42,7 @@ class _PastCache:
         raise NotImplementedError("a GPT has no encoder to remember")
 
 
+@final
 class Graph(nn.Module):
     """The model as a function of tensors alone, and what they are called."""
 

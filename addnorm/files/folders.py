@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +35,7 @@ TOKENIZERS = (CARD, "characters.json", "tokenizer.json", "vocab.json", "added_to
 OF_TOKENIZERS = (*TOKENIZERS, "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
+@final
 class WeightsError(Mendable):
     """A folder that cannot be loaded or written as asked; the message says what and where."""
 

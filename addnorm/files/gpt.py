@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from safetensors.torch import save_file
@@ -84,6 +84,7 @@ def gpt2_rows(config: GPTConfig) -> list[Row]:
 # --- reading --------------------------------------------------------------------------------------
 
 
+@final
 @dataclass
 class Report:
     """What was found in a folder."""

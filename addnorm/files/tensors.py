@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,7 @@ from addnorm.files.folders import SAFETENSORS, WEIGHTS, WeightsError, content, r
 from addnorm.words import first_line
 
 
+@final
 @dataclass(frozen=True)
 class Entry:
     """One tensor in a file, not read yet."""

@@ -29,7 +29,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +44,12 @@ LAST = 0x10FFFF
 NEVER = np.iinfo(np.int64).max
 
 
+@final
 class RegexError(Mendable):
     """An expression that is wrong, or that needs more than a finite automaton."""
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Dfa:
     """States 0, 1, ...; 0 is where a text begins. ``table[state, byte]`` is the next state, or -1
@@ -130,6 +132,7 @@ def _check_size(states: int) -> None:
 Symbol = TypeVar("Symbol", bound=Hashable)
 
 
+@final
 class Words(Generic[Symbol]):
     """Where some words end in what is read symbol by symbol (Aho & Corasick 1975).
 
@@ -239,6 +242,7 @@ def _depth(pattern: str) -> int:
     return deepest
 
 
+@final
 class _Nfa:
     """A nondeterministic automaton in the making. A piece of it is (where it begins, where it
     ends); pieces are used once."""
@@ -329,6 +333,7 @@ class _Nfa:
                 yield low, high, {to for _, _, to in active}
 
 
+@final
 class _Parser:
     """Recursive descent over an expression that ``re`` has found to be well-formed."""
 

@@ -8,6 +8,7 @@ same shapes, and it compiles once for the prompt and once for each capacity.
 """
 
 from collections.abc import Callable, Hashable
+from typing import final
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 FIRST, FACTOR = 256, 4  # of the capacities; 512 tokens then cost a compiler three compilations
 
 
+@final
 class StaticCache:
     """Keys and values of all sublayers, whose lengths are the same.
 

@@ -6,7 +6,7 @@ found when it is first entered: those whose bytes lead on, each walked through t
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, final
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class Tokens(Protocol):
     def __hash__(self) -> int: ...
 
 
+@final
 class Constraint:
     """The texts of a ``Dfa``, spelled in the tokens of a tokenizer.
 
@@ -97,6 +98,7 @@ class Constraint:
         return np.where(to >= 0, self.missing[to], NEVER)
 
 
+@final
 class _Walk:
     """All tokens through an automaton at once, byte by byte."""
 

@@ -10,7 +10,7 @@ on n alone, so that going on from a text gives what not stopping would have give
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, final, get_args
 
 import numpy as np
 import torch
@@ -82,6 +82,7 @@ def window_start(n: int, context: int) -> int:
     return 0 if n <= context else step * -(-(n - context) // step)
 
 
+@final
 class Decoder:
     """Adds a token to every row at each ``step``.
 

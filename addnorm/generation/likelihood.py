@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from addnorm.temporary import evaluation_mode
 from addnorm.words import plural
 
 
+@final
 @dataclass(frozen=True)
 class Likelihood:
     """How probable a text is, and by what rule that was measured."""

@@ -21,6 +21,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ MOST_PENALTY = 1e6  # far beyond any use, and what float32 holds is not left
 BLOCK = 64  # random numbers drawn at a time, for each row
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is chosen. The default is the model's own distribution."""
@@ -185,6 +187,7 @@ def draw(p: Tensor, u: Tensor) -> Tensor:
     return torch.searchsorted(total, target, right=True)[..., 0]
 
 
+@final
 class Uniforms:
     """Random numbers for the rows of a batch, each row from a generator of its own.
 

@@ -1,6 +1,7 @@
 """When a text ends: stop strings in what is being written, and output that goes in circles."""
 
 from collections.abc import Sequence
+from typing import final
 
 from addnorm.errors import Mendable
 from addnorm.generation.automaton import Words
@@ -9,6 +10,7 @@ LEAST_LOOP = 24  # tokens that a repetition must fill, and ...
 ROUNDS = 3  # ... how often its piece must come
 
 
+@final
 class StopStrings:
     """The stop strings of a row; ``watch`` begins to read a text."""
 
@@ -25,6 +27,7 @@ class StopStrings:
         return Watch(self.words)
 
 
+@final
 class Watch:
     """Passes text on until a stop string is complete, and nothing of that string.
 

@@ -6,7 +6,7 @@ of the batch (apart from rounding), and not by whether it is streamed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypedDict, Unpack, overload
+from typing import Literal, NamedTuple, Protocol, TypedDict, Unpack, final, overload
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Tokenizer(Tokens, Protocol):
     def stream(self) -> Characters: ...
 
 
+@final
 @dataclass(frozen=True)
 class Generated:
     """What was written after one prompt."""
@@ -71,6 +72,7 @@ class Piece(NamedTuple):
     text: str
 
 
+@final
 class _Row:
     """One prompt and what has come of it so far."""
 
@@ -138,6 +140,7 @@ class Options(TypedDict, total=False):
     beyond: Beyond
 
 
+@final
 class Writing:
     """The pieces of text of all rows as they come; ``results`` at any time.
 

@@ -6,7 +6,7 @@ What a measurement depends on is here, where it costs nothing to import.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, final
 
 from addnorm.errors import Mendable, check_whole, value_in_short
 
@@ -15,6 +15,7 @@ DEEPEST = 1000
 MOST_SEEDS = 1000
 
 
+@final
 @dataclass(frozen=True)
 class Setup:
     """What the measurement depends on, besides the design."""

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ LABELS = {UNSCALED: "pre_norm, writers unscaled"}
 # --- one run --------------------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class Run:
     """What one seed gave at one depth. Lists run from the entrance of the stack to its end."""
@@ -172,6 +173,7 @@ def exponent(depths: Sequence[int], values: Sequence[float]) -> float | None:
     return statistics.linear_regression(at, [math.log(v) for v in values]).slope
 
 
+@final
 @dataclass(frozen=True)
 class Spread:
     """Median and extremes over the seeds."""
@@ -199,6 +201,7 @@ CURVES = ("stream", "gradient")
 """What is told of a run along its depth."""
 
 
+@final
 @dataclass(frozen=True)
 class Design:
     """One design and what was measured of it."""
@@ -236,6 +239,7 @@ class Design:
         return Spread.over(known) if len(known) == len(slopes) else None
 
 
+@final
 @dataclass(frozen=True)
 class Report:
     """Everything that was measured, and what it takes to measure it again."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import final
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ NEAR = 1e-3  # relative: constants are exact, and float32 has 1e-7
 SUM = 1e-3
 
 
+@final
 @dataclass(frozen=True)
 class Factor:
     """What one side is multiplied by on its way."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import final
 
 from addnorm.anatomy.arguments import NoSequence
 from addnorm.anatomy.influence import Influence, influence_of
@@ -11,6 +12,7 @@ from addnorm.linting.subject import Subject
 Said = Iterator[Finding | Unknown]
 
 
+@final
 @dataclass(frozen=True)
 class Check:
     """Some rules that are decided together."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from addnorm.temporary import hooked, undisturbed
 # --- masks ----------------------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class _Padding:
     """A padding mask and the call in which it is given."""

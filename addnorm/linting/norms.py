@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ UNLIKE = 0.2  # rows of a right norm differ in RMS by eps alone; divided by a su
 # --- the rules ------------------------------------------------------------------------------------
 
 
+@final
 @dataclass
 class _Case:
     """One finding to be, before the alike are joined."""

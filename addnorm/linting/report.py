@@ -4,13 +4,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 Evidence = Mapping[str, float | int | bool | str | Sequence[float | int | str]]
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """One thing that is wrong, or that its author should know."""
@@ -33,6 +34,7 @@ class Finding:
             raise ValueError(f"{self.rule}: severity {self.severity!r}")
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Unknown:
     """What could not be decided, which is not the same as fine."""
@@ -42,6 +44,7 @@ class Unknown:
     why: str
 
 
+@final
 @dataclass(frozen=True)
 class Report:
     """All findings, the gravest first."""

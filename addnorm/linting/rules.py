@@ -6,6 +6,7 @@ that it finds and the same program mended, what it knows to be meant, how to sil
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import final
 
 from addnorm.errors import Mendable
 from addnorm.words import near_names
@@ -63,6 +64,7 @@ RULES: dict[str, str] = {
 _PAGES = Path(__file__).parent / "pages"
 
 
+@final
 class UnknownRule(Mendable):
     """There is no rule of that name; the message names the nearest ones."""
 

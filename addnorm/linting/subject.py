@@ -1,6 +1,7 @@
 """What a rule is asked about: the user's model, what they say of it, and a copy to probe."""
 
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from addnorm.anatomy.structure import Structure
 from addnorm.anatomy.trace import Trace
 
 
+@final
 @dataclass(frozen=True)
 class Subject:
     """A model under examination."""

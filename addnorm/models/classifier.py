@@ -13,6 +13,7 @@ judged by windows of it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from addnorm.temporary import evaluation_mode
 WINDOWS = 8  # of a text longer than the context, side by side with halves in common
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
     """What a classifier is."""
@@ -56,6 +58,7 @@ class ClassifierConfig:
         schemes.parse(self.scheme)
 
 
+@final
 class TextClassifier(nn.Module):
     """(B, T) ids, of which ``valid`` are real -> logits (B, classes)."""
 

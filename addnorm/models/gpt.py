@@ -12,7 +12,7 @@ References: Radford et al. 2019 (GPT-2); Vaswani et al. 2017 (arXiv 1706.03762);
 import dataclasses
 import os
 from functools import partial
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from addnorm.positions import ALiBi, AttentionPosition, Learned, RoPE, Sinusoida
 from addnorm.stream import Stack
 
 
+@final
 class GPT(nn.Module):
     """A decoder-only language model: ``model(ids) -> logits``, (B, T) -> (B, T, vocab_size)."""
 

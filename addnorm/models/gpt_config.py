@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import final
 
 from addnorm import schemes
 from addnorm.branches import ACTIVATIONS, MLP, GatedMLP
@@ -22,6 +23,7 @@ POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "none")
 MLPS = {"plain": MLP, "gated": GatedMLP}
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
     """What a GPT is. The defaults are GPT-2's."""

@@ -6,7 +6,7 @@ What comes before (tokens, positions) and after (a head) is the caller's. The pu
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypedDict, Unpack
+from typing import TypedDict, Unpack, final
 
 from torch import Tensor, nn
 
@@ -74,6 +74,7 @@ def decoder(
     )
 
 
+@final
 class EncoderDecoder(nn.Module):
     """An encoder and a decoder that looks at what it made.
 

@@ -10,7 +10,7 @@ attention is a word that the compiler knows; only the counting is left out.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ class AttentionCall(NamedTuple):
     dropout: float = 0.0
 
 
+@final
 @dataclass(frozen=True)
 class AttentionKernel:
     """A fast implementation of ``attend``.

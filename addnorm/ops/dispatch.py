@@ -7,7 +7,7 @@ Under ``torch.compile`` the reference always serves: the compiler fuses it with 
 which it cannot do with an opaque kernel.
 """
 
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -113,6 +113,7 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
     return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(shape, trailing, strict=True))
 
 
+@final
 class _Fused(torch.autograd.Function):
     """A kernel with a gradient.
 

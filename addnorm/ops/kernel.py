@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, final
 
 from torch import Tensor
 
@@ -38,6 +38,7 @@ class NormOutput(NamedTuple):
     saved: tuple[Tensor, ...]
 
 
+@final
 @dataclass(frozen=True)
 class NormKernel:
     """A fast implementation of ``add_norm``.

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, final
 
 import torch
 
@@ -18,6 +18,7 @@ REFERENCE = "reference"
 FIRST = "offered first"
 
 
+@final
 class Declined(Exception):
     """Raised by a kernel that does not serve a call. The message is the reason, a few words that
     are the same for all such calls: ``explain`` counts by it."""
@@ -35,6 +36,7 @@ K = TypeVar("K", bound=Named)
 T = TypeVar("T")
 
 
+@final
 class Offers(Generic[K]):
     """The kernels of one operation in the order in which a call is offered to them, and how many
     calls each of them served."""
@@ -97,6 +99,7 @@ def reference_only(*operations: str) -> Iterator[None]:
         yield
 
 
+@final
 @dataclass(frozen=True)
 class Served:
     """One row of ``explain()``."""
@@ -107,6 +110,7 @@ class Served:
     calls: int
 
 
+@final
 @dataclass(frozen=True)
 class Explanation:
     """Which implementation served how many calls since the process began, and why."""

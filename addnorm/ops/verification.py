@@ -14,7 +14,7 @@ is the number of times it was stored so, plus ``ROUNDINGS`` in the dtype of the 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ EPS = 1e-3  # large enough to be seen where it is misplaced
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+@final
 @dataclass(frozen=True)
 class Row:
     """How far one implementation is from the definition in one dtype, at worst.
@@ -68,6 +69,7 @@ class Row:
         return self.error <= self.bound
 
 
+@final
 @dataclass(frozen=True)
 class Verification:
     """What ``verify`` measured; prints as a table."""

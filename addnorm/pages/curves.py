@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 from addnorm.pages.svg import Frame, even_ticks, runs
 
@@ -20,6 +20,7 @@ class Place(NamedTuple):
     median: float
 
 
+@final
 @dataclass(frozen=True)
 class Curve:
     """(step, value), steps growing, seen from step 0 to ``last``."""

@@ -1,6 +1,7 @@
 """A chart: axes, lines, bands, marks and names in one frame. Every page draws with it."""
 
 from collections.abc import Iterable, Sequence
+from typing import final
 
 from addnorm.pages.curves import Place, band
 from addnorm.pages.look import clean
@@ -9,6 +10,7 @@ from addnorm.pages.svg import Frame, grid, spread, trace, value_labels
 ABOVE = 12  # how far over the plot proper marks begin
 
 
+@final
 class Plot:
     """What is drawn later lies above what was drawn before. A point is (share of the width, value);
     one whose value has no place in the frame is left out, and cuts a line in two."""

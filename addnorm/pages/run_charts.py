@@ -7,6 +7,7 @@ single step that leapt is seen among a hundred thousand.
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import final
 
 from addnorm.pages.curves import (
     Curve,
@@ -46,6 +47,7 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
+@final
 class MetricChart:
     """An evaluation's metric over the steps, before the training's own, if that has the same."""
 

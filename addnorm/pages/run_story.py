@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from addnorm import reading
 from addnorm.errors import Mendable
@@ -14,6 +14,7 @@ from addnorm.records import objects, read
 PLACE = ("step", "tokens", "elapsed_s", "whole")
 
 
+@final
 @dataclass(frozen=True)
 class Story:
     """What the files of a run tell; anything may be missing."""
@@ -100,6 +101,7 @@ class Story:
         return list(dict.fromkeys(names))
 
 
+@final
 class Table:
     """Records of one kind by step."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from addnorm import reading
 from addnorm.pages.curves import Place
@@ -30,6 +30,7 @@ def write(folder: Path) -> Path:
 # --- what is known --------------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class Spread:
     """Median and extremes over the seeds; NaN where there is no number."""
@@ -44,6 +45,7 @@ class Spread:
         return cls(*(as_float(entry[name]) for name in ("median", "low", "high")))
 
 
+@final
 @dataclass(frozen=True)
 class Design:
     """What is known of one design; numbers by what they measure and by the number of blocks."""
@@ -93,6 +95,7 @@ LONG = {
 }
 
 
+@final
 class Charts:
     """The charts of one quantity, all on the same scale."""
 
@@ -185,6 +188,7 @@ def _ends(values: Sequence[float]) -> str:
 # --- the table ------------------------------------------------------------------------------------
 
 
+@final
 class Strip:
     """Exponents on a common scale, one small plot for each row of the table."""
 

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import final
 
 from addnorm.pages.numbers import plain, power
 
 # --- scales ---------------------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class Frame:
     """A plot's box: a share of the width from left to right, a value upwards."""

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ def reference(
 # --- what is checked, as a module -----------------------------------------------------------------
 
 
+@final
 class Function(nn.Module):
     """A function with the parameters that it takes."""
 
@@ -87,6 +88,7 @@ class Function(nn.Module):
         return self.fn(x, *residual, **kwargs)
 
 
+@final
 class NormOfSum(nn.Module):
     """The norm of a fused addition and norm: with nothing to add."""
 
@@ -170,6 +172,7 @@ def _width_of(norm: nn.Module) -> int | None:
 # --- the kit --------------------------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class Width:
     """What was measured at one width."""
@@ -181,6 +184,7 @@ class Width:
     match: Match | None
 
 
+@final
 class Kit:
     """One norm under examination."""
 

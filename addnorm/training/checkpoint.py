@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -70,10 +70,12 @@ WRITTEN = re.compile(
 """The names of the files of a checkpoint."""
 
 
+@final
 class CheckpointError(Mendable):
     """A checkpoint that cannot be written or read; the message says what, where and what to do."""
 
 
+@final
 @dataclass(frozen=True)
 class Snapshot:
     """All that a run is at one moment, between two optimizer steps: host memory only.
@@ -88,6 +90,7 @@ class Snapshot:
     facts: Mapping[str, Any]
 
 
+@final
 class Checkpoints:
     """The checkpoints of one run: ``folder/step-00000100`` and so on, the newest ``keep`` of them.
 
@@ -637,6 +640,7 @@ def _decoded(value: Any) -> Any:
 _locked: set[int] = set()  # descriptors of this process
 
 
+@final
 class _Lock:
     """A file that this process alone has locked, with who that is written in it.
 

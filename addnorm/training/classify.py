@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from addnorm.training.texts import check, chosen, expanded
 EVAL_ROWS = 64
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Classify:
     """The settings of a classifier's training, apart from the loop's."""
@@ -96,6 +97,7 @@ class Row(NamedTuple):
     label: int
 
 
+@final
 class ClassifyTask(Task):
     """Which class a text is of."""
 

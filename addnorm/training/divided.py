@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, final
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -51,6 +51,7 @@ def write(
     return files, parts
 
 
+@final
 class _Disk(FileSystem):
     """Where the writer writes: one file, under a name of ours."""
 
@@ -66,6 +67,7 @@ class _Disk(FileSystem):
             yield opened
 
 
+@final
 class _File(io.BufferedWriter):
     """A file that its disk knows the bytes of."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from addnorm import reading
 from addnorm.adapt import files as adapters
@@ -62,6 +62,7 @@ class Kind(Enum):
     """Somebody else's."""
 
 
+@final
 @dataclass(frozen=True)
 class Place:
     """What a folder is, why it is no run where it is none, and what the run.json of a run says."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ FROM_NOTHING = {"init_from": (None,)}
 WITH_EPS = tuple(name for name in NORMS if name != "dyt")
 
 
+@final
 class _Normed:
     """The schemes that have norms, to ask for with ``in``."""
 
@@ -70,6 +71,7 @@ class _Normed:
 PROMPTS = {"stdlib": ["def ", "class ", "import "]}
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Language:
     """The settings of a language model's training, apart from the loop's."""
@@ -201,6 +203,7 @@ class Language:
         )
 
 
+@final
 class LanguageTask(Task):
     """Next-token prediction on the windows of prepared data."""
 

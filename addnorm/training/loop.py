@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,12 @@ LOSS_SCALE = 2.0**16  # of float16 at the beginning (Micikevicius et al. 2018)
 GROWS_AFTER = 2000  # steps without overflow
 
 
+@final
 class Diverged(RuntimeError):
     """Numbers that are not finite, and where they come from."""
 
 
+@final
 @dataclass(frozen=True)
 class Outcome:
     """What one optimizer step was; of no targets (``count`` 0) there is no mean, and it is NaN."""
@@ -48,6 +50,7 @@ class Outcome:
     skipped: bool
 
 
+@final
 class Trainer:
     """Model, optimizers and position of one run: ``step`` takes one optimizer step.
 

@@ -1,7 +1,7 @@
 """The settings of the loop: what ``Trainer`` and the optimizers read, whatever is trained."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, final
 
 from addnorm.settings import AtResume, SettingsError, check_effect, setting
 from addnorm.training.parallel import Parallel
@@ -12,6 +12,7 @@ FREELY, WITH_NOTICE, BY_TUNING = AtResume.FREELY, AtResume.WITH_NOTICE, AtResume
 MOST_THREADS = 1024  # a process that is asked for very many dies without a word
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Loop:
     """The settings of the loop, whatever is trained."""

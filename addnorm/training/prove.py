@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ LOSS_TOLERANCE = 1e-5  # relative: float32 sums in another order
 COMMAND = (sys.executable, "-m", "addnorm.training.prove")
 
 
+@final
 @dataclass(frozen=True)
 class Proof:
     """What was compared, and the first thing that differs; None: nothing does."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, final
 
 from addnorm import settings
 from addnorm.errors import unknown_name
@@ -20,6 +20,7 @@ from addnorm.training.task import Task
 TASKS: dict[str, type[Language] | type[Classify]] = {"language": Language, "classify": Classify}
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of a run: of what is learned, and of the loop. Keys of both are set alike."""

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from addnorm import settings
 from addnorm.settings import AtResume, SettingsError, assignment
@@ -28,6 +28,7 @@ SETTINGS_OF = {
 """Fact of a task -> the setting that it comes from."""
 
 
+@final
 @dataclass(frozen=True)
 class Resume:
     """A run to go on with, in ``folder``: its settings, ``then`` and ``now``, as JSON has them.

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, final
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ from addnorm.training.task import Task
 Result = TypeVar("Result")
 
 
+@final
 @dataclass(frozen=True)
 class Run:
     """What came of a training."""
@@ -58,6 +59,7 @@ class Run:
     best: float | None  # the best value of the task's metric
 
 
+@final
 class Stopped(Exception):
     """A signal asked the run to end; it was saved."""
 
@@ -66,6 +68,7 @@ class Stopped(Exception):
         self.number, self.step = number, step
 
 
+@final
 class Unwritten(Exception):
     """The run came to its end, but not all that is to be told of it could be written."""
 
@@ -149,6 +152,7 @@ def built(config: Config, world: World) -> Task:
     return tasks[0] if tasks else config.build()
 
 
+@final
 class _Session:
     """One process's part in one call of ``train``."""
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 from addnorm.errors import unknown_name
 from addnorm.settings import SettingsError
@@ -31,6 +31,7 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+@final
 class JSONLines:
     """A file of one object a line, appended to at once. What the system does not take, because the
     disk is full, is kept and goes before the next line."""
@@ -65,6 +66,7 @@ def _cut_off(file: Path) -> bool:
         return opened.read(1) not in (b"", b"\n")
 
 
+@final
 class TensorBoard:
     """Scalars by step, in the run's folder. What is there of ``first`` and later steps, which were
     given up for a checkpoint, is shown no more."""
@@ -84,6 +86,7 @@ class TensorBoard:
         self._writer.close()
 
 
+@final
 class WeightsAndBiases:
     """A run of wandb, offline where wandb is told so (``wandb offline``); a resumed run is the same
     one there. The step is a number like the others, since wandb's own cannot go back."""

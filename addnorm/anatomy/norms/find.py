@@ -3,7 +3,7 @@
 import re
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -34,6 +34,7 @@ _TORCH_NORMS = tuple(
 _WORD = re.compile(r"norm|(?<![a-z])ln(?![a-z])|layernorm|rms")
 
 
+@final
 @dataclass(frozen=True)
 class MeasuredNorm:
     """What was measured of one module."""
@@ -190,6 +191,7 @@ def over_features(specimen: Specimen, k: MeasuredNorm) -> bool:
     return k.reach.axes == (feature_axis(specimen, k),)
 
 
+@final
 @dataclass(frozen=True)
 class FoundNorm:
     """A module that normalizes, or that its author calls a norm."""

@@ -7,7 +7,7 @@ one wins, and its distance is evidence.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ units of bfloat16, so that a norm computed in bfloat16 is named by its formula a
 # --- the family of formulas -----------------------------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class Formula:
     """``factor * (x or x - mean) / denominator`` over the last axis, right or wrong."""

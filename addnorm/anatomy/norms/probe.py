@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ SCALES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3)
 # --- calling a module as the model calls it -----------------------------------------------------
 
 
+@final
 @dataclass(frozen=True)
 class ProbeCall:
     """How a module was called: its arguments with the place of the main tensor."""
@@ -89,6 +90,7 @@ def _normal(shape: Sequence[int], like: Tensor, seed: int, offset: float = 0.7) 
 # --- one module under the probes ------------------------------------------------------------------
 
 
+@final
 class Probe:
     """A module, called as its model calls it, with its affine part taken off."""
 
