@@ -107,6 +107,12 @@ def lines(file: Path, kind: type[Mendable] = Unreadable) -> list[str]:
     return [line.removesuffix("\r") for line in content.split("\n")] if content else []
 
 
+def check_no_pointer(file: Path, start: str, kind: type[Mendable] = Unreadable) -> None:
+    """Raise where a file, which begins so, is what Git LFS leaves for one that was not fetched."""
+    if start.startswith(POINTER):
+        raise kind(f"{file} is only a pointer of Git LFS: run `git lfs pull` where it is from")
+
+
 @final
 class Decoder:
     """UTF-8 in pieces, without the byte order mark; an error says which byte of ``where``."""
@@ -166,8 +172,7 @@ def json_value(content: str, where: object, kind: type[Mendable] = Unreadable) -
 def json_file(file: Path, kind: type[Mendable] = Unreadable) -> Any:
     """What a file of JSON says."""
     content = text(file, kind)
-    if content.startswith(POINTER):
-        raise kind(f"{file} is only a pointer of Git LFS: run `git lfs pull` where it is from")
+    check_no_pointer(file, content, kind)
     if not content.strip():
         raise kind(f"{file} is empty: {AGAIN}")
     try:

@@ -817,7 +817,7 @@ def test_a_crash_leaves_nothing_that_is_taken_for_finished(tmp_path, syncs):
     done = subprocess.run([sys.executable, "-c", CRASH, tmp_path, str(syncs)])
     assert done.returncode == 9
     (left,) = tmp_path.iterdir()
-    assert left.name.endswith(".part")
+    assert left.name.startswith(".")
     source = Texts([f"document {i} of some" for i in range(50)])
     assert not prepare(source, Tokenizer.bytes(), tmp_path).reused
     assert left.exists(), "it may belong to somebody who is still writing"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import addnorm
-from addnorm import schemes
+from addnorm import disk, schemes
 from addnorm.branches import ACTIVATIONS
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.files import config_json, folders
@@ -51,7 +51,7 @@ def hf() -> Any:
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Waiting for the disk takes longer than all the rest; what would be waited for is noted."""
     synced: list[str] = []
-    monkeypatch.setattr(folders, "sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr(disk, "sync", lambda path: synced.append(path.name))
     return synced
 
 
@@ -526,7 +526,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "does not begin as"),
     "a pointer of Git LFS": (
         lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/1"),
-        "pointer of Git LFS, not the weights: run `git lfs pull`",
+        "is only a pointer of Git LFS: run `git lfs pull`",
     ),
     "wrong dtype": (
         lambda f: mangle(f, lambda s: {**s, QKV: s[QKV].to(torch.int32)}),

@@ -33,6 +33,8 @@ GROUND = {  # every room may import these, so no arrow shows it
     "settings": "errors reading",
     "progress": "",
     "temporary": "",
+    "disk": "",
+    "hub": "errors reading",
 }
 ROAD = {
     "ops": "",

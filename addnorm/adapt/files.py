@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from addnorm import reading
+from addnorm import disk, reading
 from addnorm.adapt.model import Adapted, folded, install, linears, required, state
 from addnorm.adapt.parts import Prefix
 from addnorm.adapt.settings import Adapt
@@ -85,15 +85,14 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, format: str | None
         tensors[name] = folders.finite("the adapter", name, t.detach()).cpu().contiguous()
     path = Path(folder).expanduser()
     path.mkdir(parents=True, exist_ok=True)
-    new = path / f".{TENSORS}"
     # Between the two renames a folder of another kind is there: its names will not fit.
-    save_file(tensors, new, metadata={"format": "pt", OURS: json.dumps(record)})
-    new.replace(path / TENSORS)
+    with disk.whole_file(path / TENSORS) as new:
+        save_file(tensors, new, metadata={"format": "pt", OURS: json.dumps(record)})
     if told is None:
         (path / CONFIG).unlink(missing_ok=True)
     else:
-        folders.write_json(path / f".{CONFIG}", told)
-        (path / f".{CONFIG}").replace(path / CONFIG)
+        with disk.whole_file(path / CONFIG) as new:
+            folders.write_json(new, told)
 
 
 def export(model: GPT, folder: str | os.PathLike[str], *, tokenizer: Any = None) -> None:

@@ -20,7 +20,6 @@ import re
 import shutil
 import sys
 import time
-import uuid
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import deque
@@ -36,7 +35,7 @@ from typing import Any, Literal, NamedTuple, final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from addnorm import reading
+from addnorm import disk, reading
 from addnorm.data.sources import DataError, Source
 from addnorm.data.tokenizer import CUT, WHITESPACE, Tokenizer, TokenizerError
 from addnorm.progress import ProgressBar
@@ -591,28 +590,27 @@ def _write(
         meta |= {"files": files}
         content = json.dumps({**meta, "checksum": _checksum(meta)}, indent=1)
         _Out(part / META).finish(content.encode())
-        _sync_folder(part)
         try:
-            part.rename(folder)
+            disk.show(part, folder)
         except OSError:
             if folder.exists():
                 raise _Done from None
             raise
-        _sync_folder(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)  # gone already, if all went well
     return meta
 
 
 def _part(folder: Path) -> Path:
-    """A new folder to write to; those that were abandoned are cleared away."""
+    """A new folder to write to. A data set may have gigabytes, so what processes left that were
+    killed is cleared away, once it is so old that nobody can be writing to it."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for old in folder.parent.glob(f".{folder.name}-*.part"):
+        for old in folder.parent.glob(f".{folder.name}.*"):
             written = max((p.stat().st_mtime for p in (old, *old.iterdir())), default=0.0)
             if written < time.time() - STALE:
                 shutil.rmtree(old, ignore_errors=True)
-        part = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}.part"
+        part = disk.hidden_beside(folder)
         part.mkdir()
     except OSError as error:
         raise _unwritten(folder.parent, error) from None
@@ -625,7 +623,7 @@ def _unwritten(cache: Path, error: OSError) -> DataError:
 
 @final
 class _Out:
-    """A file that is hashed while it is written."""
+    """A file that is hashed while it is written: to read gigabytes again would take as long."""
 
     def __init__(self, path: Path):
         self.path, self.size = path, 0
@@ -715,18 +713,6 @@ class _Writer:
         }
 
 
-def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk when the folder is; systems that cannot open a folder do without."""
-    try:
-        file = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
 # --- checking -------------------------------------------------------------------------------------
 
 
@@ -752,20 +738,15 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 def _check(folder: Path, meta: dict[str, Any], full: bool) -> None:
     for name, expected in meta["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise _damaged(folder, f"{name} is missing")
-        if (size := path.stat().st_size) != expected["bytes"]:
-            raise _damaged(
-                folder, f"{name} has {size} bytes, and was written with {expected['bytes']}"
-            )
+        path, size = folder / name, expected["bytes"]
         if full:
-            with path.open("rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == expected["sha256"]
+            wrong = disk.difference(path, size, expected["sha256"])
         else:
-            same = _sample(path, size) == expected["sample"]
-        if not same:
-            raise _damaged(folder, f"{name} is not what was written")
+            wrong = disk.wrong_size(path, size)
+            if wrong is None and _sample(path, size) != expected["sample"]:
+                wrong = "is not what was written"
+        if wrong is not None:
+            raise _damaged(folder, f"{name} {wrong}")
 
 
 def _sample(path: Path, size: int) -> str:

@@ -34,7 +34,7 @@ from typing import Any, ClassVar, final
 
 import tokenizers
 
-from addnorm import reading
+from addnorm import disk, hub, reading
 from addnorm.errors import Mendable, unknown_name, value_in_short
 from addnorm.words import a_few
 
@@ -215,14 +215,14 @@ class BytePairs(Kind):
         }
 
     def save(self, folder: Path) -> None:
-        _write(folder / self.file, self._engine.to_str(pretty=True))
+        disk.write_text(folder / self.file, self._engine.to_str(pretty=True))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,  # else transformers 4 drops some in decode
             **self.config,
             **({} if self.eos is None else {"eos_token": self.eos}),
         }
-        _write(folder / "tokenizer_config.json", json.dumps(config, indent=2))
+        disk.write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2))
 
     @classmethod
     def load(cls, folder: Path) -> "BytePairs":
@@ -302,7 +302,7 @@ class Characters(Kind):
         return {"characters": self.characters}
 
     def save(self, folder: Path) -> None:
-        _write(folder / self.file, json.dumps(self.content()))
+        disk.write_text(folder / self.file, json.dumps(self.content()))
 
     @classmethod
     def load(cls, folder: Path) -> "Characters":
@@ -569,7 +569,7 @@ class Tokenizer:
             )
         self._kind.save(folder)
         card = {"kind": self.kind, "identity": self.identity}
-        _write(folder / CARD, json.dumps(card, indent=2))
+        disk.write_text(folder / CARD, json.dumps(card, indent=2))
 
 
 @final
@@ -595,29 +595,19 @@ class TextStream:
 
 def _find(path_or_id: str | Path) -> Path:
     """The folder, or what the hub or its cache has under that name."""
-    folder = reading.place(path_or_id, TokenizerError)
-    if folder.is_dir():
+    folder = hub.local_folder(path_or_id, TokenizerError)
+    if folder is not None:
         return folder
-    if folder.exists():
-        raise TokenizerError(f"{folder} is a file: give the folder that it is in")
     name = str(path_or_id)
-    part = r"[A-Za-z0-9_][\w.-]*"
-    if isinstance(path_or_id, Path) or not re.fullmatch(f"({part}/)?{part}", name, re.ASCII):
-        raise TokenizerError(f"no folder {name} (looked for {folder.absolute()})")
-    import huggingface_hub
-
-    names = [CARD, *(kind.file for kind in KINDS.values()), *CONFIGS, *PARTS, "added_tokens.json"]
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=sorted({*names})))
-    except Exception as error:  # of its own, the network's, the file system's: no common base
-        raise TokenizerError(
-            f"there is no folder {name!r}, and it could not be downloaded from the Hugging Face "
-            f"hub ({type(error).__name__}: {error}). On a machine with a network, run\n"
-            f"    hf download {name} {' '.join(PARTS)} --local-dir FOLDER\n"
-            "or the same with tokenizer.json and tokenizer_config.json instead of these two, and "
-            "use FOLDER instead of the name. What was downloaded once is taken from the hub's "
-            "cache, even with HF_HUB_OFFLINE=1"
-        ) from error
+    files = [CARD, *(kind.file for kind in KINDS.values()), *CONFIGS, *PARTS, "added_tokens.json"]
+    advice = (
+        "On a machine with a network, run\n"
+        f"    hf download {name} {' '.join(PARTS)} --local-dir FOLDER\n"
+        "or the same with tokenizer.json and tokenizer_config.json instead of these two, and use "
+        "FOLDER instead of the name. What was downloaded once is taken from the hub's cache, even "
+        "with HF_HUB_OFFLINE=1"
+    )
+    return hub.download(name, files, TokenizerError, advice)
 
 
 def _expect_files(folder: Path) -> None:
@@ -664,10 +654,8 @@ def _from_vocab_and_merges(folder: Path, config: dict[str, Any]) -> dict[str, An
         )
     path, merges, made = folder / "merges.txt", [], set()
     lines = reading.lines(path, TokenizerError)
-    if lines and lines[0].startswith(reading.POINTER):
-        raise TokenizerError(
-            f"{path} is only a pointer of Git LFS: run `git lfs pull` where it is from"
-        )
+    if lines:
+        reading.check_no_pointer(path, lines[0], TokenizerError)
     for number, line in enumerate(lines, 1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
@@ -914,13 +902,3 @@ def _size(sources: Iterable[str | Path]) -> float:
         return float("inf")
     with reading.system_errors("the files to learn from", TokenizerError):
         return sum(s.stat().st_size if isinstance(s, Path) else len(s) for s in sources)
-
-
-# --- helpers --------------------------------------------------------------------------------------
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: whoever reads never meets half a file."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -3,10 +3,7 @@
 import copy
 import dataclasses
 import math
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -181,26 +178,6 @@ def reason(error: BaseException) -> str:
 
 
 # --- writing --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def scratch(path: Path) -> Iterator[Path]:
-    """A folder beside ``path``, so on the same disk, that is gone afterwards."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
-    work.mkdir()
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def publish(*files: Path, to: Path) -> None:
-    """Give checked files of ``scratch`` their place in a folder, in this order."""
-    for file in files:
-        folders.sync(file)
-        file.replace(to / file.name)
-    folders.sync(to)
 
 
 def file_path(path: Path, suffix: str, begins: bytes) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from addnorm import disk
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.export.check import (
     Check,
@@ -22,7 +23,6 @@ from addnorm.export.check import (
     logits,
     measured_copy,
     reason,
-    scratch,
     silent,
     sizes,
 )
@@ -53,7 +53,7 @@ def to_hf(
     path = Path(path).expanduser()
     stored = model if dtype is None else copy.deepcopy(model).to(dtype)
     ours = measured_copy(stored)
-    with scratch(path) as work:
+    with disk.scratch(path) as work:
         made = work / "folder"
         tell("writing the weights")
         try:

@@ -13,6 +13,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
+from addnorm import disk
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.export.check import (
     DTYPES,
@@ -28,9 +29,7 @@ from addnorm.export.check import (
     logits,
     measured_copy,
     needs,
-    publish,
     reason,
-    scratch,
     shapes,
     silent,
     sizes,
@@ -88,7 +87,7 @@ def to_gguf(
     vocabulary = None if tokenizer is None else _Vocabulary(tokenizer, model.config.vocab_size)
     exact = measured_copy(model)
     rounded = _rounded(exact, DTYPES[dtype])
-    with scratch(path) as work:
+    with disk.scratch(path) as work:
         made = work / path.name
         tell("writing the tensors")
         writer = gguf.GGUFWriter(made, "gpt2")
@@ -97,7 +96,7 @@ def to_gguf(
         finally:
             writer.close()
         check, remarks = _compare(made, rounded, tokenizer, tell)
-        publish(made, to=path.parent)
+        disk.publish(made, to=path.parent)
     if dtype != "f32":
         ids = draw(exact, *shapes(exact)[-2])
         moved = apart(logits(rounded, ids), logits(exact, ids))

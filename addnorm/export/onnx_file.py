@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from addnorm import __version__
+from addnorm import __version__, disk
 from addnorm.export.check import (
     ExportError,
     Tell,
@@ -20,9 +20,7 @@ from addnorm.export.check import (
     file_path,
     measured_copy,
     needs,
-    publish,
     reason,
-    scratch,
     silent,
     sizes,
 )
@@ -68,7 +66,7 @@ def to_onnx(
     tell("tracing the model")
     program = _exported(graph)
     program.model.metadata_props.update(_told(model))
-    with scratch(path) as work:
+    with disk.scratch(path) as work:
         made = work / path.name
         tell("writing the graph")
         _save(program, made)
@@ -76,7 +74,7 @@ def to_onnx(
         check = compare(graph, made, tell)
         files = [made.with_name(made.name + ".data"), made]  # the graph last: it names the other
         files = [file for file in files if file.exists()]
-        publish(*files, to=path.parent)
+        disk.publish(*files, to=path.parent)
     names = ["ids", *(["valid"] if with_valid else []), *(["past"] if with_cache else [])]
     what = f"an ONNX graph with the inputs {', '.join(names)}"
     written = [path.with_name(file.name) for file in reversed(files)]

@@ -8,9 +8,7 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -19,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from addnorm import reading
+from addnorm import disk, hub, reading
 from addnorm.errors import Mendable
 
 log = logging.getLogger(__name__)
@@ -33,6 +31,10 @@ WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.js
 CARD = "addnorm_tokenizer.json"
 TOKENIZERS = (CARD, "characters.json", "tokenizer.json", "vocab.json", "added_tokens.json")
 OF_TOKENIZERS = (*TOKENIZERS, "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+ADVICE = (
+    f"Without a network, download {CONFIG} and {SAFETENSORS} elsewhere and use the folder that "
+    "holds them"
+)
 
 
 @final
@@ -45,31 +47,18 @@ class WeightsError(Mendable):
 
 def find(path_or_id: str | os.PathLike[str]) -> Path:
     """A folder here, or else a model of the Hugging Face hub, downloaded or from its cache."""
-    path = reading.place(path_or_id, WeightsError)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise WeightsError(f"{path} is a file: give the folder that holds it and a {CONFIG}")
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(path_or_id)):
-        raise WeightsError(f"there is no folder {path}")
-    from huggingface_hub import snapshot_download
+    folder = hub.local_folder(path_or_id, WeightsError)
+    if folder is not None:
+        return folder
 
     def download(*weights: str) -> Path:
-        wanted = [CONFIG, CHECKSUMS, *OF_TOKENIZERS, *weights]
-        return Path(snapshot_download(str(path_or_id), allow_patterns=wanted))
+        files = (CONFIG, CHECKSUMS, *OF_TOKENIZERS, *weights)
+        return hub.download(str(path_or_id), files, WeightsError, ADVICE)
 
-    # What can go wrong between here and a server has no common base class.
-    try:
-        here = download("model*.safetensors", f"{SAFETENSORS}.index.json")
-        if not any((here / name).exists() for name in WEIGHTS[:2]):
-            here = download("pytorch_model*.bin", f"{PICKLE}.index.json")
-    except Exception as error:
-        raise WeightsError(
-            f"there is no folder {str(path_or_id)!r} here, and it could not be downloaded from the "
-            f"Hugging Face hub ({type(error).__name__}: {error}). Without a network, download "
-            f"{CONFIG} and {SAFETENSORS} elsewhere and use the folder that holds them"
-        ) from error
-    return here
+    folder = download("model*.safetensors", f"{SAFETENSORS}.index.json")
+    if any((folder / name).exists() for name in WEIGHTS[:2]):
+        return folder
+    return download("pytorch_model*.bin", f"{PICKLE}.index.json")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -93,7 +82,7 @@ def identity(folder: Path) -> str:
     parts = sorted(folder.glob("*.safetensors" if first.startswith(SAFETENSORS) else "*.bin"))
     files = [folder / first] if first in (SAFETENSORS, PICKLE) else parts
     with reading.system_errors(folder, WeightsError):
-        digests = " ".join(digest(file) for file in files)
+        digests = " ".join(disk.digest(file) for file in files)
     return hashlib.sha256(digests.encode()).hexdigest()[:16]
 
 
@@ -151,33 +140,24 @@ def seal(folder: Path, files: Sequence[str]) -> tuple[bool, list[str]]:
 
 def _compare(file: Path, size: int, sha: str) -> None:
     """With what was written."""
+    with reading.system_errors(file, WeightsError):
+        wrong = disk.difference(file, size, sha)
+    if wrong is None:
+        return
     if not file.exists():
         raise WeightsError(f"{file} is missing, and {CHECKSUMS} says that it was written")
-    with reading.system_errors(file, WeightsError):
-        found = file.stat().st_size
-        if found != size:
-            raise WeightsError(
-                f"{file} is {'truncated' if found < size else 'too long'}: {found:,} bytes, and "
-                f"{size:,} were written"
-            )
-        if digest(file) != sha:
-            raise WeightsError(
-                f"{file} is not what was written: its sha256 differs from the one in {CHECKSUMS}. "
-                "A bit has flipped, or the file was changed. Get it again; if you changed it "
-                f"yourself and mean it, delete {CHECKSUMS}"
-            )
-
-
-def digest(file: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    if file.stat().st_size != size:
+        raise WeightsError(f"{file} {wrong}")
+    raise WeightsError(
+        f"{file} {wrong}: its sha256 differs from the one in {CHECKSUMS}. Get it again; if you "
+        f"changed it yourself and mean it, delete {CHECKSUMS}"
+    )
 
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
     """The sizes and sha256 of these files, beside them."""
     files = {name: folder / name for name in sorted(names)}
-    told = {n: {"bytes": f.stat().st_size, "sha256": digest(f)} for n, f in files.items()}
+    told = {n: {"bytes": f.stat().st_size, "sha256": disk.digest(f)} for n, f in files.items()}
     write_json(folder / CHECKSUMS, told)
 
 
@@ -194,40 +174,22 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise WeightsError(f"{folder} is a file: give a folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"  # renamed within one disk
-    work.mkdir()
     try:
-        fill(work)
-        write_checksums(work, [file.name for file in work.iterdir()])
-        written = sorted(work.iterdir(), key=lambda file: file.name == CHECKSUMS)
-        for path in (*written, work):
-            sync(path)
-        names = {file.name for file in written}
-        if SAFETENSORS in names:  # which safetensors writes for one's own eyes
-            shutil.copymode(work / CHECKSUMS, work / SAFETENSORS)
-        other = [n for n in TOKENIZERS if n not in names and (folder / n).exists()]
-        if CARD in names and other:
-            raise WeightsError(f"{folder} holds another tokenizer's {other[0]}: delete it first")
-        if not folder.exists():
-            work.rename(folder)
-            sync(folder.parent)
-            return
-        for file in written:
-            file.replace(folder / file.name)
-        sync(folder)
+        with disk.scratch(folder) as work:
+            fill(work)
+            write_checksums(work, [file.name for file in work.iterdir()])
+            names = {file.name for file in work.iterdir()}
+            if SAFETENSORS in names:  # which safetensors writes for one's own eyes
+                shutil.copymode(work / CHECKSUMS, work / SAFETENSORS)
+            other = [n for n in TOKENIZERS if n not in names and (folder / n).exists()]
+            if CARD in names and other:
+                raise WeightsError(
+                    f"{folder} holds another tokenizer's {other[0]}: delete it first"
+                )
+            if not folder.exists():
+                disk.show(work, folder)
+                return
+            files = sorted(work.iterdir(), key=lambda file: file.name == CHECKSUMS)
+            disk.publish(*files, to=folder)
     except SafetensorError as error:  # the disk is full, say, in safetensors' words
         raise WeightsError(f"{folder} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Down to the disk: a rename must not overtake what it renames."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot
-    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -70,9 +70,8 @@ def entries(folder: Path) -> dict[str, Entry]:
 
 def _open(file: Path) -> dict[str, Entry]:
     with reading.system_errors(file, WeightsError), file.open("rb") as opened:
-        start = opened.read(len(reading.POINTER))
-    if start == reading.POINTER.encode():
-        raise WeightsError(f"{file} is a pointer of Git LFS, not the weights: run `git lfs pull`")
+        start = opened.read(len(reading.POINTER)).decode(errors="replace")
+    reading.check_no_pointer(file, start, WeightsError)
     return _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
 
 

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from addnorm import disk
 from addnorm.pages.curves import Curve, evenly_chosen
 from addnorm.pages.look import clean, document
 from addnorm.pages.numbers import DASH, as_float, duration, exact, large, number
@@ -25,10 +26,8 @@ LINES, LETTERS, MOST = 10, 800, 4000  # of a sample: seen at once, at once, at a
 
 def write(folder: Path) -> Path:
     """Read the run in ``folder`` and write its report there; returns where."""
-    text = render(Story.read(folder))
-    work = folder / f".{NAME}"
-    work.write_text(text, encoding="utf-8")
-    return work.replace(folder / NAME)
+    disk.write_text(folder / NAME, render(Story.read(folder)))
+    return folder / NAME
 
 
 # --- words ----------------------------------------------------------------------------------------

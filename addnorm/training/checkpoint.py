@@ -35,8 +35,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from addnorm.disk import difference, sync
 from addnorm.errors import Mendable
-from addnorm.files.folders import digest, sync
 from addnorm.training.divided import Parts, write
 from addnorm.training.parallel import World
 
@@ -340,7 +340,11 @@ class Checkpoints:
 
     def _write(self, new: int, size: int, fill: Callable[[Path], dict[str, Any]]) -> None:
         """Show a checkpoint of what ``fill`` writes into an empty folder, and tells of each file;
-        ``size`` is about how many bytes."""
+        ``size`` is about how many bytes.
+
+        By hand, and not by ``disk.scratch`` and ``disk.show``: the next save knows by its name what
+        a crash left here, and what is shown is read again and taken back if it is wrong.
+        """
         if self._lock is not None and self._lock.sure:
             # Nobody else writes here, so what a save or a deletion left behind is nobody's.
             for left in self._folders():
@@ -506,7 +510,8 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
 
 
 def _put(file: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
-    """A new file, down to the disk; returns the size and sha256 of what was to be in it."""
+    """A new file, down to the disk; returns the size and sha256 of what was to be in it: taken
+    from memory, so that a disk that writes something else is found out."""
     size, sha = 0, hashlib.sha256()
     with file.open("xb", buffering=0) as opened:
         for part in parts:
@@ -558,17 +563,12 @@ def _examine(path: Path, step: int) -> dict[str, Any]:
 def _compare(file: Path, want: Mapping[str, Any]) -> str | None:
     """What is wrong with a file, if anything."""
     try:
-        size = file.stat().st_size
-        if size != want["bytes"]:
-            kind = "truncated" if size < want["bytes"] else "too long"
-            return f"{file.name} is {kind}: {size:,} bytes, and {want['bytes']:,} were written"
-        if digest(file) != want["sha256"]:
-            return f"{file.name} is not what was written: a bit has flipped, or it was changed"
+        wrong = difference(file, want["bytes"], want["sha256"])
+        if wrong is not None:
+            return f"{file.name} {wrong}"
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt"):
                 pass
-    except FileNotFoundError:
-        return f"{file.name} is missing"
     except (OSError, SafetensorError) as error:
         return f"{file.name} cannot be read ({error})"
     return None

@@ -28,7 +28,7 @@ from typing import Any, TypeVar, cast, final
 import torch
 from torch import Tensor
 
-from addnorm import __version__, settings
+from addnorm import __version__, disk, settings
 from addnorm.errors import Mendable
 from addnorm.files import folders
 from addnorm.pages import run as page
@@ -412,10 +412,7 @@ class _Session:
 
     def _put(self, name: str, text: str) -> None:
         """A file of the run's, whole or as it was."""
-        work = self.folder / f".{name}"
-        work.write_text(text, encoding="utf-8")
-        folders.sync(work)
-        work.replace(self.folder / name)
+        disk.write_text(self.folder / name, text)
 
     def _save(self) -> None:
         if self.saved == self.trainer.done:
