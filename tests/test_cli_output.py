@@ -242,11 +242,11 @@ def test_no_command_takes_our_bug_for_its_users_mistake(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    def broken(*args: Any, **options: Any) -> GPT:
+    def broken(*args: Any, **options: Any) -> None:
         raise ValueError("not enough values to unpack")
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(GPT, "from_pretrained", broken)
+    monkeypatch.setattr(GPT, "__init__", broken)
     command, *rest = words
     first = [rest.pop(0)] if command == "export" else []
     assert main([command, *first, folder, *rest]) == 70

@@ -714,7 +714,7 @@ SEALS: dict[str, tuple[str, str]] = {
         '{"../config.json": {"bytes": 1, "sha256": ""}}',
         "names '../config.json', a file outside of the folder",
     ),
-    "a folder": ('{"..": {"bytes": 1, "sha256": ""}}', "is (too long|truncated)|it is a folder"),
+    "a folder": ('{"..": {"bytes": 1, "sha256": ""}}', "is not a file"),
     "a list": ("[]", "holds a list, expected a JSON object"),
 }
 
@@ -764,7 +764,7 @@ def test_no_such_folder(name: str) -> None:
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     gpt2_folder(tmp_path)
-    with pytest.raises(WeightsError, match="is a file: give the folder that holds it"):
+    with pytest.raises(WeightsError, match="is a file: give the folder that it is in"):
         GPT.from_pretrained(tmp_path / "model.safetensors")
 
 

@@ -195,7 +195,7 @@ def test_transformers_fills_no_gap(
     tmp_path: Path, value: Tensor | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where our check does not see the file first, as with a model of the hub."""
-    monkeypatch.setattr("addnorm.hf.weights.check", lambda folder: GPT_REPORT)
+    monkeypatch.setattr("addnorm.hf.gpt_files.check", lambda folder: GPT_REPORT)
     theirs = AddnormForCausalLM.of(gpt())
     theirs.save_pretrained(tmp_path)
     change(tmp_path, "gpt.stack.final.norm.weight", value)

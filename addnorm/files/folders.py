@@ -146,11 +146,12 @@ def _compare(file: Path, size: int, sha: str) -> None:
         return
     if not file.exists():
         raise WeightsError(f"{file} is missing, and {CHECKSUMS} says that it was written")
-    if file.stat().st_size != size:
+    if not file.is_file() or file.stat().st_size != size:
         raise WeightsError(f"{file} {wrong}")
     raise WeightsError(
-        f"{file} {wrong}: its sha256 differs from the one in {CHECKSUMS}. Get it again; if you "
-        f"changed it yourself and mean it, delete {CHECKSUMS}"
+        f"{file} is not what was written: its sha256 differs from the one in {CHECKSUMS}. A bit "
+        "has flipped, or the file was changed. Get it again; if you changed it yourself and mean "
+        f"it, delete {CHECKSUMS}"
     )
 
 
