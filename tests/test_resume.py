@@ -13,6 +13,7 @@ import torch
 
 from addnorm import settings, train
 from addnorm.cli import main
+from addnorm.files import folders
 from addnorm.settings import AT_RESUME, AtResume, SettingsError
 from addnorm.training.classify import Classify
 from addnorm.training.display import Display
@@ -239,6 +240,16 @@ def test_another_model_to_start_from_is_not_the_same(place: Path, tmp_path: Path
         assert "start was" in told
         assert "starts from those weights" in told
         follow(told, tmp_path / f"new-{kind}", "init_from", twin["init_from"])
+
+
+def test_weights_to_begin_with_are_read_at_the_start_alone(place: Path, tmp_path: Path) -> None:
+    """They may be gone by the time that a checkpoint says which they were."""
+    start = shutil.copytree(place / "run" / "model", tmp_path / "start")
+    task = language(place, **SAME, init_from=str(start)).build()
+    before = task.facts()
+    shutil.rmtree(start)
+    assert task.facts() == before
+    assert before["start"] == folders.identity(place / "run" / "model")
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe:260", "characters"])

@@ -137,6 +137,7 @@ class Language:
         it is an error if that is something else.
         """
         tokenizer: Tokenizer | None = None
+        start: str | None = None
         config = replace(self.model, dropout=self.dropout)
         if self.adapt.kind != "none" and self.init_from is None:
             raise SettingsError(
@@ -144,7 +145,7 @@ class Language:
                 "which with init_from"
             )
         if self.init_from is not None:
-            config, tokenizer = _start(self.init_from, self.dropout)
+            config, tokenizer, start = _start(self.init_from, self.dropout)
         if self.adapt.kind == "prefix" and self.adapt.positions == "shifted":
             raise SettingsError(
                 f"adapt.positions=shifted begins at position {self.adapt.length} of "
@@ -164,7 +165,7 @@ class Language:
         )
         if self.init_from is None:
             config = replace(config, vocab_size=tokenizer.vocab_size)
-        return LanguageTask(self, config, tokenizer, data)
+        return LanguageTask(self, config, tokenizer, data, start)
 
     def _compare(self, config: GPTConfig, tokenizer: Tokenizer, choices: Mapping[str, Any]) -> None:
         """Raise if what ``init_from`` brings is not what was asked for."""
@@ -205,7 +206,8 @@ class Language:
 
 @final
 class LanguageTask(Task):
-    """Next-token prediction on the windows of prepared data."""
+    """Next-token prediction on the windows of prepared data; ``start`` identifies the weights that
+    it begins with, None: new ones."""
 
     best = Best("val_loss", "min")
     noun = "A language model"
@@ -218,9 +220,15 @@ class LanguageTask(Task):
     )
 
     def __init__(
-        self, settings: Language, config: GPTConfig, tokenizer: Tokenizer, data: Prepared
+        self,
+        settings: Language,
+        config: GPTConfig,
+        tokenizer: Tokenizer,
+        data: Prepared,
+        start: str | None = None,
     ) -> None:
         self.settings, self.config, self.tokenizer, self.data = settings, config, tokenizer, data
+        self.start = start
         self.rows = max(1, round(settings.tokens_per_step / config.context_length))
         self.tokens: dict[str, Tokens] = {name: data.split(name) for name in ("train", "val")}
         self._windows: dict[tuple[str, int], Windows] = {}
@@ -420,15 +428,13 @@ class LanguageTask(Task):
         """The data, the tokenizer, the rows of a step, what the model is and which weights it
         began with."""
         model = {key: value for key, value in asdict(self.config).items() if key != "dropout"}
-        begun = self.settings.init_from
-        start = {} if begun is None else {"start": folders.identity(folders.find(begun))}
         return {
             "content": self.data.summary.content,
             "tokenizer": self.tokenizer.identity,
             "rows_per_step": self.rows,
             "context": self.config.context_length,
             "model": model,
-            **start,
+            **({} if self.start is None else {"start": self.start}),
         }
 
     def told(self) -> list[str]:
@@ -449,11 +455,12 @@ class LanguageTask(Task):
         ]
 
 
-def _start(path_or_id: str, dropout: float) -> tuple[GPTConfig, Tokenizer]:
-    """What ``init_from`` names, without its weights."""
+def _start(path_or_id: str, dropout: float) -> tuple[GPTConfig, Tokenizer, str]:
+    """What ``init_from`` names, of its weights only which they are."""
     try:
         folder = folders.find(path_or_id)
-        return config_json.read(folder, dropout)[1], Tokenizer.from_pretrained(folder)
+        config = config_json.read(folder, dropout)[1]
+        return config, Tokenizer.from_pretrained(folder), folders.identity(folder)
     except Mendable as error:
         raise SettingsError(f"init_from={path_or_id}: {error}") from None
 
