@@ -141,13 +141,13 @@ def seal(folder: Path, files: Sequence[str]) -> tuple[bool, list[str]]:
 def _compare(file: Path, size: int, sha: str) -> None:
     """With what was written."""
     with reading.system_errors(file, WeightsError):
-        wrong = disk.difference(file, size, sha)
-    if wrong is None:
-        return
-    if not file.exists():
-        raise WeightsError(f"{file} is missing, and {CHECKSUMS} says that it was written")
-    if not file.is_file() or file.stat().st_size != size:
-        raise WeightsError(f"{file} {wrong}")
+        if not file.exists():
+            raise WeightsError(f"{file} is missing, and {CHECKSUMS} says that it was written")
+        wrong = disk.wrong_size(file, size)
+        if wrong is not None:
+            raise WeightsError(f"{file} {wrong}")
+        if disk.digest(file) == sha:
+            return
     raise WeightsError(
         f"{file} is not what was written: its sha256 differs from the one in {CHECKSUMS}. A bit "
         "has flipped, or the file was changed. Get it again; if you changed it yourself and mean "

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, TypeGuard, final
 
 import torch
 from torch import nn
@@ -68,7 +68,7 @@ def register(kind: ModelKind) -> None:
     _KINDS.update(dict.fromkeys(kind.model_types, kind))
 
 
-def known(model_type: object) -> bool:
+def known(model_type: object) -> TypeGuard[str]:
     """Whether there is a kind whose config.json says this."""
     return isinstance(model_type, str) and model_type in _KINDS
 
@@ -92,7 +92,7 @@ def kind_of(model: nn.Module) -> ModelKind:
 def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
     """The model in a folder, by what its config.json says that it is."""
     name = folders.read_json(folder / CONFIG).get("model_type")
-    if not isinstance(name, str) or name not in _KINDS:
+    if not known(name):
         raise WeightsError(
             f"{folder / CONFIG}: model_type is {value_in_short(name)}, expected one of "
             f"{', '.join(_KINDS)}"
