@@ -80,15 +80,17 @@ def reference(call: AttentionCall) -> Tensor:
             logits = call.softcap * torch.tanh(logits / call.softcap)
         if call.bias is not None:
             logits = logits + call.bias.to(wide)
-        allowed = _causal(call) if call.causal else call.allowed
+        allowed = _allowed(call)
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -math.inf)
         weights = F.dropout(logits.softmax(-1), call.dropout)
         return (weights @ v.to(wide)).to(q.dtype)
 
 
-def _causal(call: AttentionCall) -> Tensor:
-    """What a query may see that sees itself and what is before it: (T, S)."""
+def _allowed(call: AttentionCall) -> Tensor | None:
+    """What each query may see, None: everything; with ``causal`` itself and what is before it."""
+    if not call.causal:
+        return call.allowed
     q, k = call.q, call.k
     return torch.ones(q.shape[-2], k.shape[-2], device=q.device).tril().bool()
 
@@ -102,7 +104,7 @@ def fused(call: AttentionCall) -> Tensor:
         raise Declined("it has no softcap")
     mask = call.allowed
     if call.bias is not None:
-        allowed = _causal(call) if call.causal else call.allowed
+        allowed = _allowed(call)
         mask = call.bias.to(call.q.dtype)
         if allowed is not None:
             mask = mask.masked_fill(~allowed, -math.inf)

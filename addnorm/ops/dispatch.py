@@ -150,11 +150,9 @@ class _Fused(torch.autograd.Function):
             *saved,
         )
         ctx.kernel, ctx.spec, ctx.dtype = kernel, spec, x.dtype
-        ctx.keep, ctx.gain, ctx.has_residual = keep, gain, residual is not None
-        if isinstance(keep, Tensor):
-            ctx.keep = None
-        if isinstance(gain, Tensor):
-            ctx.gain = None
+        # a factor that is a tensor is among those saved
+        ctx.keep = None if isinstance(keep, Tensor) else keep
+        ctx.gain = None if isinstance(gain, Tensor) else gain
         return (normed,) if stream is x else (normed, stream)
 
     @staticmethod
