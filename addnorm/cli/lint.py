@@ -41,7 +41,6 @@ WIDTH = 100  # of what is printed, at most
 NARROWEST = 40
 MANY = 500_000_000  # parameters from which on it is said at once that this takes long
 GLUE = "\ue000"  # a blank at which no line is broken, until it is printed
-ALIKE = 0.6  # how alike a name must be: options begin alike, and modules have many names
 PATIENCE = 5.0  # seconds of silence
 LOUD = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 ITEMS = 4  # of a list in the evidence
@@ -113,7 +112,7 @@ def arranged(args: Sequence[str]) -> list[str]:
             words.append(name)
         else:
             known = [*FLAGS, *VALUED, "--diff"]
-            hint = did_you_mean(name, known, ALIKE) or "addnorm lint --help lists them"
+            hint = did_you_mean(name, known) or "addnorm lint --help lists them"
             raise Refusal(f"unknown option {word}; {hint}")
     if two and len(targets) != 2:
         given = ", ".join(targets) or "none"
@@ -662,7 +661,7 @@ def _made(target: str, module: ModuleType, name: str, file: Path) -> Found:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            near = did_you_mean(part, [n for n in dir(found) if n[0] != "_"], ALIKE)
+            near = did_you_mean(part, [n for n in dir(found) if n[0] != "_"])
             hint = near or _content(found)
             raise Refusal(f"{target}: there is no {part!r} in it; {hint}")
         found = getattr(found, part)

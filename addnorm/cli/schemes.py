@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from addnorm import reading
+from addnorm import disk, reading
 from addnorm.cli import Positional, Refusal, arg
 from addnorm.lab import Setup
 from addnorm.pages import schemes as page
@@ -116,7 +116,7 @@ def _measure(options: Options) -> None:
         report = compare(texts, setup, command(names, setup), advance=bar.advance)
     _print_report(report)
     with reading.system_errors(options.out, Refusal, "write"):
-        (options.out / page.NUMBERS).write_text(json.dumps(report.to_json(), allow_nan=False))
+        disk.write_text(options.out / page.NUMBERS, json.dumps(report.to_json(), allow_nan=False))
         page.write(options.out)
     for kind, name in (("plots", page.NAME), ("numbers", page.NUMBERS)):
         print(f"{kind}: {options.out / name}")

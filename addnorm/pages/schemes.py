@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, final
 
-from addnorm import reading
+from addnorm import disk, reading
 from addnorm.pages.curves import Place
 from addnorm.pages.look import document, figure
 from addnorm.pages.numbers import as_float, number, slope, with_minus
@@ -23,7 +23,7 @@ WORDS = ("text", "label", "equations", "papers", "init", "note")
 def write(folder: Path) -> Path:
     """Read the numbers in ``folder`` and write their page there; returns where."""
     page = folder / NAME
-    page.write_text(render(reading.json_object(folder / NUMBERS)), encoding="utf-8")
+    disk.write_text(page, render(reading.json_object(folder / NUMBERS)))
     return page
 
 
