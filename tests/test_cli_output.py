@@ -247,6 +247,7 @@ def test_no_command_takes_our_bug_for_its_users_mistake(
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(GPT, "__init__", broken)
+    monkeypatch.chdir(tmp_path)  # where x would be written
     command, *rest = words
     first = [rest.pop(0)] if command == "export" else []
     assert main([command, *first, folder, *rest]) == 70
