@@ -19,8 +19,8 @@ from addnorm.anatomy import influence
 from addnorm.anatomy.inputs import inputs_from
 from addnorm.anatomy.make_inputs import make_inputs
 from addnorm.anatomy.specimen import Specimen
-from addnorm.linting.behaviour import CHECKS
 from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.rules.behaviour import CHECKS
 from addnorm.linting.subject import Subject
 from tests.attention_hosts import (
     HEADS,

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from addnorm import norms
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.norms.find import find_norms
-from addnorm.linting.norms import CHECKS
 from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.rules.norms import CHECKS
 from addnorm.linting.subject import Subject
 from tests.norm_hosts import (
     IDS,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from addnorm.linting import Report, norms, rules, run
+from addnorm.linting import Report, rules, run
+from addnorm.linting.rules import norms
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "addnorm" / "linting" / "pages"

@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from addnorm import GPT, GPTConfig
-from addnorm.linting import attention, init, inline, norm_placement, parameters, residual, sublayers
+from addnorm.linting.rules import (
+    attention,
+    init,
+    inline,
+    norm_placement,
+    parameters,
+    residual,
+    sublayers,
+)
 from addnorm.linting.run import _subject
 from addnorm.linting.subject import Subject
 

@@ -12,7 +12,9 @@ from addnorm.anatomy.inputs import Inputs, inputs_from
 from addnorm.anatomy.make_inputs import CannotMakeInputs, make_inputs
 from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.specimen import Specimen, bare_copy, enliven
-from addnorm.linting import (
+from addnorm.linting.check import Check
+from addnorm.linting.report import Finding, Report, Unknown, gathered
+from addnorm.linting.rules import (
     attention,
     behaviour,
     init,
@@ -23,8 +25,6 @@ from addnorm.linting import (
     residual,
     sublayers,
 )
-from addnorm.linting.check import Check
-from addnorm.linting.report import Finding, Report, Unknown, gathered
 from addnorm.linting.subject import Subject
 from addnorm.temporary import isolated
 from addnorm.words import error_in_a_line

@@ -1,6 +1,6 @@
 """What each rule finds, in a line and on a page.
 
-The pages are ``pages/RULE.md`` beside this file: what the rule means, how it is decided, a program
+The pages are ``../pages/RULE.md``: what the rule means, how it is decided, a program
 that it finds and the same program mended, what it knows to be meant, how to silence it.
 """
 
@@ -61,7 +61,7 @@ RULES: dict[str, str] = {
 }
 """Rule -> what it finds."""
 
-_PAGES = Path(__file__).parent / "pages"
+_PAGES = Path(__file__).parent.parent / "pages"
 
 
 @final

@@ -22,9 +22,9 @@ from addnorm.anatomy.masks import MaskReading, as_mask
 from addnorm.anatomy.module_influence import ModuleInfluence, axes_of
 from addnorm.anatomy.outputs import as_tuple, largest
 from addnorm.anatomy.structure import PRODUCTS, Attention, factors, within
-from addnorm.linting import masks, modes
 from addnorm.linting.check import Check, Said, on_influence
 from addnorm.linting.report import Finding, Severity, Unknown
+from addnorm.linting.rules import masks, modes
 from addnorm.linting.subject import Subject
 from addnorm.temporary import hooked
 from addnorm.words import a_few, plural
