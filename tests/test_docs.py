@@ -1,5 +1,6 @@
 """The documents hold: their code runs, their tables are the register's, their links lead on."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -17,11 +18,53 @@ def blocks(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
+def blocks_with_output(path: Path) -> list[tuple[str, str | None]]:
+    """Each block with what it prints, if that is said in a block of ``text`` right below it."""
+    pattern = r"^```python\n(.*?)^```$(?:\s+^```text\n(.*?)^```$)?"
+    return re.findall(pattern, path.read_text(), re.MULTILINE | re.DOTALL)
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_the_code_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And prints what is said."""
     names: dict[str, object] = {}
-    for block in blocks(path):
+    for block, output in blocks_with_output(path):
         exec(compile(block, str(path), "exec"), names)
+        printed = capsys.readouterr().out
+        assert not output or printed == output
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_what_is_quoted_is_in_the_code(path: Path) -> None:
+    """A block of ``python FILE`` is a part of that file, whatever its indentation."""
+    pattern = r"^```python (\S+\.py)\n(.*?)^```$"
+    for name, quote in re.findall(pattern, path.read_text(), re.MULTILINE | re.DOTALL):
+        assert stripped(quote) in stripped((ROOT / name).read_text()), f"{name} has no\n{quote}"
+
+
+def stripped(code: str) -> str:
+    """Lines without what stands around them, each between two line ends."""
+    return "".join(f"\n{line.strip()}\n" for line in code.splitlines())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_a_place_that_is_named_is_there(path: Path) -> None:
+    """``file.py: name`` is a name in a file of the package, or a method in a class."""
+    for file, name in re.findall(r"`([\w/]+\.py): ([\w.]+)`", path.read_text()):
+        body = ast.parse((ROOT / "addnorm" / file).read_text()).body
+        for part in name.split("."):
+            body = next((inner for inner in body if part in names_of(inner)), None)
+            assert body, f"{path.name} names {part} in {file}"
+            body = getattr(body, "body", [])
+
+
+def names_of(statement: ast.stmt) -> set[str]:
+    """What a statement defines."""
+    if isinstance(statement, ast.Assign):
+        return {t.id for target in statement.targets for t in ast.walk(target) if "id" in t._fields}
+    if isinstance(statement, ast.AnnAssign):
+        return {ast.unparse(statement.target)}
+    return {getattr(statement, "name", "")}
 
 
 def test_both_readmes_show_the_same_code() -> None:
