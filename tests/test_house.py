@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -289,6 +289,67 @@ def test_every_extra_that_is_named_can_be_installed() -> None:
     assert {"hf", "export", "log", "data", "dev"} <= named.keys(), "the search finds them"
     unknown = {name: path for name, path in named.items() if name not in extras}
     assert not unknown
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+# Who meets one of these alone has to read what is on the right of it to know what it is. Not here:
+# what is a noun or an imperative too (cut, read, run, split), what has an opposite (left, hidden),
+# and what names the step of a computation (scaled, rounded, padded).
+PARTICIPLES = re.compile(
+    r"_*(allowed|asked|begun|brought|built|called|caught|chosen|done|drawn|found|given|gone|got|"
+    r"heard|held|kept|known|lost|made|meant|met|moved|named|needed|said|saved|seen|sent|shown|"
+    r"stored|taken|thought|told|tried|understood|used|wanted|written)_*"
+)
+STILL_THERE = Path(__file__).parent / "participles.txt"
+"""File of the package, or tests or benchmarks whole, and how many it has. It only shrinks."""
+
+
+def new_names(tree: ast.AST) -> Iterator[str]:
+    """Every name that is given in a file: of variables, arguments, attributes, functions."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield name
+            case ast.arg(arg=name) | ast.FunctionDef(name=name):
+                yield name
+            case ast.alias(asname=str(name)) | ast.ExceptHandler(name=str(name)):
+                yield name
+            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                yield name
+
+
+def participles(text: str) -> int:
+    return sum(bool(PARTICIPLES.fullmatch(name)) for name in new_names(ast.parse(text)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("found = 1", "a, *found = b", "a._found = 1", "found: int", "if (found := 1): pass"),
+        *("for found in a: pass", "[found for found in a]", "with a as found: pass"),
+        *("def found(): pass", "def f(found): pass", "lambda *found: a", "import a as _found"),
+        *("try: a\nexcept E as found: pass", "match a:\n case [1, *found]: pass"),
+        *("match a:\n case found: pass", "class A:\n found: int"),
+    ],
+)
+def test_every_way_to_give_a_name_is_seen(text: str) -> None:
+    assert participles(text) == 1
+    assert not participles("found_names = a.found(found)")
+
+
+def test_a_name_is_a_noun() -> None:
+    """Files that have fewer than they are listed with are named too: write the new number."""
+    lines = STILL_THERE.read_text().splitlines()
+    listed = {name: int(count) for count, name in map(str.split, lines)}
+    counted = {str(p.relative_to(ROOT.parent)): participles(p.read_text()) for p in FILES}
+    counted = {name: count for name, count in counted.items() if count}
+    for top in ("tests", "benchmarks"):  # whole: their files move
+        paths = (ROOT.parent / top).rglob("*.py")
+        most = listed.pop(top)
+        now = sum(participles(path.read_text()) for path in paths)
+        assert now <= most, f"{top} has {now} names that are participles, {most} are allowed"
+    assert counted == listed, f"{STILL_THERE.name} lists the files that have some, and how many"
 
 
 # --- classes --------------------------------------------------------------------------------------
