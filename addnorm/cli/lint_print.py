@@ -1,0 +1,251 @@
+"""What ``addnorm lint`` prints at a terminal: a report, or where two models differ."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from addnorm.words import a_few, plural
+
+if TYPE_CHECKING:
+    from addnorm.anatomy.difference import Difference
+    from addnorm.cli.target import Found
+    from addnorm.linting import Finding, Report
+
+WIDTH = 100  # of what is printed, at most
+NARROWEST = 40
+GLUE = "\ue000"  # a blank at which no line is broken, until it is printed
+LOUD = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+ITEMS = 4  # of a list in the evidence
+
+
+def terminal_console() -> Console:
+    """For lines as wide as the terminal, within limits."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    here = shutil.get_terminal_size((WIDTH, 0)).columns  # COLUMNS counts in a pipe as well
+    console.width = max(min(here, WIDTH), NARROWEST)
+    return console
+
+
+def print_report(
+    report: "Report",
+    found: "Found",
+    console: Console,
+    *,
+    notes: bool = False,
+    ignored: Sequence[str] = (),
+) -> None:
+    """For a reader who is tired and knows nothing of this program."""
+    _wrapped(_header(report.facts, found), console)
+    folded = []
+    under = _under(report.findings)
+    inside = {id(f) for found_there in under.values() for f in found_there}
+    for finding in report.findings:
+        if id(finding) in inside:
+            continue
+        if finding.severity == "note" and not notes:
+            folded.append(finding)
+        else:
+            console.print()
+            _print_finding(finding, console, under.get(id(finding), ()))
+    if folded:
+        console.print()
+        for finding in folded:
+            console.print(_folded(finding), no_wrap=True, overflow="ellipsis")
+        console.print(Text("      --notes prints notes in full", style="dim"))
+    if report.unknown:
+        console.print()
+        _print_unknown(report, console)
+    console.print()
+    _wrapped(_verdict(report, ignored), console)
+
+
+_CAUSES = ("dead-branch", "ignores-memory", "no-residual")
+"""Rules whose errors leave parameters unused."""
+
+
+def _modules(finding: "Finding") -> list[str]:
+    others = next((finding.evidence[n] for n in _OTHERS if n in finding.evidence), ())
+    return [finding.module, *(others if isinstance(others, list | tuple) else ())]
+
+
+def _under(findings: "Sequence[Finding]") -> "dict[int, list[Finding]]":
+    """id of an error -> the unused parameters that are all inside its modules."""
+    under: dict[int, list[Finding]] = {}
+    causes = [f for f in findings if f.rule in _CAUSES and f.severity == "error" and f.module]
+    for finding in findings:
+        for cause in causes:
+            if (finding.rule, finding.severity) == ("unused-parameter", "warning") and all(
+                any(m == c or m.startswith(f"{c}.") for c in _modules(cause))
+                for m in _modules(finding)
+            ):
+                under.setdefault(id(cause), []).append(finding)
+                break
+    return under
+
+
+def _unused(findings: "Sequence[Finding]") -> str:
+    """How many parameters are unused inside a module that has an error."""
+    said = []
+    for read, what in ((False, "never read"), (True, "read and never trained")):
+        count = 0
+        for f in findings:
+            names = f.evidence.get("parameters", ())
+            if bool(f.evidence.get("read_by_the_forward")) is read and isinstance(names, list):
+                count += len(names) * len(_modules(f))
+        if count:
+            said.append(
+                f"{plural(count, 'parameter')} inside it {'is' if count == 1 else 'are'} {what}"
+            )
+    return "and " + ", ".join(said)
+
+
+def _header(facts: Mapping[str, Any], found: "Found") -> Text:
+    parts = [
+        plural(facts["parameters"], "parameter"),
+        plural(facts.get("residual_connections", 0), "residual connection"),
+        plural(facts.get("attentions", 0), "attention"),
+        plural(facts.get("norms", 0), "norm"),
+    ]
+    inputs = facts.get("inputs", {})
+    given = "inputs" if found.inputs is not None else "made-up inputs"
+    shapes = ", ".join(
+        f"{name + ' ' if not name.isdecimal() else ''}({f',{GLUE}'.join(map(str, shape))})"
+        for name, shape in inputs.items()
+    )
+    took = f"{facts['seconds']:.1f}s on {given} {shapes}"
+    header = Text(str(facts["model"]), style="bold")
+    header.append(f": {', '.join(parts)}; {took}", style="not bold")
+    if found.note:
+        header.append(f"\n{found.note}", style="not bold")
+    return header
+
+
+def _title(finding: "Finding") -> Text:
+    return Text.assemble(
+        (f"{finding.severity:<9}", LOUD[finding.severity]),
+        (finding.rule, "bold"),
+        f"  {_place(finding)}",
+    )
+
+
+_OTHERS = ("also_in", "also")
+"""Evidence that lists the other modules with the same finding."""
+
+
+def _place(finding: "Finding") -> str:
+    """The module, and how many others."""
+    others = next((finding.evidence[n] for n in _OTHERS if n in finding.evidence), ())
+    count = finding.evidence.get("modules")
+    more = count - 1 if isinstance(count, int) else len(others) if others else 0  # type: ignore[arg-type]
+    return (finding.module or "(the model)") + (f" and {more} more" if more else "")
+
+
+def _print_finding(finding: "Finding", console: Console, inside: "Sequence[Finding]" = ()) -> None:
+    console.print(_title(finding), soft_wrap=False)
+    evidence = "  ".join(
+        f"{name}={_told(value)}" for name, value in finding.evidence.items() if name not in _OTHERS
+    )
+    _indented(Text(_sentence(finding)), console)
+    _indented(Text(evidence, style="dim"), console, "seen")
+    if inside:
+        _indented(Text(_unused(inside)), console)
+    _indented(Text(finding.remedy, style="green"), console, "fix")
+
+
+def _indented(text: Text, console: Console, label: str = "") -> None:
+    """Print it wrapped, with its label to the left."""
+    _hung(text, console, (f"  {label:<6}" if label else "  ", "dim"))
+
+
+def _hung(text: Text, console: Console, start: tuple[str, str]) -> None:
+    """Print it wrapped to the right of its start, which is printed once."""
+    head, style = start
+    for line in text.wrap(console, console.width - len(head)):
+        line.rstrip()
+        console.print(Text.assemble((head, style), line))
+        head = " " * len(head)
+
+
+def _wrapped(text: Text, console: Console) -> None:
+    """Print it wrapped, without blanks at the ends of lines."""
+    for line in text.wrap(console, console.width):
+        line.rstrip()
+        line.plain = line.plain.replace(GLUE, " ")
+        console.print(line)
+
+
+def _folded(finding: "Finding") -> Text:
+    line = _title(finding)
+    line.append(f"  {_sentence(finding)}", style="dim")
+    return line
+
+
+def _print_unknown(report: "Report", console: Console) -> None:
+    console.print(Text("could not decide", style="bold magenta"))
+    whys: dict[str, list[str]] = {}
+    for unknown in report.unknown:
+        where = f" ({unknown.module})" if unknown.module else ""
+        whys.setdefault(unknown.why, []).append(unknown.rule + where)
+    for why, rules in whys.items():
+        told = Text(a_few(rules, 6))
+        told.append(f": {why}", style="dim")
+        _indented(told, console)
+
+
+def _verdict(report: "Report", ignored: Sequence[str]) -> Text:
+    from addnorm.linting.report import SEVERITIES
+
+    counts = [(severity, len(report.of(severity))) for severity in SEVERITIES]
+    said = [plural(n, severity) for severity, n in counts if n]
+    ran = len(report.checked)
+    undecided = len({u.rule for u in report.unknown})
+    verdict = Text(style="bold")
+    if said:
+        worst = next(severity for severity, n in counts if n)
+        verdict.append(", ".join(said), style=LOUD[worst])
+        verdict.append(f" by {ran} rules")
+    else:
+        verdict.append(f"nothing found by {ran - undecided} rules", style="bold green")
+    if undecided:
+        verdict.append(f"; {plural(undecided, 'rule')} could not decide")
+    if ignored:
+        verdict.append(f"; ignored: {', '.join(dict.fromkeys(ignored))}")
+    if said:
+        rule = report.findings[0].rule
+        verdict.append(f"\naddnorm lint --explain {rule} says more", style="not bold dim")
+    return verdict
+
+
+def _sentence(finding: "Finding") -> str:
+    """The message, with a capital unless it begins with a module's name."""
+    text = finding.message
+    named = bool(finding.module) and text.startswith(finding.module.split(".")[0])
+    return text if named else text[:1].upper() + text[1:]
+
+
+def _told(value: Any) -> str:
+    """A value of the evidence, short."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        shown = ",".join(_told(v) for v in value[:ITEMS])
+        more = f",+{len(value) - ITEMS}" if len(value) > ITEMS else ""
+        return f"[{shown}{more}]"
+    text = str(value)
+    return f'"{text}"' if " " in text else text
+
+
+def print_difference(found: "Difference", a: str, b: str, console: Console) -> None:
+    """Print where two models first differ."""
+    console.print(Text(f"A  {a}\nB  {b}"))
+    console.print()
+    for label, text in found.lines():
+        _hung(Text(text), console, (f"{label:<10}", "bold"))
+    console.print()
+    style = "bold green" if found.same else "bold red"
+    _wrapped(Text(found.verdict(), style=style), console)

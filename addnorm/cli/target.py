@@ -1,0 +1,393 @@
+"""Anybody's model, opened by a name: a file or what is in it, a module, a folder, a hub id.
+
+What the user wrote is run, and its errors are told with the line of the user's own code.
+"""
+
+import ast
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import sysconfig
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, final
+
+from addnorm import reading
+from addnorm.cli import Refusal
+from addnorm.cli.models import open_model
+from addnorm.words import did_you_mean, error_in_a_line, first_line, near_names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MANY = 500_000_000  # parameters from which on it is said at once that this takes long
+PATIENCE = 5.0  # seconds of silence
+
+
+@final
+@dataclass(frozen=True)
+class Found:
+    """A model, and what to call it with if its author said so."""
+
+    name: str
+    model: "nn.Module"
+    inputs: Any = None
+    note: str = ""
+    """What a reader must know of how it came to be."""
+    file: Path | None = None
+    """The file, or the folder of the modules, that its author wrote."""
+
+
+def open_target(target: str) -> Found:
+    """What TARGET names; a ``Mendable`` says what is wrong with it."""
+    with not_hung(f"loading or making {target}"):
+        found = _opened(target)
+    tensors = [*found.model.parameters(), *found.model.buffers()]
+    if empty := sum(t.is_meta for t in tensors):
+        raise Refusal(
+            f"{found.name} has no values: {empty} of its {len(tensors)} parameters and buffers are "
+            "on the meta device. lint measures numbers: build the model on the CPU (no "
+            "torch.device('meta'), no init_empty_weights)"
+        )
+    return found
+
+
+def _opened(target: str) -> Found:
+    place, _, name = target.rpartition(":")
+    if target.endswith(".py"):
+        place, name = target, ""
+    if place.endswith(".py"):
+        file = reading.place(place)
+        if not file.is_file():
+            raise Refusal(f"there is no file {file}")
+        with _of_the_user(target, file):
+            module = _run_file(file)
+        return _made(target, module, name, file)
+    if reading.place(target).is_dir() or not place or "/" in place:
+        return _from_folder(target)
+    if not name:
+        raise Refusal(f"{target} names no model: give module:NAME")
+    with _of_the_user(target, Path.cwd()):
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (place + ".").startswith(error.name + "."):
+                raise Refusal(f"there is no module {place}, neither here nor installed") from None
+            raise
+        finally:
+            sys.path.remove(str(Path.cwd()))
+    return _made(target, module, name, Path.cwd())
+
+
+def _run_file(file: Path) -> ModuleType:
+    name = f"linted_{file.stem}_{sum(m.startswith('linted_') for m in sys.modules)}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise Refusal(f"{file} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look for the module of what they annotate
+    sys.path.insert(0, str(file.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(file.resolve().parent))
+    return module
+
+
+@contextlib.contextmanager
+def _of_the_user(target: str, file: Path) -> Iterator[None]:
+    """Runs code of the user's: what it prints goes to stderr, and its errors name that code."""
+    words = sys.argv
+    sys.argv = [str(file)]
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except Refusal:
+        raise
+    except SystemExit as error:
+        raise Refusal(
+            f"{target} ends the program (exit status {error.code}) when it is imported: put "
+            'everything but the model under if __name__ == "__main__":'
+        ) from None
+    except Exception as error:
+        raise Refusal(f"{target} failed: {error_with_line(error, file)}") from None
+    finally:
+        sys.argv = words
+
+
+def error_with_line(error: Exception, file: Path | None) -> str:
+    """The error, and the last line of the user's own code that led to it; a library's only if
+    there is none."""
+    told = error_in_a_line(error, 300)
+    if isinstance(error, SyntaxError):
+        place = f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+        text = (error.text or "").rstrip()
+        if not text.strip():
+            return place
+        cut = len(text) - len(text.lstrip())
+        caret = " " * max((error.offset or 1) - 1 - cut, 0) + "^"
+        return f"{place}\n  {text.strip()}\n  {caret}"
+    frames = traceback.extract_tb(error.__traceback__)
+    foreign = [f for f in frames if not f.filename.startswith(str(Path(__file__).parent))]
+    theirs = [f for f in foreign if not _of_a_library(f.filename)]
+    if file is not None:
+        root = file if file.is_dir() else file.resolve().parent
+        theirs = [f for f in theirs if Path(f.filename).resolve().is_relative_to(root)] or theirs
+    last = (theirs or foreign or list(frames))[-1]
+    return f"{told}\n  {last.filename}:{last.lineno}, in {last.name}: {last.line}"
+
+
+def _of_a_library(filename: str) -> bool:
+    """Python's own files, what is installed, and this package."""
+    if filename.startswith("<") or {"site-packages", "dist-packages"} & set(Path(filename).parts):
+        return True
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
+    ours = str(Path(__file__).parent.parent)
+    return any(Path(filename).is_relative_to(p) for p in (*libraries, ours))
+
+
+def _made(target: str, module: ModuleType, name: str, file: Path) -> Found:
+    """The model that a name of a module stands for."""
+    from torch import nn
+
+    if not name:
+        there = _candidates(module)
+        if len(there) > 1 and set(there.values()) == {"a class"}:
+            whole = _holder(target, {n: getattr(module, n) for n in there}, file)
+            if whole is not None:
+                return whole
+        name = _only(target, there)
+        target = f"{target}:{name}"
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = did_you_mean(part, [n for n in dir(found) if n[0] != "_"])
+            hint = near or _content(found)
+            raise Refusal(f"{target}: there is no {part!r} in it; {hint}")
+        found = getattr(found, part)
+    if isinstance(found, nn.Module):
+        return Found(target, found, file=file)
+    if not callable(found):
+        raise Refusal(
+            f"{target} is {_with_article(type(found).__name__)}, neither a model nor a function"
+        )
+    if needed := _needed(found):
+        raise Refusal(
+            f"{target} needs arguments ({', '.join(needed)}): give a function without any, such as "
+            f"def make(): return {name}(...)"
+        )
+    with _of_the_user(target, file):
+        made = found()
+    inputs = None
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        made, inputs = made
+    if not isinstance(made, nn.Module):
+        raise Refusal(
+            f"{target} returned {type(made).__name__}; expected a torch.nn.Module, or "
+            "(module, inputs)"
+        )
+    return Found(target, made, inputs, file=file)
+
+
+def _with_article(noun: str) -> str:
+    return f"a{'n' if noun[:1].lower() in 'aeiou' else ''} {noun}"
+
+
+def _content(holder: Any) -> str:
+    """What of its own is in a module, a class or a model: models, functions and classes."""
+    from torch import nn
+
+    home = getattr(holder, "__module__", getattr(holder, "__name__", None))
+    held = vars(holder) if hasattr(holder, "__dict__") else {}
+    if isinstance(holder, nn.Module):
+        held = dict(holder.named_children())
+
+    def own(value: Any) -> bool:
+        code = inspect.isfunction(value) or inspect.isclass(value)
+        return isinstance(value, nn.Module) or (code and value.__module__ == home)
+
+    names = [name for name, value in held.items() if not name.startswith("_") and own(value)]
+    if not names:
+        return "there is no model, no function and no class in it"
+    return f"there {'are' if names[1:] else 'is'} {', '.join(names)}"
+
+
+def _needed(function: Any) -> list[str]:
+    """Arguments without which it cannot be called."""
+    from addnorm.anatomy.signature import gathers, parameters_of
+
+    parameters = (parameters_of(function) or {}).values()
+    return [p.name for p in parameters if p.default is p.empty and not gathers(p)]
+
+
+def _candidates(module: ModuleType) -> dict[str, str]:
+    """Names that may stand for a model, and what they are: models, else functions that return
+    something and need nothing, else classes of models that need nothing."""
+    from torch import nn
+
+    models: dict[int, str] = {}
+    functions, classes = {}, {}
+    for name, value in vars(module).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(value, nn.Module):
+            models.setdefault(id(value), name)
+        elif getattr(value, "__module__", None) != module.__name__:
+            continue
+        elif inspect.isfunction(value) and not _needed(value) and _returns(value):
+            functions[name] = "a function"
+        elif inspect.isclass(value) and issubclass(value, nn.Module) and not _needed(value):
+            classes[name] = "a class"
+    return dict.fromkeys(models.values(), "a model") or functions or classes
+
+
+def _returns(function: Callable[..., Any]) -> bool:
+    """Whether it returns a value."""
+    try:
+        tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(function)))
+    except (OSError, SyntaxError):
+        return True
+    return any(isinstance(n, ast.Return) and n.value is not None for n in ast.walk(tree))
+
+
+def _holder(target: str, classes: "dict[str, type[nn.Module]]", file: Path) -> Found | None:
+    """The model of the one class that has all the others in it, if there is one."""
+    for name, kind in reversed(classes.items()):  # what is made of parts stands below them
+        others = [c for n, c in classes.items() if n != name]
+        try:
+            with _of_the_user(target, file):
+                made = kind()
+        except Refusal:
+            continue  # it is the whole that is looked for, and this cannot be it
+        inner = [m for m in made.modules() if m is not made]
+        if all(any(isinstance(m, c) for m in inner) for c in others):
+            note = (
+                f"Of {len(classes)} classes in the file, {name} was chosen: it contains the others."
+            )
+            return Found(f"{target}:{name}", made, note=note, file=file)
+    return None
+
+
+def _only(target: str, there: Mapping[str, str]) -> str:
+    """The one thing in a file that may be meant."""
+    if len(there) == 1:
+        return next(iter(there))
+    if not there:
+        raise Refusal(
+            f"{target} has no model and no function without arguments that returns one: add "
+            f"def make(): return Model(...), and call lint with {target}:make"
+        )
+    listed = "\n".join(f"  {target}:{name}  ({kind})" for name, kind in there.items())
+    raise Refusal(f"{target} has several models; choose one of\n{listed}")
+
+
+# --- folders and the hub --------------------------------------------------------------------------
+
+
+def _from_folder(target: str) -> Found:
+    from addnorm.files import folders
+    from addnorm.pretrained import holds_run_or_adapter, is_ours
+
+    path = reading.place(target)
+    if holds_run_or_adapter(path):
+        return Found(target, open_model(target).model)
+    try:
+        folder = folders.find(target)
+    except folders.WeightsError as error:
+        raise Refusal(str(error) if path.exists() else _nowhere(target, error.__cause__)) from None
+    told = folders.read_json(folder / folders.CONFIG)
+    weights = any((folder / name).exists() for name in folders.WEIGHTS)
+    ours = (folder / folders.CHECKSUMS).exists() or is_ours(told.get("model_type"))
+    if ours and weights:
+        return Found(target, open_model(target).model)
+    return _from_transformers(target, folder, weights)
+
+
+def _nowhere(target: str, error: BaseException | None) -> str:
+    """That there is nothing of this name, and what the hub said if it was asked."""
+    hub = ""
+    if error is not None:
+        hub = (
+            "\nIt could not be downloaded from the Hugging Face hub either: "
+            f"{error_in_a_line(error)} (without a network, use a folder with config.json and "
+            "the weights)"
+        )
+    file = Path(f"{target}.py").expanduser()
+    inner = Path(target.replace(".", "/") + ".py")
+    for there in (file, inner):
+        if there.is_file():
+            return f"{target} is not a folder; did you mean {there}?"
+    first = target.partition(".")[0]
+    if target.replace(".", "").isidentifier() and _is_module(first):
+        return (
+            f"{target} is a module: name the model in it, {target}:NAME, where NAME is a model or "
+            f"a function that returns one{hub}"
+        )
+    beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
+    near = [file.parent / name for name in near_names(file.name, beside, cutoff=0.75)]
+    hint = f"; did you mean {' or '.join(map(str, near))}?" if near else ""
+    return f"{target} is neither a file, nor a folder, nor a module{hint}{hub}"
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # a module without a spec, as __main__ is
+        return False
+
+
+def _from_transformers(target: str, folder: Path, weights: bool) -> Found:
+    """The class that the configuration names, by transformers."""
+    try:
+        transformers: Any = importlib.import_module("transformers")
+        importlib.import_module("addnorm.hf")  # so that its Auto classes know our models too
+    except ImportError as error:
+        raise Refusal(
+            f"{target} is a model of transformers ({error}): pip install 'addnorm[hf]'"
+        ) from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        name = next(iter(getattr(config, "architectures", None) or ()), None)
+        kind = getattr(transformers, name, None) if name else None
+        if weights:
+            return Found(target, (kind or transformers.AutoModel).from_pretrained(folder))
+        made = kind(config) if kind else transformers.AutoModel.from_config(config)
+    except Exception as error:  # foreign code, which raises whatever it likes
+        line = first_line(str(error), 300) or type(error).__name__
+        raise Refusal(f"transformers cannot load {target}: {line}") from None
+    return Found(target, made, note="No weights there: built from config.json and initialized.")
+
+
+# --- patience -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def not_hung(doing: str, parameters: int = 0) -> Iterator[None]:
+    """Where no bar is drawn, a line says what is being done if that takes long."""
+    errors = sys.stderr
+    if errors.isatty():
+        yield
+        return
+
+    def tell() -> None:
+        print(f"addnorm: {doing}", file=errors, flush=True)
+
+    timer = threading.Timer(PATIENCE, tell)
+    timer.daemon = True
+    if parameters > MANY:
+        tell()
+    else:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
