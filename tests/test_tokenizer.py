@@ -17,8 +17,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from addnorm.data import tokenizer as module
-from addnorm.data.tokenizer import Tokenizer, TokenizerError
+from addnorm.data.tokenizer import Tokenizer, TokenizerError, corpus
+from addnorm.data.tokenizer import bpe as bpe_file
+from addnorm.data.tokenizer import tokenizer as tokenizer_file
 from tests.references import bpe
 
 END = "<|endoftext|>"
@@ -357,18 +358,18 @@ def test_words_of_space_equal_the_reference(spacious, text):
 def test_where_a_text_is_cut_changes_no_id(spacious, texts):
     whole = spacious.encode_batch(texts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PIECE", 0)  # cut wherever one may
-        patch.setattr(module, "GROUP", 3)
+        patch.setattr(bpe_file, "PIECE", 0)  # cut wherever one may
+        patch.setattr(bpe_file, "GROUP", 3)
         assert spacious.encode_batch(texts) == whole
 
 
 def test_a_text_of_some_pieces(small, monkeypatch):
     """More pieces than one group has, with the true sizes."""
-    monkeypatch.setattr(module, "GROUP", 3 * module.PIECE)
+    monkeypatch.setattr(bpe_file, "GROUP", 3 * bpe_file.PIECE)
     text = SAMPLE * 500
-    assert len(text) > 6 * module.PIECE
+    assert len(text) > 6 * bpe_file.PIECE
     pieces = list(small._kind._cut(text))
-    assert module.PIECE < max(map(len, pieces)) < module.PIECE + 100
+    assert bpe_file.PIECE < max(map(len, pieces)) < bpe_file.PIECE + 100
     ids = small.encode(text)
     assert ids == small._kind._engine.encode(text, add_special_tokens=False).ids
     assert small.decode(ids) == text
@@ -473,7 +474,7 @@ def test_training_on_threads_gives_the_same_again():
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
 def test_a_file_teaches_what_its_text_teaches(small, tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(corpus, "CHUNK", chunk)
     (tmp_path / "a.txt").write_bytes((SAMPLE * 2).encode())  # as bytes: \r\n stays
     path = tmp_path / "a.txt"
     for source in (path, [path], iter([path]), SAMPLE * 2):
@@ -493,11 +494,11 @@ def test_nothing_is_learned_from_or_across_the_special_token():
 
 
 def test_a_text_without_a_place_to_cut_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 10)
-    monkeypatch.setattr(module, "LONGEST", 50)
+    monkeypatch.setattr(corpus, "CHUNK", 10)
+    monkeypatch.setattr(corpus, "LONGEST", 50)
     path = tmp_path / "a.txt"
     path.write_text("x" * 1000 + " y" * 100)
-    pieces = list(module._read_texts([path]))
+    pieces = list(corpus.read_texts([path]))
     assert "".join(pieces) == path.read_text()
     assert max(map(len, pieces)) <= 60
 
@@ -517,7 +518,7 @@ def test_a_bar_is_shown_for_what_takes_long_where_it_can_be_seen(monkeypatch):
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert not train(SAMPLE)
-    monkeypatch.setattr(module, "QUIET", 100)
+    monkeypatch.setattr(tokenizer_file, "QUIET", 100)
     assert train(SAMPLE)
     assert train([SAMPLE[:60], SAMPLE[:60]])
     assert not train([SAMPLE[:60]])
@@ -575,7 +576,7 @@ def test_where_an_invalid_byte_is_does_not_depend_on_the_chunks(tmp_path, monkey
     path = tmp_path / "text.txt"
     path.write_bytes("日本語".encode() + b"\xe6\x97x")
     for chunk in range(1, 14):
-        monkeypatch.setattr(module, "CHUNK", chunk)
+        monkeypatch.setattr(corpus, "CHUNK", chunk)
         with pytest.raises(ValueError, match="byte 9 is 0xe6"):
             Tokenizer.characters(path)
 
@@ -847,7 +848,7 @@ def test_a_tokenizer_like_pythia(data, tmp_path):
     assert tokenizer.encode(f"a{END}  ") == [*tokenizer.encode(f"a{END}"), 317]
     whole = tokenizer.encode(SAMPLE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PIECE", 0)
+        patch.setattr(bpe_file, "PIECE", 0)
         assert tokenizer.encode(SAMPLE) == whole
 
 
@@ -865,7 +866,7 @@ def test_a_token_over_the_place_of_a_cut(data, tmp_path, monkeypatch):
     tokens = [*data["added_tokens"], added("t s", 317, special=False)]
     content = changed(data, added_tokens=tokens)
     tokenizer = Tokenizer.from_pretrained(write(tmp_path, tokenizer__json=content))
-    monkeypatch.setattr(module, "PIECE", 0)
+    monkeypatch.setattr(bpe_file, "PIECE", 0)
     assert 317 in tokenizer.encode("the cat sat")
 
 
@@ -887,7 +888,7 @@ def test_a_tokenizer_like_llama_3(data, tmp_path, monkeypatch):
         added_tokens=[last],
     )
     tokenizer = Tokenizer.from_pretrained(write(tmp_path, tokenizer__json=content))
-    monkeypatch.setattr(module, "PIECE", 0)  # it must not cut before the line's end
+    monkeypatch.setattr(bpe_file, "PIECE", 0)  # it must not cut before the line's end
     assert tokenizer.encode("a.\nb")[1] == 316
     assert tokenizer.decode(tokenizer.encode(SAMPLE)) == SAMPLE
     assert 317 not in tokenizer.encode(SAMPLE + END)

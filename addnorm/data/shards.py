@@ -36,8 +36,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from addnorm import disk, reading
+from addnorm.data.cuts import CUT, WHITESPACE
 from addnorm.data.sources import DataError, Source
-from addnorm.data.tokenizer import CUT, WHITESPACE, Tokenizer, TokenizerError
+from addnorm.data.tokenizer import Tokenizer, TokenizerError
 from addnorm.progress import ProgressBar
 
 __all__ = ["Prepared", "Split", "Summary", "Tokens", "prepare", "training_texts"]

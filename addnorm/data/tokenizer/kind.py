@@ -1,0 +1,68 @@
+"""What kinds of tokenizer have in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+from addnorm.errors import Mendable
+
+ENDOFTEXT = "<|endoftext|>"
+"""What GPT-2 puts between documents; the special token of the tokenizers made here."""
+
+CARD = "addnorm_tokenizer.json"
+"""Kind and identity of a saved tokenizer: what is loaded is compared with it."""
+
+
+@final
+class TokenizerError(Mendable):
+    """A tokenizer that cannot be loaded, made or saved, or a text that it has no ids for; the
+    message says why and what to do."""
+
+
+class Kind(ABC):
+    """What the three kinds of tokenizer have to say; the rest is the same for all.
+
+    ``pieces`` has the bytes of every id, ``special`` the tokens that no ordinary text gives;
+    ``eos`` and ``pad`` are names from ``special``, or None. ``file`` is what the card vouches for.
+    """
+
+    name: ClassVar[str]
+    file: ClassVar[str]
+    pieces: dict[int, bytes]
+    special: dict[str, int]
+    eos: str | None = None
+    pad: str | None = None
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> "Kind":
+        """What ``save`` wrote; damage is a TokenizerError that names the file."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of ordinary texts, each a valid str."""
+
+    @abstractmethod
+    def content(self) -> dict[str, Any]:
+        """All that decides the ids, as JSON that is the same however it was stored."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write everything but the card."""
+
+
+def check_text(text: str) -> None:
+    """TypeError for what is not a str, TokenizerError for one that no bytes stand for."""
+    if not isinstance(text, str):
+        hint = ": encode_bytes takes bytes" if isinstance(text, bytes) else ""
+        raise TypeError(f"expected a str, got {type(text).__name__}{hint}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"character {error.start} of the text, {text[error.start]!r}, is half of a surrogate "
+            "pair: no Unicode text has it, and no bytes stand for it. It comes from reading with "
+            "errors='surrogateescape' or from cut UTF-16; for bytes that are not UTF-8 there is "
+            "encode_bytes"
+        ) from None

@@ -1,0 +1,291 @@
+"""``Tokenizer``, whatever its kind, and ``TextStream``: text from ids as they come."""
+
+import builtins
+import codecs
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from operator import index
+from pathlib import Path
+from typing import final
+
+from addnorm import disk, hub, reading
+from addnorm.data.tokenizer.bpe import BytePairs
+from addnorm.data.tokenizer.bpe_files import CONFIGS, PARTS
+from addnorm.data.tokenizer.bytes import Bytes
+from addnorm.data.tokenizer.characters import Characters
+from addnorm.data.tokenizer.corpus import documents, read_texts, size
+from addnorm.data.tokenizer.kind import CARD, Kind, TokenizerError, check_text
+from addnorm.errors import unknown_name
+
+QUIET = 1 << 24  # bytes of text that take no more than a few seconds to learn from
+
+KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (BytePairs, Characters, Bytes)}
+
+
+@final
+class Tokenizer:
+    """Text to ids and back. Made by ``from_pretrained``, ``train``, ``characters`` or ``bytes``."""
+
+    def __init__(self, kind: Kind):
+        self._kind = kind
+        ordinary = {i: piece for i, piece in kind.pieces.items() if i not in kind.special.values()}
+        self._byte_ids = {piece[0]: i for i, piece in ordinary.items() if len(piece) == 1}
+        longest_first = sorted(kind.special, key=len, reverse=True)
+        self._specials = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path) -> "Tokenizer":
+        """From a folder that holds ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``, or
+        what ``save`` wrote; or, if there is no such folder, from the Hugging Face hub or its cache.
+        """
+        folder = _find(path_or_id)
+        with reading.system_errors(folder, TokenizerError):
+            return cls._of_folder(folder)
+
+    @classmethod
+    def _of_folder(cls, folder: Path) -> "Tokenizer":
+        card_path = folder / CARD
+        if not os.path.lexists(card_path):
+            return cls(BytePairs.load(folder))
+        card = reading.json_object(card_path, TokenizerError)
+        name = reading.field(card, "kind", str, card_path, TokenizerError)
+        identity = reading.field(card, "identity", str, card_path, TokenizerError)
+        if name not in KINDS:
+            raise TokenizerError(f"{card_path}: {unknown_name('kind', name, KINDS)}")
+        kind = KINDS[name]
+        tokenizer = cls(kind.load(folder))
+        if tokenizer.identity != identity:
+            raise TokenizerError(
+                f"{folder / kind.file} is not the tokenizer that was saved here: its identity is "
+                f"{tokenizer.identity}, {CARD} says {identity}. It was changed or "
+                "damaged; ids made with the one do not fit the other. Copy both files again from "
+                f"where they came from, or delete {CARD} if the change was meant"
+            )
+        return tokenizer
+
+    @classmethod
+    def train(
+        cls,
+        texts_or_files: str | Path | Iterable[str | Path],
+        vocab_size: int | None = None,
+        kind: str = "bpe",
+    ) -> "Tokenizer":
+        """Learn a tokenizer: a ``Path`` is a file of UTF-8, read piece by piece; a str is text.
+
+        ``kind`` "bpe" learns merges until there are ``vocab_size`` tokens, fewer if no pair comes
+        twice any more; nothing is learned across or from ``<|endoftext|>``. "characters" takes all
+        characters there are; more than ``vocab_size`` of them are an error. The same text gives the
+        same tokenizer, whether read from a file or given as a str.
+        """
+        sources = [texts_or_files] if isinstance(texts_or_files, str | Path) else texts_or_files
+        if kind == "characters":
+            found = set[str]().union(*read_texts(sources))
+            if not found:
+                raise TokenizerError("there is no text to make a tokenizer from")
+            if vocab_size is not None and len(found) > vocab_size:
+                raise TokenizerError(
+                    f"the text has {len(found)} characters, vocab_size is {vocab_size}"
+                )
+            return cls(Characters("".join(sorted(found))))
+        if kind != "bpe":
+            raise TokenizerError(
+                f"unknown kind {kind!r}: 'bpe' and 'characters' are learned from text; for bytes "
+                "there is Tokenizer.bytes()"
+            )
+        if vocab_size is None:
+            raise TokenizerError("kind 'bpe' needs a vocab_size; GPT-2 has 50257")
+        sources = list(sources) if isinstance(sources, Sequence) else sources
+        # The bar of the training itself, which knows what is left to do; only where one can see it.
+        progress = sys.stderr.isatty() and size(sources) > QUIET
+        return cls(BytePairs.train(documents(sources), vocab_size, progress))
+
+    @classmethod
+    def characters(cls, text: str | Path | Iterable[str | Path]) -> "Tokenizer":
+        """One id for each character that occurs in the text (or file), sorted by code point."""
+        return cls.train(text, kind="characters")
+
+    @classmethod
+    def bytes(cls) -> "Tokenizer":
+        """UTF-8 bytes, ids 0 to 255, and ``<|endoftext|>``, id 256."""
+        return cls(Bytes())
+
+    # ------------------------------------------------------------------------------- what it is
+
+    @property
+    def has_gpt2_words(self) -> bool:
+        """Whether text falls into GPT-2's words, and no tokens are looked for before those."""
+        kind = self._kind
+        if not isinstance(kind, BytePairs):
+            return False
+        return kind.may_cut and all(token["special"] for token in kind.added)
+
+    @property
+    def kind(self) -> str:
+        """ "bpe", "characters" or "bytes"."""
+        return self._kind.name
+
+    @cached_property
+    def identity(self) -> str:
+        """16 hex digits; changes with the vocabulary, the merges, the special tokens, and how text
+        is normalized and split. Which of the special tokens ends a text is not in it."""
+        content = {"kind": self._kind.name, **self._kind.content()}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest id plus one: how many rows an embedding needs."""
+        return max(self._kind.pieces) + 1
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    @property
+    def special(self) -> dict[str, int]:
+        """The special tokens and their ids."""
+        return dict(self._kind.special)
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id that ends a text, if the tokenizer has one."""
+        return None if self._kind.eos is None else self._kind.special[self._kind.eos]
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id that fills up a batch, if the tokenizer has one; GPT-2 has not."""
+        return None if self._kind.pad is None else self._kind.special[self._kind.pad]
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.kind}, {self.vocab_size} tokens, identity {self.identity})"
+
+    # ------------------------------------------------------------------------------ text to ids
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """The ids of a text. With ``allow_special``, where the text of a special token stands there
+        is that token; leave it out for text from strangers."""
+        return self.encode_batch([text], allow_special)[0]
+
+    def encode_batch(self, texts: Iterable[str], allow_special: bool = False) -> list[list[int]]:
+        """The ids of many texts, with threads where the kind has them (BPE)."""
+        if isinstance(texts, str):
+            raise TypeError("encode_batch takes several texts; encode takes one")
+        texts = list(texts)
+        for text in texts:
+            check_text(text)
+        if not (allow_special and self._kind.special):
+            return self._kind.encode(texts)
+        parts = [self._specials.split(text) for text in texts]  # ordinary, special, ordinary, ...
+        ordinary = iter(self._kind.encode([part for row in parts for part in row[::2]]))
+        ids = []
+        for row in parts:
+            ids.append(next(ordinary))
+            for special in row[1::2]:
+                ids[-1].append(self._kind.special[special])
+                ids[-1] += next(ordinary)
+        return ids
+
+    def encode_bytes(self, data: builtins.bytes) -> list[int]:
+        """The ids of bytes that may not be UTF-8: those that are not get the ids of single bytes,
+        so that ``decode_bytes`` gives ``data`` back."""
+        # surrogateescape: an invalid byte b becomes U+DC00 + b, which valid UTF-8 cannot contain
+        parts = re.split("([\udc80-\udcff]+)", data.decode("utf-8", "surrogateescape"))
+        ids: list[int] = []
+        for ordinary, invalid in zip(parts[::2], [*parts[1::2], ""], strict=True):
+            ids += self._kind.encode([ordinary])[0]
+            for byte in invalid.encode("utf-8", "surrogateescape"):
+                if byte not in self._byte_ids:
+                    raise ValueError(
+                        f"the bytes are not UTF-8, and of kind {self.kind!r} there is no token for "
+                        f"the single byte 0x{byte:02x}"
+                    )
+                ids.append(self._byte_ids[byte])
+        return ids
+
+    # ------------------------------------------------------------------------------ ids to text
+
+    def token_bytes(self, id: int) -> builtins.bytes:
+        """The bytes that an id stands for; not always whole characters."""
+        return self.decode_bytes([id])
+
+    def decode_bytes(self, ids: Iterable[int]) -> builtins.bytes:
+        """The bytes of all ids, one after the other."""
+        pieces = self._kind.pieces
+        ids = list(ids)
+        try:
+            return b"".join([pieces[index(i)] for i in ids])
+        except KeyError:
+            place, bad = next((p, i) for p, i in enumerate(ids) if index(i) not in pieces)
+            raise ValueError(
+                f"id {index(bad)} at position {place} is not in the vocabulary, whose ids are 0 to "
+                f"{self.vocab_size - 1}"
+                + ("" if index(bad) not in range(self.vocab_size) else " with gaps")
+            ) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids, special tokens included; U+FFFD where the bytes are not UTF-8."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def stream(self) -> "TextStream":
+        """Decodes one id at a time."""
+        return TextStream(self)
+
+    # ----------------------------------------------------------------------------------- saving
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tokenizer beside a model. BPE as ``tokenizer.json``, for ``tokenizers`` and the
+        ``AutoTokenizer`` of transformers too."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        others = {kind.file for kind in KINDS.values()} - {self._kind.file, CARD}
+        if there := sorted(name for name in others if (folder / name).exists()):
+            raise TokenizerError(
+                f"{folder} holds a tokenizer of another kind ({', '.join(there)}), which other "
+                f"programs would take for this one, of kind {self.kind!r}: delete it, or save "
+                "somewhere else"
+            )
+        self._kind.save(folder)
+        card = {"kind": self.kind, "identity": self.identity}
+        disk.write_text(folder / CARD, json.dumps(card, indent=2))
+
+
+@final
+class TextStream:
+    """Text from ids as they come, whole characters only: what ``push`` returned and finally
+    ``flush``, joined, is what ``decode`` gives for all ids at once."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id: int) -> str:
+        """What is complete now; often "" where a character has several ids."""
+        return self._decoder.decode(self._tokenizer.token_bytes(id))
+
+    def flush(self) -> str:
+        """What is left of a character that never became complete; afterwards all begins anew."""
+        return self._decoder.decode(b"", final=True)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _find(path_or_id: str | Path) -> Path:
+    """The folder, or what the hub or its cache has under that name."""
+    folder = hub.local_folder(path_or_id, TokenizerError)
+    if folder is not None:
+        return folder
+    name = str(path_or_id)
+    files = [CARD, *(kind.file for kind in KINDS.values()), *CONFIGS, *PARTS, "added_tokens.json"]
+    advice = (
+        "On a machine with a network, run\n"
+        f"    hf download {name} {' '.join(PARTS)} --local-dir FOLDER\n"
+        "or the same with tokenizer.json and tokenizer_config.json instead of these two, and use "
+        "FOLDER instead of the name. What was downloaded once is taken from the hub's cache, even "
+        "with HF_HUB_OFFLINE=1"
+    )
+    return hub.download(name, files, TokenizerError, advice)
