@@ -69,22 +69,22 @@ class Project:
     # Test files that mirror a file, beside that of its own name and that of its folder's.
     mirrors: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {
-            "addnorm/stream.py": ("tests/test_schemes.py", "tests/test_rules.py"),
+            "addnorm/stream.py": ("tests/test_schemes.py", "tests/whole/test_rules.py"),
             "addnorm/masks.py": ("tests/test_branches.py",),
             "addnorm/joins.py": ("tests/test_schemes.py", "tests/test_init.py"),
-            "addnorm/schemes.py": ("tests/test_init.py", "tests/test_references.py"),
-            "addnorm/ops/__init__.py": ("tests/test_dispatch.py",),
-            "addnorm/ops/aten.py": ("tests/test_dispatch.py",),
-            "addnorm/ops/reference.py": ("tests/test_ops_reference.py",),
+            "addnorm/schemes.py": ("tests/test_init.py", "tests/references/test_references.py"),
+            "addnorm/ops/__init__.py": ("tests/ops/test_dispatch.py",),
+            "addnorm/ops/aten.py": ("tests/ops/test_dispatch.py",),
+            "addnorm/ops/reference.py": ("tests/ops/test_reference.py",),
             "addnorm/ops/attention.py": ("tests/test_branches.py",),
-            "addnorm/ops/offers.py": ("tests/test_dispatch.py", "tests/test_attention.py"),
-            "addnorm/models/gpt_config.py": ("tests/test_gpt.py",),
-            "addnorm/training/parallel.py": ("tests/test_processes.py",),
-            "addnorm/training/checkpoint.py": ("tests/test_kill.py",),
+            "addnorm/ops/offers.py": ("tests/ops/test_dispatch.py", "tests/ops/test_attention.py"),
+            "addnorm/models/gpt_config.py": ("tests/models/test_gpt.py",),
+            "addnorm/training/parallel.py": ("tests/training/test_processes.py",),
+            "addnorm/training/checkpoint.py": ("tests/training/test_kill.py",),
         }
     )
     # They judge the text of the code, or are about this tool: no test of what the code does.
-    left_out: tuple[str, ...] = ("tests/test_house.py", "tests/test_mutants.py")
+    left_out: tuple[str, ...] = ("tests/test_house.py", "tests/benchmarks/test_mutants.py")
     # What each child would else import again; never the package itself.
     warm: tuple[str, ...] = (
         *("numpy", "torch", "torch._dynamo", "torch._inductor.compile_fx", "torch.optim.adamw"),
@@ -100,8 +100,8 @@ class Project:
 
     def near(self, file: str) -> set[str]:
         """The test files that mirror a file."""
-        path = Path(file)
-        names = {f"tests/test_{path.stem}.py", f"tests/test_{path.parent.name}.py"}
+        path = Path("tests", *Path(file).parts[1:])
+        names = {path.with_name(f"test_{n}.py").as_posix() for n in (path.stem, path.parent.name)}
         return {n for n in names | {*self.mirrors.get(file, ())} if (self.root / n).exists()}
 
     @property
@@ -442,7 +442,7 @@ def _records(
 ) -> Iterator[tuple[str, Path]]:
     """Each test file, and where its measurements are, once made: a name that changes with the file,
     with the package, and with what all tests share."""
-    tests = sorted(project.root.glob("tests/test_*.py"))
+    tests = sorted(project.root.glob("tests/**/test_*.py"))
     shared = [p for p in sorted((project.root / "tests").rglob("*.py")) if p not in tests]
     package = sorted((project.root / project.package).rglob("*.py"))
     tools = [Path(__file__).with_name(f"mutants_{name}.py") for name in ("child", "trace")]

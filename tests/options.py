@@ -46,7 +46,7 @@ from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import RECIPES
 from addnorm.training.run import Stopped, Unwritten
-from tests.test_mistakes import LANGUAGE, NUMBERS, TINY, WORDS, answer, fits
+from tests.whole.test_mistakes import LANGUAGE, NUMBERS, TINY, WORDS, answer, fits
 from tests.workplaces import GOOD, SOMEBODYS, STATES, Holder, at, bounded, laid_out
 
 # --- what can be asked ----------------------------------------------------------------------------

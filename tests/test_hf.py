@@ -33,7 +33,7 @@ Auto = transformers.AutoModelForCausalLM
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without waiting for the disk, which test_files_gpt.py has, and without a network."""
+    """Without waiting for the disk, which files/test_gpt.py has, and without a network."""
     monkeypatch.setattr(disk, "sync", lambda path: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
@@ -646,7 +646,7 @@ def test_lora_trains_and_merges(peft: Any, tmp_path: Path, scheme: str) -> None:
 
 
 def test_the_code_of_the_document_runs() -> None:
-    """Also those blocks that test_docs.py leaves out because they need transformers."""
+    """Also those blocks that whole/test_docs.py leaves out because they need transformers."""
     text = (Path(__file__).parent.parent / "docs" / "gpt2.md").read_text()
     names: dict[str, Any] = {}
     for block in re.findall(r"^```python(?: hf)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL):

@@ -1,6 +1,6 @@
 """Every norm against its equation, in every dtype, at its edges; and AddNorm, which calls them.
 
-``EXACT`` and ``CLOSE`` are derived in test_ops.py; the sums here are of the same lengths.
+``EXACT`` and ``CLOSE`` are derived in ops/test_ops.py; the sums here are of the same lengths.
 """
 
 import copy
@@ -35,9 +35,9 @@ from addnorm.norms import (
     as_norm,
 )
 from addnorm.stream import AddNorm
+from tests.ops.test_ops import CLOSE, EXACT, accurate, accurate_rows, close, grad, numpy, randn
 from tests.references import norms, tape
 from tests.references.tape import Array, Var
-from tests.test_ops import CLOSE, EXACT, accurate, accurate_rows, close, grad, numpy, randn
 
 D = 12
 TOKENS, IMAGE = (3, 5, D), (3, D, 2, 5)

@@ -18,8 +18,8 @@ from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import Loop
 from addnorm.training.recipes import RECIPES, Config, classify_text
 from addnorm.training.run import Run
-from tests import test_sinks, test_texts, test_training
-from tests.test_training import ALONE, small
+from tests.training import test_sinks, test_texts, test_training
+from tests.training.test_training import ALONE, small
 
 START = Config()
 

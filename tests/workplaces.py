@@ -22,7 +22,7 @@ import huggingface_hub
 from addnorm import cli
 from addnorm.training import loop as loop_module
 from addnorm.training import run as run_module
-from tests.test_mistakes import LANGUAGE, TEXT, TINY
+from tests.whole.test_mistakes import LANGUAGE, TEXT, TINY
 
 UNTIL = 6  # steps after which a training ends, whatever was asked for
 SOMEBODYS = "somebody else's\n"

@@ -1,0 +1,259 @@
+"""A second task on the same loop: classifying texts of a folder."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from addnorm import load, train
+from addnorm.data.sources import DataError
+from addnorm.files.folders import WeightsError
+from addnorm.models.classifier import ClassifierConfig, TextClassifier, windows
+from addnorm.settings import SettingsError
+from addnorm.training.checkpoint import Checkpoints
+from addnorm.training.classify import Classify, ClassifyTask, read_classes
+from addnorm.training.display import Display
+from addnorm.training.loop_settings import Loop
+from addnorm.training.recipes import Config
+from tests.nets import stir
+from tests.training.test_training import same
+
+WORDS = {"animals": "cat dog cow hen fox", "plants": "oak ash elm fir fig", "stones": "jet opal"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name, words in WORDS.items():
+        (tmp_path / "texts" / name).mkdir(parents=True)
+        for i in range(40):
+            text = " ".join(rng.choice(words.split(), rng.integers(1, 6)))
+            (tmp_path / "texts" / name / f"{i}.txt").write_text(f"{text} {i}")
+    return tmp_path / "texts"
+
+
+def config(folder: Path) -> Config:
+    about = Classify(
+        data=str(folder),
+        rows_per_step=16,
+        val_fraction=0.25,
+        dropout=0.1,
+        model=ClassifierConfig(
+            vocab_size=1, classes=1, context_length=32, dim=16, n_layers=1, n_heads=2, pairs=99
+        ),
+    )
+    return Config(
+        about=about,
+        loop=Loop(steps=60, lr=1e-2, warmup=5, eval_every=20, save_every=20, threads=1),
+    )
+
+
+def test_it_learns_and_resumes(folder: Path, tmp_path: Path) -> None:
+    """Without a change to the loop: accuracy is what counts, more is better, and a resumed run is
+    the run."""
+    quiet = Display(quiet=True)
+    run = train(config(folder), out=tmp_path / "a", display=quiet)
+    assert run.metrics["accuracy"] >= 0.9
+    assert run.best is not None
+    assert run.best >= run.metrics["accuracy"]
+    model, tokenizer, classes, _ = load(run.folder)
+    assert classes == tuple(sorted(WORDS))
+    assert [c for c, _ in model.predict(["cat dog", "elm", "opal opal"], tokenizer, classes)] == [
+        "animals",
+        "plants",
+        "stones",
+    ]
+    weights = run.folder / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(WeightsError):
+        load(run.folder / "model")
+    train(config(folder), out=tmp_path / "b", until=30, display=quiet)
+    train(config(folder), out=tmp_path / "b", resume=True, display=quiet)
+    a, b = (Checkpoints(tmp_path / n / "checkpoints").load() for n in "ab")
+    assert same(a.tensors, b.tensors)
+    assert (tmp_path / "a" / "report.html").exists()
+
+
+def test_every_epoch_has_every_text_once(folder: Path) -> None:
+    task = config(folder).changed({"token_dropout": 0.0}).about.build()
+    assert isinstance(task, ClassifyTask)
+    rows = task.splits["train"]
+    n = len(rows)
+    seen = []
+    for step in range(n):  # 16 epochs
+        alone = task.batch("train", 3, step, 0, 1)
+        parts = [task.batch("train", 3, step, rank, 3) for rank in range(3)]
+        for rank, part in enumerate(parts):
+            assert torch.equal(part["label"], alone["label"][rank::3])
+        seen += [
+            (tuple(ids[valid].tolist()), int(label))
+            for ids, valid, label in zip(alone["ids"], alone["valid"], alone["label"], strict=True)
+        ]
+    want = sorted((tuple(row.ids.tolist()), row.label) for row in rows)
+    epochs = [seen[i : i + n] for i in range(0, len(seen), n)]
+    assert len(epochs) == 16
+    assert all(sorted(epoch) == want for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_evaluation_by_the_definition(folder: Path) -> None:
+    task = config(folder).about.build()
+    assert isinstance(task, ClassifyTask)
+    model = stir(task.model()).eval()
+    long = task.splits["val"][0]  # one text that takes five windows, the last where it ends
+    task.splits["val"][0] = long._replace(ids=np.arange(90, dtype=np.int64) % 7 + 40)
+    right, loss = 0, 0.0
+    with torch.no_grad():
+        for row in task.splits["val"]:
+            starts = [0, 14, 29, 44, 58] if len(row.ids) == 90 else [0]
+            probabilities = []
+            for start in starts:
+                ids = torch.from_numpy(row.ids[start : start + 32])[None]
+                logits = model(ids, torch.ones_like(ids, dtype=torch.bool))
+                probabilities.append(logits.double().softmax(-1))
+            p = torch.cat(probabilities).mean(0)
+            right += int(p.argmax()) == row.label
+            loss -= float(p[row.label].log())
+    found = task.evaluate(model)
+    n = len(task.splits["val"])
+    assert found["accuracy"] == right / n
+    assert found["val_loss"] == pytest.approx(loss / n, rel=1e-5)
+
+
+def test_what_is_learned_from_is_varied_and_a_function_of_its_place(folder: Path) -> None:
+    task = config(folder).changed({"token_dropout": 0.25}).about.build()
+    assert isinstance(task, ClassifyTask)
+    # one text, ten contexts long, each token once
+    task.splits["train"] = [task.splits["train"][0]._replace(ids=np.arange(320, dtype=np.int64))]
+    batches = [task.batch("train", 1, step, 0, 1) for step in range(40)]
+    again = task.batch("train", 1, 7, 0, 1)
+    assert all(torch.equal(again[name], t) for name, t in batches[7].items())
+    rows = [b["ids"][i][b["valid"][i]] for b in batches for i in range(len(b["ids"]))]
+    assert all(bool((row[1:] > row[:-1]).all()) for row in rows), "in the text's order"
+    assert all(int(row[-1] - row[0]) < 32 for row in rows), "from one window"
+    starts = torch.stack([row[0] for row in rows])
+    assert int(starts.min()) < 20
+    assert int(starts.max()) > 270
+    lengths = torch.tensor([float(len(row)) for row in rows])
+    # 32 * (1 - rate), rate uniform in [0, 0.5]: mean 24, deviation 5, 640 rows: 0.2 of the mean's
+    assert float(lengths.mean()) == pytest.approx(24.0, abs=1.0)
+    assert float(lengths.max()) == 32
+
+
+def test_windows_reach_from_one_end_to_the_other() -> None:
+    for n, context in ((5, 8), (8, 8), (9, 8), (31, 8), (1000, 8)):
+        found = windows(np.arange(n), context)
+        assert found[0][0] == 0
+        assert found[-1][-1] == n - 1
+        assert all(len(w) == min(n, context) for w in found)
+        assert len(found) <= 8
+        if n <= 4 * context:  # nothing is left out, as long as eight windows are enough
+            assert set(np.concatenate(found).tolist()) == set(range(n))
+
+
+def test_smoothing_belongs_to_learning_only(folder: Path) -> None:
+    task = config(folder).changed({"label_smoothing": 0.3}).about.build()
+    plain = config(folder).changed({"label_smoothing": 0.0}).about.build()
+    assert isinstance(task, ClassifyTask)
+    model = stir(task.model()).eval()
+    batch = task.batch("train", 1, 0, 0, 1)
+    logits = model(batch["ids"], batch["valid"])
+    uniform = -logits.log_softmax(-1).mean(-1).sum()
+    right = F.cross_entropy(logits, batch["label"], reduction="sum")
+    torch.testing.assert_close(task.loss(model, batch)[0], 0.7 * right + 0.3 * uniform)
+    assert task.evaluate(model) == plain.evaluate(model)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("token_dropout", 0.6, r"token_dropout must be in \[0, 0.5\], got 0.6"),
+        ("label_smoothing", 1.0, r"label_smoothing must be in \[0, 1\), got 1"),
+    ],
+)
+def test_shares_are_checked(key: str, value: float, told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        Classify(**{key: value})
+
+
+def tiny(**changes: Any) -> TextClassifier:
+    config = ClassifierConfig(
+        vocab_size=11, classes=3, context_length=12, dim=8, n_heads=2, **changes
+    )
+    return stir(TextClassifier(config)).double().eval()
+
+
+@pytest.mark.parametrize("pairs", [0, 50])
+@pytest.mark.parametrize("places", [[3, 4, 5, 6], [0, 1, 2, 3], [1, 2, 5, 6]])
+def test_padding_changes_nothing(places: list[int], pairs: int) -> None:
+    """Before, after and between."""
+    model, ids = tiny(pairs=pairs), torch.tensor([[1, 5, 7, 2]])
+    alone = model(ids, torch.ones_like(ids, dtype=torch.bool))
+    padded, valid = torch.full((1, 7), 9), torch.zeros(1, 7, dtype=torch.bool)
+    padded[:, places], valid[:, places] = ids, True
+    torch.testing.assert_close(model(padded, valid), alone, rtol=1e-12, atol=1e-12)
+
+
+def test_a_text_without_a_token_has_an_answer() -> None:
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    assert tiny()(ids, torch.zeros_like(ids, dtype=torch.bool)).isfinite().all()
+
+
+def test_pairs_tell_the_order_of_neighbours() -> None:
+    """Two texts of the same tokens, whose positions say nothing: only pairs tell them apart."""
+    texts = torch.tensor([[1, 2, 3, 4], [1, 3, 2, 4]])
+    for pairs, alike in ((0, True), (1000, False)):
+        model = tiny(pairs=pairs)
+        with torch.no_grad():
+            model.positions.weight.zero_()
+        a, b = model(texts, torch.ones_like(texts, dtype=torch.bool))
+        assert torch.allclose(a, b, atol=1e-12) == alike
+
+
+def test_the_largest_value_of_each_feature_counts() -> None:
+    """One token that stands out is seen however long the text: head = identity of the maxima."""
+    model = tiny()
+    seen = []
+    model.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    stacked = torch.randn(1, 5, 8, dtype=torch.float64)
+    model.stack.forward = lambda h, ctx: stacked  # type: ignore[misc]
+    valid = torch.tensor([[True, True, False, True, True]])
+    model(torch.ones(1, 5, dtype=torch.long), valid)
+    real = stacked[:, valid[0]]
+    torch.testing.assert_close(seen[0], torch.cat([real.mean(1), real.amax(1)], -1))
+
+
+@pytest.mark.parametrize("pairs", [-1, 2.5, True])
+def test_pairs_are_a_number(pairs: Any) -> None:
+    with pytest.raises(ValueError, match="pairs must be a whole number of at least 0"):
+        ClassifierConfig(vocab_size=11, classes=3, pairs=pairs)
+
+
+def test_texts_are_held_out_by_what_they_are(folder: Path) -> None:
+    """Adding a text moves no other, and the same text twice stays on one side."""
+    train_, val, names = read_classes(folder, 0.25)
+    assert names == sorted(WORDS)
+    (folder / "animals" / "new.txt").write_text("a new one")
+    (folder / "plants" / "again.txt").write_text(val[0][0])
+    train2, val2, _ = read_classes(folder, 0.25)
+    assert set(train_) <= set(train2)
+    assert set(val) <= set(val2)
+    assert val[0][0] not in {text for text, _ in train2}
+
+
+def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="data is not set"):
+        Classify().build()
+    with pytest.raises(DataError, match="is not a folder"):
+        Classify(data=str(tmp_path / "none")).build()
+    (tmp_path / "one").mkdir()
+    with pytest.raises(DataError, match=r"has 1 sub-folder\(s\)"):
+        Classify(data=str(tmp_path)).build()
+    (tmp_path / "two").mkdir()
+    with pytest.raises(DataError):
+        Classify(data=str(tmp_path)).build()
