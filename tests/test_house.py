@@ -281,7 +281,12 @@ def test_every_extra_that_is_named_can_be_installed() -> None:
     top = ROOT.parent
     extras = tomllib.loads((top / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     texts = [*top.glob("*.md"), *top.glob("docs/**/*.md"), top / "pyproject.toml", top / "Makefile"]
-    texts += [*FILES, *ROOT.rglob("*.md"), *top.glob("tests/**/*.py"), *top.glob("benchmarks/*.py")]
+    texts += [
+        *FILES,
+        *ROOT.rglob("*.md"),
+        *top.glob("tests/**/*.py"),
+        *top.glob("benchmarks/**/*.py"),
+    ]
     named: dict[str, Path] = {}
     for path in texts:
         for mention in re.findall(r"addnorm\[([\w, -]+)\]", path.read_text(encoding="utf-8")):

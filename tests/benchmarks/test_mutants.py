@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks import mutants, mutants_trace
-from benchmarks.mutants_child import Job, Slot
-from benchmarks.mutations import Mutation, functions, mutations, parses, required_parameters
-
-ROOT = Path(mutants.__file__).parent.parent
+from benchmarks.mutants import trace
+from benchmarks.mutants.__main__ import main
+from benchmarks.mutants.child import Job, Slot
+from benchmarks.mutants.choice import sample
+from benchmarks.mutants.mutations import Mutation, functions, mutations, parses, required_parameters
+from benchmarks.mutants.page import read, verdicts, write
+from benchmarks.mutants.project import ROOT, Project
+from benchmarks.mutants.reach import Reach
 
 
 def changes(source: str, kind: str | None = None) -> list[str]:
@@ -168,16 +171,16 @@ def test_functions_and_what_they_mention() -> None:
 def test_every_file_gives_the_same_number() -> None:
     sources = {"a.py": "x = f(1)\n", "b.py": "".join(f"x{i} = f({i})\n" for i in range(9))}
     places = {file: mutations(source, file) for file, source in sources.items()}
-    few = mutants.sample(places, sources, 2, seed=0)
+    few = sample(places, sources, 2, seed=0)
     assert Counter(m.file for m in few) == {"a.py": 1, "b.py": 1}
-    more = mutants.sample(places, sources, 6, seed=0)
+    more = sample(places, sources, 6, seed=0)
     assert Counter(m.file for m in more) == {"a.py": 1, "b.py": 5}
     assert more[:2] == few
-    assert mutants.sample(places, sources, 6, seed=1) != more
+    assert sample(places, sources, 6, seed=1) != more
 
 
 def test_the_files_that_are_named_are_there() -> None:
-    project = mutants.Project()
+    project = Project()
     assert len(project.paths()) >= 25
     for pattern in project.files:
         assert list(ROOT.glob(pattern)), pattern
@@ -224,7 +227,7 @@ def report(tests: dict[str, tuple[float, list[int], list[str]]], **more: Any) ->
 
 
 @pytest.fixture
-def reach(tmp_path: Path) -> mutants.Reach:
+def reach(tmp_path: Path) -> Reach:
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/test_m.py").touch()
     reports = {
@@ -246,24 +249,24 @@ def reach(tmp_path: Path) -> mutants.Reach:
             }
         ),
     }
-    return mutants.Reach(mutants.Project(tmp_path), reports, {"p/m.py": SOURCE})
+    return Reach(Project(tmp_path), reports, {"p/m.py": SOURCE})
 
 
-def stages(reach: mutants.Reach, after: str, budget: float = 90.0) -> list[list[str]]:
+def stages(reach: Reach, after: str, budget: float = 90.0) -> list[list[str]]:
     """The names of the tests of the first mutant with this line, by stage."""
     m = next(m for m in mutations(SOURCE, "p/m.py") if m.after == after)
     selection = reach.selection(m, budget)
     return [[t.name.split("::")[1] for t in stage] for stage in selection.stages]
 
 
-def test_the_tests_that_run_the_line_are_asked(reach: mutants.Reach) -> None:
+def test_the_tests_that_run_the_line_are_asked(reach: Reach) -> None:
     """Of the mirroring file first, then of others, then those that take long."""
     assert stages(reach, "return a - LIMIT") == [["f"], ["quick"], ["long"]]
     assert stages(reach, "def f(a, k=LIMIT - 1):") == [["f"], ["quick"], ["long"]]
     assert reach.failing == {"tests/test_m.py::broken": "assert 0"}
 
 
-def test_what_a_fixture_runs_counts_for_all_that_lean_on_it(reach: mutants.Reach) -> None:
+def test_what_a_fixture_runs_counts_for_all_that_lean_on_it(reach: Reach) -> None:
     """It is paid once: 4 + 0.5 + 0.6 seconds."""
     m = next(m for m in mutations(SOURCE, "p/m.py") if m.after == "return a")
     selection = reach.selection(m, 90.0)
@@ -276,21 +279,21 @@ def test_what_a_fixture_runs_counts_for_all_that_lean_on_it(reach: mutants.Reach
     assert stages(reach, "return a", budget=5.2)[2] == ["one", "two"]
 
 
-def test_what_runs_at_import_is_asked_of_all_that_run_the_file(reach: mutants.Reach) -> None:
+def test_what_runs_at_import_is_asked_of_all_that_run_the_file(reach: Reach) -> None:
     """Those that run a function which mentions the name come first, where it is a name."""
     assert stages(reach, "return a + 1") == [["g"], ["quick", "f"], ["long", "one", "two"]]
     assert stages(reach, "LIMIT = 4") == [["f"], ["quick", "g"], ["long", "one", "two"]]
     assert stages(reach, "pass") == [[], ["quick", "g", "f"], ["long", "one", "two"]]
 
 
-def test_a_budget_cuts_off_the_last(reach: mutants.Reach) -> None:
+def test_a_budget_cuts_off_the_last(reach: Reach) -> None:
     m = next(m for m in mutations(SOURCE, "p/m.py") if m.after == "return a - LIMIT")
     selection = reach.selection(m, 0.35)
     assert [t.name for stage in selection.stages for t in stage] == ["tests/test_m.py::f"]
     assert (selection.cut, selection.reached) == (2, True)
 
 
-def test_where_none_reaches_it_the_mirroring_file_is_asked(reach: mutants.Reach) -> None:
+def test_where_none_reaches_it_the_mirroring_file_is_asked(reach: Reach) -> None:
     m = Mutation("p/m.py", "n", "constant", "1", "2", 0, 0, 1, "2", (99, 99), "body")
     selection = reach.selection(m, 90.0)
     assert [[t.name.split("::")[1] for t in s] for s in selection.stages] == [
@@ -336,7 +339,7 @@ def test_how_a_process_ended(
 
 def test_what_other_processes_run_is_noted_too(tmp_path: Path) -> None:
     """In a thread, in a forked process, in one that ends by itself; under the name it was given."""
-    (tmp_path / "sitecustomize.py").write_text(Path(mutants_trace.__file__).read_text())
+    (tmp_path / "sitecustomize.py").write_text(Path(trace.__file__).read_text())
     file = tmp_path / "module.py"
     file.write_text("def f():\n    a = 1\n    return a\n\n\ndef g():\n    return 2\n")
     order = {"files": [str(file)], "folder": str(tmp_path), "context": "test"}
@@ -348,12 +351,12 @@ def test_what_other_processes_run_is_noted_too(tmp_path: Path) -> None:
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-c", code]
-    subprocess.run(command, check=True, env={**env, mutants_trace.VARIABLE: json.dumps(order)})
+    subprocess.run(command, check=True, env={**env, trace.VARIABLE: json.dumps(order)})
     notes = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert len(notes) == 2
     lines: dict[str, dict[str, int]] = {}
     for note in notes:
-        mutants_trace.add_lines(lines, note)
+        trace.add_lines(lines, note)
     bits = lines["test"][str(file)]
     assert {n for n in range(1, 9) if bits >> n & 1} == {1, 2, 3, 6, 7}
     for path in tmp_path.glob("*.json"):
@@ -407,7 +410,8 @@ TINY = {
 COMMAND = """
 import sys
 from pathlib import Path
-from benchmarks.mutants import Project, main
+from benchmarks.mutants.__main__ import main
+from benchmarks.mutants.project import Project
 warm = ("hypothesis", "xdist.plugin", "anyio.pytest_plugin", "typeguard")
 project = Project(Path(sys.argv[1]), "tiny", ("tiny/*.py",), {}, (), warm, patience=1.0)
 for words in sys.argv[2:]:
@@ -489,15 +493,15 @@ def test_the_page_keeps_what_was_judged(tiny: Path, output: str) -> None:
     sources = {f"tiny/{name}.py": TINY[f"tiny/{name}.py"] for name in ("idle", "sums", "table")}
     places: dict[str, list[Mutation]] = {f: mutations(s, f) for f, s in sources.items()}
     plus, zero = (m.key for m in places["tiny/sums.py"] if m.function == "next_to")
-    assert mutants.verdicts(text) == {plus: "Not judged", zero: "Not judged"}
+    assert verdicts(text) == {plus: "Not judged", zero: "Not judged"}
     edited = text.replace("Not judged.", "Equivalent:\n  because of that.", 1)
     edited = edited.replace("Not judged.", "Hole: closed by `test_x`.")
-    one, two = mutants.verdicts(edited)
-    assert mutants.verdicts(edited) == {one: "Equivalent", two: "Hole"}
+    one, two = verdicts(edited)
+    assert verdicts(edited) == {one: "Equivalent", two: "Hole"}
     page.write_text(edited)
-    past = mutants.read(tiny / "out/mutants/results.jsonl")
+    past = read(tiny / "out/mutants/results.jsonl")
     past[two].append({**past[two][-1], "outcome": "killed", "test": "test_x"})
-    mutants.write(page, past, places)
+    write(page, past, places)
     after = page.read_text()
     assert after.split("## Survivors")[1] == edited.split("## Survivors")[1]
     assert "| all | 8 | 8 | 6 | 1 | 1 | 1 | 85.7% | 100.0% |" in after
@@ -517,7 +521,7 @@ def test_a_judgement_that_does_not_hold_is_told(
     )
     first = {"key": key, "outcome": "survived", "commit": "one"}
     last = {"key": key, "outcome": "killed", "test": "t::a", "commit": "two"}
-    mutants.write(page, {key: [first, last], "00000001": [first]}, places)
+    write(page, {key: [first, last], "00000001": [first]}, places)
     output = capsys.readouterr().out
     assert f"{key}: judged equivalent, and yet t::a notices" in output
     assert "00000000: its line has changed" in output
@@ -526,15 +530,15 @@ def test_a_judgement_that_does_not_hold_is_told(
 
 
 def test_a_mutant_is_shown(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    project = mutants.Project(tiny, "tiny", ("tiny/*.py",))
+    project = Project(tiny, "tiny", ("tiny/*.py",))
     key = mutations(TINY["tiny/sums.py"], "tiny/sums.py")[0].key
-    mutants.main(["--show", key], project)
+    main(["--show", key], project)
     assert "-    return max(a, b)\n+    return min(a, b)\n" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="12345678 is no mutant"):
-        mutants.main(["--show", "12345678"], project)
+        main(["--show", "12345678"], project)
 
 
 def test_a_file_that_is_not_mutated_is_no_answer(tiny: Path) -> None:
-    project = mutants.Project(tiny, "tiny", ("tiny/*.py",))
+    project = Project(tiny, "tiny", ("tiny/*.py",))
     with pytest.raises(SystemExit, match=r"nope\.py: only these are mutated:\ntiny/__init__.py\n"):
-        mutants.main(["--only", "nope.py"], project)
+        main(["--only", "nope.py"], project)

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from benchmarks.mutants_trace import VARIABLE, Tracer, add_lines
+from benchmarks.mutants.trace import VARIABLE, Tracer, add_lines
 
 WAITING = 60.0  # seconds on the clock, beyond twice those: for a mutant that waits for ever
 MEMORY = 8 << 30  # bytes: a mutant that asks for no end of it must not take the machine down

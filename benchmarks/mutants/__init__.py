@@ -1,0 +1,1 @@
+"""Looks for holes in the tests: breaks the code in one place at a time, and asks who notices."""
