@@ -19,8 +19,11 @@ from addnorm.linting.rules import (
     behaviour,
     init,
     inline,
+    norm_axes,
+    norm_formula,
+    norm_gradient,
     norm_placement,
-    norms,
+    norm_precision,
     parameters,
     residual,
     sublayers,
@@ -30,7 +33,10 @@ from addnorm.temporary import isolated
 from addnorm.words import error_in_a_line
 
 CHECKS: tuple[Check, ...] = (
-    *norms.CHECKS,
+    *norm_formula.CHECKS,
+    *norm_axes.CHECKS,
+    *norm_gradient.CHECKS,
+    *norm_precision.CHECKS,
     *inline.CHECKS,
     *residual.CHECKS,
     *norm_placement.CHECKS,

@@ -18,7 +18,7 @@ from addnorm import norms
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.norms.find import find_norms
 from addnorm.linting.report import Finding, Unknown
-from addnorm.linting.rules.norms import CHECKS
+from addnorm.linting.rules import norm_axes, norm_formula, norm_gradient, norm_precision
 from addnorm.linting.subject import Subject
 from tests.norm_hosts import (
     IDS,
@@ -33,6 +33,13 @@ from tests.norm_hosts import (
     specimen_of,
     standard,
     var,
+)
+
+CHECKS = (
+    *norm_formula.CHECKS,
+    *norm_axes.CHECKS,
+    *norm_gradient.CHECKS,
+    *norm_precision.CHECKS,
 )
 
 

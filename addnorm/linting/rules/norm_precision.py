@@ -1,0 +1,141 @@
+"""Norms that compute in fewer digits than they need."""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from addnorm.anatomy.norms.find import MeasuredNorm, measured_norms
+from addnorm.anatomy.norms.formulas import ACCEPT
+from addnorm.anatomy.norms.probe import statistics_error
+from addnorm.linting.check import Check, Said
+from addnorm.linting.report import Severity, Unknown
+from addnorm.linting.rules.norm_cases import NormCase, cases_of, class_of, findings_of
+from addnorm.linting.subject import Subject
+from addnorm.temporary import undisturbed
+from addnorm.words import error_in_a_line
+
+
+def check_precision(subject: Subject) -> Said:
+    """Statistics in fewer digits than they need."""
+    cases: list[NormCase] = []
+    seen: dict[int, list[NormCase]] = {}
+    for k in measured_norms(subject.specimen):
+        if k.probe is None or k.match is None or k.match.distance > ACCEPT:
+            continue
+        if k.match.formula.kind == "other" or not k.reach.axes:
+            continue
+        try:
+            with undisturbed(gradients=False):
+                cases += cases_of(k, _precision_cases(subject, k), seen)
+        except Exception as e:
+            yield Unknown(
+                rule="norm-low-precision",
+                module=k.path,
+                why=f"it does not run in bfloat16: {error_in_a_line(e)}",
+            )
+    yield from findings_of(cases)
+
+
+def _precision_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
+    probe, m, name = k.probe, k.match, class_of(subject, k)
+    assert probe is not None
+    assert m is not None
+    n = math.prod(k.reach.sizes)
+
+    def error(dtype: torch.dtype, mean: float, whole: bool) -> float:
+        module = copy.deepcopy(probe.module).to(dtype)
+        worst, xs, ys = 0.0, [], []
+        for seed in range(4):
+            x = (probe.normal(30 + seed, 0.0) + mean).to(dtype)
+            y = probe.call(module, x, probe.others)
+            rows, got = probe.rows(x, k.reach).double(), probe.rows(y, k.reach).double()
+            xs.append(rows)
+            ys.append(got)
+        x64, y64 = torch.cat(xs), torch.cat(ys)
+        ref = m.formula(x64, m.eps) * (1.0 if math.isnan(m.factor) else m.factor)
+        if whole:
+            return statistics_error(y64, ref.to(dtype).double())
+        worst = float(((y64 - ref).norm(dim=-1) / ref.norm(dim=-1)).max())
+        return worst if math.isfinite(worst) else math.inf
+
+    if not probe.is_bare or math.isnan(m.factor) or n < 16:
+        return  # of a few elements, a rounded statistic looks like rounded outputs
+    if m.distance > 1e-4:
+        yield _precision_case(
+            k,
+            "warning",
+            name,
+            {"relative_error_in_float64": m.distance, "formula": m.formula.name},
+            f"{name} computes with about {-math.log2(m.distance):.0f} bits even if its input is "
+            "float64: something inside is cast to a 16-bit format",
+        )
+        return
+    if m.formula.centred:
+        # Rounding the mean costs mean/std * u, the difference of squares (mean/std)^2 * u, with
+        # u = 2^-24; the bound is half way between the two on a logarithmic scale.
+        far, u = 1e3, 2.0**-24
+        found, bound = error(torch.float32, far, False), far**1.5 * u
+        if found > bound:
+            yield _precision_case(
+                k,
+                "warning",
+                name,
+                {
+                    "relative_error_at_mean_1000_std_1": found,
+                    "of_a_two_pass_variance": far * u,
+                    "of_a_difference_of_squares": far**2 * u,
+                },
+                f"{name} loses digits in float32 where the mean is large compared with the "
+                "deviation, as mean(x^2) - mean(x)^2 does (it may even turn negative: NaN)",
+            )
+    if not _in_16_bits(subject, k):
+        return  # what it would do in bfloat16 is no fault of a model that is in float32
+    u = 2.0**-9
+    found = error(torch.bfloat16, 0.0, True)
+    # A rounded statistic is off by up to u, evenly: u / sqrt(3), and half of that where it is its
+    # square that is rounded. With float32 statistics a few outputs fall to the other side of a
+    # tie: some 2^-24 / u of them, which is nothing.
+    if found > 0.25 * u:
+        yield _precision_case(
+            k,
+            "warning",
+            name,
+            {
+                "row_error_in_bfloat16": found,
+                "of_bfloat16_statistics": u / math.sqrt(3),
+            },
+            f"{name} takes its statistics in the dtype of its input: in bfloat16 every row as a "
+            f"whole is off by {found / u:.2g} units in the last place",
+        )
+
+
+def _in_16_bits(subject: Subject, k: MeasuredNorm) -> bool:
+    """Whether the user's model holds or computes in 16 bits: in its parameters or buffers, in what
+    the norm is given, or by autocast."""
+    held = (*subject.original.parameters(), *subject.original.buffers())
+    given = torch.utils._pytree.tree_leaves((k.call.args, k.call.kwargs))
+    return any(
+        isinstance(t, Tensor) and t.dtype in (torch.bfloat16, torch.float16)
+        for t in (*held, *given)
+    ) or any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+
+
+def _precision_case(
+    k: MeasuredNorm, severity: Severity, name: str, evidence: dict[str, Any], what: str
+) -> NormCase:
+    return NormCase(
+        "norm-low-precision",
+        severity,
+        k.path,
+        (name, *sorted(evidence)),
+        evidence,
+        f"{what}: the error enters every layer and does not average out.",
+        "Take mean and variance in float32 (x.float(), two passes) and cast the result back.",
+    )
+
+
+CHECKS: tuple[Check, ...] = (Check(("norm-low-precision",), check_precision),)
