@@ -1,6 +1,6 @@
 """Gradients of norms, against differences of their outputs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -47,15 +47,41 @@ def _gradient_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
     x = probe.normal(20).requires_grad_()
     with torch.no_grad():
         hat = probe.raw(x).detach()
-    seen = hat + 1.0 + 0.5 * torch.randn_like(hat)
-    held = [(n, p) for n, p in probe.module.named_parameters() if p.is_floating_point()]
+    cotangent = hat + 1.0 + 0.5 * torch.randn_like(hat)
+    parameters = {n: p for n, p in probe.module.named_parameters() if p.is_floating_point()}
     with torch.enable_grad():
         out = probe.raw(x)
-        wanted = [x, *(p for _, p in held)]
+        variables = [x, *parameters.values()]
         if not out.requires_grad:
             yield _gradient_case(k, name, {"input": 1.0}, "nothing at all: the output is detached")
             return
-        grads = torch.autograd.grad((out * seen).sum(), wanted, allow_unused=True)
+        grads = torch.autograd.grad((out * cotangent).sum(), variables, allow_unused=True)
+    # Where autograd says nothing, it says zero.
+    gradients = {
+        id(v): torch.zeros_like(v) if g is None else g
+        for v, g in zip(variables, grads, strict=True)
+    }
+    # Float64 or float32 inside: rounding 1e-7 over a step of 1e-3, and its square; something of 16
+    # bits inside: 4e-3 an element over a step of 0.05, which averages out over the elements.
+    coarse = k.match is not None and 1e-4 < k.match.distance < ACCEPT
+    step, bound = (0.05, 0.1) if coarse else (1e-3, 2e-2)
+    errors: dict[str, float] = {}
+    for where, (variable, v) in _directions(k, x, parameters).items():
+        along = gradients[id(variable)] * v
+        slope = _slope(probe, variable, v, cotangent, x.detach(), step)
+        size = float(along.abs().sum()) + abs(slope)
+        if size > 1e-8:
+            error = abs(float(along.sum()) - slope) / size
+            if error > bound:
+                errors[where] = error
+    if errors:
+        yield _gradient_case(k, name, errors, _what_is_wrong(errors, parameters))
+
+
+def _directions(
+    k: MeasuredNorm, x: Tensor, parameters: Mapping[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What is varied, and how, by name."""
     base = x.detach()
     axes = [a % x.dim() for a in k.reach.axes] or [x.dim() - 1]
     directions = {
@@ -64,51 +90,36 @@ def _gradient_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
         "at random": (x, torch.randn_like(base)),
         "along the centred row": (x, base - base.mean(axes, keepdim=True)),
     }
-    for n, p in held:
+    for n, p in parameters.items():
         directions[f"of {n}"] = (p, torch.randn_like(p))
-    # Float64 or float32 inside: rounding 1e-7 over a step of 1e-3, and its square; something of 16
-    # bits inside: 4e-3 an element over a step of 0.05, which averages out over the elements.
-    coarse = k.match is not None and 1e-4 < k.match.distance < ACCEPT
-    step, bound = (0.05, 0.1) if coarse else (1e-3, 2e-2)
-    off: dict[str, float] = {}
-    for told, (variable, v) in directions.items():
-        i = next(j for j, w in enumerate(wanted) if w is variable)
-        grad = grads[i]
-        slope = _slope(probe, variable, v, seen, base, step)
-        # Where autograd says nothing, it says zero.
-        g = torch.zeros_like(variable) if grad is None else grad
-        size = float((g * v).abs().sum()) + abs(slope)
-        if size > 1e-8:
-            wrong = abs(float((g * v).sum()) - slope) / size
-            if wrong > bound:
-                off[told] = wrong
-    if not off:
-        return
-    names = set(off)
-    if names <= {f"of {n}" for n, _ in held}:
-        what = f"wrong {', '.join(sorted(names))}"
-    elif {"along the centred row", "along ones"} <= names:
-        what = "without the terms of mean and variance: the statistics are held constant"
-    elif "along the centred row" in names:
-        what = "without the term of the variance (or of the mean square): it is held constant"
-    elif "along ones" in names:
-        what = "without the term of the mean: it is held constant"
-    else:
-        what = "wrong"
-    yield _gradient_case(k, name, off, what)
+    return directions
+
+
+def _what_is_wrong(errors: Iterable[str], parameters: Iterable[str]) -> str:
+    """What the gradient forgets, from the directions in which it is off."""
+    names = set(errors)
+    if names <= {f"of {n}" for n in parameters}:
+        return f"wrong {', '.join(sorted(names))}"
+    if {"along the centred row", "along ones"} <= names:
+        return "without the terms of mean and variance: the statistics are held constant"
+    if "along the centred row" in names:
+        return "without the term of the variance (or of the mean square): it is held constant"
+    if "along ones" in names:
+        return "without the term of the mean: it is held constant"
+    return "wrong"
 
 
 def _slope(
-    probe: Probe, variable: Tensor, v: Tensor, seen: Tensor, base: Tensor, step: float
+    probe: Probe, variable: Tensor, v: Tensor, cotangent: Tensor, base: Tensor, step: float
 ) -> float:
-    """The central difference of ``sum(seen * f)`` along ``v``."""
+    """The central difference of ``sum(cotangent * f)`` along ``v``."""
     h = step * float(variable.detach().norm().clamp(min=1e-2) / v.norm())
     ends = []
     is_input = variable.shape == base.shape and not isinstance(variable, nn.Parameter)
     with torch.no_grad():
-        kept = variable.detach().clone()
+        before = variable.detach().clone()
         for sign in (1.0, -1.0):
-            moved = kept + sign * h * v
+            moved = before + sign * h * v
             if is_input:
                 y = probe.raw(moved)
             else:
@@ -116,17 +127,17 @@ def _slope(
                 y = probe.raw(base)
             ends.append(y.double())
         if not is_input:
-            variable.data.copy_(kept)
-    return float(((ends[0] - ends[1]) * seen.double()).sum() / (2 * h))
+            variable.data.copy_(before)
+    return float(((ends[0] - ends[1]) * cotangent.double()).sum() / (2 * h))
 
 
-def _gradient_case(k: MeasuredNorm, name: str, off: dict[str, float], what: str) -> NormCase:
+def _gradient_case(k: MeasuredNorm, name: str, errors: dict[str, float], what: str) -> NormCase:
     return NormCase(
         "norm-bad-gradient",
         "error",
         k.path,
         (name, what),
-        {f"relative_error_{where.replace(' ', '_')}": e for where, e in off.items()},
+        {f"relative_error_{where.replace(' ', '_')}": e for where, e in errors.items()},
         f"The gradient of {name} is not that of its output, but {what}: training follows another "
         "function than the one that is computed.",
         "Do not detach (nor compute under no_grad) what the output depends on; a hand-written "

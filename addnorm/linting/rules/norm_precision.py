@@ -44,25 +44,7 @@ def _precision_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
     probe, m, name = k.probe, k.match, class_of(subject, k)
     assert probe is not None
     assert m is not None
-    n = math.prod(k.reach.sizes)
-
-    def error(dtype: torch.dtype, mean: float, whole: bool) -> float:
-        module = copy.deepcopy(probe.module).to(dtype)
-        worst, xs, ys = 0.0, [], []
-        for seed in range(4):
-            x = (probe.normal(30 + seed, 0.0) + mean).to(dtype)
-            y = probe.call(module, x, probe.others)
-            rows, got = probe.rows(x, k.reach).double(), probe.rows(y, k.reach).double()
-            xs.append(rows)
-            ys.append(got)
-        x64, y64 = torch.cat(xs), torch.cat(ys)
-        ref = m.formula(x64, m.eps) * (1.0 if math.isnan(m.factor) else m.factor)
-        if whole:
-            return statistics_error(y64, ref.to(dtype).double())
-        worst = float(((y64 - ref).norm(dim=-1) / ref.norm(dim=-1)).max())
-        return worst if math.isfinite(worst) else math.inf
-
-    if not probe.is_bare or math.isnan(m.factor) or n < 16:
+    if not probe.is_bare or math.isnan(m.factor) or math.prod(k.reach.sizes) < 16:
         return  # of a few elements, a rounded statistic looks like rounded outputs
     if m.distance > 1e-4:
         yield _precision_case(
@@ -75,42 +57,75 @@ def _precision_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
         )
         return
     if m.formula.centred:
-        # Rounding the mean costs mean/std * u, the difference of squares (mean/std)^2 * u, with
-        # u = 2^-24; the bound is half way between the two on a logarithmic scale.
-        far, u = 1e3, 2.0**-24
-        found, bound = error(torch.float32, far, False), far**1.5 * u
-        if found > bound:
-            yield _precision_case(
-                k,
-                "warning",
-                name,
-                {
-                    "relative_error_at_mean_1000_std_1": found,
-                    "of_a_two_pass_variance": far * u,
-                    "of_a_difference_of_squares": far**2 * u,
-                },
-                f"{name} loses digits in float32 where the mean is large compared with the "
-                "deviation, as mean(x^2) - mean(x)^2 does (it may even turn negative: NaN)",
-            )
-    if not _in_16_bits(subject, k):
-        return  # what it would do in bfloat16 is no fault of a model that is in float32
-    u = 2.0**-9
-    found = error(torch.bfloat16, 0.0, True)
-    # A rounded statistic is off by up to u, evenly: u / sqrt(3), and half of that where it is its
-    # square that is rounded. With float32 statistics a few outputs fall to the other side of a
-    # tie: some 2^-24 / u of them, which is nothing.
-    if found > 0.25 * u:
+        yield from _cancellation(k, name)
+    if _in_16_bits(subject, k):  # else what it would do in bfloat16 is no fault of the model
+        yield from _rounded_statistics(k, name)
+
+
+def _cancellation(k: MeasuredNorm, name: str) -> Iterator[NormCase]:
+    """Digits that are lost where the mean is large.
+
+    Rounding the mean costs mean/std * u, the difference of squares (mean/std)^2 * u, with
+    u = 2^-24; the bound is half way between the two on a logarithmic scale.
+    """
+    far, u = 1e3, 2.0**-24
+    y, ref = _outputs(k, torch.float32, far)
+    error = float(((y - ref).norm(dim=-1) / ref.norm(dim=-1)).max())
+    error = error if math.isfinite(error) else math.inf
+    if error > far**1.5 * u:
         yield _precision_case(
             k,
             "warning",
             name,
             {
-                "row_error_in_bfloat16": found,
+                "relative_error_at_mean_1000_std_1": error,
+                "of_a_two_pass_variance": far * u,
+                "of_a_difference_of_squares": far**2 * u,
+            },
+            f"{name} loses digits in float32 where the mean is large compared with the "
+            "deviation, as mean(x^2) - mean(x)^2 does (it may even turn negative: NaN)",
+        )
+
+
+def _rounded_statistics(k: MeasuredNorm, name: str) -> Iterator[NormCase]:
+    """Whole rows that are off in bfloat16.
+
+    A rounded statistic is off by up to u, evenly: u / sqrt(3), and half of that where it is its
+    square that is rounded. With float32 statistics a few outputs fall to the other side of a
+    tie: some 2^-24 / u of them, which is nothing.
+    """
+    u = 2.0**-9
+    y, ref = _outputs(k, torch.bfloat16, 0.0)
+    error = statistics_error(y, ref.to(torch.bfloat16).double())
+    if error > 0.25 * u:
+        yield _precision_case(
+            k,
+            "warning",
+            name,
+            {
+                "row_error_in_bfloat16": error,
                 "of_bfloat16_statistics": u / math.sqrt(3),
             },
             f"{name} takes its statistics in the dtype of its input: in bfloat16 every row as a "
-            f"whole is off by {found / u:.2g} units in the last place",
+            f"whole is off by {error / u:.2g} units in the last place",
         )
+
+
+def _outputs(k: MeasuredNorm, dtype: torch.dtype, mean: float) -> tuple[Tensor, Tensor]:
+    """Its rows in a dtype, for inputs around a mean, and what its formula says of them; both in
+    float64."""
+    probe, m = k.probe, k.match
+    assert probe is not None
+    assert m is not None
+    module = copy.deepcopy(probe.module).to(dtype)
+    xs, ys = [], []
+    for seed in range(4):
+        x = (probe.normal(30 + seed, 0.0) + mean).to(dtype)
+        y = probe.call(module, x, probe.others)
+        xs.append(probe.rows(x, k.reach).double())
+        ys.append(probe.rows(y, k.reach).double())
+    x64, y64 = torch.cat(xs), torch.cat(ys)
+    return y64, m.formula(x64, m.eps) * (1.0 if math.isnan(m.factor) else m.factor)
 
 
 def _in_16_bits(subject: Subject, k: MeasuredNorm) -> bool:
