@@ -201,6 +201,28 @@ def test_the_road_in_contributing_is_real() -> None:
     assert road <= {(other, name) for name, imported in IMPORTS.items() for other in imported}
 
 
+# --- the READMEs of the wings ---------------------------------------------------------------------
+
+WINGS = sorted(path.parent for path in ROOT.glob("*/README.md"))
+
+
+@pytest.mark.parametrize("wing", WINGS, ids=lambda p: p.name)
+def test_the_readme_of_a_wing_names_its_files(wing: Path) -> None:
+    """All of them, and none that is not there; and what the table above says that it may import."""
+    text = (wing / "README.md").read_text(encoding="utf-8")
+    files = {str(path.relative_to(wing)) for path in wing.rglob("*.py")}
+    mentions = set(re.findall(r"`([\w/]+\.py)`", text))
+    missing = {file for file in files - mentions if not file.endswith("__init__.py")}
+    assert not missing, f"{wing.name}/README.md has to name these"
+    elsewhere = {
+        file for file in mentions if (ROOT / file).exists() or (ROOT.parent / file).exists()
+    }
+    assert not mentions - files - elsewhere, f"{wing.name}/README.md names what is gone"
+    rooms = re.search(r"^May import: (.*?)\.(?:\s|$)", text, re.MULTILINE | re.DOTALL)
+    assert rooms, f"{wing.name}/README.md says what the room may import"
+    assert set(re.findall(r"`(\w+)`", rooms[1])) == IMPORTS[wing.name]
+
+
 # --- the environment ------------------------------------------------------------------------------
 
 

@@ -10,7 +10,13 @@ from addnorm import schemes
 from addnorm.catalogue import combinators, entry
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+WINGS = sorted((ROOT / "addnorm").glob("*/README.md"))
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *WINGS])
+
+
+def title(path: Path) -> str:
+    """Without what stands before it on this machine."""
+    return str(path.relative_to(ROOT))
 
 
 def blocks(path: Path) -> list[str]:
@@ -24,7 +30,7 @@ def blocks_with_output(path: Path) -> list[tuple[str, str | None]]:
     return re.findall(pattern, path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=title)
 def test_the_code_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And prints what is said."""
     names: dict[str, object] = {}
@@ -34,7 +40,7 @@ def test_the_code_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert not output or printed == output
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=title)
 def test_what_is_quoted_is_in_the_code(path: Path) -> None:
     """A block of ``python FILE`` is a part of that file, whatever its indentation."""
     pattern = r"^```python (\S+\.py)\n(.*?)^```$"
@@ -47,7 +53,7 @@ def stripped(code: str) -> str:
     return "".join(f"\n{line.strip()}\n" for line in code.splitlines())
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=title)
 def test_a_place_that_is_named_is_there(path: Path) -> None:
     """``file.py: name`` is a name in a file of the package, or a method in a class."""
     for file, name in re.findall(r"`([\w/]+\.py): ([\w.]+)`", path.read_text()):
@@ -75,7 +81,7 @@ def test_both_readmes_show_the_same_code() -> None:
     assert code("README.md") == code("README.zh-CN.md")
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=title)
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
