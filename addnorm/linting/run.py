@@ -14,6 +14,7 @@ from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.specimen import Specimen, bare_copy, enliven
 from addnorm.linting.check import Check
 from addnorm.linting.report import Finding, Report, Unknown, gathered
+from addnorm.linting.rule import Undeclared
 from addnorm.linting.rules import (
     attention,
     behaviour,
@@ -103,6 +104,8 @@ def _run(check: Check, subject: Subject) -> list[Finding | Unknown]:
     else's forward may raise anything; nothing is swallowed, since the error is the reason given."""
     try:
         return list(check.run(subject))
+    except Undeclared:
+        raise  # the check is wrong, not the model
     except Exception as error:
         why = f"the probe failed on this model: {error_in_a_line(error)}"
         return [Unknown(rule=rule, module="", why=why) for rule in check.rules]

@@ -1,20 +1,162 @@
 """Attention as the products and the softmax that it is: its scale, and whether weights sum to 1."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
 from addnorm.anatomy.structure import Attention, Structure, factors, number, uniform
 from addnorm.anatomy.trace import Op, Value
-from addnorm.linting.check import Check, Said
-from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.check import Answers, decides
+from addnorm.linting.report import Finding
+from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 
 NEAR = 1e-3  # relative: constants are exact, and float32 has 1e-7
 SUM = 1e-3
+
+# --- the words ------------------------------------------------------------------------------------
+
+USUAL = "softmax(q k^T / sqrt(d)) v, with d the width of one head"
+
+SCALE = Rule(
+    "attention-scale",
+    "1/sqrt(d) is missing, doubled, misplaced or of the wrong width",
+    family="Attention",
+    evidence={
+        "factor_before_the_softmax": "what q k^T is multiplied by, by all constants together",
+        "expected": "1/sqrt(width of one head)",
+        "head_width": "the width of one head",
+        "factor_after_the_softmax": "what the attention weights are multiplied by",
+        "query_over_key_std": "the std of the queries' weights over that of the keys'",
+        "logits_std": "the std of the logits, scaled as they are",
+    },
+    cases={
+        "after the softmax": Case(
+            "error",
+            "The weights are multiplied by {factor_after_the_softmax:.4g} after the softmax, so "
+            "they sum to {factor_after_the_softmax:.4g} and not to 1.",
+            f"Scale inside the softmax: {USUAL}.",
+        ),
+        "after the softmax only": Case(
+            "error",
+            "The weights are multiplied by {factor_after_the_softmax:.4g} after the softmax, so "
+            "they sum to {factor_after_the_softmax:.4g} and not to 1, while the logits stay "
+            "unscaled.",
+            f"Scale inside the softmax: {USUAL}.",
+        ),
+        "in the initialization": Case(
+            "note",
+            "The logits are not divided by sqrt(d); the queries' weights are initialized "
+            "{times:.3g} times smaller than the keys', which does the same at the beginning (as in "
+            "T5).",
+            "Nothing, if this is intended: the initialization has to stay as it is.",
+        ),
+        "missing": Case(
+            "error",
+            "The logits q k^T are not divided by sqrt(d) = {root:.3g}: they grow with the head's "
+            "width, the softmax saturates, and its gradient vanishes.",
+            f"Use {USUAL}.",
+        ),
+        "twice": Case(
+            "error",
+            "The logits are multiplied by 1/d = {factor_before_the_softmax:.4g}: 1/sqrt(d) is "
+            "applied twice, so attention starts almost uniform and learns slowly.",
+            f"Use {USUAL}.",
+        ),
+        "1/d": Case(
+            "warning",
+            "The logits are multiplied by 1/d = {factor_before_the_softmax:.4g}: muP's scale, or "
+            "1/sqrt(d) squared by mistake.",
+            f"Use {USUAL}; keep 1/d only with muP's initialization.",
+        ),
+        "above 1": Case(
+            "error",
+            "The logits are multiplied by {factor_before_the_softmax:.4g} where they should be "
+            "divided by {root:.4g}: the softmax saturates.",
+            f"Use {USUAL}.",
+        ),
+        "another width": Case(
+            "error",
+            "The logits are divided by sqrt({width}), {whose}, where the width of one head is "
+            "{head_width}: attention starts {times:.3g} times too flat.",
+            f"Use {USUAL}.",
+        ),
+        "unusual": Case(
+            "note",
+            "The logits are multiplied by {factor_before_the_softmax:.4g}; 1/sqrt(d) is "
+            "{expected:.4g}.",
+            "Nothing, if the configuration says so (Gemma 2's query_pre_attn_scalar, Granite's "
+            f"multiplier); else use {USUAL}.",
+        ),
+        "far off": Case(
+            "warning",
+            "The logits are multiplied by {factor_before_the_softmax:.4g}; 1/sqrt(d) is "
+            "{expected:.4g}.",
+            "Nothing, if the configuration says so (Gemma 2's query_pre_attn_scalar, Granite's "
+            f"multiplier); else use {USUAL}.",
+        ),
+    },
+)
+
+
+def _not_one(why: str) -> str:
+    return (
+        "The attention weights of a query sum to {smallest_sum:.3g} to {largest_sum:.3g}, not to "
+        f"1: {why}. The output's scale then depends on the length of the text."
+    )
+
+
+NOT_NORMALIZED = Rule(
+    "attention-not-normalized",
+    "attention weights do not sum to one",
+    family="Attention",
+    evidence={
+        "smallest_sum": "the smallest sum of a query's weights over the keys",
+        "largest_sum": "the largest",
+        "sum_over_queries_is_one": "whether the weights of each key sum to one instead",
+    },
+    cases={
+        "over the queries": Case(
+            "error",
+            _not_one("the softmax runs over the queries instead of the keys"),
+            "softmax(..., dim=-1) on scores of shape (..., queries, keys).",
+        ),
+        "over the queries, decayed": Case(
+            "note",
+            _not_one("the softmax runs over the queries instead of the keys"),
+            "softmax(..., dim=-1) on scores of shape (..., queries, keys).",
+        ),
+        "sink": Case(
+            "note",
+            _not_one("a part of each row goes to a sink that adds no value"),
+            "Nothing, if the sink is intended.",
+        ),
+        "decays": Case(
+            "note",
+            _not_one("decays replace the softmax, as in a state-space model or linear attention"),
+            "Nothing, if that is the design.",
+        ),
+        "no softmax": Case(
+            "error",
+            _not_one("no softmax normalizes them"),
+            "Use a softmax over the keys, unless the design is intended.",
+        ),
+        "masked afterwards": Case(
+            "error",
+            _not_one("weights are masked after the softmax and not renormalized"),
+            "Mask the logits with -inf before the softmax.",
+        ),
+        "changed afterwards": Case(
+            "error",
+            _not_one("something changes them after the softmax"),
+            "Leave the softmax's output as it is (dropout belongs to training).",
+        ),
+    },
+)
+
+# --- the scale ------------------------------------------------------------------------------------
 
 
 @final
@@ -36,131 +178,91 @@ class Factor:
         )
 
 
-def scales(subject: Subject) -> Said:
+@decides(SCALE)
+def scales(subject: Subject) -> Answers:
     """attention-scale: 1/sqrt(d) once, before the softmax."""
     s = subject.structure
     if not s.attentions:
-        yield Unknown(rule="attention-scale", module="", why="no attention was found")
+        yield SCALE.unknown("no attention was found")
         return
     for attention in s.attentions:
-        yield from _scale(s, attention, subject)
+        finding = _scale(s, attention, subject)
+        if finding is not None:
+            yield finding
 
 
-def _scale(s: Structure, attention: Attention, subject: Subject) -> Iterator[Finding]:
+def _scale(s: Structure, attention: Attention, subject: Subject) -> Finding | None:
+    """The case of one attention; none where the factor is right, or cannot be told from right."""
+    dim = factors(attention.scores)[0].shape[-1]
+    right = 1 / math.sqrt(dim)
+    before, after = _factors(s, attention)
+    c = before.constant
+
+    def finding(case: str, words: dict[str, Any] | None = None, **more: float) -> Finding:
+        return SCALE(
+            case,
+            attention.path,
+            words=words,
+            factor_before_the_softmax=c,
+            expected=right,
+            head_width=dim,
+            factor_after_the_softmax=after.constant,
+            **more,
+        )
+
+    if abs(after.constant - 1.0) > NEAR and not after.learned:
+        return finding("after the softmax only" if abs(c - 1.0) < NEAR else "after the softmax")
+    if before.learned or before.normed or _close(c, right):
+        return None
+    if _close(c, 1.0):
+        ratio = _weights_ratio(s, attention, subject)
+        if ratio is not None and ratio < 2.0 / math.sqrt(dim) and dim > 4:
+            times = 1 / max(ratio, 1e-9)
+            return finding("in the initialization", {"times": times}, query_over_key_std=ratio)
+        return finding("missing", {"root": math.sqrt(dim)})
+    if _close(c, 1.0 / dim):
+        applied = [a for a in _merged(before.applied) if abs(a - 1.0) > NEAR]
+        return finding("twice" if len(applied) >= 2 else "1/d")
+    if c > 1.0 + NEAR:
+        scores = attention.scores.outputs[0].tensor.detach().double()
+        return finding("above 1", {"root": math.sqrt(dim)}, logits_std=float(scores.std()) * c)
+    widths = {s.width: "the model's width", attention.weights.shape[-1]: "the number of keys"}
+    for n, whose in widths.items():
+        if n > 1 and n != dim and _close(c, 1 / math.sqrt(n)):
+            times = math.sqrt(n / dim)
+            return finding("another width", {"width": n, "whose": whose, "times": times})
+    return finding("unusual" if 0.1 < c / right < 10 else "far off")
+
+
+def _factors(s: Structure, attention: Attention) -> tuple[Factor, Factor]:
+    """What the logits are multiplied by, and what the weights are after the softmax."""
     q, k = factors(attention.scores)
-    dim = q.shape[-1]
-    soft = _softmax(attention)
-    before = _along(s, q, None) * _along(s, k, None)
-    after = Factor()
+    scores, soft = attention.scores.outputs[0], _softmax(attention)
+    before, after = _along(s, q, None) * _along(s, k, None), Factor()
     if soft is not None:
-        before = before * _along(s, soft.inputs[0], attention.scores.outputs[0])
+        before = before * _along(s, soft.inputs[0], scores)
         after = _along(s, attention.weights, soft.outputs[0])
     else:
-        before = before * _along(s, attention.weights, attention.scores.outputs[0])
-    right = 1 / math.sqrt(dim)
+        before = before * _along(s, attention.weights, scores)
     alpha = number(attention.scores.kwargs.get("alpha", 1.0))
     if alpha is not None and alpha != 1.0:  # baddbmm(mask, q, k, alpha=1 / sqrt(d))
         before = before * Factor(alpha, (alpha,))
-    c = before.constant
-    told = {
-        "factor_before_the_softmax": c,
-        "expected": right,
-        "head_width": dim,
-        "factor_after_the_softmax": after.constant,
-    }
-    where = attention.path
-
-    def found(message: str, remedy: str, severity: str = "error", **more: float) -> Finding:
-        return Finding(
-            rule="attention-scale",
-            severity=severity,  # type: ignore[arg-type]
-            module=where,
-            evidence={**told, **more},
-            message=message,
-            remedy=remedy,
-        )
-
-    usual = "softmax(q k^T / sqrt(d)) v, with d the width of one head"
-    if abs(after.constant - 1.0) > NEAR and not after.learned:
-        yield found(
-            f"The weights are multiplied by {after.constant:.4g} after the softmax, so they sum to "
-            f"{after.constant:.4g} and not to 1"
-            + (", while the logits stay unscaled." if abs(c - 1.0) < NEAR else "."),
-            f"Scale inside the softmax: {usual}.",
-        )
-        return
-    if before.learned or before.normed or _close(c, right):
-        return
-    scores = attention.scores.outputs[0].tensor.detach().double()
-    std = float(scores.std()) * c
-    if _close(c, 1.0):
-        ratio = _weights_ratio(s, q, k, subject)
-        if ratio is not None and ratio < 2.0 / math.sqrt(dim) and dim > 4:
-            yield found(
-                "The logits are not divided by sqrt(d); the queries' weights are initialized "
-                f"{1 / max(ratio, 1e-9):.3g} times smaller than the keys', which does the same at "
-                "the beginning (as in T5).",
-                "Nothing, if this is intended: the initialization has to stay as it is.",
-                "note",
-                query_over_key_std=ratio,
-            )
-            return
-        yield found(
-            f"The logits q k^T are not divided by sqrt(d) = {math.sqrt(dim):.3g}: they grow with "
-            "the head's width, the softmax saturates, and its gradient vanishes.",
-            f"Use {usual}.",
-        )
-    elif _close(c, 1.0 / dim):
-        doubled = len([a for a in _merged(before.applied) if abs(a - 1.0) > NEAR]) >= 2
-        yield found(
-            f"The logits are multiplied by 1/d = {c:.4g}: "
-            + (
-                "1/sqrt(d) is applied twice, so attention starts almost uniform and learns slowly."
-                if doubled
-                else "muP's scale, or 1/sqrt(d) squared by mistake."
-            ),
-            f"Use {usual}" + ("." if doubled else "; keep 1/d only with muP's initialization."),
-            "error" if doubled else "warning",
-        )
-    elif c > 1.0 + NEAR:
-        yield found(
-            f"The logits are multiplied by {c:.4g} where they should be divided by "
-            f"{math.sqrt(dim):.4g}: the softmax saturates.",
-            f"Use {usual}.",
-            logits_std=std,
-        )
-    else:
-        width = s.width
-        names = {width: "the model's width", attention.weights.shape[-1]: "the number of keys"}
-        for n, name in names.items():
-            if n > 1 and n != dim and _close(c, 1 / math.sqrt(n)):
-                yield found(
-                    f"The logits are divided by sqrt({n}), {name}, where the width of one head is "
-                    f"{dim}: attention starts {math.sqrt(n / dim):.3g} times too flat.",
-                    f"Use {usual}.",
-                )
-                return
-        yield found(
-            f"The logits are multiplied by {c:.4g}; 1/sqrt(d) is {right:.4g}.",
-            "Nothing, if the configuration says so (Gemma 2's query_pre_attn_scalar, Granite's "
-            f"multiplier); else use {usual}.",
-            "note" if 0.1 < c / right < 10 else "warning",
-        )
+    return before, after
 
 
 def _merged(applied: tuple[float, ...]) -> list[float]:
     """Torch's attention gives the root of its scale to each of queries and keys: that is one. A
     soft cap divides and multiplies by the same: that is none."""
-    found: list[float] = []
+    constants: list[float] = []
     for a in applied:
-        inverse = next((b for b in found if abs(a * b - 1.0) < NEAR), None)
+        inverse = next((b for b in constants if abs(a * b - 1.0) < NEAR), None)
         if inverse is not None:
-            found.remove(inverse)
-        elif a in found:
-            found[found.index(a)] = a * a
+            constants.remove(inverse)
+        elif a in constants:
+            constants[constants.index(a)] = a * a
         else:
-            found.append(a)
-    return found
+            constants.append(a)
+    return constants
 
 
 def _close(a: float, b: float) -> bool:
@@ -168,10 +270,10 @@ def _close(a: float, b: float) -> bool:
 
 
 def _softmax(attention: Attention) -> Op | None:
-    found = [op for op in attention.between if op.name in ("_softmax", "_safe_softmax")]
+    softmaxes = [op for op in attention.between if op.name in ("_softmax", "_safe_softmax")]
     if attention.weights.op is not None and attention.weights.op.name.endswith("softmax"):
-        found.append(attention.weights.op)
-    return found[-1] if found else None
+        softmaxes.append(attention.weights.op)
+    return softmaxes[-1] if softmaxes else None
 
 
 def _along(s: Structure, value: Value, start: Value | None) -> Factor:
@@ -213,16 +315,16 @@ def _factor(s: Structure, op: Op, carried: Value) -> Factor:
             return Factor()  # positions' cosines and the like
         constant = float(t.flatten()[0])
     else:
-        found = number(other)
-        if found is None:
+        fixed = number(other)
+        if fixed is None:
             return Factor()
-        constant = found
+        constant = fixed
     if op.name == "div":
         constant = 1.0 / constant if constant else math.inf
     return Factor(constant, (constant,))
 
 
-def _weights_ratio(s: Structure, q: Value, k: Value, subject: Subject) -> float | None:
+def _weights_ratio(s: Structure, attention: Attention, subject: Subject) -> float | None:
     """std of the queries' weights over that of the keys', as the user's model has them."""
     parameters = dict(subject.original.named_parameters())
 
@@ -232,15 +334,19 @@ def _weights_ratio(s: Structure, q: Value, k: Value, subject: Subject) -> float 
         stds = [float(parameters[n].detach().float().std()) for n in names if n in parameters]
         return max(stds) if stds else None
 
-    a, b = std(q), std(k)
+    a, b = (std(value) for value in factors(attention.scores))
     return a / b if a is not None and b else None
 
 
-def sums(subject: Subject) -> Said:
+# --- the sum of the weights -----------------------------------------------------------------------
+
+
+@decides(NOT_NORMALIZED)
+def sums(subject: Subject) -> Answers:
     """attention-not-normalized: what a query takes of all keys must sum to one."""
     s = subject.structure
     if not s.attentions:
-        yield Unknown(rule="attention-not-normalized", module="", why="no attention was found")
+        yield NOT_NORMALIZED.unknown("no attention was found")
         return
     for attention in s.attentions:
         soft = _softmax(attention)
@@ -254,45 +360,32 @@ def sums(subject: Subject) -> Said:
         off = (total[used] - 1.0).abs()
         if not used.any() or float(off.max()) <= SUM:
             continue
-        columns = weights.sum(-2)
-        down = bool(((columns - 1.0).abs() <= SUM).all())
-        sinks = soft is not None and soft.outputs[0].shape[-1] > attention.weights.shape[-1]
-        decayed = soft is None and any(
-            op.name == "mul" and sum(v in s.activations for v in op.inputs) > 1
-            for op in attention.between
+        down = bool(((weights.sum(-2) - 1.0).abs() <= SUM).all())
+        yield NOT_NORMALIZED(
+            _why(s, attention, soft, down, weights),
+            attention.path,
+            smallest_sum=float(total[used].min()),
+            largest_sum=float(total[used].max()),
+            sum_over_queries_is_one=down,
         )
-        if down:
-            what = "the softmax runs over the queries instead of the keys"
-            remedy = "softmax(..., dim=-1) on scores of shape (..., queries, keys)."
-        elif sinks:
-            what = "a part of each row goes to a sink that adds no value"
-            remedy = "Nothing, if the sink is intended."
-        elif decayed:
-            what = "decays replace the softmax, as in a state-space model or linear attention"
-            remedy = "Nothing, if that is the design."
-        elif soft is None:
-            what = "no softmax normalizes them"
-            remedy = "Use a softmax over the keys, unless the design is intended."
-        elif _masked_after(soft, weights):
-            what = "weights are masked after the softmax and not renormalized"
-            remedy = "Mask the logits with -inf before the softmax."
-        else:
-            what = "something changes them after the softmax"
-            remedy = "Leave the softmax's output as it is (dropout belongs to training)."
-        yield Finding(
-            rule="attention-not-normalized",
-            severity="note" if sinks or decayed else "error",
-            module=attention.path,
-            evidence={
-                "smallest_sum": float(total[used].min()),
-                "largest_sum": float(total[used].max()),
-                "sum_over_queries_is_one": down,
-            },
-            message=f"The attention weights of a query sum to {float(total[used].min()):.3g} to "
-            f"{float(total[used].max()):.3g}, not to 1: {what}. The output's scale then depends on "
-            "the length of the text.",
-            remedy=remedy,
-        )
+
+
+def _why(s: Structure, attention: Attention, soft: Op | None, down: bool, weights: Tensor) -> str:
+    """The case of weights that do not sum to one; those of each key do if ``down``."""
+    sinks = soft is not None and soft.outputs[0].shape[-1] > attention.weights.shape[-1]
+    decayed = soft is None and any(
+        op.name == "mul" and sum(v in s.activations for v in op.inputs) > 1
+        for op in attention.between
+    )
+    if down:
+        return "over the queries, decayed" if sinks or decayed else "over the queries"
+    if sinks:
+        return "sink"
+    if decayed:
+        return "decays"
+    if soft is None:
+        return "no softmax"
+    return "masked afterwards" if _masked_after(soft, weights) else "changed afterwards"
 
 
 def _masked_after(soft: Op, weights: Tensor) -> bool:
@@ -302,7 +395,4 @@ def _masked_after(soft: Op, weights: Tensor) -> bool:
     return bool(((weights == 0) & (before.reshape(weights.shape) > 0)).any())
 
 
-CHECKS = (
-    Check(("attention-scale",), scales),
-    Check(("attention-not-normalized",), sums),
-)
+CHECKS = (scales, sums)
