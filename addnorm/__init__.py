@@ -4,8 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from addnorm.models import storage as _storage
-
-__version__ = "0.1.0"
+from addnorm.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from addnorm import branches, compat, joins, norms, ops, positions, recurrent, schemes, stream

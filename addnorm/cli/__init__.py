@@ -22,10 +22,10 @@ from tyro.constructors import (
     PrimitiveTypeInfo,
 )
 
-from addnorm import __version__
 from addnorm.cli import output
 from addnorm.cli.threads import choose_waiting
 from addnorm.errors import Mendable, unknown_name
+from addnorm.version import __version__
 from addnorm.words import first_line
 
 __all__ = ["Positional", "Refusal", "UseAppendAction", "arg", "main", "optional", "read"]

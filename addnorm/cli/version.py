@@ -5,8 +5,8 @@ import platform
 
 import torch
 
-from addnorm import __version__
 from addnorm.ops import verify
+from addnorm.version import __version__
 
 
 def run() -> int:

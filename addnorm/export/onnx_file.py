@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from addnorm import __version__, disk
+from addnorm import disk
 from addnorm.export.check import (
     ExportError,
     Tell,
@@ -27,6 +27,7 @@ from addnorm.export.check import (
 from addnorm.export.onnx_check import compare
 from addnorm.export.onnx_graph import Graph
 from addnorm.models.gpt import GPT
+from addnorm.version import __version__
 
 INLINE = 1_700_000_000
 """Bytes of weights from which on they go into a file of their own: protobuf ends at 2 GiB."""

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from addnorm import __version__, reading, schemes
+from addnorm import reading, schemes
 from addnorm.errors import Mendable, value_in_short
 from addnorm.files.folders import CARD, CONFIG, TOKENIZERS, WeightsError, read_json
 from addnorm.models.gpt_config import GPTConfig
+from addnorm.version import __version__
 
 MODEL_TYPE = "addnorm_gpt"
 IDENTITY = "addnorm_tokenizer"

@@ -29,13 +29,14 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from addnorm import __version__, schemes
+from addnorm import schemes
 from addnorm.branches import MLP, Attention
 from addnorm.catalogue import Entry, combinators, entry
 from addnorm.lab import Setup
 from addnorm.norms import RMSNorm
 from addnorm.stream import Scheme, Stack, Stream
 from addnorm.temporary import fixed_seed, hooked
+from addnorm.version import __version__
 
 VOCABULARY = 65
 UNSCALED = "fan_in(pre_norm, factors=False)"

@@ -28,7 +28,7 @@ from typing import Any, TypeVar, cast, final
 import torch
 from torch import Tensor
 
-from addnorm import __version__, disk, settings
+from addnorm import disk, settings
 from addnorm.errors import Mendable
 from addnorm.files import folders
 from addnorm.pages import run as page
@@ -43,6 +43,7 @@ from addnorm.training.recipes import Config
 from addnorm.training.resume import Resume
 from addnorm.training.sinks import JSONLines, Record, Sink, installed, open_sinks
 from addnorm.training.task import Task
+from addnorm.version import __version__
 
 Result = TypeVar("Result")
 
