@@ -260,7 +260,7 @@ class MultiHead(nn.Module, ABC):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        allowed: Tensor | None,
+        mask: Tensor | None,
         bias: Tensor | None,
         valid: Tensor | None,
         causal: bool = False,
@@ -272,11 +272,11 @@ class MultiHead(nn.Module, ABC):
             batch, total = len(q), k.shape[-2]
             if causal:
                 shape = (batch, self.n_heads, q.shape[-2], total)
-                allowed, causal = visible(shape, q.device, None, None, causal=True), False
+                mask, causal = visible(shape, q.device, None, None, causal=True), False
             k, v = self.prefix(k, v)
-            allowed, bias = behind(k.shape[-2] - total, total, allowed, bias)
+            mask, bias = behind(k.shape[-2] - total, total, mask, bias)
         dropout = self.dropout if self.training else 0.0
-        call = AttentionCall(q, k, v, self.scale, allowed, bias, causal, self.softcap, dropout)
+        call = AttentionCall(q, k, v, self.scale, mask, bias, causal, self.softcap, dropout)
         y = attend(call).transpose(1, 2).flatten(2)
         if self.inner is not None:
             y = self.inner(y, valid=valid)
@@ -337,18 +337,18 @@ class Attention(MultiHead):
         order = self.causal and (new > 1 or self.window is not None or ahead)
         plain = order and fresh and self.window is None
         plain = plain and ctx.valid is None and ctx.attend is None and ctx.bias is None
-        allowed = None
+        mask = None
         if not plain:
             valid = ctx.valid
             if valid is not None and ctx.cache is not None:
                 valid = valid[:, :total]  # it may speak of slots that are not there yet
             window = self.window
-            allowed = visible(
+            mask = visible(
                 shape, u.device, valid, ctx.attend, causal=order, window=window, first=past
             )
         bias = None
         if ctx.bias is not None:
-            allowed, bias = split_bias("bias", ctx.bias, allowed, shape)
+            mask, bias = split_bias("bias", ctx.bias, mask, shape)
         if self.position is not None:
             number = torch.arange(total, device=u.device)
             code = self.position.bias(past + number[:new], number, accumulate_dtype(q))
@@ -357,7 +357,7 @@ class Attention(MultiHead):
                     f"a position code for {code.shape[0]} heads in an attention of {self.n_heads}"
                 )
             bias = code if bias is None else bias if code is None else bias + code
-        return self.look(q, k, v, allowed, bias, ctx.valid, causal=plain)
+        return self.look(q, k, v, mask, bias, ctx.valid, causal=plain)
 
     def _with_first_values(self, v: Tensor, here: Here) -> Tensor:
         assert self.value_residual is not None
@@ -389,11 +389,11 @@ class CrossAttention(MultiHead):
         else:
             k, v = ctx.cache.memory(here.key, lambda: (self.keys(memory.x), self.values(memory.x)))
         shape = (u.shape[0], self.n_heads, u.shape[1], memory.x.shape[1])
-        allowed = visible(shape, u.device, memory.valid, memory.attend, of="memory.")
+        mask = visible(shape, u.device, memory.valid, memory.attend, of="memory.")
         bias = None
         if memory.bias is not None:
-            allowed, bias = split_bias("memory.bias", memory.bias, allowed, shape)
-        return self.look(q, k, v, allowed, bias, ctx.valid)
+            mask, bias = split_bias("memory.bias", memory.bias, mask, shape)
+        return self.look(q, k, v, mask, bias, ctx.valid)
 
 
 # --- helpers --------------------------------------------------------------------------------------

@@ -336,9 +336,9 @@ class _Layer(_Coder, ABC):
     def _run(self, *args: Any, **kwargs: Any) -> Tensor:
         ends = [end for end in (self.stack.enter, self.stack.exit) if end is not None]
         if ends:
-            told = " and ".join(type(end).__name__ for end in ends)
+            names = " and ".join(type(end).__name__ for end in ends)
             raise RuntimeError(
-                f"this scheme puts {told} at the ends of a stack, and a layer alone has no ends: "
+                f"this scheme puts {names} at the ends of a stack, and a layer alone has no ends: "
                 "give it to TransformerEncoder or TransformerDecoder, even for one layer"
             )
         return super()._run(*args, **kwargs)
@@ -383,15 +383,15 @@ class TransformerDecoderLayer(_Layer):
 
 def _stacked(
     layer: _Layer,
-    wanted: type[_Layer],
+    layer_type: type[_Layer],
     n: int,
     norm: nn.Module | None,
     scheme: Scheme | str | None,
     depths: tuple[int, int] | None,
 ) -> Stack:
     """n clones of the layer as PyTorch makes them; with a scheme, n blocks built like it."""
-    if not isinstance(layer, wanted):
-        raise TypeError(f"expected an addnorm.compat.{wanted.__name__}, got {type(layer)}")
+    if not isinstance(layer, layer_type):
+        raise TypeError(f"expected an addnorm.compat.{layer_type.__name__}, got {type(layer)}")
     scheme = layer.block.scheme if scheme is None else scheme
     if scheme is None:
         stack = layer.block.stack(n, None, "meta", None)
@@ -429,8 +429,8 @@ class TransformerEncoder(_Coder):
         scheme: Scheme | str | None = None,
         depths: tuple[int, int] | None = None,
     ) -> None:
-        wanted = TransformerEncoderLayer
-        stack = _stacked(encoder_layer, wanted, num_layers, norm, scheme, depths)
+        layer_type = TransformerEncoderLayer
+        stack = _stacked(encoder_layer, layer_type, num_layers, norm, scheme, depths)
         super().__init__(encoder_layer.block, stack, norm)
         self.num_layers = num_layers
         self.enable_nested_tensor, self.mask_check = enable_nested_tensor, mask_check
@@ -460,8 +460,8 @@ class TransformerDecoder(_Coder):
         scheme: Scheme | str | None = None,
         depths: tuple[int, int] | None = None,
     ) -> None:
-        wanted = TransformerDecoderLayer
-        stack = _stacked(decoder_layer, wanted, num_layers, norm, scheme, depths)
+        layer_type = TransformerDecoderLayer
+        stack = _stacked(decoder_layer, layer_type, num_layers, norm, scheme, depths)
         super().__init__(decoder_layer.block, stack, norm)
         self.num_layers = num_layers
 

@@ -102,11 +102,11 @@ def wrong_size(file: Path, size: int) -> str | None:
     None: nothing by its size."""
     if not file.is_file():
         return "is not a file" if file.exists() else "is missing"
-    found = file.stat().st_size
-    if found == size:
+    actual = file.stat().st_size
+    if actual == size:
         return None
-    kind = "truncated" if found < size else "too long"
-    return f"is {kind}: {found:,} bytes, and {size:,} were written"
+    kind = "truncated" if actual < size else "too long"
+    return f"is {kind}: {actual:,} bytes, and {size:,} were written"
 
 
 def difference(file: Path, size: int, sha256: str) -> str | None:

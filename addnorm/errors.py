@@ -29,18 +29,18 @@ def check_whole(name: str, value: object, least: int = 1) -> None:
         raise Mendable(f"{name} must be at most {MOST}, got {value_in_short(value)}")
 
 
-def check_known(what: str, name: object, known: Iterable[str]) -> None:
-    """A name is one of those that are known."""
-    names = list(known)
-    if name not in names:
-        raise Mendable(unknown_name(what, name, names))
+def check_known(what: str, name: object, names: Iterable[str]) -> None:
+    """Raise if a name is not one of these."""
+    known_names = list(names)
+    if name not in known_names:
+        raise Mendable(unknown_name(what, name, known_names))
 
 
-def unknown_name(what: str, name: object, known: Iterable[object]) -> str:
+def unknown_name(what: str, name: object, names: Iterable[object]) -> str:
     """The message for a name that is not known, with the near ones, or else with all there are."""
-    names = list(known)
-    listed = f"there are {', '.join(map(str, names))}" if names else "there is none"
-    return f"unknown {what} {value_in_short(name)}; {did_you_mean(name, names) or listed}"
+    known_names = list(names)
+    listed = f"there are {', '.join(map(str, known_names))}" if known_names else "there is none"
+    return f"unknown {what} {value_in_short(name)}; {did_you_mean(name, known_names) or listed}"
 
 
 def is_number(value: object) -> TypeGuard[float]:

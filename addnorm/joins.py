@@ -161,9 +161,9 @@ class Hyper(Join):
             nn.init.constant_(scale, 0.01)
 
     def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
-        stored = s.settle()  # (n, B, T, D)
-        wide = accumulate_dtype(stored)
-        h = stored.to(wide)
+        streams = s.settle()  # (n, B, T, D)
+        wide = accumulate_dtype(streams)
+        h = streams.to(wide)
         normed = self.norm(h, valid=None if valid is None else valid.expand(self.n, *valid.shape))
         with without_autocast(h):
             mix = torch.tanh(normed @ self.alpha_fn.to(wide)) * self.alpha_scale.to(wide)
@@ -171,8 +171,8 @@ class Hyper(Join):
             depth = torch.tanh(normed @ self.beta_fn.to(wide)) * self.beta_scale.to(wide)
             depth = depth + self.beta.to(wide)[:, None, None]  # (n, B, T)
             mixed = torch.einsum("kbtj,kbtd->jbtd", mix, h)  # (n + 1, B, T, D)
-        u, _ = read(Stream(mixed[0].to(stored.dtype)), pre, valid)
-        return u, (mixed[1:], depth, stored.dtype)
+        u, _ = read(Stream(mixed[0].to(streams.dtype)), pre, valid)
+        return u, (mixed[1:], depth, streams.dtype)
 
     def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:
         rest, depth, dtype = carry

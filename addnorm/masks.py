@@ -47,10 +47,10 @@ def visible(
             parts.append(j > i - window)
     if not parts:
         return None
-    allowed = parts[0]
+    mask = parts[0]
     for part in parts[1:]:
-        allowed = allowed & part
-    return allowed
+        mask = mask & part
+    return mask
 
 
 def full_shape(name: str, mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
@@ -62,33 +62,33 @@ def full_shape(name: str, mask: Tensor, shape: tuple[int, int, int, int]) -> Ten
         )
     full = mask[:, None] if mask.dim() == 3 else mask[(None,) * (4 - mask.dim())]
     axes = ("B (batch)", "H (heads)", "T (queries)", "S (keys)")
-    for axis, got, want in zip(axes, full.shape, shape, strict=True):
-        if got not in (1, want):
+    for axis, size, want in zip(axes, full.shape, shape, strict=True):
+        if size not in (1, want):
             raise ValueError(
-                f"{name}: axis {axis} has {got} entries, expected {want} or 1; "
+                f"{name}: axis {axis} has {size} entries, expected {want} or 1; "
                 f"(B, H, T, S) = {shape}, got {tuple(mask.shape)}"
             )
     return full
 
 
 def split_bias(
-    name: str, bias: Tensor, allowed: Tensor | None, shape: tuple[int, int, int, int]
+    name: str, bias: Tensor, mask: Tensor | None, shape: tuple[int, int, int, int]
 ) -> tuple[Tensor, Tensor]:
     """What may be looked at, and what is added there: an additive mask says the first by -inf."""
     bias = full_shape(name, bias, shape)
     finite = bias != -math.inf
-    return finite if allowed is None else allowed & finite, bias.masked_fill(~finite, 0.0)
+    return finite if mask is None else mask & finite, bias.masked_fill(~finite, 0.0)
 
 
 def behind(
-    more: int, total: int, allowed: Tensor | None, bias: Tensor | None
+    more: int, total: int, mask: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """The masks of ``total`` keys before which ``more`` stand that every query sees."""
-    if allowed is not None:
-        allowed = F.pad(allowed.expand(*allowed.shape[:-1], total), (more, 0), value=True)
+    if mask is not None:
+        mask = F.pad(mask.expand(*mask.shape[:-1], total), (more, 0), value=True)
     if bias is not None:
         bias = F.pad(bias.expand(*bias.shape[:-1], total), (more, 0))
-    return allowed, bias
+    return mask, bias
 
 
 # --- guards ---------------------------------------------------------------------------------------

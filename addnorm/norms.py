@@ -44,8 +44,8 @@ class Norm(nn.Module, ABC):
         self.dim = dim
         self._initial = {name: p[1] for name, p in parameters.items() if p is not None}
         for name, p in parameters.items():
-            made = None if p is None else nn.Parameter(torch.full(*p))
-            self.register_parameter(name, made)
+            parameter = None if p is None else nn.Parameter(torch.full(*p))
+            self.register_parameter(name, parameter)
 
     def reset_parameters(self) -> None:
         """Back to the values at init."""

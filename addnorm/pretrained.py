@@ -66,11 +66,11 @@ def save(
     the updates in its weights, or, if the adapter is no update, the model without it.
     """
     path = Path(folder).expanduser()
-    found = adapted(model)
-    apart = found is not None and not found.low_rank()
+    adapter = adapted(model)
+    apart = adapter is not None and not adapter.low_rank()
     if path.is_dir() and (path / CONFIG if apart else path / BASE).exists():
         raise WeightsError(f"{path} holds another model: delete it, or choose another folder")
-    if found is None:
+    if adapter is None:
         kind_of(model).write(model, path, tokenizer, labels)
         return
     if not isinstance(model, GPT):

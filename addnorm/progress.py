@@ -35,7 +35,7 @@ class ProgressBar:
         interval: float | None = None,
         hidden: bool = False,
     ) -> None:
-        self._title, self._total, self._done, self._note = title, total, 0, ""
+        self._title, self._total, self._amount, self._note = title, total, 0, ""
         self._in_bytes, self._patience, self._hidden = in_bytes, patience, hidden
         self._interval = interval
         self._next_line = time.monotonic() + (interval if interval and patience else 0.0)
@@ -68,28 +68,28 @@ class ProgressBar:
     def begin(self, title: str, total: int | None = None) -> None:
         """Something else is done from now on, of another total."""
         with self._lock:
-            self._title, self._total, self._done = title, total, 0
+            self._title, self._total, self._amount = title, total, 0
             if self._bar is not None:
                 progress, task = self._bar
                 progress.reset(task, description=title, total=total)
 
-    def update(self, done: int, total: int | None = None, note: str = "") -> None:
-        """``done`` of the total is done; the note stands behind the bar."""
-        self._done, self._note = done, note
+    def update(self, amount: int, total: int | None = None, note: str = "") -> None:
+        """``amount`` of the total is done; the note stands behind the bar."""
+        self._amount, self._note = amount, note
         self._total = self._total if total is None else total
         if self._bar is not None:
             progress, task = self._bar
-            progress.update(task, completed=done, total=self._total, note=note)
+            progress.update(task, completed=amount, total=self._total, note=note)
         elif self._interval is not None and time.monotonic() > self._next_line and not self._hidden:
             print(self._line(), file=sys.stderr, flush=True)
             self._next_line = time.monotonic() + self._interval
 
     def advance(self, count: int = 1) -> None:
         """``count`` more are done."""
-        self.update(self._done + count, note=self._note)
+        self.update(self._amount + count, note=self._note)
 
     def _line(self) -> str:
-        amounts = [self._done] if self._total is None else [self._done, self._total]
+        amounts = [self._amount] if self._total is None else [self._amount, self._total]
         if self._in_bytes:
             return f"{self._title}: {' of '.join(f'{n / 1e6:,.0f}' for n in amounts)} MB"
         return f"{self._title}: {' of '.join(f'{n:,}' for n in amounts)}"
@@ -114,7 +114,7 @@ class ProgressBar:
                 return
             progress = Progress(*columns, console=Console(stderr=True), transient=True)
             task = progress.add_task(
-                self._title, total=self._total, completed=self._done, note=self._note
+                self._title, total=self._total, completed=self._amount, note=self._note
             )
             progress.start()
             self._bar = progress, task

@@ -125,11 +125,11 @@ class Decoder:
     ) -> None:
         self._where, self._kind, self._hint = where, kind, hint
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._done, self._begun = 0, False
+        self._bytes_read, self._has_begun = 0, False
 
     def decode(self, chunk: bytes, final: bool = False) -> str:
         """The characters that are complete now."""
-        before = self._done - len(self._decoder.getstate()[0])
+        before = self._bytes_read - len(self._decoder.getstate()[0])
         try:
             piece = self._decoder.decode(chunk, final)
         except UnicodeDecodeError as error:
@@ -140,9 +140,9 @@ class Decoder:
                 f"{self._where} is not UTF-8 (byte {byte} is 0x{error.object[error.start]:02x}): "
                 f"{hint}"
             ) from None
-        self._done += len(chunk)
-        if piece and not self._begun:
-            self._begun = True
+        self._bytes_read += len(chunk)
+        if piece and not self._has_begun:
+            self._has_begun = True
             return piece.removeprefix("\ufeff")
         return piece
 
@@ -190,20 +190,20 @@ def json_object(file: Path, kind: type[Mendable] = Unreadable) -> dict[str, Any]
 
 
 def field(
-    held: Mapping[str, Any],
+    values: Mapping[str, Any],
     key: str,
-    wanted: type[Value],
+    value_type: type[Value],
     where: object,
     kind: type[Mendable] = Unreadable,
 ) -> Value:
     """The value of a key that must be there, and of this type and no other."""
-    if key not in held:
+    if key not in values:
         raise kind(f"{where}: {key!r} is missing")
-    value = held[key]
+    value = values[key]
     # bool is an int in Python, and no number in JSON
-    fits = type(value) in (int, float) if wanted is float else type(value) is wanted
+    fits = type(value) in (int, float) if value_type is float else type(value) is value_type
     if not fits:
-        raise kind(f"{where}: {key!r} is {in_words(value)}, expected {WORDS[wanted]}")
+        raise kind(f"{where}: {key!r} is {in_words(value)}, expected {WORDS[value_type]}")
     return value
 
 

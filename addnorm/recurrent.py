@@ -86,9 +86,11 @@ class Layer(nn.Module, ABC):
         hs = []
         for x in torch.split(self.project(data), sizes)[order]:
             rows = len(x)
-            moved = self.step(x, tuple(s[:rows] for s in state))
-            hs.append(moved[0])
-            state = tuple(torch.cat((new, s[rows:])) for new, s in zip(moved, state, strict=True))
+            new_state = self.step(x, tuple(s[:rows] for s in state))
+            hs.append(new_state[0])
+            state = tuple(
+                torch.cat((new, s[rows:])) for new, s in zip(new_state, state, strict=True)
+            )
         return torch.cat(hs[order]).to(data.dtype), state  # (N, H), (B, H) each
 
 
@@ -257,12 +259,12 @@ class Recurrent(nn.Module, ABC):
         return data, tuple(torch.stack(s) for s in zip(*last, strict=True))
 
     def _check_input(self, x: Tensor, dims: tuple[int, ...], expected: str) -> None:
-        name, got = type(self).__name__, tuple(x.shape)
+        name, shape = type(self).__name__, tuple(x.shape)
         if x.dim() not in dims:
-            raise ValueError(f"{name}: the input must be {expected}, got shape {got}")
+            raise ValueError(f"{name}: the input must be {expected}, got shape {shape}")
         if x.shape[-1] != self.input_size:
             raise ValueError(
-                f"{name}: the input has {x.shape[-1]} features (shape {got}), but input_size is "
+                f"{name}: the input has {x.shape[-1]} features (shape {shape}), but input_size is "
                 f"{self.input_size}; pass {expected}"
             )
         if not x.is_floating_point():

@@ -411,11 +411,11 @@ def fan_in(base: Scheme, factors: bool = True) -> Scheme:
         w = base(s)
         if not isinstance(w.init, Init):
             return w  # unit rows are width-aware already
-        kept = dict(w.init.factors) if factors else {}
+        factors_left = dict(w.init.factors) if factors else {}
         text = "normal, std 1 / sqrt(fan_in)"
-        for role, factor in kept.items():
+        for role, factor in factors_left.items():
             text += f"; {role} * {factor:.4g}" if factor != 1.0 else ""
-        return replace(w, init=Init(text, one_by_fan_in, kept))
+        return replace(w, init=Init(text, one_by_fan_in, factors_left))
 
     return scheme
 

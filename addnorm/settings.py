@@ -174,8 +174,8 @@ class Need(NamedTuple):
     cases: Cases
     elsewhere: bool
 
-    def met(self, values: Mapping[str, Any]) -> bool:
-        """Whether it is, with these values of all keys."""
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether one of the cases does, with these values of all keys."""
         return any(all(values[key] in few for key, few in case.items()) for case in self.cases)
 
     def __str__(self) -> str:
@@ -211,7 +211,7 @@ def without_effect(settings: Any, values: Mapping[str, Any] | None = None) -> di
     ``values``, if given, count instead of the settings' own."""
     values = values or values_by_key(settings)
     unmet = {
-        key: [need for need in needs_of_it if not need.met(values)]
+        key: [need for need in needs_of_it if not need.holds(values)]
         for key, needs_of_it in needs(settings).items()
         if key in values
     }
@@ -420,8 +420,10 @@ def _replaced(
         raise
     except Mendable as error:
         here = [key for key in changes if key.startswith(prefix)]
-        named = [key for key in here if re.search(rf"\b{key.rpartition('.')[2]}\b", str(error))]
-        words = ", ".join(assignment(key, changes[key]) for key in named or here)
+        in_message = [
+            key for key in here if re.search(rf"\b{key.rpartition('.')[2]}\b", str(error))
+        ]
+        words = ", ".join(assignment(key, changes[key]) for key in in_message or here)
         raise SettingsError(f"{words}: {error}") from None
 
 

@@ -241,8 +241,8 @@ class _RoleNotes:
 
     def roles(self, branch: nn.Module) -> dict[str, str]:
         """Name in the branch -> role, of the weights that were filled by this rule."""
-        named = {name: self.by_weight.get(id(p)) for name, p in branch.named_parameters()}
-        return {name: role for name, role in named.items() if role is not None}
+        roles = {name: self.by_weight.get(id(p)) for name, p in branch.named_parameters()}
+        return {name: role for name, role in roles.items() if role is not None}
 
 
 @final
@@ -427,9 +427,9 @@ _careful: "weakref.WeakSet[Stack]" = weakref.WeakSet()
 
 def _note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
     """After any optimizer step: the stacks whose weights it moved now await ``after_step``."""
-    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    weights = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for stack in _careful:
-        if any(id(p) in moved for p in stack.parameters()):
+        if any(id(p) in weights for p in stack.parameters()):
             stack.overdue = True
 
 

@@ -9,17 +9,17 @@ NEAR = 3  # names that are offered at most
 LONGEST_LINE = 200  # characters
 
 
-def near_names(name: object, known: Iterable[object], cutoff: float = CUTOFF) -> list[str]:
+def near_names(name: object, names: Iterable[object], cutoff: float = CUTOFF) -> list[str]:
     """Those of the known names that may be meant, the nearest first; ``dim`` is also near
     ``model.dim``, whose last part it is."""
-    names = [str(n) for n in known]
-    near = difflib.get_close_matches(str(name), names, n=NEAR, cutoff=cutoff)
-    return near + [n for n in names if n.rpartition(".")[2] == name and n not in near]
+    texts = [str(n) for n in names]
+    near = difflib.get_close_matches(str(name), texts, n=NEAR, cutoff=cutoff)
+    return near + [n for n in texts if n.rpartition(".")[2] == name and n not in near]
 
 
-def did_you_mean(name: object, known: Iterable[object], cutoff: float = CUTOFF) -> str:
+def did_you_mean(name: object, names: Iterable[object], cutoff: float = CUTOFF) -> str:
     """``did you mean relu or silu?``, or nothing where no known name is near."""
-    near = near_names(name, known, cutoff)
+    near = near_names(name, names, cutoff)
     return f"did you mean {' or '.join(near)}?" if near else ""
 
 

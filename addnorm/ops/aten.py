@@ -35,7 +35,7 @@ def forward(call: NormCall) -> NormOutput:
         y, mean, r = torch.native_layer_norm(s, s.shape[-1:], weight, bias, eps)
         if not bool((mean.abs() * r).amax() <= MEAN):
             raise Declined("a row's mean is far above its spread")
-        saved: tuple[Tensor, ...] = (mean, r)
+        statistics: tuple[Tensor, ...] = (mean, r)
     else:
         r = torch.rsqrt((s * s).mean(-1, keepdim=True) + eps)  # (..., 1)
         y = s * r
@@ -43,10 +43,10 @@ def forward(call: NormCall) -> NormOutput:
             y *= weight
         if bias is not None:
             y += bias
-        saved = (r,)
+        statistics = (r,)
     if not bool(r.amin() * limit(s.dtype) >= 1.0):
         raise Declined("a row is huge")
-    return NormOutput(y.to(x.dtype), stream, saved)
+    return NormOutput(y.to(x.dtype), stream, statistics)
 
 
 def _check(call: NormCall) -> None:
@@ -64,8 +64,8 @@ def _check(call: NormCall) -> None:
         raise Declined("not under a transform of torch.func")
     if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         raise Declined("it has no forward-mode derivative")
-    stored = call.x if call.residual is None else call.residual
-    if call.spec.cast == "llama" and call.x.dtype != accumulate_dtype(stored):
+    residual = call.x if call.residual is None else call.residual
+    if call.spec.cast == "llama" and call.x.dtype != accumulate_dtype(residual):
         raise Declined("cast='llama' rounds before the weight")
 
 
@@ -73,7 +73,7 @@ def backward(
     dy: Tensor,
     dstream: Tensor | None,
     stream: Tensor,
-    saved: tuple[Tensor, ...],
+    statistics: tuple[Tensor, ...],
     weight: Tensor | None,
     bias: Tensor | None,
     spec: NormSpec,
@@ -85,13 +85,13 @@ def backward(
     dweight: Tensor | None
     dbias: Tensor | None
     if spec.kind == "layer":
-        mean, r = saved
+        mean, r = statistics
         mask = [True, weight is not None, bias is not None]
         d, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
             dy, s, s.shape[-1:], mean, r, w, _as(s.dtype, bias), mask
         )
     else:
-        (r,) = saved
+        (r,) = statistics
         g = dy if w is None else dy * w
         inner = torch.linalg.vecdot(g, s).unsqueeze(-1) * (r * r / s.shape[-1])  # (..., 1)
         d = torch.addcmul(g, s, inner, value=-1.0).mul_(r)

@@ -1,6 +1,6 @@
 """Attention: its definition, the one door to it, and the kernels that serve it faster.
 
-    y = softmax(scale * q k^T + bias, over the keys that are allowed) v
+    y = softmax(scale * q k^T + bias, over the keys that the mask shows) v
 
 ``attend`` is the door. Each call is offered to the kernels in order; what all decline is computed
 by the definition, as plain products. Inside ``torch.compile`` the choice is the same, since torch's
@@ -26,16 +26,16 @@ class AttentionCall(NamedTuple):
     """The arguments of ``attend``.
 
     q (B, H, T, D), k and v (B, Hkv, S, D), where Hkv divides H: a key head serves H / Hkv query
-    heads. ``allowed``, boolean, and ``bias`` broadcast to (B, H, T, S). ``causal`` is for T = S
-    and replaces a mask. With ``softcap`` a logit z becomes softcap * tanh(z / softcap) before bias
-    and mask. ``dropout`` acts on the weights.
+    heads. ``mask``, True = may look, and ``bias`` broadcast to (B, H, T, S). ``causal`` is for
+    T = S and replaces ``mask``. With ``softcap`` a logit z becomes softcap * tanh(z / softcap)
+    before bias and mask. ``dropout`` acts on the weights.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
     scale: float
-    allowed: Tensor | None = None
+    mask: Tensor | None = None
     bias: Tensor | None = None
     causal: bool = False
     softcap: float | None = None
@@ -58,14 +58,14 @@ class AttentionKernel:
 
 
 def attend(call: AttentionCall) -> Tensor:
-    """softmax(scale * q k^T + bias, over what is allowed) v; a query that sees nothing gets 0."""
-    seen = None
-    if call.allowed is not None:
-        seen = call.allowed.any(-1, keepdim=True)
+    """softmax(scale * q k^T + bias, where the mask is True) v; a query that sees no key gets 0."""
+    sees_some_key = None
+    if call.mask is not None:
+        sees_some_key = call.mask.any(-1, keepdim=True)
         # a softmax over nothing is NaN, and so is its gradient
-        call = call._replace(allowed=call.allowed | ~seen)
+        call = call._replace(mask=call.mask | ~sees_some_key)
     y = OFFERS.serve(lambda kernel: kernel.forward(call), lambda: reference(call))
-    return y if seen is None else y.masked_fill(~seen, 0.0)
+    return y if sees_some_key is None else y.masked_fill(~sees_some_key, 0.0)
 
 
 def reference(call: AttentionCall) -> Tensor:
@@ -80,17 +80,17 @@ def reference(call: AttentionCall) -> Tensor:
             logits = call.softcap * torch.tanh(logits / call.softcap)
         if call.bias is not None:
             logits = logits + call.bias.to(wide)
-        allowed = _allowed(call)
-        if allowed is not None:
-            logits = logits.masked_fill(~allowed, -math.inf)
+        mask = _mask(call)
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -math.inf)
         weights = F.dropout(logits.softmax(-1), call.dropout)
         return (weights @ v.to(wide)).to(q.dtype)
 
 
-def _allowed(call: AttentionCall) -> Tensor | None:
+def _mask(call: AttentionCall) -> Tensor | None:
     """What each query may see, None: everything; with ``causal`` itself and what is before it."""
     if not call.causal:
-        return call.allowed
+        return call.mask
     q, k = call.q, call.k
     return torch.ones(q.shape[-2], k.shape[-2], device=q.device).tril().bool()
 
@@ -102,19 +102,19 @@ def fused(call: AttentionCall) -> Tensor:
     """PyTorch's fused attention, in the dtype of the queries."""
     if call.softcap is not None:
         raise Declined("it has no softcap")
-    mask = call.allowed
+    attn_mask = call.mask
     if call.bias is not None:
-        allowed = _allowed(call)
-        mask = call.bias.to(call.q.dtype)
-        if allowed is not None:
-            mask = mask.masked_fill(~allowed, -math.inf)
+        mask = _mask(call)
+        attn_mask = call.bias.to(call.q.dtype)
+        if mask is not None:
+            attn_mask = attn_mask.masked_fill(~mask, -math.inf)
     return F.scaled_dot_product_attention(
         call.q,
         call.k,
         call.v,
-        attn_mask=mask,
+        attn_mask=attn_mask,
         dropout_p=call.dropout,
-        is_causal=call.causal and mask is None,
+        is_causal=call.causal and attn_mask is None,
         scale=call.scale,
         enable_gqa=call.q.shape[1] != call.k.shape[1],
     )

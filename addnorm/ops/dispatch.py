@@ -134,7 +134,7 @@ class _Fused(torch.autograd.Function):
         keep: Scale,
         gain: Scale,
     ) -> tuple[Tensor, ...]:
-        normed, stream, saved = output
+        normed, stream, statistics = output
         ctx.set_materialize_grads(False)
         # x and residual are kept only where a learned factor needs them: everything else follows
         # from the stream, which the next reader keeps anyway.
@@ -147,7 +147,7 @@ class _Fused(torch.autograd.Function):
             bias,
             keep if isinstance(keep, Tensor) else None,
             gain if isinstance(gain, Tensor) else None,
-            *saved,
+            *statistics,
         )
         ctx.kernel, ctx.spec, ctx.dtype = kernel, spec, x.dtype
         # a factor that is a tensor is among those saved
@@ -157,7 +157,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dstream: Tensor | None = None) -> tuple[Any, ...]:
-        stream, x, residual, weight, bias, keep, gain, *saved = ctx.saved_tensors
+        stream, x, residual, weight, bias, keep, gain, *statistics = ctx.saved_tensors
         keep = ctx.keep if keep is None else keep
         gain = ctx.gain if gain is None else gain
         stream = x if stream is None else stream
@@ -165,7 +165,9 @@ class _Fused(torch.autograd.Function):
             dy = torch.zeros_like(stream, dtype=ctx.dtype)
         gradients = _differentiated if torch.is_grad_enabled() else ctx.kernel.backward
         with without_autocast(stream):
-            d, dweight, dbias = gradients(dy, dstream, stream, tuple(saved), weight, bias, ctx.spec)
+            d, dweight, dbias = gradients(
+                dy, dstream, stream, tuple(statistics), weight, bias, ctx.spec
+            )
         needs = ctx.needs_input_grad
         wide = accumulate_dtype(d)
         dx = scaled(gain, d, wide).to(ctx.dtype) if needs[X] else None
@@ -195,7 +197,7 @@ def _differentiated(
     dy: Tensor,
     dstream: Tensor | None,
     stream: Tensor,
-    saved: tuple[Tensor, ...],
+    statistics: tuple[Tensor, ...],
     weight: Tensor | None,
     bias: Tensor | None,
     spec: NormSpec,
@@ -210,8 +212,8 @@ def _differentiated(
         w = None if weight is None else weight.view_as(weight)
         b = None if bias is None else bias.view_as(bias)
         normed = normalize(s, w, b, **spec._asdict(), dtype=dy.dtype)
-    wanted = [t for t in (s, w, b) if t is not None and t.requires_grad]
-    grads = iter(torch.autograd.grad(normed, wanted, dy, create_graph=True))
+    leaves = [t for t in (s, w, b) if t is not None and t.requires_grad]
+    grads = iter(torch.autograd.grad(normed, leaves, dy, create_graph=True))
     d = next(grads)
     d = d if dstream is None else d + dstream
     dweight = next(grads) if w is not None and w.requires_grad else None

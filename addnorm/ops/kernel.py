@@ -31,11 +31,11 @@ class NormCall(NamedTuple):
 
 
 class NormOutput(NamedTuple):
-    """What a kernel's forward gives; ``saved`` are tensors for its backward."""
+    """What a kernel's forward gives; ``statistics`` are tensors that its backward reads again."""
 
     normed: Tensor
     stream: Tensor
-    saved: tuple[Tensor, ...]
+    statistics: tuple[Tensor, ...]
 
 
 @final
@@ -45,9 +45,9 @@ class NormKernel:
 
     ``forward(call)`` is called without gradients, and raises ``Declined`` with the reason if this
     kernel does not serve the call, at once or after a look at its values.
-    ``backward(dy, dstream, stream, saved, weight, bias, spec)`` returns the gradients of the stream
-    (including ``dstream``, None where nobody else reads it), the weight and the bias. The chain
-    through keep and gain is not the kernel's.
+    ``backward(dy, dstream, stream, statistics, weight, bias, spec)`` returns the gradients of the
+    stream (including ``dstream``, None where nobody else reads it), the weight and the bias. The
+    chain through keep and gain is not the kernel's.
     """
 
     operation: ClassVar[str] = "add_norm"

@@ -139,7 +139,7 @@ class Quantity(NamedTuple):
     terms: Tensor
     dtype: torch.dtype
     """That it has to have."""
-    stored: torch.dtype
+    coarsest: torch.dtype
     """The coarsest dtype on its way."""
     times: int
     """How often it is rounded to that dtype."""
@@ -149,18 +149,18 @@ class Quantity(NamedTuple):
         if self.computed.shape != self.exact.shape or self.computed.dtype != self.dtype:
             return torch.inf
         off = (self.computed.detach().cpu().double() - self.exact).abs()
-        u = torch.finfo(self.stored).eps / 2
+        u = torch.finfo(self.coarsest).eps / 2
         # 0 / 0 is no error, and what is NaN is not to be lost
         worst = torch.where(off == 0, off, off / (u * self.terms)).amax()
         return torch.inf if worst.isnan() else float(worst)
 
     def bound(self, wide: torch.dtype) -> float:
         """Up to which error it may be trusted, with statistics in a dtype."""
-        u = torch.finfo(self.stored).eps / 2
-        if self.stored == torch.float64:
+        u = torch.finfo(self.coarsest).eps / 2
+        if self.coarsest == torch.float64:
             return 2.0 * ROUNDINGS  # what it is compared with has as many
         within = ROUNDINGS * torch.finfo(wide).eps / 2 / u
-        return within if self.stored == wide else self.times + within
+        return within if self.coarsest == wide else self.times + within
 
 
 Case = tuple[str, Any]
@@ -318,8 +318,8 @@ def compare_norm(kernel: NormKernel | None, call: NormCall) -> Iterator[tuple[Qu
     for name, t, dtype in computed:
         often, dtypes = times[name]
         title = f"gradient of {name}" if name in leaves else name
-        stored = coarsest(dtype, *dtypes)
-        quantity = Quantity(title, t, exact[name], terms[name], dtype, stored, often)
+        coarsest_dtype = coarsest(dtype, *dtypes)
+        quantity = Quantity(title, t, exact[name], terms[name], dtype, coarsest_dtype, often)
         yield quantity, quantity.bound(accumulate_dtype(stream))
 
 
@@ -376,18 +376,18 @@ def attention_cases(dtype: torch.dtype) -> list[Case]:
         q, k, v = (random(*size, seed=n).to(dtype) for n, size in enumerate(sizes))
         return AttentionCall(q, k, v, width**-0.5, **more)
 
-    allowed = random(2, 1, 7, 19, seed=5) > 0
-    allowed[..., 0] = True
+    mask = random(2, 1, 7, 19, seed=5) > 0
+    mask[..., 0] = True
     bias = random(4, 7, 19, seed=6).float()
     causal = {"causal": True, "bias": random(2, 24, 24, seed=6).float()}
     return [
         ("all to all", call(2, (4, 4), 5, 9, 16)),
         ("causal", call(2, (4, 4), 33, 33, 32, causal=True)),
         ("causal, with a bias", call(1, (2, 2), 24, 24, 64, **causal)),
-        ("masked, grouped heads", call(2, (4, 2), 7, 19, 8, allowed=allowed)),
-        ("masked, with a bias", call(2, (4, 4), 7, 19, 8, allowed=allowed, bias=bias)),
+        ("masked, grouped heads", call(2, (4, 2), 7, 19, 8, mask=mask)),
+        ("masked, with a bias", call(2, (4, 4), 7, 19, 8, mask=mask, bias=bias)),
         ("many keys", call(1, (1, 1), 2, 2048, 64)),
-        ("capped", call(2, (4, 2), 7, 19, 8, allowed=allowed, softcap=2.0)),
+        ("capped", call(2, (4, 2), 7, 19, 8, mask=mask, softcap=2.0)),
     ]
 
 
@@ -401,8 +401,8 @@ def compare_attention(
     gradients = torch.autograd.grad(y, leaves, dy)
     exact_call = call._replace(**{name: _exact(t) for name, t in call._asdict().items()})
     q, k, v = (t.requires_grad_() for t in exact_call[:3])
-    if call.allowed is not None:
-        exact_call = exact_call._replace(allowed=call.allowed.cpu())
+    if call.mask is not None:
+        exact_call = exact_call._replace(mask=call.mask.cpu())
     exact_y = attention.reference(exact_call)
     exact = (exact_y.detach(), *torch.autograd.grad(exact_y, (q, k, v), _exact(dy)))
     terms = _attention_terms(exact_call, _exact(dy))

@@ -101,9 +101,9 @@ def test_short_attention_is_wide_where_that_is_faster(
         torch.randn(1, 2, n, heads, dtype=torch.bfloat16, requires_grad=True)
         for n in (5, tokens, tokens)
     )
-    allowed = torch.rand(1, 1, 5, tokens) < 0.5
+    mask = torch.rand(1, 1, 5, tokens) < 0.5
     bias = torch.randn(2, 5, tokens)
-    narrow = AttentionCall(q, k, v, 0.1, allowed, bias)
+    narrow = AttentionCall(q, k, v, 0.1, mask, bias)
     with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16), counted() as seen:
         y = attend(narrow)
     assert y.dtype == torch.bfloat16
@@ -126,9 +126,9 @@ ALLOWED = torch.tensor([[True] * S, [False] * S, *([[True, False] * 3 + [True]] 
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "masked, and one query sees nothing": {"allowed": ALLOWED},
+    "masked, and one query sees nothing": {"mask": ALLOWED},
     "bias": {"bias": torch.linspace(-2, 2, H * T * S).view(H, T, S)},
-    "both": {"allowed": ALLOWED, "bias": torch.linspace(-2, 2, T * S).view(T, S)},
+    "both": {"mask": ALLOWED, "bias": torch.linspace(-2, 2, T * S).view(T, S)},
     "grouped": {"kv": 2},
 }
 
@@ -147,18 +147,18 @@ def test_the_definition_is_softmax_of_what_is_allowed(
     """Query by query, over the keys that it may see, without a mask or a -inf."""
     made = call(softcap=softcap, **options)
     group = H // made.k.shape[1]
-    allowed = (torch.ones(T, S) if made.allowed is None else made.allowed).bool()
+    mask = (torch.ones(T, S) if made.mask is None else made.mask).bool()
     bias = torch.zeros(H, T, S) if made.bias is None else made.bias.expand(H, T, S)
     want = torch.zeros(B, H, T, D, dtype=torch.float64)
     for b in range(B):
         for h in range(H):
             for t in range(T):
-                keys = made.k[b, h // group, allowed[t]]
+                keys = made.k[b, h // group, mask[t]]
                 logits = keys @ made.q[b, h, t] * made.scale
                 if softcap is not None:
                     logits = softcap * torch.tanh(logits / softcap)
-                weights = (logits + bias[h, t, allowed[t]]).softmax(-1)
-                want[b, h, t] = weights @ made.v[b, h // group, allowed[t]]
+                weights = (logits + bias[h, t, mask[t]]).softmax(-1)
+                want[b, h, t] = weights @ made.v[b, h // group, mask[t]]
     with ops.reference_only("attention"):
         got = results(made)
     cotangent = torch.linspace(-1, 1, want.numel()).view_as(want).double()

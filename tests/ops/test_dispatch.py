@@ -66,7 +66,7 @@ class Toy:
         dy: Tensor,
         dstream: Tensor | None,
         stream: Tensor,
-        saved: tuple[Tensor, ...],
+        statistics: tuple[Tensor, ...],
         weight: Tensor | None,
         bias: Tensor | None,
         spec: NormSpec,
@@ -74,7 +74,7 @@ class Toy:
         assert not torch.is_grad_enabled(), "this code has no derivative"
         assert not torch.is_autocast_enabled("cpu")
         self.backwards += 1
-        xhat, r = saved
+        xhat, r = statistics
         assert weight is not None
         dy = dy.to(xhat.dtype)
         g = dy * (weight.to(xhat.dtype) + spec.weight_offset)

@@ -44,7 +44,9 @@ def forward(call: NormCall) -> NormOutput:
     return NormOutput(y, stream, ())
 
 
-def backward(dy: Any, dstream: Any, stream: Any, saved: Any, weight: Any, bias: Any, spec: Any):
+def backward(
+    dy: Any, dstream: Any, stream: Any, statistics: Any, weight: Any, bias: Any, spec: Any
+):
     d, dweight, dbias = normalize_backward(dy, stream, weight, **spec._asdict())
     d = d.to(stream.dtype)
     return (
@@ -249,8 +251,10 @@ def parts_of(dy: Any, stream: Any, spec: Any, weight: Any) -> tuple[Tensor, Tens
 def own_d(formula: Callable[[Tensor, Tensor, Tensor, str], Tensor]) -> Any:
     """A backward with another gradient of the stream."""
 
-    def wrong(dy: Any, dstream: Any, stream: Any, saved: Any, weight: Any, bias: Any, spec: Any):
-        _, dweight, dbias = backward(dy, dstream, stream, saved, weight, bias, spec)
+    def wrong(
+        dy: Any, dstream: Any, stream: Any, statistics: Any, weight: Any, bias: Any, spec: Any
+    ):
+        _, dweight, dbias = backward(dy, dstream, stream, statistics, weight, bias, spec)
         d = formula(*parts_of(dy, stream, spec, weight), spec.kind).to(stream.dtype)
         return d if dstream is None else d + dstream, dweight, dbias
 
@@ -261,16 +265,18 @@ def dstream_left_out(dy: Any, dstream: Any, *rest: Any) -> Any:
     return backward(dy, None, *rest)
 
 
-def weight_left_out(dy: Any, dstream: Any, stream: Any, saved: Any, w: Any, bias: Any, spec: Any):
-    d, _, dbias = backward(dy, dstream, stream, saved, None, bias, spec)
-    return d, backward(dy, dstream, stream, saved, w, bias, spec)[1], dbias
+def weight_left_out(
+    dy: Any, dstream: Any, stream: Any, statistics: Any, w: Any, bias: Any, spec: Any
+):
+    d, _, dbias = backward(dy, dstream, stream, statistics, None, bias, spec)
+    return d, backward(dy, dstream, stream, statistics, w, bias, spec)[1], dbias
 
 
 def summed_in_the_dtype_of_x(
-    dy: Any, dstream: Any, stream: Any, saved: Any, weight: Any, bias: Any, spec: Any
+    dy: Any, dstream: Any, stream: Any, statistics: Any, weight: Any, bias: Any, spec: Any
 ):
     """One row after the other, as a loop does it."""
-    d, dweight, dbias = backward(dy, dstream, stream, saved, weight, bias, spec)
+    d, dweight, dbias = backward(dy, dstream, stream, statistics, weight, bias, spec)
     if bias is not None:
         total = torch.zeros_like(bias)
         for row in dy.reshape(-1, dy.shape[-1]):
@@ -344,7 +350,7 @@ def half(t: Tensor) -> Tensor:
 
 ATTENTIONS: dict[str, tuple[Callable[[AttentionCall], Tensor], str]] = {
     "no scale": (attending(scale=lambda _: 1.0), ""),
-    "a mask left out": (attending(allowed=lambda _: None), "masked|capped"),
+    "a mask left out": (attending(mask=lambda _: None), "masked|capped"),
     "the order left out": (attending(causal=lambda _: False), "causal"),
     "a bias left out": (attending(bias=lambda _: None), "bias"),
     "a cap left out": (attending(softcap=lambda _: None), "capped"),
