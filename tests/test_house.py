@@ -379,6 +379,88 @@ def test_a_name_is_a_noun() -> None:
     assert counted == listed, f"{STILL_THERE.name} lists the files that have some, and how many"
 
 
+# --- functions ------------------------------------------------------------------------------------
+
+LINES, BRANCHES = 60, 15
+LONG = {
+    "addnorm.data.shards.prepare",
+    "addnorm.generation.text.Writing.__init__",
+    "addnorm.linting.rules.behaviour._future",
+    "addnorm.linting.rules.behaviour._leaks",
+    "addnorm.linting.rules.behaviour._side_positions",
+    "addnorm.linting.rules.init._depth",
+    "addnorm.linting.rules.init._writers",
+    "addnorm.linting.rules.masks._arguments",
+    "addnorm.linting.rules.masks._padding",
+    "addnorm.linting.rules.parameters.optimizer",
+    "addnorm.testing.backward._parameter_gradient",
+    "addnorm.testing.values._formula_at",
+}
+"""Functions of more lines or branches. It only gets shorter."""
+
+
+def functions(tree: ast.AST, where: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """All functions in a file by their names, methods and inner ones too."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.FunctionDef | ast.ClassDef):
+            name = f"{where}.{child.name}"
+            if isinstance(child, ast.FunctionDef):
+                yield name, child
+            yield from functions(child, name)
+        else:
+            yield from functions(child, where)
+
+
+def branches(tree: ast.AST) -> int:
+    """The ways on from every fork, those of inner functions apart; as ruff's PLR0912 counts."""
+    total = 0
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.FunctionDef | ast.ClassDef):
+            continue
+        total += branches(child)
+        match child:
+            case ast.If(orelse=others):
+                is_elif = len(others) == 1 and isinstance(others[0], ast.If)
+                total += 1 + (bool(others) and not is_elif)
+            case ast.For(orelse=others) | ast.While(orelse=others):
+                total += 1 + bool(others)
+            case ast.Try(orelse=others, finalbody=last, handlers=handlers):
+                total += len(handlers) + bool(others) + bool(last)
+            case ast.Match(cases=cases):
+                total += len(cases)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("if a: pass", 1),
+        ("if a: pass\nelif b: pass\nelse: pass", 3),
+        ("if a:\n if b: pass\nelse: pass", 3),
+        ("for a in b:\n if c: pass", 2),
+        ("while a: pass\nelse: pass", 2),
+        ("try: a\nexcept A: a\nexcept B: b\nelse: c\nfinally: d", 4),
+        ("match a:\n case 1: pass\n case _: pass", 2),
+        ("def f():\n if a: pass", 0),
+        ("with a:\n b = c if d else [e for e in f if e]", 0),
+    ],
+)
+def test_branches_are_counted(text: str, number: int) -> None:
+    assert branches(ast.parse(text)) == number
+
+
+def test_a_function_can_be_seen_at_a_glance() -> None:
+    """At most 60 lines and 15 branches."""
+    long = {
+        name
+        for module, path in MODULES.items()
+        for name, node in functions(ast.parse(path.read_text(encoding="utf-8")), module)
+        if (node.end_lineno or 0) - node.lineno >= LINES or branches(node) > BRANCHES
+    }
+    assert not long - LONG, "these are too long: what can be a function of its own?"
+    assert not LONG - long, "these are short by now: take them off the list"
+
+
 # --- classes --------------------------------------------------------------------------------------
 
 FIXED = {"Protocol", "NamedTuple", "Enum", "TypedDict"}  # what they are is in their base
