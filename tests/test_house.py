@@ -523,6 +523,39 @@ def test_what_is_settled(text: str, settled: bool) -> None:
     assert is_settled(tree) == settled
 
 
+# --- tests ----------------------------------------------------------------------------------------
+
+TESTS = ROOT.parent / "tests"
+# Folders of tests that mirror no room, and what they mirror; None: what rooms have in common.
+BESIDE = {"whole": None, "references": TESTS, "benchmarks": ROOT.parent}
+OF_SEVERAL = {  # neither named after one file nor after its whole folder
+    "test_house.py": "the shape of all files",
+    "cli/test_options.py": "the options of all commands",
+    "linting/rules/test_norms.py": "the families about one norm, from its axes to its precision",
+    "linting/rules/test_wiring.py": "the seven families about how a model is wired",
+    "training/test_kill.py": "checkpoints, folders and resumes, under kill -9",
+    "training/test_processes.py": "parallel.py and divided.py, with the loop between them",
+}
+
+
+def mirrors(path: Path) -> bool:
+    """Whether tests are named after a file or a folder of the package, in the same place."""
+    folder, name = path.relative_to(TESTS).parent, path.stem.removeprefix("test_")
+    place = BESIDE.get(next(iter(folder.parts), ""), ROOT)
+    if place is None or name == folder.name:
+        return True
+    return (place / folder / name).is_dir() or (place / folder / f"{name}.py").exists()
+
+
+def test_the_tests_mirror_the_package() -> None:
+    """Room for room and file for file."""
+    rooms = {path.name for path in ROOT.iterdir() if len([*path.rglob("*.py")]) > 1}
+    folders = {path.parent.name for path in TESTS.glob("*/__init__.py")}
+    assert folders == rooms | BESIDE.keys()
+    others = {p.relative_to(TESTS).as_posix() for p in TESTS.rglob("test_*.py") if not mirrors(p)}
+    assert others == OF_SEVERAL.keys(), "named after no file, or listed though it is"
+
+
 # --- importing ------------------------------------------------------------------------------------
 
 
