@@ -6,18 +6,16 @@ data is neither repeated nor left out when a batch size or a world size changes.
 """
 
 import hashlib
-from typing import Final, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from addnorm.data.shards import Tokens
+from addnorm.data.order import ROUNDS, shuffled
+from addnorm.data.prepared import Tokens
 from addnorm.data.sources import DataError
 
 __all__ = ["Windows", "document_of"]
-
-ROUNDS: Final = 64
-"""Of the shuffle. After r rounds the place of an element is uniform but for 2**-r."""
 
 
 @final
@@ -62,7 +60,7 @@ class Windows:
             here = epochs == epoch
             key = _key(self._seed, epoch)
             offset = int(key[-1] % np.uint64(self._offsets))
-            order = _shuffle(numbers[here] % self._windows, self._windows, key[:-1])
+            order = shuffled(numbers[here] % self._windows, self._windows, key[:-1])
             starts[here] = offset + order * self._context
         return starts
 
@@ -94,23 +92,3 @@ def _key(seed: int, epoch: int) -> NDArray[np.uint64]:
     name = f"addnorm windows, seed {seed}, epoch {epoch}"
     data = hashlib.shake_256(name.encode()).digest(8 * (2 * ROUNDS + 1))
     return np.frombuffer(data, "<u8")
-
-
-def _shuffle(x: NDArray[np.int64], n: int, key: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The place of each x in a pseudo-random order of 0 ... n - 1, in memory for x only.
-
-    Swap-or-not (Hoang, Morris & Rogaway 2012, "An Enciphering Scheme Based on a Card Shuffle",
-    arXiv 1208.1176): a round pairs x with K - x modulo n, and swaps the two or not as a hash of the
-    pair says. Each round is its own inverse, so all of them together are a bijection for any n.
-    """
-    size = np.uint64(n)
-    x = x.astype(np.uint64)
-    for pivot, salt in key.reshape(-1, 2):
-        pivot = pivot % size
-        other = np.where(x <= pivot, pivot - x, pivot + size - x)
-        pair = np.maximum(x, other) ^ salt
-        # The multipliers and shifts are those of SplitMix64 (Steele, Lea & Flood 2014).
-        pair = (pair ^ (pair >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        pair = (pair ^ (pair >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = np.where(pair >> np.uint64(63), other, x)
-    return x.astype(np.int64)

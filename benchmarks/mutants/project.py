@@ -21,7 +21,8 @@ class Project:
         *("addnorm/generation/sampling.py", "addnorm/generation/likelihood.py"),
         *("addnorm/training/loop.py", "addnorm/training/optim.py"),
         *("addnorm/training/checkpoint.py", "addnorm/training/language.py"),
-        *("addnorm/training/parallel.py", "addnorm/data/windows.py", "addnorm/adapt/*.py"),
+        *("addnorm/training/parallel.py", "addnorm/adapt/*.py"),
+        *("addnorm/data/windows.py", "addnorm/data/order.py"),
     )
     # Test files that mirror a file, beside that of its own name and that of its folder's.
     mirrors: Mapping[str, tuple[str, ...]] = field(

@@ -21,8 +21,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from addnorm.data import shards, sources, windows
-from addnorm.data.shards import Prepared, prepare
+from addnorm.data import order, packing, shards, sources, windows
+from addnorm.data import prepared as prepared_file
+from addnorm.data.prepared import Prepared
+from addnorm.data.shards import prepare
 from addnorm.data.sources import DataError, Source, Texts, open_source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.windows import Windows
@@ -547,8 +549,8 @@ def test_a_document_in_parts_has_the_ids_of_the_whole(tmp_path, kinds, kind, rul
     tokenizer = kinds[kind]
     shutil.rmtree(tmp_path, ignore_errors=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "MARGIN", margin)
-        patch.setattr(shards, "BATCH", 30)
+        patch.setattr(packing, "MARGIN", margin)
+        patch.setattr(packing, "BATCH", 30)
         prepared = prepare(Parts(parts), tokenizer, tmp_path, split=rule, val_fraction=0.3)
     begin = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     found = stored(prepared, "train") + stored(prepared, "val")
@@ -563,24 +565,24 @@ def test_a_document_in_parts_has_the_ids_of_the_whole(tmp_path, kinds, kind, rul
 def test_long_documents_are_cut_where_it_does_not_show(kinds, monkeypatch):
     text = SAMPLE * 20
     for kind in ("bpe", "modern"):
-        encoder = shards._encoder(kinds[kind])
+        encoder = packing.encoder_for(kinds[kind])
         place = encoder.cut(text)
-        assert len(text) - 2 * shards.MARGIN < place <= len(text) - shards.MARGIN
+        assert len(text) - 2 * packing.MARGIN < place <= len(text) - packing.MARGIN
         assert text[place].isspace()
     # Between a full stop and a newline lies a word of GPT-4: only the other places are harmless.
-    assert isinstance(shards._encoder(kinds["bpe"]), shards._ByWords)
-    assert isinstance(encoder, shards._ByPairs)
-    monkeypatch.setattr(shards, "TRIES", 50)
+    assert isinstance(packing.encoder_for(kinds["bpe"]), packing._ByWords)
+    assert isinstance(encoder, packing._ByPairs)
+    monkeypatch.setattr(packing, "TRIES", 50)
     stops = "a.\n" * 1000
-    assert shards._encoder(kinds["bpe"]).cut(stops) > 0
+    assert packing.encoder_for(kinds["bpe"]).cut(stops) > 0
     assert encoder.cut(stops) == 0
     assert encoder.cut(f"a b{stops[:700]}") == 1
 
 
 @pytest.mark.parametrize("kind", ["bpe", "modern", "composed", "characters", "bytes"])
 def test_one_long_part_is_cut_too(tmp_path, kinds, monkeypatch, kind):
-    monkeypatch.setattr(shards, "LONGEST", 100)
-    monkeypatch.setattr(shards, "MARGIN", 15)
+    monkeypatch.setattr(packing, "LONGEST", 100)
+    monkeypatch.setattr(packing, "MARGIN", 15)
     tokenizer, pieces = kinds[kind], []
     encode = Tokenizer.encode_batch
 
@@ -599,8 +601,8 @@ def test_one_long_part_is_cut_too(tmp_path, kinds, monkeypatch, kind):
 
 
 def test_what_cannot_be_cut_is_cut_anywhere_in_the_end(kinds, monkeypatch):
-    monkeypatch.setattr(shards, "LONGEST", 5000)
-    encoder = shards._encoder(kinds["bpe"])
+    monkeypatch.setattr(packing, "LONGEST", 5000)
+    encoder = packing.encoder_for(kinds["bpe"])
     assert encoder.cut("x" * 4999) == 0
     assert encoder.cut("x" * 5000) == 5000
 
@@ -611,17 +613,17 @@ def test_what_cannot_be_cut_is_cut_anywhere_in_the_end(kinds, monkeypatch):
 def test_remembered_words_have_the_ids_of_the_text(kinds, kind, rows):
     tokenizer = kinds[kind]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "REMEMBERED", 40)
-        encoder = shards._encoder(tokenizer)
-        assert isinstance(encoder, shards._ByWords)
+        patch.setattr(packing, "REMEMBERED", 40)
+        encoder = packing.encoder_for(tokenizer)
+        assert isinstance(encoder, packing._ByWords)
         for batch in rows:
             found = [np.frombuffer(ids, "<u2").tolist() for ids in encoder.encode(batch)]
             assert found == tokenizer.encode_batch(batch)
 
 
 def test_words_are_forgotten_but_not_those_in_use(kinds, monkeypatch):
-    monkeypatch.setattr(shards, "REMEMBERED", 1000)
-    encoder = shards._encoder(kinds["bpe"])
+    monkeypatch.setattr(packing, "REMEMBERED", 1000)
+    encoder = packing.encoder_for(kinds["bpe"])
     encode, asked = encoder._pairs.encode, []
 
     def count(new):
@@ -708,7 +710,7 @@ def test_what_was_prepared_is_found_again(sample, monkeypatch, tmp_path):
         return prepare(source, tokenizer, prepared.folder.parent, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_encoder", lambda tokenizer: pytest.fail("tokenized again"))
+        patch.setattr(shards, "encoder_for", lambda tokenizer: pytest.fail("tokenized again"))
         found = prepare_again(Texts(list(source.documents()), name="else"), Tokenizer.bytes())
     assert found.reused
     assert found.folder == prepared.folder
@@ -740,7 +742,7 @@ def cut_short(path: Path) -> None:
 @pytest.mark.parametrize("harm", [flip, cut_short, Path.unlink])
 def test_damage_is_found(sample, monkeypatch, full, name, harm):
     source, prepared = sample
-    monkeypatch.setattr(shards, "FULL", 10**9 if full else 0)
+    monkeypatch.setattr(prepared_file, "FULL", 10**9 if full else 0)
     Prepared.open(prepared.folder)
     harm(prepared.folder / name)
     told = f"{prepared.folder} .*{name}"
@@ -754,7 +756,7 @@ def test_damage_is_found(sample, monkeypatch, full, name, harm):
 
 
 def test_a_large_data_set_is_opened_by_samples_and_verified_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SAMPLE", 4)
+    monkeypatch.setattr(prepared_file, "SAMPLE", 4)
     prepared = prepare(Texts(["abcdefg " * 1000]), Tokenizer.bytes(), tmp_path)
     path = prepared.folder / "train-00000.bin"
     data = bytearray(path.read_bytes())
@@ -762,7 +764,7 @@ def test_a_large_data_set_is_opened_by_samples_and_verified_whole(tmp_path, monk
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"train-00000.bin is not what was written"):
         Prepared.open(prepared.folder)
-    monkeypatch.setattr(shards, "FULL", 100)
+    monkeypatch.setattr(prepared_file, "FULL", 100)
     opened = Prepared.open(prepared.folder)
     with pytest.raises(DataError, match=r"train-00000.bin is not what was written"):
         opened.verify()
@@ -785,7 +787,7 @@ def test_another_format_is_refused(sample):
     meta = json.loads((prepared.folder / "meta.json").read_text())
     del meta["checksum"]
     meta["format"] = 99
-    meta["checksum"] = shards._checksum(meta)
+    meta["checksum"] = prepared_file.checksum(meta)
     write(prepared.folder / "meta.json", json.dumps(meta))
     with pytest.raises(DataError, match=r"has format 99, this version of addnorm reads 1"):
         Prepared.open(prepared.folder)
@@ -865,13 +867,13 @@ def test_an_error_leaves_nothing(tmp_path):
 def test_two_at_once_both_end_well(tmp_path, monkeypatch):
     both = threading.Barrier(2, timeout=20)
     found = []
-    encoder = shards._encoder
+    encoder = shards.encoder_for
 
     def together(tokenizer):
         both.wait()  # neither has finished
         return encoder(tokenizer)
 
-    monkeypatch.setattr(shards, "_encoder", together)
+    monkeypatch.setattr(shards, "encoder_for", together)
     source = Texts([SAMPLE])
     threads = [
         threading.Thread(target=lambda: found.append(prepare(source, Tokenizer.bytes(), tmp_path)))
@@ -888,7 +890,7 @@ def test_two_at_once_both_end_well(tmp_path, monkeypatch):
 
 
 def test_workers_change_no_byte(tmp_path, kinds, monkeypatch):
-    monkeypatch.setattr(shards, "BATCH", 2000)
+    monkeypatch.setattr(packing, "BATCH", 2000)
     source = Texts([SAMPLE * (i + 1) for i in range(20)])
     one = prepare(source, kinds["bpe"], tmp_path / "1")
     two = prepare(source, kinds["bpe"], tmp_path / "2", workers=2)
@@ -931,7 +933,7 @@ def test_progress_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shards, "INTERVAL", 0.0)
     assert "tokenizing book: 0 of 0 MB\n" in told()
     assert told(progress=False) == ""
-    encode = shards._ByBytes.encode
+    encode = packing._ByBytes.encode
     shown = threading.Event()
     start = ProgressBar._start
 
@@ -945,7 +947,7 @@ def test_progress_is_told(tmp_path, capsys, monkeypatch):
         assert shown.wait(20)
         return encode(self, texts)
 
-    monkeypatch.setattr(shards._ByBytes, "encode", slowly)
+    monkeypatch.setattr(packing._ByBytes, "encode", slowly)
     monkeypatch.setattr(shards, "PATIENCE", 1000)
     assert "tokenizing book" in told(stderr=Terminal(), progress=True)
     monkeypatch.setattr(shards, "PATIENCE", 0.01)
@@ -1029,14 +1031,14 @@ def test_the_order_is_a_permutation_for_any_number():
     for n in range(1, 2001):
         key = windows._key(0, n)[:-1]
         key = key if n % 100 == 0 else key[:16]  # the rounds are all alike: 8 of them show it
-        order = windows._shuffle(np.arange(n), n, key)
-        assert np.array_equal(np.sort(order), np.arange(n)), n
+        places = order.shuffled(np.arange(n), n, key)
+        assert np.array_equal(np.sort(places), np.arange(n)), n
 
 
 def test_all_orders_are_equally_frequent():
     orders = 1200
     found = Counter(
-        tuple(windows._shuffle(np.arange(4), 4, windows._key(seed, epoch)[:-1]).tolist())
+        tuple(order.shuffled(np.arange(4), 4, windows._key(seed, epoch)[:-1]).tolist())
         for seed in range(12)
         for epoch in range(100)
     )
@@ -1049,7 +1051,7 @@ def test_all_orders_are_equally_frequent():
 def test_places_and_neighbours_are_uniform():
     n, epochs = 1000, 400
     orders = np.array(
-        [windows._shuffle(np.arange(n), n, windows._key(7, e)[:-1]) for e in range(epochs)]
+        [order.shuffled(np.arange(n), n, windows._key(7, e)[:-1]) for e in range(epochs)]
     )
     # Where window i goes, in 20 classes, for all i at once; then how far i and i + 1 are apart.
     # Chi-square with 19 degrees of freedom: 1 in 100 000 is above 59. The counts of one epoch are

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from addnorm import GPT, GPTConfig, Stack, schemes, train
 from addnorm.branches import MLP
-from addnorm.data.shards import Tokens
+from addnorm.data.prepared import Tokens
 from addnorm.records import read
 from addnorm.settings import SettingsError
 from addnorm.training import checkpoint, parallel

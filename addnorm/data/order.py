@@ -1,0 +1,29 @@
+"""An order of any number of things, found place by place."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROUNDS: Final = 64
+"""Of the shuffle. After r rounds the place of an element is uniform but for 2**-r."""
+
+
+def shuffled(x: NDArray[np.int64], n: int, key: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The place of each x in a pseudo-random order of 0 ... n - 1, in memory for x only.
+
+    Swap-or-not (Hoang, Morris & Rogaway 2012, "An Enciphering Scheme Based on a Card Shuffle",
+    arXiv 1208.1176): a round pairs x with K - x modulo n, and swaps the two or not as a hash of the
+    pair says. Each round is its own inverse, so all of them together are a bijection for any n.
+    """
+    size = np.uint64(n)
+    x = x.astype(np.uint64)
+    for pivot, salt in key.reshape(-1, 2):
+        pivot = pivot % size
+        other = np.where(x <= pivot, pivot - x, pivot + size - x)
+        pair = np.maximum(x, other) ^ salt
+        # The multipliers and shifts are those of SplitMix64 (Steele, Lea & Flood 2014).
+        pair = (pair ^ (pair >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        pair = (pair ^ (pair >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x = np.where(pair >> np.uint64(63), other, x)
+    return x.astype(np.int64)

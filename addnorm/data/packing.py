@@ -1,0 +1,222 @@
+"""Text to the bytes of its ids, a batch at a time, in one process or in several."""
+
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import final
+
+import numpy as np
+
+from addnorm.data.cuts import CUT, WHITESPACE
+from addnorm.data.sources import DataError
+from addnorm.data.split import Piece
+from addnorm.data.tokenizer import Tokenizer
+
+BATCH = 1 << 20  # characters tokenized at a time
+MARGIN = 500  # characters on each side with which a cut is tried
+TRIES = 1000  # places tried before more text is waited for
+LONGEST = 1 << 21  # characters without a harmless cut, after which the text is cut anywhere
+REMEMBERED = 1 << 21  # characters of words whose ids are remembered
+
+# GPT-2's words; one that other than ASCII follows is taken with all up to the next whitespace. `re`
+# does not know \p{L} and \p{N}, the letters and numbers of all scripts; for ASCII they are these.
+WORD = re.compile(
+    r"(?:'(?:[stmd]|re|ve|ll)| ?(?:[A-Za-z]+|[0-9]+|[!-/:-@\[-`{-~\x00-\x08\x0e-\x1f\x7f]+))"
+    rf"(?:[^\x00-\x7f{WHITESPACE}][^{WHITESPACE}]*)?"
+    f"| ?[^{WHITESPACE}]+|[{WHITESPACE}]+(?![^{WHITESPACE}])|[{WHITESPACE}]+"
+)
+
+
+def cuttable(pieces: Iterable[Piece], encoder: "Encoder") -> Iterator[Piece]:
+    """The text in pieces of LONGEST at most, cut where the ids do not show it."""
+    rest, first = "", False
+    for piece in pieces:
+        text, first, start = rest + piece.text, first or piece.first, 0
+        while start < len(text):
+            some = text[start : start + LONGEST]
+            at_end = start + len(some) == len(text)
+            end = len(some) if at_end and piece.last else encoder.cut(some)
+            if end:
+                yield Piece(piece.split, some[:end], first, piece.last)
+                first = False
+            start += end
+            if at_end:
+                break
+        rest = text[start:]
+
+
+def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces of BATCH characters together, or of a few more."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+# --- text to ids ----------------------------------------------------------------------------------
+
+
+class Encoder(ABC):
+    """A tokenizer, with ids as the bytes that are written."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> list[bytes]:
+        """The ids of each text."""
+
+    def cut(self, text: str) -> int:
+        """How much of the text may be encoded without knowing how it goes on; 0 if nothing."""
+        return len(text)
+
+
+@final
+class _ByBytes(Encoder):
+    """Ids are bytes."""
+
+    def encode(self, texts: Sequence[str]) -> list[bytes]:
+        return [np.frombuffer(text.encode(), np.uint8).astype("<u2").tobytes() for text in texts]
+
+
+@final
+class _ByCharacters(Encoder):
+    """Ids from a table over all code points."""
+
+    def __init__(self, tokenizer: Tokenizer, dtype: str):
+        self._tokenizer, self._dtype = tokenizer, dtype
+        self._table = np.full(sys.maxunicode + 1, tokenizer.vocab_size, np.uint32)
+        for id in range(tokenizer.vocab_size):
+            self._table[ord(tokenizer.decode([id]))] = id
+
+    def encode(self, texts: Sequence[str]) -> list[bytes]:
+        found = []
+        for text in texts:
+            ids = self._table[np.frombuffer(text.encode("utf-32-le"), "<u4")]
+            if ids.max() == self._tokenizer.vocab_size:
+                self._tokenizer.encode(text)  # says which characters it does not have
+            found.append(ids.astype(self._dtype).tobytes())
+        return found
+
+
+@final
+class _ByPairs(Encoder):
+    """Any BPE. Where a long document may be cut depends on how it splits text into words."""
+
+    def __init__(self, tokenizer: Tokenizer, dtype: str):
+        self._tokenizer, self._dtype = tokenizer, dtype
+
+    def encode(self, texts: Sequence[str]) -> list[bytes]:
+        return [np.array(ids, self._dtype).tobytes() for ids in self._tokenizer.encode_batch(texts)]
+
+    def cut(self, text: str) -> int:
+        """The last place where the ids around it are the same with the cut as without."""
+        tries, width = 0, MARGIN
+        stop = len(text) - MARGIN  # what follows decides too
+        while stop > 0 and tries < TRIES:
+            start = max(0, stop - width)
+            for match in reversed([*CUT.finditer(text, start, stop + 1)]):
+                tries += 1
+                if self._harmless(text, match.end()):
+                    return match.end()
+            stop, width = start, 2 * width
+        return len(text) if len(text) >= LONGEST else 0
+
+    def _harmless(self, text: str, place: int) -> bool:
+        left, right = text[max(0, place - MARGIN) : place], text[place : place + MARGIN]
+        whole, *halves = self._tokenizer.encode_batch([left + right, left, right])
+        return whole == halves[0] + halves[1]
+
+
+@final
+class _ByWords(Encoder):
+    """A BPE with GPT-2's words.
+
+    Most words of a text came before: their ids are remembered, and joining those is five times
+    faster than to split and merge again. What was not seen for a while is forgotten.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, dtype: str):
+        self._pairs = _ByPairs(tokenizer, dtype)
+        self._recent: dict[str, bytes] = {}
+        self._older: dict[str, bytes] = {}
+        self._size = 0  # characters in _recent
+
+    def encode(self, texts: Sequence[str]) -> list[bytes]:
+        rows = [WORD.findall(text) for text in texts]
+        needed = set[str]().union(*rows) - self._recent.keys()
+        known = needed & self._older.keys()
+        self._recent.update((word, self._older[word]) for word in known)
+        new = [*(needed - known)]
+        self._recent.update(zip(new, self._pairs.encode(new), strict=True))
+        encoded = [b"".join(map(self._recent.__getitem__, row)) for row in rows]
+        self._size += sum(map(len, needed))
+        if self._size > REMEMBERED:
+            self._older, self._recent, self._size = self._recent, {}, 0
+        return encoded
+
+    def cut(self, text: str) -> int:
+        return self._pairs.cut(text)
+
+
+def dtype_for(tokenizer: Tokenizer) -> str:
+    """Of the ids: two bytes where the vocabulary allows it."""
+    return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+
+
+def encoder_for(tokenizer: Tokenizer) -> Encoder:
+    """The quickest for its kind."""
+    dtype = dtype_for(tokenizer)
+    if tokenizer.kind == "bytes":
+        return _ByBytes()
+    if tokenizer.kind == "characters":
+        return _ByCharacters(tokenizer, dtype)
+    return (_ByWords if tokenizer.has_gpt2_words else _ByPairs)(tokenizer, dtype)
+
+
+def encoded(
+    batches: Iterable[list[Piece]], tokenizer: Tokenizer, encoder: Encoder, workers: int | None
+) -> Iterator[tuple[list[Piece], list[bytes]]]:
+    """Batches with their ids, in order."""
+    if workers is None:
+        for batch in batches:
+            yield batch, encoder.encode([piece.text for piece in batch])
+        return
+    # spawn: a process that has used threads, as torch and tokenizers do, must not be forked.
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer,)) as pool:
+        waiting: deque[tuple[list[Piece], Future[list[bytes]]]] = deque()
+        try:
+            for batch in batches:
+                work = pool.submit(_work, [piece.text for piece in batch])
+                waiting.append((batch, work))
+                if len(waiting) > workers + 1:
+                    batch, work = waiting.popleft()
+                    yield batch, work.result()
+            for batch, work in waiting:
+                yield batch, work.result()
+        except BrokenProcessPool:
+            raise DataError(
+                "a process that tokenizes has died. In a script, call this under "
+                'if __name__ == "__main__"; if it was killed for memory, use fewer workers'
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_worker: list[Encoder] = []  # of a process that only tokenizes: one
+
+
+def _start_worker(tokenizer: Tokenizer) -> None:
+    _worker.append(encoder_for(tokenizer))
+
+
+def _work(texts: list[str]) -> list[bytes]:
+    return _worker[0].encode(texts)
