@@ -60,11 +60,11 @@ class Entry:
         """How it is written in a text."""
         if not self.parameters():
             return self.name
-        told = [
+        arguments = [
             n if default is inspect.Parameter.empty else f"{n}={default}"
             for n, (_, default) in self.parameters().items()
         ]
-        return f"{self.name}({', '.join(told)})"
+        return f"{self.name}({', '.join(arguments)})"
 
 
 _designs: dict[str, Entry] = {}
@@ -85,9 +85,9 @@ def _register(where: dict[str, Entry], equation: str, paper: str, year: int) -> 
     def add(function: F) -> F:
         plain = get_type_hints(function)["return"] is Wiring
         name = function.__name__
-        kept = function if plain else _family(function)
-        where[name] = Entry(name, kept, equation, paper, year, plain)
-        return kept
+        guarded = function if plain else _family(function)
+        where[name] = Entry(name, guarded, equation, paper, year, plain)
+        return guarded
 
     return add
 
@@ -96,13 +96,13 @@ def _family(function: F) -> F:
     """A function that returns a scheme, refusing to be taken for one."""
 
     @functools.wraps(function)
-    def called(*args: Any, **kwargs: Any) -> Any:
+    def guarded(*args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], Site):
             usage = entry(function.__name__).usage()
             raise SchemeError(f"{function.__name__} is a family, to be called first: {usage}")
         return function(*args, **kwargs)
 
-    return cast(F, called)
+    return cast(F, guarded)
 
 
 def names() -> list[str]:
@@ -117,10 +117,10 @@ def combinators() -> list[str]:
 
 def entry(name: str) -> Entry:
     """What is registered under a name."""
-    known = _designs | _combinators
-    if name not in known:
-        raise SchemeError(unknown_name("scheme", name, known))
-    return known[name]
+    entries = _designs | _combinators
+    if name not in entries:
+        raise SchemeError(unknown_name("scheme", name, entries))
+    return entries[name]
 
 
 # --- reading a text -------------------------------------------------------------------------------
@@ -151,56 +151,56 @@ def _tree(text: str) -> ast.expr:
 
 def _scheme(node: ast.expr, text: str) -> Scheme:
     if isinstance(node, ast.Name):
-        found, given, named = entry(node.id), [], []
+        design, by_place, by_name = entry(node.id), [], []
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        found, given, named = entry(node.func.id), node.args, node.keywords
+        design, by_place, by_name = entry(node.func.id), node.args, node.keywords
     else:
         raise SchemeError(
             f"cannot read {_source(node, text)!r} in {text!r}: expected a name or name(...)"
         )
-    parameters = found.parameters()
-    if len(given) > len(parameters):
+    parameters = design.parameters()
+    if len(by_place) > len(parameters):
         raise SchemeError(
-            f"{found.name} takes {plural(len(parameters), 'argument')}, got {len(given)}: "
-            f"{found.usage()}"
+            f"{design.name} takes {plural(len(parameters), 'argument')}, got {len(by_place)}: "
+            f"{design.usage()}"
         )
-    values = dict(zip(parameters, given, strict=False))
-    for keyword in named:
+    values = dict(zip(parameters, by_place, strict=False))
+    for keyword in by_name:
         if keyword.arg is None or keyword.arg not in parameters:
-            shown = "**" if keyword.arg is None else repr(keyword.arg)
+            argument = "**" if keyword.arg is None else repr(keyword.arg)
             there = f"there are {', '.join(parameters)}" if parameters else "it takes none"
             hint = did_you_mean(keyword.arg, parameters) or there
-            raise SchemeError(f"{found.name} has no argument {shown}; {hint}")
+            raise SchemeError(f"{design.name} has no argument {argument}; {hint}")
         if keyword.arg in values:
-            raise SchemeError(f"{found.name}: argument {keyword.arg!r} is given twice")
+            raise SchemeError(f"{design.name}: argument {keyword.arg!r} is given twice")
         values[keyword.arg] = keyword.value
     for name, (_, default) in parameters.items():
         if default is inspect.Parameter.empty and name not in values:
-            raise SchemeError(f"{found.name} needs {name!r}: {found.usage()}")
+            raise SchemeError(f"{design.name} needs {name!r}: {design.usage()}")
     arguments = {
-        name: _value(found.name, name, parameters[name][0], value, text)
+        name: _value(design.name, name, parameters[name][0], value, text)
         for name, value in values.items()
     }
-    scheme: Scheme = found.function if found.plain else found.function(**arguments)
+    scheme: Scheme = design.function if design.plain else design.function(**arguments)
     return scheme
 
 
-def _value(owner: str, name: str, wanted: Any, node: ast.expr, text: str) -> Any:
-    if wanted is Scheme or wanted == Scheme:
+def _value(owner: str, name: str, value_type: Any, node: ast.expr, text: str) -> Any:
+    if value_type is Scheme or value_type == Scheme:
         return _scheme(node, text)
     try:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = None
-    if wanted is float and type(value) in (int, float) and -LARGEST < value < LARGEST:
+    if value_type is float and type(value) in (int, float) and -LARGEST < value < LARGEST:
         return float(value)
-    if wanted is not float and type(value) is wanted and -MOST <= value <= MOST:
+    if value_type is not float and type(value) is value_type and -MOST <= value <= MOST:
         return value
     kinds = {float: "a number", int: "a whole number", bool: "True or False"}
-    large = type(value) in (int, float) and not -MOST <= value <= MOST and wanted is not bool
-    limit = f" below {LARGEST if wanted is float else MOST:g}" if large else ""
+    large = type(value) in (int, float) and not -MOST <= value <= MOST and value_type is not bool
+    limit = f" below {LARGEST if value_type is float else MOST:g}" if large else ""
     raise SchemeError(
-        f"{owner}: {name} must be {kinds[wanted]}{limit}, got {_source(node, text)} in {text!r}"
+        f"{owner}: {name} must be {kinds[value_type]}{limit}, got {_source(node, text)} in {text!r}"
     )
 
 
@@ -236,9 +236,9 @@ class Explanation:
         lines += [f"  {n}" for n in self.notes]
         lines += ["the stream is normalized:", *(f"  {n}" for n in self.normalized)]
         lines += [f"init: {self.init}", f"final norm: {'yes' if self.final_norm else 'no'}"]
-        told = ", ".join(f"{k} {v}" for k, v in self.shape.items())
+        shape = ", ".join(f"{k} {v}" for k, v in self.shape.items())
         lines += [
-            f"counted for {told}:",
+            f"counted for {shape}:",
             f"  {self.parameters:,} parameters, {self.extra_parameters:,} in norms and joins;",
             f"  forward: {self.matmul_flops:,} FLOPs in matrix products,",
             f"  {self.elementwise:,} entries written by everything else (reference norms, eager),",
@@ -279,8 +279,8 @@ def explain(
         stack(x)
     with _Elementwise() as rest, torch.no_grad():
         stack(x)
-    saved = _Saved(stack)
-    with saved:
+    memory = _Saved(stack)
+    with memory:
         stack(x.requires_grad_())
     rule = stack.sublayers()[0].init
     return Explanation(
@@ -296,7 +296,7 @@ def explain(
         extra_parameters=total - branch,
         matmul_flops=flops.get_total_flops(),
         elementwise=rest.entries,
-        saved_bytes=saved.bytes,
+        saved_bytes=memory.bytes,
     )
 
 
@@ -305,11 +305,11 @@ def _where(stack: Stack) -> list[str]:
     lines: list[str] = []
     runs: list[tuple[int, int, str]] = []  # first block, last block, what is said
     for block in range(stack.sublayers()[-1].site.block + 1):
-        told: dict[str, list[str]] = {}
+        places: dict[str, list[str]] = {}
         for sub in stack.sublayers():
             if sub.site.block == block:
-                told.setdefault(_places(sub), []).append(sub.site.kind)
-        text = "; ".join(f"{' and '.join(kinds)}: {place}" for place, kinds in told.items())
+                places.setdefault(_places(sub), []).append(sub.site.kind)
+        text = "; ".join(f"{' and '.join(kinds)}: {place}" for place, kinds in places.items())
         if runs and runs[-1][2] == text:
             runs[-1] = (runs[-1][0], block, text)
         else:
@@ -368,13 +368,13 @@ class _Saved(saved_tensors_hooks):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(self._pack, lambda t: t)
         self.bytes = 0
-        self._seen = {p.untyped_storage()._cdata for p in module.parameters()}
+        self._storages = {p.untyped_storage()._cdata for p in module.parameters()}
         self._alive: list[Tensor] = []  # a freed storage's address must not come again
 
     def _pack(self, t: Tensor) -> Tensor:
         storage = t.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._seen.add(storage._cdata)
+        if storage._cdata not in self._storages:
+            self._storages.add(storage._cdata)
             self._alive.append(t)
             self.bytes += storage.nbytes()
         return t

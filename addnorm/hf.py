@@ -60,10 +60,10 @@ class AddnormConfig(transformers.PreTrainedConfig):  # type: ignore[misc]
         "tie_word_embeddings": "tied",
     }
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **values: Any) -> None:
         for name, default in dataclasses.asdict(GPT.preset("gpt2")).items():
-            setattr(self, name, given.pop(name, default))
-        super().__init__(**given)
+            setattr(self, name, values.pop(name, default))
+        super().__init__(**values)
         self.gpt()  # raises on what makes no sense
 
     def gpt(self) -> GPTConfig:
@@ -123,12 +123,12 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
                 f"{folder} is in GPT-2's format: AutoModelForCausalLM makes a GPT2LMHeadModel of "
                 "it; for this class, AddnormForCausalLM.of(GPT.from_pretrained(folder))"
             )
-        told = kwargs.pop("output_loading_info", False)
+        with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(path_or_id, *args, output_loading_info=True, **kwargs)
         wrong = {kind: names for kind, names in info.items() if names and kind.endswith("_keys")}
         if wrong:
             raise WeightsError(f"{path_or_id}: the weights do not fit the model: {wrong}")
-        return (model, info) if told else model
+        return (model, info) if with_info else model
 
     def save_pretrained(
         self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any
@@ -137,8 +137,8 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         folder = Path(save_directory)
         if is_main_process and (folder / folders.CONFIG).exists():
-            written = [*folder.glob("model*.safetensors*"), folder / folders.CONFIG]
-            folders.write_checksums(folder, [file.name for file in written])
+            files = [*folder.glob("model*.safetensors*"), folder / folders.CONFIG]
+            folders.write_checksums(folder, [file.name for file in files])
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """The scheme filled every weight when the GPT was made; transformers would undo it."""
@@ -173,8 +173,8 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
             "logits_to_keep that names places": not isinstance(logits_to_keep, int),
             "logits_to_keep beside labels": labels is not None and logits_to_keep,
         }
-        for name, asked in refused.items():
-            if asked:
+        for name, value in refused.items():
+            if value:
                 raise ValueError(f"AddnormForCausalLM does not support {name}")
         if input_ids is None:
             raise ValueError("AddnormForCausalLM needs input_ids")
@@ -230,7 +230,7 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
             vocab_size=new_num_tokens or old.vocab_size,
             vocab_multiple=pad_to_multiple_of or old.vocab_multiple,
         )
-        kept = min(old.vocab_size, new.vocab_size)
+        common = min(old.vocab_size, new.vocab_size)
         for name, (role, rule) in gpt.init_rules().items():
             if name == "positions.weight":
                 continue
@@ -238,12 +238,12 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
             rows = torch.empty_like(table[:1]).repeat(new.padded_vocab_size, 1)
             with torch.no_grad():
                 rule(role, rows)
-                rows[:kept] = table[:kept]
+                rows[:common] = table[:common]
                 if mean_resizing:
-                    rows[kept:] = table[: old.vocab_size].mean(0)
+                    rows[common:] = table[: old.vocab_size].mean(0)
                 care = gpt.stack.cares[role]
-                if care is not None and kept < len(rows):
-                    care(role, rows[kept:], 0)
+                if care is not None and common < len(rows):
+                    care(role, rows[common:], 0)
             holder = gpt.get_submodule(name.removesuffix(".weight"))
             holder.weight = torch.nn.Parameter(rows, requires_grad=table.requires_grad)
         gpt.tokens.num_embeddings = new.padded_vocab_size
@@ -354,7 +354,7 @@ def reader(
     """ids -> logits in float32, by the model that transformers makes of a folder or of a GGUF file
     in it. ``vocab_size`` is for a GGUF file without a tokenizer, where transformers looks for it.
     """
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     with _quiet():
         if gguf_file is not None:
             import_module("accelerate")  # transformers reads GGUF with it only
@@ -362,9 +362,9 @@ def reader(
             # It reads these from the file, and then keeps them where GPT2Config does not look.
             config.n_positions, config.n_inner = config.n_ctx, config.feed_forward_length
             config.vocab_size = vocab_size or config.vocab_size
-            given = {"gguf_file": gguf_file, "config": config}
+            options = {"gguf_file": gguf_file, "config": config}
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, **given
+            folder, dtype=torch.float32, output_loading_info=True, **options
         )
     wrong = {kind: names for kind, names in info.items() if names and kind.endswith("_keys")}
     if wrong:
@@ -379,9 +379,9 @@ def reader(
 
 def encoder(folder: Path, gguf_file: str | None = None) -> Callable[[str], list[int]]:
     """text -> ids, by the tokenizer that transformers makes of a folder or of a GGUF file in it."""
-    given = {} if gguf_file is None else {"gguf_file": gguf_file}
+    options = {} if gguf_file is None else {"gguf_file": gguf_file}
     with _quiet():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
     return lambda text: tokenizer.encode(text, add_special_tokens=False)
 
 

@@ -91,7 +91,7 @@ def holds_run_or_adapter(folder: Path) -> bool:
 
 def is_ours(model_type: object) -> bool:
     """Whether only addnorm writes this in a config.json, as it is not GPT-2's."""
-    return register.known(model_type) and model_type != "gpt2"
+    return register.is_known(model_type) and model_type != "gpt2"
 
 
 def _model_folder(folder: Path) -> Path:

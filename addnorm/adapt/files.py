@@ -63,23 +63,23 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, format: str | None
     ``format``: "peft", refused with the reason where peft has none; "addnorm" for any; None takes
     peft's wherever it can. A merged adapter is written all the same.
     """
-    found = required(model)
+    adapter = required(model)
     reasons = why_not_peft(model)
     if format not in (None, "peft", "addnorm"):
         raise WeightsError(f"format is 'peft', 'addnorm' or None, got {format!r}")
     if format == "peft" and reasons:
         raise WeightsError(f"peft's format cannot say what this is: {'; '.join(reasons)}")
-    told: dict[str, Any] | None = None
-    held = found.low_rank()
-    ranks = {name: len(part.triplets()[1]) for name, part in held.items()}
+    card: dict[str, Any] | None = None
+    updates = adapter.low_rank()
+    ranks = {name: len(part.triplets()[1]) for name, part in updates.items()}
     if format == "addnorm" or reasons:
-        tensors, ranks = state(model), {name: len(part.lora_A) for name, part in held.items()}
+        tensors, ranks = state(model), {name: len(part.lora_A) for name, part in updates.items()}
     else:
         assert isinstance(model, GPT)
-        tensors, told = (_prompt if found.settings.kind == "prefix" else _stacked)(model, found)
+        tensors, card = (_prompt if adapter.settings.kind == "prefix" else _stacked)(model, adapter)
     record = {
-        "settings": dataclasses.asdict(found.settings),
-        "updates": {name: [rank, held[name].scale] for name, rank in ranks.items()},
+        "settings": dataclasses.asdict(adapter.settings),
+        "updates": {name: [rank, updates[name].scale] for name, rank in ranks.items()},
     }
     for name, t in tensors.items():
         tensors[name] = folders.finite("the adapter", name, t.detach()).cpu().contiguous()
@@ -88,11 +88,11 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, format: str | None
     # Between the two renames a folder of another kind is there: its names will not fit.
     with disk.whole_file(path / TENSORS) as new:
         save_file(tensors, new, metadata={"format": "pt", OURS: json.dumps(record)})
-    if told is None:
+    if card is None:
         (path / CONFIG).unlink(missing_ok=True)
     else:
         with disk.whole_file(path / CONFIG) as new:
-            folders.write_json(new, told)
+            folders.write_json(new, card)
 
 
 def export(model: GPT, folder: str | os.PathLike[str], *, tokenizer: Any = None) -> None:
@@ -100,12 +100,12 @@ def export(model: GPT, folder: str | os.PathLike[str], *, tokenizer: Any = None)
     reads: in FOLDER the model with the updates in its weights, or, since a prefix and a bottleneck
     are no updates, in FOLDER/base the model without them."""
     folder = Path(folder)
-    found = required(model)
+    adapter = required(model)
     save(model, folder / "adapter")
-    if found.low_rank():
-        made = folded(model)
-        assert isinstance(made, GPT)
-        made.save_pretrained(folder, tokenizer=tokenizer)
+    if adapter.low_rank():
+        plain = folded(model)
+        assert isinstance(plain, GPT)
+        plain.save_pretrained(folder, tokenizer=tokenizer)
         return
     with torch.device("meta"):  # no random number may be drawn in the middle of a training
         base = GPT(model.config)
@@ -125,8 +125,8 @@ def _table(model: GPT) -> tuple[str, dict[str, tuple[str, ...]]]:
         for row in gpt2_rows(model.config)
         if row.theirs.endswith(".weight")
     }
-    told = {theirs: ours for theirs, ours in rows.items() if ours[0] in inside}
-    return "base_model.model.transformer.", told
+    ours_by_theirs = {theirs: ours for theirs, ours in rows.items() if ours[0] in inside}
+    return "base_model.model.transformer.", ours_by_theirs
 
 
 def _common(kind: str, **more: Any) -> dict[str, Any]:
@@ -139,23 +139,23 @@ def _common(kind: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def _stacked(model: GPT, found: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _stacked(model: GPT, adapter: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and configuration of low-rank updates as peft has them."""
     before, table = _table(model)
-    held, s = found.low_rank(), found.settings
+    updates, s = adapter.low_rank(), adapter.settings
     ada = s.kind == "adalora"
     end = "" if ada else ".weight"  # peft's LoRA has modules, its AdaLoRA parameters
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for theirs, ours in table.items():
-        parts = [held[name] for name in ours if name in held]
+        parts = [updates[name] for name in ours if name in updates]
         if not parts:
             continue
         blocks = []
         for name in ours:
             wide = model.get_submodule(name).get_parameter("weight")
-            blocks.append(held[name].triplets()[2] if name in held else wide[:, :0])
+            blocks.append(updates[name].triplets()[2] if name in updates else wide[:, :0])
         a, e = (torch.cat([part.triplets()[i] for part in parts]) for i in (0, 1))
         tensors[f"{before}{theirs}.lora_A{end}"] = a
         tensors[f"{before}{theirs}.lora_B{end}"] = torch.block_diag(*blocks)
@@ -165,7 +165,7 @@ def _stacked(model: GPT, found: Adapted) -> tuple[dict[str, Tensor], dict[str, A
         ranks[name], alphas[name] = len(a), parts[0].scale * len(a)
     largest = max(ranks, key=lambda name: ranks[name])
     r, alpha = max(ranks[largest], 1), alphas[largest]
-    told = _common(
+    card = _common(
         s.kind,
         target_modules=sorted(ranks),
         fan_in_fan_out=not config_json.why_not_gpt2(model.config),  # Conv1D
@@ -173,16 +173,16 @@ def _stacked(model: GPT, found: Adapted) -> tuple[dict[str, Tensor], dict[str, A
         lora_dropout=s.dropout,
     )
     if not ada:
-        return tensors, told | {
+        return tensors, card | {
             "r": r,
             "lora_alpha": alpha,
             "rank_pattern": {name: n for name, n in ranks.items() if n != r},
             "alpha_pattern": {name: n for name, n in alphas.items() if n != alpha},
         }
-    return tensors, told | {
+    return tensors, card | {
         "init_r": r,
         "target_r": min(s.target_rank, r),
-        "lora_alpha": next(iter(held.values())).scale * (r + EPS),
+        "lora_alpha": next(iter(updates.values())).scale * (r + EPS),
         "total_step": s.steps,
         "tinit": s.tinit,
         "tfinal": s.tfinal,
@@ -192,18 +192,18 @@ def _stacked(model: GPT, found: Adapted) -> tuple[dict[str, Tensor], dict[str, A
     }
 
 
-def _prompt(model: GPT, found: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _prompt(model: GPT, adapter: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A prefix as peft has it: key and value of the first layer, of the second, ..., in a row."""
     c = model.config
     tables = [
         table.weight
-        for part in found.parts.values()
+        for part in adapter.parts.values()
         if isinstance(part, Prefix)
         for table in (part.keys, part.values)
     ]
     return {PROMPT: torch.cat(tables, 1)}, _common(
         "prefix",
-        num_virtual_tokens=found.settings.length,
+        num_virtual_tokens=adapter.settings.length,
         token_dim=c.dim,
         num_transformer_submodules=1,
         num_attention_heads=c.n_heads,
@@ -221,19 +221,19 @@ def load(model: nn.Module, folder: str | os.PathLike[str]) -> Adapted:
     fit, and then nothing has happened."""
     path = reading.place(folder, WeightsError)
     tensors, record = _read(path / TENSORS)
-    told = folders.read_json(path / CONFIG) if (path / CONFIG).exists() or not record else None
+    card = folders.read_json(path / CONFIG) if (path / CONFIG).exists() or not record else None
     updates = {name: (r, float(scale)) for name, (r, scale) in record.get("updates", {}).items()}
     try:
-        if told is None:
+        if card is None:
             values, settings = tensors, _settings(record, {})
-        elif told.get("peft_type") == TYPES["prefix"]:
-            settings = _settings(record, _of_prefix(told))
+        elif card.get("peft_type") == TYPES["prefix"]:
+            settings = _settings(record, _of_prefix(card))
             values = _prompts(model, tensors)
         else:
             if not isinstance(model, GPT):
                 raise WeightsError(f"peft's format is for a GPT, not a {type(model).__name__}")
-            settings = _settings(record, _of_low_rank(told))
-            values, updates = _unstacked(model, tensors, updates, told)
+            settings = _settings(record, _of_low_rank(card))
+            values, updates = _unstacked(model, tensors, updates, card)
             roles = dict.fromkeys(name.rpartition(".")[2] for name in updates)
             settings = dataclasses.replace(settings, targets=tuple(roles))
         strange = updates.keys() - dict(linears(model))
@@ -242,14 +242,14 @@ def load(model: nn.Module, folder: str | os.PathLike[str]) -> Adapted:
         trial = copy.deepcopy(model, {id(p): _on_meta(p) for p in model.parameters()})
         install(trial, settings, updates)
         shapes = {name: _shape(t) for name, t in state(trial).items()}
-        if told is not None:  # peft does not keep what adalora has measured
+        if card is not None:  # peft does not keep what adalora has measured
             shapes = {n: s for n, s in shapes.items() if n in dict(trial.named_parameters())}
         _same(shapes, {name: _shape(t) for name, t in values.items()})
     except Mendable as error:  # ours, or what the settings say of a value
         raise WeightsError(f"{path}: {error}") from None
-    found = install(model, settings, updates)
+    adapter = install(model, settings, updates)
     model.load_state_dict(values, strict=False)
-    return found
+    return adapter
 
 
 def _on_meta(p: nn.Parameter) -> nn.Parameter:
@@ -279,49 +279,51 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _checked(file: Path, record: str) -> dict[str, Any]:
     """Our record, if it is one: settings, and rank and scale of each update."""
     where = f"{file}: the record in it"
-    told = reading.json_value(record, where, WeightsError)
-    if not isinstance(told, dict):
-        raise WeightsError(f"{where} is {reading.in_words(told)}, expected an object")
-    reading.field(told, "settings", dict, where, WeightsError)
-    for name, update in reading.field(told, "updates", dict, where, WeightsError).items():
+    card = reading.json_value(record, where, WeightsError)
+    if not isinstance(card, dict):
+        raise WeightsError(f"{where} is {reading.in_words(card)}, expected an object")
+    reading.field(card, "settings", dict, where, WeightsError)
+    for name, update in reading.field(card, "updates", dict, where, WeightsError).items():
         pair = update if isinstance(update, list) else []
         whole = len(pair) == 2 and type(pair[0]) is int and pair[0] >= 0
         if not (whole and pair[0] <= MOST and is_number(pair[1])):
             raise WeightsError(f"{where}: the rank and scale of {name} are not two numbers")
-    return told
+    return card
 
 
 def _shape(t: Tensor) -> str:
     return f"{tuple(t.shape)}{'' if t.is_floating_point() else ' of whole numbers'}"
 
 
-def _same(want: Mapping[str, str], got: Mapping[str, str]) -> None:
-    for name in sorted(want.keys() | got.keys()):
-        if want.get(name) != got.get(name):
+def _same(want: Mapping[str, str], have: Mapping[str, str]) -> None:
+    for name in sorted(want.keys() | have.keys()):
+        if want.get(name) != have.get(name):
             raise WeightsError(
-                f"the adapter is of another model: {name} is {got.get(name, 'missing')}, expected "
+                f"the adapter is of another model: {name} is {have.get(name, 'missing')}, expected "
                 f"{want.get(name, 'none')}"
             )
 
 
 def _settings(record: Mapping[str, Any], otherwise: Mapping[str, Any]) -> Adapt:
-    told = dict(record.get("settings", otherwise))
-    strange = told.keys() - {f.name for f in dataclasses.fields(Adapt)}
+    values = dict(record.get("settings", otherwise))
+    strange = values.keys() - {f.name for f in dataclasses.fields(Adapt)}
     if strange:
         raise WeightsError(f"{min(strange)!r} is no setting of this version's adapters")
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
-    return Adapt(**given)
+    arguments: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+    }
+    return Adapt(**arguments)
 
 
-def _needed(told: Mapping[str, Any], name: str) -> Any:
+def _setting(card: Mapping[str, Any], name: str) -> Any:
     """One of peft's settings, which ``Adapt`` checks."""
-    if name not in told:
+    if name not in card:
         raise WeightsError(f"{CONFIG}: {name!r} is missing")
-    return told[name]
+    return card[name]
 
 
-def _number(told: Mapping[str, Any], name: str) -> float:
-    value = _needed(told, name)
+def _number(card: Mapping[str, Any], name: str) -> float:
+    value = _setting(card, name)
     if not is_number(value):
         raise WeightsError(f"{CONFIG}: {name} is {value_in_short(value)}, not a number")
     return value
@@ -336,33 +338,33 @@ PLAIN = (True, False, "gaussian", "eva", "orthogonal")
 """Beginnings that leave the model's own weights alone; pissa, olora and others move them."""
 
 
-def _of_low_rank(told: Mapping[str, Any]) -> dict[str, Any]:
+def _of_low_rank(card: Mapping[str, Any]) -> dict[str, Any]:
     """peft's settings as ours; targets follow from the tensors."""
-    kind = {v: k for k, v in TYPES.items()}.get(str(told.get("peft_type")))
+    kind = {v: k for k, v in TYPES.items()}.get(str(card.get("peft_type")))
     if kind not in ("lora", "adalora"):
-        known = ", ".join(TYPES.values())
-        shown = value_in_short(told.get("peft_type"))
-        raise WeightsError(f"peft_type is {shown}; what is read is {known}")
-    odd = [name for name in UNREAD if told.get(name)]
-    if told.get("init_lora_weights", True) not in PLAIN:
-        odd.append(f"init_lora_weights={value_in_short(told['init_lora_weights'])}")
+        types = ", ".join(TYPES.values())
+        short = value_in_short(card.get("peft_type"))
+        raise WeightsError(f"peft_type is {short}; what is read is {types}")
+    odd = [name for name in UNREAD if card.get(name)]
+    if card.get("init_lora_weights", True) not in PLAIN:
+        odd.append(f"init_lora_weights={value_in_short(card['init_lora_weights'])}")
     if odd:
         raise WeightsError(f"{', '.join(odd)} of peft is not known here")
-    found = {
+    values = {
         "kind": kind,
-        "alpha": _number(told, "lora_alpha"),
-        "dropout": _number(told, "lora_dropout"),
+        "alpha": _number(card, "lora_alpha"),
+        "dropout": _number(card, "lora_dropout"),
     }
     if kind == "lora":
-        return found | {"rank": _needed(told, "r")}
-    return found | {
-        "init_rank": _needed(told, "init_r"),
-        "target_rank": _needed(told, "target_r"),
-        "steps": _needed(told, "total_step"),
-        "tinit": _needed(told, "tinit"),
-        "tfinal": _needed(told, "tfinal"),
-        "delta_t": _needed(told, "deltaT"),
-        "orthogonality": _needed(told, "orth_reg_weight"),
+        return values | {"rank": _setting(card, "r")}
+    return values | {
+        "init_rank": _setting(card, "init_r"),
+        "target_rank": _setting(card, "target_r"),
+        "steps": _setting(card, "total_step"),
+        "tinit": _setting(card, "tinit"),
+        "tfinal": _setting(card, "tfinal"),
+        "delta_t": _setting(card, "deltaT"),
+        "orthogonality": _setting(card, "orth_reg_weight"),
     }
 
 
@@ -370,9 +372,9 @@ def _unstacked(
     model: GPT,
     tensors: Mapping[str, Tensor],
     updates: Mapping[str, tuple[int, float]],
-    told: Mapping[str, Any],
+    card: Mapping[str, Any],
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, float]]]:
-    """Ours from peft's: the blocks that ``updates`` tell of, or else each of q, k and v reads by
+    """Ours from peft's: the blocks that ``updates`` name, or else each of q, k and v reads by
     the whole A."""
     table = {_bare(theirs): ours for theirs, ours in _table(model)[1].items()}
     modules: dict[str, dict[str, Tensor]] = {}
@@ -385,7 +387,7 @@ def _unstacked(
             raise WeightsError(f"{places[name, factor]} and {full} are both {factor} of {name}")
         modules.setdefault(name, {})[factor] = t
     values: dict[str, Tensor] = {}
-    made: dict[str, tuple[int, float]] = {}
+    ranks: dict[str, tuple[int, float]] = {}
     for theirs, factors in modules.items():
         names = table[theirs]
         sizes = [len(model.get_submodule(o).get_parameter("weight")) for o in names]
@@ -395,7 +397,7 @@ def _unstacked(
                 f"the adapter is of another model: lora_A and lora_B of {theirs} have the shapes "
                 f"{tuple(a.shape)} and {tuple(b.shape)}, expected (r, n) and ({sum(sizes)}, r)"
             )
-        scale = _scale(told, theirs, len(a))
+        scale = _scale(card, theirs, len(a))
         rows = b.split(sizes)
         first = 0
         for name, mine in zip(names, rows, strict=True):
@@ -408,16 +410,16 @@ def _unstacked(
             values |= {f"{name}.lora_A": a[part], f"{name}.lora_B": mine[:, part]}
             if "lora_E" in factors:
                 values[f"{name}.lora_E"] = factors["lora_E"].flatten()[part]
-            made[name] = len(a[part]), scale
-    return values, made
+            ranks[name] = len(a[part]), scale
+    return values, ranks
 
 
-def _scale(told: Mapping[str, Any], name: str, rank: int) -> float:
+def _scale(card: Mapping[str, Any], name: str, rank: int) -> float:
     """What peft multiplies an update by."""
-    if told["peft_type"] == TYPES["adalora"]:
-        check_whole("init_r", _needed(told, "init_r"))
-        return _number(told, "lora_alpha") / (told["init_r"] + EPS)
-    alpha, patterns = _number(told, "lora_alpha"), told.get("alpha_pattern") or {}
+    if card["peft_type"] == TYPES["adalora"]:
+        check_whole("init_r", _setting(card, "init_r"))
+        return _number(card, "lora_alpha") / (card["init_r"] + EPS)
+    alpha, patterns = _number(card, "lora_alpha"), card.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise WeightsError(f"alpha_pattern is {reading.in_words(patterns)}, expected an object")
     for key, value in patterns.items():
@@ -430,11 +432,15 @@ def _scale(told: Mapping[str, Any], name: str, rank: int) -> float:
         if fits:
             alpha = value
             break
-    return float(alpha / (max(rank, 1) ** 0.5 if told.get("use_rslora") else max(rank, 1)))
+    return float(alpha / (max(rank, 1) ** 0.5 if card.get("use_rslora") else max(rank, 1)))
 
 
-def _of_prefix(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": "prefix", "length": _needed(told, "num_virtual_tokens"), "positions": "shifted"}
+def _of_prefix(card: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "kind": "prefix",
+        "length": _setting(card, "num_virtual_tokens"),
+        "positions": "shifted",
+    }
 
 
 def _prompts(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

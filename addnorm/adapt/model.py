@@ -62,9 +62,9 @@ def adapt(model: nn.Module, kind: str, **settings: Any) -> Adapted:
     check_known("kind", kind, get_args(Kind)[1:])
     for name in settings:
         check_known("setting", name, [f.name for f in dataclasses.fields(Adapt)[1:]])
-    made = apply(Adapt(kind=kind, **settings), model)  # type: ignore[arg-type]
-    assert made is not None
-    return made
+    adapter = apply(Adapt(kind=kind, **settings), model)  # type: ignore[arg-type]
+    assert adapter is not None
+    return adapter
 
 
 def apply(settings: Adapt, model: nn.Module) -> Adapted | None:
@@ -84,8 +84,8 @@ def apply(settings: Adapt, model: nn.Module) -> Adapted | None:
 
 def adapted(model: nn.Module) -> Adapted | None:
     """What was done to this model."""
-    found: Adapted | None = vars(model).get("adapted")
-    return found
+    adapter: Adapted | None = vars(model).get("adapted")
+    return adapter
 
 
 def install(model: nn.Module, settings: Adapt, updates: Mapping[str, tuple[int, float]]) -> Adapted:
@@ -128,10 +128,10 @@ def install(model: nn.Module, settings: Adapt, updates: Mapping[str, tuple[int, 
             bottleneck = Bottleneck(sub.site.dim, settings.width, like).train(sub.training)
             parts[f"{name}.branch.adapter"] = sub.branch.adapter = bottleneck
             hooks.append(sub.branch.register_forward_hook(_narrowed))
-    found = vars(model)["adapted"] = Adapted(settings, parts, tuple(hooks))
+    adapter = vars(model)["adapted"] = Adapted(settings, parts, tuple(hooks))
     if settings.kind == "adalora":
-        _stacks(model)[0].follow(_Pruning(settings, tuple(found.adalora().values())))
-    return found
+        _stacks(model)[0].follow(_Pruning(settings, tuple(adapter.adalora().values())))
+    return adapter
 
 
 def _narrowed(branch: nn.Module, args: Any, v: Tensor) -> Tensor:
@@ -180,9 +180,9 @@ def _allocate(parts: Sequence[AdaLoRA], s: Adapt, step: int) -> None:
         left = 1 - (step - s.tinit) / (last - s.tinit)
         mean = s.target_rank + (s.init_rank - s.target_rank) * left**3
         scores = torch.cat([part.importance() for part in parts])
-        kept = torch.zeros_like(scores, dtype=torch.bool)
-        kept[scores.sort(descending=True, stable=True).indices[: int(mean * len(parts))]] = True
-        for part, mine in zip(parts, kept.split([len(p.kept) for p in parts]), strict=True):
+        mask = torch.zeros_like(scores, dtype=torch.bool)
+        mask[scores.sort(descending=True, stable=True).indices[: int(mean * len(parts))]] = True
+        for part, mine in zip(parts, mask.split([len(p.kept) for p in parts]), strict=True):
             part.kept.copy_(mine)
     if due or step > last:
         for part in parts:
@@ -190,12 +190,12 @@ def _allocate(parts: Sequence[AdaLoRA], s: Adapt, step: int) -> None:
 
 
 def _sublayers(model: nn.Module) -> dict[str, Sublayer]:
-    found = {name: m for name, m in model.named_modules() if isinstance(m, Sublayer)}
-    if not found or not _stacks(model):
+    sublayers = {name: m for name, m in model.named_modules() if isinstance(m, Sublayer)}
+    if not sublayers or not _stacks(model):
         raise Mendable(
             f"a {type(model).__name__} has no Stack of addnorm: for other models there is peft"
         )
-    return found
+    return sublayers
 
 
 def _stacks(model: nn.Module) -> list[Stack]:
@@ -212,16 +212,16 @@ def linears(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 def targeted(model: nn.Module, settings: Adapt) -> list[str]:
     """The names of the matrices that get an update."""
-    found = dict(linears(model))
+    roles = dict(linears(model))
     for target in settings.targets:
-        check_known("targets", target, dict.fromkeys(found.values()))
-    return [name for name, role in found.items() if role in settings.targets]
+        check_known("targets", target, dict.fromkeys(roles.values()))
+    return [name for name, role in roles.items() if role in settings.targets]
 
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:
-    found = model.get_submodule(name)
-    assert isinstance(found, nn.Linear)
-    return found
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return module
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -247,18 +247,18 @@ def unmerge(model: nn.Module) -> None:
 def folded(model: nn.Module) -> nn.Module:
     """A copy with the updates in its weights and without an adapter: an ordinary model."""
     _foldable(model)
-    made = copy.deepcopy(model)
-    found = adapted(made)
-    assert found is not None
-    for name, part in found.low_rank().items():
+    without_adapter = copy.deepcopy(model)
+    adapter = adapted(without_adapter)
+    assert adapter is not None
+    for name, part in adapter.low_rank().items():
         plain = nn.Linear(part.in_features, part.out_features, part.bias is not None, "meta")
         weight = part.weight.detach() if part.original is not None else part.sum()
         plain.weight, plain.bias = nn.Parameter(weight), part.bias
-        _replace(made, name, plain.train(part.training))
-    del vars(made)["adapted"]
-    for stack in _stacks(made):
+        _replace(without_adapter, name, plain.train(part.training))
+    del vars(without_adapter)["adapted"]
+    for stack in _stacks(without_adapter):
         stack.followers = [f for f in stack.followers if not isinstance(f, _Pruning)]
-    return made.requires_grad_(True)
+    return without_adapter.requires_grad_(True)
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -273,18 +273,18 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 def required(model: nn.Module) -> Adapted:
     """What was done to this model; ``Mendable`` if nothing was."""
-    found = adapted(model)
-    if found is None:
+    adapter = adapted(model)
+    if adapter is None:
         raise Mendable(f"the {type(model).__name__} has no adapter: adapt(model, kind) first")
-    return found
+    return adapter
 
 
 def _foldable(model: nn.Module) -> list[LowRank]:
-    found = required(model)
-    parts = list(found.low_rank().values())
+    adapter = required(model)
+    parts = list(adapter.low_rank().values())
     if not parts:
         raise Mendable(
-            f"{found.settings.kind} is not an update of weights and cannot be merged: it stays "
+            f"{adapter.settings.kind} is not an update of weights and cannot be merged: it stays "
             "beside the model"
         )
     return parts

@@ -170,10 +170,10 @@ class AdaLoRA(LowRank):
         return e + a.mean(1) + b.mean(0)
 
     @torch.no_grad()
-    def pull(self, moved: set[int]) -> None:
+    def pull(self, weights: set[int]) -> None:
         """Add the gradient of the orthogonality to those of A and B that an optimizer moves."""
         for w, rows in ((self.lora_A, True), (self.lora_B, False)):
-            if id(w) in moved and w.grad is not None:
+            if id(w) in weights and w.grad is not None:
                 if isinstance(w, DTensor):
                     raise Mendable("adalora compares whole tensors: parallel=ddp, not fsdp")
                 square = (w @ w.T if rows else w.T @ w) - torch.eye(
@@ -196,9 +196,9 @@ _orthogonal: "weakref.WeakSet[AdaLoRA]" = weakref.WeakSet()
 def _before_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
     """Before any optimizer steps: here gradients are those of a mean loss, however it was summed,
     split and clipped."""
-    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    weights = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for part in _orthogonal:
-        part.pull(moved)
+        part.pull(weights)
 
 
 @cache

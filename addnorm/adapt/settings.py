@@ -66,8 +66,8 @@ class Adapt:
         check_known("positions", self.positions, ("kept", "shifted"))
         names = self.targets if isinstance(self.targets, tuple) else ()
         if not names or not all(isinstance(name, str) for name in names):
-            shown = value_in_short(self.targets)
-            raise Mendable(f"targets must be names such as ('q', 'v'), got {shown}")
+            short = value_in_short(self.targets)
+            raise Mendable(f"targets must be names such as ('q', 'v'), got {short}")
         if not self.alpha > 0 or not self.orthogonality >= 0:
             raise Mendable("alpha must be positive and orthogonality not negative")
         if not 0.0 <= self.dropout < 1.0:

@@ -56,12 +56,12 @@ class Check:
     by: str
     inputs: str
     difference: float
-    allowed: float
+    tolerance: float
 
     def __str__(self) -> str:
         return (
             f"{self.by}, {self.inputs}: logits differ by {self.difference:.1e} "
-            f"(allowed {self.allowed:.0e})"
+            f"(allowed {self.tolerance:.0e})"
         )
 
 
@@ -87,8 +87,8 @@ class Comparison:
     NaN on either side is a difference.
     """
 
-    def __init__(self, by: str, allowed: float) -> None:
-        self.by, self.allowed, self.difference = by, allowed, 0.0
+    def __init__(self, by: str, tolerance: float) -> None:
+        self.by, self.tolerance, self.difference = by, tolerance, 0.0
         self.inputs: list[str] = []
 
     def add_all(self, ours: GPT, theirs: Callable[[Tensor], Tensor], tell: Tell) -> None:
@@ -99,17 +99,18 @@ class Comparison:
             ids = draw(ours, batch, length)
             self.add(name, theirs(ids), logits(ours, ids))
 
-    def add(self, name: str, got: Tensor, want: Tensor) -> None:
+    def add(self, name: str, theirs: Tensor, ours: Tensor) -> None:
         """``name`` is the input's, such as "3 x 7"."""
-        if got.shape != want.shape:
+        if theirs.shape != ours.shape:
             raise CheckFailed(
-                f"{self.by}, {name}: logits of shape {tuple(got.shape)} instead of "
-                f"{tuple(want.shape)}"
+                f"{self.by}, {name}: logits of shape {tuple(theirs.shape)} instead of "
+                f"{tuple(ours.shape)}"
             )
-        difference = apart(got, want)
-        if not difference <= self.allowed:
+        difference = apart(theirs, ours)
+        if not difference <= self.tolerance:
             raise CheckFailed(
-                f"{self.by}, {name}: logits differ by {difference:.1e} (allowed {self.allowed:.0e})"
+                f"{self.by}, {name}: logits differ by {difference:.1e} "
+                f"(allowed {self.tolerance:.0e})"
             )
         self.inputs.append(name)
         self.difference = max(self.difference, difference)
@@ -121,15 +122,15 @@ class Comparison:
                 raise CheckFailed(f"{self.by}: the tokenizer splits {text!r} otherwise")
         self.inputs.append(f"{len(TEXTS)} texts")
 
-    def done(self) -> Check:
+    def result(self) -> Check:
         """The result of the comparison."""
-        return Check(self.by, ", ".join(self.inputs), self.difference, self.allowed)
+        return Check(self.by, ", ".join(self.inputs), self.difference, self.tolerance)
 
 
-def apart(got: Tensor, want: Tensor) -> float:
+def apart(theirs: Tensor, ours: Tensor) -> float:
     """The largest difference, relative to the largest wanted value where that is above 1."""
-    scale = max(1.0, want.abs().max().item())
-    return (got.double() - want.double()).abs().max().item() / scale
+    scale = max(1.0, ours.abs().max().item())
+    return (theirs.double() - ours.double()).abs().max().item() / scale
 
 
 def shapes(model: GPT) -> list[tuple[int, int]]:
@@ -157,17 +158,17 @@ def logits(model: GPT, ids: Tensor, valid: Tensor | None = None) -> Tensor:
 def measured_copy(model: GPT) -> GPT:
     """A copy of the model as it is compared: in float32, on the CPU, not training, its tables
     without the padding of the vocabulary, which is not exported."""
-    made = copy.deepcopy(model).cpu().float().eval()
-    size = made.config.vocab_size
+    plain = copy.deepcopy(model).cpu().float().eval()
+    size = plain.config.vocab_size
     with torch.no_grad():
-        made.tokens.weight = nn.Parameter(made.tokens.weight[:size].clone())
-        if made.head is not None:
-            made.head.weight = nn.Parameter(made.head.weight[:size].clone())
-    made.config = dataclasses.replace(made.config, vocab_multiple=1)
-    broken = [name for name, p in made.named_parameters() if not torch.isfinite(p).all()]
+        plain.tokens.weight = nn.Parameter(plain.tokens.weight[:size].clone())
+        if plain.head is not None:
+            plain.head.weight = nn.Parameter(plain.head.weight[:size].clone())
+    plain.config = dataclasses.replace(plain.config, vocab_multiple=1)
+    broken = [name for name, p in plain.named_parameters() if not torch.isfinite(p).all()]
     if broken:
         raise ExportError(f"{broken[0]} of the model holds values that are not finite")
-    return made
+    return plain
 
 
 def reason(error: BaseException) -> str:
@@ -208,10 +209,10 @@ def leave_alone(folder: Path, files: Iterable[Path]) -> None:
         ours = {folders.CHECKSUMS, *folders.read_json(folder / folders.CHECKSUMS)}
     except folders.WeightsError:  # there are none, or they are somebody else's
         ours = set()
-    lost = sorted(f.name for f in files if f.name not in ours and (folder / f.name).exists())
-    if lost:
+    foreign = sorted(f.name for f in files if f.name not in ours and (folder / f.name).exists())
+    if foreign:
         raise ExportError(
-            f"{folder} holds {', '.join(lost)} that addnorm did not write: nothing was changed. "
+            f"{folder} holds {', '.join(foreign)} that addnorm did not write: nothing was changed. "
             "Give another folder, or delete them first"
         )
 

@@ -51,45 +51,47 @@ def to_hf(
     can say what the model is. ``dtype`` None stores the weights as they are.
     """
     path = Path(path).expanduser()
-    stored = model if dtype is None else copy.deepcopy(model).to(dtype)
-    ours = measured_copy(stored)
+    model_as_stored = model if dtype is None else copy.deepcopy(model).to(dtype)
+    ours = measured_copy(model_as_stored)
     with disk.scratch(path) as work:
-        made = work / "folder"
+        new = work / "folder"
         tell("writing the weights")
         try:
-            gpt_files.save(stored, made, format=format, tokenizer=tokenizer)
-            kind = folders.read_json(made / folders.CONFIG)["model_type"]
-            files = [file for file in sorted(made.iterdir()) if file.name != folders.CHECKSUMS]
-            leave_alone(path, [*files, made / folders.CHECKSUMS])
-            check, remarks = _compare(made, ours, tokenizer, tell)
+            gpt_files.save(model_as_stored, new, format=format, tokenizer=tokenizer)
+            kind = folders.read_json(new / folders.CONFIG)["model_type"]
+            files = [file for file in sorted(new.iterdir()) if file.name != folders.CHECKSUMS]
+            leave_alone(path, [*files, new / folders.CHECKSUMS])
+            check, remarks = _compare(new, ours, tokenizer, tell)
             folders.write(path, lambda empty: _move(files, empty))
         except WeightsError as error:
             raise ExportError(str(error)) from None
-    told = "GPT-2's format" if kind == "gpt2" else "addnorm's own format: import addnorm.hf first"
+    format_name = (
+        "GPT-2's format" if kind == "gpt2" else "addnorm's own format: import addnorm.hf first"
+    )
     names = [path / file.name for file in files]
-    return Written(path, f"a folder for transformers, {told}", sizes(*names), check, remarks)
+    return Written(path, f"a folder for transformers, {format_name}", sizes(*names), check, remarks)
 
 
 def _compare(
-    made: Path, ours: GPT, tokenizer: Tokenizer | None, tell: Tell
+    new: Path, ours: GPT, tokenizer: Tokenizer | None, tell: Tell
 ) -> tuple[Check, tuple[str, ...]]:
     """By transformers, or else by ourselves; and what there is to say of that."""
     remarks: tuple[str, ...] = ()
     try:
         from addnorm import hf
 
-        by, theirs = hf.VERSION, hf.reader(made)
+        by, theirs = hf.VERSION, hf.reader(new)
     except ImportError as error:
-        again = GPT.from_pretrained(made)
+        again = GPT.from_pretrained(new)
         by, theirs = "addnorm", lambda ids: logits(again, ids)
         remarks = (f"NOT CHECKED with transformers, only read back by addnorm itself: {error}",)
     except Exception as error:  # transformers raises whatever the failing part raises
         raise CheckFailed(f"transformers cannot load the folder: {reason(error)}") from error
-    found = Comparison(by, ALLOWED)
-    found.add_all(ours, theirs, tell)
+    comparison = Comparison(by, ALLOWED)
+    comparison.add_all(ours, theirs, tell)
     if tokenizer is not None and tokenizer.kind == "bpe" and not remarks:
-        found.add_texts(tokenizer, hf.encoder(made))  # transformers has no other kind
-    return found.done(), remarks
+        comparison.add_texts(tokenizer, hf.encoder(new))  # transformers has no other kind
+    return comparison.result(), remarks
 
 
 def _move(files: list[Path], to: Path) -> None:

@@ -88,19 +88,19 @@ def to_gguf(
     exact = measured_copy(model)
     rounded = _rounded(exact, DTYPES[dtype])
     with disk.scratch(path) as work:
-        made = work / path.name
+        new = work / path.name
         tell("writing the tensors")
-        writer = gguf.GGUFWriter(made, "gpt2")
+        writer = gguf.GGUFWriter(new, "gpt2")
         try:
             _write(gguf, writer, rounded, dtype, path.stem, vocabulary)
         finally:
             writer.close()
-        check, remarks = _compare(made, rounded, tokenizer, tell)
-        disk.publish(made, to=path.parent)
+        check, remarks = _compare(new, rounded, tokenizer, tell)
+        disk.publish(new, to=path.parent)
     if dtype != "f32":
         ids = draw(exact, *shapes(exact)[-2])
-        moved = apart(logits(rounded, ids), logits(exact, ids))
-        remarks += (f"rounding the matrices to {dtype} moved the logits by {moved:.1e}",)
+        difference = apart(logits(rounded, ids), logits(exact, ids))
+        remarks += (f"rounding the matrices to {dtype} moved the logits by {difference:.1e}",)
     without = "" if tokenizer is not None else ", without a tokenizer"
     what = f"a GGUF file of architecture gpt2 in {dtype}{without}"
     return Written(path, what, sizes(path), check, remarks)
@@ -144,14 +144,14 @@ def _rounded(model: GPT, dtype: torch.dtype) -> GPT:
     """A model in float32 whose matrices have the values that the file will hold."""
     if dtype == torch.float32:
         return model
-    made = measured_copy(model)
+    plain = measured_copy(model)
     with torch.no_grad():
-        for name, p in made.named_parameters():
+        for name, p in plain.named_parameters():
             if p.dim() == 2 and name != "positions.weight":
                 p.copy_(p.to(dtype))
             if not torch.isfinite(p).all():
                 raise ExportError(f"{name} has values that {dtype} cannot hold: use bf16 or f32")
-    return made
+    return plain
 
 
 def _write(
@@ -210,9 +210,9 @@ class _Vocabulary:
         self.eos = tokenizer.eos_id
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save(folder)
-            told = folders.read_json(Path(folder) / "tokenizer.json")
-        bpe, added = told["model"], told["added_tokens"]
-        self._refuse_other_words(told)
+            content = folders.read_json(Path(folder) / "tokenizer.json")
+        bpe, added = content["model"], content["added_tokens"]
+        self._refuse_other_words(content)
         by_id = {i: (token, 1) for token, i in bpe["vocab"].items()}  # 1: normal
         # 3: control, never made of a text; 4: one's own, always taken whole
         by_id |= {one["id"]: (one["content"], 3 if one["special"] else 4) for one in added}
@@ -224,16 +224,16 @@ class _Vocabulary:
             raise ExportError("the tokenizer has no merges, and GGUF has no empty lists")
 
     @staticmethod
-    def _refuse_other_words(told: dict[str, Any]) -> None:
-        words = dict(told["pre_tokenizer"])
+    def _refuse_other_words(content: dict[str, Any]) -> None:
+        words = dict(content["pre_tokenizer"])
         split = {k: words.get(k) for k in ("type", "add_prefix_space", "use_regex")}
         usual = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-        found = [] if split == usual else [f"pre-tokenizer {words}"]
-        found += ["a normalizer"] if told.get("normalizer") else []
-        found += ["ignore_merges"] if told["model"].get("ignore_merges") else []
-        if found:
+        oddities = [] if split == usual else [f"pre-tokenizer {words}"]
+        oddities += ["a normalizer"] if content.get("normalizer") else []
+        oddities += ["ignore_merges"] if content["model"].get("ignore_merges") else []
+        if oddities:
             raise ExportError(
-                f"the tokenizer splits texts in its own way ({', '.join(found)}), and of "
+                f"the tokenizer splits texts in its own way ({', '.join(oddities)}), and of "
                 "llama.cpp's ways addnorm writes GPT-2's only: export without it, by --no-tokenizer"
             )
 
@@ -253,13 +253,13 @@ class _Vocabulary:
 
 
 def _compare(
-    made: Path, ours: GPT, tokenizer: Tokenizer | None, tell: Tell
+    new: Path, ours: GPT, tokenizer: Tokenizer | None, tell: Tell
 ) -> tuple[Check | None, tuple[str, ...]]:
     try:
         from addnorm import hf
 
         size = ours.config.vocab_size if tokenizer is None else None
-        theirs = hf.reader(made.parent, gguf_file=made.name, vocab_size=size)
+        theirs = hf.reader(new.parent, gguf_file=new.name, vocab_size=size)
     except ImportError as error:
         return None, (
             "NOT CHECKED: only transformers could tell whether it is the model, and it needs "
@@ -267,8 +267,8 @@ def _compare(
         )
     except Exception as error:  # transformers raises whatever the failing part raises
         raise CheckFailed(f"transformers cannot load the file: {reason(error)}") from error
-    found = Comparison(hf.VERSION, ALLOWED)
-    found.add_all(ours, theirs, tell)
+    comparison = Comparison(hf.VERSION, ALLOWED)
+    comparison.add_all(ours, theirs, tell)
     if tokenizer is not None:
-        found.add_texts(tokenizer, hf.encoder(made.parent, gguf_file=made.name))
-    return found.done(), ()
+        comparison.add_texts(tokenizer, hf.encoder(new.parent, gguf_file=new.name))
+    return comparison.result(), ()

@@ -17,7 +17,7 @@ STEPS = 16
 """Tokens of the greedy continuation by which a cache is checked."""
 
 
-def compare(graph: Graph, made: Path, tell: Tell) -> Check:
+def compare(graph: Graph, file: Path, tell: Tell) -> Check:
     """At all ``shapes``, padded where the graph has ``valid``, and in steps if it has a cache."""
     import onnxruntime
 
@@ -27,21 +27,21 @@ def compare(graph: Graph, made: Path, tell: Tell) -> Check:
     tell(f"loading the graph with {by}")
     try:
         session = onnxruntime.InferenceSession(
-            str(made), options, providers=["CPUExecutionProvider"]
+            str(file), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # its classes are made in C++, without a common base
         raise CheckFailed(f"{by} cannot load the graph: {reason(error)}") from error
-    found = Comparison(by, ALLOWED)
+    comparison = Comparison(by, ALLOWED)
     for batch, length in shapes(graph.gpt):
         tell(f"checking with {by}: {batch} x {length}")
         ids = draw(graph.gpt, batch, length)
         valid = _padding(batch, length) if graph.with_valid else None
-        got, _ = _run(graph, session, ids, valid, graph.empty(batch))
-        found.add(f"{batch} x {length}", got, logits(graph.gpt, ids, valid))
+        theirs, _ = _run(graph, session, ids, valid, graph.empty(batch))
+        comparison.add(f"{batch} x {length}", theirs, logits(graph.gpt, ids, valid))
     if graph.with_cache:
         tell(f"checking with {by}: greedy steps")
-        _compare_steps(graph, session, found)
-    return found.done()
+        _compare_steps(graph, session, comparison)
+    return comparison.result()
 
 
 def _run(
@@ -51,8 +51,8 @@ def _run(
     feed = {"ids": ids.numpy(), **{name: t.numpy() for name, t in past.items()}}
     if valid is not None:
         feed["valid"] = valid.numpy()
-    made, *present = (torch.from_numpy(t) for t in session.run(None, feed))
-    return made, dict(zip(graph.names("past"), present, strict=True))
+    logits, *present = (torch.from_numpy(t) for t in session.run(None, feed))
+    return logits, dict(zip(graph.names("past"), present, strict=True))
 
 
 def _padding(batch: int, length: int) -> Tensor:
@@ -65,7 +65,7 @@ def _padding(batch: int, length: int) -> Tensor:
     return valid
 
 
-def _compare_steps(graph: Graph, session: Any, found: Comparison) -> None:
+def _compare_steps(graph: Graph, session: Any, comparison: Comparison) -> None:
     """A prompt, then greedy tokens one by one, then two at once: each as the model has it without
     any cache."""
     batch, room = 3, graph.gpt.config.context_length
@@ -73,17 +73,17 @@ def _compare_steps(graph: Graph, session: Any, found: Comparison) -> None:
     valid = torch.ones(batch, room, dtype=torch.bool) if graph.with_valid else None
     if valid is not None:
         valid[0, : min(2, prompt - 1)] = False
-    seen = ids = draw(graph.gpt, batch, prompt)
+    so_far = ids = draw(graph.gpt, batch, prompt)
     past = graph.empty(batch)
     steps = max(0, min(STEPS, room - prompt - 2))
     for step in range(steps + 1):
-        mask = None if valid is None else valid[:, : seen.shape[1]]
-        got, past = _run(graph, session, ids, mask, past)
-        want = logits(graph.gpt, seen, mask)[:, -ids.shape[1] :]
-        found.add(f"cached step {step}", got, want)
-        ids = want[:, -1:].argmax(-1)
+        mask = None if valid is None else valid[:, : so_far.shape[1]]
+        theirs, past = _run(graph, session, ids, mask, past)
+        ours = logits(graph.gpt, so_far, mask)[:, -ids.shape[1] :]
+        comparison.add(f"cached step {step}", theirs, ours)
+        ids = ours[:, -1:].argmax(-1)
         if step == steps - 1:
             ids = ids.repeat(1, 2)
-        seen = torch.cat((seen, ids), 1)
-    found.inputs = [name for name in found.inputs if not name.startswith("cached")]
-    found.inputs.append(f"{steps} greedy steps of 3 rows with the cache")
+        so_far = torch.cat((so_far, ids), 1)
+    comparison.inputs = [name for name in comparison.inputs if not name.startswith("cached")]
+    comparison.inputs.append(f"{steps} greedy steps of 3 rows with the cache")

@@ -66,20 +66,20 @@ def to_onnx(
     graph = Graph(ours, with_cache, with_valid)
     tell("tracing the model")
     program = _exported(graph)
-    program.model.metadata_props.update(_told(model))
+    program.model.metadata_props.update(_properties(model))
     with disk.scratch(path) as work:
-        made = work / path.name
+        new = work / path.name
         tell("writing the graph")
-        _save(program, made)
+        _save(program, new)
         del program
-        check = compare(graph, made, tell)
-        files = [made.with_name(made.name + ".data"), made]  # the graph last: it names the other
+        check = compare(graph, new, tell)
+        files = [new.with_name(new.name + ".data"), new]  # the graph last: it names the other
         files = [file for file in files if file.exists()]
         disk.publish(*files, to=path.parent)
     names = ["ids", *(["valid"] if with_valid else []), *(["past"] if with_cache else [])]
     what = f"an ONNX graph with the inputs {', '.join(names)}"
-    written = [path.with_name(file.name) for file in reversed(files)]
-    return Written(path, what, sizes(*written), check)
+    paths = [path.with_name(file.name) for file in reversed(files)]
+    return Written(path, what, sizes(*paths), check)
 
 
 # --- exporting ------------------------------------------------------------------------------------
@@ -87,14 +87,18 @@ def to_onnx(
 
 def _exported(graph: Graph) -> Any:
     inputs, dynamic = graph.example()
-    given = ["ids", *(["valid"] if graph.with_valid else []), *graph.names("past")]
-    made = ["logits", *graph.names("present")]
+    input_names = ["ids", *(["valid"] if graph.with_valid else []), *graph.names("past")]
+    output_names = ["logits", *graph.names("present")]
     with torch.no_grad(), _quiet():
         try:
             program = torch.export.export(graph, inputs, dynamic_shapes=dynamic, strict=False)
             _without_bits(program)
             exported = torch.onnx.export(
-                program, dynamo=True, input_names=given, output_names=made, verbose=False
+                program,
+                dynamo=True,
+                input_names=input_names,
+                output_names=output_names,
+                verbose=False,
             )
         except Exception as error:  # torch's exporters raise whatever the failing part raises
             raise ExportError(f"torch cannot export this model to ONNX: {reason(error)}") from error
@@ -102,9 +106,9 @@ def _exported(graph: Graph) -> Any:
     _name_axes(exported, graph)
     _tie(exported, graph.gpt)
     for node in exported.model.graph.all_nodes():
-        kept = node.metadata_props.get("namespace")  # the module; the rest is files of this machine
+        module = node.metadata_props.get("namespace")  # the rest is files of this machine
         node.metadata_props.clear()
-        node.metadata_props.update({} if kept is None else {"namespace": kept})
+        node.metadata_props.update({} if module is None else {"namespace": module})
     return exported
 
 
@@ -138,12 +142,12 @@ def _name_axes(exported: Any, graph: Graph) -> None:
     """Sizes by name instead of by number in the order of tracing."""
     axes: dict[str, tuple[str, ...]] = {"ids": ("batch", "length")}
     axes |= dict.fromkeys(graph.names("past"), ("batch", "", "past", ""))
-    named = {}
-    for given in exported.model.graph.inputs:
-        for size, name in zip(given.shape, axes.get(given.name, ()), strict=False):
+    by_size = {}
+    for graph_input in exported.model.graph.inputs:
+        for size, name in zip(graph_input.shape, axes.get(graph_input.name, ()), strict=False):
             if name:
-                named[size] = name
-    exported.rename_axes(named)
+                by_size[size] = name
+    exported.rename_axes(by_size)
 
 
 def _tie(exported: Any, gpt: GPT) -> None:
@@ -153,18 +157,18 @@ def _tie(exported: Any, gpt: GPT) -> None:
 
     if gpt.head is not None:
         return
-    held, table = exported.model.graph.initializers, gpt.tokens.weight.detach()
-    for copy in list(held.values()):
+    tensors, table = exported.model.graph.initializers, gpt.tokens.weight.detach()
+    for copy in list(tensors.values()):
         if tuple(copy.shape) != tuple(table.T.shape):
             continue
         if torch.equal(torch.from_numpy(copy.const_value.numpy()), table.T):
             user = copy.uses()[0].node
-            node = onnx_ir.node("Transpose", [held["gpt.tokens.weight"]], {"perm": [1, 0]})
+            node = onnx_ir.node("Transpose", [tensors["gpt.tokens.weight"]], {"perm": [1, 0]})
             node.outputs[0].name = f"{copy.name}.again"
             node.outputs[0].type, node.outputs[0].shape = copy.type, copy.shape
             copy.replace_all_uses_with(node.outputs[0])
             user.graph.insert_before(user, node)
-            del held[copy.name]
+            del tensors[copy.name]
 
 
 @contextmanager
@@ -182,18 +186,18 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _told(model: GPT) -> dict[str, str]:
+def _properties(model: GPT) -> dict[str, str]:
     """What the file says of the model: every choice by its name, the norms' eps among them."""
-    told = {
+    properties = {
         "addnorm.version": __version__,
         "addnorm.config": json.dumps(dataclasses.asdict(model.config)),
     }
     if model.tokenizer_identity is not None:
-        told["addnorm.tokenizer"] = model.tokenizer_identity
-    return told
+        properties["addnorm.tokenizer"] = model.tokenizer_identity
+    return properties
 
 
-def _save(program: Any, made: Path) -> None:
+def _save(program: Any, file: Path) -> None:
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
     with _quiet():
-        program.save(made, external_data=weights > INLINE)
+        program.save(file, external_data=weights > INLINE)

@@ -58,8 +58,8 @@ class Graph(nn.Module):
         if past is None:
             return self.gpt(ids, valid), []
         cache = _PastCache(past, self.layers)
-        made = self.gpt(ids, valid, cache=cache)
-        return made, [cache.present[key] for key in self.layers]
+        logits = self.gpt(ids, valid, cache=cache)
+        return logits, [cache.present[key] for key in self.layers]
 
     def names(self, tensor: str) -> list[str]:
         """Names of the cache's tensors in order; ``tensor`` is "past" or "present"."""

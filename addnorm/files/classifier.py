@@ -56,18 +56,18 @@ def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
         with torch.device("meta"):
             model = TextClassifier(config)
         shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        stored = entries(folder)
-        for name in sorted(shapes.keys() | stored.keys()):
-            want, got = shapes.get(name), stored[name].shape if name in stored else None
-            if want != got or stored[name].dtype not in DTYPES.values():
+        tensors = entries(folder)
+        for name in sorted(shapes.keys() | tensors.keys()):
+            want, shape = shapes.get(name), tensors[name].shape if name in tensors else None
+            if want != shape or tensors[name].dtype not in DTYPES.values():
                 raise WeightsError(
                     f"{folder}: the weights and {CONFIG} belong to different models: {name} is "
-                    f"{got and stored[name].dtype} {got}, expected {want}"
+                    f"{shape and tensors[name].dtype} {shape}, expected {want}"
                 )
-        files = sorted({entry.file for entry in stored.values()})
+        files = sorted({entry.file for entry in tensors.values()})
         folders.seal(folder, files)
         state = {}
-        for name, entry in stored.items():
+        for name, entry in tensors.items():
             t = folders.finite(entry.file, name, entry.read())
             if dtype is not None:
                 t = folders.finite(entry.file, f"{name} as {dtype}", t.to(dtype))

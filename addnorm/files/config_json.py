@@ -78,35 +78,35 @@ BOOKKEEPING = set(
 def read(folder: Path, dropout: float | None) -> tuple[dict[str, Any], GPTConfig]:
     """What a folder's config.json says, as it stands and as ours. ``dropout`` replaces its own."""
     file = folder / CONFIG
-    told = read_json(file)
-    kind = told.get("model_type")
+    card = read_json(file)
+    kind = card.get("model_type")
     readers = {"gpt2": from_gpt2, MODEL_TYPE: from_own}
     if not isinstance(kind, str) or kind not in readers:
         raise WeightsError(
             f"{file}: model_type is {value_in_short(kind)}, expected {' or '.join(readers)}"
         )
-    if told.get(IDENTITY) is not None:
-        reading.field(told, IDENTITY, str, file, WeightsError)
+    if card.get(IDENTITY) is not None:
+        reading.field(card, IDENTITY, str, file, WeightsError)
     try:
-        return told, readers[kind](told, dropout)
+        return card, readers[kind](card, dropout)
     except Mendable as error:  # ours, or what GPTConfig says of a value
         raise WeightsError(f"{file}: {error}") from None
 
 
-def from_gpt2(told: Mapping[str, Any], dropout: float | None) -> GPTConfig:
+def from_gpt2(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
     """What a GPT2Config says."""
-    _refuse(told, {*FIELDS, *UNTOLD}, "GPT-2 as transformers defines it")
-    absent = [name for name in FIELDS if name not in told]
+    _refuse(card, {*FIELDS, *UNTOLD}, "GPT-2 as transformers defines it")
+    absent = [name for name in FIELDS if name not in card]
     if absent:
         raise WeightsError(f"{', '.join(absent)} missing")
-    told = {**UNTOLD, **told}
-    activation = told["activation_function"]
+    card = {**UNTOLD, **card}
+    activation = card["activation_function"]
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise WeightsError(
             f"activation_function={value_in_short(activation)} is not implemented, of "
             f"{', '.join(ACTIVATIONS)}"
         )
-    drops = {name: told[name] for name in DROPOUTS}
+    drops = {name: card[name] for name in DROPOUTS}
     if dropout is None and any(value != drops["resid_pdrop"] for value in drops.values()):
         each = ", ".join(f"{name}={value_in_short(value)}" for name, value in drops.items())
         raise WeightsError(
@@ -114,34 +114,34 @@ def from_gpt2(told: Mapping[str, Any], dropout: float | None) -> GPTConfig:
             f"as in from_pretrained(..., dropout={value_in_short(drops['resid_pdrop'])})"
         )
     return GPTConfig(
-        **{ours: told[theirs] for theirs, ours in FIELDS.items()},
-        eps=told["layer_norm_epsilon"],
-        hidden=told["n_inner"],
+        **{ours: card[theirs] for theirs, ours in FIELDS.items()},
+        eps=card["layer_norm_epsilon"],
+        hidden=card["n_inner"],
         activation=ACTIVATIONS[activation],
-        tied=told["tie_word_embeddings"],
+        tied=card["tie_word_embeddings"],
         dropout=drops["resid_pdrop"] if dropout is None else dropout,
     )
 
 
-def from_own(told: Mapping[str, Any], dropout: float | None) -> GPTConfig:
+def from_own(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
     """What ``to_own`` or ``addnorm.hf`` wrote."""
     fields = [f.name for f in dataclasses.fields(GPTConfig)]
-    _refuse(told, fields, f"addnorm {__version__}")
-    absent = [name for name in fields if name not in told]
+    _refuse(card, fields, f"addnorm {__version__}")
+    absent = [name for name in fields if name not in card]
     if absent:
         raise WeightsError(f"{', '.join(absent)} missing")
-    config = GPTConfig(**{name: told[name] for name in fields})
+    config = GPTConfig(**{name: card[name] for name in fields})
     return config if dropout is None else dataclasses.replace(config, dropout=dropout)
 
 
-def _refuse(told: Mapping[str, Any], known: Iterable[str], whose: str) -> None:
+def _refuse(card: Mapping[str, Any], names: Iterable[str], whose: str) -> None:
     """Nothing that is set may be passed over: it might be part of the architecture."""
-    for name, value in told.items():
+    for name, value in card.items():
         if name in EXACT and value != EXACT[name][0]:
             raise WeightsError(
                 f"{name}={value_in_short(value)} is not implemented: in addnorm {EXACT[name][1]}"
             )
-        if name in known or name in EXACT or name in BOOKKEEPING:
+        if name in names or name in EXACT or name in BOOKKEEPING:
             continue
         if value not in (None, False, 0, "", [], {}):
             raise WeightsError(
@@ -182,7 +182,7 @@ def to_own(config: GPTConfig, eos: int | None) -> dict[str, Any]:
 def why_not_gpt2(config: GPTConfig) -> list[str]:
     """What GPT-2's format cannot say about this model; empty if it can be written so."""
     c = config
-    wanted = {
+    gpt2 = {
         "norm": "layer",
         "position": "learned",
         "qk_norm": None,
@@ -195,7 +195,7 @@ def why_not_gpt2(config: GPTConfig) -> list[str]:
     }
     reasons = [
         f"{name} is {getattr(c, name)!r}, GPT-2's {value!r}"
-        for name, value in wanted.items()
+        for name, value in gpt2.items()
         if getattr(c, name) != value
     ]
     if schemes.parse(c.scheme) is not schemes.pre_norm:
@@ -247,16 +247,16 @@ def check_tokenizer(folder: Path, vocab_size: int, identity: str | None) -> None
             )
 
 
-def _ids(file: Path, told: dict[str, Any]) -> Iterable[int]:
+def _ids(file: Path, content: dict[str, Any]) -> Iterable[int]:
     """The ids in one of a tokenizer's files."""
     if file.name == CARD:  # what is not said elsewhere: 256 bytes and the end of a text
-        return range(257 if told.get("kind") == "bytes" else 0)
+        return range(257 if content.get("kind") == "bytes" else 0)
     if file.name == "characters.json":
-        return range(len(reading.field(told, "characters", str, file, WeightsError)))
+        return range(len(reading.field(content, "characters", str, file, WeightsError)))
     if file.name != "tokenizer.json":  # token -> id
-        return [reading.field(told, token, int, file, WeightsError) for token in told]
-    model = reading.field(told, "model", dict, file, WeightsError)
-    vocab, added = model.get("vocab") or {}, told.get("added_tokens") or []
+        return [reading.field(content, token, int, file, WeightsError) for token in content]
+    model = reading.field(content, "model", dict, file, WeightsError)
+    vocab, added = model.get("vocab") or {}, content.get("added_tokens") or []
     if not isinstance(vocab, dict | list) or not isinstance(added, list):
         raise WeightsError(f"{file} has no vocabulary, or no list of added tokens: it is damaged")
     ids = [*(vocab.values() if isinstance(vocab, dict) else range(len(vocab)))]

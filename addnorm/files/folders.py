@@ -106,29 +106,29 @@ def verify(folder: Path) -> frozenset[str] | None:
     seal = folder / CHECKSUMS
     if not os.path.lexists(seal):
         return None
-    told = read_json(seal)
-    if not told:
+    sums = read_json(seal)
+    if not sums:
         raise WeightsError(f"{seal} names no file: it is damaged. Get it again, or delete it")
-    for name in told:
-        want = reading.field(told, name, dict, seal, WeightsError)
+    for name in sums:
+        want = reading.field(sums, name, dict, seal, WeightsError)
         where = f"{seal}: {name}"
         size = reading.field(want, "bytes", int, where, WeightsError)
         sha = reading.field(want, "sha256", str, where, WeightsError)
         if Path(name).name != name:
             raise WeightsError(f"{seal} names {name!r}, a file outside of the folder")
         _compare(folder / name, size, sha)
-    return frozenset(told)
+    return frozenset(sums)
 
 
 def seal(folder: Path, files: Sequence[str]) -> tuple[bool, list[str]]:
     """Whether checksums vouch for all that is read, weights in these files; and what they leave
     out. Raises where a file is not the one that was written."""
-    named = verify(folder)
-    if named is None:
+    intact = verify(folder)
+    if intact is None:
         return False, []
     beside = [n for n in OF_TOKENIZERS if os.path.lexists(folder / n)]
-    unsealed = [name for name in (CONFIG, *files, *beside) if name not in named]
-    if not named.issuperset((CONFIG, *files)):  # a tokenizer may be put there later
+    unsealed = [name for name in (CONFIG, *files, *beside) if name not in intact]
+    if not intact.issuperset((CONFIG, *files)):  # a tokenizer may be put there later
         log.warning(
             "%s says nothing of %s, which may not be as it was written: get the folder again, or "
             "delete that file if you mean it",
@@ -158,13 +158,13 @@ def _compare(file: Path, size: int, sha: str) -> None:
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
     """The sizes and sha256 of these files, beside them."""
     files = {name: folder / name for name in sorted(names)}
-    told = {n: {"bytes": f.stat().st_size, "sha256": disk.digest(f)} for n, f in files.items()}
-    write_json(folder / CHECKSUMS, told)
+    sums = {n: {"bytes": f.stat().st_size, "sha256": disk.digest(f)} for n, f in files.items()}
+    write_json(folder / CHECKSUMS, sums)
 
 
-def write_json(file: Path, told: Mapping[str, Any]) -> None:
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
     """Readable JSON."""
-    file.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write(folder: Path, fill: Callable[[Path], None]) -> None:

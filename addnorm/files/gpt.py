@@ -99,8 +99,10 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.format}, {', '.join(self.dtypes)}, {', '.join(self.files)}"]
-        told = "checksums agree" if self.verified or self.unsealed else "without checksums"
-        lines.append(told + (f", but not of {', '.join(self.unsealed)}" if self.unsealed else ""))
+        verdict = "checksums agree" if self.verified or self.unsealed else "without checksums"
+        lines.append(
+            verdict + (f", but not of {', '.join(self.unsealed)}" if self.unsealed else "")
+        )
         if self.ignored:
             some = ", ".join(self.ignored[:3]) + (", ..." if len(self.ignored) > 3 else "")
             lines.append(f"ignored {len(self.ignored)} causal masks or copies ({some})")
@@ -119,7 +121,7 @@ def load(
     """
     folder = folders.find(path_or_id)
     with reading.system_errors(folder, WeightsError):
-        model, told, sources, report = _inspect(folder, dropout)
+        model, card, sources, report = _inspect(folder, dropout)
         state: dict[str, Tensor] = {}
         for row, entry in sources:
             t = folders.finite(entry.file, row.theirs, entry.read())
@@ -129,7 +131,7 @@ def load(
             for name, part in zip(row.ours, t.chunk(len(row.ours)), strict=True):
                 state[name] = part.clone(memory_format=torch.contiguous_format)
     model.load_state_dict(state, strict=True, assign=True)
-    model.tokenizer_identity = told.get(IDENTITY)
+    model.tokenizer_identity = card.get(IDENTITY)
     log.info("%s", report)
     return model.eval(), report
 
@@ -148,21 +150,21 @@ Sources = list[tuple[Row, Entry]]
 
 def _inspect(folder: Path, dropout: float | None) -> tuple[GPT, dict[str, Any], Sources, Report]:
     """All checks that need no values: a model without memory, and where its values are."""
-    told, config = config_json.read(folder, dropout)
-    kind = told["model_type"]
-    stored, ignored = _stored(folder, copies=kind == "gpt2" and config.tied)
-    _check_depth(folder, config, stored, kind)
+    card, config = config_json.read(folder, dropout)
+    kind = card["model_type"]
+    tensors, ignored = _tensors(folder, copies=kind == "gpt2" and config.tied)
+    _check_depth(folder, config, tensors, kind)
     model, shapes = _empty(config)
     rows = gpt2_rows(config) if kind == "gpt2" else [Row(name, (name,)) for name in shapes]
-    _check_names(folder, rows, stored)
+    _check_names(folder, rows, tensors)
     for row in rows:
-        _check_one(folder, row, stored[row.theirs], shapes, config)
-    files = sorted({e.file for e in stored.values()})
-    dtypes = sorted({e.dtype for e in stored.values()})
+        _check_one(folder, row, tensors[row.theirs], shapes, config)
+    files = sorted({e.file for e in tensors.values()})
+    dtypes = sorted({e.dtype for e in tensors.values()})
     verified, unsealed = folders.seal(folder, files)
-    config_json.check_tokenizer(folder, config.vocab_size, told.get(IDENTITY))
+    config_json.check_tokenizer(folder, config.vocab_size, card.get(IDENTITY))
     report = Report(folder, kind, files, dtypes, ignored, verified, unsealed)
-    return model, told, [(row, stored[row.theirs]) for row in rows], report
+    return model, card, [(row, tensors[row.theirs]) for row in rows], report
 
 
 def _empty(config: GPTConfig) -> tuple[GPT, dict[str, tuple[int, ...]]]:
@@ -176,38 +178,38 @@ def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def _stored(folder: Path, copies: bool) -> tuple[dict[str, Entry], list[str]]:
+def _tensors(folder: Path, copies: bool) -> tuple[dict[str, Entry], list[str]]:
     """Name in the table -> entry, and the stored names that were left out.
 
     ``copies``: the head may be stored again beside the embedding; then the two must be one.
     """
-    found: dict[str, tuple[str, Entry]] = {}
+    by_name: dict[str, tuple[str, Entry]] = {}
     ignored = []
-    for stored, entry in entries(folder).items():
-        name = _bare(stored)
+    for full_name, entry in entries(folder).items():
+        name = _bare(full_name)
         if MASKS.fullmatch(name):
-            ignored.append(stored)
-        elif name in found:
+            ignored.append(full_name)
+        elif name in by_name:
             raise WeightsError(
-                f"{folder / entry.file}: {stored} and {found[name][0]} are both {name}"
+                f"{folder / entry.file}: {full_name} and {by_name[name][0]} are both {name}"
             )
         else:
-            found[name] = stored, entry
-    if copies and UNTIED.theirs in found and "wte.weight" in found:
-        (stored, head), (_, wte) = found.pop(UNTIED.theirs), found["wte.weight"]
+            by_name[name] = full_name, entry
+    if copies and UNTIED.theirs in by_name and "wte.weight" in by_name:
+        (full_name, head), (_, wte) = by_name.pop(UNTIED.theirs), by_name["wte.weight"]
         alike = (head.dtype, head.shape) == (wte.dtype, wte.shape)
         if not alike or not torch.equal(head.read(), wte.read()):
             raise WeightsError(
-                f"{folder / head.file}: {stored} is not wte.weight, and {CONFIG} says that they "
+                f"{folder / head.file}: {full_name} is not wte.weight, and {CONFIG} says that they "
                 'are tied: set "tie_word_embeddings": false there if the model has its own head'
             )
-        ignored.append(stored)
-    return {name: entry for name, (_, entry) in found.items()}, ignored
+        ignored.append(full_name)
+    return {name: entry for name, (_, entry) in by_name.items()}, ignored
 
 
-def _check_depth(folder: Path, config: GPTConfig, stored: Mapping[str, Entry], kind: str) -> None:
+def _check_depth(folder: Path, config: GPTConfig, tensors: Mapping[str, Entry], kind: str) -> None:
     pattern = r"h\.(\d+)\." if kind == "gpt2" else r"stack\.subs\.(\d+)\."
-    places = [int(m[1]) for name in stored if (m := re.match(pattern, name))]
+    places = [int(m[1]) for name in tensors if (m := re.match(pattern, name))]
     blocks = max(places, default=-1) + 1
     blocks = blocks if kind == "gpt2" else -(-blocks // 2)
     if blocks != config.n_layers:
@@ -217,19 +219,19 @@ def _check_depth(folder: Path, config: GPTConfig, stored: Mapping[str, Entry], k
         )
 
 
-def _check_names(folder: Path, rows: list[Row], stored: Mapping[str, Entry]) -> None:
+def _check_names(folder: Path, rows: list[Row], tensors: Mapping[str, Entry]) -> None:
     expected = [row.theirs for row in rows]
-    files = ", ".join(sorted({e.file for e in stored.values()}))
-    missing = [name for name in expected if name not in stored]
+    files = ", ".join(sorted({e.file for e in tensors.values()}))
+    missing = [name for name in expected if name not in tensors]
     if missing:
         raise WeightsError(
             f"{folder}: {a_few(missing)} missing in {files}: the file was cut, or is of another "
             "kind of model"
         )
-    extra = sorted(stored.keys() - set(expected))
+    extra = sorted(tensors.keys() - set(expected))
     if extra:
         raise WeightsError(
-            f"{folder / stored[extra[0]].file} holds {a_few(extra)}, which the model of {CONFIG} "
+            f"{folder / tensors[extra[0]].file} holds {a_few(extra)}, which the model of {CONFIG} "
             "has no place for: it is of another model, or one with parts that addnorm lacks"
         )
 
@@ -242,26 +244,26 @@ def _check_one(
     config: GPTConfig,
 ) -> None:
     """The dtype and shape of one tensor, from the header."""
-    where, known = f"{folder / entry.file}: {row.theirs}", DTYPES.values()
-    if entry.dtype not in known:
+    where, dtypes = f"{folder / entry.file}: {row.theirs}", DTYPES.values()
+    if entry.dtype not in dtypes:
         raise WeightsError(
-            f"{where} is {entry.dtype}: weights are {', '.join(known)}. Quantized or packed ones "
+            f"{where} is {entry.dtype}: weights are {', '.join(dtypes)}. Quantized or packed ones "
             "are not read: use the original"
         )
     one = shapes[row.ours[0]]
-    wanted = (sum(shapes[name][0] for name in row.ours), *one[1:])
-    wanted = wanted[::-1] if row.transposed else wanted
-    if entry.shape == wanted:
+    shape = (sum(shapes[name][0] for name in row.ours), *one[1:])
+    shape = shape[::-1] if row.transposed else shape
+    if entry.shape == shape:
         return
-    if row.ours[0] in ("tokens.weight", "head.weight") and entry.shape[1:] == wanted[1:]:
+    if row.ours[0] in ("tokens.weight", "head.weight") and entry.shape[1:] == shape[1:]:
         raise WeightsError(
             f"{where} has {entry.shape[0]} tokens, and the vocabulary of {CONFIG} is "
             f"{config.vocab_size}"
-            + (f", padded to {wanted[0]}" if wanted[0] != config.vocab_size else "")
+            + (f", padded to {shape[0]}" if shape[0] != config.vocab_size else "")
         )
-    turned = row.transposed and entry.shape == wanted[::-1]
+    turned = row.transposed and entry.shape == shape[::-1]
     hint = ": it is stored as nn.Linear has it, transposed" if turned else ""
-    raise WeightsError(f"{where} has shape {entry.shape}, expected {wanted}{hint}")
+    raise WeightsError(f"{where} has shape {entry.shape}, expected {shape}{hint}")
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -300,9 +302,11 @@ def save(
             f"the tokenizer has {tokenizer.vocab_size} tokens, and the model's vocabulary is "
             f"{config.vocab_size}"
         )
-    stored = _own(model)
+    tensors = _own(model)
     shapes = _empty(config)[1]
-    odd = [n for n in stored.keys() | shapes if n not in stored or stored[n].shape != shapes.get(n)]
+    odd = [
+        n for n in tensors.keys() | shapes if n not in tensors or tensors[n].shape != shapes.get(n)
+    ]
     if odd:
         raise WeightsError(
             f"{a_few(sorted(odd))} of the model are not what its config says: merge adapters and "
@@ -310,19 +314,19 @@ def save(
         )
     eos = _eos(config, tokenizer)
     if format == "addnorm" or reasons:
-        told = config_json.to_own(config, eos)
+        card = config_json.to_own(config, eos)
     else:
-        told, stored = config_json.to_gpt2(config, eos), _as_gpt2(config, stored)
-    for name, t in stored.items():
-        stored[name] = folders.finite("the model", name, t.detach()).cpu().contiguous()
-    told["dtype"] = str(model.tokens.weight.dtype).removeprefix("torch.")
+        card, tensors = config_json.to_gpt2(config, eos), _as_gpt2(config, tensors)
+    for name, t in tensors.items():
+        tensors[name] = folders.finite("the model", name, t.detach()).cpu().contiguous()
+    card["dtype"] = str(model.tokens.weight.dtype).removeprefix("torch.")
     identity = model.tokenizer_identity if tokenizer is None else tokenizer.identity
-    told |= {} if identity is None else {IDENTITY: identity}
+    card |= {} if identity is None else {IDENTITY: identity}
 
     def fill(folder: Path) -> None:
-        folders.write_json(folder / CONFIG, told)
+        folders.write_json(folder / CONFIG, card)
         # transformers asks for this mark of the framework
-        save_file(stored, folder / folders.SAFETENSORS, metadata={"format": "pt"})
+        save_file(tensors, folder / folders.SAFETENSORS, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(folder)
 
@@ -333,11 +337,11 @@ def save(
 def _as_gpt2(config: GPTConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # what pads the vocabulary is ours alone
     ours = {**ours, "tokens.weight": ours["tokens.weight"][: config.vocab_size]}
-    stored = {}
+    tensors = {}
     for row in gpt2_rows(config):
         t = torch.cat([ours[name] for name in row.ours])
-        stored[f"transformer.{row.theirs}"] = t.T if row.transposed else t
-    return stored
+        tensors[f"transformer.{row.theirs}"] = t.T if row.transposed else t
+    return tensors
 
 
 def _eos(config: GPTConfig, tokenizer: Tokenizer | None) -> int | None:

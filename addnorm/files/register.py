@@ -68,7 +68,7 @@ def register(kind: ModelKind) -> None:
     _KINDS.update(dict.fromkeys(kind.model_types, kind))
 
 
-def known(model_type: object) -> TypeGuard[str]:
+def is_known(model_type: object) -> TypeGuard[str]:
     """Whether there is a kind whose config.json says this."""
     return isinstance(model_type, str) and model_type in _KINDS
 
@@ -92,7 +92,7 @@ def kind_of(model: nn.Module) -> ModelKind:
 def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
     """The model in a folder, by what its config.json says that it is."""
     name = folders.read_json(folder / CONFIG).get("model_type")
-    if not known(name):
+    if not is_known(name):
         raise WeightsError(
             f"{folder / CONFIG}: model_type is {value_in_short(name)}, expected one of "
             f"{', '.join(_KINDS)}"

@@ -59,13 +59,13 @@ def entries(folder: Path) -> dict[str, Entry]:
                 f"{folder / name} says that {tensor} is in {shard}, which does not hold it: the "
                 "index belongs to other files"
             )
-    found: dict[str, Entry] = {}
+    by_name: dict[str, Entry] = {}
     for shard, held_by in shards.items():
         for tensor, entry in held_by.items():
             if places.get(tensor) != shard:
                 raise WeightsError(f"{folder / shard} holds {tensor}, which {name} does not say")
-            found[tensor] = entry
-    return found
+            by_name[tensor] = entry
+    return by_name
 
 
 def _open(file: Path) -> dict[str, Entry]:
@@ -85,35 +85,35 @@ def _open_safetensors(file: Path) -> dict[str, Entry]:
                 f"{file} does not begin as a safetensors file does: it is damaged or something else"
             )
         raw = opened.read(length)
-    held = [] if len(raw) < length else _ends(file, raw)
-    expected = 8 + length + max(held, default=0)
+    ends = [] if len(raw) < length else _ends(file, raw)
+    expected = 8 + length + max(ends, default=0)
     if size < expected:
         raise WeightsError(
             f"{file} is truncated: {size:,} bytes, and {expected:,} or more were written. Get the "
             "file again"
         )
-    found = {}
+    by_name = {}
     try:
         tensors = safe_open(file, framework="pt")
         for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
             part, read = tensors.get_slice(name), partial(tensors.get_tensor, name)
             dtype = DTYPES.get(part.get_dtype(), part.get_dtype())
-            found[name] = Entry(file.name, dtype, tuple(part.get_shape()), read)
+            by_name[name] = Entry(file.name, dtype, tuple(part.get_shape()), read)
     except SafetensorError as error:
         raise _damaged_header(file, error) from None
-    return found
+    return by_name
 
 
 def _ends(file: Path, header: bytes) -> list[int]:
     """Where the values of each tensor end, by the file's own account."""
     try:
-        told = reading.json_value(header.decode(), "it")
+        tensors = reading.json_value(header.decode(), "it")
     except ValueError as error:
         raise _damaged_header(file, error) from None
-    if not isinstance(told, dict):
+    if not isinstance(tensors, dict):
         raise _damaged_header(file, "it holds no object")
     ends = []
-    for name, info in told.items():
+    for name, info in tensors.items():
         if name == "__metadata__":
             continue
         place = info.get("data_offsets") if isinstance(info, dict) else None
@@ -134,13 +134,13 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 def _open_pickle(file: Path) -> dict[str, Entry]:
     """A .bin of torch.save. ``weights_only``: tensors and plain containers, never code."""
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # what reading garbage raises has no common base
         raise WeightsError(_why_refused(file, error)) from None
-    wrong = {} if isinstance(held, dict) else {"the whole": held}
-    wrong = wrong or {k: v for k, v in held.items() if not _plain(v)}
+    wrong = {} if isinstance(content, dict) else {"the whole": content}
+    wrong = wrong or {k: v for k, v in content.items() if not _plain(v)}
     if wrong:
         name, value = next(iter(wrong.items()))
         raise WeightsError(
@@ -151,16 +151,16 @@ def _open_pickle(file: Path) -> dict[str, Entry]:
         str(name): Entry(
             file.name, str(t.dtype).removeprefix("torch."), tuple(t.shape), t.contiguous
         )
-        for name, t in held.items()
+        for name, t in content.items()
     }
 
 
 def _why_refused(file: Path, error: Exception) -> str:
     """In our words where torch advises to read the file without its guard."""
-    asked = re.search(r"GLOBAL (\S+)", str(error))
-    if asked is not None:
+    match = re.search(r"GLOBAL (\S+)", str(error))
+    if match is not None:
         return (
-            f"{file} was refused: it holds more than tensors ({asked[1]}), which may run any code "
+            f"{file} was refused: it holds more than tensors ({match[1]}), which may run any code "
             f"when read. Ask for {SAFETENSORS} instead"
         )
     first = "" if isinstance(error, UnpicklingError) else first_line(str(error))

@@ -67,8 +67,8 @@ class GPTConfig:
             raise Mendable(f"eps must be a number of at least 0, got {value_in_short(self.eps)}")
         for name in ("bias", "tied"):
             if type(getattr(self, name)) is not bool:
-                told = value_in_short(getattr(self, name))
-                raise Mendable(f"{name} must be true or false, got {told}")
+                short = value_in_short(getattr(self, name))
+                raise Mendable(f"{name} must be true or false, got {short}")
         check_known("norm", self.norm, NORMS)
         check_known("position", self.position, POSITIONS)
         check_known("mlp", self.mlp, MLPS)

@@ -116,7 +116,7 @@ def test_a_comparison_takes_no_nan_no_other_shape_and_nothing_too_far() -> None:
         found.add("d", want[:, :1], want)
     with pytest.raises(CheckFailed):  # below 1 it is the difference itself
         found.add("e", torch.tensor([1.1e-3]), torch.tensor([0.0]))
-    told = found.done()
+    told = found.result()
     assert told.inputs == "a"
     assert told.difference == pytest.approx(0.19 / 200, rel=1e-4)
 

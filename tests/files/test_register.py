@@ -88,7 +88,7 @@ def test_a_cell_of_a_notebook_runs_again_and_another_model_is_refused() -> None:
         register.register(ModelKind(("word_count",), nn.Linear, "a line", read, write))
     with pytest.raises(ValueError, match="'gpt2' is registered already, for a language model"):
         register.register(ModelKind(("toy", "gpt2"), nn.Linear, "a line", read, write))
-    assert not register.known("toy"), "nothing of it is registered"
+    assert not register.is_known("toy"), "nothing of it is registered"
 
 
 def test_what_has_no_format_is_told() -> None:
