@@ -29,6 +29,7 @@ class Replace(Plain):
         return Stream(v.to(carry.dtype), taps=taps)
 
 
+@final
 class Scaled(Plain):
     """keep * x + f(x), DeepNorm's alpha (Wang et al. 2022, arXiv 2203.00555)."""
 
@@ -78,6 +79,7 @@ class Rejoin(nn.Module):
         return Stream(s.settle(), self.norm(s.taps["dual"], valid=valid), taps=s.taps)
 
 
+@final
 class Slerp(Plain):
     """unit(h + a * (unit(f(h)) - h)): a step along the sphere (nGPT, Loshchilov et al. 2024,
     arXiv 2410.01131).
@@ -122,6 +124,7 @@ class Unit(nn.Module):
         return Stream(unit(h.to(accumulate_dtype(h))).to(h.dtype), taps=s.taps)
 
 
+@final
 class Hyper(Join):
     """n streams, read as a mixture and written with a mixture (dynamic hyper-connections, Zhu et
     al. 2024, arXiv 2409.19606, eq. 2 and 10-13).

@@ -107,6 +107,7 @@ class Settled(Norm, ABC):
         return y.to(x.dtype), stream
 
 
+@final
 class LayerNorm(Norm):
     """y = weight * (x - mean) / sqrt(var + eps) + bias over the last dimension (Ba et al. 2016).
 
@@ -244,6 +245,7 @@ class ScaleNorm(Settled):
         return f"{self.dim}, eps={self.eps:g}"
 
 
+@final
 class DyT(Settled):
     """y = weight * tanh(alpha * x) + bias: no statistics at all (Zhu et al. 2025).
 

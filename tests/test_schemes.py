@@ -16,9 +16,9 @@ from addnorm import ops, schemes
 from addnorm.branches import MLP, Attention, Parallel
 from addnorm.context import Context, Here
 from addnorm.init import InitRule
-from addnorm.joins import Gained, Hyper, Scaled, Slerp, unit
+from addnorm.joins import Gained, Hyper, Slerp, unit
 from addnorm.norms import LayerNorm, ScaleNorm
-from addnorm.stream import Add, AddNorm, Scheme, Site, Stack, Stream, Sublayer, Wiring
+from addnorm.stream import Add, AddNorm, Plain, Scheme, Site, Stack, Stream, Sublayer, Wiring
 from tests.nets import (
     BATCH,
     DECODER_OF_BOTH,
@@ -369,12 +369,18 @@ def alpha_on_the_branch(s: Site) -> Wiring:
     w = schemes.deepnorm(s)
     if s.kind in ("embed", "head"):
         return w
+    return replace(w, join=_OnTheBranch(w.join.keep))
 
-    class OnTheBranch(Scaled):
-        def write(self, carry, v, taps):
-            return super().write(carry, v, taps)._replace(keep=1.0, gain=self.keep)
 
-    return replace(w, join=OnTheBranch(w.join.keep))
+class _OnTheBranch(Plain):
+    defers = True
+
+    def __init__(self, keep: float) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def write(self, carry, v, taps):
+        return Stream(carry, v, gain=self.keep, taps=taps)
 
 
 def norm_never_called(s: Site) -> Wiring:
@@ -395,13 +401,15 @@ def residual_from_the_normed(s: Site) -> Wiring:
     return Wiring(pre=w.pre, join=_Normed())
 
 
-class _Normed(Scaled):
-    def __init__(self) -> None:
-        super().__init__(1.0)
+class _Normed(Plain):
+    defers = True
 
     def read(self, s, pre, valid):
         u, _ = super().read(s, pre, valid)
         return u, u
+
+    def write(self, carry, v, taps):
+        return Stream(carry, v, taps=taps)
 
 
 def scaled_by_sublayer(s: Site) -> Wiring:
@@ -417,19 +425,21 @@ def transposed_mixture(s: Site) -> Wiring:
     if s.kind in ("embed", "head"):
         return w
 
-    class Transposed(Hyper):
-        def read(self, s, pre, valid):
-            kept = self.alpha
-            turned = torch.cat((kept[:, :1], kept[:, 1:].T), 1)
-            del self.alpha
-            self.alpha = turned
-            try:
-                return super().read(s, pre, valid)
-            finally:
-                del self.alpha
-                self.alpha = kept
+    join = Hyper(s, 4)
+    read = join.read
 
-    return replace(w, join=Transposed(s, 4))
+    def transposed(s, pre, valid):
+        kept = join.alpha
+        del join.alpha
+        join.alpha = torch.cat((kept[:, :1], kept[:, 1:].T), 1)
+        try:
+            return read(s, pre, valid)
+        finally:
+            del join.alpha
+            join.alpha = kept
+
+    join.read = transposed
+    return replace(w, join=join)
 
 
 def step_without_its_sign(s: Site) -> Wiring:
@@ -438,12 +448,14 @@ def step_without_its_sign(s: Site) -> Wiring:
     if s.kind in ("embed", "head"):
         return w
 
-    class Signed(Slerp):
-        def write(self, carry, v, taps):
-            step = self.alpha * self.start * self.dim**0.5
-            return Stream(unit(carry + step * (unit(v) - carry)), taps=taps)
+    join = Slerp(s.dim)
 
-    return replace(w, join=Signed(s.dim))
+    def signed(carry, v, taps):
+        step = join.alpha * join.start * join.dim**0.5
+        return Stream(unit(carry + step * (unit(v) - carry)), taps=taps)
+
+    join.write = signed
+    return replace(w, join=join)
 
 
 def no_final_norm(s: Site) -> Wiring:

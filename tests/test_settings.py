@@ -312,14 +312,11 @@ def seen(config: Config) -> Any:
 def seen_of_a_run(config: Config, folder: Path) -> Any:
     """All that a whole run leaves, but for times, and what it says."""
     said: list[str] = []
-
-    class Listening(Display):
-        def say(self, text: str) -> None:
-            said.append(text)
-
+    display = Display(quiet=True)
+    display.say = said.append
     threads = torch.get_num_threads()
     try:
-        run: Run = train(config, out=folder, display=Listening(quiet=True))
+        run: Run = train(config, out=folder, display=display)
     finally:
         torch.set_num_threads(threads)
     state = read(run.folder)

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, final
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,6 +18,7 @@ EVERY = 5.0  # seconds between plain lines
 CURVE = 48  # places of the loss curve
 
 
+@final
 class Display:
     """Takes what a run has to say. ``quiet``: says nothing."""
 

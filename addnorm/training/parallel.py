@@ -1,7 +1,7 @@
 """Models over several processes: who is there, sums over all, DDP and FSDP2."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, final
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from addnorm.stream import Stack
 Parallel = Literal["ddp", "fsdp"]
 
 
+@final
 @dataclass(frozen=True)
 class World:
     """This process among all of a run."""

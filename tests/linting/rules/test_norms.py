@@ -313,8 +313,16 @@ class GlobalResponseNorm(Global):
     pass
 
 
-class DynamicTanhNorm(norms.DyT):
-    pass
+class DynamicTanhNorm(nn.Module):
+    """A stranger's, by its name a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((1,), 0.5))
+        self.weight, self.bias = nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * torch.tanh(self.alpha * x) + self.bias
 
 
 KNOWN: dict[str, tuple[str, Callable[[], nn.Module]]] = {
@@ -326,7 +334,7 @@ KNOWN: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "ScaleNorm": ("rms", lambda: norms.ScaleNorm(WIDTH)),
     "L2": ("rms", lambda: norms.L2Norm(WIDTH)),
     "normalize": ("rms", lambda: Bare(lambda x: F.normalize(x, dim=-1))),
-    "DyT": ("other", lambda: DynamicTanhNorm(WIDTH)),
+    "DyT": ("other", DynamicTanhNorm),
     "global response": ("other", GlobalResponseNorm),
     "exp(gain)": ("layer", Exponential),
     "by hand": ("layer", lambda: LayerNorm(standard)),
