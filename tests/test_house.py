@@ -376,6 +376,21 @@ def test_a_name_is_a_noun() -> None:
     assert counted == listed, f"{STILL_THERE.name} lists the files that have some, and how many"
 
 
+# --- files ----------------------------------------------------------------------------------------
+
+LARGE = {
+    "addnorm.linting.rules.behaviour",
+    "addnorm.training.checkpoint",
+}
+"""Files of 600 lines or more. It only gets shorter."""
+
+
+def test_a_file_has_less_than_600_lines() -> None:
+    large = {name for name, p in MODULES.items() if len(p.read_text().splitlines()) >= 600}
+    assert not large - LARGE, "these are too large: what can be a file of its own?"
+    assert not LARGE - large, "these are small enough by now: take them off the list"
+
+
 # --- functions ------------------------------------------------------------------------------------
 
 LINES, BRANCHES = 60, 15
