@@ -175,8 +175,6 @@ def _parameter_gradient(
 ) -> Said:
     """``terms`` (batch, positions, dim) summed over batch and positions."""
     right = terms.sum((0, 1))
-    n = terms.shape[0] * terms.shape[1]
-    name = str(dtype).removeprefix("torch.")
     if got is not None and got.numel() != right.numel():
         yield finding(
             f"gradient-{role}",
@@ -187,9 +185,48 @@ def _parameter_gradient(
         )
         return
     have = torch.zeros_like(right) if got is None else got.reshape(-1)
-    family = {
+    off = all_off_by(have, _sums(terms))
+    bound = _sum_bound(terms, dtype, w)
+    if off[RIGHT] <= bound:
+        return
+    best = min(off, key=lambda k: off[k])
+    name = str(dtype).removeprefix("torch.")
+    low = dtype in (torch.bfloat16, torch.float16)
+    running = _running(terms, right, dtype) if low else 0.0
+    if low and (best == RIGHT or off[RIGHT] <= 2 * running):
+        rows = terms.shape[0] * terms.shape[1]
+        yield finding(
+            f"gradient-{role}-low-precision",
+            "warning",
+            {
+                "dtype": name,
+                "rows": rows,
+                "relative_error": off[RIGHT],
+                "bound": bound,
+                "of_a_running_sum": running,
+            },
+            f"The gradient of the {role} is off by {off[RIGHT]:.2g} in {name}: the sum over "
+            f"{rows} rows was accumulated in {name}.",
+            "Accumulate it in float32.",
+        )
+        return
+    what = best if best != RIGHT and off[best] < 0.1 else "unlike any known"
+    yield finding(
+        f"gradient-{role}",
+        "error",
+        {"dtype": name, "bound": bound}
+        | {f"distance: {t}": d for t, d in sorted(off.items(), key=lambda i: i[1])[:4]},
+        f"The gradient of the {role} in {name} is off by {off[RIGHT]:.2g}: {what}.",
+        "Sum dy * xhat (for the bias dy) over all axes but the last, in float32.",
+    )
+
+
+def _sums(terms: Tensor) -> dict[str, Tensor]:
+    """The right gradient of a parameter and wrong ones, by what is wrong."""
+    right = terms.sum((0, 1))
+    return {
         RIGHT: right,
-        "averaged over the rows instead of summed": right / n,
+        "averaged over the rows instead of summed": right / (terms.shape[0] * terms.shape[1]),
         "summed over the first sample only": terms[0].sum(0),
         "summed over the last sample only": terms[-1].sum(0),
         "summed over the first position only": terms[:, 0].sum(0),
@@ -197,45 +234,22 @@ def _parameter_gradient(
         "summed over the features too": torch.full_like(right, float(terms.sum())),
         "nothing": torch.zeros_like(right),
     }
-    off = all_off_by(have, family)
+
+
+def _sum_bound(terms: Tensor, dtype: torch.dtype, w: Width) -> float:
+    """How far the sum of n rows may be off, as a whole.
+
+    One rounding of dy * xhat in each term (n of them, of random sign, so that they are 1/sqrt(n)
+    of a unit in a sum of one sign) and one of the result; n + 10 roundings of a float32 sum. Half
+    of the terms' sum may cancel: twice that. xhat is rounded too in half the kernels: 4 units.
+    """
+    n = terms.shape[0] * terms.shape[1]
     v = unit(torch.float64 if dtype == torch.float64 else torch.float32)
-    # One rounding of dy * xhat in each term (n of them, of random sign, so that they are 1/sqrt(n)
-    # of a unit in a sum of one sign) and one of the result; n + 10 roundings of a float32 sum. Half
-    # of the terms' sum may cancel: twice that. xhat is rounded too in half the kernels: 4 units.
-    size = float(terms.abs().sum((0, 1)).norm() / right.norm())
+    size = float(terms.abs().sum((0, 1)).norm() / terms.sum((0, 1)).norm())
     bound = 4 * unit(dtype) + (n + w.dim + 20) * v * size
     if w.match is not None:
         bound += 10 * w.match.distance * size
-    if off[RIGHT] <= bound:
-        return
-    best = min(off, key=lambda k: off[k])
-    low = dtype in (torch.bfloat16, torch.float16)
-    running = _running(terms, right, dtype) if low else 0.0
-    if low and (best == RIGHT or off[RIGHT] <= 2 * running):
-        yield finding(
-            f"gradient-{role}-low-precision",
-            "warning",
-            {
-                "dtype": name,
-                "rows": n,
-                "relative_error": off[RIGHT],
-                "bound": bound,
-                "of_a_running_sum": running,
-            },
-            f"The gradient of the {role} is off by {off[RIGHT]:.2g} in {name}: the sum over "
-            f"{n} rows was accumulated in {name}.",
-            "Accumulate it in float32.",
-        )
-        return
-    told = best if best != RIGHT and off[best] < 0.1 else "unlike any known"
-    yield finding(
-        f"gradient-{role}",
-        "error",
-        {"dtype": name, "bound": bound}
-        | {f"distance: {t}": d for t, d in sorted(off.items(), key=lambda i: i[1])[:4]},
-        f"The gradient of the {role} in {name} is off by {off[RIGHT]:.2g}: {told}.",
-        "Sum dy * xhat (for the bias dy) over all axes but the last, in float32.",
-    )
+    return bound
 
 
 def _running(terms: Tensor, right: Tensor, dtype: torch.dtype) -> float:

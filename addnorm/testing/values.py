@@ -26,6 +26,26 @@ _RULES = {
     ),
 }
 
+_OTHERS = {
+    "mean-not-removed": (
+        "The mean is not subtracted: this is RMSNorm, not LayerNorm.",
+        "Subtract x.mean(-1, keepdim=True), or check it with kind='rms'.",
+    ),
+    "mean-removed": (
+        "The mean is subtracted: this is LayerNorm, not RMSNorm.",
+        "Leave the mean in, or check it with kind='layer'.",
+    ),
+    "sum-not-mean": (
+        "It divides by the length of the row, sqrt(sum(x^2)): outputs are 1/sqrt(n) of RMSNorm's.",
+        "Take the mean of the squares.",
+    ),
+    "unknown-formula": (
+        "It divides by the {formula}, not by the root of a mean square.",
+        "LayerNorm and RMSNorm take the root of the mean of squares.",
+    ),
+}
+"""Of formulas that are no mistake in themselves: what is wrong, and what to do."""
+
 
 def _formula(kit: Kit) -> Said:
     for w in kit.measured:
@@ -33,34 +53,15 @@ def _formula(kit: Kit) -> Said:
 
 
 def _formula_at(kit: Kit, w: Width) -> Said:
-    m = w.match
-    where = {"dim": w.dim}
-    if not w.reach.axes:
-        yield finding(
-            "not-normalizing",
-            "error",
-            {**where, "elements_that_share_statistics": 1},
-            "No output depends on another feature than its own: nothing is normalized.",
-            "Divide by a statistic of the row.",
-        )
-        return
     if w.reach.axes != (-1,):
-        names = {-3: "the batch", -2: "the positions", -1: "the features"}
-        over = " and ".join(names[a] for a in w.reach.axes)
-        for rule in ("batch-dependence", "wrong-axis") if -3 in w.reach.axes else ("wrong-axis",):
-            yield finding(
-                rule,
-                "error",
-                {**where, "input_shape": [3, 5, w.dim], "statistics_over_axes": list(w.reach.axes)},
-                f"For inputs (batch, positions, features) statistics are taken over {over}.",
-                "Reduce over the last axis alone: dim=-1, keepdim=True.",
-            )
+        yield from _axes_at(w)
         return
     if w.dim == 1:
         return
+    m = w.match
     assert m is not None
-    told = {
-        **where,
+    evidence = {
+        "dim": w.dim,
         "formula": m.formula.name,
         "distance": m.distance,
         "next_formula": m.runner_up,
@@ -71,71 +72,19 @@ def _formula_at(kit: Kit, w: Width) -> Said:
         yield finding(
             "unknown-formula",
             "error",
-            told,
+            evidence,
             f"It follows no formula that is known; the nearest is '{m.formula.name}', off by "
             f"{m.distance:.2g}.",
             "Compare with addnorm.testing.reference on the same inputs.",
         )
         return
-    for mistake in m.formula.mistakes:
-        if mistake in _RULES:
-            rule, message, remedy = _RULES[mistake]
-            yield finding(rule, "error", told, message, remedy)
-    if m.formula.mistakes and not set(m.formula.mistakes) <= set(_RULES):
-        rule = "not-normalizing"
-        if not m.formula.centred and m.formula.spread in ("variance", "unbiased"):
-            rule = "mean-not-removed"
-        elif m.formula.summed and m.formula.form in ("inside", "outside"):
-            rule = "sum-not-mean"
-        elif m.formula.form in ("bare", "times", "no root"):
-            rule = "not-normalizing"
-        yield finding(
-            rule,
-            "error",
-            told,
-            f"It computes: {m.formula.name}.",
-            "LayerNorm is (x - mean) / sqrt(mean((x - mean)^2) + eps), RMSNorm "
-            "x / sqrt(mean(x^2) + eps).",
-        )
-    if m.formula.kind != kit.kind and m.formula.kind != "other":
-        if kit.kind == "layer":
-            yield finding(
-                "mean-not-removed",
-                "error",
-                told,
-                "The mean is not subtracted: this is RMSNorm, not LayerNorm.",
-                "Subtract x.mean(-1, keepdim=True), or check it with kind='rms'.",
-            )
-        else:
-            yield finding(
-                "mean-removed",
-                "error",
-                told,
-                "The mean is subtracted: this is LayerNorm, not RMSNorm.",
-                "Leave the mean in, or check it with kind='layer'.",
-            )
-    elif not m.formula.mistakes and m.formula.summed:
-        yield finding(
-            "sum-not-mean",
-            "error",
-            told,
-            "It divides by the length of the row, sqrt(sum(x^2)): outputs are 1/sqrt(n) of "
-            "RMSNorm's.",
-            "Take the mean of the squares.",
-        )
-    elif not m.formula.mistakes and m.formula.kind == "other":
-        yield finding(
-            "unknown-formula",
-            "error",
-            told,
-            f"It divides by the {m.formula.name}, not by the root of a mean square.",
-            "LayerNorm and RMSNorm take the root of the mean of squares.",
-        )
+    yield from _mistakes_at(m, evidence)
+    yield from _kind_at(kit, m, evidence)
     if not math.isnan(m.factor) and abs(m.factor - 1.0) > max(1e-4, 10 * m.distance):
         yield finding(
             "constant-factor",
             "error",
-            {**told, "factor": m.factor},
+            {**evidence, "factor": m.factor},
             f"Outputs are {m.factor:.6g} times what they should be, for a weight of one.",
             "Remove the factor, or put it into the weight.",
         )
@@ -143,16 +92,77 @@ def _formula_at(kit: Kit, w: Width) -> Said:
         yield finding(
             "low-precision-statistics",
             "error",
-            told,
+            evidence,
             f"Even of {w.probe.like.dtype} inputs the result has about "
             f"{-math.log2(m.distance):.0f} bits: something inside is cast to 16 bits.",
             "Compute mean and variance in float32 at least.",
         )
         return
-    yield from _eps_at(kit, w, m, told)
+    yield from _eps_at(kit, w, m, evidence)
 
 
-def _eps_at(kit: Kit, w: Width, m: Match, told: dict[str, Any]) -> Said:
+def _axes_at(w: Width) -> Said:
+    """Statistics over nothing at all, or over more or other axes than the features."""
+    if not w.reach.axes:
+        yield finding(
+            "not-normalizing",
+            "error",
+            {"dim": w.dim, "elements_that_share_statistics": 1},
+            "No output depends on another feature than its own: nothing is normalized.",
+            "Divide by a statistic of the row.",
+        )
+        return
+    names = {-3: "the batch", -2: "the positions", -1: "the features"}
+    over = " and ".join(names[a] for a in w.reach.axes)
+    shape, axes = [3, 5, w.dim], list(w.reach.axes)
+    for rule in ("batch-dependence", "wrong-axis") if -3 in axes else ("wrong-axis",):
+        yield finding(
+            rule,
+            "error",
+            {"dim": w.dim, "input_shape": shape, "statistics_over_axes": axes},
+            f"For inputs (batch, positions, features) statistics are taken over {over}.",
+            "Reduce over the last axis alone: dim=-1, keepdim=True.",
+        )
+
+
+def _mistakes_at(m: Match, evidence: dict[str, Any]) -> Said:
+    """A formula that is known to be wrong."""
+    for mistake in m.formula.mistakes:
+        if mistake in _RULES:
+            rule, message, remedy = _RULES[mistake]
+            yield finding(rule, "error", evidence, message, remedy)
+    if set(m.formula.mistakes) <= set(_RULES):
+        return
+    rule = "not-normalizing"
+    if not m.formula.centred and m.formula.spread in ("variance", "unbiased"):
+        rule = "mean-not-removed"
+    elif m.formula.summed and m.formula.form in ("inside", "outside"):
+        rule = "sum-not-mean"
+    yield finding(
+        rule,
+        "error",
+        evidence,
+        f"It computes: {m.formula.name}.",
+        "LayerNorm is (x - mean) / sqrt(mean((x - mean)^2) + eps), RMSNorm "
+        "x / sqrt(mean(x^2) + eps).",
+    )
+
+
+def _kind_at(kit: Kit, m: Match, evidence: dict[str, Any]) -> Said:
+    """A formula that may be right elsewhere, and is another than the one asked for."""
+    rule: str | None = None
+    if m.formula.kind not in (kit.kind, "other"):
+        rule = "mean-not-removed" if kit.kind == "layer" else "mean-removed"
+    elif not m.formula.mistakes and m.formula.summed:
+        rule = "sum-not-mean"
+    elif not m.formula.mistakes and m.formula.kind == "other":
+        rule = "unknown-formula"
+    if rule is not None:
+        message, remedy = _OTHERS[rule]
+        yield finding(rule, "error", evidence, message.format(formula=m.formula.name), remedy)
+
+
+def _eps_at(kit: Kit, w: Width, m: Match, evidence: dict[str, Any]) -> Said:
     if m.formula.form == "bare" or "norm-not-normalizing" in m.formula.mistakes:
         return
     claimed = kit.claimed
@@ -162,7 +172,7 @@ def _eps_at(kit: Kit, w: Width, m: Match, told: dict[str, Any]) -> Said:
         yield finding(
             "eps-missing",
             "error",
-            told | ({} if claimed is None else {"claimed_eps": claimed}),
+            evidence | ({} if claimed is None else {"claimed_eps": claimed}),
             "There is no eps: a row of zeros is divided by zero.",
             "Add eps under the root.",
         )
@@ -171,7 +181,7 @@ def _eps_at(kit: Kit, w: Width, m: Match, told: dict[str, Any]) -> Said:
         yield finding(
             "eps-size",
             "error",
-            {**told, "claimed_eps": claimed},
+            {**evidence, "claimed_eps": claimed},
             f"eps is {m.eps:.4g} and not {claimed:.4g} as claimed.",
             "Pass eps through unchanged (and not its square, nor another default).",
         )
