@@ -43,8 +43,8 @@ def perturbed(
         words = word_ids(rows or int(value.max()) + 1, special)
         place = {w: i for i, w in enumerate(words)}
         step = 1 + seed % max(len(words) - 1, 1)
-        moved = [words[(place.get(v, 0) + step) % len(words)] for v in old.reshape(-1).tolist()]
-        value[where] = torch.tensor(moved, dtype=value.dtype, device=value.device).reshape(
+        new_ids = [words[(place.get(v, 0) + step) % len(words)] for v in old.reshape(-1).tolist()]
+        value[where] = torch.tensor(new_ids, dtype=value.dtype, device=value.device).reshape(
             old.shape
         )
     return inputs.replaced(name, value)
@@ -167,8 +167,8 @@ def _arguments(model: nn.Module, inputs: Inputs) -> Arguments:
         try:
             sequences[name] = _sequence(model, inputs, name, kind, base, rows, special)
         except Exception as error:  # foreign code that takes these values and no others
-            called = names.get(name, name).lower()
-            unclear.append(f"changing {called} failed: {error_in_a_line(error)}")
+            label = names.get(name, name).lower()
+            unclear.append(f"changing {label} failed: {error_in_a_line(error)}")
     if not sequences:
         raise NoSequence(
             "no argument is a sequence of token ids, features or pixels that can be changed; "
@@ -220,16 +220,16 @@ def _candidates(
     unclear: list[str] = []
     of_dim: dict[int, ArgumentKind] = {2: "wave", 3: "features", 4: "image"}
     for name, value in inputs.tensors().items():
-        called = names.get(name, name).lower()
-        if is_mask(name, value) or (value.dim() and is_mask(called, value)):
+        label = names.get(name, name).lower()
+        if is_mask(name, value) or (value.dim() and is_mask(label, value)):
             masks.append(name)
         elif name in rows and value.dim() == 2:
             kinds[name] = "ids"
         elif value.is_floating_point() and value.dim() in of_dim:
             kinds[name] = of_dim[value.dim()]
-            if re.search(r"ids?$|idx|tokens?$", called) and rows == {}:
-                unclear.append(f"{called} sounds like token ids but is {value.dtype}")
-        if name in kinds and "label" in called:
+            if re.search(r"ids?$|idx|tokens?$", label) and rows == {}:
+                unclear.append(f"{label} sounds like token ids but is {value.dtype}")
+        if name in kinds and "label" in label:
             del kinds[name]
     return masks, kinds, unclear
 
@@ -257,14 +257,14 @@ def _memory(
 ) -> str | None:
     """The argument that a decoder reads beside its own."""
     others = {n: names.get(n, n) for n in sequences if n != main}
-    for name, called in others.items():
-        if sequences[name].moves or SOURCE.search(called):
+    for name, label in others.items():
+        if sequences[name].moves or SOURCE.search(label):
             return name
     if names.get(main, main).startswith(("decoder", "tgt", "trg")) or _reads_two(model):
-        for name, called in others.items():
-            if not _BESIDE.search(called):
+        for name, label in others.items():
+            if not _BESIDE.search(label):
                 return name
-    return next((name for name, called in others.items() if _memory_like(called)), None)
+    return next((name for name, label in others.items() if _memory_like(label)), None)
 
 
 _CROSS = re.compile(
@@ -278,9 +278,9 @@ _BESIDE = re.compile(r"type|segment|pos(ition)?s?(_|$)|label|mask|length|step")
 
 def _reads_two(model: nn.Module) -> bool:
     """Something in it is called after attention to a second sequence, or a memory."""
-    called = {name for path, _ in model.named_parameters() for name in path.split(".")}
-    called |= {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(m).__name__) for m in model.modules()}
-    return any(_CROSS.search(name.lower()) for name in called)
+    parts = {name for path, _ in model.named_parameters() for name in path.split(".")}
+    parts |= {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(m).__name__) for m in model.modules()}
+    return any(_CROSS.search(name.lower()) for name in parts)
 
 
 def _memory_like(name: str) -> bool:
@@ -374,13 +374,13 @@ def _axes(shares: Mapping[tuple[int, int], float], sizes: tuple[int, int], dims:
 
 def _mixed(changes: Sequence[Change], axes: tuple[int, int], floor: float) -> int | None:
     """The input's axis along which other places notice a change, if it is only one."""
-    seen = [False, False]  # along axis 0, along axis 1
+    along = [False, False]  # along axis 0, along axis 1
     for (i, j), change in changes:
         alone = change.movedim(axes, (0, 1)).flatten(2).amax(-1) > floor
         alone[i, j] = False
-        seen[0] |= bool(alone[:, j].any())
-        seen[1] |= bool(alone[i].any())
-    return {(True, False): 0, (False, True): 1}.get((seen[0], seen[1]))
+        along[0] |= bool(alone[:, j].any())
+        along[1] |= bool(alone[i].any())
+    return {(True, False): 0, (False, True): 1}.get((along[0], along[1]))
 
 
 def _decoder_like(names: Mapping[str, str], name: str) -> bool:

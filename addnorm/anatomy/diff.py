@@ -76,7 +76,7 @@ def diff(
                 if dtype is torch.float64:
                     continue
                 raise NotComparable(
-                    f"B does not run on the inputs of A, which are {_shown(call)}: its "
+                    f"B does not run on the inputs of A, which are {_shapes(call)}: its "
                     f"{_signature(right)} ended in {error_in_a_line(error)}. Two models are "
                     "compared on the same input, so both must accept it"
                 ) from None
@@ -86,7 +86,7 @@ def diff(
         return _compared(one, two, rounded, pairs, unpaired, weights)
 
 
-def _shown(inputs: Inputs) -> str:
+def _shapes(inputs: Inputs) -> str:
     """Names, sizes and dtypes of what is passed."""
     shapes = (
         f"{'' if name.isdecimal() else name + ' '}{tuple(t.shape)} of "
@@ -106,8 +106,8 @@ def _signature(model: nn.Module) -> str:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    named = dict(model.named_parameters(remove_duplicate=False))
-    return named | dict(model.named_buffers(remove_duplicate=False))
+    by_name = dict(model.named_parameters(remove_duplicate=False))
+    return by_name | dict(model.named_buffers(remove_duplicate=False))
 
 
 def _pairs(
@@ -121,10 +121,10 @@ def _pairs(
     shapes = [[tuple(t[n].shape) for n in rest] for t, rest in ((left, rest_a), (right, rest_b))]
     for i, j, size in _matching(*shapes):
         pairs |= dict(zip(rest_a[i : i + size], rest_b[j : j + size], strict=True))
-    taken = set(pairs.values())
+    partners = set(pairs.values())
     alone = (
         tuple(n for n in left if n not in pairs),
-        tuple(n for n in right if n not in taken),
+        tuple(n for n in right if n not in partners),
     )
     return pairs, alone
 
@@ -274,7 +274,7 @@ class _Operation:
     args: tuple[Any, ...]
     options: tuple[tuple[str, Any], ...] = ()
     """Keyword arguments, those left out with what the operation takes for them."""
-    given: frozenset[str] = field(default=frozenset(), compare=False)
+    explicit: frozenset[str] = field(default=frozenset(), compare=False)
     """The options that were not left out."""
     module: str = field(default="", compare=False)
 
@@ -282,10 +282,10 @@ class _Operation:
         """In words, and so that it can be told from another of the same name."""
         options = dict(self.options)
         theirs = dict(other.options) if other is not None else options
-        shown = [n for n, v in self.options if n in self.given or theirs.get(n) != v]
+        names = [n for n, v in self.options if n in self.explicit or theirs.get(n) != v]
         for digits in (6, 17):
             parts = [_constant(a, digits) for a in self.args]
-            parts += [f"{n}={_constant(options[n], digits)}" for n in shown]
+            parts += [f"{n}={_constant(options[n], digits)}" for n in names]
             text = f"{self.name}({', '.join(parts)})"
             if other is None or digits == 17 or self.args == other.args:
                 break
@@ -315,14 +315,14 @@ def _operation(op: Op) -> _Operation:
         return value
 
     options = {n: constant(v) for n, v in op.kwargs.items() if n not in _WHERE_IT_LIES}
-    given = frozenset(options)
+    explicit = frozenset(options)
     for argument in getattr(getattr(op.place[0], "_schema", None), "arguments", ()):
         if argument.kwarg_only and argument.default_value is not None:
             options.setdefault(argument.name, constant(argument.default_value))
     for name in _WHERE_IT_LIES:
         options.pop(name, None)
     args = tuple(constant(a) for a in op.args)
-    return _Operation(op.name, args, tuple(sorted(options.items())), given, op.module)
+    return _Operation(op.name, args, tuple(sorted(options.items())), explicit, op.module)
 
 
 def _copies(tree: Any) -> tuple[Tensor, ...]:
@@ -399,16 +399,16 @@ def _compared(
         if tap.key == again.key
     }
     least = _floor(0.0, dtype)
-    called = [dict.fromkeys(t.path for t in run.taps) for run in (one, two)]
+    paths = [dict.fromkeys(t.path for t in run.taps) for run in (one, two)]
     by_path = by == "path"
     only = (
-        tuple(p for p in called[0] if by_path and p not in called[1]),
-        tuple(p for p in called[1] if by_path and p not in called[0]),
+        tuple(p for p in paths[0] if by_path and p not in paths[1]),
+        tuple(p for p in paths[1] if by_path and p not in paths[0]),
     )
     apart = [(a, b, _all_apart(a.outputs, b.outputs)) for a, b in taps]
     forward = None
-    for agree, (a, b, found) in enumerate(apart):
-        if found > floors.get(a.key, least):
+    for agree, (a, b, distance) in enumerate(apart):
+        if distance > floors.get(a.key, least):
             both = {x.key: (x, y) for x, y in taps}
             forward = _parting(one, two, both, a, b, floors, least, agree, only)
             break
@@ -504,10 +504,10 @@ def _changes(
             sides["-"] += [(o.name in _MOVES, o.text(_namesake(o, n, y))) for n, o in enumerate(x)]
             sides["+"] += [(o.name in _MOVES, o.text(_namesake(o, n, x))) for n, o in enumerate(y)]
     for sign, texts in sides.items():
-        found = [text for _, text in sorted(texts, key=lambda t: t[0])]
-        yield from (f"{sign} {op}" for op in found[:most])
-        if len(found) > most:
-            yield f"{sign} and {len(found) - most} more"
+        lines = [text for _, text in sorted(texts, key=lambda t: t[0])]
+        yield from (f"{sign} {op}" for op in lines[:most])
+        if len(lines) > most:
+            yield f"{sign} and {len(lines) - most} more"
 
 
 def _namesake(op: _Operation, place: int, others: Sequence[_Operation]) -> _Operation | None:
@@ -525,13 +525,13 @@ def _gradient(
         if other is None or other not in two.gradients:
             continue
         mine = one.gradients[name]
-        found = _apart(mine, two.gradients[other])
+        distance = _apart(mine, two.gradients[other])
         floor = _floor(_apart(mine, rounded.gradients[name]), dtype)
         # A gradient of zero, such as that of a key's bias, is rounding through and through.
         if _zero(mine, one, dtype) and _zero(two.gradients[other], one, dtype):
             continue
-        if found > floor:
-            return Gradient(name, other, found, floor, agree)
+        if distance > floor:
+            return Gradient(name, other, distance, floor, agree)
         agree += 1
     return None
 

@@ -101,9 +101,9 @@ class Difference:
         how = "B has the weights of A" if self.weights == "copied" else "each has its own weights"
         yield "run", f"inputs {shapes}; {self.dtype}; {how}"
         yield "taps", f"{self.taps} outputs of modules, paired by {self.aligned_by}"
-        for which, names, called in zip("AB", self.unpaired, self.only, strict=True):
-            tops = outermost(called)
-            if called:
+        for which, names, paths in zip("AB", self.unpaired, self.only, strict=True):
+            tops = outermost(paths)
+            if paths:
                 yield f"only in {which}", f"{_modules(tops)}, of the modules called"
             elsewhere = [n for n in names if not inside_any(n, tops)]
             if elsewhere:

@@ -160,18 +160,18 @@ class Influence:
         n = self.places
         small = sum(p.numel() for p in self.model.parameters()) <= SMALL
         some = {1, n // 4, n // 2, 3 * n // 4, n - 2, n - 1} if small else {1, n // 2, n - 1}
-        chosen = range(n) if n <= 12 and small else sorted(some)
+        changes_at = range(n) if n <= 12 and small else sorted(some)
         rows = torch.zeros(n, n, dtype=self.base.dtype)
-        if not small and self.samples >= len(chosen):  # one place in each sample, all at once
+        if not small and self.samples >= len(changes_at):  # one place in each sample, all at once
             together = self.inputs
-            for sample, t in enumerate(chosen):
+            for sample, t in enumerate(changes_at):
                 together = self.change(self.arguments.main, self.at(sample, t), together)
             grid = self.grid(self.run(together) - self.base)
-            for sample, t in enumerate(chosen):
+            for sample, t in enumerate(changes_at):
                 rows[t] = grid[sample]
             if not bool((rows.tril(-1) > self.floor).any()):
                 return rows  # else samples may have seen one another
-        for t in chosen:
+        for t in changes_at:
             new = self.run(self.change(self.arguments.main, self.at(0, t)))
             rows[t] = self.grid(new - self.base)[0]
         return rows
@@ -255,12 +255,12 @@ def influence_of(specimen: Specimen) -> Influence:
 
 def _pads(model: nn.Module, inputs: Inputs, arguments: Arguments) -> tuple[int, ...]:
     """Ids that mean padding: by ``padding_idx`` and the like, or as lines end in runs of them."""
-    found = set(pad_ids(model))
+    ids_of_pads = set(pad_ids(model))
     for name in arguments.rows:
         ids = inputs.tensors()[name]
         if ids.dim() == 2 and ids.shape[1] > 2:
-            found |= {int(line[-1]) for line in ids if bool((line[-2:] == line[-1]).all())}
-    return tuple(sorted(found))
+            ids_of_pads |= {int(line[-1]) for line in ids if bool((line[-2:] == line[-1]).all())}
+    return tuple(sorted(ids_of_pads))
 
 
 def _unpadded(
@@ -274,8 +274,8 @@ def _unpadded(
         padded = torch.isin(ids, torch.tensor(pads, dtype=ids.dtype, device=ids.device))
         if bool(padded.any()):
             words = torch.tensor(word_ids(rows, {*arguments.special, *pads}))
-            drawn = words[torch.randint(len(words), ids.shape, generator=generator)].to(ids)
-            plain = plain.replaced(name, torch.where(padded, drawn, ids))
+            draws = words[torch.randint(len(words), ids.shape, generator=generator)].to(ids)
+            plain = plain.replaced(name, torch.where(padded, draws, ids))
     for mask in arguments.masks:
         if mask.reading is not None and not mask.square:
             value = inputs.tensors()[mask.name]
@@ -327,7 +327,7 @@ def argument_values(s: Influence, name: str) -> list[Value]:
 
 
 def _attention_reaches(s: Influence) -> list[AttentionReach]:
-    found = []
+    reaches = []
     structure = s.specimen.structure
     own = structure.trace.descendants(*argument_values(s, s.arguments.main))
     for one in structure.attentions:
@@ -344,7 +344,7 @@ def _attention_reaches(s: Influence) -> list[AttentionReach]:
         top, low = rows[:, : n - 2], rows[:, 2:]  # rows with two later keys, with two earlier ones
         ahead = [row[:, i + 1 :] for i, row in enumerate(top.unbind(1))]
         behind = [row[:, : i + 2] for i, row in enumerate(low.unbind(1))]
-        found.append(
+        reaches.append(
             AttentionReach(
                 one.path,
                 float(weighted[later].double().mean()),
@@ -353,7 +353,7 @@ def _attention_reaches(s: Influence) -> list[AttentionReach]:
                 and max(_unlike(t) for t in ahead) < 1e-6 < max(_unlike(t) for t in behind),
             )
         )
-    return found
+    return reaches
 
 
 def _unlike(rows: Tensor) -> float:
@@ -363,12 +363,12 @@ def _unlike(rows: Tensor) -> float:
 
 def _over_samples(s: Influence) -> list[Attention]:
     structure = s.specimen.structure
-    found = [
+    candidates = [
         (i, a)
         for i, a in enumerate(structure.attentions)
         if a.table().shape[-2:] == (s.samples, s.samples)
     ]
-    if s.samples < 2 or not found:
+    if s.samples < 2 or not candidates:
         return []
     fewer = s.specimen.inputs
     for name, value in fewer.tensors().items():
@@ -384,7 +384,7 @@ def _over_samples(s: Influence) -> list[Attention]:
     less = Structure(trace, model).attentions
     if len(less) != len(structure.attentions):
         return []
-    return [a for i, a in found if less[i].table().shape[-1] == s.samples - 1]
+    return [a for i, a in candidates if less[i].table().shape[-1] == s.samples - 1]
 
 
 # --- from inside: every module by itself ----------------------------------------------------------

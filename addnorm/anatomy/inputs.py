@@ -24,8 +24,8 @@ class Inputs:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are passed: "0", "1" ... by place, else by name."""
-        named = {str(i): value for i, value in enumerate(self.args)} | (self.kwargs or {})
-        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        values = {str(i): value for i, value in enumerate(self.args)} | (self.kwargs or {})
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def replaced(self, name: str, value: Any) -> "Inputs":
         """With another value of one argument, named as in ``tensors``."""

@@ -44,24 +44,24 @@ def make_inputs(model: nn.Module) -> Inputs:
     """
     with undisturbed(model, gradients=False):
         facts = _Facts(model)
-        tried: dict[str, str] = {}
+        refusals: dict[str, str] = {}
         start = time.monotonic()
         for number, (label, inputs) in enumerate(_candidates(facts)):
-            if label in tried:
+            if label in refusals:
                 continue
             why = _refusal(model, inputs)
             if why is None:
                 return _fitted(model, inputs, facts)
-            tried[label] = why
+            refusals[label] = why
             if number >= ATTEMPTS or time.monotonic() - start > SECONDS:
                 break
-    shown = list(tried.items())
-    lines = [f"  {label}: {why}" for label, why in [*shown[:4], *shown[-2:]][: len(shown)]]
+    tries = list(refusals.items())
+    lines = [f"  {label}: {why}" for label, why in [*tries[:4], *tries[-2:]][: len(tries)]]
     names = list(facts.parameters)
     arguments = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     raise CannotMakeInputs(
         f"no inputs were found with which {type(model).__name__}.forward({arguments}) runs; "
-        f"{len(shown)} kinds of call were tried, among them\n"
+        f"{len(tries)} kinds of call were tried, among them\n"
         + "\n".join(dict.fromkeys(lines))
         + "\nGive a batch of your own: lint(model, inputs=tensor), lint(model, inputs=(a, b)) for "
         "positional or lint(model, inputs={'name': a}) for keyword arguments."
@@ -108,9 +108,9 @@ class _Facts:
         self.device = at.device
         floats = [p.dtype for p in model.parameters() if p.is_floating_point()]
         self.dtype = floats[0] if floats else torch.float32
-        taken = self._sizes()
-        self.batch = next((n for n in (3, 2, 5) if n not in taken), 3)
-        primes = [n for n in (7, 11, 13, 17, 19, 23) if n not in taken and n != self.batch]
+        sizes = self._sizes()
+        self.batch = next((n for n in (3, 2, 5) if n not in sizes), 3)
+        primes = [n for n in (7, 11, 13, 17, 19, 23) if n not in sizes and n != self.batch]
         self.time, self.source = [*primes, 7, 11][:2]
         self.tables = [m for _, m in self.modules if isinstance(m, nn.Embedding)]
         lookups = [p for n, p in model.named_parameters() if p.dim() == 2 and _TABLE.search(n)]
@@ -162,25 +162,25 @@ class _Facts:
 
     def widths(self) -> list[int]:
         """Feature widths, in the order in which modules would first eat them."""
-        found: list[int] = []
+        widths: list[int] = []
         for _, m in self.modules:
             if isinstance(m, nn.Linear):
-                found.append(m.in_features)
+                widths.append(m.in_features)
             elif isinstance(m, nn.LayerNorm):
-                found.append(m.normalized_shape[-1])
+                widths.append(m.normalized_shape[-1])
             elif isinstance(m, nn.MultiheadAttention):
-                found.append(m.embed_dim)
+                widths.append(m.embed_dim)
             elif isinstance(m, nn.Conv1d):
-                found.append(m.in_channels)
+                widths.append(m.in_channels)
             elif isinstance(m, nn.LSTM | nn.GRU):
-                found.append(m.input_size)
+                widths.append(m.input_size)
         for name in ("d_model", "dim", "hidden_size", "n_embd", "embed_dim", "width"):
             value = self.claim(name)
             if type(value) is int:
-                found.append(value)
-        if not found:
-            found += [n for p in self.model.parameters() for n in p.shape]
-        return list(dict.fromkeys(n for n in found if n > 0))[:6] or [8]
+                widths.append(value)
+        if not widths:
+            widths += [n for p in self.model.parameters() for n in p.shape]
+        return list(dict.fromkeys(n for n in widths if n > 0))[:6] or [8]
 
     def images(self) -> list[tuple[int, int, int]]:
         """(channels, height, width) to try."""
@@ -276,38 +276,38 @@ def _candidates(facts: _Facts) -> Iterator[tuple[str, Inputs]]:
         sizes = _Sizes(facts.batch, time_, source, facts.dtype)
         for names in _selections(facts):
             ways = [_ways(name, facts, names) for name in names]
-            for chosen in _by_rank(ways):
-                label = ", ".join(f"{n}={v.label}" for n, v in zip(names, chosen, strict=True))
-                yield f"{label} (T={time_})", _call(facts, names, [v.make(sizes) for v in chosen])
+            for values in _by_rank(ways):
+                label = ", ".join(f"{n}={v.label}" for n, v in zip(names, values, strict=True))
+                yield f"{label} (T={time_})", _call(facts, names, [v.make(sizes) for v in values])
 
 
 def _selections(facts: _Facts) -> Iterator[list[str]]:
     """Which arguments to give: the required ones; where there are none, what is claimed."""
-    named = [n for n in facts.parameters if not _NOT_TRIED.search(n)]
+    usable = [n for n in facts.parameters if not _NOT_TRIED.search(n)]
     main = getattr(facts.model, "main_input_name", None)
-    given = facts.required
-    if not given or (isinstance(main, str) and main in facts.parameters and main not in given):
+    base = facts.required
+    if not base or (isinstance(main, str) and main in facts.parameters and main not in base):
         if not isinstance(main, str) or main not in facts.parameters:
-            main = next((n for n in named if n not in _SKIP), None)
+            main = next((n for n in usable if n not in _SKIP), None)
         if main is None:
             yield ["args"] if facts.open else []
             return
-        given = [*facts.required, main]
-    decoder = [n for n in ("decoder_input_ids", "tgt", "target", "trg") if n in named]
-    more = [n for n in decoder if n not in given][:1]
-    both = [n for n in ("pixel_values", "input_ids", "input_features") if n in named]
-    tries = [[*given, *more]] if more else []
-    tries.append(given)
-    if [n for n in both if n not in given]:
-        tries.append(list(dict.fromkeys([*given, *both])))
-    optional_masks = [n for n in named if MASK.search(n) and n not in given]
+        base = [*facts.required, main]
+    decoder = [n for n in ("decoder_input_ids", "tgt", "target", "trg") if n in usable]
+    more = [n for n in decoder if n not in base][:1]
+    both = [n for n in ("pixel_values", "input_ids", "input_features") if n in usable]
+    tries = [[*base, *more]] if more else []
+    tries.append(base)
+    if [n for n in both if n not in base]:
+        tries.append(list(dict.fromkeys([*base, *both])))
+    optional_masks = [n for n in usable if MASK.search(n) and n not in base]
     if optional_masks:  # optional by signature and needed all the same
-        tries.append([*given, *more, *optional_masks[:2]])
-    seen = set()
+        tries.append([*base, *more, *optional_masks[:2]])
+    before = set()
     for names in tries:
         ordered = [n for n in facts.parameters if n in names] or names
-        if tuple(ordered) not in seen:
-            seen.add(tuple(ordered))
+        if tuple(ordered) not in before:
+            before.add(tuple(ordered))
             yield ordered
 
 
@@ -437,7 +437,7 @@ def _masks(name: str, *, square: bool, source: bool) -> list[_Value]:
 
         return make
 
-    def seen(*front: int) -> Callable[[_Sizes], Tensor]:
+    def everything(*front: int) -> Callable[[_Sizes], Tensor]:
         def make(s: _Sizes) -> Tensor:
             keys = s.of(length)
             lead = [{0: s.batch, 1: 1}[a] for a in front]
@@ -454,9 +454,9 @@ def _masks(name: str, *, square: bool, source: bool) -> list[_Value]:
         _Value("mask (B, T)", padding(0, 2)),
     ]
     squares = [
-        _Value("mask (B, 1, T, T)", seen(0, 1)),
-        _Value("mask (B, T, T)", seen(0)),
-        _Value("mask (T, T)", seen()),
+        _Value("mask (B, 1, T, T)", everything(0, 1)),
+        _Value("mask (B, T, T)", everything(0)),
+        _Value("mask (T, T)", everything()),
     ]
     if re.search("pad|valid|key", name):
         pads = [pads[2], *pads[:2]]
@@ -520,8 +520,8 @@ def _fitted(model: nn.Module, inputs: Inputs, facts: _Facts) -> Inputs:
                 words[torch.randperm(len(words), generator=generator).repeat(-(-n // len(words)))]
                 for n in [ids.shape[-1]] * (ids.numel() // ids.shape[-1])
             ]
-            drawn = torch.stack([line[: ids.shape[-1]] for line in lines]).reshape(ids.shape)
-            better = inputs.replaced(name, drawn.to(ids))
+            ids_drawn = torch.stack([line[: ids.shape[-1]] for line in lines]).reshape(ids.shape)
+            better = inputs.replaced(name, ids_drawn.to(ids))
             if _refusal(model, better) is None:
                 inputs = better
                 break

@@ -143,19 +143,19 @@ class Structure:
     @cached_property
     def norms_by_output(self) -> dict[Value, NormCall]:
         """Norms that are modules or single operations."""
-        found: dict[Value, NormCall] = {}
+        norms: dict[Value, NormCall] = {}
         for call in self.trace.calls:
             norm = self._as_norm(call)
             if norm is not None:
-                found[norm.output] = norm  # of nested modules with one output the innermost
+                norms[norm.output] = norm  # of nested modules with one output the innermost
         for op in self.trace.ops:
-            if op.name in NORMS and op.outputs and op.outputs[0] not in found:
+            if op.name in NORMS and op.outputs and op.outputs[0] not in norms:
                 own = self.modules.get(op.module)
                 alone = own if own is not None and not list(own.children()) else None
                 names = frozenset(v.name for v in op.inputs if v.name)
                 norm = NormCall(op.inputs[0], op.outputs[0], op.module, op, alone, names)
-                found[op.outputs[0]] = norm
-        return found
+                norms[op.outputs[0]] = norm
+        return norms
 
     def _as_norm(self, call: Call) -> NormCall | None:
         """The call of a module that takes one activation to another of its shape by statistics,
@@ -247,7 +247,7 @@ class Structure:
         sources = {of} | {
             v for v in self.ancestors(of) if v in self.activations and v.shape == of.shape
         }
-        todo, seen, reduced = [(statistic, False)], {statistic}, False
+        todo, values, reduced = [(statistic, False)], {statistic}, False
         while todo:
             value, past = todo.pop()
             if value in sources:
@@ -257,8 +257,8 @@ class Structure:
             if op is None or op.name in PRODUCTS:
                 continue
             for v in op.inputs:
-                if v in self.activations and v not in seen:
-                    seen.add(v)
+                if v in self.activations and v not in values:
+                    values.add(v)
                     todo.append((v, past or op.name in REDUCTIONS))
         return reduced
 
@@ -276,43 +276,43 @@ class Structure:
 
     def carried(self, value: Value) -> dict[Value, Step | None]:
         """Every value that is in it -> the step out of that value, on a shortest way."""
-        found: dict[Value, Step | None] = {value: None}
+        steps: dict[Value, Step | None] = {value: None}
         todo = [value]
         for target in todo:
             for step in self.steps_into(target):
-                if step.source not in found:
-                    found[step.source] = step
+                if step.source not in steps:
+                    steps[step.source] = step
                     todo.append(step.source)
-        return found
+        return steps
 
     def way(self, source: Value, target: Value) -> tuple[Step, ...]:
         """The steps by which ``source`` is carried into ``target``."""
-        found, steps = self.carried(target), []
-        step = found[source]
+        steps_out, steps = self.carried(target), []
+        step = steps_out[source]
         while step is not None:
             steps.append(step)
-            step = found[step.target]
+            step = steps_out[step.target]
         return tuple(steps)
 
     @cached_property
     def steps_from(self) -> dict[Value, list[Step]]:
         """The steps out of each value."""
-        found: dict[Value, list[Step]] = {}
+        steps: dict[Value, list[Step]] = {}
         for value in self.trace.values:
             if value in self.activations:
                 for step in self.steps_into(value):
-                    found.setdefault(step.source, []).append(step)
-        return found
+                    steps.setdefault(step.source, []).append(step)
+        return steps
 
     def carried_on(self, value: Value) -> set[Value]:
         """Every value that it is carried into."""
-        found, todo = {value}, [value]
+        values, todo = {value}, [value]
         while todo:
             for step in self.steps_from.get(todo.pop(), ()):
-                if step.target not in found:
-                    found.add(step.target)
+                if step.target not in values:
+                    values.add(step.target)
                     todo.append(step.target)
-        return found
+        return values
 
     # --- residual connections
 
@@ -320,7 +320,7 @@ class Structure:
     def residuals(self) -> tuple[Residual, ...]:
         """In the order of their additions. What is added to an attention's scores (masks, biases,
         the scores of the layer before) is none."""
-        found = []
+        residuals = []
         scores = {op for attention in self.attentions for op in attention.between}
         for op in self.trace.ops:
             if op.name not in ("add", "sub", "lerp", "addcmul") or not op.outputs or op in scores:
@@ -332,9 +332,9 @@ class Structure:
             for stream, branch in ((moving[0], moving[1]), (moving[1], moving[0])):
                 residual = self._residual(op, stream, branch)
                 if residual is not None:
-                    found.append(residual)
+                    residuals.append(residual)
                     break
-        return tuple(found)
+        return tuple(residuals)
 
     def _residual(self, op: Op, stream: Value, branch: Value) -> Residual | None:
         before = self.carried(stream)
@@ -365,7 +365,7 @@ class Structure:
     def chains(self) -> tuple[tuple[Residual, ...], ...]:
         """The streams: residual connections that write on one another, those of each with an
         attention somewhere."""
-        found = []
+        chains = []
         for last in self.residuals:
             if self.next(last):
                 continue
@@ -373,8 +373,8 @@ class Structure:
             while (before := self.previous(chain[-1])) is not None and before not in chain:
                 chain.append(before)
             if any(a.mix.outputs[0] in r.inside for r in chain for a in self.attentions):
-                found.append(tuple(reversed(chain)))
-        return tuple(found)
+                chains.append(tuple(reversed(chain)))
+        return tuple(chains)
 
     @property
     def width(self) -> int:
@@ -384,8 +384,8 @@ class Structure:
     def previous(self, residual: Residual) -> Residual | None:
         """The residual connection that wrote last on what this one's branch forks from."""
         before = self.carried(residual.fork)
-        written = [r for r in self.residuals if r is not residual and r.output in before]
-        return max(written, key=lambda r: self.order(r.add)) if written else None
+        writers = [r for r in self.residuals if r is not residual and r.output in before]
+        return max(writers, key=lambda r: self.order(r.add)) if writers else None
 
     def next(self, residual: Residual) -> list[Residual]:
         """Those that write next on what this one wrote."""
@@ -399,52 +399,52 @@ class Structure:
 
     def own_norms(self, residual: Residual) -> list[NormCall]:
         """The norms through which the branch reads the fork, before its first product."""
-        found: dict[Value, NormCall] = {}
+        norms: dict[Value, NormCall] = {}
         for value in self._read(residual.fork, residual.inside):
             for step in self.steps_into(value):
                 if step.norm is not None:
-                    found[value] = step.norm
-        return list(found.values())
+                    norms[value] = step.norm
+        return list(norms.values())
 
     def _read(self, fork: Value, inside: Iterable[Value]) -> list[Value]:
-        allowed = set(inside)
-        found, todo = {fork}, [fork]
+        limits = set(inside)
+        values, todo = {fork}, [fork]
         reached = []
         while todo:
             for step in self.steps_from.get(todo.pop(), ()):
-                if step.target in allowed and step.target not in found:
-                    found.add(step.target)
+                if step.target in limits and step.target not in values:
+                    values.add(step.target)
                     todo.append(step.target)
                     reached.append(step.target)
         return reached
 
     def readers(self, residual: Residual) -> list[tuple[Op, bool]]:
         """The first products of the branch, and whether they read the fork through a norm."""
-        found: dict[Op, bool] = {}
+        readers: dict[Op, bool] = {}
         todo: list[tuple[Value, bool]] = [(residual.fork, False)]
-        seen = {residual.fork}
+        values = {residual.fork}
         while todo:
             value, normed = todo.pop()
             for op in value.readers:
                 if op.name in PRODUCTS and any(v in residual.inside for v in op.outputs):
-                    found[op] = found.get(op, False) or normed
+                    readers[op] = readers.get(op, False) or normed
             for step in self.steps_from.get(value, ()):
-                if step.target in residual.inside and step.target not in seen:
-                    seen.add(step.target)
+                if step.target in residual.inside and step.target not in values:
+                    values.add(step.target)
                     todo.append((step.target, normed or step.norm is not None))
-        return list(found.items())
+        return list(readers.items())
 
     @cached_property
     def norms(self) -> tuple[NormCall, ...]:
         """Every application of a norm, once, in order."""
-        found = {
+        norms = {
             value: step.norm
             for value in self.trace.values
             if value in self.activations
             for step in self.steps_into(value)
             if step.norm is not None
         }
-        return tuple(sorted(found.values(), key=lambda n: self.order(n.op)))
+        return tuple(sorted(norms.values(), key=lambda n: self.order(n.op)))
 
     # --- attention, products, blocks
 
@@ -465,7 +465,7 @@ class Structure:
     @cached_property
     def attentions(self) -> tuple[Attention, ...]:
         """In order."""
-        found = []
+        attentions = []
         for op in self.trace.ops:
             pair = factors(op)
             if op.name not in ("bmm", "baddbmm", "mm") or not all(
@@ -475,13 +475,13 @@ class Structure:
             for right in (False, True):
                 one = self._attention(op, pair[int(right)], right)
                 if one is not None:
-                    found.append(one)
+                    attentions.append(one)
                     break
-        return tuple(found)
+        return tuple(attentions)
 
     def _attention(self, mix: Op, weights: Value, right: bool) -> Attention | None:
         """Backwards from the weights, without products, to the product of two activations."""
-        todo, seen = [weights], {weights}
+        todo, values = [weights], {weights}
         scores = None
         for value in todo:
             op = value.op
@@ -495,8 +495,8 @@ class Structure:
                     break
                 continue
             for v in op.inputs:
-                if v not in seen:
-                    seen.add(v)
+                if v not in values:
+                    values.add(v)
                     todo.append(v)
         if scores is None:
             return None
@@ -540,7 +540,7 @@ class Structure:
     def block_paths(self) -> frozenset[str]:
         """Members of a list of modules with an attention and a product that reads its result, the
         innermost ones; where no list is, the modules around the attentions."""
-        found = set()
+        paths = set()
         mixing = [op for op in self.trace.ops if op.name in PRODUCTS and self.weighted(op)]
         for attention in self.attentions:
             parts = attention.path.split(".") if attention.path else []
@@ -549,14 +549,14 @@ class Structure:
             for n in range(len(parts), 0, -1):
                 at = ".".join(parts[:n])
                 if parts[n - 1].isdecimal() and any(within(op.module, at) for op in reading):
-                    found.add(at)
+                    paths.add(at)
                     break
-        if not found:
+        if not paths:
             for attention in self.attentions:
                 parts = attention.path.split(".") if attention.path else []
                 if len(parts) > 1:
-                    found.add(".".join(parts[:-1]))
-        return frozenset(found)
+                    paths.add(".".join(parts[:-1]))
+        return frozenset(paths)
 
     def block_calls(self) -> list[Call]:
         """The calls of blocks, in order."""

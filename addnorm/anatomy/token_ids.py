@@ -26,7 +26,7 @@ class Lookups(TorchFunctionMode):
     def __init__(self, arguments: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.arguments = arguments
-        self.seen: list[tuple[int, Tensor, frozenset[str]]] = []
+        self.lookups: list[tuple[int, Tensor, frozenset[str]]] = []
         """(rows, indices, arguments that they were computed from)"""
         self.sources = {id(t): frozenset({name}) for name, t in arguments.items()}
         self.alive: list[Tensor] = []  # so that no id is used twice
@@ -41,7 +41,7 @@ class Lookups(TorchFunctionMode):
         elif name in ("__getitem__", "index_select", "take_along_dim") and len(args) >= 2:
             self._note(args[0], args[-1])
         elif name == "one_hot" and len(args) >= 2 and isinstance(args[1], int) and args[1] > 0:
-            self.seen.append((args[1], args[0].detach().clone(), self._source(args[0])))
+            self.lookups.append((args[1], args[0].detach().clone(), self._source(args[0])))
         out = func(*args, **(kwargs or {}))
         if not _FRESH.search(name):
             self._follow((args, kwargs), out)
@@ -66,7 +66,7 @@ class Lookups(TorchFunctionMode):
         if not isinstance(table, Tensor) or not isinstance(ids, Tensor) or not table.dim():
             return
         if table.is_floating_point() and ids.dtype in (torch.int32, torch.int64):
-            self.seen.append((table.shape[0], ids.detach().clone(), self._source(ids)))
+            self.lookups.append((table.shape[0], ids.detach().clone(), self._source(ids)))
 
     def rows(self, name: str) -> int | None:
         """The fewest rows of the tables that are looked up with just this argument; where there is
@@ -75,7 +75,7 @@ class Lookups(TorchFunctionMode):
         ids = self.arguments[name]
         same = [
             rows
-            for rows, index, _ in self.seen
+            for rows, index, _ in self.lookups
             if index.numel() == ids.numel()
             and (
                 torch.equal(index.reshape(-1), ids.reshape(-1))
@@ -86,7 +86,7 @@ class Lookups(TorchFunctionMode):
             return min(same)
         computed = [
             max(rows - max(int((index - ids).max()), 0), 1)
-            for rows, index, sources in self.seen
+            for rows, index, sources in self.lookups
             if name in sources and index.shape == ids.shape and not _counts(index)
         ]
         return min(computed, default=None)
@@ -116,15 +116,15 @@ def lookups_of(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], Any]:
     )
     with lookups:
         out = inputs.call(model)
-    found = {}
+    rows_by_name = {}
     config = getattr(model, "config", None)
     claimed = getattr(config, "vocab_size", None)  # tables may be longer than the vocabulary
     for name, value in lookups.arguments.items():
         rows = lookups.rows(name)
         if rows is not None:
             fits = type(claimed) is int and 0 < claimed < rows and int(value.max()) < claimed
-            found[name] = claimed if fits and type(claimed) is int else rows
-    return found, out
+            rows_by_name[name] = claimed if fits and type(claimed) is int else rows
+    return rows_by_name, out
 
 
 def special_ids(model: nn.Module) -> set[int]:
@@ -139,12 +139,12 @@ def pad_ids(model: nn.Module) -> set[int]:
 
 def _ids_called(model: nn.Module, pattern: str) -> set[int]:
     """Those that a table leaves out, and numbers that the model or its config calls so."""
-    found: set[Any] = {m.padding_idx for m in model.modules() if isinstance(m, nn.Embedding)}
+    ids: set[Any] = {m.padding_idx for m in model.modules() if isinstance(m, nn.Embedding)}
     for owner in (getattr(model, "config", None), *model.modules()):
         for name, value in getattr(owner, "__dict__", {}).items():
             if re.search(pattern, name):
-                found |= set(value if isinstance(value, list) else [value])
-    return {v for v in found if type(v) is int}
+                ids |= set(value if isinstance(value, list) else [value])
+    return {v for v in ids if type(v) is int}
 
 
 def word_ids(rows: int, special: set[int]) -> list[int]:

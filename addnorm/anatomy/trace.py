@@ -113,25 +113,25 @@ class Trace:
 
     def ancestors(self, *values: Value) -> set[Value]:
         """Everything that some value was computed from, itself included."""
-        found, todo = set(values), list(values)
+        ancestors, todo = set(values), list(values)
         while todo:
             op = todo.pop().op
             for v in op.inputs if op is not None else ():
-                if v not in found:
-                    found.add(v)
+                if v not in ancestors:
+                    ancestors.add(v)
                     todo.append(v)
-        return found
+        return ancestors
 
     def descendants(self, *values: Value) -> set[Value]:
         """Everything that was computed from some value, itself included."""
-        found, todo = set(values), list(values)
+        descendants, todo = set(values), list(values)
         while todo:
             for op in todo.pop().readers:
                 for v in op.outputs:
-                    if v not in found:
-                        found.add(v)
+                    if v not in descendants:
+                        descendants.add(v)
                         todo.append(v)
-        return found
+        return descendants
 
 
 def record(run: Callable[[], Any], model: nn.Module) -> Trace:
@@ -168,16 +168,16 @@ def _counted(func: Any) -> bool:
     return func.namespace != "prim" and not func.__name__.startswith(("sym_", "_local_scalar"))
 
 
-def _attention(named: Mapping[str, Any], mask: Tensor | None) -> Tensor:
+def _attention(arguments: Mapping[str, Any], mask: Tensor | None) -> Tensor:
     """softmax(scale q k^T + mask) v, operation by operation."""
-    q, k, v = named["query"], named["key"], named["value"]
-    scale, heads = named.get("scale"), q.shape[:-2]
+    q, k, v = arguments["query"], arguments["key"], arguments["value"]
+    scale, heads = arguments.get("scale"), q.shape[:-2]
     if k.shape[:-2] != heads:
         k, v = (t.repeat_interleave(heads[-1] // t.shape[-3], -3) for t in (k, v))
     scaled = q * (q.shape[-1] ** -0.5 if scale is None else scale)
     scores = torch.bmm(scaled.flatten(0, -3), k.transpose(-2, -1).flatten(0, -3))
     scores = scores.unflatten(0, heads)
-    if named.get("is_causal", False):
+    if arguments.get("is_causal", False):
         keep = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
         scores = scores.masked_fill(~keep, float("-inf"))
     if mask is not None:
@@ -259,21 +259,21 @@ class _Recorder(TorchDispatchMode):
     def value(self, tensor: Tensor) -> Value:
         """The value that a tensor holds now."""
         key = _key(tensor)
-        found = self.latest.get(key) if key is not None else None
-        if found is None:
-            found = self._new(tensor, None, self.names.get(key, "") if key is not None else "")
+        latest = self.latest.get(key) if key is not None else None
+        if latest is None:
+            latest = self._new(tensor, None, self.names.get(key, "") if key is not None else "")
         later = [
             v
             for when, v in self.writes.get(key[0] if key else 0, ())
-            if when > found.number and v is not found
+            if when > latest.number and v is not latest
         ]
         if not later:
-            return found
+            return latest
         # Written through another view of the same memory: the value is both, by an operation of
         # our own that is not counted.
         call = self.stack[-1] if self.stack else None
         path = call.path if call else ""
-        op = Op((None, -1), "alias", (found, *later), {}, (found, *later), (), path, call)
+        op = Op((None, -1), "alias", (latest, *later), {}, (latest, *later), (), path, call)
         new = self._new(tensor, op)
         op.outputs = (new,)
         self.ops.append(op)
@@ -298,23 +298,23 @@ class _Recorder(TorchDispatchMode):
         self.counts[func] += 1
         value_args, value_kwargs = tree_map_only(Tensor, self.value, (args, kwargs))
         inputs = tuple(v for v in tree_leaves((value_args, value_kwargs)) if isinstance(v, Value))
-        written = [
+        targets = [
             leaf
             for argument, value in zip(func._schema.arguments, args, strict=False)
             if argument.alias_info is not None and argument.alias_info.is_write
             for leaf in tree_leaves(value)
             if isinstance(leaf, Tensor)
         ]
-        for tensor in written:
+        for tensor in targets:
             self._keep(tensor)
         out = func(*args, **kwargs)
         if name.startswith("_scaled_dot_product") and not name.endswith("math"):
-            return self._opened(func, args, kwargs, out)
+            return self._open_attention(func, args, kwargs, out)
         call = self.stack[-1] if self.stack else None
         path = call.path if call else ""
         op = Op((func, index), name, value_args, value_kwargs, inputs, (), path, call)
         op.outputs = tuple(self._new(t, op) for t in tree_leaves(out) if isinstance(t, Tensor))
-        for tensor, value in zip(written, op.outputs, strict=False):
+        for tensor, value in zip(targets, op.outputs, strict=False):
             storage = tensor.untyped_storage()._cdata
             self.writes.setdefault(storage, []).append((value.number, value))
         self.ops.append(op)
@@ -322,13 +322,13 @@ class _Recorder(TorchDispatchMode):
             v.readers.append(op)
         return out
 
-    def _opened(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def _open_attention(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
         """A fused attention that the model insists on: its products and softmax are recorded, and
         the kernel's own result stands for theirs."""
-        named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
-        mask = named.get("attn_mask", named.get("attn_bias"))
+        arguments = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+        mask = arguments.get("attn_mask", arguments.get("attn_bias"))
         with torch.no_grad(), self:
-            result = _attention(named, mask)
+            result = _attention(arguments, mask)
         source, call = self.value(result), self.stack[-1] if self.stack else None
         path = call.path if call else ""
         op = Op((None, -1), "alias", (source,), {}, (source,), (), path, call)

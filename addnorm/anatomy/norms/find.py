@@ -133,7 +133,11 @@ def _container(module: nn.Module) -> bool:
 
 
 def _look(
-    path: str, module: nn.Module, call: ProbeCall, claims: tuple[str, ...], seen: dict[Any, Match]
+    path: str,
+    module: nn.Module,
+    call: ProbeCall,
+    claims: tuple[str, ...],
+    matches: dict[Any, Match],
 ) -> MeasuredNorm | None:
     try:
         probe = Probe(module, call)
@@ -144,7 +148,7 @@ def _look(
                 return None
             if claims == ("attribute",) and probe.idle():
                 return None  # a norm that was switched off
-            match = probe.match(reach, seen) if reach.axes else None
+            match = probe.match(reach, matches) if reach.axes else None
             if not claims and match is not None and _no_norm(match):
                 return None
             return MeasuredNorm(
@@ -224,13 +228,13 @@ def find_norms(specimen: Specimen) -> list[FoundNorm]:
     not broadcast over it, and either normalizes by measurement or is called a norm by its author.
     """
     modules = dict(specimen.model.named_modules())
-    found = []
+    norms = []
     for k in measured_norms(specimen):
         axis = feature_axis(specimen, k)
         kind: FormulaKind = "other"
         if k.match is not None and over_features(specimen, k) and k.match.distance < ACCEPT:
             kind = k.match.formula.kind
-        found.append(
+        norms.append(
             FoundNorm(
                 path=k.path,
                 module=modules[k.path],
@@ -244,7 +248,7 @@ def find_norms(specimen: Specimen) -> list[FoundNorm]:
                 reach=k.reach.axes,
             )
         )
-    return found
+    return norms
 
 
 # --- the axes of the model ------------------------------------------------------------------------
@@ -253,12 +257,12 @@ def find_norms(specimen: Specimen) -> list[FoundNorm]:
 def batch_and_time(specimen: Specimen, path: str) -> tuple[int | None, int | None]:
     """The axes (from the end) that grow with the batch and shrink with the sequence, measured."""
     longer, shorter = _other_shapes(specimen)
-    seen = next(k for k in measured_norms(specimen) if k.path == path).call.shape
+    shape = next(k for k in measured_norms(specimen) if k.path == path).call.shape
 
     def changed(new: tuple[int, ...] | None) -> int | None:
-        if new is None or len(new) != len(seen):
+        if new is None or len(new) != len(shape):
             return None
-        axes = [i for i in range(-len(seen), 0) if new[i] != seen[i]]
+        axes = [i for i in range(-len(shape), 0) if new[i] != shape[i]]
         return axes[0] if len(axes) == 1 else None
 
     first, second = changed(longer.get(path)), changed(shorter.get(path))

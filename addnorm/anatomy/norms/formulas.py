@@ -192,9 +192,9 @@ def nearest(x: Tensor, y: Tensor, claimed_eps: float | None = None) -> Match:
     for mode in ("none", "constant", "feature"):
         if mode == "feature" and x.shape[0] * x.shape[1] < 8:
             break
-        found = _nearest(x, y, claimed_eps, mode)
-        if best is None or found.distance < 0.5 * best.distance:
-            best = found
+        match = _nearest(x, y, claimed_eps, mode)
+        if best is None or match.distance < 0.5 * best.distance:
+            best = match
         if best.distance < 1e-3:
             break
     assert best is not None
@@ -202,7 +202,7 @@ def nearest(x: Tensor, y: Tensor, claimed_eps: float | None = None) -> Match:
 
 
 def _nearest(x: Tensor, y: Tensor, claimed_eps: float | None, mode: str) -> Match:
-    tried: list[tuple[float, Formula, float, float]] = []
+    fits: list[tuple[float, Formula, float, float]] = []
     for formula in FAMILY:
         factor: Tensor | float = 1.0
         if mode != "none":
@@ -224,15 +224,15 @@ def _nearest(x: Tensor, y: Tensor, claimed_eps: float | None, mode: str) -> Matc
         for eps in candidates:
             d = _distance(bare, formula(x, eps))
             number = float("nan") if mode == "feature" else float(factor)
-            tried.append((d, formula, eps, number))
-    least = min(t[0] for t in tried)
+            fits.append((d, formula, eps, number))
+    least = min(t[0] for t in fits)
     # The first within rounding of the best: where formulas coincide, the right one is meant.
     bound = 4.0 * least + 1e-9
     order = {f.name: i for i, f in enumerate(FAMILY)}
-    chosen = min((t for t in tried if t[0] <= bound), key=lambda t: (order[t[1].name], t[0]))
-    others = [t for t in tried if t[1] is not chosen[1]]
+    best = min((t for t in fits if t[0] <= bound), key=lambda t: (order[t[1].name], t[0]))
+    others = [t for t in fits if t[1] is not best[1]]
     second = min(others, key=lambda t: t[0])
-    return Match(chosen[1], chosen[2], chosen[3], chosen[0], second[1].name, second[0])
+    return Match(best[1], best[2], best[3], best[0], second[1].name, second[0])
 
 
 def _distance(y: Tensor, c: Tensor) -> float:

@@ -47,8 +47,8 @@ class ProbeCall:
         if x.dim() < 1 or x.shape != result.shape or not result.is_floating_point():
             return None
         plain = tuple(v.detach() if isinstance(v, Tensor) else v for v in args)
-        named = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-        return ProbeCall(plain, named, place, tuple(x.shape))
+        by_name = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+        return ProbeCall(plain, by_name, place, tuple(x.shape))
 
     def __call__(self, module: nn.Module, x: Tensor, others: float = 0.0) -> Tensor:
         """``module`` on ``x``; further tensors of the same shape (what is added, a gate) become
@@ -120,15 +120,15 @@ class Probe:
     def _wider(self) -> tuple[int, ...]:
         """The shape seen, with leading axes of less than four made four where the module takes
         that: over one element no statistics can be told from none, over two all are +1 and -1."""
-        seen = self.call.shape
-        wide = tuple(max(4, s) if i < len(seen) - 1 else s for i, s in enumerate(seen))
-        if wide == seen or not self.call.takes_one_tensor:
-            return seen
+        shape = self.call.shape
+        wide = tuple(max(4, s) if i < len(shape) - 1 else s for i, s in enumerate(shape))
+        if wide == shape or not self.call.takes_one_tensor:
+            return shape
         try:
             with undisturbed(gradients=False):
                 self.call(self.module, _normal(wide, self.like, 0))
         except Exception:
-            return seen
+            return shape
         return wide
 
     def _separate(self) -> None:
@@ -183,13 +183,13 @@ class Probe:
         before = p.detach().clone()
         y0 = self.raw(x)
         p.data.view(-1)[-1] += 1.0
-        moved = (self.raw(x) - y0).abs() > 0
+        changes = (self.raw(x) - y0).abs() > 0
         p.data.copy_(before)
         axes = [
             a - x.dim()
             for a in range(x.dim())
             if x.shape[a] > 1
-            and int(moved.any(dim=tuple(i for i in range(x.dim()) if i != a)).sum()) == 1
+            and int(changes.any(dim=tuple(i for i in range(x.dim()) if i != a)).sum()) == 1
         ]
         return axes[-1] if axes else None
 
@@ -244,9 +244,9 @@ class Probe:
         middle, first = tuple(s // 2 for s in shape), (0,) * len(shape)
         # Both ways: a row of two is +1 and -1 unless the larger of them changes.
         for at, by in ((middle, 30.0), (middle, -30.0), (first, -30.0), (first, 30.0)):
-            moved = x.clone()
-            moved[at] = moved[at] + by
-            y0, y1 = self._fresh(x, train), self._fresh(moved, train)
+            x_there = x.clone()
+            x_there[at] = x_there[at] + by
+            y0, y1 = self._fresh(x, train), self._fresh(x_there, train)
             touched = ((y1 - y0).abs() > 1e-7 * y0.abs().max().clamp(min=1e-30)).cpu()
             for a in range(len(shape)):
                 rest = tuple(i for i in range(len(shape)) if i != a)
@@ -279,8 +279,8 @@ class Probe:
         few = max(4, min(most, 4096 // flat.shape[1]))
         return flat[:: max(1, len(flat) // few)][:few]
 
-    def match(self, reach: "Reach", seen: dict[Any, Match] | None = None) -> Match:
-        """The formula; ``seen`` remembers answers, for a model's norms are mostly alike."""
+    def match(self, reach: "Reach", matches: dict[Any, Match] | None = None) -> Match:
+        """The formula; ``matches`` remembers answers, for a model's norms are mostly alike."""
         xs, ys = [], []
         with torch.no_grad():
             for i, scale in enumerate(SCALES):
@@ -289,20 +289,20 @@ class Probe:
                 ys.append(self.rows(self.bare(x), reach).double().cpu())
         x, y = torch.stack(xs), torch.stack(ys)
         key = (self.shape, reach, self.like.dtype, self.claimed_eps, y.numpy().tobytes())
-        if seen is None:
+        if matches is None:
             return self._match(x, y)
-        if key not in seen:
-            seen[key] = self._match(x, y)
-        return seen[key]
+        if key not in matches:
+            matches[key] = self._match(x, y)
+        return matches[key]
 
     def _match(self, x: Tensor, y: Tensor) -> Match:
-        found = nearest(x, y, self.claimed_eps)
-        if found.distance > ACCEPT:
+        match = nearest(x, y, self.claimed_eps)
+        if match.distance > ACCEPT:
             # Something inside of 16 bits: rows that are neither tiny nor huge still tell.
             usual = nearest(x[5:9], y[5:9], self.claimed_eps)
             if usual.distance < ACCEPT and usual.distance > 1e-5:
                 return usual
-        return found
+        return match
 
     def idle(self) -> bool:
         """Whether it gives back what it gets and has nothing to give it with."""
