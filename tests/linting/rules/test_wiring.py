@@ -16,7 +16,7 @@ from addnorm import GPT, GPTConfig
 from addnorm.linting.rules import (
     attention,
     init,
-    inline,
+    norm_inline,
     norm_placement,
     parameters,
     residual,
@@ -31,7 +31,7 @@ CHECKS = (
     *sublayers.CHECKS,
     *attention.CHECKS,
     *init.CHECKS,
-    *inline.CHECKS,
+    *norm_inline.CHECKS,
     *parameters.CHECKS,
 )
 DIM, HEADS, LAYERS, VOCAB = 24, 3, 3, 61
