@@ -1,7 +1,7 @@
 """Over what the statistics of norms run: features, or also positions and samples."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -15,25 +15,107 @@ from addnorm.anatomy.norms.find import (
     measured_norms,
     over_features,
 )
-from addnorm.linting.check import Check, Said
-from addnorm.linting.report import Severity
+from addnorm.linting.check import Answers, decides
+from addnorm.linting.rule import Case, Rule
 from addnorm.linting.rules.norm_cases import (
+    LIKE,
     NormCase,
     class_of,
-    findings_of,
+    joined,
     reach_in_training,
     responds_globally,
 )
 from addnorm.linting.subject import Subject
 
+# --- the words ------------------------------------------------------------------------------------
 
-def check_axes(subject: Subject) -> Said:
+_AXES = {
+    "input_shape": "the shape of what is normalized",
+    "statistics_over_axes": "the axes over which mean and variance go, counted from the end",
+    "statistics_over_axes_in_training": "the same in training mode",
+    "feature_axis": "the axis on which a token's features lie",
+    "axes": "the axes over which mean and variance go, of a norm without a module",
+    **LIKE,
+}
+
+
+def _graded(message: str, remedy: str) -> Mapping[str, Case]:
+    """The cases of a module, by what it says of itself and where it stands."""
+    return {
+        "unexpected": Case("error", message, remedy),
+        "declared by its class": Case("warning", message, remedy),
+        "among convolutions": Case("note", message, remedy),
+    }
+
+
+_FUNCTION = (
+    "{where} calls batch normalization in its forward: each channel is normalized over all tokens "
+    "of all samples, so in training a token's output depends on who shares its batch."
+)
+_LAYER = "Layer normalization: mean and variance of one token over its features."
+
+BATCH_DEPENDENT = Rule(
+    "norm-batch-dependent",
+    "a norm takes its statistics over the batch",
+    family="Norms by themselves",
+    evidence={
+        **_AXES,
+        "only_in_training": "whether it does so in training mode only",
+        "function": "the function of torch that is called, where it is no module",
+    },
+    cases={
+        **_graded(
+            "{norm} takes its statistics over {what}{when}: the output for one sample depends on "
+            "the others in its batch, padding counts, a batch of one behaves differently{and_so}.",
+            "Normalize each token over its features: torch.nn.LayerNorm or torch.nn.RMSNorm.",
+        ),
+        "by hand": Case(
+            "error",
+            "The norm computed in {where} takes its statistics over the samples of a batch too: "
+            "what one sample gives depends on who shares its batch.",
+            "Take mean and variance over the last axis, features, for each token by itself.",
+        ),
+        "function in a block": Case("error", _FUNCTION, _LAYER),
+        "function": Case("note", _FUNCTION, _LAYER),
+    },
+)
+WHILE_TRAINING = " while training, and other ones in evaluation"
+SEES_THE_FUTURE = ", and training sees the future"
+
+WRONG_AXIS = Rule(
+    "norm-wrong-axis",
+    "a norm takes its statistics over positions, or more than one token",
+    family="Norms by themselves",
+    evidence=_AXES,
+    cases={
+        **_graded(
+            "{norm} takes its statistics over {what} (axes {statistics_over_axes} of an input of "
+            "shape {input_shape}), while a token's features lie on axis {feature_axis}: {and_so}.",
+            "Take mean and variance over axis {feature_axis} alone.",
+        ),
+        "by hand": Case(
+            "error",
+            "The norm computed in {where} takes its statistics over axes {axes} of size {sizes}, "
+            "not over the features alone: tokens (or samples) are mixed, and the result depends on "
+            "the length of the text.",
+            "Take mean and variance over the last axis, features, for each token by itself.",
+        ),
+    },
+)
+LATER_TOKENS = "a token's output depends on later tokens"
+OTHER_ELEMENTS = "elements other than one token's features decide its size"
+
+# --- how it is measured ---------------------------------------------------------------------------
+
+
+@decides(WRONG_AXIS, BATCH_DEPENDENT)
+def axes(subject: Subject) -> Answers:
     """Over what the statistics run: features, or also positions and samples."""
     cases: list[NormCase] = []
     for k in measured_norms(subject.specimen):
         if k.probe is not None:
             cases += _axis_cases(subject, k)
-    yield from findings_of(cases)
+    yield from joined(cases)
 
 
 @final
@@ -102,52 +184,39 @@ def _axis_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
     name = class_of(subject, k)
     declared = _declares_it(subject.model.get_submodule(k.path))
     front = in_convolutions(subject.specimen, k.path)
-    severity: Severity = "note" if front else "warning" if declared else "error"
+    case = "declared by its class" if declared else "unexpected"
+    case = "among convolutions" if front else case
     every = a.evaluated or a.more
     if a.more or a.over_samples:
-        yield _batch_case(k, a, name, severity)
+        yield _batch_case(k, a, name, case)
         if declared or not a.evaluated:
             return
     if on_features or (declared and a.batch in every):
         return
     if not declared or not front or a.evaluated:
-        yield _axis_case(k, a, name, severity)
+        yield _axis_case(k, a, name, case)
 
 
-def _batch_case(k: MeasuredNorm, a: _Axes, name: str, severity: Severity) -> NormCase:
+def _batch_case(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
     only = bool(a.more) and not a.over_samples
-    every = a.evaluated or a.more
-    return NormCase(
-        "norm-batch-dependent",
-        severity,
-        k.path,
-        (name, a.evaluated, a.trained),
-        a.evidence | {"only_in_training": only},
-        f"{name} takes its statistics over {a.in_words(a.trained if only else a.evaluated)}"
-        + (" while training, and other ones in evaluation" if only else "")
-        + ": the output for one sample depends on the others in its batch, padding counts, a "
-        "batch of one behaves differently"
-        + (", and training sees the future." if a.time in every else "."),
-        "Normalize each token over its features: torch.nn.LayerNorm or torch.nn.RMSNorm.",
-    )
+    words = {
+        "norm": name,
+        "what": a.in_words(a.trained if only else a.evaluated),
+        "when": WHILE_TRAINING if only else "",
+        "and_so": SEES_THE_FUTURE if a.time in (a.evaluated or a.more) else "",
+    }
+    evidence = a.evidence | {"only_in_training": only}
+    finding = BATCH_DEPENDENT(case, k.path, words=words, **evidence)
+    return NormCase(finding, (name, a.evaluated, a.trained))
 
 
-def _axis_case(k: MeasuredNorm, a: _Axes, name: str, severity: Severity) -> NormCase:
-    return NormCase(
-        "norm-wrong-axis",
-        severity,
-        k.path,
-        (name, a.evaluated),
-        a.evidence,
-        f"{name} takes its statistics over {a.in_words(a.evaluated)} (axes {list(a.evaluated)} of "
-        f"an input of shape {list(a.shape)}), while a token's features lie on axis {a.features}: "
-        + (
-            "a token's output depends on later tokens."
-            if a.time in a.evaluated
-            else "elements other than one token's features decide its size."
-        ),
-        f"Take mean and variance over axis {a.features} alone.",
-    )
+def _axis_case(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
+    words = {
+        "norm": name,
+        "what": a.in_words(a.evaluated),
+        "and_so": LATER_TOKENS if a.time in a.evaluated else OTHER_ELEMENTS,
+    }
+    return NormCase(WRONG_AXIS(case, k.path, words=words, **a.evidence), (name, a.evaluated))
 
 
-CHECKS: tuple[Check, ...] = (Check(("norm-wrong-axis", "norm-batch-dependent"), check_axes),)
+CHECKS = (axes,)

@@ -2,60 +2,68 @@
 more than one rule."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 
 from addnorm.anatomy.norms.find import MeasuredNorm
 from addnorm.anatomy.norms.probe import Reach
-from addnorm.linting.report import Finding, Severity
+from addnorm.linting.report import Finding
 from addnorm.linting.subject import Subject
+
+T = TypeVar("T")
+
+FIT = {
+    "formula": "the formula that the norm follows",
+    "distance": "how far its outputs are from that formula's, relative to them",
+    "next_formula": "the formula that comes next",
+    "next_distance": "how far its outputs are from that one's",
+    "eps": "the eps that was measured",
+    "features": "how many numbers share one mean and variance",
+}
+"""Evidence of a rule that goes by the formula."""
+
+LIKE = {
+    "modules": "how many modules of the class have the same mistake",
+    "also": "some of the others",
+}
+"""Evidence of a rule whose findings are joined."""
 
 
 @final
-@dataclass
+@dataclass(frozen=True)
 class NormCase:
-    """One finding to be, before the alike are joined."""
+    """A finding before those of like modules are joined."""
 
-    rule: str
-    severity: Severity
-    path: str
+    finding: Finding
     key: tuple[Any, ...]
-    evidence: dict[str, Any]
-    message: str
-    remedy: str
+    """Equal for modules of one class with one fault."""
 
 
-def cases_of(
-    k: MeasuredNorm, cases: Iterable[NormCase], seen: dict[int, list[NormCase]]
-) -> list[NormCase]:
-    """The cases of a module, measured only on the first of those that are alike."""
+def measured_once(
+    k: MeasuredNorm, measure: Callable[[MeasuredNorm], T], results: dict[int, T]
+) -> T:
+    """What is measured of a module, on the first only of those that are alike."""
     key = id(k.probe)
-    if key not in seen:
-        seen[key] = list(cases)
-    return [replace(case, path=k.path) for case in seen[key]]
+    if key not in results:
+        results[key] = measure(k)
+    return results[key]
 
 
-def findings_of(cases: Iterable[NormCase]) -> Iterator[Finding]:
+def joined(cases: Iterable[NormCase]) -> Iterator[Finding]:
     """One finding for modules of one class with one fault."""
-    groups: dict[tuple[Any, ...], list[NormCase]] = {}
+    groups: dict[tuple[Any, ...], list[Finding]] = {}
     for case in cases:
-        groups.setdefault((case.rule, case.severity, *case.key), []).append(case)
+        one = case.finding
+        groups.setdefault((one.rule, one.severity, *case.key), []).append(one)
     for same in groups.values():
         first = same[0]
         evidence: dict[str, Any] = {k: _finite(v) for k, v in first.evidence.items()}
         if len(same) > 1:
-            evidence |= {"modules": len(same), "also": [c.path for c in same[1:6]]}
-        yield Finding(
-            rule=first.rule,
-            severity=first.severity,
-            module=first.path,
-            evidence=evidence,
-            message=first.message,
-            remedy=first.remedy,
-        )
+            evidence |= {"modules": len(same), "also": [f.module for f in same[1:6]]}
+        yield replace(first, evidence=evidence)
 
 
 def _finite(value: Any) -> Any:

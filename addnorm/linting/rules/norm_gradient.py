@@ -1,6 +1,8 @@
 """Gradients of norms, against differences of their outputs."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -8,34 +10,84 @@ from torch import Tensor, nn
 from addnorm.anatomy.norms.find import MeasuredNorm, measured_norms
 from addnorm.anatomy.norms.formulas import ACCEPT
 from addnorm.anatomy.norms.probe import Probe
-from addnorm.linting.check import Check, Said
-from addnorm.linting.report import Unknown
-from addnorm.linting.rules.norm_cases import NormCase, cases_of, class_of, findings_of
+from addnorm.linting.check import Answers, decides
+from addnorm.linting.rule import Case, Rule
+from addnorm.linting.rules.norm_cases import LIKE, NormCase, class_of, joined, measured_once
 from addnorm.linting.subject import Subject
 from addnorm.temporary import undisturbed
 from addnorm.words import error_in_a_line
 
+# --- the words ------------------------------------------------------------------------------------
 
-def check_gradient(subject: Subject) -> Said:
+
+def _but(what: str) -> Case:
+    return Case(
+        "error",
+        f"The gradient of {{norm}} is not that of its output, but {what}: training follows another "
+        "function than the one that is computed.",
+        "Do not detach (nor compute under no_grad) what the output depends on; a hand-written "
+        "backward is dx = r * (g - mean(g) - xhat * mean(g * xhat)), g = dy * weight, "
+        "for RMSNorm without mean(g).",
+    )
+
+
+BAD_GRADIENT = Rule(
+    "norm-bad-gradient",
+    "a norm's gradient is not that of its output",
+    family="Norms by themselves",
+    evidence={
+        "relative_error_*": "how far the gradient is from differences of the output, in the "
+        "direction that is named, where that is more than rounding",
+        **LIKE,
+    },
+    cases={
+        "detached": _but("nothing at all: the output is detached"),
+        "of parameters": _but("wrong {parameters}"),
+        "no mean, no variance": _but(
+            "without the terms of mean and variance: the statistics are held constant"
+        ),
+        "no variance": _but(
+            "without the term of the variance (or of the mean square): it is held constant"
+        ),
+        "no mean": _but("without the term of the mean: it is held constant"),
+        "wrong": _but("wrong"),
+    },
+)
+
+# --- how it is measured ---------------------------------------------------------------------------
+
+
+@decides(BAD_GRADIENT)
+def gradient(subject: Subject) -> Answers:
     """Backward against differences of forward."""
     cases: list[NormCase] = []
-    seen: dict[int, list[NormCase]] = {}
+    results: dict[int, _Errors] = {}
     for k in measured_norms(subject.specimen):
         if k.probe is None:
             continue
         try:
             with undisturbed():
-                cases += cases_of(k, _gradient_cases(subject, k), seen)
+                errors = measured_once(k, _errors, results)
         except Exception as e:
-            yield Unknown(
-                rule="norm-bad-gradient",
-                module=k.path,
-                why=f"backward could not be run: {error_in_a_line(e)}",
-            )
-    yield from findings_of(cases)
+            why = f"backward could not be run: {error_in_a_line(e)}"
+            yield BAD_GRADIENT.unknown(why, k.path)
+            continue
+        if errors.by_direction:
+            cases.append(_gradient_case(k, class_of(subject, k), errors))
+    yield from joined(cases)
 
 
-def _gradient_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
+@final
+@dataclass(frozen=True)
+class _Errors:
+    """Where a gradient is wrong."""
+
+    by_direction: Mapping[str, float]
+    parameters: tuple[str, ...]
+    """The directions in which only a parameter is varied."""
+
+
+def _errors(k: MeasuredNorm) -> _Errors:
     """Directional derivatives along the row itself, along ones, and at random.
 
     A norm's output does not move along the first (the second, for LayerNorm), which is where a
@@ -43,7 +95,7 @@ def _gradient_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
     are one part in sqrt(n).
     """
     assert k.probe is not None
-    probe, name = k.probe, class_of(subject, k)
+    probe = k.probe
     x = probe.normal(20).requires_grad_()
     with torch.no_grad():
         hat = probe.raw(x).detach()
@@ -53,8 +105,7 @@ def _gradient_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
         out = probe.raw(x)
         variables = [x, *parameters.values()]
         if not out.requires_grad:
-            yield _gradient_case(k, name, {"input": 1.0}, "nothing at all: the output is detached")
-            return
+            return _Errors({"input": 1.0}, ())
         grads = torch.autograd.grad((out * cotangent).sum(), variables, allow_unused=True)
     # Where autograd says nothing, it says zero.
     gradients = {
@@ -74,8 +125,7 @@ def _gradient_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
             error = abs(float(along.sum()) - slope) / size
             if error > bound:
                 errors[where] = error
-    if errors:
-        yield _gradient_case(k, name, errors, _what_is_wrong(errors, parameters))
+    return _Errors(errors, tuple(f"of {n}" for n in parameters))
 
 
 def _directions(
@@ -95,18 +145,18 @@ def _directions(
     return directions
 
 
-def _what_is_wrong(errors: Iterable[str], parameters: Iterable[str]) -> str:
+def _case(errors: _Errors) -> str:
     """What the gradient forgets, from the directions in which it is off."""
-    names = set(errors)
-    if names <= {f"of {n}" for n in parameters}:
-        return f"wrong {', '.join(sorted(names))}"
+    names = set(errors.by_direction)
+    if names == {"input"}:
+        return "detached"
+    if names <= set(errors.parameters):
+        return "of parameters"
     if {"along the centred row", "along ones"} <= names:
-        return "without the terms of mean and variance: the statistics are held constant"
+        return "no mean, no variance"
     if "along the centred row" in names:
-        return "without the term of the variance (or of the mean square): it is held constant"
-    if "along ones" in names:
-        return "without the term of the mean: it is held constant"
-    return "wrong"
+        return "no variance"
+    return "no mean" if "along ones" in names else "wrong"
 
 
 def _slope(
@@ -131,19 +181,16 @@ def _slope(
     return float(((ends[0] - ends[1]) * cotangent.double()).sum() / (2 * h))
 
 
-def _gradient_case(k: MeasuredNorm, name: str, errors: dict[str, float], what: str) -> NormCase:
-    return NormCase(
-        "norm-bad-gradient",
-        "error",
-        k.path,
-        (name, what),
-        {f"relative_error_{where.replace(' ', '_')}": e for where, e in errors.items()},
-        f"The gradient of {name} is not that of its output, but {what}: training follows another "
-        "function than the one that is computed.",
-        "Do not detach (nor compute under no_grad) what the output depends on; a hand-written "
-        "backward is dx = r * (g - mean(g) - xhat * mean(g * xhat)), g = dy * weight, "
-        "for RMSNorm without mean(g).",
-    )
+def _gradient_case(k: MeasuredNorm, name: str, errors: _Errors) -> NormCase:
+    case, words = _case(errors), {"norm": name}
+    if case == "of parameters":
+        words["parameters"] = ", ".join(sorted(errors.by_direction))
+    evidence = {
+        f"relative_error_{where.replace(' ', '_')}": error
+        for where, error in errors.by_direction.items()
+    }
+    finding = BAD_GRADIENT(case, k.path, words=words, **evidence)
+    return NormCase(finding, (name, case, words.get("parameters")))
 
 
-CHECKS: tuple[Check, ...] = (Check(("norm-bad-gradient",), check_gradient),)
+CHECKS = (gradient,)

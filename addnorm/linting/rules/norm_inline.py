@@ -13,17 +13,19 @@ import torch
 from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.structure import NORMS, NormCall, Structure, number, within
 from addnorm.anatomy.trace import Op, Value
-from addnorm.linting.check import Check, Said
+from addnorm.linting.check import Answers, decides
 from addnorm.linting.report import Finding
+from addnorm.linting.rules.norm_axes import BATCH_DEPENDENT, WRONG_AXIS
+from addnorm.linting.rules.norm_formula import EPS_OUTSIDE_SQRT, NOT_NORMALIZING, UNBIASED_VARIANCE
 from addnorm.linting.subject import Subject
 
 MOMENTS = {"mean", "var", "std", "var_mean", "std_mean", "sum", "linalg_vector_norm", "norm"}
-GRAVE = ("norm-wrong-axis", "norm-not-normalizing", "norm-batch-dependent")
 SPREAD = 0.2  # of the rows' RMS: eps makes less where variances are alike, a sum makes 1 and more
 LOUD = 2.0  # a normalized row has an RMS of at most 1, smaller where eps counts or norms are L2
 
 
-def inline(subject: Subject) -> Said:
+@decides(NOT_NORMALIZING, WRONG_AXIS, UNBIASED_VARIANCE, EPS_OUTSIDE_SQRT, BATCH_DEPENDENT)
+def inline(subject: Subject) -> Answers:
     """The rules of norm modules, for norms without a module."""
     s = subject.structure
     modules = [n.path for n in find_norms(subject.specimen)]
@@ -39,15 +41,12 @@ def _function(s: Structure, norm: NormCall) -> Iterator[Finding]:
     """F.layer_norm and its like: over what?"""
     if "batch_norm" in norm.op.name:
         inside = bool(s.block(norm.op.module)) or norm.output in s.inside_branches
-        yield Finding(
-            rule="norm-batch-dependent",
-            severity="error" if inside else "note",
-            module=norm.path,
-            evidence={"function": norm.op.name, "input_shape": list(norm.source.shape)},
-            message=f"{norm.path or 'The model'} calls batch normalization in its forward: each "
-            "channel is normalized over all tokens of all samples, so in training a token's output "
-            "depends on who shares its batch.",
-            remedy="Layer normalization: mean and variance of one token over its features.",
+        yield BATCH_DEPENDENT(
+            "function in a block" if inside else "function",
+            norm.path,
+            words={"where": norm.path or "The model"},
+            function=norm.op.name,
+            input_shape=list(norm.source.shape),
         )
         return
     shape = norm.op.args[1] if len(norm.op.args) > 1 else None
@@ -75,13 +74,8 @@ def _by_hand(s: Structure, norm: NormCall) -> Iterator[Finding]:
             return  # a series normalized over its own time before anything reads it (RevIN)
         yield _wrong_axis(norm, dims, over)
         if rank > 2 and 0 in {d % rank for d in dims}:
-            yield _finding(
-                "norm-batch-dependent",
-                norm,
-                "takes its statistics over the samples of a batch too: what one sample gives "
-                "depends on who shares its batch.",
-                "Take mean and variance over the last axis, features, for each token by itself.",
-                axes=dims,
+            yield BATCH_DEPENDENT(
+                "by hand", norm.path, words=_where(norm), **_shape(norm), axes=dims
             )
         return
     yield from _biased(norm, moments)
@@ -100,14 +94,14 @@ def _derived(value: Value, source: Value) -> bool:
 
 def _chain(statistic: Value, source: Value) -> list[Op]:
     """The operations from the rows to the statistic, the last first."""
-    found: list[Op] = []
+    ops: list[Op] = []
     todo = [statistic]
     for value in todo:
         op = value.op
-        if op is not None and op not in found:
-            found.append(op)
+        if op is not None and op not in ops:
+            ops.append(op)
             todo.extend(v for v in op.inputs if _derived(v, source))
-    return found
+    return ops
 
 
 def _dims(op: Op) -> list[int] | None:
@@ -120,46 +114,30 @@ def _dims(op: Op) -> list[int] | None:
     return None
 
 
-def _finding(rule: str, norm: NormCall, message: str, remedy: str, **evidence: Any) -> Finding:
-    where = norm.path or "the model"
-    return Finding(
-        rule=rule,
-        severity="error" if rule in GRAVE else "warning",
-        module=norm.path,
-        evidence={"input_shape": list(norm.source.shape), **evidence},
-        message=f"The norm computed in {where} {message}",
-        remedy=remedy,
-    )
+def _where(norm: NormCall) -> dict[str, Any]:
+    return {"where": norm.path or "the model"}
+
+
+def _shape(norm: NormCall) -> dict[str, Any]:
+    return {"input_shape": list(norm.source.shape)}
 
 
 def _wrong_axis(norm: NormCall, dims: list[int], sizes: list[int]) -> Finding:
-    return _finding(
-        "norm-wrong-axis",
-        norm,
-        f"takes its statistics over axes {dims} of size {sizes}, not over the features alone: "
-        "tokens (or samples) are mixed, and the result depends on the length of the text.",
-        "Take mean and variance over the last axis, features, for each token by itself.",
-        axes=dims,
-    )
+    words = _where(norm) | {"sizes": sizes}
+    return WRONG_AXIS("by hand", norm.path, words=words, **_shape(norm), axes=dims)
 
 
 def _biased(norm: NormCall, moments: list[Op]) -> Iterator[Finding]:
     for op in moments:
         if op.name not in ("var", "std", "var_mean", "std_mean"):
             continue
-        given = op.kwargs.get("correction", 1)
+        correction = op.kwargs.get("correction", 1)
         unbiased = [a for a in op.args[1:] if isinstance(a, bool)]
         n = norm.source.shape[-1]
-        if (unbiased and unbiased[0]) or (not unbiased and given not in (0, None)):
-            yield _finding(
-                "norm-unbiased-variance",
-                norm,
-                f"divides by n - 1 = {n - 1} where layer normalization divides by n: outputs are "
-                f"{100 * (1 - math.sqrt((n - 1) / n)):.2g} % smaller, and published weights do not "
-                "fit.",
-                "x.var(-1, unbiased=False).",
-                n=n,
-            )
+        if (unbiased and unbiased[0]) or (not unbiased and correction not in (0, None)):
+            percent = 100 * (1 - math.sqrt((n - 1) / n))
+            words = _where(norm) | {"n_less_1": n - 1, "percent": percent}
+            yield UNBIASED_VARIANCE("by hand", norm.path, words=words, **_shape(norm), n=n)
             return
 
 
@@ -175,15 +153,8 @@ def _eps(norm: NormCall, chain: list[Op]) -> Iterator[Finding]:
         constants = [number(a) for a in op.args[1:]]
         eps = next((c for c in constants if c is not None and 0 < abs(c) < 0.1), None)
         if op.name == "add" and eps is not None and root.name in ("sqrt", "std", "pow"):
-            yield _finding(
-                "norm-eps-outside-sqrt",
-                norm,
-                f"adds eps = {eps:g} to the standard deviation, not to the variance inside the "
-                "root: rows of small variance come out differently, and the gradient of the root "
-                "is infinite where a row is constant.",
-                "(x - mean) / sqrt(var + eps).",
-                eps=eps,
-            )
+            words = _where(norm)
+            yield EPS_OUTSIDE_SQRT("by hand", norm.path, words=words, **_shape(norm), eps=eps)
             return
 
 
@@ -202,26 +173,14 @@ def _sizes(s: Structure, norm: NormCall) -> Iterator[Finding]:
     if len(size) < 2 or not torch.isfinite(size).all():
         return
     if float(size.std() / size.mean()) > SPREAD or float(size.median()) > LOUD:
-        yield _finding(
-            "norm-not-normalizing",
-            norm,
-            f"leaves rows with an RMS from {float(size.min()):.3g} to {float(size.max()):.3g}, "
-            "which is not one for all.",
-            "Divide by sqrt(mean of squares + eps), not by a sum or a variance.",
+        yield NOT_NORMALIZING(
+            "rows of unlike size, by hand",
+            norm.path,
+            words=_where(norm),
+            **_shape(norm),
             smallest_row_rms=float(size.min()),
             largest_row_rms=float(size.max()),
         )
 
 
-CHECKS = (
-    Check(
-        (
-            "norm-not-normalizing",
-            "norm-wrong-axis",
-            "norm-unbiased-variance",
-            "norm-eps-outside-sqrt",
-            "norm-batch-dependent",
-        ),
-        inline,
-    ),
-)
+CHECKS = (inline,)

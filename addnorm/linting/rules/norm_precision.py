@@ -2,8 +2,10 @@
 
 import copy
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import final
 
 import torch
 from torch import Tensor
@@ -11,18 +13,72 @@ from torch import Tensor
 from addnorm.anatomy.norms.find import MeasuredNorm, measured_norms
 from addnorm.anatomy.norms.formulas import ACCEPT
 from addnorm.anatomy.norms.probe import statistics_error
-from addnorm.linting.check import Check, Said
-from addnorm.linting.report import Severity, Unknown
-from addnorm.linting.rules.norm_cases import NormCase, cases_of, class_of, findings_of
+from addnorm.linting.check import Answers, decides
+from addnorm.linting.rule import Case, Rule
+from addnorm.linting.rules.norm_cases import LIKE, NormCase, class_of, joined, measured_once
 from addnorm.linting.subject import Subject
 from addnorm.temporary import undisturbed
 from addnorm.words import error_in_a_line
 
+# --- the words ------------------------------------------------------------------------------------
 
-def check_precision(subject: Subject) -> Said:
+
+def _imprecise(what: str) -> Case:
+    return Case(
+        "warning",
+        f"{{norm}} {what}: the error enters every layer and does not average out.",
+        "Take mean and variance in float32 (x.float(), two passes) and cast the result back.",
+    )
+
+
+LOW_PRECISION = Rule(
+    "norm-low-precision",
+    "a norm takes its statistics with too few digits",
+    family="Norms by themselves",
+    evidence={
+        "relative_error_in_float64": "how far outputs are from the formula's, in float64",
+        "formula": "the formula that the norm follows",
+        "relative_error_at_mean_1000_std_1": "the same in float32, for rows of that mean and std",
+        "of_a_two_pass_variance": "what it is if the mean is subtracted before squaring",
+        "of_a_difference_of_squares": "what it is for mean(x^2) - mean(x)^2",
+        "row_error_in_bfloat16": "by how much a row as a whole is too large or too small",
+        "of_bfloat16_statistics": "what that is if mean and variance are rounded to bfloat16",
+        **LIKE,
+    },
+    cases={
+        "16 bits in float64": _imprecise(
+            "computes with about {bits:.0f} bits even if its input is float64: something inside is "
+            "cast to a 16-bit format"
+        ),
+        "a difference of squares": _imprecise(
+            "loses digits in float32 where the mean is large compared with the deviation, as "
+            "mean(x^2) - mean(x)^2 does (it may even turn negative: NaN)"
+        ),
+        "rounded statistics": _imprecise(
+            "takes its statistics in the dtype of its input: in bfloat16 every row as a whole is "
+            "off by {units:.2g} units in the last place"
+        ),
+    },
+)
+
+# --- how it is measured ---------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class _Imprecision:
+    """One way in which digits are lost."""
+
+    case: str
+    evidence: Mapping[str, float | str]
+    words: Mapping[str, float] = field(default_factory=dict)
+
+
+@decides(LOW_PRECISION)
+def precision(subject: Subject) -> Answers:
     """Statistics in fewer digits than they need."""
     cases: list[NormCase] = []
-    seen: dict[int, list[NormCase]] = {}
+    results: dict[int, list[_Imprecision]] = {}
     for k in measured_norms(subject.specimen):
         if k.probe is None or k.match is None or k.match.distance > ACCEPT:
             continue
@@ -30,39 +86,40 @@ def check_precision(subject: Subject) -> Said:
             continue
         try:
             with undisturbed(gradients=False):
-                cases += cases_of(k, _precision_cases(subject, k), seen)
+                losses = measured_once(k, partial(_imprecisions, subject), results)
         except Exception as e:
-            yield Unknown(
-                rule="norm-low-precision",
-                module=k.path,
-                why=f"it does not run in bfloat16: {error_in_a_line(e)}",
-            )
-    yield from findings_of(cases)
+            why = f"it does not run in bfloat16: {error_in_a_line(e)}"
+            yield LOW_PRECISION.unknown(why, k.path)
+            continue
+        name = class_of(subject, k)
+        for one in losses:
+            words = {"norm": name, **one.words}
+            finding = LOW_PRECISION(one.case, k.path, words=words, **one.evidence)
+            cases.append(NormCase(finding, (name, one.case)))
+    yield from joined(cases)
 
 
-def _precision_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
-    probe, m, name = k.probe, k.match, class_of(subject, k)
+def _imprecisions(subject: Subject, k: MeasuredNorm) -> list[_Imprecision]:
+    probe, m = k.probe, k.match
     assert probe is not None
     assert m is not None
     if not probe.is_bare or math.isnan(m.factor) or math.prod(k.reach.sizes) < 16:
-        return  # of a few elements, a rounded statistic looks like rounded outputs
+        return []  # of a few elements, a rounded statistic looks like rounded outputs
     if m.distance > 1e-4:
-        yield _precision_case(
-            k,
-            "warning",
-            name,
-            {"relative_error_in_float64": m.distance, "formula": m.formula.name},
-            f"{name} computes with about {-math.log2(m.distance):.0f} bits even if its input is "
-            "float64: something inside is cast to a 16-bit format",
-        )
-        return
-    if m.formula.centred:
-        yield from _cancellation(k, name)
+        return [
+            _Imprecision(
+                "16 bits in float64",
+                {"relative_error_in_float64": m.distance, "formula": m.formula.name},
+                {"bits": -math.log2(m.distance)},
+            )
+        ]
+    losses = [_cancellation(k)] if m.formula.centred else []
     if _in_16_bits(subject, k):  # else what it would do in bfloat16 is no fault of the model
-        yield from _rounded_statistics(k, name)
+        losses.append(_rounded_statistics(k))
+    return [loss for loss in losses if loss is not None]
 
 
-def _cancellation(k: MeasuredNorm, name: str) -> Iterator[NormCase]:
+def _cancellation(k: MeasuredNorm) -> _Imprecision | None:
     """Digits that are lost where the mean is large.
 
     Rounding the mean costs mean/std * u, the difference of squares (mean/std)^2 * u, with
@@ -72,22 +129,17 @@ def _cancellation(k: MeasuredNorm, name: str) -> Iterator[NormCase]:
     y, ref = _outputs(k, torch.float32, far)
     error = float(((y - ref).norm(dim=-1) / ref.norm(dim=-1)).max())
     error = error if math.isfinite(error) else math.inf
-    if error > far**1.5 * u:
-        yield _precision_case(
-            k,
-            "warning",
-            name,
-            {
-                "relative_error_at_mean_1000_std_1": error,
-                "of_a_two_pass_variance": far * u,
-                "of_a_difference_of_squares": far**2 * u,
-            },
-            f"{name} loses digits in float32 where the mean is large compared with the "
-            "deviation, as mean(x^2) - mean(x)^2 does (it may even turn negative: NaN)",
-        )
+    if error <= far**1.5 * u:
+        return None
+    evidence = {
+        "relative_error_at_mean_1000_std_1": error,
+        "of_a_two_pass_variance": far * u,
+        "of_a_difference_of_squares": far**2 * u,
+    }
+    return _Imprecision("a difference of squares", evidence)
 
 
-def _rounded_statistics(k: MeasuredNorm, name: str) -> Iterator[NormCase]:
+def _rounded_statistics(k: MeasuredNorm) -> _Imprecision | None:
     """Whole rows that are off in bfloat16.
 
     A rounded statistic is off by up to u, evenly: u / sqrt(3), and half of that where it is its
@@ -97,18 +149,10 @@ def _rounded_statistics(k: MeasuredNorm, name: str) -> Iterator[NormCase]:
     u = 2.0**-9
     y, ref = _outputs(k, torch.bfloat16, 0.0)
     error = statistics_error(y, ref.to(torch.bfloat16).double())
-    if error > 0.25 * u:
-        yield _precision_case(
-            k,
-            "warning",
-            name,
-            {
-                "row_error_in_bfloat16": error,
-                "of_bfloat16_statistics": u / math.sqrt(3),
-            },
-            f"{name} takes its statistics in the dtype of its input: in bfloat16 every row as a "
-            f"whole is off by {error / u:.2g} units in the last place",
-        )
+    if not error > 0.25 * u:
+        return None
+    evidence = {"row_error_in_bfloat16": error, "of_bfloat16_statistics": u / math.sqrt(3)}
+    return _Imprecision("rounded statistics", evidence, {"units": error / u})
 
 
 def _outputs(k: MeasuredNorm, dtype: torch.dtype, mean: float) -> tuple[Tensor, Tensor]:
@@ -139,18 +183,4 @@ def _in_16_bits(subject: Subject, k: MeasuredNorm) -> bool:
     ) or any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
 
 
-def _precision_case(
-    k: MeasuredNorm, severity: Severity, name: str, evidence: dict[str, Any], what: str
-) -> NormCase:
-    return NormCase(
-        "norm-low-precision",
-        severity,
-        k.path,
-        (name, *sorted(evidence)),
-        evidence,
-        f"{what}: the error enters every layer and does not average out.",
-        "Take mean and variance in float32 (x.float(), two passes) and cast the result back.",
-    )
-
-
-CHECKS: tuple[Check, ...] = (Check(("norm-low-precision",), check_precision),)
+CHECKS = (precision,)
