@@ -380,7 +380,6 @@ def test_a_name_is_a_noun() -> None:
 
 LARGE = {
     "addnorm.linting.rules.behaviour",
-    "addnorm.training.checkpoint",
 }
 """Files of 600 lines or more. It only gets shorter."""
 
@@ -537,7 +536,7 @@ OF_SEVERAL = {  # neither named after one file nor after its whole folder
     "linting/rules/test_norms.py": "the families about one norm, from its axes to its precision",
     "linting/rules/test_wiring.py": "the seven families about how a model is wired",
     "training/test_kill.py": "checkpoints, folders and resumes, under kill -9",
-    "training/test_processes.py": "parallel.py and divided.py, with the loop between them",
+    "training/test_processes.py": "parallel.py and checkpoint_parts.py, with the loop between them",
 }
 
 

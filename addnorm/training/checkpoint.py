@@ -12,82 +12,32 @@ them is told by Pillai et al., "All File Systems Are Not Created Equal" (OSDI 20
 """
 
 import contextlib
-import hashlib
-import json
-import math
-import os
 import re
 import shutil
-import socket
 import threading
 import traceback
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from addnorm.disk import difference, sync
-from addnorm.errors import Mendable
-from addnorm.training.divided import Parts, write
+from addnorm.disk import sync
+from addnorm.training import checkpoint_file
+from addnorm.training.checkpoint_file import CheckpointError, Snapshot
+from addnorm.training.checkpoint_parts import Parts, write_parts
+from addnorm.training.folder_lock import FolderLock
 from addnorm.training.parallel import World
 
 __all__ = ["CheckpointError", "Checkpoints", "Snapshot"]
 
-STATE = "state.json"
-CHECKSUMS = "checksums.json"
 LOCK = ".lock"
 LEFT_BEHIND = (".saving-step-", ".deleted-step-")
 """How the names begin of what a save or a deletion that was cut off leaves."""
-WHOLE, DIVIDED = 1, 2  # formats: whether some tensors are in parts
-SHARD = 2 * 1000**3  # bytes of tensors in one file; a larger tensor has a file to itself
-FLOAT = "$float"
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""What can be saved, and what safetensors calls it."""
-WRITTEN = re.compile(
-    rf"{re.escape(STATE)}|{re.escape(CHECKSUMS)}"
-    r"|[a-z][a-z0-9_]*(-of-process)?(-\d{5}-of-\d{5})?\.safetensors"
-)
-"""The names of the files of a checkpoint."""
-
-
-@final
-class CheckpointError(Mendable):
-    """A checkpoint that cannot be written or read; the message says what, where and what to do."""
-
-
-@final
-@dataclass(frozen=True)
-class Snapshot:
-    """All that a run is at one moment, between two optimizer steps: host memory only.
-
-    ``tensors``: group -> name -> tensor. A group becomes a file, so that its name is of lowercase
-    letters, digits and ``_``. ``facts``: what JSON can hold, with nan and the infinities, which
-    are stored as ``{"$float": "nan"}``. A tuple comes back as a list.
-    """
-
-    step: int
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    facts: Mapping[str, Any]
 
 
 @final
@@ -109,7 +59,7 @@ class Checkpoints:
         self.keep = keep
         self.background = background
         self._follows = False  # whether this run wrote or read what is in the folder
-        self._lock: _Lock | None = None
+        self._lock: FolderLock | None = None
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None  # of the last save, until it is raised
         # Its words apart: the error knows the frames it went through, and so this object.
@@ -128,7 +78,7 @@ class Checkpoints:
         refused.
         """
         self._begin(snapshot.step)
-        plan = _plan(snapshot, copy=self.background)
+        plan = checkpoint_file.plan(snapshot, copy=self.background)
         self._follows = True
         if not self.background:
             self._write_plan(plan)
@@ -153,7 +103,9 @@ class Checkpoints:
         told = False
 
         def parts(work: Path) -> dict[str, tuple[dict[str, Any], Parts]]:
-            return {group: write(work, group, spread[group], world) for group in sorted(spread)}
+            return {
+                group: write_parts(work, group, spread[group], world) for group in sorted(spread)
+            }
 
         if not world.first:
             work = world.share(None)
@@ -171,10 +123,10 @@ class Checkpoints:
             world.share(work)
             written = parts(work)
             files = {name: of for found, _ in written.values() for name, of in found.items()}
-            plan = _plan(
+            plan = checkpoint_file.plan(
                 snapshot, copy=False, parts={g: places for g, (_, places) in written.items()}
             )
-            return files | _put_all(work, plan)
+            return files | checkpoint_file.write_plan(work, plan)
 
         failure = ""
         try:
@@ -217,7 +169,7 @@ class Checkpoints:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _Lock(self.folder / LOCK)
+            self._lock = FolderLock(self.folder / LOCK)
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be written to: {error}") from error
 
@@ -248,7 +200,7 @@ class Checkpoints:
                 if step not in (None, number):
                     continue
                 try:
-                    snapshot = _read(path, number)
+                    snapshot = checkpoint_file.read(path, number)
                 except CheckpointError as error:
                     if path.exists():  # else its run has just deleted it, and has newer ones
                         wrong.append(str(error))
@@ -268,7 +220,7 @@ class Checkpoints:
         found = {again: path for (number, again), path in self._found().items() if number == step}
         if not found:
             raise self._none(step)
-        _examine(found[max(found)], step)
+        checkpoint_file.examine(found[max(found)], step)
 
     def strangers(self) -> list[Path]:
         """What lies inside of checkpoints and was not written with them, by its name."""
@@ -277,7 +229,7 @@ class Checkpoints:
                 path
                 for step in self._found().values()
                 for path in ([step] if step.is_symlink() else sorted(step.iterdir()))
-                if not WRITTEN.fullmatch(path.name) or path.is_dir()
+                if not checkpoint_file.WRITTEN.fullmatch(path.name) or path.is_dir()
             ]
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be read: {error}") from error
@@ -323,7 +275,7 @@ class Checkpoints:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def _write_behind(self, plan: "_Plan") -> None:
+    def _write_behind(self, plan: checkpoint_file.Plan) -> None:
         try:
             self._write_plan(plan)
         except Exception as error:
@@ -335,8 +287,8 @@ class Checkpoints:
                 if told is not None:
                     traceback.clear_frames(told.__traceback__)
 
-    def _write_plan(self, plan: "_Plan") -> None:
-        self._write(plan.step, plan.size, partial(_put_all, plan=plan))
+    def _write_plan(self, plan: checkpoint_file.Plan) -> None:
+        self._write(plan.step, plan.size, partial(checkpoint_file.write_plan, plan=plan))
 
     def _write(self, new: int, size: int, fill: Callable[[Path], dict[str, Any]]) -> None:
         """Show a checkpoint of what ``fill`` writes into an empty folder, and tells of each file;
@@ -356,12 +308,14 @@ class Checkpoints:
         shown = False
         try:
             work.mkdir()
-            _put(work / CHECKSUMS, [_sealed(fill(work))])
+            checkpoint_file.write_file(
+                work / checkpoint_file.CHECKSUMS, [checkpoint_file.sealed(fill(work))]
+            )
             sync(work)
             work.rename(path)
             shown = True
             sync(self.folder)
-            _examine(path, new)  # from the disk, before anything older goes
+            checkpoint_file.examine(path, new)  # from the disk, before anything older goes
         except BaseException as error:
             with contextlib.suppress(OSError):
                 if shown:
@@ -407,305 +361,3 @@ def _free(folder: Path) -> str:
         return f"{shutil.disk_usage(folder).free:,}"
     except OSError:
         return "an unknown number"
-
-
-# --- the format -----------------------------------------------------------------------------------
-
-
-class _Plan(NamedTuple):
-    """What is to be written, the caller's no more."""
-
-    step: int
-    files: dict[str, dict[str, Tensor]]  # file -> name -> tensor
-    state: bytes
-    size: int
-
-
-def _plan(snapshot: Snapshot, *, copy: bool, parts: Mapping[str, Parts] | None = None) -> _Plan:
-    """``parts``: of the groups that are written already, where the parts of each tensor are."""
-    step, parts = snapshot.step, parts or {}
-    if step < 0:
-        raise CheckpointError(f"step {step} is below 0")
-    files: dict[str, dict[str, Tensor]] = {}
-    places: dict[str, dict[str, Any]] = {}  # group -> name -> file, or shape and parts
-    for group, tensors in snapshot.tensors.items():
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", group):
-            raise CheckpointError(
-                f"{group!r} cannot be the name of a group: lowercase letters, digits and _"
-            )
-        for name in tensors:
-            if not isinstance(name, str) or name == "__metadata__":
-                raise CheckpointError(f"{group} has a tensor {name!r}: give it another name")
-        if group in parts:
-            places[group] = {
-                name: {"shape": list(t.shape), "parts": parts[group].get(name, [])}
-                for name, t in tensors.items()
-            }
-            continue
-        held = {name: _owned(t, f"{group}: {name}", copy) for name, t in tensors.items()}
-        where: dict[str, str] = {}
-        shards = _shards(held)
-        for i, names in enumerate(shards):
-            part = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-            files[file := f"{group}{part}.safetensors"] = {name: held[name] for name in names}
-            where |= dict.fromkeys(names, file)
-        places[group] = {name: where[name] for name in held}
-    told = {"format": DIVIDED if parts else WHOLE, "step": step, "tensors": places}
-    told["facts"] = _encoded(snapshot.facts, "facts")
-    state = (json.dumps(told, indent=2) + "\n").encode()
-    size = len(state) + sum(t.nbytes for held in files.values() for t in held.values())
-    return _Plan(step, files, state, size)
-
-
-def _put_all(work: Path, plan: _Plan) -> dict[str, Any]:
-    """The plan's files; returns what is recorded of each."""
-    told = {name: _put(work / name, _safetensors(ts)) for name, ts in plan.files.items()}
-    return told | {STATE: _put(work / STATE, [plan.state])}
-
-
-def _owned(t: Tensor, where: str, copy: bool) -> Tensor:
-    if t.device.type != "cpu" or t.layout != torch.strided or t.dtype not in DTYPES:
-        kind = f"{t.dtype} on {t.device}, {t.layout}"
-        raise CheckpointError(f"{where} is {kind}: give a dense CPU tensor of a plain dtype")
-    t = t.detach()
-    return t.clone(memory_format=torch.contiguous_format) if copy else t
-
-
-def _shards(tensors: Mapping[str, Tensor]) -> list[list[str]]:
-    """The names, file by file. The widest dtypes first, so that every tensor is aligned."""
-    shards: list[list[str]] = []
-    room = 0
-    for name in sorted(tensors, key=lambda name: -tensors[name].element_size()):
-        size = tensors[name].nbytes
-        if not shards or size > room:
-            shards.append([])
-            room = SHARD
-        shards[-1].append(name)
-        room -= size
-    return shards
-
-
-def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file: the header's length, the header, the values.
-
-    The format knows no shared memory: tied tensors are written under each of their names.
-    Not the library's own writer: it tells no sha256 of what it took from memory, only the file can
-    be asked afterwards, which is too late to notice what went wrong on the way.
-    """
-    header: dict[str, Any] = {}
-    end = 0
-    for name, t in tensors.items():
-        begin, end = end, end + t.nbytes
-        header[name] = {
-            "dtype": DTYPES[t.dtype],
-            "shape": list(t.shape),
-            "data_offsets": [begin, end],
-        }
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    yield len(raw).to_bytes(8, "little")
-    yield raw
-    for t in tensors.values():
-        yield t.contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _put(file: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
-    """A new file, down to the disk; returns the size and sha256 of what was to be in it: taken
-    from memory, so that a disk that writes something else is found out."""
-    size, sha = 0, hashlib.sha256()
-    with file.open("xb", buffering=0) as opened:
-        for part in parts:
-            size += len(part)
-            sha.update(part)
-            rest = memoryview(part)
-            while rest:
-                rest = rest[os.write(opened.fileno(), rest) :]
-        os.fsync(opened.fileno())
-        # Out of the machine's memory, so that reading back asks the disk. A wish, not to be had on
-        # every system.
-        with contextlib.suppress(AttributeError, OSError):
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return {"bytes": size, "sha256": sha.hexdigest()}
-
-
-def _sealed(told: Any) -> bytes:
-    """checksums.json: what it says of the files, and the sha256 of that."""
-    seal = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-    return (json.dumps({"files": told, "sha256": seal}, indent=2) + "\n").encode()
-
-
-def _examine(path: Path, step: int) -> dict[str, Any]:
-    """What state.json says, if every byte of the checkpoint is the one that was written."""
-    try:
-        raw = (path / CHECKSUMS).read_bytes()
-        told = json.loads(raw)["files"]
-        # The whole text, not the seal alone: it has bytes that say nothing.
-        if raw != _sealed(told):
-            raise ValueError("its own checksum differs")
-        here = {file.name for file in path.iterdir()} - {CHECKSUMS}
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {CHECKSUMS} is missing or damaged ({error})") from None
-    wrong = [f"{name} was not written with it" for name in sorted(here - told.keys())]
-    wrong += [text for name, want in told.items() if (text := _compare(path / name, want))]
-    if wrong:
-        raise CheckpointError(f"{path} is damaged: {'; '.join(wrong)}")
-    state: dict[str, Any] = json.loads((path / STATE).read_bytes())
-    if state["format"] not in (WHOLE, DIVIDED):
-        raise CheckpointError(
-            f"{path} has format {state['format']}, and this addnorm reads {WHOLE} and {DIVIDED}: "
-            "use the version that wrote it"
-        )
-    if state["step"] != step:
-        raise CheckpointError(f"{path} is step {state['step']}: give it its name back")
-    return state
-
-
-def _compare(file: Path, want: Mapping[str, Any]) -> str | None:
-    """What is wrong with a file, if anything."""
-    try:
-        wrong = difference(file, want["bytes"], want["sha256"])
-        if wrong is not None:
-            return f"{file.name} {wrong}"
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt"):
-                pass
-    except (OSError, SafetensorError) as error:
-        return f"{file.name} cannot be read ({error})"
-    return None
-
-
-def _read(path: Path, step: int) -> Snapshot:
-    state = _examine(path, step)
-    tensors: dict[str, dict[str, Tensor]] = {}
-    try:
-        for group, places in state["tensors"].items():
-            wanted: dict[str, list[tuple[str, list[int] | None]]] = {}  # file -> names, offsets
-            for name, place in places.items():
-                parts = [(place, None)] if isinstance(place, str) else place["parts"]
-                for file, offsets in parts:
-                    wanted.setdefault(file, []).append((name, offsets))
-            held: dict[str, Tensor] = {}
-            missing: dict[str, int] = {}  # values of the tensors in parts
-            for file, names in sorted(wanted.items()):
-                with safe_open(path / file, framework="pt") as opened:
-                    for name, offsets in names:
-                        part = opened.get_tensor(name)
-                        if offsets is None:
-                            # A copy: this shares memory with the file, which will be deleted.
-                            held[name] = part.clone()
-                            continue
-                        if name not in held:
-                            held[name] = part.new_empty(places[name]["shape"])
-                            missing[name] = held[name].numel()
-                        at = [slice(a, a + n) for a, n in zip(offsets, part.shape, strict=True)]
-                        held[name][tuple(at)] = part
-                        missing[name] -= part.numel()
-            if any(missing.values()) or held.keys() != places.keys():
-                raise CheckpointError(f"{path}: {STATE} does not tell of every part of {group}")
-            tensors[group] = {name: held[name] for name in places}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return Snapshot(step, tensors, _decoded(state["facts"]))
-
-
-def _encoded(value: Any, where: str) -> Any:
-    """As JSON knows it. Numbers that it does not know become objects of one key."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {FLOAT: repr(float(value))}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_encoded(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str) or key == FLOAT:
-                raise CheckpointError(f"{where} has the key {key!r}: give strings, not {FLOAT!r}")
-        return {key: _encoded(item, f"{where}[{key!r}]") for key, item in value.items()}
-    raise CheckpointError(f"{where} is a {type(value).__name__}, which JSON cannot hold")
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decoded(item) for item in value]
-    if isinstance(value, dict):
-        if value.keys() == {FLOAT}:
-            return float(value[FLOAT])
-        return {key: _decoded(item) for key, item in value.items()}
-    return value
-
-
-# --- one writer at a time -------------------------------------------------------------------------
-
-
-_locked: set[int] = set()  # descriptors of this process
-
-
-@final
-class _Lock:
-    """A file that this process alone has locked, with who that is written in it.
-
-    ``flock``, since the kernel gives it back however a process ends: a number in a file would have
-    to be asked for, may be another process by now, and means nothing on another machine.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            self.sure = _flock(self._descriptor, file)
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-        _locked.add(self._descriptor)
-        _watch_forks()
-        self.release = weakref.finalize(self, _unlock, self._descriptor)
-
-    def held(self) -> bool:
-        """Whether it is still open, as after a fork it is not, and the file that others try."""
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), self._file.stat())
-        except OSError:
-            return False
-
-
-def _flock(descriptor: int, file: Path) -> bool:
-    """Lock it or raise; False where files cannot be locked."""
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
-        raise CheckpointError(
-            f"{file.parent} is being written to by {holder}: stop that run or give this one "
-            "another folder (within one process: close() the other Checkpoints first)"
-        ) from None
-    except (ImportError, OSError) as error:  # Windows; Lustre and others as some mount them
-        warnings.warn(
-            f"{file.parent} cannot be locked ({error}): see to it yourself that no other run "
-            "writes there",
-            stacklevel=4,
-        )
-        return False
-    return True
-
-
-def _unlock(descriptor: int) -> None:
-    if descriptor in _locked:
-        _locked.remove(descriptor)
-        os.close(descriptor)
-
-
-def _forked() -> None:
-    """A forked child, such as a worker that loads data, must not hold the lock past its parent."""
-    for descriptor in list(_locked):
-        _unlock(descriptor)
-
-
-@cache
-def _watch_forks() -> None:
-    """Once, for the first lock, where there are forks."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_forked)

@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from addnorm import disk
-from addnorm.training import checkpoint
+from addnorm.training import checkpoint_file
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
 
 GROUPS = ("model", "optimizer", "rng")
@@ -122,7 +122,7 @@ def test_what_is_saved_comes_back(tmp_path, background):
 
 
 @pytest.mark.parametrize("background", [True, False])
-@pytest.mark.parametrize("dtype", checkpoint.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", checkpoint_file.DTYPES, ids=str)
 def test_every_dtype_and_shape_to_the_bit(tmp_path, dtype, background):
     """Random bytes: signalling nans, denormals and minus zero among them."""
     g = torch.Generator().manual_seed(1)
@@ -178,7 +178,7 @@ def test_what_is_loaded_has_nothing_to_do_with_the_files_any_more(tmp_path):
 
 
 def test_large_groups_are_split(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SHARD", 100)
+    monkeypatch.setattr(checkpoint_file, "SHARD", 100)
     t = torch.arange(30, dtype=torch.uint8)
     tensors = {"large": t.repeat(5), **{f"t{i}": t + i for i in range(7)}, "wide": t[:9].double()}
     made = Checkpoints(tmp_path, background=False)
@@ -444,7 +444,7 @@ def test_checkpoints_that_are_not_what_their_name_says(tmp_path):
 
 
 def test_an_unknown_format(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "WHOLE", 7)
+    monkeypatch.setattr(checkpoint_file, "WHOLE", 7)
     made = filled(tmp_path, 1)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="has format 7, and this addnorm reads 1 and 2"):
@@ -489,7 +489,7 @@ def test_a_disk_that_does_not_read(tmp_path, monkeypatch):
 def test_reading_while_the_run_goes_on(tmp_path, monkeypatch):
     """What was listed is deleted before it is read: the newer ones are taken, without a word."""
     run = filled(tmp_path, 1, 2)
-    read = checkpoint._read
+    read = checkpoint_file.read
 
     def slow(path: Path, step: int) -> Snapshot:
         if run.steps() == [1, 2]:
@@ -497,7 +497,7 @@ def test_reading_while_the_run_goes_on(tmp_path, monkeypatch):
                 run.save(content(new))
         return read(path, step)
 
-    monkeypatch.setattr(checkpoint, "_read", slow)
+    monkeypatch.setattr(checkpoint_file, "read", slow)
     assert Checkpoints(tmp_path).load().step == 4
 
 
@@ -801,13 +801,13 @@ def test_a_failure_in_the_background_is_told_once(tmp_path, monkeypatch):
 def test_a_failure_keeps_no_copies(tmp_path, monkeypatch):
     """It may wait for long until it is asked for."""
     copies = []
-    owned = checkpoint._owned
+    owned = checkpoint_file._owned
 
     def noted(*args: Any) -> Tensor:
         copies.append(weakref.ref(t := owned(*args)))
         return t
 
-    monkeypatch.setattr(checkpoint, "_owned", noted)
+    monkeypatch.setattr(checkpoint_file, "_owned", noted)
     made = Checkpoints(tmp_path)
     made.lock()
     monkeypatch.setattr(os, "write", failing(5, os.write))

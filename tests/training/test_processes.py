@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from addnorm.records import read
-from addnorm.training import checkpoint, divided
+from addnorm.training import checkpoint_file, checkpoint_parts
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
 from addnorm.training.display import Display
 from addnorm.training.loop import Diverged, Trainer
@@ -109,7 +109,7 @@ def part(rank: int, folder: Path) -> None:
     for step, full in ((1, False), (2, rank == 1), (3, False)):
         with pytest.MonkeyPatch.context() as patch:
             if full:
-                patch.setattr(divided._File, "write", no_room)
+                patch.setattr(checkpoint_parts._File, "write", no_room)
             try:
                 checkpoints.save_divided(Snapshot(step, trainer.parts(), {}), world)
             except CheckpointError as error:
@@ -300,14 +300,14 @@ def test_a_part_that_nobody_tells_of_is_missed(
 ) -> None:
     """Whatever wrote it so: what is not there must not be read as zeros."""
     folder = shutil.copytree(found[1] / "sharded", tmp_path / "run") / "checkpoints"
-    examine = checkpoint._examine
+    examine = checkpoint_file.examine
 
     def forgetful(path: Path, step: int) -> dict[str, Any]:
         state = examine(path, step)
         state["tensors"]["model"]["enter.weight"]["parts"].pop()
         return state
 
-    monkeypatch.setattr(checkpoint, "_examine", forgetful)
+    monkeypatch.setattr(checkpoint_file, "examine", forgetful)
     with pytest.raises(CheckpointError, match="does not tell of every part of model"):
         Checkpoints(folder).load(8)
 

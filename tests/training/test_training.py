@@ -25,7 +25,7 @@ from addnorm.branches import MLP
 from addnorm.data.prepared import Tokens
 from addnorm.records import read
 from addnorm.settings import SettingsError
-from addnorm.training import checkpoint, parallel
+from addnorm.training import checkpoint_file, parallel
 from addnorm.training import loop as loop_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.display import Display, line
@@ -694,7 +694,7 @@ def test_a_full_disk_stops_no_training(
 ) -> None:
     """The save of step 4 fails; it is told, step 8 is saved, the run ends as one without a fault.
     If the disk is full to the end, the run says so and fails."""
-    put, full = checkpoint._put, {"until": 6}
+    put, full = checkpoint_file.write_file, {"until": 6}
 
     def putting(file: Path, parts: Any) -> Any:
         saving = int(threading.current_thread().name.removeprefix("checkpoint "))
@@ -702,7 +702,7 @@ def test_a_full_disk_stops_no_training(
             raise OSError(errno.ENOSPC, "No space left on device")
         return put(file, parts)
 
-    monkeypatch.setattr(checkpoint, "_put", putting)
+    monkeypatch.setattr(checkpoint_file, "write_file", putting)
     train(Toy(), loop=loop(), out=tmp_path / "run", display=Display())
     assert "No space left on device" in capsys.readouterr().out
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [8, 12]

@@ -282,13 +282,13 @@ os.register_at_fork = register
 before, after = optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks
 import addnorm.training.run, addnorm.adapt.parts
 from addnorm import decoder, schemes
-from addnorm.training import checkpoint
+from addnorm.training import folder_lock
 decoder(8, 2, 1, schemes.pre_norm)
 assert (len(before), len(after), len(forks)) == (0, 0, 0)
 for _ in range(2):
     decoder(8, 2, 1, schemes.ngpt)
     addnorm.adapt.parts.AdaLoRA(torch.nn.Linear(4, 4), 2, 1.0, 0.0, 0.1)
-    checkpoint._Lock(pathlib.Path(sys.argv[1], "lock"))
+    folder_lock.FolderLock(pathlib.Path(sys.argv[1], "lock"))
 assert (len(before), len(after), len(forks)) == (1, 1, 1)
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

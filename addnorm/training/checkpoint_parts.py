@@ -26,7 +26,7 @@ Parts = dict[str, list[tuple[str, list[int]]]]
 """Name of a tensor -> (file, where in the tensor its part begins)."""
 
 
-def write(
+def write_parts(
     folder: Path, group: str, tensors: Mapping[str, Tensor], world: World
 ) -> tuple[dict[str, Any], Parts]:
     """Every process's part into ``folder``: (file -> size and sha256, name -> parts), of all.
