@@ -4,12 +4,86 @@ from collections import defaultdict
 
 from addnorm.anatomy.structure import PRODUCTS, NormCall, Residual, Structure, factors, within
 from addnorm.anatomy.trace import Op, Value
-from addnorm.linting.check import Check, Said
-from addnorm.linting.report import Finding
+from addnorm.linting.check import Answers, decides
+from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 
+# --- the words ------------------------------------------------------------------------------------
 
-def norms_on_the_way(subject: Subject) -> Said:
+DOUBLE_NORM = Rule(
+    "double-norm",
+    "two norms with nothing between them",
+    family="The residual stream",
+    evidence={
+        "first_norm": "the norm whose output the second one reads",
+        "relative_change_by_the_second": "how far the second's output is from the first's",
+    },
+    cases={
+        "in a row": Case(
+            "warning",
+            "{module} normalizes what {first_norm} has just normalized, with nothing between them. "
+            "The second undoes the first one's gain and bias, and costs a pass over memory.",
+            "Remove one: a post-norm stack ends normalized and needs no final norm.",
+        ),
+    },
+)
+
+_GROWS = (
+    "The sublayers are pre-norm, so nothing ever normalizes the stream itself, and {how}: its "
+    "scale grows with depth and during training, and so do the logits."
+)
+_FINAL = "Put a norm after the last block (GPT-2's ln_f)."
+
+MISSING_FINAL_NORM = Rule(
+    "missing-final-norm",
+    "a pre-norm stack whose end is read without a norm",
+    family="The residual stream",
+    evidence={
+        "sublayers": "how many write to this stream",
+        "with_a_norm_of_their_own": "how many of them read it through a norm of their own",
+        "rms_after_the_first_sublayer": "the RMS of the stream after the first of them",
+        "rms_at_the_end": "the RMS of the stream after the last",
+    },
+    cases={
+        "read": Case("error", _GROWS.format(how="{reader} reads its end without a norm"), _FINAL),
+        "returned": Case(
+            "warning",
+            _GROWS.format(how="its end is returned without a norm"),
+            f"{_FINAL} If the caller normalizes the output, ignore this.",
+        ),
+    },
+)
+
+SHARED_NORM = Rule(
+    "shared-norm",
+    "one norm at several places",
+    family="The residual stream",
+    evidence={
+        "places": "at how many places the norm is called",
+        "parameters": "its parameters",
+        "whole_layer_is_shared": "whether the matrices around it are used as often",
+    },
+    cases={
+        "with its layer": Case(
+            "note",
+            "The layer around {module} is used {places} times with the same weights, its norms "
+            "among them, as in ALBERT.",
+            "Nothing, if the sharing is intended.",
+        ),
+        "alone": Case(
+            "error",
+            "{module} is one norm at {places} places: its gain and bias get the sum of different "
+            "gradients, and no place gets a scale of its own.",
+            "One norm for each place.",
+        ),
+    },
+)
+
+# --- how it is measured ---------------------------------------------------------------------------
+
+
+@decides(DOUBLE_NORM, MISSING_FINAL_NORM, SHARED_NORM)
+def norms_on_the_way(subject: Subject) -> Answers:
     """double-norm, missing-final-norm, shared-norm."""
     s = subject.structure
     yield from _double(s)
@@ -17,7 +91,7 @@ def norms_on_the_way(subject: Subject) -> Said:
     yield from _shared(s)
 
 
-def _double(s: Structure) -> Said:
+def _double(s: Structure) -> Answers:
     outputs = {n.output: n for n in s.norms}
     forks = {r.fork for r in s.residuals} | {r.stream for r in s.residuals}
     for second in outputs.values():
@@ -37,15 +111,11 @@ def _double(s: Structure) -> Said:
             continue
         x, y = (n.output.tensor.detach().double() for n in (first, second))
         change = float((y - x).norm() / x.norm().clamp(min=1e-300)) if x.shape == y.shape else 1.0
-        yield Finding(
-            rule="double-norm",
-            severity="warning",
-            module=second.path,
-            evidence={"first_norm": first.path, "relative_change_by_the_second": change},
-            message=f"{second.path} normalizes what {first.path} has just normalized, with nothing "
-            "between them. The second undoes the first one's gain and bias, and costs a pass over "
-            "memory.",
-            remedy="Remove one: a post-norm stack ends normalized and needs no final norm.",
+        yield DOUBLE_NORM(
+            "in a row",
+            second.path,
+            first_norm=first.path,
+            relative_change_by_the_second=change,
         )
 
 
@@ -64,7 +134,7 @@ def _uses(s: Structure, value: Value, besides: NormCall) -> list[Op]:
     ]
 
 
-def _missing_final(s: Structure) -> Said:
+def _missing_final(s: Structure) -> Answers:
     """A pre-norm stream that is read at its end without a norm."""
     for chain in s.chains:
         last = chain[-1]
@@ -83,29 +153,18 @@ def _missing_final(s: Structure) -> Said:
             continue
         read = [op for v in ends for op in v.readers if op.name in PRODUCTS and v in factors(op)]
         rms = [r.output.rms() for r in (chain[0], last)]
-        yield Finding(
-            rule="missing-final-norm",
-            severity="error" if read else "warning",
-            module=read[0].module if read else last.add.module,
-            evidence={
-                "sublayers": len(chain),
-                "with_a_norm_of_their_own": len(own),
-                "rms_after_the_first_sublayer": rms[0],
-                "rms_at_the_end": rms[1],
-            },
-            message="The sublayers are pre-norm, so nothing ever normalizes the stream itself, and "
-            + (
-                f"{read[0].module or 'a product'} reads its end without a norm"
-                if read
-                else "its end is returned without a norm"
-            )
-            + ": its scale grows with depth and during training, and so do the logits.",
-            remedy="Put a norm after the last block (GPT-2's ln_f)."
-            + ("" if read else " If the caller normalizes the output, ignore this."),
+        yield MISSING_FINAL_NORM(
+            "read" if read else "returned",
+            read[0].module if read else last.add.module,
+            words={"reader": read[0].module or "a product"} if read else {},
+            sublayers=len(chain),
+            with_a_norm_of_their_own=len(own),
+            rms_after_the_first_sublayer=rms[0],
+            rms_at_the_end=rms[1],
         )
 
 
-def _shared(s: Structure) -> Said:
+def _shared(s: Structure) -> Answers:
     """One norm's parameters at several places of the stream."""
     at: dict[frozenset[str], list[NormCall]] = defaultdict(list)
     for norm in s.norms:
@@ -128,36 +187,25 @@ def _shared(s: Structure) -> Said:
             whole = any(n >= len(calls) for n in times.values())
         if _same_role(s, calls):
             continue
-        yield Finding(
-            rule="shared-norm",
-            severity="note" if whole else "error",
-            module=calls[0].path,
-            evidence={
-                "places": len(calls),
-                "parameters": sorted(names),
-                "whole_layer_is_shared": whole,
-            },
-            message=(
-                f"The layer around {calls[0].path} is used {len(calls)} times with the same "
-                "weights, its norms among them, as in ALBERT."
-                if whole
-                else f"{calls[0].path} is one norm at {len(calls)} places: its gain and bias get "
-                "the sum of different gradients, and no place gets a scale of its own."
-            ),
-            remedy="Nothing, if the sharing is intended." if whole else "One norm for each place.",
+        yield SHARED_NORM(
+            "with its layer" if whole else "alone",
+            calls[0].path,
+            places=len(calls),
+            parameters=sorted(names),
+            whole_layer_is_shared=whole,
         )
 
 
 def _gains(s: Structure, norm: NormCall) -> frozenset[str]:
     """The vectors that a norm computed by hand is multiplied by, just before or just after."""
-    found: set[str] = set()
+    gains: set[str] = set()
     before = [norm.source.op] if norm.source.op is not None else []
     for op in (*before, *norm.output.readers):
         if op.name == "mul" and len(op.outputs[0].shape) > 1:
             for v in op.inputs:
                 if v.tensor.numel() == norm.output.shape[-1]:
-                    found |= s.names(v)
-    return frozenset(found)
+                    gains |= s.names(v)
+    return frozenset(gains)
 
 
 def _same_role(s: Structure, calls: list[NormCall]) -> bool:
@@ -175,4 +223,4 @@ def _read_of(s: Structure, residuals: list[Residual]) -> set[Value]:
     }
 
 
-CHECKS = (Check(("double-norm", "missing-final-norm", "shared-norm"), norms_on_the_way),)
+CHECKS = (norms_on_the_way,)

@@ -4,14 +4,92 @@ from collections import defaultdict
 
 from addnorm.anatomy.structure import LINEAR, PRODUCTS, VIEWS, Residual, Structure, factors
 from addnorm.anatomy.trace import Op, Value
-from addnorm.linting.check import Check, Said
-from addnorm.linting.report import Finding
+from addnorm.linting.check import Answers, decides
+from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 
 DEAD = 1e-6  # relative to the stream; randomised branches write 1e-3 and more
 
+# --- the words ------------------------------------------------------------------------------------
 
-def branches(subject: Subject) -> Said:
+
+def _adds(what: str) -> Case:
+    return Case(
+        "error",
+        f"This branch adds {what} although none of its weights is zero: it cannot learn, and its "
+        "parameters are useless.",
+        "Look for a factor of zero, a mask that drops everything, or an output that was "
+        "overwritten.",
+    )
+
+
+DEAD_BRANCH = Rule(
+    "dead-branch",
+    "a sublayer that adds nothing, or whose result nobody reads",
+    family="Branches",
+    evidence={
+        "branch_over_stream": "the size of what the branch adds, relative to the stream",
+        "spread_over_tokens": "how much of it differs from token to token, relative to all of it",
+        "computed_and_not_used": "the modules whose results reach no output",
+        "count": "how many there are",
+    },
+    cases={
+        "nothing": _adds("nothing"),
+        "one vector": _adds("the same vector to every token"),
+        "thrown away": Case(
+            "error",
+            "What {names} computes reaches no output: the branch is computed and thrown away.",
+            "Add it to the stream, or remove it.",
+        ),
+    },
+)
+
+ONE_SIGNED_BRANCH = Rule(
+    "one-signed-branch",
+    "a sublayer that can only add values of one sign",
+    family="Branches",
+    evidence={
+        "smallest": "the smallest value that the branch adds",
+        "largest": "the largest",
+        "entries": "how many values there are",
+    },
+    cases={
+        "one sign": Case(
+            "error",
+            "None of the {entries} values that this branch adds is {sign}: it can only push the "
+            "stream in one direction, and the stream drifts with depth.",
+            "Do not put an activation after the last projection of a branch.",
+        ),
+    },
+)
+
+_NOTHING_BETWEEN = (
+    "{first} and {second} follow each other with nothing nonlinear between them: "
+    "{widths[0]} -> {widths[1]} -> {widths[2]} amounts to one matrix of "
+    "{widths[0]} x {widths[2]}, at the cost of two."
+)
+_ACTIVATION = "Put the activation (GELU, ReLU, SwiGLU) between them."
+
+LINEAR_MLP = Rule(
+    "linear-mlp",
+    "two matrices in a row with nothing nonlinear between",
+    family="Branches",
+    evidence={
+        "widths": "the widths before, between and after the two",
+        "first": "the module of the first",
+        "second": "the module of the second",
+    },
+    cases={
+        "in a branch": Case("error", _NOTHING_BETWEEN, _ACTIVATION),
+        "elsewhere": Case("warning", _NOTHING_BETWEEN, _ACTIVATION),
+    },
+)
+
+# --- how it is measured ---------------------------------------------------------------------------
+
+
+@decides(DEAD_BRANCH, ONE_SIGNED_BRANCH, LINEAR_MLP)
+def branches(subject: Subject) -> Answers:
     """dead-branch, one-signed-branch, linear-mlp."""
     s = subject.structure
     for residual in s.residuals:
@@ -22,32 +100,20 @@ def branches(subject: Subject) -> Said:
         rows = b.reshape(-1, b.shape[-1])
         spread = float((rows - rows.mean(0)).norm() / rows.norm().clamp(min=1e-300))
         if relative < DEAD or (spread < DEAD and _varies(residual.fork)):
-            yield Finding(
-                rule="dead-branch",
-                severity="error",
-                module=_branch_module(s, residual),
-                evidence={"branch_over_stream": relative, "spread_over_tokens": spread},
-                message="This branch adds "
-                + ("nothing" if relative < DEAD else "the same vector to every token")
-                + " although none of its weights is zero: it cannot learn, and its parameters are "
-                "useless.",
-                remedy="Look for a factor of zero, a mask that drops everything, or an output "
-                "that was overwritten.",
+            yield DEAD_BRANCH(
+                "nothing" if relative < DEAD else "one vector",
+                _branch_module(s, residual),
+                branch_over_stream=relative,
+                spread_over_tokens=spread,
             )
         elif float(b.min()) >= 0.0 or float(b.max()) <= 0.0:
-            sign = "negative" if float(b.min()) >= 0.0 else "positive"
-            yield Finding(
-                rule="one-signed-branch",
-                severity="error",
-                module=_branch_module(s, residual),
-                evidence={
-                    "smallest": float(b.min()),
-                    "largest": float(b.max()),
-                    "entries": b.numel(),
-                },
-                message=f"None of the {b.numel()} values that this branch adds is {sign}: it can "
-                "only push the stream in one direction, and the stream drifts with depth.",
-                remedy="Do not put an activation after the last projection of a branch.",
+            yield ONE_SIGNED_BRANCH(
+                "one sign",
+                _branch_module(s, residual),
+                words={"sign": "negative" if float(b.min()) >= 0.0 else "positive"},
+                smallest=float(b.min()),
+                largest=float(b.max()),
+                entries=b.numel(),
             )
     yield from _thrown_away(s)
     yield from _linear(s)
@@ -64,7 +130,7 @@ def _branch_module(s: Structure, residual: Residual) -> str:
     return max(last, key=s.order).module if last else residual.add.module
 
 
-def _thrown_away(s: Structure) -> Said:
+def _thrown_away(s: Structure) -> Answers:
     """Attentions and products with weights inside blocks whose result nobody reads."""
     paths: dict[str, Op] = {}
     for op in s.trace.ops:
@@ -76,18 +142,16 @@ def _thrown_away(s: Structure) -> Said:
     for path in paths:
         last[s.block(path)].append(path)
     for block, inside in last.items():
-        yield Finding(
-            rule="dead-branch",
-            severity="error",
-            module=block,
-            evidence={"computed_and_not_used": inside[:8], "count": len(inside)},
-            message=f"What {', '.join(inside[:3])} computes reaches no output: the branch is "
-            "computed and thrown away.",
-            remedy="Add it to the stream, or remove it.",
+        yield DEAD_BRANCH(
+            "thrown away",
+            block,
+            words={"names": ", ".join(inside[:3])},
+            computed_and_not_used=inside[:8],
+            count=len(inside),
         )
 
 
-def _linear(s: Structure) -> Said:
+def _linear(s: Structure) -> Answers:
     """Two products with weights in a row and nothing nonlinear between."""
     for op in s.trace.ops:
         if op.name not in PRODUCTS or not s.weighted(op) or op.outputs[0] not in s.live:
@@ -117,15 +181,12 @@ def _linear(s: Structure) -> Said:
         if hidden < min(start, end):
             continue  # a factorized matrix: fewer parameters, on purpose
         in_branch = out in s.inside_branches and second.outputs[0] in s.inside_branches
-        yield Finding(
-            rule="linear-mlp",
-            severity="error" if in_branch else "warning",
-            module=_common(op.module, second.module),
-            evidence={"widths": [start, hidden, end], "first": op.module, "second": second.module},
-            message=f"{op.module} and {second.module} follow each other with nothing nonlinear "
-            f"between them: {start} -> {hidden} -> {end} amounts to one matrix of {start} x {end}, "
-            "at the cost of two.",
-            remedy="Put the activation (GELU, ReLU, SwiGLU) between them.",
+        yield LINEAR_MLP(
+            "in a branch" if in_branch else "elsewhere",
+            _common(op.module, second.module),
+            widths=[start, hidden, end],
+            first=op.module,
+            second=second.module,
         )
 
 
@@ -154,4 +215,4 @@ def _common(a: str, b: str) -> str:
     return ".".join(left[:same])
 
 
-CHECKS = (Check(("dead-branch", "one-signed-branch", "linear-mlp"), branches),)
+CHECKS = (branches,)
