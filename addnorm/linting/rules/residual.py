@@ -1,6 +1,5 @@
 """How the sublayers sit on the residual stream: proved on the operations, not guessed from code."""
 
-from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -9,15 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.anatomy.outputs import tensors_in
-from addnorm.anatomy.structure import (
-    PRODUCTS,
-    NormCall,
-    Residual,
-    Structure,
-    factors,
-    number,
-    within,
-)
+from addnorm.anatomy.structure import NormCall, Residual, Structure, number
 from addnorm.anatomy.trace import Call, Op, Value, altered
 from addnorm.linting.check import Check, Said
 from addnorm.linting.report import Finding, Unknown
@@ -25,124 +16,6 @@ from addnorm.linting.subject import Subject
 from addnorm.temporary import hooked
 
 FAR = 1e-3  # relative: float32 noise is 1e-6, a norm moves a random vector by several tenths
-
-
-def no_residual(subject: Subject) -> Said:
-    """Attentions and products of blocks that the stream does not go around."""
-    s = subject.structure
-    if not s.attentions:
-        yield Unknown(rule="no-residual", module="", why="no attention was found in the forward")
-        return
-    lists = {path.rpartition(".")[0] for path in s.block_paths if path[-1:].isdecimal()}
-    scopes = lists or s.block_paths
-    found: dict[str, list[Op]] = defaultdict(list)
-    for attention in s.attentions:
-        out = attention.mix.outputs[0]
-        if out not in s.inside_branches and out in s.live and _only_way(s, attention.mix):
-            found[attention.path].append(attention.mix)
-    mixes = {a.mix.outputs[0] for a in s.attentions}
-    for op in s.trace.ops:
-        if op.name not in PRODUCTS or not s.weighted(op) or op.outputs[0] in s.inside_branches:
-            continue
-        inside = any(within(op.module, scope) for scope in scopes) and bool(scopes)
-        if not inside and not _between_attentions(s, op, mixes):
-            continue
-        if s.ancestors(op.outputs[0]) & mixes and op.outputs[0] in s.live and _cuts(s, op):
-            found[op.module].append(op)
-    blocks: dict[str, list[str]] = defaultdict(list)
-    for path in found:
-        blocks[s.block(path) or path.rpartition(".")[0]].append(path)
-    for block, paths in blocks.items():
-        attention_too = any(a.path in paths for a in s.attentions)
-        what, it = ("attention", "it") if attention_too else ("products with weights", "them")
-        first = found[paths[0]][0]
-        yield Finding(
-            rule="no-residual",
-            severity="error",
-            module=block or paths[0],
-            evidence={
-                "outside_of_every_residual": paths[:8],
-                "count": len(paths),
-                "residual_connections_in_the_model": len(s.residuals),
-                "shape": list(first.outputs[0].shape),
-            },
-            message=f"No residual connection goes around the {what} in {', '.join(paths[:3])}: "
-            f"what comes before reaches what comes after only through {it}. Deep stacks of such "
-            "layers lose the signal and its gradient.",
-            remedy="Add the sublayer's input to its output: x = x + sublayer(norm(x)), or "
-            "norm(x + sublayer(x)).",
-        )
-
-
-def _between_attentions(s: Structure, op: Op, mixes: set[Value]) -> bool:
-    out = op.outputs[0]
-    return bool(s.ancestors(out) & mixes) and bool(s.trace.descendants(out) & (mixes - {out}))
-
-
-def _cuts(s: Structure, op: Op) -> bool:
-    """Whether the stream goes through it, and it is no head: what only enters branches (keys of a
-    memory, modulations) or is carried to the result cuts nothing."""
-    todo, seen = [op.outputs[0]], {op.outputs[0]}
-    results, onwards = set(s.results), False
-    while todo and not onwards:
-        value = todo.pop()
-        if value in results:
-            return False
-        for reader in value.readers:
-            for v in reader.outputs:
-                if v in seen or v in s.inside_branches:
-                    continue
-                seen.add(v)
-                onwards = onwards or reader.name in PRODUCTS
-                todo.append(v)
-    onwards = onwards or any(r.stream in seen or r.fork in seen for r in s.residuals)
-    return onwards and _only_way(s, op) and _could_be_added(s, op)
-
-
-def _could_be_added(s: Structure, op: Op) -> bool:
-    """Whether the stream is as wide afterwards as before: where patches are merged it is not."""
-    out = op.outputs[0]
-    before = [r.output for r in s.residuals if r.output in s.ancestors(out)]
-    after = [r.fork for r in s.residuals if out in s.ancestors(r.fork)]
-    if not before or not after:
-        return True
-    last, first = (
-        max(before, key=lambda v: v.number),
-        min(after, key=lambda v: v.number),
-    )
-    return last.shape == first.shape
-
-
-def _only_way(s: Structure, op: Op) -> bool:
-    """Whether what an operation reads reaches the results through it alone."""
-    out = op.outputs[0]
-    sources = []
-    todo = [v for v in op.inputs if v in s.activations]
-    seen = set(todo)
-    while todo:  # back to where the stream was last added to, through at most the projections
-        value = todo.pop()
-        steps = [x for x in s.steps_into(value) if x.kind != "add"]
-        before = [x.source for x in steps]
-        if not before and value.op is not None and value.op.name in PRODUCTS:
-            before = [v for v in factors(value.op) if v in s.activations]
-            if any(r.output in before for r in s.residuals) or value in s.inside_branches:
-                before = []
-        if not before:
-            sources.append(value)
-        for v in before:
-            if v not in seen:
-                seen.add(v)
-                todo.append(v)
-    targets = {v for v in s.results if out in s.ancestors(v)}
-    gone = {out}
-    reached, todo = set(sources), list(sources)
-    while todo:
-        for reader in todo.pop().readers:
-            for v in reader.outputs:
-                if v not in reached and v not in gone:
-                    reached.add(v)
-                    todo.append(v)
-    return bool(targets) and not targets <= reached
 
 
 def wrong_tensor(subject: Subject) -> Said:
@@ -498,7 +371,4 @@ def _not_the_input(s: Structure, path: str, x: Tensor, y: Tensor) -> Said:
     )
 
 
-CHECKS = (
-    Check(("no-residual",), no_residual),
-    Check(("residual-wrong-tensor",), wrong_tensor),
-)
+CHECKS = (Check(("residual-wrong-tensor",), wrong_tensor),)

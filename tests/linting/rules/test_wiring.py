@@ -16,6 +16,7 @@ from addnorm import GPT, GPTConfig
 from addnorm.linting.rules import (
     attention,
     init,
+    no_residual,
     norm_inline,
     norm_placement,
     parameters,
@@ -26,6 +27,7 @@ from addnorm.linting.run import _subject
 from addnorm.linting.subject import Subject
 
 CHECKS = (
+    *no_residual.CHECKS,
     *residual.CHECKS,
     *norm_placement.CHECKS,
     *sublayers.CHECKS,
