@@ -4,24 +4,76 @@ from collections import defaultdict
 
 from addnorm.anatomy.structure import PRODUCTS, Structure, factors, within
 from addnorm.anatomy.trace import Op, Value
-from addnorm.linting.check import Check, Said
-from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.check import Answers, decides
+from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 
+# --- the words ------------------------------------------------------------------------------------
 
-def no_residual(subject: Subject) -> Said:
+
+def _nothing_around(what: str, it: str) -> Case:
+    return Case(
+        "error",
+        f"No residual connection goes around the {what} in {{names}}: what comes before reaches "
+        f"what comes after only through {it}. Deep stacks of such layers lose the signal and its "
+        "gradient.",
+        "Add the sublayer's input to its output: x = x + sublayer(norm(x)), or "
+        "norm(x + sublayer(x)).",
+    )
+
+
+NO_RESIDUAL = Rule(
+    "no-residual",
+    "a sublayer that the residual stream does not go around",
+    family="The residual stream",
+    evidence={
+        "outside_of_every_residual": "the modules that nothing goes around",
+        "count": "how many there are",
+        "residual_connections_in_the_model": "how many were found elsewhere",
+        "shape": "the shape of what the first of them gives",
+    },
+    cases={
+        "attention": _nothing_around("attention", "it"),
+        "products": _nothing_around("products with weights", "them"),
+    },
+)
+
+# --- how it is measured ---------------------------------------------------------------------------
+
+
+@decides(NO_RESIDUAL)
+def no_residual(subject: Subject) -> Answers:
     """Attentions and products of blocks that the stream does not go around."""
     s = subject.structure
     if not s.attentions:
-        yield Unknown(rule="no-residual", module="", why="no attention was found in the forward")
+        yield NO_RESIDUAL.unknown("no attention was found in the forward")
         return
+    outside = _outside(s)
+    blocks: dict[str, list[str]] = defaultdict(list)
+    for path in outside:
+        blocks[s.block(path) or path.rpartition(".")[0]].append(path)
+    for block, paths in blocks.items():
+        attention_too = any(a.path in paths for a in s.attentions)
+        yield NO_RESIDUAL(
+            "attention" if attention_too else "products",
+            block or paths[0],
+            words={"names": ", ".join(paths[:3])},
+            outside_of_every_residual=paths[:8],
+            count=len(paths),
+            residual_connections_in_the_model=len(s.residuals),
+            shape=list(outside[paths[0]].outputs[0].shape),
+        )
+
+
+def _outside(s: Structure) -> dict[str, Op]:
+    """Module -> the first attention or product in it that nothing goes around."""
     lists = {path.rpartition(".")[0] for path in s.block_paths if path[-1:].isdecimal()}
     scopes = lists or s.block_paths
-    found: dict[str, list[Op]] = defaultdict(list)
+    outside: dict[str, Op] = {}
     for attention in s.attentions:
         out = attention.mix.outputs[0]
         if out not in s.inside_branches and out in s.live and _only_way(s, attention.mix):
-            found[attention.path].append(attention.mix)
+            outside.setdefault(attention.path, attention.mix)
     mixes = {a.mix.outputs[0] for a in s.attentions}
     for op in s.trace.ops:
         if op.name not in PRODUCTS or not s.weighted(op) or op.outputs[0] in s.inside_branches:
@@ -30,30 +82,8 @@ def no_residual(subject: Subject) -> Said:
         if not inside and not _between_attentions(s, op, mixes):
             continue
         if s.ancestors(op.outputs[0]) & mixes and op.outputs[0] in s.live and _cuts(s, op):
-            found[op.module].append(op)
-    blocks: dict[str, list[str]] = defaultdict(list)
-    for path in found:
-        blocks[s.block(path) or path.rpartition(".")[0]].append(path)
-    for block, paths in blocks.items():
-        attention_too = any(a.path in paths for a in s.attentions)
-        what, it = ("attention", "it") if attention_too else ("products with weights", "them")
-        first = found[paths[0]][0]
-        yield Finding(
-            rule="no-residual",
-            severity="error",
-            module=block or paths[0],
-            evidence={
-                "outside_of_every_residual": paths[:8],
-                "count": len(paths),
-                "residual_connections_in_the_model": len(s.residuals),
-                "shape": list(first.outputs[0].shape),
-            },
-            message=f"No residual connection goes around the {what} in {', '.join(paths[:3])}: "
-            f"what comes before reaches what comes after only through {it}. Deep stacks of such "
-            "layers lose the signal and its gradient.",
-            remedy="Add the sublayer's input to its output: x = x + sublayer(norm(x)), or "
-            "norm(x + sublayer(x)).",
-        )
+            outside.setdefault(op.module, op)
+    return outside
 
 
 def _between_attentions(s: Structure, op: Op, mixes: set[Value]) -> bool:
@@ -64,7 +94,7 @@ def _between_attentions(s: Structure, op: Op, mixes: set[Value]) -> bool:
 def _cuts(s: Structure, op: Op) -> bool:
     """Whether the stream goes through it, and it is no head: what only enters branches (keys of a
     memory, modulations) or is carried to the result cuts nothing."""
-    todo, seen = [op.outputs[0]], {op.outputs[0]}
+    todo, reached = [op.outputs[0]], {op.outputs[0]}
     results, onwards = set(s.results), False
     while todo and not onwards:
         value = todo.pop()
@@ -72,12 +102,12 @@ def _cuts(s: Structure, op: Op) -> bool:
             return False
         for reader in value.readers:
             for v in reader.outputs:
-                if v in seen or v in s.inside_branches:
+                if v in reached or v in s.inside_branches:
                     continue
-                seen.add(v)
+                reached.add(v)
                 onwards = onwards or reader.name in PRODUCTS
                 todo.append(v)
-    onwards = onwards or any(r.stream in seen or r.fork in seen for r in s.residuals)
+    onwards = onwards or any(r.stream in reached or r.fork in reached for r in s.residuals)
     return onwards and _only_way(s, op) and _could_be_added(s, op)
 
 
@@ -100,7 +130,7 @@ def _only_way(s: Structure, op: Op) -> bool:
     out = op.outputs[0]
     sources = []
     todo = [v for v in op.inputs if v in s.activations]
-    seen = set(todo)
+    passed = set(todo)
     while todo:  # back to where the stream was last added to, through at most the projections
         value = todo.pop()
         steps = [x for x in s.steps_into(value) if x.kind != "add"]
@@ -112,8 +142,8 @@ def _only_way(s: Structure, op: Op) -> bool:
         if not before:
             sources.append(value)
         for v in before:
-            if v not in seen:
-                seen.add(v)
+            if v not in passed:
+                passed.add(v)
                 todo.append(v)
     targets = {v for v in s.results if out in s.ancestors(v)}
     gone = {out}
@@ -127,4 +157,4 @@ def _only_way(s: Structure, op: Op) -> bool:
     return bool(targets) and not targets <= reached
 
 
-CHECKS = (Check(("no-residual",), no_residual),)
+CHECKS = (no_residual,)

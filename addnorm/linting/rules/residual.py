@@ -10,45 +10,120 @@ from torch import Tensor, nn
 from addnorm.anatomy.outputs import tensors_in
 from addnorm.anatomy.structure import NormCall, Residual, Structure, number
 from addnorm.anatomy.trace import Call, Op, Value, altered
-from addnorm.linting.check import Check, Said
-from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.check import Answers, decides
+from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 from addnorm.temporary import hooked
 
 FAR = 1e-3  # relative: float32 noise is 1e-6, a norm moves a random vector by several tenths
 
+# --- the words ------------------------------------------------------------------------------------
 
-def wrong_tensor(subject: Subject) -> Said:
+_KEEP = "Keep the input for the sum: x = x + f(norm(x))."
+
+WRONG_TENSOR = Rule(
+    "residual-wrong-tensor",
+    "a residual connection carries on something other than the stream",
+    family="The residual stream",
+    evidence={
+        "norm_on_the_stream": "the norm through which the stream goes",
+        "block_with_branches_zeroed_differs_from_x_by": "with zeros for what its branches add, how "
+        "far the block's output is from its input",
+        "and_from_norm_of_x_by": "and from the norm of its input",
+        "sublayers_with_a_norm_of_their_own": "how many read the stream through a norm",
+        "sublayers_on_a_normed_stream": "how many are added to what a norm gave",
+        "scale_of_the_stream_changes_by": "the norm's output over its input, in size",
+        "lost_write_of": "the module whose write is lost",
+        "reads_it": "the module that has read it all the same",
+        "share_of_the_stream": "the size of the write relative to the stream",
+        "norm_of_the_branch": "the norm through which the branch reads",
+        "what_is_added_to_differs_from_x_by": "how far what the branch is added to is from what it "
+        "was computed from",
+        "factor_of_the_branch": "what the branch is multiplied by before the sum",
+        "factor_of_the_stream": "what the stream is multiplied by",
+        "through_a_norm": "the projections that read the stream through a norm",
+        "past_it": "those that read it without",
+        "times_in_the_sum": "how often the stream is in it",
+        "width": "the width of the stream",
+        "block_with_branches_zeroed_differs_from_its_stream_by": "with zeros for what its branches "
+        "add, how far the block's output is from its input, taken through its own norms",
+        "residual_connections_inside": "how many the block has",
+    },
+    cases={
+        "normed stream": Case(
+            "error",
+            "{norm_on_the_stream} normalizes the stream itself, and the sublayer reads and is "
+            "added to the normed copy: norm(x) + f(norm(x)). With all branches zeroed the block "
+            "returns norm(x), not x, so the identity path that makes pre-norm trainable is gone.",
+            _KEEP,
+        ),
+        "normed now and then": Case(
+            "error",
+            "Some sublayers read the stream through a norm and are added to it; the others are "
+            "added to the normed copy (as in {where}): norm(x) + f(norm(x)). Between them the "
+            "identity path that makes pre-norm trainable is gone.",
+            "Keep the input for the sum everywhere: x = x + f(norm(x)).",
+        ),
+        "lost write": Case(
+            "error",
+            "The sublayer added in {later} reads the stream with what {earlier} wrote, but is "
+            "added to the stream without it: that write is lost to all later layers.",
+            "Add to the same tensor that the sublayer read.",
+        ),
+        "normed operand": Case(
+            "error",
+            "The branch reads x through {norm_of_the_branch}, and is then added to "
+            "{norm_on_the_stream} of x instead of to x: the identity path that makes pre-norm "
+            "trainable is gone.",
+            _KEEP,
+        ),
+        "scaled branch": Case(
+            "error",
+            "Before {norm} the branch is multiplied by {factor_of_the_branch:.3g} and the stream "
+            "by 1: the deeper the stack, the faster it forgets its input. DeepNorm's factor "
+            "belongs to the stream.",
+            "Write norm(alpha * x + f(x)), not norm(x + alpha * f(x)).",
+        ),
+        "partly normed": Case(
+            "error",
+            "Some projections of one attention read the stream through the norm, and some without "
+            "it ({projections}): the scale of the latter grows with depth while that of the others "
+            "does not.",
+            "Give all of queries, keys and values the normed stream.",
+        ),
+        "added twice": Case(
+            "error",
+            "The residual is added twice: both operands of an addition hold the stream {as_it_was} "
+            "in full, so it doubles here at every layer.",
+            "Add the sublayer's output once, in one place.",
+        ),
+        "something else": Case(
+            "warning",
+            "With every branch zeroed this block does not return its input (passed through its own "
+            "norms): something else is written to the stream or taken from it.",
+            "Look at what is added besides the sublayers' outputs.",
+        ),
+    },
+)
+
+# --- how it is measured ---------------------------------------------------------------------------
+
+
+@decides(WRONG_TENSOR)
+def wrong_tensor(subject: Subject) -> Answers:
     """Residual connections that carry on something other than the stream."""
     s = subject.structure
     missing = "residual connection" if s.attentions else "attention"
     if not s.residuals or not s.attentions:  # sums of a recurrent state look like a stream
-        yield Unknown(rule="residual-wrong-tensor", module="", why=f"no {missing} was found")
+        yield WRONG_TENSOR.unknown(f"no {missing} was found")
         return
     zeroed = _blocks_without_branches(subject)
-    told: set[str] = set()
-    for call, first in _normed_streams(s):
-        if call.path in told:
-            continue
-        told.add(call.path)
-        evidence: dict[str, Any] = {"norm_on_the_stream": first.path}
-        if call.path in zeroed:
-            x, y = zeroed[call.path]
-            evidence["block_with_branches_zeroed_differs_from_x_by"] = _apart(y, x)
-            if first.module is not None:
-                with torch.no_grad():
-                    evidence["and_from_norm_of_x_by"] = _apart(y, first.module(x))
-        yield Finding(
-            rule="residual-wrong-tensor",
-            severity="error",
-            module=call.path,
-            evidence=evidence,
-            message=f"{first.path} normalizes the stream itself, and the sublayer reads and is "
-            "added to the normed copy: norm(x) + f(norm(x)). With all branches zeroed the block "
-            "returns norm(x), not x, so the identity path that makes pre-norm trainable is gone.",
-            remedy="Keep the input for the sum: x = x + f(norm(x)).",
-        )
-    if not told:
+    normed: dict[str, NormCall] = {}
+    for call, norm in _normed_streams(s):
+        normed.setdefault(call.path, norm)
+    for path, first in normed.items():
+        yield WRONG_TENSOR("normed stream", path, **_without_branches(first, zeroed.get(path)))
+    if not normed:
         yield from _now_and_then(s)
     for residual in s.residuals:
         yield from _lost_write(s, residual)
@@ -57,9 +132,20 @@ def wrong_tensor(subject: Subject) -> Said:
         yield from _partly_normed(s, residual)
     yield from _twice(s)
     for path, (x, y) in zeroed.items():
-        if path in told or x.shape != y.shape:
-            continue
-        yield from _not_the_input(s, path, x, y)
+        if path not in normed and x.shape == y.shape:
+            yield from _not_the_input(s, path, x, y)
+
+
+def _without_branches(norm: NormCall, block: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
+    """The evidence that a block gives the norm of what it takes, and not that itself."""
+    evidence: dict[str, Any] = {"norm_on_the_stream": norm.path}
+    if block is not None:
+        x, y = block
+        evidence["block_with_branches_zeroed_differs_from_x_by"] = _apart(y, x)
+        if norm.module is not None:
+            with torch.no_grad():
+                evidence["and_from_norm_of_x_by"] = _apart(y, norm.module(x))
+    return evidence
 
 
 def _blocks_without_branches(subject: Subject) -> dict[str, tuple[Tensor, Tensor]]:
@@ -77,8 +163,8 @@ def _blocks_without_branches(subject: Subject) -> dict[str, tuple[Tensor, Tensor
 
         return change
 
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    seen: dict[str, Tensor] = {}
+    blocks: dict[str, tuple[Tensor, Tensor]] = {}
+    taken_by: dict[str, Tensor] = {}
 
     modules = dict(subject.model.named_modules())
     paths = {modules[path]: path for path in s.block_paths}
@@ -90,12 +176,12 @@ def _blocks_without_branches(subject: Subject) -> dict[str, tuple[Tensor, Tensor
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         tensor = first(args, kwargs)
         if tensor is not None:
-            seen.setdefault(paths[module], tensor)
+            taken_by.setdefault(paths[module], tensor)
 
     def after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         path, tensor = paths[module], first(out)
-        if tensor is not None and path in seen:
-            found.setdefault(path, (seen[path], tensor))
+        if tensor is not None and path in taken_by:
+            blocks.setdefault(path, (taken_by[path], tensor))
 
     try:
         with hooked(paths, before=before, after=after):
@@ -105,7 +191,7 @@ def _blocks_without_branches(subject: Subject) -> dict[str, tuple[Tensor, Tensor
             )
     except (RuntimeError, ValueError, IndexError):
         return {}  # the model's flow depends on what is in its tensors; the structure still tells
-    return found
+    return blocks
 
 
 def _apart(a: Tensor, b: Tensor) -> float:
@@ -150,7 +236,7 @@ def _normed_streams(s: Structure) -> Iterator[tuple[Call, NormCall]]:
                 yield call, norms[0]
 
 
-def _now_and_then(s: Structure) -> Said:
+def _now_and_then(s: Structure) -> Answers:
     """Without blocks to go by: sublayers with a norm of their own and sublayers that have none and
     read a normed stream, in turns. A design may change from one to the other once, not at every
     layer."""
@@ -171,19 +257,13 @@ def _now_and_then(s: Structure) -> Said:
     norm = turns[0][1]
     raw, normed = (v.tensor.detach().double() for v in (norm.source, norm.output))
     share = float(normed.norm() / raw.norm())
-    yield Finding(
-        rule="residual-wrong-tensor",
-        severity="error",
-        module=norm.path,
-        evidence={
-            "sublayers_with_a_norm_of_their_own": sum(k == "own" for k, _ in kinds),
-            "sublayers_on_a_normed_stream": sum(k == "stream" for k, _ in kinds),
-            "scale_of_the_stream_changes_by": share,
-        },
-        message="Some sublayers read the stream through a norm and are added to it; the others are "
-        f"added to the normed copy (as in {norm.path or 'the model'}): norm(x) + f(norm(x)). "
-        "Between them the identity path that makes pre-norm trainable is gone.",
-        remedy="Keep the input for the sum everywhere: x = x + f(norm(x)).",
+    yield WRONG_TENSOR(
+        "normed now and then",
+        norm.path,
+        words={"where": norm.path or "the model"},
+        sublayers_with_a_norm_of_their_own=sum(k == "own" for k, _ in kinds),
+        sublayers_on_a_normed_stream=sum(k == "stream" for k, _ in kinds),
+        scale_of_the_stream_changes_by=share,
     )
 
 
@@ -191,7 +271,7 @@ def _in_call(s: Structure, op: Op, call: Call) -> bool:
     return call.first <= s.order(op) < call.last
 
 
-def _lost_write(s: Structure, residual: Residual) -> Said:
+def _lost_write(s: Structure, residual: Residual) -> Answers:
     """A later sublayer reads what this one wrote, but adds to the stream as it was before."""
     out = residual.output
     if any(out in s.carried(r.stream) for r in s.residuals if r is not residual):
@@ -203,24 +283,21 @@ def _lost_write(s: Structure, residual: Residual) -> Said:
         if later.fork in before and out not in s.carried(later.add.outputs[0]):
             if any(residual.branch in s.carried(r.stream) for r in s.residuals):
                 return  # added elsewhere as well
-            yield Finding(
-                rule="residual-wrong-tensor",
-                severity="error",
-                module=later.add.module,
-                evidence={
-                    "lost_write_of": residual.add.module,
-                    "reads_it": later.add.module,
-                    "share_of_the_stream": residual.share,
+            yield WRONG_TENSOR(
+                "lost write",
+                later.add.module,
+                words={
+                    "later": later.add.module or "the model",
+                    "earlier": residual.add.module or "the one before",
                 },
-                message=f"The sublayer added in {later.add.module or 'the model'} reads the stream "
-                f"with what {residual.add.module or 'the one before'} wrote, but is added to the "
-                "stream without it: that write is lost to all later layers.",
-                remedy="Add to the same tensor that the sublayer read.",
+                lost_write_of=residual.add.module,
+                reads_it=later.add.module,
+                share_of_the_stream=residual.share,
             )
             return
 
 
-def _normed_operand(s: Structure, residual: Residual) -> Said:
+def _normed_operand(s: Structure, residual: Residual) -> Answers:
     """norm(x) + f(norm(x)): the norm is on the way from the fork to the sum, and the branch has
     one of its own as well."""
     on_stream = [step.norm for step in residual.steps if step.norm is not None]
@@ -228,23 +305,16 @@ def _normed_operand(s: Structure, residual: Residual) -> Said:
     if not on_stream or not own:
         return
     x, y = residual.fork.tensor, residual.stream.tensor
-    yield Finding(
-        rule="residual-wrong-tensor",
-        severity="error",
-        module=residual.add.module,
-        evidence={
-            "norm_on_the_stream": on_stream[0].path,
-            "norm_of_the_branch": own[0].path,
-            "what_is_added_to_differs_from_x_by": _apart(y.detach(), x.detach()),
-        },
-        message=f"The branch reads x through {own[0].path}, and is then added to "
-        f"{on_stream[0].path} of x instead of to x: the identity path that makes pre-norm "
-        "trainable is gone.",
-        remedy="Keep the input for the sum: x = x + f(norm(x)).",
+    yield WRONG_TENSOR(
+        "normed operand",
+        residual.add.module,
+        norm_on_the_stream=on_stream[0].path,
+        norm_of_the_branch=own[0].path,
+        what_is_added_to_differs_from_x_by=_apart(y.detach(), x.detach()),
     )
 
 
-def _scaled_branch(s: Structure, residual: Residual) -> Said:
+def _scaled_branch(s: Structure, residual: Residual) -> Answers:
     """DeepNorm's factor on the branch instead of the stream."""
     op = residual.branch.op
     if op is None or op.name != "mul" or any(step.kind == "scale" for step in residual.steps):
@@ -256,19 +326,16 @@ def _scaled_branch(s: Structure, residual: Residual) -> Said:
         return
     after = [n for n in s.steps_from.get(residual.output, ()) if n.norm is not None]
     if after:
-        yield Finding(
-            rule="residual-wrong-tensor",
-            severity="error",
-            module=residual.add.module,
-            evidence={"factor_of_the_branch": factor, "factor_of_the_stream": 1.0},
-            message=f"Before {after[0].norm.path if after[0].norm else 'the norm'} the branch is "
-            f"multiplied by {factor:.3g} and the stream by 1: the deeper the stack, the faster it "
-            "forgets its input. DeepNorm's factor belongs to the stream.",
-            remedy="Write norm(alpha * x + f(x)), not norm(x + alpha * f(x)).",
+        yield WRONG_TENSOR(
+            "scaled branch",
+            residual.add.module,
+            words={"norm": after[0].norm.path if after[0].norm else "the norm"},
+            factor_of_the_branch=factor,
+            factor_of_the_stream=1.0,
         )
 
 
-def _partly_normed(s: Structure, residual: Residual) -> Said:
+def _partly_normed(s: Structure, residual: Residual) -> Answers:
     """Some products of a branch read the stream through a norm, and some do not."""
     readers = [(op, normed) for op, normed in s.readers(residual) if s.weighted(op)]
     normed = [op.module for op, ok in readers if ok]
@@ -279,24 +346,22 @@ def _partly_normed(s: Structure, residual: Residual) -> Said:
     feeding = {op for a in heads for v in s.ancestors(a.mix.outputs[0]) if (op := v.op) is not None}
     if not heads or not all(op in feeding for op, _ in readers):
         return
-    yield Finding(
-        rule="residual-wrong-tensor",
-        severity="error",
-        module=residual.add.module,
-        evidence={"through_a_norm": sorted(set(normed)), "past_it": sorted(set(raw))},
-        message="Some projections of one attention read the stream through the norm, and some "
-        f"without it ({', '.join(sorted(set(raw))[:3]) or 'in one product'}): the scale of the "
-        "latter grows with depth while that of the others does not.",
-        remedy="Give all of queries, keys and values the normed stream.",
+    projections = ", ".join(sorted(set(raw))[:3])
+    yield WRONG_TENSOR(
+        "partly normed",
+        residual.add.module,
+        words={"projections": projections or "in one product"},
+        through_a_norm=sorted(set(normed)),
+        past_it=sorted(set(raw)),
     )
 
 
-def _twice(s: Structure) -> Said:
+def _twice(s: Structure) -> Answers:
     """An addition of two values that both hold the same stream in full."""
     points = {r.fork for r in s.residuals} | {r.output for r in s.residuals}
-    known = {r.add for r in s.residuals}
+    sums = {r.add for r in s.residuals}
     for op in s.trace.ops:
-        if op.name != "add" or op in known or not op.outputs or op.outputs[0] not in s.live:
+        if op.name != "add" or op in sums or not op.outputs or op.outputs[0] not in s.live:
             continue
         moving = [v for v in op.inputs if v in s.activations]
         if len(moving) != 2 or moving[0].shape != moving[1].shape:
@@ -306,31 +371,28 @@ def _twice(s: Structure) -> Said:
         if not both or not (left | right) & {r.output for r in s.residuals}:
             continue
         at = max(both, key=lambda v: v.number)
-        yield Finding(
-            rule="residual-wrong-tensor",
-            severity="error",
-            module=op.module,
-            evidence={"times_in_the_sum": 2, "width": op.outputs[0].shape[-1]},
-            message="The residual is added twice: both operands of an addition hold the stream "
-            f"{'as ' + at.op.module + ' left it' if at.op and at.op.module else ''} in full, so it "
-            "doubles here at every layer.",
-            remedy="Add the sublayer's output once, in one place.",
+        yield WRONG_TENSOR(
+            "added twice",
+            op.module,
+            words={"as_it_was": f"as {at.op.module} left it" if at.op and at.op.module else ""},
+            times_in_the_sum=2,
+            width=op.outputs[0].shape[-1],
         )
         return
 
 
 def _plainly(s: Structure, value: Value) -> set[Value]:
     """What is carried into it by views and sums alone."""
-    found, todo = {value}, [value]
+    sources, todo = {value}, [value]
     while todo:
         for step in s.steps_into(todo.pop()):
-            if step.kind in ("view", "shift", "add") and step.source not in found:
-                found.add(step.source)
+            if step.kind in ("view", "shift", "add") and step.source not in sources:
+                sources.add(step.source)
                 todo.append(step.source)
-    return found
+    return sources
 
 
-def _not_the_input(s: Structure, path: str, x: Tensor, y: Tensor) -> Said:
+def _not_the_input(s: Structure, path: str, x: Tensor, y: Tensor) -> Answers:
     """A block whose branches are zeroed must return its input, through its own stream norms."""
     call = next(c for c in s.block_calls() if c.path == path)
     inside = [r for r in s.residuals if _in_call(s, r.add, call)]
@@ -357,18 +419,12 @@ def _not_the_input(s: Structure, path: str, x: Tensor, y: Tensor) -> Said:
     apart = _apart(y, expected)
     if apart <= FAR or any(r.add.name not in ("add", "sub") for r in inside):
         return
-    yield Finding(
-        rule="residual-wrong-tensor",
-        severity="warning",
-        module=path,
-        evidence={
-            "block_with_branches_zeroed_differs_from_its_stream_by": apart,
-            "residual_connections_inside": len(inside),
-        },
-        message="With every branch zeroed this block does not return its input (passed through "
-        "its own norms): something else is written to the stream or taken from it.",
-        remedy="Look at what is added besides the sublayers' outputs.",
+    yield WRONG_TENSOR(
+        "something else",
+        path,
+        block_with_branches_zeroed_differs_from_its_stream_by=apart,
+        residual_connections_inside=len(inside),
     )
 
 
-CHECKS = (Check(("residual-wrong-tensor",), wrong_tensor),)
+CHECKS = (wrong_tensor,)
