@@ -202,7 +202,7 @@ class _Block:
     dim: int
     branches: list[tuple[str, Make]]
     norm: Callable[[int], nn.Module]
-    role: str
+    side: str
     scheme: Scheme | str | None  # a text stays one: unlike a function made by one, it pickles
     norm_first: bool
     batch_first: bool
@@ -226,7 +226,7 @@ class _Block:
             raise ValueError("scheme says where the norms are: leave norm_first out")
         with nullcontext() if device is None else torch.device(device):
             stack = Stack(
-                self.branches * n, self.dim, scheme, norm=self.norm, role=self.role, depths=depths
+                self.branches * n, self.dim, scheme, norm=self.norm, side=self.side, depths=depths
             )
         for sub in stack.sublayers():
             if as_torch and isinstance(sub.branch, MLP):
@@ -295,7 +295,7 @@ class _Layer(_Coder, ABC):
     """One block. What the scheme puts at the two ends of a stack is not here."""
 
     prefix = ""
-    role: ClassVar[str]
+    side: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -323,7 +323,7 @@ class _Layer(_Coder, ABC):
             d_model,
             [(kind, makes[kind]) for kind in self.kinds],
             partial(LayerNorm, eps=layer_norm_eps, bias=bias),
-            self.role,
+            self.side,
             scheme,
             norm_first,
             batch_first,
@@ -348,7 +348,7 @@ class _Layer(_Coder, ABC):
 class TransformerEncoderLayer(_Layer):
     """``nn.TransformerEncoderLayer``: self-attention, then an MLP."""
 
-    role, kinds = "encoder", ("attn", "mlp")
+    side, kinds = "encoder", ("attn", "mlp")
 
     def forward(
         self,
@@ -364,7 +364,7 @@ class TransformerEncoderLayer(_Layer):
 class TransformerDecoderLayer(_Layer):
     """``nn.TransformerDecoderLayer``: self-attention, attention to ``memory``, then an MLP."""
 
-    role, kinds = "decoder", ("attn", "cross", "mlp")
+    side, kinds = "decoder", ("attn", "cross", "mlp")
 
     def forward(
         self,

@@ -238,7 +238,7 @@ def sub_ln(s: Site) -> Wiring:
     counts the sublayers: it is 3L where blocks have three; one alone counts as two, as ln 1 = 0."""
     n, m = s.depths
     if n and m:
-        square = math.log(3 * m) * math.log(2 * n) / 3 if s.role == "encoder" else math.log(3 * m)
+        square = math.log(3 * m) * math.log(2 * n) / 3 if s.side == "encoder" else math.log(3 * m)
     else:
         square = math.log(max(_additions(s), 2))
     w = replace(pre_norm(s), init=xavier_init(math.sqrt(square)))
@@ -261,7 +261,7 @@ def deepnorm(s: Site) -> Wiring:
     n, m = s.depths
     if not (n and m):
         alpha, beta = _additions(s) ** 0.25, (4 * _additions(s)) ** -0.25
-    elif s.role == "encoder":
+    elif s.side == "encoder":
         alpha, beta = 0.81 * (n**4 * m) ** 0.0625, 0.87 * (n**4 * m) ** -0.0625
     else:
         alpha, beta = (3 * m) ** 0.25, (12 * m) ** -0.25

@@ -71,7 +71,7 @@ class Site:
     blocks: int
     dim: int
     norm: Callable[[int], nn.Module]  # the configured factory, dim -> Norm
-    role: str = "decoder"  # "encoder" or "decoder"; a decoder is causal
+    side: str = "decoder"  # "encoder" or "decoder"; a decoder is causal
     depths: tuple[int, int] = (0, 0)  # blocks of the encoder and of the decoder, 0 = there is none
     place: int = 0  # within its block, 0 = the sublayer that opens it
 
@@ -289,7 +289,7 @@ class Stack(nn.Module):
     is that of x whatever the branches compute in.
 
     ``branches`` is a list of (kind, make); ``make(inner=, init=)`` returns a module that is called
-    as ``branch(u, here)``. ``role="decoder"`` says that the stack is causal. ``depths`` are the
+    as ``branch(u, here)``. ``side="decoder"`` says that the stack is causal. ``depths`` are the
     blocks of encoder and decoder where both exist: some designs depend on them.
     """
 
@@ -300,12 +300,12 @@ class Stack(nn.Module):
         scheme: Scheme,
         *,
         norm: Callable[[int], nn.Module] = LayerNorm,
-        role: str = "decoder",
+        side: str = "decoder",
         depths: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if role not in ("encoder", "decoder"):
-            raise ValueError(f"role must be 'encoder' or 'decoder', got {role!r}")
+        if side not in ("encoder", "decoder"):
+            raise ValueError(f"side must be 'encoder' or 'decoder', got {side!r}")
         if not callable(scheme):
             raise TypeError(
                 f"scheme must be a function Site -> Wiring, got {scheme!r}; "
@@ -317,10 +317,10 @@ class Stack(nn.Module):
         starts = [kind == kinds[0] for kind in kinds]
         blocks, total = sum(starts), len(kinds)
         if depths is None:
-            depths = (blocks, 0) if role == "encoder" else (0, blocks)
+            depths = (blocks, 0) if side == "encoder" else (0, blocks)
         self.dim = dim
 
-        here = Site("embed", -1, total, -1, blocks, dim, norm, role, depths)
+        here = Site("embed", -1, total, -1, blocks, dim, norm, side, depths)
         first = _wire(scheme, here)
         self.subs = nn.ModuleList()
         for (kind, make), opens in zip(branches, starts, strict=True):
@@ -337,7 +337,7 @@ class Stack(nn.Module):
         # For the model around the stack: how embedding and head are initialized and cared for.
         self.inits = {"embed": first.init, "head": last.init}
         self.cares = {"embed": first.care, "head": last.care}
-        if role == "decoder":
+        if side == "decoder":
             _refuse_crossing(self)
         self.followers: list[Callable[[int], None]] = []
         """An adapter's: called with the step in ``after_step``."""
@@ -445,5 +445,5 @@ def _refuse_crossing(stack: Stack) -> None:
             raise ValueError(
                 f"{type(module).__name__} at {name} takes its statistics over several tokens: in a "
                 "causal stack every token would see those after it. Use a norm of one token, or "
-                "role='encoder'"
+                "side='encoder'"
             )

@@ -130,7 +130,7 @@ def ranks(width: int, seed: int, skip: bool) -> list[float]:
     with fixed_seed(seed):
         task = draw(setup(width))
         scheme = schemes.fan_in(bare, factors=False)
-        stack = Stack([("attn", attention)] * 12, width, scheme, role="encoder").double()
+        stack = Stack([("attn", attention)] * 12, width, scheme, side="encoder").double()
     with torch.no_grad():
         _, points = follow(stack, task.x.double())
     return [_rank(p.h) for p in points[1:]]

@@ -23,16 +23,16 @@ class Layout:
     """Which stack: (blocks of the encoder, of the decoder), and which of the two it is."""
 
     name: str
-    role: str
+    side: str
     depths: tuple[int, int]
 
     @property
     def cross(self) -> bool:
-        return self.role == "decoder" and self.depths[0] > 0
+        return self.side == "decoder" and self.depths[0] > 0
 
     @property
     def blocks(self) -> int:
-        return self.depths[0 if self.role == "encoder" else 1]
+        return self.depths[0 if self.side == "encoder" else 1]
 
     @property
     def kinds(self) -> list[str]:
@@ -55,7 +55,7 @@ DECODER_OF_BOTH = Layout("decoder of 3+2", "decoder", (3, 2))
 def build(scheme: Scheme | str, layout: Layout, **options: Any) -> Stack:
     """A stack of that layout at the size all tests use."""
     makes: dict[str, Make] = {
-        "attn": partial(Attention, DIM, HEADS, causal=layout.role == "decoder"),
+        "attn": partial(Attention, DIM, HEADS, causal=layout.side == "decoder"),
         "cross": partial(CrossAttention, DIM, HEADS),
         "mlp": partial(MLP, DIM, HIDDEN),
     }
@@ -63,7 +63,7 @@ def build(scheme: Scheme | str, layout: Layout, **options: Any) -> Stack:
         [(kind, makes[kind]) for kind in layout.kinds],
         DIM,
         schemes.parse(scheme) if isinstance(scheme, str) else scheme,
-        role=layout.role,
+        side=layout.side,
         depths=layout.depths,
         **options,
     )
@@ -112,9 +112,9 @@ def compare_with_reference(
         x.detach().numpy(),
         layout.kinds,
         heads=HEADS,
-        causal=layout.role == "decoder",
+        causal=layout.side == "decoder",
         memory=None if ctx.memory is None else ctx.memory.x.detach().numpy(),
-        role=layout.role,
+        side=layout.side,
         depths=layout.depths,
         cotangent=cotangent.numpy(),
         **arguments,

@@ -774,7 +774,7 @@ def test_a_scheme_sees_where_each_sublayer_is():
         return pre_norm(s)
 
     compat.Transformer(DIM, HEADS, 2, 3, HIDDEN, scheme=spy)
-    told = [(s.role, s.kind, s.index, s.block, s.blocks) for s in seen if s.depths == (2, 3)]
+    told = [(s.side, s.kind, s.index, s.block, s.blocks) for s in seen if s.depths == (2, 3)]
     encoder = [("attn", "mlp")[i % 2] for i in range(4)]
     decoder = [("attn", "cross", "mlp")[i % 3] for i in range(9)]
     assert told == [

@@ -31,7 +31,7 @@ def large(scheme: Scheme, layout: Layout) -> Stack:
         "mlp": partial(GatedMLP, WIDTH, HIDDEN),
     }
     branches = [(kind, makes[kind]) for kind in layout.kinds]
-    return Stack(branches, WIDTH, scheme, role=layout.role, depths=layout.depths)
+    return Stack(branches, WIDTH, scheme, side=layout.side, depths=layout.depths)
 
 
 def check_init(name: str, scheme: Scheme, layout: Layout) -> None:
@@ -46,7 +46,7 @@ def check_init(name: str, scheme: Scheme, layout: Layout) -> None:
                 name,
                 role,
                 tuple(weight.shape),
-                side=layout.role,
+                side=layout.side,
                 N=layout.depths[0],
                 M=layout.depths[1],
                 blocks=layout.blocks,

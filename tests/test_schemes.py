@@ -115,31 +115,31 @@ def test_with_layer_scale_weighs_the_branch(name: str) -> None:
 
 
 def constants(
-    name: str, kinds: list[str], role: str, depths: tuple[int, int] | None = None
+    name: str, kinds: list[str], side: str, depths: tuple[int, int] | None = None
 ) -> set[tuple[float, float]]:
     """What each sublayer multiplies the stream by, and the gain of what it writes."""
     make = lambda **_: nn.Identity()  # noqa: E731
-    stack = Stack([(k, make) for k in kinds], DIM, schemes.parse(name), role=role, depths=depths)
+    stack = Stack([(k, make) for k in kinds], DIM, schemes.parse(name), side=side, depths=depths)
     subs = stack.sublayers()
     return {(getattr(s.join, "keep", 1.0), s.init.factors["down"]) for s in subs}
 
 
-@pytest.mark.parametrize("role", ["encoder", "decoder"])
-def test_constants_by_depth_follow_the_number_of_sublayers(role: str) -> None:
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_constants_by_depth_follow_the_number_of_sublayers(side: str) -> None:
     """S = 2L and 3M are the papers', to the last bit; nothing in them is about pairs."""
     for blocks in (1, 4, 9):
         for kinds in (["both"], ["attn", "mlp"], ["attn", "cross", "mlp"], ["attn", *["mlp"] * 4]):
             s = blocks * len(kinds)
             want = {(s**0.25, (4 * s) ** -0.25)}
-            assert constants("deepnorm", kinds * blocks, role) == want
+            assert constants("deepnorm", kinds * blocks, side) == want
             want = {(1.0, math.log(max(s, 2)) ** 0.5)}
-            assert constants("sub_ln", kinds * blocks, role) == want
+            assert constants("sub_ln", kinds * blocks, side) == want
     uneven = ["attn", "mlp", "attn", "cross", "mlp"]
-    assert constants("deepnorm", uneven, role) == {(5**0.25, 20**-0.25)}
+    assert constants("deepnorm", uneven, side) == {(5**0.25, 20**-0.25)}
     # a part of a stack, told how deep the whole is
-    depths = (12, 0) if role == "encoder" else (0, 12)
-    part = constants("deepnorm", ["attn", "mlp"] * 3, role, depths)
-    assert part == constants("deepnorm", ["attn", "mlp"] * 12, role)
+    depths = (12, 0) if side == "encoder" else (0, 12)
+    part = constants("deepnorm", ["attn", "mlp"] * 3, side, depths)
+    assert part == constants("deepnorm", ["attn", "mlp"] * 12, side)
 
 
 @pytest.mark.parametrize("kinds", [["both"], ["attn", "mlp"], ["attn", "cross", "mlp"]])
@@ -525,7 +525,7 @@ def test_a_wrong_input_is_named(shape: tuple[int, ...]) -> None:
 
 def test_a_site_by_itself_is_a_decoders_and_of_no_depth() -> None:
     site = Site("mlp", 0, 1, 0, 1, DIM, nn.LayerNorm)
-    assert (site.role, site.depths, site.place) == ("decoder", (0, 0), 0)
+    assert (site.side, site.depths, site.place) == ("decoder", (0, 0), 0)
 
 
 def test_a_projection_shortcut_joins_two_widths() -> None:

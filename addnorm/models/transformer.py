@@ -46,7 +46,7 @@ def encoder(
         dim,
         scheme,
         norm=options.get("norm", LayerNorm),
-        role="encoder",
+        side="encoder",
         depths=depths,
     )
 
@@ -69,7 +69,7 @@ def decoder(
         dim,
         scheme,
         norm=options.get("norm", LayerNorm),
-        role="decoder",
+        side="decoder",
         depths=depths,
     )
 

@@ -30,7 +30,7 @@ class Net:
     heads: int
     causal: bool
     memory: Var | None
-    role: Literal["encoder", "decoder"]
+    side: Literal["encoder", "decoder"]
     depths: tuple[int, int]
     eps: float = 1e-5
 
@@ -111,7 +111,7 @@ def deepnorm(net: Net, x: Var) -> Var:
     encoder-decoder 0.81 (N^4 M)^(1/16) for the encoder and (3M)^(1/4) for the decoder.
     """
     n, m = net.depths
-    if net.role == "encoder":
+    if net.side == "encoder":
         alpha = (2 * n) ** (1 / 4) if m == 0 else 0.81 * (n**4 * m) ** (1 / 16)
     else:
         alpha = (2 * m) ** (1 / 4) if n == 0 else (3 * m) ** (1 / 4)
@@ -283,7 +283,7 @@ def run(
     heads: int,
     causal: bool,
     memory: Array | None = None,
-    role: Literal["encoder", "decoder"],
+    side: Literal["encoder", "decoder"],
     depths: tuple[int, int],
     cotangent: Array,
     eps: float = 1e-5,
@@ -299,7 +299,7 @@ def run(
         heads=heads,
         causal=causal,
         memory=None if memory is None else Var(memory),
-        role=role,
+        side=side,
         depths=depths,
         eps=eps,
     )

@@ -486,7 +486,7 @@ def run(
         heads=HEADS,
         causal=True,
         memory=memory,
-        role="decoder",
+        side="decoder",
         depths=(0 if memory is None else blocks, blocks),
         cotangent=np.random.default_rng(21).normal(size=x.shape),
         **arguments,
@@ -508,7 +508,7 @@ def check_scheme(name: str, kinds: list[str], memory: Array | None) -> None:
             heads=HEADS,
             causal=True,
             memory=None if memory is None else Var(memory),
-            role="decoder",
+            side="decoder",
             depths=(0 if memory is None else blocks, blocks),
         )
         y = schemes.REFERENCES[name](net, Var(x), **ARGUMENTS.get(name, {}))
@@ -636,7 +636,7 @@ def test_ln_scaling_divides_by_the_root_of_the_block() -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "depths", "alpha"),
+    ("side", "depths", "alpha"),
     [
         ("encoder", (8, 0), 2.0),
         ("decoder", (0, 8), 2.0),
@@ -645,7 +645,7 @@ def test_ln_scaling_divides_by_the_root_of_the_block() -> None:
     ],
 )
 def test_deepnorm_alpha(
-    role: Literal["encoder", "decoder"], depths: tuple[int, int], alpha: float
+    side: Literal["encoder", "decoder"], depths: tuple[int, int], alpha: float
 ) -> None:
     """The published alpha, read off one sublayer that adds alpha x and a known constant."""
     (x,) = normal(30, (1, 3, DIM))
@@ -658,7 +658,7 @@ def test_deepnorm_alpha(
         ["mlp"],
         heads=HEADS,
         causal=False,
-        role=role,
+        side=side,
         depths=depths,
         cotangent=np.ones_like(x),
     ).y

@@ -153,7 +153,7 @@ def test_of_two_offers_of_one_name_the_later_is_read(post: bool) -> None:
 # --- 4: a Site holds all that a scheme may depend on ----------------------------------------------
 
 
-def sites_of(kinds: list[str], role: str = "decoder") -> list[Site]:
+def sites_of(kinds: list[str], side: str = "decoder") -> list[Site]:
     seen: list[Site] = []
 
     def scheme(s: Site) -> Wiring:
@@ -163,7 +163,7 @@ def sites_of(kinds: list[str], role: str = "decoder") -> list[Site]:
     def make(**_: object) -> nn.Module:
         return nn.Identity()
 
-    Stack([(kind, make) for kind in kinds], DIM, scheme, role=role)
+    Stack([(kind, make) for kind in kinds], DIM, scheme, side=side)
     return seen
 
 
@@ -174,7 +174,7 @@ def test_a_block_begins_where_the_first_kind_comes_again() -> None:
     assert [s.block for s in inside] == [0, 0, 0, 1, 1, 1, 2, 2]
     assert [s.place for s in inside] == [0, 1, 2, 0, 1, 2, 0, 1]
     assert [s.index for s in inside] == list(range(8))
-    assert {(s.total, s.blocks, s.dim, s.role, s.depths) for s in seen} == {
+    assert {(s.total, s.blocks, s.dim, s.side, s.depths) for s in seen} == {
         (8, 3, DIM, "decoder", (0, 3))
     }
     ends = [(s.index, s.block, s.place) for s in (seen[0], seen[-1])]
@@ -190,7 +190,7 @@ def test_the_depths_of_both_stacks_reach_the_sites() -> None:
 
     EncoderDecoder(DIM, 4, (3, 2), scheme)
     assert {s.depths for s in seen} == {(3, 2)}
-    assert {s.role for s in seen} == {"encoder", "decoder"}
+    assert {s.side for s in seen} == {"encoder", "decoder"}
     assert {s.depths for s in sites_of(["attn"], "encoder")} == {(1, 0)}
 
 
