@@ -37,6 +37,8 @@ import torch
 
 from addnorm import catalogue, cli
 from addnorm.branches import ACTIVATIONS
+from addnorm.cli.arguments import Positional
+from addnorm.cli.refusal import Refusal
 from addnorm.errors import Mendable
 from addnorm.linting.rules import RULES
 from addnorm.models.gpt_config import MLPS, NORMS, POSITIONS
@@ -64,7 +66,7 @@ class Option:
 
 def options(kind: Any) -> Iterator[Option]:
     """Those of a command, from the dataclass of its options."""
-    positional = cli.Positional[int].__metadata__[0]
+    positional = Positional[int].__metadata__[0]
     usual = {f.name: f.default for f in dataclasses.fields(kind)}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         marks = getattr(hint, "__metadata__", ())
@@ -353,7 +355,7 @@ def _by_call(case: Case, place: Path) -> Answer:
             status: int = run(options)
         except BaseException as error:
             # A Refusal may be made of another error, and must not be made of a bug of ours.
-            why = error.__context__ if isinstance(error, cli.Refusal) else None
+            why = error.__context__ if isinstance(error, Refusal) else None
             if why is not None and _of_the_user(why):
                 why = None
             causes.append(why or error)
@@ -501,7 +503,7 @@ STATUSES: dict[type[BaseException], tuple[int, ...]] = {
     FloatingPointError: (1,),
     Stopped: (128 + 2, 128 + 15),
     KeyboardInterrupt: (128 + 2,),
-    cli.Refusal: (1, 2),
+    Refusal: (1, 2),
     SystemExit: (1, 2),  # of the libraries: rich at a closed pipe, tyro at words that do not fit
 }
 """What may end a command, and the exit status then."""

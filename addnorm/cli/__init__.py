@@ -1,8 +1,8 @@
 """The ``addnorm`` command.
 
 Each subcommand is a module beside this one with a dataclass of its options and a function
-``run(options) -> exit status``; it is imported when it is called, so that help comes at once. This
-file is the only one that knows which library reads the command line.
+``run(options) -> exit status``; it and the library that reads its
+options are imported when it is called, so that help comes at once.
 """
 
 import sys
@@ -11,36 +11,14 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import Any, TypeVar, final
-
-import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
-from tyro.constructors import (
-    ConstructorRegistry,
-    PrimitiveConstructorSpec,
-    PrimitiveTypeInfo,
-)
+from typing import Any, final
 
 from addnorm.cli import output
+from addnorm.cli.refusal import Refusal
 from addnorm.cli.threads import choose_waiting
 from addnorm.errors import Mendable, unknown_name
 from addnorm.version import __version__
 from addnorm.words import first_line
-
-__all__ = ["Positional", "Refusal", "UseAppendAction", "arg", "main", "optional", "read"]
-
-Options = TypeVar("Options")
-
-
-@final
-class Refusal(Mendable):
-    """What the command was asked to do cannot be done, and the exit status to end with: 2 if the
-    request itself was wrong."""
-
-    def __init__(self, message: str, status: int = 2) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @final
@@ -61,44 +39,6 @@ COMMANDS = (
     Command("lint", "find what is wired wrong in any Transformer, before training"),
     Command("schemes", "list, explain and measure the designs of Add & Norm"),
 )
-
-
-def optional(metavar: str) -> Any:
-    """How help shows an option that has no value unless it is used: ``--top-k K``."""
-    return arg(metavar=metavar, help_behavior_hint="")
-
-
-def read(kind: type[Options], args: Sequence[str], prog: str, description: str) -> Options:
-    """The options of a command from its arguments; exits with status 2 if they do not fit.
-
-    ``kind`` is a dataclass, whose fields may be dataclasses; defaults, types and docstrings of the
-    fields make the options. Options of nested dataclasses have no prefix.
-    """
-    config = (OmitArgPrefixes, FlagCreatePairsOff)
-    rules = ConstructorRegistry()
-    rules.primitive_rule(_path_rule)
-    return tyro.cli(
-        kind, args=args, prog=prog, description=description, config=config, registry=rules
-    )
-
-
-def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-    """Paths that are not empty: --out "$FOLDER" with an unset FOLDER would mean the current one."""
-    if info.type is not Path:
-        return None
-
-    def path(words: list[str]) -> Path:
-        if not words[0]:
-            raise ValueError('the path is empty; "." is the current folder')
-        return Path(words[0])
-
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=path,
-        is_instance=lambda value: isinstance(value, Path),
-        str_from_instance=lambda value: [str(value)],
-    )
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -151,6 +91,8 @@ def _run(words: list[str]) -> int:
     if command is None:
         message = unknown_name("command", first, [c.name for c in COMMANDS])
         raise Refusal(f"{message}\n\n{_help()}")
+    from addnorm.cli.arguments import read
+
     choose_waiting()
     module: Any = import_module(f"addnorm.cli.{command.name}")
     prog = f"addnorm {command.name}"

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, final
 
 from addnorm import reading
-from addnorm.cli import Positional, Refusal, arg, optional, output
+from addnorm.cli import output
+from addnorm.cli.arguments import Positional, arg, optional
 from addnorm.cli.models import Place, with_tokenizer
+from addnorm.cli.refusal import Refusal
 from addnorm.progress import ProgressBar
 
 

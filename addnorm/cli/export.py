@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from addnorm import reading
-from addnorm.cli import Positional, Refusal, arg, optional, output
+from addnorm.cli import output
+from addnorm.cli.arguments import Positional, arg, optional
 from addnorm.cli.models import open_language_model
+from addnorm.cli.refusal import Refusal
 from addnorm.progress import ProgressBar
 
 if TYPE_CHECKING:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 from addnorm import reading
-from addnorm.cli import Positional, Refusal, arg, optional, output
+from addnorm.cli import output
+from addnorm.cli.arguments import Positional, arg, optional
 from addnorm.cli.models import Place, with_tokenizer
 from addnorm.cli.output import json_line, legible
+from addnorm.cli.refusal import Refusal
 from addnorm.progress import ProgressBar
 from addnorm.words import plural
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, final
 
-from addnorm.cli import Positional, Refusal, UseAppendAction, arg
+from addnorm.cli.arguments import Positional, UseAppendAction, arg
 from addnorm.cli.lint_print import print_difference, print_report, terminal_console
+from addnorm.cli.refusal import Refusal
 from addnorm.cli.target import Found, error_with_line, not_hung, open_target
 from addnorm.progress import ProgressBar
 from addnorm.words import a_few, did_you_mean

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, final
 
-from addnorm.cli import Refusal
+from addnorm.cli.refusal import Refusal
 
 if TYPE_CHECKING:
     from addnorm.data.tokenizer import Tokenizer

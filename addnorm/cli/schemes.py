@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from addnorm import disk, reading
-from addnorm.cli import Positional, Refusal, arg
+from addnorm.cli.arguments import Positional, arg
+from addnorm.cli.refusal import Refusal
 from addnorm.lab import Setup
 from addnorm.pages import schemes as page
 from addnorm.pages.numbers import digits, slope

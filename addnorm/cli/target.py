@@ -19,8 +19,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, final
 
 from addnorm import reading
-from addnorm.cli import Refusal
 from addnorm.cli.models import open_model
+from addnorm.cli.refusal import Refusal
 from addnorm.words import did_you_mean, error_in_a_line, first_line, near_names
 
 if TYPE_CHECKING:

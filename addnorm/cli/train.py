@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
-from addnorm.cli import Positional, Refusal, arg, optional
+from addnorm.cli.arguments import Positional, arg, optional
 from addnorm.cli.output import legible
+from addnorm.cli.refusal import Refusal
 from addnorm.errors import unknown_name
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from addnorm import GPT, GPTConfig, Tokenizer
-from addnorm.cli import Refusal, main, schemes
+from addnorm.cli import main, schemes
+from addnorm.cli.refusal import Refusal
 from addnorm.errors import Mendable
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,8 @@ import tyro
 import addnorm
 from addnorm import cli, schemes
 from addnorm.catalogue import combinators, entry
-from addnorm.cli import main, read
+from addnorm.cli import main
+from addnorm.cli.arguments import read
 from addnorm.cli.schemes import Options, command
 from addnorm.lab import Setup
 from addnorm.lab.profile import everything
@@ -234,7 +235,7 @@ def test_options_that_do_not_fit(
 
 
 def test_only_one_file_knows_the_command_line_library() -> None:
-    """``addnorm.cli`` wraps it, so that it could be exchanged."""
+    """``addnorm.cli.arguments`` wraps it, so that it could be exchanged."""
     root = Path(addnorm.__file__).parent
     users = [p for p in root.rglob("*.py") if tyro.__name__ in p.read_text()]
-    assert users == [root / "cli" / "__init__.py"]
+    assert users == [root / "cli" / "arguments.py"]

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from addnorm import GPTConfig, cli, train
+from addnorm import GPTConfig, train
+from addnorm.cli import arguments
 from addnorm.cli import eval as cli_eval
 from addnorm.cli import generate as cli_generate
 from addnorm.cli import train as cli_train
@@ -336,7 +337,7 @@ def test_commands_are_understood(tmp_path: Path, end: str) -> None:
     found = {}
     for command in commands:
         _, name, *args = shlex.split(Page(f"<p>{command}</p>").words)
-        found[name] = cli.read(kinds[name].Options, args, name, "")
+        found[name] = arguments.read(kinds[name].Options, args, name, "")
     assert found["train"].resume == folder
     wanted = {"finished": ("steps=200",), "stopped": (), "diverged": ("lr=0.00015",)}
     assert found["train"].settings == wanted[end]
