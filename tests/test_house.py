@@ -98,6 +98,8 @@ def imported_modules(tree: ast.AST) -> set[str]:
             names |= {a.name for a in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             names |= {str(a.value) for a in node.args if isinstance(a, ast.Constant)}
+            for start in (a.values[0] for a in node.args if isinstance(a, ast.JoinedStr)):
+                names |= {m for m in MODULES if m.startswith(str(ast.literal_eval(start)))}
     return {name for name in names if name.startswith("addnorm.")}
 
 
@@ -113,7 +115,7 @@ ARROWS = {
     [
         *("import addnorm.ops.aten", "from addnorm.ops import aten as n"),
         *("from addnorm.ops.aten import A, B", "def f():\n    import addnorm.ops.aten"),
-        "importlib.import_module('addnorm.ops.aten')",
+        *("importlib.import_module('addnorm.ops.aten')", "import_module(f'addnorm.ops.aten{a}')"),
     ],
 )
 def test_every_way_to_import_is_seen(text: str) -> None:
