@@ -38,7 +38,7 @@ class SchemeError(Mendable):
 
 @final
 @dataclass(frozen=True)
-class Entry:
+class SchemeEntry:
     """One function of schemes.py and where it comes from."""
 
     name: str
@@ -67,8 +67,8 @@ class Entry:
         return f"{self.name}({', '.join(arguments)})"
 
 
-_designs: dict[str, Entry] = {}
-_combinators: dict[str, Entry] = {}
+_designs: dict[str, SchemeEntry] = {}
+_combinators: dict[str, SchemeEntry] = {}
 
 
 def design(equation: str, paper: str, year: int) -> Callable[[F], F]:
@@ -81,12 +81,14 @@ def combinator(equation: str, paper: str, year: int) -> Callable[[F], F]:
     return _register(_combinators, equation, paper, year)
 
 
-def _register(where: dict[str, Entry], equation: str, paper: str, year: int) -> Callable[[F], F]:
+def _register(
+    where: dict[str, SchemeEntry], equation: str, paper: str, year: int
+) -> Callable[[F], F]:
     def add(function: F) -> F:
         plain = get_type_hints(function)["return"] is Wiring
         name = function.__name__
         guarded = function if plain else _family(function)
-        where[name] = Entry(name, guarded, equation, paper, year, plain)
+        where[name] = SchemeEntry(name, guarded, equation, paper, year, plain)
         return guarded
 
     return add
@@ -115,7 +117,7 @@ def combinators() -> list[str]:
     return list(_combinators)
 
 
-def entry(name: str) -> Entry:
+def entry(name: str) -> SchemeEntry:
     """What is registered under a name."""
     entries = _designs | _combinators
     if name not in entries:
@@ -213,7 +215,7 @@ def _source(node: ast.expr, text: str) -> str:
 
 @final
 @dataclass(frozen=True)
-class Explanation:
+class SchemeExplanation:
     """What ``explain`` found: read off the wiring and counted on an instance without memory."""
 
     text: str
@@ -249,7 +251,7 @@ class Explanation:
 
 def explain(
     text: str, *, dim: int = 768, n_heads: int = 12, blocks: int = 12, tokens: int = 1024
-) -> Explanation:
+) -> SchemeExplanation:
     """Everything there is to say about a design or a composition, at a shape of your choice.
 
     Parameters, FLOPs and saved activations are counted on a decoder on the meta device: nothing is
@@ -283,7 +285,7 @@ def explain(
     with memory:
         stack(x.requires_grad_())
     rule = stack.sublayers()[0].init
-    return Explanation(
+    return SchemeExplanation(
         text=text,
         equations=[f"{p.name}: {p.equation}" for p in parts],
         papers=[f"{p.paper} ({p.year})" for p in parts],

@@ -97,7 +97,7 @@ def raw(file: Path, kind: type[Mendable] = Unreadable) -> bytes:
 
 def text(file: Path, kind: type[Mendable] = Unreadable) -> str:
     """A file of UTF-8."""
-    return Decoder(file, kind).decode(raw(file, kind), final=True)
+    return Utf8Decoder(file, kind).decode(raw(file, kind), final=True)
 
 
 def lines(file: Path, kind: type[Mendable] = Unreadable) -> list[str]:
@@ -114,7 +114,7 @@ def check_no_pointer(file: Path, start: str, kind: type[Mendable] = Unreadable) 
 
 
 @final
-class Decoder:
+class Utf8Decoder:
     """UTF-8 in pieces, without the byte order mark; an error says which byte of ``where``."""
 
     def __init__(

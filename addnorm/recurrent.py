@@ -32,7 +32,7 @@ from addnorm.ops.reference import accumulate_dtype
 
 __all__ = ["LayerNormGRU", "LayerNormLSTM"]
 
-Init = Callable[[Tensor], Tensor]
+GateInit = Callable[[Tensor], Tensor]
 State = tuple[Tensor, ...]  # (h,) or (h, c): (B, H) each, or (layers * directions, B, H) for all
 
 
@@ -41,7 +41,9 @@ class NormedProduct(nn.Module):
     """LN(W u; g, b), in the precision of the statistics, with one matrix per gate, stacked;
     ``init`` fills them one by one."""
 
-    def __init__(self, dim: int, hidden_size: int, gates: int, init: Init, bias: bool, eps: float):
+    def __init__(
+        self, dim: int, hidden_size: int, gates: int, init: GateInit, bias: bool, eps: float
+    ):
         super().__init__()
         self.gates, self.init = gates, init
         self.weight = nn.Parameter(torch.empty(gates * hidden_size, dim))

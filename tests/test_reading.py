@@ -11,7 +11,7 @@ import pytest
 
 from addnorm import reading
 from addnorm.errors import Mendable
-from addnorm.reading import DEEPEST, Decoder, Unreadable
+from addnorm.reading import DEEPEST, Unreadable, Utf8Decoder
 
 
 class Promised(Mendable):
@@ -79,7 +79,7 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
     assert reading.json_object(write(tmp_path / "j", f'{mark}{{"a": 1}}')) == {"a": 1}
     assert reading.toml_file(write(tmp_path / "c", f"{mark}a = 1")) == {"a": 1}
     for cut in range(1, 6):
-        decoder, data = Decoder("x"), f"{mark}aé".encode()
+        decoder, data = Utf8Decoder("x"), f"{mark}aé".encode()
         assert decoder.decode(data[:cut]) + decoder.decode(data[cut:], final=True) == "aé"
 
 

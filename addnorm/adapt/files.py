@@ -28,16 +28,16 @@ from addnorm.errors import MOST, Mendable, check_whole, is_number, value_in_shor
 from addnorm.files import config_json, folders
 from addnorm.files.folders import WeightsError
 from addnorm.files.gpt import gpt2_rows
-from addnorm.files.tensors import DTYPES
+from addnorm.files.tensors import SAFETENSORS_DTYPES
 from addnorm.models.gpt import GPT
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OURS = "addnorm"  # in the metadata of the file: settings, and the rank and scale of each update
-WRAPPERS = {"base_model", "model", "transformer", "gpt"}
+PEFT_WRAPPERS = {"base_model", "model", "transformer", "gpt"}
 """What peft, transformers and addnorm.hf put before the names of modules."""
 TYPES = {"lora": "LORA", "adalora": "ADALORA", "prefix": "PREFIX_TUNING"}
 PROMPT = "prompt_embeddings"
-EPS = 1e-5  # peft divides adalora's updates by init_r + EPS
+PEFT_EPS = 1e-5  # peft divides adalora's updates by init_r + PEFT_EPS
 
 # --- writing --------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ def _stacked(model: GPT, adapter: Adapted) -> tuple[dict[str, Tensor], dict[str,
     return tensors, card | {
         "init_r": r,
         "target_r": min(s.target_rank, r),
-        "lora_alpha": next(iter(updates.values())).scale * (r + EPS),
+        "lora_alpha": next(iter(updates.values())).scale * (r + PEFT_EPS),
         "total_step": s.steps,
         "tinit": s.tinit,
         "tfinal": s.tfinal,
@@ -268,9 +268,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise WeightsError(f"{file} is damaged ({error}): get it again") from None
     for name, t in tensors.items():
         dtype = str(t.dtype).removeprefix("torch.")
-        if t.is_floating_point() and dtype not in DTYPES.values():
+        if t.is_floating_point() and dtype not in SAFETENSORS_DTYPES.values():
             raise WeightsError(
-                f"{file}: {name} is {dtype}, not one of {', '.join(DTYPES.values())}"
+                f"{file}: {name} is {dtype}, not one of {', '.join(SAFETENSORS_DTYPES.values())}"
             )
         folders.finite(str(file), name, t)
     return tensors, {} if record is None else _checked(file, record)
@@ -418,7 +418,7 @@ def _scale(card: Mapping[str, Any], name: str, rank: int) -> float:
     """What peft multiplies an update by."""
     if card["peft_type"] == TYPES["adalora"]:
         check_whole("init_r", _setting(card, "init_r"))
-        return _number(card, "lora_alpha") / (card["init_r"] + EPS)
+        return _number(card, "lora_alpha") / (card["init_r"] + PEFT_EPS)
     alpha, patterns = _number(card, "lora_alpha"), card.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise WeightsError(f"alpha_pattern is {reading.in_words(patterns)}, expected an object")
@@ -463,4 +463,4 @@ def _prompts(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _bare(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    return ".".join(part for part in name.split(".") if part not in PEFT_WRAPPERS)

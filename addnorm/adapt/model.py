@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from addnorm.adapt.parts import AdaLoRA, Bottleneck, LoRA, LowRank, Prefix
-from addnorm.adapt.settings import Adapt, Kind
+from addnorm.adapt.settings import Adapt, AdapterKind
 from addnorm.branches import MultiHead
 from addnorm.errors import Mendable, check_known
 from addnorm.positions import Learned
@@ -59,7 +59,7 @@ def adapt(model: nn.Module, kind: str, **settings: Any) -> Adapted:
     optimizer step and before ``zero_grad``, as addnorm's trainer does: adalora prunes there. (A
     module of your own needs such a method, which calls its stacks'.)
     """
-    check_known("kind", kind, get_args(Kind)[1:])
+    check_known("kind", kind, get_args(AdapterKind)[1:])
     for name in settings:
         check_known("setting", name, [f.name for f in dataclasses.fields(Adapt)[1:]])
     adapter = apply(Adapt(kind=kind, **settings), model)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import Any, Literal, final, get_args
 
 from addnorm.errors import Mendable, check_known, check_whole, is_number, value_in_short
 
-Kind = Literal["none", "lora", "adalora", "prefix", "adapter"]
+AdapterKind = Literal["none", "lora", "adalora", "prefix", "adapter"]
 
 
 def _for(default: Any, *kinds: str) -> Any:
@@ -19,7 +19,7 @@ def _for(default: Any, *kinds: str) -> Any:
 class Adapt:
     """What is trained beside the frozen model."""
 
-    kind: Kind = "none"
+    kind: AdapterKind = "none"
     """lora, adalora, prefix, adapter; none: the whole model is trained."""
     targets: tuple[str, ...] = _for(("q", "v"), "lora", "adalora")
     """Which matrices of the branches get low-rank updates: q, k, v, out, up, down, gate."""
@@ -51,7 +51,7 @@ class Adapt:
     """Of the bottleneck."""
 
     def __post_init__(self) -> None:
-        check_known("kind", self.kind, get_args(Kind))
+        check_known("kind", self.kind, get_args(AdapterKind))
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             kinds = f.metadata["needs"][0]["kind"] if "needs" in f.metadata else (self.kind,)

@@ -23,7 +23,7 @@ from addnorm.anatomy.module_influence import ModuleInfluence, module_influences
 from addnorm.anatomy.outputs import largest, main_output
 from addnorm.anatomy.signature import argument_names, signature
 from addnorm.anatomy.specimen import Specimen, once
-from addnorm.anatomy.structure import Attention, Structure, factors
+from addnorm.anatomy.structure import Structure, TracedAttention, factors
 from addnorm.anatomy.token_ids import pad_ids, word_ids
 from addnorm.anatomy.trace import Value, record
 from addnorm.temporary import undisturbed
@@ -218,7 +218,7 @@ class Influence:
         return _attention_reaches(self)
 
     @cached_property
-    def over_samples(self) -> list[Attention]:
+    def over_samples(self) -> list[TracedAttention]:
         """Attentions whose keys are the samples of the batch: with one sample less there is one
         key less."""
         return _over_samples(self)
@@ -361,7 +361,7 @@ def _unlike(rows: Tensor) -> float:
     return float((rows.amax(-1) - rows.amin(-1)).max() / rows.abs().max().clamp(min=1e-30))
 
 
-def _over_samples(s: Influence) -> list[Attention]:
+def _over_samples(s: Influence) -> list[TracedAttention]:
     structure = s.specimen.structure
     candidates = [
         (i, a)

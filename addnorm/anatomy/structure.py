@@ -58,12 +58,12 @@ class Step:
     kind: str
     """"view", "shift" (by a constant), "add", "scale", "norm" or "gate"."""
     op: Op | None = None
-    norm: "NormCall | None" = None
+    norm: "TracedNorm | None" = None
 
 
 @final
 @dataclass(eq=False, frozen=True)
-class NormCall:
+class TracedNorm:
     """One application of a norm."""
 
     source: Value
@@ -78,7 +78,7 @@ class NormCall:
 
 @final
 @dataclass(eq=False, frozen=True)
-class Attention:
+class TracedAttention:
     """softmax(q k^T) v, or what stands in its place."""
 
     scores: Op
@@ -141,9 +141,9 @@ class Structure:
     # --- carrying
 
     @cached_property
-    def norms_by_output(self) -> dict[Value, NormCall]:
+    def norms_by_output(self) -> dict[Value, TracedNorm]:
         """Norms that are modules or single operations."""
-        norms: dict[Value, NormCall] = {}
+        norms: dict[Value, TracedNorm] = {}
         for call in self.trace.calls:
             norm = self._as_norm(call)
             if norm is not None:
@@ -153,11 +153,11 @@ class Structure:
                 own = self.modules.get(op.module)
                 alone = own if own is not None and not list(own.children()) else None
                 names = frozenset(v.name for v in op.inputs if v.name)
-                norm = NormCall(op.inputs[0], op.outputs[0], op.module, op, alone, names)
+                norm = TracedNorm(op.inputs[0], op.outputs[0], op.module, op, alone, names)
                 norms[op.outputs[0]] = norm
         return norms
 
-    def _as_norm(self, call: Call) -> NormCall | None:
+    def _as_norm(self, call: Call) -> TracedNorm | None:
         """The call of a module that takes one activation to another of its shape by statistics,
         elementwise and with vectors only."""
         module = call.module
@@ -177,7 +177,7 @@ class Structure:
         last = output.op if output.op in self._order else ops[-1]
         assert last is not None
         names = frozenset(v.name for op in ops for v in op.inputs if v.name)
-        return NormCall(source, output, call.path, last, module, names)
+        return TracedNorm(source, output, call.path, last, module, names)
 
     @cached_property
     def _order(self) -> dict[Op, int]:
@@ -238,7 +238,7 @@ class Structure:
                 if op.name in LINEAR:
                     return [Step(carrier, value, "scale", op)]
                 names = frozenset(v.name for v in op.inputs if v.name)
-                norm = NormCall(carrier, value, op.module, op, None, names)
+                norm = TracedNorm(carrier, value, op.module, op, None, names)
                 return [Step(carrier, value, "norm", op, norm)]
         return []
 
@@ -391,15 +391,15 @@ class Structure:
         """Those that write next on what this one wrote."""
         return [r for r in self.residuals if self.previous(r) is residual]
 
-    def norms_between(self, source: Value, target: Value) -> list[NormCall]:
+    def norms_between(self, source: Value, target: Value) -> list[TracedNorm]:
         """The norms by which the stream goes from one to the other."""
         if source is target:
             return []
         return [s.norm for s in self.way(source, target) if s.norm is not None]
 
-    def own_norms(self, residual: Residual) -> list[NormCall]:
+    def own_norms(self, residual: Residual) -> list[TracedNorm]:
         """The norms through which the branch reads the fork, before its first product."""
-        norms: dict[Value, NormCall] = {}
+        norms: dict[Value, TracedNorm] = {}
         for value in self._read(residual.fork, residual.inside):
             for step in self.steps_into(value):
                 if step.norm is not None:
@@ -435,7 +435,7 @@ class Structure:
         return list(readers.items())
 
     @cached_property
-    def norms(self) -> tuple[NormCall, ...]:
+    def norms(self) -> tuple[TracedNorm, ...]:
         """Every application of a norm, once, in order."""
         norms = {
             value: step.norm
@@ -463,7 +463,7 @@ class Structure:
         return sum(v in self.activations for v in factors(op)) == 1
 
     @cached_property
-    def attentions(self) -> tuple[Attention, ...]:
+    def attentions(self) -> tuple[TracedAttention, ...]:
         """In order."""
         attentions = []
         for op in self.trace.ops:
@@ -479,7 +479,7 @@ class Structure:
                     break
         return tuple(attentions)
 
-    def _attention(self, mix: Op, weights: Value, right: bool) -> Attention | None:
+    def _attention(self, mix: Op, weights: Value, right: bool) -> TracedAttention | None:
         """Backwards from the weights, without products, to the product of two activations."""
         todo, values = [weights], {weights}
         scores = None
@@ -508,7 +508,7 @@ class Structure:
         inside = self.trace.descendants(scores.outputs[0]) & self.ancestors(weights)
         between = {v.op for v in inside if v.op is not None} - {scores}
         ordered = tuple(sorted(between, key=self.order))
-        return Attention(scores, mix, weights, right, ordered, scores.module)
+        return TracedAttention(scores, mix, weights, right, ordered, scores.module)
 
     @cached_property
     def tables(self) -> dict[str, Value]:

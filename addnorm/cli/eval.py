@@ -72,4 +72,4 @@ def _read(name: str) -> str:
         raise Refusal("there is no stdin to read: it is closed")
     with reading.system_errors("stdin"):
         content = sys.stdin.buffer.read()
-    return reading.Decoder("stdin").decode(content, final=True)
+    return reading.Utf8Decoder("stdin").decode(content, final=True)

@@ -41,9 +41,9 @@ class Hf:
         self, model: "GPT", tokenizer: "Tokenizer | None", tell: Callable[[str], None]
     ) -> "Written":
         """See ``addnorm.export.to_hf``."""
-        from addnorm.export import DTYPES, to_hf
+        from addnorm.export import EXPORT_DTYPES, to_hf
 
-        dtype = None if self.dtype == "f32" else DTYPES[self.dtype]
+        dtype = None if self.dtype == "f32" else EXPORT_DTYPES[self.dtype]
         return to_hf(
             model, self.out, format=self.format, tokenizer=tokenizer, dtype=dtype, tell=tell
         )

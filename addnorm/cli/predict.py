@@ -125,7 +125,7 @@ def _inputs(options: Options) -> Iterator[Input]:
 
 def _lines() -> Iterator[Input]:
     """Those of stdin, the empty ones as well: each line has its answer."""
-    decoder = reading.Decoder("stdin", hint="convert it first")
+    decoder = reading.Utf8Decoder("stdin", hint="convert it first")
     with reading.system_errors("stdin"):
         for line in itertools.chain(sys.stdin.buffer, [b""]):
             text = decoder.decode(line, final=not line)

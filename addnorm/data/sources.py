@@ -203,11 +203,11 @@ class _File:
                 yield chunk
             self._check(file.fileno())
 
-    def _decoder(self) -> reading.Decoder:
+    def _decoder(self) -> reading.Utf8Decoder:
         suffix = self.path.suffix.lower()
         hint = f"a {suffix} file is not text: unpack or convert it first"
         usual = "convert the file first"
-        return reading.Decoder(self.path, _NotUtf8, hint if suffix in BINARY else usual)
+        return reading.Utf8Decoder(self.path, _NotUtf8, hint if suffix in BINARY else usual)
 
     def _check(self, file: int) -> None:
         found = os.fstat(file)

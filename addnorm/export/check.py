@@ -18,7 +18,7 @@ from addnorm.files import folders
 from addnorm.models.gpt import GPT
 from addnorm.words import error_in_a_line
 
-DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+EXPORT_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 """Of weights in files."""
 
 TEXTS = (

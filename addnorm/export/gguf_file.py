@@ -16,7 +16,7 @@ from torch import Tensor
 from addnorm import disk
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.export.check import (
-    DTYPES,
+    EXPORT_DTYPES,
     Check,
     CheckFailed,
     Comparison,
@@ -86,7 +86,7 @@ def to_gguf(
         raise ExportError(f"llama.cpp's gpt2 cannot be this model: {'; '.join(reasons)}")
     vocabulary = None if tokenizer is None else _Vocabulary(tokenizer, model.config.vocab_size)
     exact = measured_copy(model)
-    rounded = _rounded(exact, DTYPES[dtype])
+    rounded = _rounded(exact, EXPORT_DTYPES[dtype])
     with disk.scratch(path) as work:
         new = work / path.name
         tell("writing the tensors")
@@ -177,7 +177,7 @@ def _write(
             raw = t.to(torch.bfloat16).contiguous().view(torch.uint8).numpy()
             writer.add_tensor(theirs, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
         else:
-            narrow = DTYPES[dtype] if _is_narrow(theirs, t) else torch.float32
+            narrow = EXPORT_DTYPES[dtype] if _is_narrow(theirs, t) else torch.float32
             writer.add_tensor(theirs, t.to(narrow).contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

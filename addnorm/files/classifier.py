@@ -14,7 +14,7 @@ from addnorm.errors import Mendable, value_in_short
 from addnorm.files import folders
 from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError
 from addnorm.files.register import Loaded, ModelKind
-from addnorm.files.tensors import DTYPES, entries
+from addnorm.files.tensors import SAFETENSORS_DTYPES, entries
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
 from addnorm.models.prediction import LabelPrediction, Prediction
 
@@ -59,7 +59,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
         tensors = entries(folder)
         for name in sorted(shapes.keys() | tensors.keys()):
             want, shape = shapes.get(name), tensors[name].shape if name in tensors else None
-            if want != shape or tensors[name].dtype not in DTYPES.values():
+            if want != shape or tensors[name].dtype not in SAFETENSORS_DTYPES.values():
                 raise WeightsError(
                     f"{folder}: the weights and {CONFIG} belong to different models: {name} is "
                     f"{shape and tensors[name].dtype} {shape}, expected {want}"

@@ -28,7 +28,7 @@ FIELDS = {
     "n_layer": "n_layers",
     "n_head": "n_heads",
 }
-ACTIVATIONS = {
+GPT2_ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
@@ -101,10 +101,10 @@ def from_gpt2(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
         raise WeightsError(f"{', '.join(absent)} missing")
     card = {**UNTOLD, **card}
     activation = card["activation_function"]
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in GPT2_ACTIVATIONS:
         raise WeightsError(
             f"activation_function={value_in_short(activation)} is not implemented, of "
-            f"{', '.join(ACTIVATIONS)}"
+            f"{', '.join(GPT2_ACTIVATIONS)}"
         )
     drops = {name: card[name] for name in DROPOUTS}
     if dropout is None and any(value != drops["resid_pdrop"] for value in drops.values()):
@@ -117,7 +117,7 @@ def from_gpt2(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
         **{ours: card[theirs] for theirs, ours in FIELDS.items()},
         eps=card["layer_norm_epsilon"],
         hidden=card["n_inner"],
-        activation=ACTIVATIONS[activation],
+        activation=GPT2_ACTIVATIONS[activation],
         tied=card["tie_word_embeddings"],
         dropout=drops["resid_pdrop"] if dropout is None else dropout,
     )
@@ -152,7 +152,7 @@ def _refuse(card: Mapping[str, Any], names: Iterable[str], whose: str) -> None:
 
 def to_gpt2(config: GPTConfig, eos: int | None) -> dict[str, Any]:
     """What transformers reads as a GPT2Config. ``eos`` is the id that ends a text, if one does."""
-    spoken = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    spoken = {ours: theirs for theirs, ours in reversed(GPT2_ACTIVATIONS.items())}
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -202,15 +202,15 @@ def why_not_gpt2(config: GPTConfig) -> list[str]:
         reasons.insert(0, f"scheme is {c.scheme!r}, GPT-2's 'pre_norm'")
     if c.n_kv_heads not in (None, c.n_heads):
         reasons.append(f"n_kv_heads is {c.n_kv_heads}, GPT-2's as many as n_heads, {c.n_heads}")
-    if c.activation not in ACTIVATIONS.values():
-        reasons.append(f"activation is {c.activation!r}, GPT-2's one of {sorted(ACTIVATIONS)}")
+    if c.activation not in GPT2_ACTIVATIONS.values():
+        reasons.append(f"activation is {c.activation!r}, GPT-2's one of {sorted(GPT2_ACTIVATIONS)}")
     return reasons
 
 
 # --- the tokenizer ------------------------------------------------------------------------------
 
 
-class Tokenizer(Protocol):
+class SavedTokenizer(Protocol):
     """What is needed of one to save it with a model."""
 
     @property

@@ -18,22 +18,22 @@ from torch import Tensor
 
 from addnorm import reading
 from addnorm.files import config_json, folders
-from addnorm.files.config_json import IDENTITY, Tokenizer, why_not_gpt2
+from addnorm.files.config_json import IDENTITY, SavedTokenizer, why_not_gpt2
 from addnorm.files.folders import CONFIG, WeightsError, read_json
 from addnorm.files.register import Loaded, ModelKind, tokenizer_beside
-from addnorm.files.tensors import DTYPES, Entry, entries
+from addnorm.files.tensors import SAFETENSORS_DTYPES, StoredTensor, entries
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.words import a_few
 
-__all__ = ["Report", "WeightsError", "check", "load", "save", "why_not_gpt2"]
+__all__ = ["WeightsError", "WeightsReport", "check", "load", "save", "why_not_gpt2"]
 
 log = logging.getLogger(__name__)
 
 # --- the table ------------------------------------------------------------------------------------
 
 
-class Row(NamedTuple):
+class TensorNames(NamedTuple):
     """One stored tensor and what becomes of it."""
 
     theirs: str
@@ -43,26 +43,26 @@ class Row(NamedTuple):
 
 # Block i is the sublayers a = 2 i, attention, and m = 2 i + 1, the MLP.
 ENDS = (
-    Row("wte.weight", ("tokens.weight",)),
-    Row("wpe.weight", ("positions.weight",)),
-    Row("ln_f.weight", ("stack.final.norm.weight",)),
-    Row("ln_f.bias", ("stack.final.norm.bias",)),
+    TensorNames("wte.weight", ("tokens.weight",)),
+    TensorNames("wpe.weight", ("positions.weight",)),
+    TensorNames("ln_f.weight", ("stack.final.norm.weight",)),
+    TensorNames("ln_f.bias", ("stack.final.norm.bias",)),
 )
-UNTIED = Row("lm_head.weight", ("head.weight",))
+UNTIED = TensorNames("lm_head.weight", ("head.weight",))
 QKV = ("stack.subs.{a}.branch.q", "stack.subs.{a}.branch.k", "stack.subs.{a}.branch.v")
 BLOCK = (
-    Row("h.{i}.ln_1.weight", ("stack.subs.{a}.pre.norm.weight",)),
-    Row("h.{i}.ln_1.bias", ("stack.subs.{a}.pre.norm.bias",)),
-    Row("h.{i}.attn.c_attn.weight", tuple(f"{x}.weight" for x in QKV), transposed=True),
-    Row("h.{i}.attn.c_attn.bias", tuple(f"{x}.bias" for x in QKV)),
-    Row("h.{i}.attn.c_proj.weight", ("stack.subs.{a}.branch.out.weight",), transposed=True),
-    Row("h.{i}.attn.c_proj.bias", ("stack.subs.{a}.branch.out.bias",)),
-    Row("h.{i}.ln_2.weight", ("stack.subs.{m}.pre.norm.weight",)),
-    Row("h.{i}.ln_2.bias", ("stack.subs.{m}.pre.norm.bias",)),
-    Row("h.{i}.mlp.c_fc.weight", ("stack.subs.{m}.branch.up.weight",), transposed=True),
-    Row("h.{i}.mlp.c_fc.bias", ("stack.subs.{m}.branch.up.bias",)),
-    Row("h.{i}.mlp.c_proj.weight", ("stack.subs.{m}.branch.down.weight",), transposed=True),
-    Row("h.{i}.mlp.c_proj.bias", ("stack.subs.{m}.branch.down.bias",)),
+    TensorNames("h.{i}.ln_1.weight", ("stack.subs.{a}.pre.norm.weight",)),
+    TensorNames("h.{i}.ln_1.bias", ("stack.subs.{a}.pre.norm.bias",)),
+    TensorNames("h.{i}.attn.c_attn.weight", tuple(f"{x}.weight" for x in QKV), transposed=True),
+    TensorNames("h.{i}.attn.c_attn.bias", tuple(f"{x}.bias" for x in QKV)),
+    TensorNames("h.{i}.attn.c_proj.weight", ("stack.subs.{a}.branch.out.weight",), transposed=True),
+    TensorNames("h.{i}.attn.c_proj.bias", ("stack.subs.{a}.branch.out.bias",)),
+    TensorNames("h.{i}.ln_2.weight", ("stack.subs.{m}.pre.norm.weight",)),
+    TensorNames("h.{i}.ln_2.bias", ("stack.subs.{m}.pre.norm.bias",)),
+    TensorNames("h.{i}.mlp.c_fc.weight", ("stack.subs.{m}.branch.up.weight",), transposed=True),
+    TensorNames("h.{i}.mlp.c_fc.bias", ("stack.subs.{m}.branch.up.bias",)),
+    TensorNames("h.{i}.mlp.c_proj.weight", ("stack.subs.{m}.branch.down.weight",), transposed=True),
+    TensorNames("h.{i}.mlp.c_proj.bias", ("stack.subs.{m}.branch.down.bias",)),
 )
 WRAPPERS = {"transformer", "module", "_orig_mod", "gpt"}
 """Names that GPT2LMHeadModel, DistributedDataParallel, torch.compile and addnorm.hf put around."""
@@ -70,14 +70,14 @@ MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 """Causal masks that transformers stored as buffers until 2023: nothing that was learned."""
 
 
-def gpt2_rows(config: GPTConfig) -> list[Row]:
+def gpt2_rows(config: GPTConfig) -> list[TensorNames]:
     """The table for one depth."""
     rows = [*ENDS] if config.tied else [*ENDS, UNTIED]
     for i in range(config.n_layers):
         place = {"i": i, "a": 2 * i, "m": 2 * i + 1}
         for theirs, ours, transposed in BLOCK:
             names = tuple(o.format(**place) for o in ours)
-            rows.append(Row(theirs.format(**place), names, transposed))
+            rows.append(TensorNames(theirs.format(**place), names, transposed))
     return rows
 
 
@@ -86,7 +86,7 @@ def gpt2_rows(config: GPTConfig) -> list[Row]:
 
 @final
 @dataclass
-class Report:
+class WeightsReport:
     """What was found in a folder."""
 
     folder: Path
@@ -114,7 +114,7 @@ def load(
     *,
     dtype: torch.dtype | None = torch.float32,
     dropout: float | None = None,
-) -> tuple[GPT, Report]:
+) -> tuple[GPT, WeightsReport]:
     """A model in evaluation mode, whole and checked, or a ``WeightsError``.
 
     ``dtype`` None keeps each tensor's own. ``dropout`` replaces what the folder says.
@@ -136,7 +136,7 @@ def load(
     return model.eval(), report
 
 
-def check(folder: Path) -> Report:
+def check(folder: Path) -> WeightsReport:
     """Everything that ``load`` checks, the values included, without making a model."""
     with reading.system_errors(folder, WeightsError):
         _, _, sources, report = _inspect(folder, None)
@@ -145,17 +145,19 @@ def check(folder: Path) -> Report:
     return report
 
 
-Sources = list[tuple[Row, Entry]]
+Sources = list[tuple[TensorNames, StoredTensor]]
 
 
-def _inspect(folder: Path, dropout: float | None) -> tuple[GPT, dict[str, Any], Sources, Report]:
+def _inspect(
+    folder: Path, dropout: float | None
+) -> tuple[GPT, dict[str, Any], Sources, WeightsReport]:
     """All checks that need no values: a model without memory, and where its values are."""
     card, config = config_json.read(folder, dropout)
     kind = card["model_type"]
     tensors, ignored = _tensors(folder, copies=kind == "gpt2" and config.tied)
     _check_depth(folder, config, tensors, kind)
     model, shapes = _empty(config)
-    rows = gpt2_rows(config) if kind == "gpt2" else [Row(name, (name,)) for name in shapes]
+    rows = gpt2_rows(config) if kind == "gpt2" else [TensorNames(name, (name,)) for name in shapes]
     _check_names(folder, rows, tensors)
     for row in rows:
         _check_one(folder, row, tensors[row.theirs], shapes, config)
@@ -163,7 +165,7 @@ def _inspect(folder: Path, dropout: float | None) -> tuple[GPT, dict[str, Any], 
     dtypes = sorted({e.dtype for e in tensors.values()})
     verified, unsealed = folders.seal(folder, files)
     config_json.check_tokenizer(folder, config.vocab_size, card.get(IDENTITY))
-    report = Report(folder, kind, files, dtypes, ignored, verified, unsealed)
+    report = WeightsReport(folder, kind, files, dtypes, ignored, verified, unsealed)
     return model, card, [(row, tensors[row.theirs]) for row in rows], report
 
 
@@ -178,12 +180,12 @@ def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def _tensors(folder: Path, copies: bool) -> tuple[dict[str, Entry], list[str]]:
+def _tensors(folder: Path, copies: bool) -> tuple[dict[str, StoredTensor], list[str]]:
     """Name in the table -> entry, and the stored names that were left out.
 
     ``copies``: the head may be stored again beside the embedding; then the two must be one.
     """
-    by_name: dict[str, tuple[str, Entry]] = {}
+    by_name: dict[str, tuple[str, StoredTensor]] = {}
     ignored = []
     for full_name, entry in entries(folder).items():
         name = _bare(full_name)
@@ -207,7 +209,9 @@ def _tensors(folder: Path, copies: bool) -> tuple[dict[str, Entry], list[str]]:
     return {name: entry for name, (_, entry) in by_name.items()}, ignored
 
 
-def _check_depth(folder: Path, config: GPTConfig, tensors: Mapping[str, Entry], kind: str) -> None:
+def _check_depth(
+    folder: Path, config: GPTConfig, tensors: Mapping[str, StoredTensor], kind: str
+) -> None:
     pattern = r"h\.(\d+)\." if kind == "gpt2" else r"stack\.subs\.(\d+)\."
     places = [int(m[1]) for name in tensors if (m := re.match(pattern, name))]
     blocks = max(places, default=-1) + 1
@@ -219,7 +223,9 @@ def _check_depth(folder: Path, config: GPTConfig, tensors: Mapping[str, Entry], 
         )
 
 
-def _check_names(folder: Path, rows: list[Row], tensors: Mapping[str, Entry]) -> None:
+def _check_names(
+    folder: Path, rows: list[TensorNames], tensors: Mapping[str, StoredTensor]
+) -> None:
     expected = [row.theirs for row in rows]
     files = ", ".join(sorted({e.file for e in tensors.values()}))
     missing = [name for name in expected if name not in tensors]
@@ -238,13 +244,13 @@ def _check_names(folder: Path, rows: list[Row], tensors: Mapping[str, Entry]) ->
 
 def _check_one(
     folder: Path,
-    row: Row,
-    entry: Entry,
+    row: TensorNames,
+    entry: StoredTensor,
     shapes: Mapping[str, tuple[int, ...]],
     config: GPTConfig,
 ) -> None:
     """The dtype and shape of one tensor, from the header."""
-    where, dtypes = f"{folder / entry.file}: {row.theirs}", DTYPES.values()
+    where, dtypes = f"{folder / entry.file}: {row.theirs}", SAFETENSORS_DTYPES.values()
     if entry.dtype not in dtypes:
         raise WeightsError(
             f"{where} is {entry.dtype}: weights are {', '.join(dtypes)}. Quantized or packed ones "
@@ -284,7 +290,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     format: str | None = None,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: SavedTokenizer | None = None,
 ) -> None:
     """Write a model, and the tokenizer beside it if one is given.
 
@@ -344,7 +350,7 @@ def _as_gpt2(config: GPTConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]
     return tensors
 
 
-def _eos(config: GPTConfig, tokenizer: Tokenizer | None) -> int | None:
+def _eos(config: GPTConfig, tokenizer: SavedTokenizer | None) -> int | None:
     """Without a tokenizer: GPT-2's, if the vocabulary has GPT-2's size."""
     if tokenizer is not None:
         return tokenizer.eos_id
@@ -367,7 +373,7 @@ def _read(folder: Path, dtype: torch.dtype | None) -> Loaded:
 
 
 def _write(
-    model: GPT, folder: Path, tokenizer: Tokenizer | None, labels: Sequence[str] | None
+    model: GPT, folder: Path, tokenizer: SavedTokenizer | None, labels: Sequence[str] | None
 ) -> None:
     refuse_labels(labels)
     save(model, folder, tokenizer=tokenizer)

@@ -20,7 +20,7 @@ from addnorm.words import first_line
 
 @final
 @dataclass(frozen=True)
-class Entry:
+class StoredTensor:
     """One tensor in a file, not read yet."""
 
     file: str
@@ -29,7 +29,7 @@ class Entry:
     read: Callable[[], Tensor]  # may share memory with the file: copy what is to stay
 
 
-def entries(folder: Path) -> dict[str, Entry]:
+def entries(folder: Path) -> dict[str, StoredTensor]:
     """Every stored tensor by its name in the file. Headers are read here, the values are not."""
     for name in WEIGHTS:
         if os.path.lexists(folder / name):
@@ -59,7 +59,7 @@ def entries(folder: Path) -> dict[str, Entry]:
                 f"{folder / name} says that {tensor} is in {shard}, which does not hold it: the "
                 "index belongs to other files"
             )
-    by_name: dict[str, Entry] = {}
+    by_name: dict[str, StoredTensor] = {}
     for shard, held_by in shards.items():
         for tensor, entry in held_by.items():
             if places.get(tensor) != shard:
@@ -68,14 +68,14 @@ def entries(folder: Path) -> dict[str, Entry]:
     return by_name
 
 
-def _open(file: Path) -> dict[str, Entry]:
+def _open(file: Path) -> dict[str, StoredTensor]:
     with reading.system_errors(file, WeightsError), file.open("rb") as opened:
         start = opened.read(len(reading.POINTER)).decode(errors="replace")
     reading.check_no_pointer(file, start, WeightsError)
     return _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
 
 
-def _open_safetensors(file: Path) -> dict[str, Entry]:
+def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
     """8 bytes: the header's length; the header, JSON; the values."""
     with reading.system_errors(file, WeightsError), file.open("rb") as opened:
         size = file.stat().st_size
@@ -97,8 +97,8 @@ def _open_safetensors(file: Path) -> dict[str, Entry]:
         tensors = safe_open(file, framework="pt")
         for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
             part, read = tensors.get_slice(name), partial(tensors.get_tensor, name)
-            dtype = DTYPES.get(part.get_dtype(), part.get_dtype())
-            by_name[name] = Entry(file.name, dtype, tuple(part.get_shape()), read)
+            dtype = SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype())
+            by_name[name] = StoredTensor(file.name, dtype, tuple(part.get_shape()), read)
     except SafetensorError as error:
         raise _damaged_header(file, error) from None
     return by_name
@@ -127,11 +127,11 @@ def _damaged_header(file: Path, why: object) -> WeightsError:
     return WeightsError(f"{file} has a damaged header ({why}): get the file again")
 
 
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """What safetensors calls the dtypes that hold weights; any other keeps its name, to be refused."""
 
 
-def _open_pickle(file: Path) -> dict[str, Entry]:
+def _open_pickle(file: Path) -> dict[str, StoredTensor]:
     """A .bin of torch.save. ``weights_only``: tensors and plain containers, never code."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -148,7 +148,7 @@ def _open_pickle(file: Path) -> dict[str, Entry]:
             "none of them sparse"
         )
     return {
-        str(name): Entry(
+        str(name): StoredTensor(
             file.name, str(t.dtype).removeprefix("torch."), tuple(t.shape), t.contiguous
         )
         for name, t in content.items()

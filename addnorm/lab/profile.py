@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from addnorm import schemes
 from addnorm.branches import MLP, Attention
-from addnorm.catalogue import Entry, combinators, entry
+from addnorm.catalogue import SchemeEntry, combinators, entry
 from addnorm.lab import Setup
 from addnorm.norms import RMSNorm
 from addnorm.stream import Scheme, Stack, Stream
@@ -329,7 +329,7 @@ def versions() -> dict[str, str]:
 # --- which designs --------------------------------------------------------------------------------
 
 
-def register() -> tuple[list[Entry], list[Entry]]:
+def register() -> tuple[list[SchemeEntry], list[SchemeEntry]]:
     """The designs and the combinators that have a name."""
     return [entry(n) for n in schemes.names()], [entry(n) for n in combinators()]
 

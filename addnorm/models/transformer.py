@@ -17,7 +17,7 @@ from addnorm.positions import AttentionPosition
 from addnorm.stream import Make, Scheme, Stack
 
 
-class Options(TypedDict, total=False):
+class BlockOptions(TypedDict, total=False):
     """What encoder and decoder share. ``hidden`` is 4 * dim unless given, ``attention_dropout``,
     that of the attention's weights, ``dropout``: above 0 it keeps CPUs from fused attention."""
 
@@ -37,7 +37,7 @@ def encoder(
     scheme: Scheme,
     *,
     depths: tuple[int, int] | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[BlockOptions],
 ) -> Stack:
     """Blocks of self-attention and MLP in which every token sees every real one."""
     attention, _, mlp = _makes(dim, n_heads, causal=False, **options)
@@ -59,7 +59,7 @@ def decoder(
     *,
     cross: bool = False,
     depths: tuple[int, int] | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[BlockOptions],
 ) -> Stack:
     """Blocks of causal self-attention, attention to ``Context.memory`` if ``cross``, and MLP."""
     attention, memory, mlp = _makes(dim, n_heads, causal=True, **options)
@@ -88,7 +88,7 @@ class EncoderDecoder(nn.Module):
         n_heads: int,
         n_layers: int | tuple[int, int],
         scheme: Scheme,
-        **options: Unpack[Options],
+        **options: Unpack[BlockOptions],
     ) -> None:
         super().__init__()
         depths = (n_layers, n_layers) if isinstance(n_layers, int) else n_layers
@@ -133,7 +133,7 @@ class EncoderDecoder(nn.Module):
 
 
 def _makes(
-    dim: int, n_heads: int, *, causal: bool, **options: Unpack[Options]
+    dim: int, n_heads: int, *, causal: bool, **options: Unpack[BlockOptions]
 ) -> tuple[Make, Make, Make]:
     bias, dropout = options.get("bias", True), options.get("dropout", 0.0)
     heads: Heads = {

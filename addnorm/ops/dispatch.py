@@ -17,7 +17,7 @@ from addnorm.ops.kernel import NormCall, NormKernel, NormOutput, NormSpec
 from addnorm.ops.offers import Offers
 from addnorm.ops.reference import (
     Cast,
-    Kind,
+    NormKind,
     Scale,
     accumulate_dtype,
     normalize,
@@ -40,7 +40,7 @@ def add_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     *,
-    kind: Kind = "layer",
+    kind: NormKind = "layer",
     eps: float,
     keep: Scale = 1.0,
     gain: Scale = 1.0,

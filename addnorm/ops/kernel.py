@@ -6,13 +6,13 @@ from typing import ClassVar, NamedTuple, final
 
 from torch import Tensor
 
-from addnorm.ops.reference import Cast, Kind, Scale
+from addnorm.ops.reference import Cast, NormKind, Scale
 
 
 class NormSpec(NamedTuple):
     """The constants of one call: everything that is not a tensor with a gradient."""
 
-    kind: Kind
+    kind: NormKind
     eps: float
     weight_offset: float
     cast: Cast

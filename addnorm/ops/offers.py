@@ -101,7 +101,7 @@ def reference_only(*operations: str) -> Iterator[None]:
 
 @final
 @dataclass(frozen=True)
-class Served:
+class KernelCalls:
     """One row of ``explain()``."""
 
     operation: str
@@ -112,10 +112,10 @@ class Served:
 
 @final
 @dataclass(frozen=True)
-class Explanation:
+class KernelUse:
     """Which implementation served how many calls since the process began, and why."""
 
-    rows: list[Served] = field(default_factory=list)
+    rows: list[KernelCalls] = field(default_factory=list)
 
     def __str__(self) -> str:
         if not self.rows:
@@ -124,11 +124,11 @@ class Explanation:
         return "\n".join([*lines, "Calls inside torch.compile are the compiler's, not counted."])
 
 
-def explain() -> Explanation:
+def explain() -> KernelUse:
     """Which implementation served the calls so far, and why not another."""
-    return Explanation(
+    return KernelUse(
         [
-            Served(operation, implementation, why, calls)
+            KernelCalls(operation, implementation, why, calls)
             for operation, offers in OPERATIONS.items()
             for (implementation, why), calls in offers.calls.most_common()
         ]

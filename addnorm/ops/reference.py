@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Kind = Literal["layer", "rms"]
+NormKind = Literal["layer", "rms"]
 Cast = Literal["fp32", "llama"]
 Scale = float | Tensor
 
@@ -115,7 +115,7 @@ def least_square(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).tiny ** (2 / 3))
 
 
-def centred(stream: Tensor, kind: Kind, eps: float) -> tuple[Tensor, Tensor, float | Tensor]:
+def centred(stream: Tensor, kind: NormKind, eps: float) -> tuple[Tensor, Tensor, float | Tensor]:
     """Rows without their mean, divided where they are huge; 1 / their root mean square; the
     divisor. The product of the first two is ``standardize``."""
     s = stream.to(accumulate_dtype(stream))  # (..., D)
@@ -134,7 +134,7 @@ def centred(stream: Tensor, kind: Kind, eps: float) -> tuple[Tensor, Tensor, flo
     return s, torch.rsqrt(square + floor), unit
 
 
-def standardize(stream: Tensor, kind: Kind, eps: float) -> Tensor:
+def standardize(stream: Tensor, kind: NormKind, eps: float) -> Tensor:
     """The Norm without its parameters, in the precision of the statistics.
 
     ``layer``: (s - mean(s)) / sqrt(var(s) + eps) with the biased variance (Ba et al. 2016).
@@ -149,7 +149,7 @@ def normalize(
     weight: Tensor | None,
     bias: Tensor | None,
     *,
-    kind: Kind,
+    kind: NormKind,
     eps: float,
     weight_offset: float,
     cast: Cast,
@@ -189,7 +189,7 @@ def normalize_backward(
     stream: Tensor,
     weight: Tensor | None,
     *,
-    kind: Kind,
+    kind: NormKind,
     eps: float,
     weight_offset: float,
     cast: Cast,

@@ -25,7 +25,7 @@ from addnorm.ops.kernel import NormCall, NormKernel, NormSpec
 from addnorm.ops.offers import REFERENCE, Declined, Offers
 from addnorm.ops.reference import (
     Cast,
-    Kind,
+    NormKind,
     Scale,
     accumulate_dtype,
     centred,
@@ -47,7 +47,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @final
 @dataclass(frozen=True)
-class Row:
+class VerificationRow:
     """How far one implementation is from the definition in one dtype, at worst.
 
     ``error`` is in roundings, as is ``bound``, up to which it is ``ok``; ``where`` says in which
@@ -74,7 +74,7 @@ class Row:
 class Verification:
     """What ``verify`` measured; prints as a table."""
 
-    rows: list[Row]
+    rows: list[VerificationRow]
     idle: list[str]
     """Kernels that declined every call, and why."""
 
@@ -109,7 +109,7 @@ def verify(*devices: str) -> Verification:
     Without devices, the CPU and the GPU if there is one.
     """
     devices = devices or ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
-    rows: list[Row] = []
+    rows: list[VerificationRow] = []
     idle: list[str] = []
     for device in devices:
         with (
@@ -174,7 +174,9 @@ class Operation(NamedTuple):
     compare: Callable[[Any, Any], Iterator[tuple[Quantity, float]]]
 
 
-def _look_at(operation: Operation, kernel: Any, device: str) -> tuple[list[Row], list[str]]:
+def _look_at(
+    operation: Operation, kernel: Any, device: str
+) -> tuple[list[VerificationRow], list[str]]:
     """One row for each dtype in which the kernel served, and its reasons where it did not."""
     rows, reasons = [], dict[str, None]()
     for dtype in DTYPES:
@@ -194,7 +196,9 @@ def _look_at(operation: Operation, kernel: Any, device: str) -> tuple[list[Row],
         if calls:
             name = REFERENCE if kernel is None else kernel.name
             short = str(dtype).removeprefix("torch.")
-            rows.append(Row(operation.offers.operation, name, device, short, calls, *worst))
+            rows.append(
+                VerificationRow(operation.offers.operation, name, device, short, calls, *worst)
+            )
     return rows, list(reasons)
 
 
@@ -232,7 +236,7 @@ def random(*shape: int, seed: int) -> Tensor:
 # --- add_norm -------------------------------------------------------------------------------------
 
 
-class Options(NamedTuple):
+class CallOptions(NamedTuple):
     """What makes one call of add_norm different from another; ``stream`` is the residual's dtype
     (none, that of x, or the statistics'), ``mean`` that of a row in its deviations."""
 
@@ -247,17 +251,17 @@ class Options(NamedTuple):
     huge: bool = False
 
 
-NORM_OPTIONS: dict[str, Options] = {
-    "x alone": Options((5, 1000), stream="none", affine=False),
-    "weight and bias": Options((64, 256), stream="none"),
-    "numbers as factors": Options((2, 7, 96), keep=0.5, gain=-2.0),
-    "learned factors": Options((2, 3, 64), keep=(64,), gain=(2, 1, 1), offset=1.0),
-    "wide stream": Options((16, 48), stream="wide", gain=(48,)),
-    "many rows": Options((1024, 8), keep=(), gain=(1,)),
-    "a mean of 3 deviations": Options((16, 512), stream="none", mean=3.0),
-    "a mean of 100 deviations": Options((16, 512), stream="none", mean=100.0),
-    "rounded before the weight": Options((16, 96), stream="none", cast="llama"),
-    "one huge row": Options((4, 64), stream="none", huge=True),
+NORM_OPTIONS: dict[str, CallOptions] = {
+    "x alone": CallOptions((5, 1000), stream="none", affine=False),
+    "weight and bias": CallOptions((64, 256), stream="none"),
+    "numbers as factors": CallOptions((2, 7, 96), keep=0.5, gain=-2.0),
+    "learned factors": CallOptions((2, 3, 64), keep=(64,), gain=(2, 1, 1), offset=1.0),
+    "wide stream": CallOptions((16, 48), stream="wide", gain=(48,)),
+    "many rows": CallOptions((1024, 8), keep=(), gain=(1,)),
+    "a mean of 3 deviations": CallOptions((16, 512), stream="none", mean=3.0),
+    "a mean of 100 deviations": CallOptions((16, 512), stream="none", mean=100.0),
+    "rounded before the weight": CallOptions((16, 96), stream="none", cast="llama"),
+    "one huge row": CallOptions((4, 64), stream="none", huge=True),
 }
 
 
@@ -271,7 +275,7 @@ def norm_cases(dtype: torch.dtype) -> list[Case]:
     ]
 
 
-def _norm_call(dtype: torch.dtype, kind: Kind, options: Options) -> NormCall:
+def _norm_call(dtype: torch.dtype, kind: NormKind, options: CallOptions) -> NormCall:
     shape, width = options.shape, options.shape[-1:]
     x = random(*shape, seed=1) + options.mean
     wide = accumulate_dtype(x.to(dtype))

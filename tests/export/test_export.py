@@ -374,7 +374,7 @@ def test_gguf_dtypes(
     with torch.no_grad():
         for name, p in rounded.named_parameters():
             if p.dim() == 2 and name != "positions.weight":
-                p.copy_(p.to(check.DTYPES[dtype]))
+                p.copy_(p.to(check.EXPORT_DTYPES[dtype]))
     from addnorm import hf
 
     theirs = hf.reader(tmp_path, "a.gguf", vocab_size=None if with_tokenizer else 283)

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from addnorm import ops
 from addnorm.ops.aten import KERNEL
 from addnorm.ops.kernel import NormCall, NormKernel, NormOutput, NormSpec
-from addnorm.ops.offers import Declined, Served
+from addnorm.ops.offers import Declined, KernelCalls
 from tests.ops.test_ops import EXACT, KINDS, Opaque, close, grad, numpy, randn
 
 
@@ -107,7 +107,7 @@ def calls(implementation: str, why: str) -> int:
     return sum(
         row.calls
         for row in ops.explain().rows
-        if row == Served("add_norm", implementation, why, row.calls)
+        if row == KernelCalls("add_norm", implementation, why, row.calls)
     )
 
 

@@ -33,7 +33,7 @@ from addnorm.ops.reference import (
     settle,
     standardize,
 )
-from addnorm.ops.verification import Row, Verification
+from addnorm.ops.verification import Verification, VerificationRow
 
 Forward = Callable[[NormCall], NormOutput]
 
@@ -71,7 +71,7 @@ def two_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "DTYPES", (torch.float32, torch.bfloat16))
 
 
-def judged(kernel: Any) -> dict[str, Row]:
+def judged(kernel: Any) -> dict[str, VerificationRow]:
     """The rows of one kernel by dtype; those of the definition are right."""
     with nothing_but(kernel):
         result = verify("cpu")
@@ -405,8 +405,12 @@ def test_a_wrong_kernel_beside_a_right_one() -> None:
 
 def test_the_table() -> None:
     rows = [
-        Row("add_norm", "aten", "cpu", "float32", 17, 3.257, 64.0, "normed, rms, x alone"),
-        Row("attention", "ours", "cpu", "bfloat16", 7, torch.inf, 2.004, "output, causal"),
+        VerificationRow(
+            "add_norm", "aten", "cpu", "float32", 17, 3.257, 64.0, "normed, rms, x alone"
+        ),
+        VerificationRow(
+            "attention", "ours", "cpu", "bfloat16", 7, torch.inf, 2.004, "output, causal"
+        ),
     ]
     assert str(Verification(rows, ["attention, other: no call on cpu (for GPUs)"])).split("\n") == [
         "operation  kernel  device  dtype     calls  error  bound         at worst",

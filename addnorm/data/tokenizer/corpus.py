@@ -44,7 +44,7 @@ def _chunks(source: str | Path) -> Iterator[str]:
 def _read_file(path: Path) -> Iterator[str]:
     if path.is_dir():
         raise TokenizerError(f"{path} is a folder: give its files, as sorted(folder.rglob('*'))")
-    decoder = reading.Decoder(path, TokenizerError, "convert it first, or pass its text")
+    decoder = reading.Utf8Decoder(path, TokenizerError, "convert it first, or pass its text")
     with reading.system_errors(path, TokenizerError), path.open("rb") as file:
         while chunk := file.read(CHUNK):
             yield decoder.decode(chunk)

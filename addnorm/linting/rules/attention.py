@@ -6,7 +6,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from addnorm.anatomy.structure import Attention, Structure, factors, number, uniform
+from addnorm.anatomy.structure import Structure, TracedAttention, factors, number, uniform
 from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.check import Answers, decides
 from addnorm.linting.report import Finding
@@ -191,7 +191,7 @@ def scales(subject: Subject) -> Answers:
             yield finding
 
 
-def _scale(s: Structure, attention: Attention, subject: Subject) -> Finding | None:
+def _scale(s: Structure, attention: TracedAttention, subject: Subject) -> Finding | None:
     """The case of one attention; none where the factor is right, or cannot be told from right."""
     dim = factors(attention.scores)[0].shape[-1]
     right = 1 / math.sqrt(dim)
@@ -234,7 +234,7 @@ def _scale(s: Structure, attention: Attention, subject: Subject) -> Finding | No
     return finding("unusual" if 0.1 < c / right < 10 else "far off")
 
 
-def _factors(s: Structure, attention: Attention) -> tuple[Factor, Factor]:
+def _factors(s: Structure, attention: TracedAttention) -> tuple[Factor, Factor]:
     """What the logits are multiplied by, and what the weights are after the softmax."""
     q, k = factors(attention.scores)
     scores, soft = attention.scores.outputs[0], _softmax(attention)
@@ -269,7 +269,7 @@ def _close(a: float, b: float) -> bool:
     return abs(a - b) <= NEAR * abs(b)
 
 
-def _softmax(attention: Attention) -> Op | None:
+def _softmax(attention: TracedAttention) -> Op | None:
     softmaxes = [op for op in attention.between if op.name in ("_softmax", "_safe_softmax")]
     if attention.weights.op is not None and attention.weights.op.name.endswith("softmax"):
         softmaxes.append(attention.weights.op)
@@ -324,7 +324,7 @@ def _factor(s: Structure, op: Op, carried: Value) -> Factor:
     return Factor(constant, (constant,))
 
 
-def _weights_ratio(s: Structure, attention: Attention, subject: Subject) -> float | None:
+def _weights_ratio(s: Structure, attention: TracedAttention, subject: Subject) -> float | None:
     """std of the queries' weights over that of the keys', as the user's model has them."""
     parameters = dict(subject.original.named_parameters())
 
@@ -370,7 +370,9 @@ def sums(subject: Subject) -> Answers:
         )
 
 
-def _why(s: Structure, attention: Attention, soft: Op | None, down: bool, weights: Tensor) -> str:
+def _why(
+    s: Structure, attention: TracedAttention, soft: Op | None, down: bool, weights: Tensor
+) -> str:
     """The case of weights that do not sum to one; those of each key do if ``down``."""
     sinks = soft is not None and soft.outputs[0].shape[-1] > attention.weights.shape[-1]
     decayed = soft is None and any(

@@ -21,7 +21,7 @@ from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.masks import MaskReading, as_mask
 from addnorm.anatomy.module_influence import ModuleInfluence, axes_of
 from addnorm.anatomy.outputs import as_tuple, largest
-from addnorm.anatomy.structure import PRODUCTS, Attention, factors, within
+from addnorm.anatomy.structure import PRODUCTS, TracedAttention, factors, within
 from addnorm.linting.check import Check, Said, on_influence
 from addnorm.linting.report import Finding, Severity, Unknown
 from addnorm.linting.rules import masks, modes
@@ -315,7 +315,7 @@ def _over_samples_found(s: Influence) -> Said:
     )
 
 
-def _across(s: Influence, *, memory: bool) -> list[Attention]:
+def _across(s: Influence, *, memory: bool) -> list[TracedAttention]:
     """Those over the samples, of the encoder (their queries do not come from the main input), or
     the others."""
     own = s.specimen.trace.descendants(*argument_values(s, s.arguments.main))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from addnorm.anatomy.norms.find import find_norms
-from addnorm.anatomy.structure import NORMS, NormCall, Structure, number, within
+from addnorm.anatomy.structure import NORMS, Structure, TracedNorm, number, within
 from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.check import Answers, decides
 from addnorm.linting.report import Finding
@@ -37,7 +37,7 @@ def inline(subject: Subject) -> Answers:
         yield from (_function(s, norm) if norm.op.name in NORMS else _by_hand(s, norm))
 
 
-def _function(s: Structure, norm: NormCall) -> Iterator[Finding]:
+def _function(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
     """F.layer_norm and its like: over what?"""
     if "batch_norm" in norm.op.name:
         inside = bool(s.block(norm.op.module)) or norm.output in s.inside_branches
@@ -57,7 +57,7 @@ def _function(s: Structure, norm: NormCall) -> Iterator[Finding]:
         yield _wrong_axis(norm, [-len(shape) + i for i in range(len(shape))], list(shape))
 
 
-def _by_hand(s: Structure, norm: NormCall) -> Iterator[Finding]:
+def _by_hand(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
     """x / sqrt(mean(x^2) + eps) and its like."""
     statistic = next((v for v in norm.op.inputs if _derived(v, norm.source)), None)
     if statistic is None:
@@ -83,7 +83,7 @@ def _by_hand(s: Structure, norm: NormCall) -> Iterator[Finding]:
     yield from _sizes(s, norm)
 
 
-def _of_the_inputs(s: Structure, norm: NormCall) -> bool:
+def _of_the_inputs(s: Structure, norm: TracedNorm) -> bool:
     """Whether it is what the caller gave that is normalized, before the model computed anything."""
     return not set(s.trace.inputs).isdisjoint(s.carried(norm.source))
 
@@ -114,20 +114,20 @@ def _dims(op: Op) -> list[int] | None:
     return None
 
 
-def _where(norm: NormCall) -> dict[str, Any]:
+def _where(norm: TracedNorm) -> dict[str, Any]:
     return {"where": norm.path or "the model"}
 
 
-def _shape(norm: NormCall) -> dict[str, Any]:
+def _shape(norm: TracedNorm) -> dict[str, Any]:
     return {"input_shape": list(norm.source.shape)}
 
 
-def _wrong_axis(norm: NormCall, dims: list[int], sizes: list[int]) -> Finding:
+def _wrong_axis(norm: TracedNorm, dims: list[int], sizes: list[int]) -> Finding:
     words = _where(norm) | {"sizes": sizes}
     return WRONG_AXIS("by hand", norm.path, words=words, **_shape(norm), axes=dims)
 
 
-def _biased(norm: NormCall, moments: list[Op]) -> Iterator[Finding]:
+def _biased(norm: TracedNorm, moments: list[Op]) -> Iterator[Finding]:
     for op in moments:
         if op.name not in ("var", "std", "var_mean", "std_mean"):
             continue
@@ -141,7 +141,7 @@ def _biased(norm: NormCall, moments: list[Op]) -> Iterator[Finding]:
             return
 
 
-def _eps(norm: NormCall, chain: list[Op]) -> Iterator[Finding]:
+def _eps(norm: TracedNorm, chain: list[Op]) -> Iterator[Finding]:
     """An addition of a constant behind the root."""
     roots = [op for op in chain if op.name in ("sqrt", "std", "linalg_vector_norm", "norm")]
     roots += [op for op in chain if op.name == "pow" and number(op.args[1]) == 0.5]
@@ -158,7 +158,7 @@ def _eps(norm: NormCall, chain: list[Op]) -> Iterator[Finding]:
             return
 
 
-def _sizes(s: Structure, norm: NormCall) -> Iterator[Finding]:
+def _sizes(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
     """Whether the rows come out of one size, whatever gain they are multiplied by."""
     y = norm.output.tensor.detach().double()
     before = norm.source.op

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from addnorm.anatomy.structure import PRODUCTS, NormCall, Residual, Structure, factors, within
+from addnorm.anatomy.structure import PRODUCTS, Residual, Structure, TracedNorm, factors, within
 from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.check import Answers, decides
 from addnorm.linting.rule import Case, Rule
@@ -119,12 +119,12 @@ def _double(s: Structure) -> Answers:
         )
 
 
-def _inside(a: NormCall, b: NormCall) -> bool:
+def _inside(a: TracedNorm, b: TracedNorm) -> bool:
     """Whether one is a part of a module that is the other."""
     return b.module is not None and within(a.path, b.path)
 
 
-def _uses(s: Structure, value: Value, besides: NormCall) -> list[Op]:
+def _uses(s: Structure, value: Value, besides: TracedNorm) -> list[Op]:
     """Who reads a value, apart from one norm and from views on the way to it."""
     way = s.ancestors(besides.output)
     return [
@@ -166,7 +166,7 @@ def _missing_final(s: Structure) -> Answers:
 
 def _shared(s: Structure) -> Answers:
     """One norm's parameters at several places of the stream."""
-    at: dict[frozenset[str], list[NormCall]] = defaultdict(list)
+    at: dict[frozenset[str], list[TracedNorm]] = defaultdict(list)
     for norm in s.norms:
         own = frozenset(name for name in norm.parameters if name) or _gains(s, norm)
         if own and norm.source not in {n.source for n in at[own]}:
@@ -196,7 +196,7 @@ def _shared(s: Structure) -> Answers:
         )
 
 
-def _gains(s: Structure, norm: NormCall) -> frozenset[str]:
+def _gains(s: Structure, norm: TracedNorm) -> frozenset[str]:
     """The vectors that a norm computed by hand is multiplied by, just before or just after."""
     gains: set[str] = set()
     before = [norm.source.op] if norm.source.op is not None else []
@@ -208,7 +208,7 @@ def _gains(s: Structure, norm: NormCall) -> frozenset[str]:
     return frozenset(gains)
 
 
-def _same_role(s: Structure, calls: list[NormCall]) -> bool:
+def _same_role(s: Structure, calls: list[TracedNorm]) -> bool:
     """Norms of queries and keys, or of one projection's parts, inside one branch."""
     first = [r for r in s.residuals if calls[0].output in r.inside]
     return bool(first) and all(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.anatomy.outputs import tensors_in
-from addnorm.anatomy.structure import NormCall, Residual, Structure, number
+from addnorm.anatomy.structure import Residual, Structure, TracedNorm, number
 from addnorm.anatomy.trace import Call, Op, Value, altered
 from addnorm.linting.check import Answers, decides
 from addnorm.linting.rule import Case, Rule
@@ -118,7 +118,7 @@ def wrong_tensor(subject: Subject) -> Answers:
         yield WRONG_TENSOR.unknown(f"no {missing} was found")
         return
     zeroed = _blocks_without_branches(subject)
-    normed: dict[str, NormCall] = {}
+    normed: dict[str, TracedNorm] = {}
     for call, norm in _normed_streams(s):
         normed.setdefault(call.path, norm)
     for path, first in normed.items():
@@ -136,7 +136,7 @@ def wrong_tensor(subject: Subject) -> Answers:
             yield from _not_the_input(s, path, x, y)
 
 
-def _without_branches(norm: NormCall, block: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
+def _without_branches(norm: TracedNorm, block: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
     """The evidence that a block gives the norm of what it takes, and not that itself."""
     evidence: dict[str, Any] = {"norm_on_the_stream": norm.path}
     if block is not None:
@@ -203,7 +203,7 @@ def _apart(a: Tensor, b: Tensor) -> float:
     return float((a - c * b).norm() / (c * b).norm().clamp(min=1e-300))
 
 
-def _normed_streams(s: Structure) -> Iterator[tuple[Call, NormCall]]:
+def _normed_streams(s: Structure) -> Iterator[tuple[Call, TracedNorm]]:
     """Blocks that begin by normalizing the stream, or whose later sublayers do without a norm of
     their own although the block is not post-norm."""
     for call in s.block_calls():
@@ -242,7 +242,7 @@ def _now_and_then(s: Structure) -> Answers:
     layer."""
     if len({r.branch for r in s.residuals}) < len(s.residuals):
         return  # two streams, one normed and one not, get the same branches (ResiDual)
-    kinds: list[tuple[str, NormCall]] = []
+    kinds: list[tuple[str, TracedNorm]] = []
     for residual in s.residuals:
         before = s.previous(residual)
         own = s.own_norms(residual)
