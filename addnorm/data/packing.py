@@ -12,15 +12,12 @@ from typing import final
 
 import numpy as np
 
-from addnorm.data.cuts import CUT, WHITESPACE
+from addnorm.data.cuts import ENCODING_LIMIT, WHITESPACE, harmless_cut
 from addnorm.data.sources import DataError
 from addnorm.data.split import Piece
 from addnorm.data.tokenizer import Tokenizer
 
 BATCH = 1 << 20  # characters tokenized at a time
-MARGIN = 500  # characters on each side with which a cut is tried
-TRIES = 1000  # places tried before more text is waited for
-LONGEST = 1 << 21  # characters without a harmless cut, after which the text is cut anywhere
 REMEMBERED = 1 << 21  # characters of words whose ids are remembered
 
 # GPT-2's words; one that other than ASCII follows is taken with all up to the next whitespace. `re`
@@ -33,12 +30,12 @@ WORD = re.compile(
 
 
 def cuttable(pieces: Iterable[Piece], encoder: "Encoder") -> Iterator[Piece]:
-    """The text in pieces of LONGEST at most, cut where the ids do not show it."""
+    """The text in pieces of ENCODING_LIMIT at most, cut where the ids do not show it."""
     rest, first = "", False
     for piece in pieces:
         text, first, start = rest + piece.text, first or piece.first, 0
         while start < len(text):
-            some = text[start : start + LONGEST]
+            some = text[start : start + ENCODING_LIMIT]
             at_end = start + len(some) == len(text)
             end = len(some) if at_end and piece.last else encoder.cut(some)
             if end:
@@ -98,13 +95,13 @@ class _ByCharacters(Encoder):
             self._table[ord(tokenizer.decode([id]))] = id
 
     def encode(self, texts: Sequence[str]) -> list[bytes]:
-        found = []
+        rows = []
         for text in texts:
             ids = self._table[np.frombuffer(text.encode("utf-32-le"), "<u4")]
             if ids.max() == self._tokenizer.vocab_size:
                 self._tokenizer.encode(text)  # says which characters it does not have
-            found.append(ids.astype(self._dtype).tobytes())
-        return found
+            rows.append(ids.astype(self._dtype).tobytes())
+        return rows
 
 
 @final
@@ -118,22 +115,9 @@ class _ByPairs(Encoder):
         return [np.array(ids, self._dtype).tobytes() for ids in self._tokenizer.encode_batch(texts)]
 
     def cut(self, text: str) -> int:
-        """The last place where the ids around it are the same with the cut as without."""
-        tries, width = 0, MARGIN
-        stop = len(text) - MARGIN  # what follows decides too
-        while stop > 0 and tries < TRIES:
-            start = max(0, stop - width)
-            for match in reversed([*CUT.finditer(text, start, stop + 1)]):
-                tries += 1
-                if self._harmless(text, match.end()):
-                    return match.end()
-            stop, width = start, 2 * width
-        return len(text) if len(text) >= LONGEST else 0
-
-    def _harmless(self, text: str, place: int) -> bool:
-        left, right = text[max(0, place - MARGIN) : place], text[place : place + MARGIN]
-        whole, *halves = self._tokenizer.encode_batch([left + right, left, right])
-        return whole == halves[0] + halves[1]
+        """The last harmless place; anywhere, once the text is too long to wait for one."""
+        place = harmless_cut(text, self._tokenizer.encode_batch)
+        return place or (len(text) if len(text) >= ENCODING_LIMIT else 0)
 
 
 @final
@@ -152,13 +136,13 @@ class _ByWords(Encoder):
 
     def encode(self, texts: Sequence[str]) -> list[bytes]:
         rows = [WORD.findall(text) for text in texts]
-        needed = set[str]().union(*rows) - self._recent.keys()
-        known = needed & self._older.keys()
-        self._recent.update((word, self._older[word]) for word in known)
-        new = [*(needed - known)]
+        missing = set[str]().union(*rows) - self._recent.keys()
+        again = missing & self._older.keys()
+        self._recent.update((word, self._older[word]) for word in again)
+        new = [*(missing - again)]
         self._recent.update(zip(new, self._pairs.encode(new), strict=True))
         encoded = [b"".join(map(self._recent.__getitem__, row)) for row in rows]
-        self._size += sum(map(len, needed))
+        self._size += sum(map(len, missing))
         if self._size > REMEMBERED:
             self._older, self._recent, self._size = self._recent, {}, 0
         return encoded

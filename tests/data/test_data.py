@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from addnorm.data import order, packing, shards, sources, windows
+from addnorm.data import cuts, order, packing, shards, sources, windows
 from addnorm.data import prepared as prepared_file
 from addnorm.data.prepared import Prepared
 from addnorm.data.shards import prepare
@@ -549,7 +549,7 @@ def test_a_document_in_parts_has_the_ids_of_the_whole(tmp_path, kinds, kind, rul
     tokenizer = kinds[kind]
     shutil.rmtree(tmp_path, ignore_errors=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "MARGIN", margin)
+        patch.setattr(cuts, "MARGIN", margin)
         patch.setattr(packing, "BATCH", 30)
         prepared = prepare(Parts(parts), tokenizer, tmp_path, split=rule, val_fraction=0.3)
     begin = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
@@ -557,8 +557,8 @@ def test_a_document_in_parts_has_the_ids_of_the_whole(tmp_path, kinds, kind, rul
     if rule == "documents":
         expected = [whole, "another"]
     else:
-        cuts = [(text, int(len(text) * (1 - 0.3))) for text in (whole, "another")]
-        expected = [text[:cut] for text, cut in cuts] + [text[cut:] for text, cut in cuts]
+        pairs = [(text, int(len(text) * (1 - 0.3))) for text in (whole, "another")]
+        expected = [text[:cut] for text, cut in pairs] + [text[cut:] for text, cut in pairs]
     assert sorted(found) == sorted(begin + tokenizer.encode(text) for text in expected)
 
 
@@ -567,12 +567,12 @@ def test_long_documents_are_cut_where_it_does_not_show(kinds, monkeypatch):
     for kind in ("bpe", "modern"):
         encoder = packing.encoder_for(kinds[kind])
         place = encoder.cut(text)
-        assert len(text) - 2 * packing.MARGIN < place <= len(text) - packing.MARGIN
+        assert len(text) - 2 * cuts.MARGIN < place <= len(text) - cuts.MARGIN
         assert text[place].isspace()
     # Between a full stop and a newline lies a word of GPT-4: only the other places are harmless.
     assert isinstance(packing.encoder_for(kinds["bpe"]), packing._ByWords)
     assert isinstance(encoder, packing._ByPairs)
-    monkeypatch.setattr(packing, "TRIES", 50)
+    monkeypatch.setattr(cuts, "TRIES", 50)
     stops = "a.\n" * 1000
     assert packing.encoder_for(kinds["bpe"]).cut(stops) > 0
     assert encoder.cut(stops) == 0
@@ -581,8 +581,8 @@ def test_long_documents_are_cut_where_it_does_not_show(kinds, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["bpe", "modern", "composed", "characters", "bytes"])
 def test_one_long_part_is_cut_too(tmp_path, kinds, monkeypatch, kind):
-    monkeypatch.setattr(packing, "LONGEST", 100)
-    monkeypatch.setattr(packing, "MARGIN", 15)
+    monkeypatch.setattr(packing, "ENCODING_LIMIT", 100)
+    monkeypatch.setattr(cuts, "MARGIN", 15)
     tokenizer, pieces = kinds[kind], []
     encode = Tokenizer.encode_batch
 
@@ -601,7 +601,7 @@ def test_one_long_part_is_cut_too(tmp_path, kinds, monkeypatch, kind):
 
 
 def test_what_cannot_be_cut_is_cut_anywhere_in_the_end(kinds, monkeypatch):
-    monkeypatch.setattr(packing, "LONGEST", 5000)
+    monkeypatch.setattr(packing, "ENCODING_LIMIT", 5000)
     encoder = packing.encoder_for(kinds["bpe"])
     assert encoder.cut("x" * 4999) == 0
     assert encoder.cut("x" * 5000) == 5000

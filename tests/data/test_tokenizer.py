@@ -495,7 +495,7 @@ def test_nothing_is_learned_from_or_across_the_special_token():
 
 def test_a_text_without_a_place_to_cut_does_not_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "CHUNK", 10)
-    monkeypatch.setattr(corpus, "LONGEST", 50)
+    monkeypatch.setattr(corpus, "LEARNING_LIMIT", 50)
     path = tmp_path / "a.txt"
     path.write_text("x" * 1000 + " y" * 100)
     pieces = list(corpus.read_texts([path]))

@@ -5,11 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from addnorm import reading
-from addnorm.data.cuts import CUT_LAST
+from addnorm.data.cuts import LEARNING_LIMIT, last_cut
 from addnorm.data.tokenizer.kind import ENDOFTEXT, TokenizerError, check_text
 
 CHUNK = 1 << 20  # bytes of a file read at a time
-LONGEST = 1 << 24  # characters without a place to cut, after which training cuts anywhere
 
 
 def read_texts(sources: Iterable[str | Path]) -> Iterator[str]:
@@ -18,9 +17,7 @@ def read_texts(sources: Iterable[str | Path]) -> Iterator[str]:
         rest = ""
         for chunk in _chunks(source):
             rest += chunk
-            end = len(rest) if len(rest) > LONGEST else 0
-            if place := CUT_LAST.match(rest):
-                end = place.end()
+            end = last_cut(rest) or (len(rest) if len(rest) > LEARNING_LIMIT else 0)
             if end:
                 yield rest[:end]
                 rest = rest[end:]
