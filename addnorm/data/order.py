@@ -1,5 +1,10 @@
-"""An order of any number of things, found place by place."""
+"""An order of any number of things, of which every place is found by itself, without a table.
 
+key = order_key("windows, seed 0, epoch 3")
+shuffled(np.arange(96, 128), len(things), key)  # which things come at these places
+"""
+
+import hashlib
 from typing import Final
 
 import numpy as np
@@ -7,6 +12,13 @@ from numpy.typing import NDArray
 
 ROUNDS: Final = 64
 """Of the shuffle. After r rounds the place of an element is uniform but for 2**-r."""
+
+
+def order_key(name: str, more: int = 0) -> NDArray[np.uint64]:
+    """What decides an order, the same for the same name: two random numbers for each round of
+    ``shuffled``, and ``more`` of them behind, for whatever else the name is to decide."""
+    data = hashlib.shake_256(name.encode()).digest(8 * (2 * ROUNDS + more))
+    return np.frombuffer(data, "<u8")
 
 
 def shuffled(x: NDArray[np.int64], n: int, key: NDArray[np.uint64]) -> NDArray[np.int64]:

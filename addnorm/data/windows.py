@@ -5,13 +5,12 @@ same rows in one piece or in four, on one machine or on eight, in a new run or a
 data is neither repeated nor left out when a batch size or a world size changes.
 """
 
-import hashlib
 from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from addnorm.data.order import ROUNDS, shuffled
+from addnorm.data.order import order_key, shuffled
 from addnorm.data.prepared import Tokens
 from addnorm.data.sources import DataError
 
@@ -88,7 +87,5 @@ def document_of(tokens: Tokens, indices: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 def _key(seed: int, epoch: int) -> NDArray[np.uint64]:
-    """Random numbers that depend on seed and epoch only: two per round, and one for the offset."""
-    name = f"addnorm windows, seed {seed}, epoch {epoch}"
-    data = hashlib.shake_256(name.encode()).digest(8 * (2 * ROUNDS + 1))
-    return np.frombuffer(data, "<u8")
+    """The key of an epoch's order, and a random number for its offset."""
+    return order_key(f"addnorm windows, seed {seed}, epoch {epoch}", more=1)
