@@ -396,7 +396,6 @@ def test_a_file_has_less_than_600_lines() -> None:
 
 LINES, BRANCHES = 60, 15
 LONG = {
-    "addnorm.data.shards.prepare",
     "addnorm.generation.text.Writing.__init__",
     "addnorm.linting.rules.behaviour._future",
     "addnorm.linting.rules.behaviour._leaks",

@@ -70,15 +70,15 @@ class Tokens:
 
     def __init__(self, folder: Path, name: str, meta: dict[str, Any]):
         self._made_of = (folder, name, meta)
-        found = meta["splits"][name]
+        record = meta["splits"][name]
         self.name = name
-        self.documents: int = found["documents"]
-        self.bytes: int = found["bytes"]
+        self.documents: int = record["documents"]
+        self.bytes: int = record["bytes"]
         """Of the UTF-8 of the text, for bits per byte."""
-        self.starts: NDArray[np.int64] = np.memmap(folder / found["starts"], "<i8", mode="r")
+        self.starts: NDArray[np.int64] = np.memmap(folder / record["starts"], "<i8", mode="r")
         """The index of each document's first token."""
         self._shards = [
-            np.memmap(folder / file, meta["dtype"], mode="r") for file in found["shards"]
+            np.memmap(folder / file, meta["dtype"], mode="r") for file in record["shards"]
         ]
         self._firsts = np.cumsum([0, *map(len, self._shards)]).tolist()
 

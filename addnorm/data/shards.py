@@ -20,6 +20,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final, get_args
 
@@ -29,7 +30,7 @@ from addnorm import disk
 from addnorm.data.packing import batches, cuttable, dtype_for, encoded, encoder_for
 from addnorm.data.prepared import FORMAT, META, SPLITS, Prepared, checksum, sample
 from addnorm.data.sources import DataError, Source
-from addnorm.data.split import Piece, Rule, Survey, cut_off, whole
+from addnorm.data.split import Piece, Rule, Survey, pieces
 from addnorm.data.tokenizer import Tokenizer, TokenizerError
 from addnorm.progress import ProgressBar
 
@@ -74,12 +75,7 @@ def prepare(
     once both end well. ``progress``: a bar on a terminal, else a line now and then; None: only if
     it takes more than a few seconds.
     """
-    if not 0 < val_fraction < 1:
-        raise DataError(f"val_fraction is {val_fraction}: more than 0 and less than 1")
-    if split not in get_args(Rule):
-        raise DataError(f"no split {split!r}, only {', '.join(map(repr, get_args(Rule)))}")
-    if workers is not None and workers < 1:
-        raise DataError(f"workers is {workers}: at least 1")
+    _check_options(val_fraction, split, workers)
     with ProgressBar(
         in_bytes=True,
         patience=0.0 if progress else PATIENCE,
@@ -87,32 +83,75 @@ def prepare(
         hidden=progress is False,
     ) as bar:
         bar.begin(f"hashing {source.name}")
-        content = source.identity()
-        decides = [FORMAT, content, tokenizer.identity, tokenizer.eos_id, split, val_fraction]
-        folder = cache / hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
-        if folder.exists():
-            return Prepared.open(folder)
-        bar.begin(f"counting {source.name}")
-        survey = Survey(source, val_fraction, bar)
-        rule = survey.rule(split)
-        pieces = whole(source, survey) if rule == "documents" else cut_off(source, survey)
-        summary = {
-            "source": source.name,
-            "content": content[:16],
-            "tokenizer": tokenizer.identity,
-            "vocab_size": tokenizer.vocab_size,
-            "eos_id": tokenizer.eos_id,
+        request = _Request(source, source.identity(), tokenizer, val_fraction, split)
+        folder = cache / request.key()
+        return Prepared.open(folder) if folder.exists() else _prepare(folder, request, workers, bar)
+
+
+@final
+@dataclass(frozen=True)
+class _Request:
+    """What is to be prepared, with all that decides what it becomes.
+
+    ``content``: the source's identity, which takes as long to find as reading the text.
+    """
+
+    source: Source
+    content: str
+    tokenizer: Tokenizer
+    val_fraction: float
+    split: Rule
+
+    def key(self) -> str:
+        """The folder's name."""
+        decides = [FORMAT, self.content, self.tokenizer.identity, self.tokenizer.eos_id]
+        decides += [self.split, self.val_fraction]
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+
+    def summary(self, rule: str) -> dict[str, Any]:
+        """What ``meta.json`` says of it, with the rule by which it is split in fact."""
+        return {
+            "source": self.source.name,
+            "content": self.content[:16],
+            "tokenizer": self.tokenizer.identity,
+            "vocab_size": self.tokenizer.vocab_size,
+            "eos_id": self.tokenizer.eos_id,
             "rule": rule,
-            "val_fraction": val_fraction,
+            "val_fraction": self.val_fraction,
         }
-        bar.begin(f"tokenizing {source.name}", survey.bytes)
-        try:
-            meta = _write(folder, pieces, tokenizer, summary, survey.bytes, workers, bar)
-        except _Done:  # somebody else was faster
-            return Prepared.open(folder)
-        except TokenizerError as error:  # a character that it does not have
-            raise DataError(f"{source.name}: {error}") from None
+
+
+def _prepare(folder: Path, request: _Request, workers: int | None, bar: ProgressBar) -> Prepared:
+    """Count the text, and tokenize it into a folder that is not there yet."""
+    source = request.source
+    bar.begin(f"counting {source.name}")
+    survey = Survey(source, request.val_fraction, bar)
+    rule = survey.rule(request.split)
+    bar.begin(f"tokenizing {source.name}", survey.bytes)
+    try:
+        meta = _write(
+            folder,
+            pieces(source, survey, rule),
+            request.tokenizer,
+            request.summary(rule),
+            survey.bytes,
+            workers,
+            bar,
+        )
+    except _Done:  # somebody else was faster
+        return Prepared.open(folder)
+    except TokenizerError as error:  # a character that it does not have
+        raise DataError(f"{source.name}: {error}") from None
     return Prepared.of(folder, meta, reused=False)
+
+
+def _check_options(val_fraction: float, split: str, workers: int | None) -> None:
+    if not 0 < val_fraction < 1:
+        raise DataError(f"val_fraction is {val_fraction}: more than 0 and less than 1")
+    if split not in get_args(Rule):
+        raise DataError(f"no split {split!r}, only {', '.join(map(repr, get_args(Rule)))}")
+    if workers is not None and workers < 1:
+        raise DataError(f"workers is {workers}: at least 1")
 
 
 def training_texts(
@@ -120,8 +159,7 @@ def training_texts(
 ) -> Iterator[str]:
     """The text that ``prepare`` takes for training, in pieces: what a tokenizer may learn from."""
     survey = Survey(source, val_fraction, ProgressBar(hidden=True))
-    by_documents = survey.rule(split) == "documents"
-    for piece in whole(source, survey) if by_documents else cut_off(source, survey):
+    for piece in pieces(source, survey, survey.rule(split)):
         if piece.split == "train":
             yield piece.text
 
@@ -136,7 +174,7 @@ class _Done(Exception):
 
 def _write(
     folder: Path,
-    pieces: Iterable[Piece],
+    texts: Iterable[Piece],
     tokenizer: Tokenizer,
     summary: dict[str, Any],
     size: int,
@@ -150,7 +188,7 @@ def _write(
     try:
         with ExitStack() as stack:
             writers = {name: stack.enter_context(_Writer(part, name, dtype)) for name in SPLITS}
-            batch_by_batch = batches(cuttable(pieces, encoder))
+            batch_by_batch = batches(cuttable(texts, encoder))
             for batch, rows in encoded(batch_by_batch, tokenizer, encoder, workers):
                 for piece, ids in zip(batch, rows, strict=True):
                     writer, text = writers[piece.split], len(piece.text.encode())
@@ -159,15 +197,15 @@ def _write(
                     writer.add(ids, text)
                     bar.advance(text)
         splits = {name: writer.meta() for name, writer in writers.items()}
-        for name, found in splits.items():
-            if not found["bytes"]:
+        for name, counts in splits.items():
+            if not counts["bytes"]:
                 raise DataError(
                     f"{summary['source']}: too short to split, with val_fraction="
                     f"{summary['val_fraction']:g} nothing is left for {name}"
                 )
-        if sum(found["bytes"] for found in splits.values()) != size:
+        if sum(counts["bytes"] for counts in splits.values()) != size:
             raise DataError(f"{summary['source']} was changed while it was being read")
-        files = {name: found for w in writers.values() for name, found in w.files.items()}
+        files = {name: record for w in writers.values() for name, record in w.files.items()}
         meta = {"format": FORMAT, "dtype": dtype, "summary": summary, "splits": splits}
         meta |= {"files": files}
         content = json.dumps({**meta, "checksum": checksum(meta)}, indent=1)
@@ -189,8 +227,8 @@ def _part(folder: Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for old in folder.parent.glob(f".{folder.name}.*"):
-            written = max((p.stat().st_mtime for p in (old, *old.iterdir())), default=0.0)
-            if written < time.time() - STALE:
+            last_write = max((p.stat().st_mtime for p in (old, *old.iterdir())), default=0.0)
+            if last_write < time.time() - STALE:
                 shutil.rmtree(old, ignore_errors=True)
         part = disk.hidden_beside(folder)
         part.mkdir()

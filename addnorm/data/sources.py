@@ -76,12 +76,12 @@ class Source(ABC):
 
     def documents(self) -> Iterator[str]:
         """Whole documents, each of which must fit into memory; ``parts`` has no such limit."""
-        held: list[str] = []
+        texts: list[str] = []
         for text, ends in self.parts():
-            held.append(text)
+            texts.append(text)
             if ends:
-                yield "".join(held)
-                held = []
+                yield "".join(texts)
+                texts = []
 
 
 def open_source(text: str) -> Source:
@@ -210,8 +210,8 @@ class _File:
         return reading.Utf8Decoder(self.path, _NotUtf8, hint if suffix in BINARY else usual)
 
     def _check(self, file: int) -> None:
-        found = os.fstat(file)
-        stamp = (found.st_size, found.st_mtime_ns)
+        status = os.fstat(file)
+        stamp = (status.st_size, status.st_mtime_ns)
         if self._stamp not in (None, stamp):
             raise DataError(
                 f"{self.path} was changed while it was being read: begin again when it is complete"
@@ -226,20 +226,20 @@ class _File:
 
     def _lines(self) -> Iterator[str]:
         """Cut at newlines only: JSON may hold the other characters that str.splitlines cuts at."""
-        held: list[str] = []
+        begin: list[str] = []  # of a line that is not at its end yet
         for text in self._text():
             *complete, rest = text.split("\n")
             for line in complete:
-                yield "".join([*held, line])
-                held = []
-            held.append(rest)
-        yield "".join(held)
+                yield "".join([*begin, line])
+                begin = []
+            begin.append(rest)
+        yield "".join(begin)
 
     def _record(self, number: int, line: str) -> str:
         where = f"{self.path}, line {number}"
         record = reading.json_value(line, where, DataError)
         if not isinstance(record, dict):
-            raise DataError(f"{where}: expected an object, found {_shown(record)}")
+            raise DataError(f"{where}: expected an object, found {_in_short(record)}")
         if self.key not in record:
             keys = ", ".join(map(repr, list(record)[:10])) or "none"
             raise DataError(
@@ -268,14 +268,14 @@ class _Folder(Source):
 
     def __init__(self, name: str, folder: Path, stdlib: bool = False):
         self.name, self._folder, self._stdlib = name, folder, stdlib
-        if not any(file.looks_like_text() for file in self._found()):
+        if not any(file.looks_like_text() for file in self._candidates()):
             raise DataError(f"{folder}: no text in this folder (hidden files are left out)")
 
     @cached_property
     def _files(self) -> list[_File]:
         """Those that are text, sorted by name."""
         files = []
-        for file in self._found():
+        for file in self._candidates():
             if not file.looks_like_text():
                 continue
             try:
@@ -294,8 +294,9 @@ class _Folder(Source):
     def identity(self) -> str:
         return _hash("folder", *(part for f in self._files for part in (f.kind, f.name, f.hash)))
 
-    def _found(self) -> Sequence[_File]:
-        found = []
+    def _candidates(self) -> Sequence[_File]:
+        """All files that may be text, sorted by name."""
+        files = []
         leave_out = NOT_STDLIB if self._stdlib else ()
         with reading.system_errors(self._folder, DataError):
             # by default, what is in a folder that may not be listed is left out in silence
@@ -306,26 +307,26 @@ class _Folder(Source):
                     if name.startswith(".") or not path.is_file():
                         continue  # a broken link, a socket
                     if not self._stdlib or path.suffix == ".py":
-                        found.append(_File(path, path.relative_to(self._folder).as_posix()))
-        return sorted(found, key=lambda file: file.name)
+                        files.append(_File(path, path.relative_to(self._folder).as_posix()))
+        return sorted(files, key=lambda file: file.name)
 
 
 def _split(chunks: Iterable[str]) -> Iterator[tuple[str, bool]]:
     """Parts of documents from the text of a file, wherever its chunks begin and end."""
-    held: list[str] = []
-    size, begun = 0, False  # of the document that is not at its end yet; begun: parts are out
+    texts: list[str] = []
+    size, in_parts = 0, False  # of the document that is not at its end yet, and if parts are out
     for text in _between_separators(chunks):
         if text is not None:
             if size >= PART:
-                yield "".join(held), False
-                held, size, begun = [], 0, True
-            held.append(text)
+                yield "".join(texts), False
+                texts, size, in_parts = [], 0, True
+            texts.append(text)
             size += len(text)
             continue
-        document = "".join(held)
-        if begun or document.strip():
+        document = "".join(texts)
+        if in_parts or document.strip():
             yield document, True
-        held, size, begun = [], 0, False
+        texts, size, in_parts = [], 0, False
 
 
 def _between_separators(chunks: Iterable[str]) -> Iterator[str | None]:
@@ -445,7 +446,7 @@ def _missing(path: Path) -> str:
 def _valid(value: Any, where: str) -> str:
     """The value, if it is Unicode text."""
     if not isinstance(value, str):
-        raise DataError(f"{where} is {_shown(value)}, not a text")
+        raise DataError(f"{where} is {_in_short(value)}, not a text")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -456,7 +457,7 @@ def _valid(value: Any, where: str) -> str:
     return value
 
 
-def _shown(value: Any) -> str:
+def _in_short(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 40 else text[:37] + "..."
 

@@ -21,6 +21,21 @@ class Piece(NamedTuple):
     last: bool
 
 
+HASHES = 1 << 64
+"""How many different hashes of a text there are: those below a fraction of it are held out."""
+
+
+def text_hash(text: str) -> int:
+    """A number from 0 to HASHES - 1 that depends on the text alone."""
+    hash = _new_hash()
+    hash.update(text.encode())
+    return int.from_bytes(hash.digest())
+
+
+def _new_hash() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=8)
+
+
 @final
 class Survey:
     """What must be known before the first token is written, from one pass over the text."""
@@ -30,8 +45,8 @@ class Survey:
         self.documents = self.bytes = 0
         self.lengths: dict[int, int] = {}  # characters of the documents that come in several parts
         self.hashes: dict[int, int] = {}  # and their hashes
-        self._name, self._low, self._high = source.name, 1 << 64, -1
-        hash, characters, parts = hashlib.blake2b(digest_size=8), 0, 0
+        self._name, self._low, self._high = source.name, HASHES, -1
+        hash, characters, parts = _new_hash(), 0, 0
         for text, ends in source.parts():
             data = text.encode()
             hash.update(data)
@@ -45,46 +60,51 @@ class Survey:
             if parts > 1:
                 self.lengths[self.documents], self.hashes[self.documents] = characters, number
             self.documents += 1
-            hash, characters, parts = hashlib.blake2b(digest_size=8), 0, 0
+            hash, characters, parts = _new_hash(), 0, 0
         if not self.documents:
             raise DataError(f"{source.name}: no text in it")
 
-    def rule(self, asked: Rule) -> str:
+    def rule(self, wish: Rule) -> str:
         """ "documents" or "tail"."""
         same = self._low == self._high
-        if asked == "auto":
+        if wish == "auto":
             return "documents" if self.documents >= ENOUGH and not same else "tail"
-        if asked == "documents" and same:
+        if wish == "documents" and same:
             what = "one document" if self.documents == 1 else "copies of one document"
             raise DataError(f"{self._name} is {what}: split it by tail, or give more documents")
-        return asked
+        return wish
 
     @property
     def threshold(self) -> int:
         """Documents with a lower hash are validation; both sides get one at least."""
-        return min(max(int(self.val_fraction * 2**64), self._low + 1), self._high)
+        return min(max(int(self.val_fraction * HASHES), self._low + 1), self._high)
 
 
-def whole(source: Source, survey: Survey) -> Iterator[Piece]:
+def pieces(source: Source, survey: Survey, rule: str) -> Iterator[Piece]:
+    """The text of a source, each piece with the split that it goes to; ``rule`` is the survey's."""
+    return _whole(source, survey) if rule == "documents" else _cut_off(source, survey)
+
+
+def _whole(source: Source, survey: Survey) -> Iterator[Piece]:
     """Documents as they are, to the side that their hash says."""
     index, first = 0, True
     for text, ends in source.parts():
         number = survey.hashes.get(index)
         if number is None:
-            number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+            number = text_hash(text)
         yield Piece("val" if number < survey.threshold else "train", text, first, ends)
         index, first = index + ends, ends
 
 
-def cut_off(source: Source, survey: Survey) -> Iterator[Piece]:
+def _cut_off(source: Source, survey: Survey) -> Iterator[Piece]:
     """The first characters of each document to train, the last to val."""
-    index = done = 0
+    index = before = 0  # documents, and characters of this one
     for text, ends in source.parts():
         length = survey.lengths.get(index, len(text))
         cut = int(length * (1 - survey.val_fraction))  # as nanoGPT: int(len(text) * 0.9)
-        here = min(max(cut - done, 0), len(text))
+        here = min(max(cut - before, 0), len(text))
         if here:
-            yield Piece("train", text[:here], done == 0, done + here == cut)
+            yield Piece("train", text[:here], before == 0, before + here == cut)
         if here < len(text):
-            yield Piece("val", text[here:], done <= cut, ends)
-        index, done = (index + 1, 0) if ends else (index, done + len(text))
+            yield Piece("val", text[here:], before <= cut, ends)
+        index, before = (index + 1, 0) if ends else (index, before + len(text))

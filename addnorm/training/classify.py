@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from addnorm.data.sources import DataError, Texts, open_source
+from addnorm.data.split import HASHES, text_hash
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.files import classifier
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, padded, windows
@@ -262,8 +263,7 @@ def read_classes(
     val: list[tuple[str, int]] = []
     for label, name in enumerate(names):
         for text in open_source(str(folder / name)).documents():
-            share = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-            (val if share / 2**64 < val_fraction else train).append((text, label))
+            (val if text_hash(text) / HASHES < val_fraction else train).append((text, label))
     for side, what in ((train, "learn from"), (val, "hold out")):
         if not side:
             raise DataError(

@@ -63,9 +63,9 @@ class BytePairs(Kind):
         data = {**data, "added_tokens": self.added, "truncation": None, "padding": None}
         self._engine = _engine(json.dumps(data))
         for token in self.added:
-            if (given := self._engine.token_to_id(token["content"])) != token["id"]:
+            if (id := self._engine.token_to_id(token["content"])) != token["id"]:
                 raise TokenizerError(
-                    f"{token['content']!r} has id {token['id']}, but {given} is the next free one"
+                    f"{token['content']!r} has id {token['id']}, but {id} is the next free one"
                 )
         in_bytes = alphabet()
         literal = {token["content"]: token["id"] for token in self.added}
@@ -100,8 +100,9 @@ class BytePairs(Kind):
         pieces = [(i, p) for i, text in enumerate(texts) for p in self._cut(text)]
         ids: list[list[int]] = [[] for _ in texts]
         for group in _groups(pieces):
-            done = self._engine.encode_batch_fast([p for _, p in group], add_special_tokens=False)
-            for (i, _), encoding in zip(group, done, strict=True):
+            texts_of_group = [piece for _, piece in group]
+            encodings = self._engine.encode_batch_fast(texts_of_group, add_special_tokens=False)
+            for (i, _), encoding in zip(group, encodings, strict=True):
                 ids[i] += encoding.ids
         return ids
 

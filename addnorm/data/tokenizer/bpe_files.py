@@ -66,7 +66,7 @@ def from_vocab_and_merges(folder: Path, config: dict[str, Any]) -> dict[str, Any
             "files only vocab.json and merges.txt are read; save the tokenizer as tokenizer.json "
             "with transformers"
         )
-    path, merges, made = folder / "merges.txt", [], set()
+    path, merges, results = folder / "merges.txt", [], set()
     lines = reading.lines(path, TokenizerError)
     if lines:
         reading.check_no_pointer(path, lines[0], TokenizerError)
@@ -81,15 +81,16 @@ def from_vocab_and_merges(folder: Path, config: dict[str, Any]) -> dict[str, Any
                 f"{path}, line {number}: {line!r} needs {unknown!r}: not in vocab.json"
             )
         merges.append(pair)
-        made.add("".join(pair))
+        results.add("".join(pair))
     # A file that was cut short at the end of a line shows in tokens that nothing makes.
-    made |= {name for role in ROLES if (name := token_text(config.get(role)))}
+    results |= {name for role in ROLES if (name := token_text(config.get(role)))}
     bracketed = re.compile(r"<.+>|\[.+\]")  # <|endoftext|>, <s>, [PAD]: made by hand
-    lost = [t for t in vocab if len(t) > 1 and t not in made and not bracketed.fullmatch(t)]
-    if lost:
+    orphans = [t for t in vocab if len(t) > 1 and t not in results and not bracketed.fullmatch(t)]
+    if orphans:
         raise TokenizerError(
-            f"{path} has {len(merges)} merges, and {len(lost)} tokens of vocab.json come from none "
-            f"of them ({a_few(map(repr, lost), 5)}): it is cut short, or from another tokenizer"
+            f"{path} has {len(merges)} merges, and {len(orphans)} tokens of vocab.json come from "
+            f"none of them ({a_few(map(repr, orphans), 5)}): it is cut short, or from another "
+            "tokenizer"
         )
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
@@ -157,28 +158,28 @@ def check_bpe(data: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]
         for key, value in usual.items():
             reading.field(token, key, type(value), "a token in added_tokens", TokenizerError)
     kind = model.get("type") or ("BPE" if "merges" in model else "without a name")
-    found = [f"model {kind}"] if kind != "BPE" else []
+    foreign = [f"model {kind}"] if kind != "BPE" else []
     steps = flat_steps(data.get("pre_tokenizer"), "pretokenizers")
     names = [step["type"] for step in steps]
     if names.count("ByteLevel") != 1 or {*names} - {"ByteLevel", "Split", "Digits", "Punctuation"}:
-        found.append(f"pre-tokenizer {', '.join(names) or 'none'}")
+        foreign.append(f"pre-tokenizer {', '.join(names) or 'none'}")
     for step in steps:
         if step["type"] == "ByteLevel" and step.get("add_prefix_space", True):
-            found.append("add_prefix_space, which puts a space before every text")
+            foreign.append("add_prefix_space, which puts a space before every text")
         if step.get("behavior") == "Removed":
-            found.append(f"a {step['type']} that removes text")
+            foreign.append(f"a {step['type']} that removes text")
     for step in flat_steps(data.get("normalizer"), "normalizers"):
         if step["type"] != "NFC":
-            found.append(f"normalizer {step['type']}")
+            foreign.append(f"normalizer {step['type']}")
     for option in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(option):
-            found.append(f"{option} {model[option]!r}")
+            foreign.append(f"{option} {model[option]!r}")
     for token in added:
         if not token["special"] and (token["lstrip"] or token["rstrip"]):
-            found.append(f"token {token['content']!r} that swallows the spaces around it")
-    if found:
+            foreign.append(f"token {token['content']!r} that swallows the spaces around it")
+    if foreign:
         raise TokenizerError(
-            f"only byte-level BPE of GPT-2's family is read here, found: {a_few(found, 6, '; ')}"
+            f"only byte-level BPE of GPT-2's family is read here, found: {a_few(foreign, 6, '; ')}"
         )
     if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
         raise TokenizerError("its model has no vocabulary or no merges")

@@ -42,11 +42,11 @@ class Characters(Kind):
         for place, c in enumerate(text):
             if c not in self._ids:
                 places.setdefault(c, []).append(place)
-        told = [f"{c!r} (U+{ord(c):04X}) at {a_few(where, 4)}" for c, where in places.items()]
+        unknown = [f"{c!r} (U+{ord(c):04X}) at {a_few(where, 4)}" for c, where in places.items()]
         return (
             f"not in this tokenizer's vocabulary of {len(self._ids)} characters: "
-            f"{a_few(told, 8, '; ')}. It was made from another text; make it from all that it is "
-            "to encode, or use one that has an id for everything: Tokenizer.bytes(), or BPE"
+            f"{a_few(unknown, 8, '; ')}. It was made from another text; make it from all that it "
+            "is to encode, or use one that has an id for everything: Tokenizer.bytes(), or BPE"
         )
 
     def content(self) -> dict[str, Any]:
@@ -58,8 +58,8 @@ class Characters(Kind):
     @classmethod
     def load(cls, folder: Path) -> "Characters":
         path = folder / cls.file
-        held = reading.json_object(path, TokenizerError)
-        characters = reading.field(held, "characters", str, path, TokenizerError)
+        content = reading.json_object(path, TokenizerError)
+        characters = reading.field(content, "characters", str, path, TokenizerError)
         try:
             return cls(characters)
         except TokenizerError as error:

@@ -84,14 +84,14 @@ class Tokenizer:
         """
         sources = [texts_or_files] if isinstance(texts_or_files, str | Path) else texts_or_files
         if kind == "characters":
-            found = set[str]().union(*read_texts(sources))
-            if not found:
+            characters = set[str]().union(*read_texts(sources))
+            if not characters:
                 raise TokenizerError("there is no text to make a tokenizer from")
-            if vocab_size is not None and len(found) > vocab_size:
+            if vocab_size is not None and len(characters) > vocab_size:
                 raise TokenizerError(
-                    f"the text has {len(found)} characters, vocab_size is {vocab_size}"
+                    f"the text has {len(characters)} characters, vocab_size is {vocab_size}"
                 )
-            return cls(Characters("".join(sorted(found))))
+            return cls(Characters("".join(sorted(characters))))
         if kind != "bpe":
             raise TokenizerError(
                 f"unknown kind {kind!r}: 'bpe' and 'characters' are learned from text; for bytes "
