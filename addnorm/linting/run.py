@@ -16,9 +16,13 @@ from addnorm.linting.check import Check
 from addnorm.linting.report import Finding, Report, Unknown, gathered
 from addnorm.linting.rule import Undeclared
 from addnorm.linting.rules import (
+    arguments,
     attention,
-    behaviour,
+    embeddings,
+    future,
     init,
+    masks,
+    modes,
     no_residual,
     norm_axes,
     norm_formula,
@@ -26,8 +30,11 @@ from addnorm.linting.rules import (
     norm_inline,
     norm_placement,
     norm_precision,
+    optimizer_groups,
     parameters,
+    positions,
     residual,
+    samples,
     sublayers,
 )
 from addnorm.linting.subject import Subject
@@ -47,7 +54,14 @@ CHECKS: tuple[Check, ...] = (
     *attention.CHECKS,
     *init.CHECKS,
     *parameters.CHECKS,
-    *behaviour.CHECKS,
+    *embeddings.CHECKS,
+    *optimizer_groups.CHECKS,
+    *future.CHECKS,
+    *samples.CHECKS,
+    *masks.CHECKS,
+    *arguments.CHECKS,
+    *positions.CHECKS,
+    *modes.CHECKS,
 )
 
 Progress = Callable[[int, int, str], None]
@@ -80,9 +94,7 @@ def lint(
             return Report(unknown=(subject,), facts=_facts(model, began))
         said: list[Finding | Unknown] = []
         checked: list[str] = []
-        checks = [
-            c for c in CHECKS if optimizer is not None or c.rules != parameters.OPTIMIZER_RULES
-        ]
+        checks = [c for c in CHECKS if optimizer is not None or c not in optimizer_groups.CHECKS]
         for i, check in enumerate(checks):
             if progress is not None:
                 progress(i, len(checks), check.rules[0])

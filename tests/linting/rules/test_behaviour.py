@@ -20,7 +20,7 @@ from addnorm.anatomy.inputs import inputs_from
 from addnorm.anatomy.make_inputs import make_inputs
 from addnorm.anatomy.specimen import Specimen
 from addnorm.linting.report import Finding, Unknown
-from addnorm.linting.rules.behaviour import CHECKS
+from addnorm.linting.rules import arguments, future, masks, modes, positions, samples
 from addnorm.linting.subject import Subject
 from tests.attention_hosts import (
     HEADS,
@@ -49,6 +49,15 @@ from tests.attention_hosts import (
     gpt2,
     llama,
     t5,
+)
+
+CHECKS = (
+    *future.CHECKS,
+    *samples.CHECKS,
+    *masks.CHECKS,
+    *arguments.CHECKS,
+    *positions.CHECKS,
+    *modes.CHECKS,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")

@@ -15,10 +15,12 @@ from torch import nn
 from addnorm import GPT, GPTConfig
 from addnorm.linting.rules import (
     attention,
+    embeddings,
     init,
     no_residual,
     norm_inline,
     norm_placement,
+    optimizer_groups,
     parameters,
     residual,
     sublayers,
@@ -35,6 +37,8 @@ CHECKS = (
     *init.CHECKS,
     *norm_inline.CHECKS,
     *parameters.CHECKS,
+    *embeddings.CHECKS,
+    *optimizer_groups.CHECKS,
 )
 DIM, HEADS, LAYERS, VOCAB = 24, 3, 3, 61
 
