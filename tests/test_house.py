@@ -396,7 +396,6 @@ LONG = {
     "addnorm.linting.rules.init._depth",
     "addnorm.linting.rules.init._writers",
     "addnorm.linting.rules.masks._padding",
-    "addnorm.linting.rules.optimizer_groups.optimizer",
     "addnorm.linting.rules.positions._side_positions",
     "addnorm.linting.rules.samples._leaks",
 }

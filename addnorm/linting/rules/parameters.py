@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,59 +11,142 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from addnorm.anatomy.structure import uniform
 from addnorm.anatomy.trace import record
-from addnorm.linting.check import Check, Said
+from addnorm.linting.check import Answers, decides
 from addnorm.linting.report import Finding
+from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
-from addnorm.temporary import hooked
+from addnorm.temporary import fixed_seed, hooked
+
+# --- the words ------------------------------------------------------------------------------------
+
+FAMILY = "Parameters and their initialization"
+_CALL_IT = "Call it where it belongs, or remove it."
+
+UNUSED = Rule(
+    "unused-parameter",
+    "a parameter that the forward never reads, or that gets no gradient",
+    family=FAMILY,
+    evidence={
+        "parameters": "those of one module",
+        "numbers": "how many numbers they hold",
+        "read_by_the_forward": "whether they are read, and only get no gradient",
+    },
+    cases={
+        "never read": Case(
+            "warning",
+            "The forward never reads {few}: {numbers} numbers are saved, sent between processes "
+            "and decayed for nothing, and DDP waits for their gradient.",
+            _CALL_IT,
+        ),
+        "read in training": Case(
+            "note",
+            "Read in training only: {few}.",
+            "Nothing, if it is intended (masking, distillation).",
+        ),
+        "no gradient": Case(
+            "warning",
+            "The forward reads {few}, but no output has a gradient with respect to {them}: never "
+            "trained.",
+            "Look for detach(), no_grad(), argmax, a result that is thrown away, or freeze it on "
+            "purpose with requires_grad_(False).",
+        ),
+    },
+)
+
+UNUSED_NORM = Rule(
+    "unused-norm",
+    "a norm that is built and never called",
+    family="The residual stream",
+    evidence={"parameters": "the norm's", "numbers": "how many numbers they hold"},
+    cases={
+        "never called": Case(
+            "error",
+            "{module} is a norm that the forward never calls: what it should normalize is not.",
+            _CALL_IT,
+        ),
+    },
+)
+
+IDENTICAL = Rule(
+    "identical-layers",
+    "layers that start with the same random numbers",
+    family=FAMILY,
+    evidence={
+        "like": "the first of the layers",
+        "copies": "those that are like it",
+        "numbers_equal": "how many numbers each has in common with it",
+    },
+    cases={
+        "copies": Case(
+            "warning",
+            "{members} members of {stack} start with the same {numbers_equal} numbers (deep copies "
+            "of one, as torch.nn.TransformerEncoder makes them): each is random, but not "
+            "independent of the others, and that slows the beginning of training.",
+            "Initialize the parameters again after building the stack: for p in "
+            "model.parameters(): if p.dim() > 1: nn.init.xavier_uniform_(p).",
+        ),
+    },
+)
+
+IN_FORWARD = Rule(
+    "module-in-forward",
+    "a module made again in every forward",
+    family=FAMILY,
+    evidence={
+        "parameters_made_in_one_forward": "how many there are",
+        "which": "the first of them, with class and shape",
+        "parameters_before": "how many the model has before it is called",
+        "parameters_after": "how many after one call",
+    },
+    cases={
+        "made": Case(
+            "error",
+            "Every forward of {where} makes new parameters ({few}): they are random each time, no "
+            "optimizer knows them, and nothing of them is saved.",
+            "Make the module in __init__ and call it in forward.",
+        ),
+    },
+)
+
+# --- what is read ---------------------------------------------------------------------------------
 
 
-def unused(subject: Subject) -> Said:
-    """unused-parameter and unused-norm: what the forward never reads, or what gets no gradient."""
-    s = subject.structure
-    read = s.trace.parameters()
-    missing = [n for n, p in subject.model.named_parameters() if n not in read]
-    known = {id(p) for n, p in subject.model.named_parameters() if n in read}
-    missing = [n for n in missing if id(subject.model.get_parameter(n)) not in known]
-    training = _read_in_training(subject) if missing else set()
-    owners: dict[str, list[str]] = defaultdict(list)
-    for name in missing:
-        owners[name.rpartition(".")[0]].append(name)
-    for owner, names in owners.items():
-        module = subject.model.get_submodule(owner)
-        count = sum(subject.model.get_parameter(n).numel() for n in names)
-        norm = _normalizes(module, [subject.model.get_parameter(n) for n in names])
-        late = all(n in training for n in names)
-        if late:
-            yield Finding(
-                rule="unused-parameter",
-                severity="note",
-                module=owner,
-                evidence={"parameters": names, "numbers": count},
-                message=f"Read in training only: {', '.join(names[:3])}.",
-                remedy="Nothing, if it is intended (masking, distillation).",
-            )
-            continue
-        yield Finding(
-            rule="unused-norm" if norm else "unused-parameter",
-            severity="error" if norm else "warning",
-            module=owner,
-            evidence={"parameters": names, "numbers": count},
-            message=(
-                f"{owner} is a norm that the forward never calls: what it should normalize is not."
-                if norm
-                else f"The forward never reads {', '.join(names[:3])}: {count} numbers are saved, "
-                "sent between processes and decayed for nothing, and DDP waits for their gradient."
-            ),
-            remedy="Call it where it belongs, or remove it.",
-        )
+@decides(UNUSED, UNUSED_NORM)
+def unused(subject: Subject) -> Answers:
+    """What the forward never reads, and what gets no gradient."""
+    model, read = subject.model, subject.structure.trace.parameters()
+    shared = {id(p) for n, p in model.named_parameters() if n in read}  # read by another name
+    missing = [n for n, p in model.named_parameters() if n not in read and id(p) not in shared]
+    in_training = _read_in_training(subject) if missing else set()
+    for owner, names in _by_owner(missing).items():
+        parameters = [model.get_parameter(n) for n in names]
+        evidence: dict[str, Any] = {
+            "parameters": names,
+            "numbers": sum(p.numel() for p in parameters),
+        }
+        few = {"few": ", ".join(names[:3])}
+        if all(n in in_training for n in names):
+            yield UNUSED("read in training", owner, words=few, **evidence)
+        elif _normalizes(model.get_submodule(owner), parameters):
+            yield UNUSED_NORM("never called", owner, **evidence)
+        else:
+            yield UNUSED("never read", owner, words=few, **evidence)
     yield from _without_gradient(subject, set(missing))
+
+
+def _by_owner(names: Iterable[str]) -> dict[str, list[str]]:
+    """The path of a module -> those of these parameters that are its own."""
+    owners: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        owners[name.rpartition(".")[0]].append(name)
+    return owners
 
 
 def _read_in_training(subject: Subject) -> set[str]:
     """The parameters that a forward in training mode reads."""
     model = copy.deepcopy(subject.model).train()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with fixed_seed():
             return record(lambda: subject.inputs.call(model), model).parameters()
     except (RuntimeError, ValueError, TypeError, IndexError):
         return set()
@@ -95,62 +178,49 @@ def _without_gradient(subject: Subject, missing: set[str]) -> Iterator[Finding]:
     """Parameters that are read, but that no output depends on differentiably."""
     s = subject.structure
     outs = [t for t in s.trace.outputs if t.requires_grad and t.is_floating_point()]
-    named = [
-        (n, p) for n, p in subject.model.named_parameters() if p.requires_grad and n not in missing
-    ]
-    if not outs or not named:
+    trained = {
+        n: p for n, p in subject.model.named_parameters() if p.requires_grad and n not in missing
+    }
+    if not outs or not trained:
         return
     generator = torch.Generator().manual_seed(0)
     cotangents = [torch.randn(o.shape, generator=generator).to(o) for o in outs]
     grads = torch.autograd.grad(
-        outs, [p for _, p in named], cotangents, allow_unused=True, retain_graph=True
+        outs, [*trained.values()], cotangents, allow_unused=True, retain_graph=True
     )
-    owners: dict[str, list[str]] = defaultdict(list)
-    for (name, _), grad in zip(named, grads, strict=True):
-        if grad is None:
-            owners[name.rpartition(".")[0]].append(name)
-    for owner, names in owners.items():
-        yield Finding(
-            rule="unused-parameter",
-            severity="warning",
-            module=owner,
-            evidence={"parameters": names, "read_by_the_forward": True},
-            message=f"The forward reads {', '.join(names[:3])}, but no output has a gradient with "
-            f"respect to {'it' if len(names) == 1 else 'them'}: never trained.",
-            remedy="Look for detach(), no_grad(), argmax, a result that is thrown away, or freeze "
-            "it on purpose with requires_grad_(False).",
-        )
+    without = [name for name, grad in zip(trained, grads, strict=True) if grad is None]
+    for owner, names in _by_owner(without).items():
+        words = {"few": ", ".join(names[:3]), "them": "it" if len(names) == 1 else "them"}
+        yield UNUSED("no gradient", owner, words=words, parameters=names, read_by_the_forward=True)
 
 
-def copies(subject: Subject) -> Said:
-    """identical-layers: siblings that start with the same random numbers."""
-    model = subject.original
-    groups: dict[tuple[str, type], list[tuple[str, nn.Module]]] = defaultdict(list)
-    for path, module in model.named_modules():
+# --- copies ---------------------------------------------------------------------------------------
+
+
+@decides(IDENTICAL)
+def copies(subject: Subject) -> Answers:
+    """Siblings that start with the same random numbers."""
+    siblings: dict[tuple[str, type], list[tuple[str, nn.Module]]] = defaultdict(list)
+    for path, module in subject.original.named_modules():
         parent, _, last = path.rpartition(".")
         if last.isdecimal() and any(p.dim() > 1 for p in module.parameters()):
-            groups[parent, type(module)].append((path, module))
-    for (parent, _), members in groups.items():
+            siblings[parent, type(module)].append((path, module))
+    for (parent, _), members in siblings.items():
+        first, model = members[0]
         same = [
             path
             for path, module in members[1:]
-            if module is not members[0][1] and _same_numbers(members[0][1], module)
+            if module is not model and _same_numbers(model, module)
         ]
-        if not same:
-            continue
-        numbers = sum(p.numel() for p in members[0][1].parameters())
-        yield Finding(
-            rule="identical-layers",
-            severity="warning",
-            module=parent,
-            evidence={"like": members[0][0], "copies": same, "numbers_equal": numbers},
-            message=f"{len(same) + 1} members of {parent or 'the model'} start with the same "
-            f"{numbers} numbers (deep copies of one, as torch.nn.TransformerEncoder makes them): "
-            "each is random, but not independent of the others, and that slows the beginning of "
-            "training.",
-            remedy="Initialize the parameters again after building the stack: for p in "
-            "model.parameters(): if p.dim() > 1: nn.init.xavier_uniform_(p).",
-        )
+        if same:
+            yield IDENTICAL(
+                "copies",
+                parent,
+                words={"members": len(same) + 1, "stack": parent or "the model"},
+                like=first,
+                copies=same,
+                numbers_equal=sum(p.numel() for p in model.parameters()),
+            )
 
 
 def _same_numbers(a: nn.Module, b: nn.Module) -> bool:
@@ -164,15 +234,19 @@ def _same_numbers(a: nn.Module, b: nn.Module) -> bool:
     )
 
 
-def made_in_forward(subject: Subject) -> Said:
-    """module-in-forward: parameters that are born while the model runs."""
+# --- made in forward ------------------------------------------------------------------------------
+
+
+@decides(IN_FORWARD)
+def made_in_forward(subject: Subject) -> Answers:
+    """Parameters that are born while the model runs."""
     owners: dict[str, list[str]] = defaultdict(list)
     stack: list[str] = []
 
     def born(module: nn.Module, name: str, parameter: Any) -> None:
         if isinstance(parameter, Tensor):
-            made = f"{type(module).__name__}.{name}{list(parameter.shape)}"
-            owners[stack[-1] if stack else ""].append(made)
+            tensor = f"{type(module).__name__}.{name}{list(parameter.shape)}"
+            owners[stack[-1] if stack else ""].append(tensor)
 
     model = copy.deepcopy(subject.model)
     paths = {module: path for path, module in model.named_modules()}
@@ -184,32 +258,21 @@ def made_in_forward(subject: Subject) -> Said:
         stack.pop()
 
     before = len(list(model.parameters()))
-    inside = hooked(paths, before=enter, after=leave)
-    with inside, torch.random.fork_rng(devices=[]), torch.no_grad():
+    with hooked(paths, before=enter, after=leave), fixed_seed(), torch.no_grad():
         subject.inputs.call(model)  # lazy modules make theirs once
-        again = len(list(model.parameters()))
+        after = len(list(model.parameters()))
         with register_module_parameter_registration_hook(born):
             subject.inputs.call(model)
-    for path, made in owners.items():
-        yield Finding(
-            rule="module-in-forward",
-            severity="error",
-            module=path,
-            evidence={
-                "parameters_made_in_one_forward": len(made),
-                "which": made[:6],
-                "parameters_before": before,
-                "parameters_after": again,
-            },
-            message=f"Every forward of {path or 'the model'} makes new parameters "
-            f"({', '.join(made[:2])}): they are random each time, no optimizer knows them, and "
-            "nothing of them is saved.",
-            remedy="Make the module in __init__ and call it in forward.",
+    for path, tensors in owners.items():
+        yield IN_FORWARD(
+            "made",
+            path,
+            words={"where": path or "the model", "few": ", ".join(tensors[:2])},
+            parameters_made_in_one_forward=len(tensors),
+            which=tensors[:6],
+            parameters_before=before,
+            parameters_after=after,
         )
 
 
-CHECKS = (
-    Check(("unused-parameter", "unused-norm"), unused),
-    Check(("identical-layers",), copies),
-    Check(("module-in-forward",), made_in_forward),
-)
+CHECKS = (unused, copies, made_in_forward)

@@ -379,8 +379,8 @@ def test_layers_that_are_equal_because_they_are_zero_are_no_copies():
 
     subject = _subject(Zeros(), torch.randn(2, 3, 4), None, None)
     assert isinstance(subject, Subject)
-    assert list(parameters.copies(subject)) == []
-    assert [f.rule for f in parameters.copies(looked_at(copied()))] == ["identical-layers"]
+    assert list(parameters.copies.run(subject)) == []
+    assert [f.rule for f in parameters.copies.run(looked_at(copied()))] == ["identical-layers"]
 
 
 def copied():
