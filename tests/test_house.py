@@ -393,8 +393,6 @@ LONG = {
     "addnorm.generation.text.Writing.__init__",
     "addnorm.linting.rules.arguments._arguments",
     "addnorm.linting.rules.future._future",
-    "addnorm.linting.rules.init._depth",
-    "addnorm.linting.rules.init._writers",
     "addnorm.linting.rules.masks._padding",
     "addnorm.linting.rules.positions._side_positions",
     "addnorm.linting.rules.samples._leaks",
