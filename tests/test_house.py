@@ -391,9 +391,7 @@ def test_a_file_has_less_than_600_lines() -> None:
 LINES, BRANCHES = 60, 15
 LONG = {
     "addnorm.generation.text.Writing.__init__",
-    "addnorm.linting.rules.arguments._arguments",
     "addnorm.linting.rules.future._future",
-    "addnorm.linting.rules.masks._padding",
     "addnorm.linting.rules.positions._side_positions",
     "addnorm.linting.rules.samples._leaks",
 }

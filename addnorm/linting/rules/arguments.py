@@ -1,6 +1,7 @@
 """Arguments of forward that change nothing, an encoder's output among them."""
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,10 +10,60 @@ from addnorm.anatomy.influence import Influence, optional_arguments
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.outputs import largest
 from addnorm.anatomy.signature import signature
-from addnorm.linting.check import Check, Said, on_influence
-from addnorm.linting.report import Finding, Severity
+from addnorm.linting.check import Answers, on_influence
+from addnorm.linting.report import Finding
+from addnorm.linting.rule import Case, Rule
 from addnorm.linting.rules.paddings import is_conditional, paddings
 from addnorm.linting.subject import Subject
+
+# --- the words ------------------------------------------------------------------------------------
+
+FAMILY = "Who sees whom"
+_NO_EFFECT = "the argument {argument!r} has no effect: {given}"
+_BELIEVED = " in the output. Whoever passes it believes that it does something."
+_USE = (
+    "Use {argument!r} in forward (is it passed on to every layer?), or take it out of the "
+    "signature."
+)
+
+IGNORED = Rule(
+    "ignored-argument",
+    "an argument of forward that changes nothing",
+    family=FAMILY,
+    evidence={
+        "argument": "the name of the argument",
+        "given": "what it was given",
+        "noise_floor": "how much the output moves where nothing was changed",
+        "change": "how much it moved, beyond that",
+    },
+    cases={
+        "mask": Case("error", f"{_NO_EFFECT} hides nothing{_BELIEVED}", _USE),
+        "values": Case("warning", f"{_NO_EFFECT} changes nothing{_BELIEVED}", _USE),
+        "switch": Case("note", f"{_NO_EFFECT} changes nothing{_BELIEVED}", _USE),
+    },
+)
+
+MEMORY = Rule(
+    "ignores-memory",
+    "a decoder that does not read its encoder",
+    family=FAMILY,
+    evidence={
+        "argument": "the input of the encoder, or its output",
+        "change_in_output": "of the decoder, when that is changed",
+        "noise_floor": "how much it moves where nothing was changed",
+    },
+    cases={
+        "not read": Case(
+            "error",
+            "the decoder's output does not depend on {argument!r}: whatever the encoder reads, the "
+            "decoder says the same.",
+            "Take keys and values of the cross-attention from the encoder's output, add its result "
+            "to the stream, and check what masks hide there.",
+        ),
+    },
+)
+
+# --- the arguments --------------------------------------------------------------------------------
 
 FORMAT = re.compile(
     r"return|output|cache|past|label|loss|target|interpolate|is_causal$|verbose|debug|checkpoint|"
@@ -21,96 +72,101 @@ FORMAT = re.compile(
 """Switches of the output's form, of speed or of training: no effect on the numbers is no fault."""
 
 
-@on_influence("ignored-argument", "ignores-memory")
-def _arguments(s: Influence, _: Subject) -> Said:
-    r = s.arguments
-    if r.memory is not None and s.memory_moves <= s.floor:
-        yield Finding(
-            rule="ignores-memory",
-            severity="error",
-            module="",
-            evidence={
-                "argument": s.name(r.memory),
-                "change_in_output": s.memory_moves,
-                "noise_floor": s.floor,
-            },
-            message=f"the decoder's output does not depend on {s.name(r.memory)!r}: whatever "
-            "the encoder reads, the decoder says the same.",
-            remedy="Take keys and values of the cross-attention from the encoder's output, "
-            "add its result to the stream, and check what masks hide there.",
+@on_influence(IGNORED, MEMORY)
+def arguments(s: Influence, _: Subject) -> Answers:
+    """What the output says of other values of each."""
+    if s.arguments.memory is not None and s.memory_moves <= s.floor:
+        yield MEMORY(
+            "not read",
+            "",
+            argument=s.name(s.arguments.memory),
+            change_in_output=s.memory_moves,
+            noise_floor=s.floor,
         )
-    for padding in paddings(s):
-        if not padding.works:
-            yield _ignored(s, padding.said, "error", "a mask that hides places", "hides nothing")
-    known = {r.main, r.memory, *(m.name for m in r.masks)}
+    for mask in paddings(s):
+        if not mask.works:
+            yield _ignored(s, "mask", mask.name, "a mask that hides places")
+    yield from _inputs(s)
+    yield from _square_masks(s)
+    yield from _token_types(s)
+    yield from _switches(s)
+
+
+def _inputs(s: Influence) -> Answers:
+    """Those of the call about which nothing is known."""
+    r = s.arguments
+    others = {r.main, r.memory, *(m.name for m in r.masks)}
     for name, value in s.inputs.tensors().items():
-        if name in known or FORMAT.search(s.name(name)) or not value.dim():
+        if name in others or FORMAT.search(s.name(name)) or not value.dim():
+            continue
+        if _same(s, s.inputs.replaced(name, _changed(value))):
+            yield _ignored(s, "values", s.name(name), "other values")
+
+
+def _square_masks(s: Influence) -> Answers:
+    for role in s.arguments.masks:
+        if not role.square:
+            continue
+        value = s.inputs.tensors()[role.name]
+        if value.is_floating_point():
             continue
         try:
-            changed = s.run(s.inputs.replaced(name, _other(value)))
+            less = value.clone()
+            less[..., 0] = 1 - less[..., 0].long()
+            new = s.run(s.inputs.replaced(role.name, less.to(value.dtype)))
         except Exception:
             continue
-        if changed.shape == s.base.shape and largest(changed - s.base) <= s.floor:
-            yield _ignored(s, s.name(name), "warning", "other values", "changes nothing")
-    for role in r.masks:
-        if role.square:
-            value = s.inputs.tensors()[role.name]
-            if value.dtype is torch.bool or not value.is_floating_point():
-                try:
-                    less = value.clone()
-                    less[..., 0] = 1 - less[..., 0].long()
-                    new = s.run(s.inputs.replaced(role.name, less.to(value.dtype)))
-                except Exception:
-                    continue
-                if largest(new - s.base) <= s.floor and bool(new.isfinite().all()):
-                    yield _ignored(
-                        s, s.name(role.name), "error", "a mask that hides places", "hides nothing"
-                    )
+        if largest(new - s.base) <= s.floor and bool(new.isfinite().all()):
+            yield _ignored(s, "mask", s.name(role.name), "a mask that hides places")
+
+
+def _token_types(s: Influence) -> Answers:
+    main = s.inputs.tensors()[s.arguments.main]
+    if main.dim() != 2 or s.arguments.kind != "ids":
+        return
     for name in optional_arguments(s, re.compile(r"token_type|segment")):
-        main = s.inputs.tensors()[r.main]
-        if main.dim() != 2 or r.kind != "ids":
-            continue
-        pair = [torch.zeros_like(main), torch.ones_like(main)]
-        outs = []
         try:
-            for value in pair:
-                given = Inputs(s.inputs.args, {**(s.inputs.kwargs or {}), name: value})
-                outs.append(s.run(given))
+            zeros = s.run(_with(s, name, torch.zeros_like(main)))
+            ones = s.run(_with(s, name, torch.ones_like(main)))
         except Exception:  # one type only
             continue
-        if largest(outs[0] - outs[1]) <= s.floor:
-            yield _ignored(s, name, "warning", "ones instead of zeros", "changes nothing")
-    for name, p in signature(s.model).items():
-        if type(p.default) is not bool or FORMAT.search(name):
+        if largest(zeros - ones) <= s.floor:
+            yield _ignored(s, "values", name, "ones instead of zeros")
+
+
+def _switches(s: Influence) -> Answers:
+    """Booleans with a default."""
+    for name, parameter in signature(s.model).items():
+        if type(parameter.default) is not bool or FORMAT.search(name):
             continue
         if name in s.names.values() or name in (s.inputs.kwargs or {}) or is_conditional(s, name):
             continue
-        given = Inputs(s.inputs.args, {**(s.inputs.kwargs or {}), name: not p.default})
-        try:
-            new = s.run(given)
-        except Exception:
-            continue
-        if new.shape == s.base.shape and largest(new - s.base) <= s.floor:
-            yield _ignored(s, name, "note", f"{not p.default}", "changes nothing")
+        if _same(s, _with(s, name, not parameter.default)):
+            yield _ignored(s, "switch", name, f"{not parameter.default}")
 
 
-def _other(value: Tensor) -> Tensor:
+def _with(s: Influence, name: str, value: Any) -> Inputs:
+    """The call with one argument more."""
+    return Inputs(s.inputs.args, {**(s.inputs.kwargs or {}), name: value})
+
+
+def _same(s: Influence, call: Inputs) -> bool:
+    """Whether the output of a call is what it was; not so if it does not run."""
+    try:
+        new = s.run(call)
+    except Exception:
+        return False
+    return new.shape == s.base.shape and largest(new - s.base) <= s.floor
+
+
+def _changed(value: Tensor) -> Tensor:
     if value.dtype is torch.bool:
         return ~value
     return value.flip(-1) + 1.0 if value.is_floating_point() else value.flip(-1)
 
 
-def _ignored(s: Influence, name: str, severity: Severity, given: str, effect: str) -> Finding:
-    return Finding(
-        rule="ignored-argument",
-        severity=severity,
-        module="",
-        evidence={"argument": name, "given": given, "noise_floor": s.floor, "change": 0.0},
-        message=f"the argument {name!r} has no effect: {given} {effect} in the output. Whoever "
-        "passes it believes that it does something.",
-        remedy=f"Use {name!r} in forward (is it passed on to every layer?), or take it out of the "
-        "signature.",
-    )
+def _ignored(s: Influence, case: str, name: str, value: str) -> Finding:
+    return IGNORED(case, "", argument=name, given=value, noise_floor=s.floor, change=0.0)
 
 
-CHECKS: tuple[Check, ...] = (_arguments,)
+CHECKS = (arguments,)

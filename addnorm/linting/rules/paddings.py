@@ -21,12 +21,12 @@ from addnorm.temporary import hooked, undisturbed
 @final
 @dataclass(frozen=True)
 class Padding:
-    """A padding mask and the call in which it is given."""
+    """A padding mask and a call in which it is given."""
 
     role: MaskArgument
     inputs: Inputs
-    said: str
-    """Its name in the signature."""
+    name: str
+    """In the signature."""
     works: bool
     """Hiding a place with it has an effect."""
 
@@ -48,7 +48,7 @@ class Padding:
         """The reading its name suggests."""
         if self.inputs.tensors()[self.role.name].is_floating_point():
             return "additive"
-        return "drop" if re.search(r"padding_mask|pad_mask", self.said) else "keep"
+        return "drop" if re.search(r"padding_mask|pad_mask", self.name) else "keep"
 
 
 _PADDING = re.compile(r"mask|valid|padding|^pad_|^keep$")
@@ -65,25 +65,27 @@ _NO_PADDING = re.compile(
 @once
 def paddings(s: Influence) -> list[Padding]:
     """The padding masks: those that are given, and optional ones that could be made."""
-    found = []
+    masks = []
     for role in s.arguments.masks:
         if not role.square:
             works = role.reading is not None or _hides(s, role, s.inputs, s.name(role.name))
-            found.append(Padding(role, s.inputs, s.name(role.name), works))
-    sequences = [n for n in (s.arguments.main, s.arguments.memory) if n is not None]
+            masks.append(Padding(role, s.inputs, s.name(role.name), works))
     for name in optional_arguments(s, _PADDING):
         if _NO_PADDING.search(name) or name in ("attn_mask", "tgt_mask") or is_conditional(s, name):
             continue
-        of = sequences[0]
-        if len(sequences) > 1 and (
-            re.search(r"src|source|memory|enc|context", name)
-            or (name == "attention_mask" and s.name(of).startswith("decoder"))
-        ):
-            of = sequences[1]
-        made = _made_mask(s, name, of)
-        if made is not None:
-            found.append(made)
-    return found
+        mask = _optional_mask(s, name, _owner(s, name))
+        if mask is not None:
+            masks.append(mask)
+    return masks
+
+
+def _owner(s: Influence, name: str) -> str:
+    """The argument whose places an optional mask hides."""
+    main, memory = s.arguments.main, s.arguments.memory
+    of_memory = re.search(r"src|source|memory|enc|context", name) or (
+        name == "attention_mask" and s.name(main).startswith("decoder")
+    )
+    return memory if memory is not None and of_memory else main
 
 
 def is_conditional(s: Influence, name: str) -> bool:
@@ -97,37 +99,38 @@ def is_conditional(s: Influence, name: str) -> bool:
     )
 
 
-def _made_mask(s: Influence, name: str, of: str) -> Padding | None:
+def _optional_mask(s: Influence, name: str, of: str) -> Padding | None:
+    """The first value that has an effect, otherwise the first with which the model runs."""
     tensor = s.inputs.tensors()[of]
     if tensor.dim() < 2 or (s.arguments.kind in ("image", "wave") and of == s.arguments.main):
         return None
     if tensor.is_floating_point() and s.arguments.rows:
         return None  # frames beside tokens: what a place is there, the front end decides
     batch, places = s.samples, tensor.shape[1 if s.arguments.batch == 0 else 0]
-    ran: Padding | None = None
+    idle: Padding | None = None
     for value in mask_values(batch, places, s.base.dtype):
         other = ~value if value.dtype is torch.bool else 1 - value
         for mask in (value, other):  # a mask of all ones hides all where 1 drops
-            given = Inputs(s.inputs.args, {**(s.inputs.kwargs or {}), name: mask})
+            call = Inputs(s.inputs.args, {**(s.inputs.kwargs or {}), name: mask})
             try:
-                out = s.run(given)
+                out = s.run(call)
                 if out.shape != s.base.shape or not bool(out.isfinite().all()):
                     continue
                 with undisturbed(s.model, gradients=False):
-                    reading = mask_reading(s.model, given, name, s.arguments.rows)
+                    reading = mask_reading(s.model, call, name, s.arguments.rows)
                 role = MaskArgument(name, of, reading, False)
-                works = reading is not None or _hides(s, role, given, name)
+                works = reading is not None or _hides(s, role, call, name)
             except Exception:  # not this kind of mask
                 continue
             if works:
-                return Padding(role, given, name, True)
-            ran = ran or Padding(role, given, name, False)
-    return ran
+                return Padding(role, call, name, True)
+            idle = idle or Padding(role, call, name, False)
+    return idle
 
 
-def _hides(s: Influence, role: MaskArgument, inputs: Inputs, said: str) -> bool:
+def _hides(s: Influence, role: MaskArgument, inputs: Inputs, name: str) -> bool:
     """Whether the mask has any effect."""
-    padding = Padding(role, inputs, said, True)
+    padding = Padding(role, inputs, name, True)
     last = inputs.tensors()[role.name].shape[-1] - 1
     try:
         one = s.run(padding.hiding(s, [last]))
@@ -140,6 +143,33 @@ def _hides(s: Influence, role: MaskArgument, inputs: Inputs, said: str) -> bool:
     return max(largest(one - none), largest(two - none)) > s.floor
 
 
+# --- padding without a mask -----------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class OwnPadding:
+    """An id of padding that the model is to find by itself: there is no mask to give."""
+
+    id: int
+    obeys: bool
+    """Some attention does not see it."""
+    change: float
+    """How much real places change with what the padding's embedding holds."""
+
+
+@once
+def own_paddings(s: Influence) -> list[OwnPadding]:
+    """Those of a model that takes ids and no padding mask.
+
+    What the padding's embedding holds is changed; where it is hidden nobody notices.
+    """
+    r = s.arguments
+    if r.kind == "ids" and r.main in r.rows and s.places > 4 and not paddings(s):
+        return [_own_padding(s, pad) for pad in s.pad_ids if pad < r.rows[r.main]]
+    return []
+
+
 def padded_ids(s: Influence, pad: int, *hidden: list[int]) -> Inputs:
     """The call with padding at these places of sample 0, and of those after it."""
     ids = s.inputs.tensors()[s.arguments.main].clone()
@@ -148,23 +178,7 @@ def padded_ids(s: Influence, pad: int, *hidden: list[int]) -> Inputs:
     return s.inputs.replaced(s.arguments.main, ids)
 
 
-@once
-def own_masks(s: Influence) -> list[tuple[int, bool, float]]:
-    """(pad id, some attention does not see it, change at real places) for padding that the model
-    is to find in the ids by itself: there is no mask to give.
-
-    What the padding's embedding holds is changed; where it is hidden nobody notices.
-    """
-    found: list[tuple[int, bool, float]] = []
-    r = s.arguments
-    if r.kind == "ids" and r.main in r.rows and s.places > 4 and not paddings(s):
-        for pad in s.pad_ids:
-            if pad < r.rows[r.main]:
-                found.append(_pad_seen(s, pad))
-    return found
-
-
-def _pad_seen(s: Influence, pad: int) -> tuple[int, bool, float]:
+def _own_padding(s: Influence, pad: int) -> OwnPadding:
     n = s.places
     hidden = [n - 2, n - 1]
     call = padded_ids(s, pad, hidden)
@@ -198,6 +212,7 @@ def _pad_seen(s: Influence, pad: int) -> tuple[int, bool, float]:
         if axes is not None and after[path].shape == old.shape:
             real = (after[path] - old).movedim(axes, (0, 1))[0, : n - 2]
             obeys |= largest(real) <= s.floor
-    change = new - base
-    moved = largest(change) if s.matrix is None else float(s.grid(change)[0][: n - 2].max())
-    return pad, obeys, moved
+    difference = new - base
+    if s.matrix is None:
+        return OwnPadding(pad, obeys, largest(difference))
+    return OwnPadding(pad, obeys, float(s.grid(difference)[0][: n - 2].max()))
