@@ -2,22 +2,263 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 
-from addnorm.anatomy.influence import (
-    Influence,
-    optional_arguments,
-)
+from addnorm.anatomy.influence import Influence, optional_arguments
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.masks import MaskReading, as_mask
 from addnorm.anatomy.module_influence import ModuleInfluence
 from addnorm.anatomy.structure import factors, within
-from addnorm.linting.check import Check, Said, on_influence
-from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.check import Answers, on_influence
+from addnorm.linting.report import Finding
+from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 from addnorm.words import a_few, plural
+
+# --- the words ------------------------------------------------------------------------------------
+
+_EVIDENCE = {
+    "share_of_earlier_positions_that_move": "of the outputs before a changed token, how many move",
+    "positions_reached_back": "how far before it one still moves",
+    "largest_change_before_over_at_token": "the largest of their changes over the largest at all",
+    "noise_floor": "how much an output moves where nothing was changed",
+    "modules_that_see_all": "how many modules let every position see every other",
+    "modules_that_see_some_future": "how many let some see some of what comes later",
+    "modules_that_see_the_past_only": "how many are as they should be",
+    "attentions": "how many there are",
+    "attentions_that_look_ahead": "how many of them have weights for later keys",
+    "modules": "the first of those in which it happens",
+}
+
+LEAK = Rule(
+    "future-leak",
+    "a causal model in which something sees what comes later",
+    family="Who sees whom",
+    evidence=_EVIDENCE
+    | {"module_reaches_ahead": "how many positions ahead such a module looks at most"},
+    cases={
+        "ahead": Case(
+            "error",
+            "{claim}, but a position's output changes with tokens that come after it{far}. {where} "
+            "In training it peeks at the answer; in generation there is none to peek at.",
+            "Mask what comes after: tril (diagonal 0) on attention scores; pad convolutions, "
+            "shifts and pooling on the left only; no mean, max or norm over positions.",
+        ),
+        "upside down": Case(
+            "error",
+            "{claim}, but positions see only what comes after them: the mask is upside down. "
+            "{where} In training it peeks at the answer; in generation there is none to peek at.",
+            "Mask what comes after: tril (diagonal 0) on attention scores; pad convolutions, "
+            "shifts and pooling on the left only; no mean, max or norm over positions.",
+        ),
+    },
+)
+
+NO_MASK = Rule(
+    "no-causal-mask",
+    "a causal model without any causal mask",
+    family="Who sees whom",
+    evidence=_EVIDENCE
+    | {"leaks_with_mask_given": "whether something still leaks if the caller passes a mask"},
+    cases={
+        "up to the caller": Case(
+            "note",
+            "{claim}, and without a mask every position sees every other; with a causal {mask} it "
+            "does not. So every caller has to pass the mask.",
+            "Pass {mask} in training and in generation, or build it in forward.",
+        ),
+        "none": Case(
+            "error",
+            "{claim}, but every position sees every other{where}. Trained to predict the next "
+            "token it copies the answer: the loss falls to nearly nothing, and what it generates "
+            "is worthless.",
+            "Mask attention so that position t sees positions up to t: "
+            "scaled_dot_product_attention(..., is_causal=True), or fill scores above the diagonal "
+            "with -inf before the softmax.",
+        ),
+    },
+)
+
+# --- the future -----------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class _Leaks:
+    """How far it is seen what comes later, and by which modules."""
+
+    share: float
+    """Of earlier positions that move."""
+    reach: int
+    """The furthest of them, in positions before the change."""
+    size: float
+    """The largest change among them over the largest of all."""
+    past: bool
+    """Something sees what comes before it, as it should."""
+    full: list[ModuleInfluence]
+    """Modules in which every position sees every other."""
+    partial: list[ModuleInfluence]
+    """Those in which some positions see some of what comes later."""
+    causal: list[ModuleInfluence]
+    """Those that look at the past only."""
+
+    @property
+    def upside_down(self) -> bool:
+        return not self.past and (self.share == 1.0 or bool(self.partial))
+
+
+@on_influence(LEAK, NO_MASK)
+def future(s: Influence, subject: Subject) -> Answers:
+    """What moves before a token that is changed."""
+    if subject.causal is False:
+        return
+    frames = s.arguments.kind in ("image", "wave")
+    inside = [m for m in s.mixers if m.places == s.places or frames]
+    if s.matrix is None and not inside:
+        if subject.causal:
+            why = (
+                "the output has no axis of positions, and no module inside was found in which "
+                "positions see one another"
+            )
+            yield from (rule.unknown(why) for rule in (LEAK, NO_MASK))
+        return
+    leaks = _leaks(s, inside)
+    if leaks is None:
+        return
+    unmasked = _unmasked(s, leaks)
+    claim = _claims(s) or _own_flag(s, [*leaks.full, *leaks.partial])
+    if subject.causal:
+        claim = "you said that the model is causal (causal=True)"
+    elif claim is None:
+        if unmasked or not _looks_causal(leaks):
+            return
+        claim = "most of it looks at the past only"
+    yield _no_mask(s, leaks, claim, unmasked) if unmasked else _leak(s, leaks, claim)
+
+
+def _leaks(s: Influence, inside: Sequence[ModuleInfluence]) -> _Leaks | None:
+    """At the output, or in the modules if that has no positions; None: nothing leaks."""
+    if s.matrix is not None:
+        moves = s.matrix > s.floor
+        pairs = [(t, u) for t in range(s.places) for u in range(t) if bool(moves[t].any())]
+        leaking = [(t, u) for t, u in pairs if moves[t, u]]
+        if not leaking:
+            return None
+        past = bool(moves.triu(1).any())
+        reach = max(t - u for t, u in leaking)
+        share = len(leaking) / len(pairs)
+        size = float(s.matrix.tril(-1).max() / s.matrix.max().clamp(min=1e-30))
+    else:
+        modules = [m for m in inside if m.before]
+        if not modules:
+            return None
+        past = any(m.after for m in inside)
+        reach = max(m.place - min(m.before) for m in modules)
+        share = max(len(m.before) / m.place for m in modules)
+        size = max(m.largest for m in modules)
+    return _Leaks(
+        share,
+        reach,
+        size,
+        past,
+        full=[m for m in inside if m.full and m.after and not m.uneven],
+        partial=[m for m in inside if m.before and (m.uneven or not (m.full and m.after))],
+        causal=[m for m in inside if m.after and not m.before],
+    )
+
+
+def _unmasked(s: Influence, leaks: _Leaks) -> list[str]:
+    """The paths of what has no mask, if nothing has one; otherwise none.
+
+    Only an attention can lack a mask. One that is no softmax over places (a linear one) is not
+    recorded as weights, but as a module that multiplies what it computed.
+    """
+    attentions = s.attention_reaches
+    without = [e.path for e in attentions if min(e.ahead, e.behind) > 0.9 and not e.flat]
+    if attentions:
+        return without if len(without) == len(attentions) and leaks.share > 0.9 else []
+    if leaks.causal or leaks.partial:
+        return []
+    return [m.path for m in leaks.full if _multiplies(s, m.path)]
+
+
+def _looks_causal(leaks: _Leaks) -> bool:
+    """Whether a model that claims nothing is causal but for some leak, going by its modules."""
+    if leaks.upside_down:
+        return True
+    lopsided = [
+        m for m in leaks.partial if m.uneven or (len(m.after) > len(m.before) and not m.full)
+    ]
+    if not leaks.causal and not lopsided:
+        return False  # windows that look both ways
+    if len(leaks.causal) >= len(leaks.full) + len(leaks.partial):
+        return True
+    return bool(lopsided) and not leaks.full
+
+
+def _evidence(s: Influence, leaks: _Leaks) -> dict[str, Any]:
+    evidence: dict[str, Any] = {
+        "share_of_earlier_positions_that_move": round(leaks.share, 4),
+        "positions_reached_back": leaks.reach,
+        "largest_change_before_over_at_token": leaks.size,
+        "noise_floor": s.floor,
+        "modules_that_see_all": len(leaks.full),
+        "modules_that_see_some_future": len(leaks.partial),
+        "modules_that_see_the_past_only": len(leaks.causal),
+    }
+    attentions = s.attention_reaches
+    if attentions:
+        evidence["attentions"] = len(attentions)
+        evidence["attentions_that_look_ahead"] = sum(e.ahead > 0 for e in attentions)
+    return evidence
+
+
+def _no_mask(s: Influence, leaks: _Leaks, claim: str, unmasked: Sequence[str]) -> Finding:
+    evidence = _evidence(s, leaks)
+    mask = _with_causal_mask(s)
+    if mask is not None:
+        words = {"claim": claim, "mask": mask}
+        return NO_MASK("up to the caller", "", words=words, **evidence, leaks_with_mask_given=False)
+    first = unmasked[0]
+    return NO_MASK(
+        "none",
+        first,
+        words={"claim": claim, "where": f", from {first!r} on" if first else ""},
+        **evidence,
+        modules=[path or "(the model)" for path in unmasked[:6]],
+    )
+
+
+def _leak(s: Influence, leaks: _Leaks, claim: str) -> Finding:
+    words = {"claim": claim}
+    if leaks.upside_down:
+        case, modules = "upside down", leaks.partial
+    else:
+        case = "ahead"
+        modules = sorted([*leaks.partial, *leaks.full], key=lambda m: m.order)
+        far = leaks.reach < s.places - 1 or s.matrix is None
+        words["far"] = f", up to {leaks.reach} later" if far else ""
+    reach = max((m.place - min(m.before) for m in modules), default=leaks.reach)
+    if modules:
+        listed = a_few(dict.fromkeys(repr(m.path) for m in modules))
+        words["where"] = (
+            f"It happens in {listed}, which reaches {plural(reach, 'position')} ahead"
+            + (f", while {len(leaks.causal)} others look at the past only" * bool(leaks.causal))
+            + "."
+        )
+    else:
+        words["where"] = "No module alone does it: it is in the forward of the model itself."
+    return LEAK(
+        case,
+        min(modules, key=lambda m: m.order).path if modules else "",
+        words=words,
+        **_evidence(s, leaks),
+        module_reaches_ahead=reach,
+        modules=[m.path for m in modules[:6]] or ["(the model)"],
+    )
 
 
 def _claims(s: Influence) -> str | None:
@@ -38,10 +279,10 @@ def _claims(s: Influence) -> str | None:
     return None
 
 
-def _own_flag(s: Influence, found: Sequence[ModuleInfluence]) -> str | None:
+def _own_flag(s: Influence, inside: Sequence[ModuleInfluence]) -> str | None:
     """A module on the way to one of these that says it is causal."""
     modules = dict(s.model.named_modules())
-    for one in found:
+    for one in inside:
         parts = one.path.split(".")
         for depth in range(len(parts), -1, -1):
             path = ".".join(parts[:depth])
@@ -49,142 +290,6 @@ def _own_flag(s: Influence, found: Sequence[ModuleInfluence]) -> str | None:
                 if path in modules and getattr(modules[path], name, None) is True:
                     return f"{path or 'the model'} says {name}=True"
     return None
-
-
-@on_influence("future-leak", "no-causal-mask")
-def _future(s: Influence, subject: Subject) -> Said:
-    if subject.causal is False:
-        return
-    sees, own = s.matrix, s.places
-    inside = [m for m in s.mixers if m.places == own or s.arguments.kind in ("image", "wave")]
-    if sees is None and not inside:
-        if subject.causal:
-            why = (
-                "the output has no axis of positions, and no module inside was found in which "
-                "positions see one another"
-            )
-            for rule in ("future-leak", "no-causal-mask"):
-                yield Unknown(rule=rule, module="", why=why)
-        return
-    if sees is not None:
-        moved = sees > s.floor
-        pairs = [(t, u) for t in range(own) for u in range(t) if bool(moved[t].any())]
-        leaks = [(t, u) for t, u in pairs if moved[t, u]]
-        past = bool(moved.triu(1).any())
-        if not leaks:
-            return
-        reach = max(t - u for t, u in leaks)
-        share = len(leaks) / len(pairs)
-        size = float(sees.tril(-1).max() / sees.max().clamp(min=1e-30))
-    else:
-        leaking = [m for m in inside if m.before]
-        if not leaking:
-            return
-        past = any(m.after for m in inside)
-        reach = max(m.place - min(m.before) for m in leaking)
-        share = max(len(m.before) / m.place for m in leaking)
-        size = max(m.largest for m in leaking)
-    full = [m for m in inside if m.full and m.after and not m.uneven]
-    partial = [m for m in inside if m.before and (m.uneven or not (m.full and m.after))]
-    causal = [m for m in inside if m.after and not m.before]
-    evidence: dict[str, Any] = {
-        "share_of_earlier_positions_that_move": round(share, 4),
-        "positions_reached_back": reach,
-        "largest_change_before_over_at_token": size,
-        "noise_floor": s.floor,
-        "modules_that_see_all": len(full),
-        "modules_that_see_some_future": len(partial),
-        "modules_that_see_the_past_only": len(causal),
-    }
-    attentions = s.attention_reaches
-    if attentions:
-        evidence |= {
-            "attentions": len(attentions),
-            "attentions_that_look_ahead": sum(e.ahead > 0 for e in attentions),
-        }
-    # Only an attention can lack a mask. One that is no softmax over places (a linear one) is not
-    # recorded as weights, but as a module that multiplies what it computed.
-    open_attentions = [e for e in attentions if min(e.ahead, e.behind) > 0.9 and not e.flat]
-    linear = [m.path for m in full if _multiplies(s, m.path)]
-    if attentions:
-        nothing_masked = len(open_attentions) == len(attentions) and share > 0.9
-    else:
-        nothing_masked = not causal and not partial and bool(linear)
-    upside_down = not past and (share == 1.0 or bool(partial))
-    claim = _claims(s) or _own_flag(s, [*full, *partial])
-    said = "you said that the model is causal (causal=True)" if subject.causal else claim
-    if subject.causal is None:
-        lopsided = [m for m in partial if m.uneven or (len(m.after) > len(m.before) and not m.full)]
-        if nothing_masked and claim is None:
-            return  # an encoder
-        if not causal and not lopsided and not upside_down and claim is None:
-            return  # windows that look both ways
-        few = len(causal) < len(full) + len(partial) and not upside_down
-        if claim is None and few and (not lopsided or full):
-            return
-        said = said or "most of it looks at the past only"
-    if nothing_masked:
-        blind = [e.path for e in open_attentions] or linear
-        masked = _with_causal_mask(s)
-        if masked is not None:
-            yield Finding(
-                rule="no-causal-mask",
-                severity="note",
-                module="",
-                evidence={**evidence, "leaks_with_mask_given": False},
-                message=f"{said}, and without a mask every position sees every other; with a "
-                f"causal {masked} it does not. So every caller has to pass the mask.",
-                remedy=f"Pass {masked} in training and in generation, or build it in forward.",
-            )
-            return
-        yield Finding(
-            rule="no-causal-mask",
-            severity="error",
-            module=blind[0],
-            evidence={**evidence, "modules": [path or "(the model)" for path in blind[:6]]},
-            message=f"{said}, but every position sees every other"
-            + (f", from {blind[0]!r} on" if blind[0] else "")
-            + ". Trained to predict the next token it copies the answer: the loss falls to nearly "
-            "nothing, and what it generates is worthless.",
-            remedy="Mask attention so that position t sees positions up to t: "
-            "scaled_dot_product_attention(..., is_causal=True), or fill scores above the diagonal "
-            "with -inf before the softmax.",
-        )
-        return
-    if upside_down:
-        found = partial
-        what = "positions see only what comes after them: the mask is upside down"
-    else:
-        found = sorted([*partial, *full], key=lambda m: m.order)
-        what = "a position's output changes with tokens that come after it" + (
-            f", up to {reach} later" if reach < own - 1 or sees is None else ""
-        )
-    local_reach = max((m.place - min(m.before) for m in found), default=reach)
-    first = min(found, key=lambda m: m.order) if found else None
-    where = f" It happens in {_listed(found)}" if found else " No module alone does it"
-    if found:
-        where += f", which reaches {plural(local_reach, 'position')} ahead"
-        where += f", while {len(causal)} others look at the past only." if causal else "."
-    else:
-        where += ": it is in the forward of the model itself."
-    yield Finding(
-        rule="future-leak",
-        severity="error",
-        module=first.path if first else "",
-        evidence={
-            **evidence,
-            "module_reaches_ahead": local_reach,
-            "modules": [m.path for m in found[:6]] or ["(the model)"],
-        },
-        message=f"{said}, but {what}.{where} In training it peeks at the answer; in generation "
-        "there is none to peek at.",
-        remedy="Mask what comes after: tril (diagonal 0) on attention scores; pad convolutions, "
-        "shifts and pooling on the left only; no mean, max or norm over positions.",
-    )
-
-
-def _listed(found: Sequence[ModuleInfluence]) -> str:
-    return a_few(dict.fromkeys(repr(one.path) for one in found))
 
 
 def _multiplies(s: Influence, path: str) -> bool:
@@ -210,12 +315,12 @@ def _with_causal_mask(s: Influence) -> str | None:
         readings: tuple[MaskReading, ...] = ("drop", "keep", "additive")
         for reading in readings:
             value = as_mask(past, reading, torch.bool, floats)
-            given = Inputs(s.inputs.args, {**(s.inputs.kwargs or {}), name: value})
+            call = Inputs(s.inputs.args, {**(s.inputs.kwargs or {}), name: value})
             try:
-                base = s.run(given)
+                base = s.run(call)
                 if not bool(base.isfinite().all()):
                     continue
-                new = s.run(s.change(s.arguments.main, s.at(0, n - 1), given))
+                new = s.run(s.change(s.arguments.main, s.at(0, n - 1), call))
             except Exception:
                 continue
             grid = s.grid(new - base)[0]
@@ -224,4 +329,4 @@ def _with_causal_mask(s: Influence) -> str | None:
     return None
 
 
-CHECKS: tuple[Check, ...] = (_future,)
+CHECKS = (future,)
