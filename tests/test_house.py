@@ -24,7 +24,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 #
 # To change it: an import that is new or gone changes the line of its room; a new room has its line
 # below those of all that it imports. Then run this file: it names the arrows to draw or to erase in
-# docs/architecture.md, which shows the shortest ways only.
+# docs/architecture.md, which shows the shortest ways only,
+# and in whose storeys a new room has a place.
 GROUND = {  # every room may import these, so no arrow shows it
     "version": "",
     "words": "",
@@ -188,10 +189,31 @@ def test_the_rooms_are_drawn_as_they_are() -> None:
         for other in imported - set().union(*(beyond(via, IMPORTS) for via in imported))
         if name not in GROUND
     }
-    text = (ROOT.parent / "docs" / "architecture.md").read_text()
-    picture = drawn(text.partition("## The rooms")[2].split("```")[1])
+    picture = drawn(pictures()[1])
     assert not shortest - picture, "to be drawn"
     assert not picture - shortest, "to be erased"
+
+
+def pictures() -> list[str]:
+    """The drawings of the rooms: the storeys, and the arrows."""
+    text = (ROOT.parent / "docs" / "architecture.md").read_text()
+    return text.partition("## The rooms")[2].split("```")[1::2]
+
+
+def test_every_room_stands_above_what_it_imports() -> None:
+    """In the picture of the storeys, line above line; each room once, the ground at the bottom."""
+    places = [
+        (word, line)
+        for line, text in enumerate(pictures()[0].splitlines())
+        for word in re.findall(r"\w+", text)
+        if word in IMPORTS
+    ]
+    storey = dict(places)
+    assert sorted(word for word, _ in places) == sorted(IMPORTS), "each room stands there once"
+    for name, imported in IMPORTS.items():
+        over = [other for other in imported if storey[other] <= storey[name]]
+        assert name in GROUND or not over, f"{name} imports {over}, which stand not below it"
+        assert name in GROUND or storey[name] < min(storey[other] for other in GROUND)
 
 
 def test_the_road_in_contributing_is_real() -> None:
