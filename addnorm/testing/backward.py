@@ -81,7 +81,7 @@ def _input_gradient(
     family = gradients(dy if weight is None else dy * weight, hat, r, kit.kind)
     if weight is not None:
         right = gradients(dy, hat, r, kit.kind)[RIGHT]
-        family["the weight is left out"] = ("gradient-wrong", right)
+        family["the weight is left out"] = ("norm-bad-gradient", right)
     have = torch.zeros_like(x) if got is None else got
     off = all_off_by(have, {told: value for told, (_, value) in _pairs(family).items()})
     # Relative to r * g, which the other terms may cancel (of two features nearly all): roundings of
@@ -101,7 +101,7 @@ def _input_gradient(
     if best == RIGHT:
         best, rule = "less precise than rounding explains", "gradient-precision"
     elif off[best] > 0.1:
-        best, rule = "like none that is known", "gradient-wrong"
+        best, rule = "like none that is known", "norm-bad-gradient"
     else:
         rule = _pairs(family)[best][0]
     yield finding(
@@ -147,15 +147,15 @@ def gradients(g: Tensor, hat: Tensor, r: Tensor, kind: Kind) -> dict[str, Any]:
             r * (g - mean),
         ),
         "not divided by the deviation": (
-            "gradient-wrong",
+            "norm-bad-gradient",
             (layer if kind == "layer" else rms) / r,
         ),
         "sums instead of means": (
-            "gradient-wrong",
+            "norm-bad-gradient",
             r * (g - (n * mean if kind == "layer" else 0.0) - n * hat * along),
         ),
         "a sign is wrong": (
-            "gradient-wrong",
+            "norm-bad-gradient",
             r * (g - (mean if kind == "layer" else 0.0) + hat * along),
         ),
         "nothing": ("gradient-missing", torch.zeros_like(g)),
@@ -166,7 +166,7 @@ def gradients(g: Tensor, hat: Tensor, r: Tensor, kind: Kind) -> dict[str, Any]:
             rms,
         )
         return {RIGHT: layer, **wrong}
-    wrong["it has a term of the mean (LayerNorm's gradient)"] = ("gradient-wrong", layer)
+    wrong["it has a term of the mean (LayerNorm's gradient)"] = ("norm-bad-gradient", layer)
     return {RIGHT: rms, **wrong}
 
 

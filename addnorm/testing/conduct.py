@@ -236,7 +236,7 @@ def _batch(kit: Kit) -> Said:
     trained = w.probe.reach(train=True).axes
     if trained != (-1,):
         yield finding(
-            "batch-dependence",
+            "norm-batch-dependent",
             "error",
             {"axes": list(w.reach.axes), "axes_in_training": list(trained)},
             "In training mode a row's output depends on other rows.",
@@ -248,7 +248,7 @@ def _batch(kit: Kit) -> Said:
         base, alone = module(x), module(x[5:6])
     if not close(alone, base[5:6]):
         yield finding(
-            "batch-dependence",
+            "norm-batch-dependent",
             "error",
             {"difference": float((alone - base[5:6]).abs().max())},
             "A row alone gives another result than among 24.",
@@ -405,7 +405,7 @@ CHECKS: Checks = (
     ("one-feature", _one_feature),
     ("strides", _strides),
     ("leading-shapes", _shapes),
-    ("batch-dependence", _batch),
+    ("batch", _batch),
     ("determinism", _deterministic),
     ("autocast", _autocast),
     ("compile", _compiles),

@@ -14,7 +14,9 @@ from addnorm.anatomy.norms.formulas import ACCEPT, Match
 from addnorm.anatomy.norms.probe import Probe, ProbeCall, Reach, claimed_eps
 from addnorm.anatomy.signature import parameters_of
 from addnorm.linting.report import Finding, Report, Severity, Unknown, gathered
+from addnorm.linting.rule import Undeclared
 from addnorm.temporary import undisturbed
+from addnorm.testing.mistakes import MISTAKES
 from addnorm.words import first_line
 
 Kind = Literal["layer", "rms"]
@@ -240,6 +242,8 @@ class Kit:
                     continue
                 try:
                     said += list(check(self))
+                except Undeclared:
+                    raise  # the check is wrong, not the norm
                 except Exception as e:
                     said.append(raised(name, e, f"the inputs of the check '{name}'"))
         return gathered(said, [name for name, _ in checks], self._facts(began))
@@ -385,22 +389,30 @@ class Kit:
 
 
 def finding(
-    rule: str, severity: Severity, evidence: dict[str, Any], message: str, remedy: str
+    mistake: str, severity: Severity, evidence: dict[str, Any], message: str, remedy: str
 ) -> Finding:
-    """With evidence that JSON has numbers for."""
+    """A mistake that is among the ``MISTAKES``, with evidence that JSON has numbers for."""
+    if mistake not in MISTAKES:
+        raise Undeclared(f"{mistake!r} is none of the mistakes of testing/mistakes.py")
+    return _finding(mistake, severity, evidence, message, remedy)
+
+
+def _finding(
+    name: str, severity: Severity, evidence: dict[str, Any], message: str, remedy: str
+) -> Finding:
     finite = {
-        name: str(v) if isinstance(v, float) and not math.isfinite(v) else v
-        for name, v in evidence.items()
+        key: str(v) if isinstance(v, float) and not math.isfinite(v) else v
+        for key, v in evidence.items()
     }
     return Finding(
-        rule=rule, severity=severity, module="", evidence=finite, message=message, remedy=remedy
+        rule=name, severity=severity, module="", evidence=finite, message=message, remedy=remedy
     )
 
 
-def raised(rule: str, e: Exception, on: str) -> Finding:
-    """A check that the norm broke."""
-    return finding(
-        rule,
+def raised(check: str, e: Exception, on: str) -> Finding:
+    """A check that the norm broke, by the check's name."""
+    return _finding(
+        check,
         "error",
         {"exception": type(e).__name__, "says": first_line(str(e))},
         f"It raises {type(e).__name__} for {on}.",

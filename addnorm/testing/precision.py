@@ -85,7 +85,7 @@ def _precision_at(kit: Kit, w: Width, dtype: torch.dtype) -> Said:
     if shared is not None and shared > 0.25 * u:
         emulated = _emulated(kit, w, dtype)
         yield finding(
-            "low-precision-statistics",
+            "norm-low-precision",
             "error",
             {
                 "dtype": name,

@@ -13,13 +13,11 @@ from addnorm.testing.kit import Checks, Function, Kit, NormOfSum, Said, Width, a
 
 _RULES = {
     "norm-unbiased-variance": (
-        "unbiased-variance",
         "It divides by n - 1 (unbiased variance) instead of n: outputs are sqrt((n-1)/n) of what "
         "they should be, and one feature gives NaN.",
         "Use the biased variance: mean((x - mean)^2), correction=0.",
     ),
     "norm-eps-outside-sqrt": (
-        "eps-outside-root",
         "eps is added to the root instead of under it: small rows come out differently, and the "
         "root of zero has no gradient.",
         "Write sqrt(variance + eps).",
@@ -90,7 +88,7 @@ def _formula_at(kit: Kit, w: Width) -> Said:
         )
     if m.distance > 1e-4:
         yield finding(
-            "low-precision-statistics",
+            "norm-low-precision",
             "error",
             evidence,
             f"Even of {w.probe.like.dtype} inputs the result has about "
@@ -105,7 +103,7 @@ def _axes_at(w: Width) -> Said:
     """Statistics over nothing at all, or over more or other axes than the features."""
     if not w.reach.axes:
         yield finding(
-            "not-normalizing",
+            "norm-not-normalizing",
             "error",
             {"dim": w.dim, "elements_that_share_statistics": 1},
             "No output depends on another feature than its own: nothing is normalized.",
@@ -115,7 +113,7 @@ def _axes_at(w: Width) -> Said:
     names = {-3: "the batch", -2: "the positions", -1: "the features"}
     over = " and ".join(names[a] for a in w.reach.axes)
     shape, axes = [3, 5, w.dim], list(w.reach.axes)
-    for rule in ("batch-dependence", "wrong-axis") if -3 in axes else ("wrong-axis",):
+    for rule in ("norm-batch-dependent", "norm-wrong-axis") if -3 in axes else ("norm-wrong-axis",):
         yield finding(
             rule,
             "error",
@@ -129,11 +127,11 @@ def _mistakes_at(m: Match, evidence: dict[str, Any]) -> Said:
     """A formula that is known to be wrong."""
     for mistake in m.formula.mistakes:
         if mistake in _RULES:
-            rule, message, remedy = _RULES[mistake]
-            yield finding(rule, "error", evidence, message, remedy)
+            message, remedy = _RULES[mistake]
+            yield finding(mistake, "error", evidence, message, remedy)
     if set(m.formula.mistakes) <= set(_RULES):
         return
-    rule = "not-normalizing"
+    rule = "norm-not-normalizing"
     if not m.formula.centred and m.formula.spread in ("variance", "unbiased"):
         rule = "mean-not-removed"
     elif m.formula.summed and m.formula.form in ("inside", "outside"):

@@ -125,42 +125,46 @@ def test_orders_of_rounding_are_told_and_no_mistake() -> None:
 WRONG: dict[str, tuple[str, str, Callable[..., Tensor]]] = {
     "unbiased": (
         "layer",
-        "unbiased-variance",
+        "norm-unbiased-variance",
         layer(lambda x, e: (x - mean(x)) / (var(x, 1) + e).sqrt()),
     ),
     "annotated": (
         "layer",
-        "unbiased-variance",
+        "norm-unbiased-variance",
         layer(lambda x, e: (x - mean(x)) / (x.std(-1, keepdim=True) + e)),
     ),
     "annotated, eps": (
         "layer",
-        "eps-outside-root",
+        "norm-eps-outside-sqrt",
         layer(lambda x, e: (x - mean(x)) / (x.std(-1, keepdim=True) + e)),
     ),
     "eps outside": (
         "layer",
-        "eps-outside-root",
+        "norm-eps-outside-sqrt",
         layer(lambda x, e: (x - mean(x)) / (var(x).sqrt() + e)),
     ),
-    "rms eps outside": ("rms", "eps-outside-root", rms(lambda x, e: x / (square(x).sqrt() + e))),
+    "rms eps outside": (
+        "rms",
+        "norm-eps-outside-sqrt",
+        rms(lambda x, e: x / (square(x).sqrt() + e)),
+    ),
     "no eps": ("layer", "eps-missing", layer(lambda x, e: (x - mean(x)) / var(x).sqrt())),
     "rms no eps": ("rms", "eps-missing", rms(lambda x, e: x / square(x).sqrt())),
     "eps squared": ("layer", "eps-size", layer(lambda x, e: good(x, e * e))),
     "another eps": ("rms", "eps-size", rms(lambda x, e: x * torch.rsqrt(square(x) + 1e-5))),
     "over time": (
         "layer",
-        "wrong-axis",
+        "norm-wrong-axis",
         layer(lambda x, e: good(x.transpose(-1, -2), e).transpose(-1, -2)),
     ),
     "over the batch": (
         "layer",
-        "batch-dependence",
+        "norm-batch-dependent",
         layer(lambda x, e: (x - x.mean(0)) / (x.var(0, correction=0) + e).sqrt()),
     ),
     "over everything": (
         "layer",
-        "wrong-axis",
+        "norm-wrong-axis",
         layer(lambda x, e: (x - x.mean()) / (x.var(correction=0) + e).sqrt()),
     ),
     "sum": (
@@ -173,10 +177,14 @@ WRONG: dict[str, tuple[str, str, Callable[..., Tensor]]] = {
         "sum-not-mean",
         rms(lambda x, e: x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + e)),
     ),
-    "variance": ("layer", "not-normalizing", layer(lambda x, e: (x - mean(x)) / (var(x) + e))),
-    "times": ("layer", "not-normalizing", layer(lambda x, e: (x - mean(x)) * (var(x) + e).sqrt())),
-    "centre": ("layer", "not-normalizing", layer(lambda x, e: x - mean(x))),
-    "nothing": ("rms", "not-normalizing", rms(lambda x, e: x)),
+    "variance": ("layer", "norm-not-normalizing", layer(lambda x, e: (x - mean(x)) / (var(x) + e))),
+    "times": (
+        "layer",
+        "norm-not-normalizing",
+        layer(lambda x, e: (x - mean(x)) * (var(x) + e).sqrt()),
+    ),
+    "centre": ("layer", "norm-not-normalizing", layer(lambda x, e: x - mean(x))),
+    "nothing": ("rms", "norm-not-normalizing", rms(lambda x, e: x)),
     "mean kept": ("layer", "mean-not-removed", layer(lambda x, e: x * torch.rsqrt(square(x) + e))),
     "mean kept above": (
         "layer",
@@ -197,17 +205,17 @@ WRONG: dict[str, tuple[str, str, Callable[..., Tensor]]] = {
     ),
     "own dtype": (
         "layer",
-        "low-precision-statistics",
+        "norm-low-precision",
         lambda x, weight, bias, eps=1e-5: good(x, eps) * weight + bias,
     ),
     "rms own dtype": (
         "rms",
-        "low-precision-statistics",
+        "norm-low-precision",
         lambda x, weight, eps=1e-6: x * torch.rsqrt(square(x) + eps) * weight,
     ),
     "bf16 inside": (
         "rms",
-        "low-precision-statistics",
+        "norm-low-precision",
         rms(lambda x, e: (x * torch.rsqrt(square(x.bfloat16()) + e)).to(x.dtype)),
     ),
     "bias first": (
@@ -266,7 +274,7 @@ WRONG: dict[str, tuple[str, str, Callable[..., Tensor]]] = {
     ),
     "among others": (
         "layer",
-        "batch-dependence",
+        "norm-batch-dependent",
         layer(lambda x, e: good(x, e) * (1.0 if x.numel() > x.shape[-1] else 1.01)),
     ),
 }
@@ -330,7 +338,7 @@ class Backward(torch.autograd.Function):
         ("none", None),
         ("mean", "gradient-dropped-mean-term"),
         ("variance", "gradient-dropped-variance-term"),
-        ("weight", "gradient-wrong"),
+        ("weight", "norm-bad-gradient"),
         ("average", "gradient-weight"),
         ("first", "gradient-weight"),
         ("rounded", "gradient-weight-low-precision"),
@@ -376,7 +384,7 @@ class Once(nn.Module):
 
 
 def test_training_mode_counts() -> None:
-    assert named(check_norm(Once(), dim=40, backend=None)) == {"batch-dependence"}
+    assert named(check_norm(Once(), dim=40, backend=None)) == {"norm-batch-dependent"}
 
 
 def test_what_cannot_be_compiled_is_said() -> None:
@@ -500,7 +508,7 @@ SUMS = {
     ),
     "one output": ("call", lambda x, r, weight, bias, eps=1e-5: F_norm(x + r, weight, bias, eps)),
     "unbiased": (
-        "unbiased-variance",
+        "norm-unbiased-variance",
         lambda x, r, weight, bias, eps=1e-5: (
             layer(lambda s, e: (s - mean(s)) / (var(s, 1) + e).sqrt())(x + r, weight, bias, eps),
             x + r,
@@ -558,8 +566,8 @@ def test_any_width_and_eps(dim: int, eps: float, fault: str) -> None:
     )
     expected = {
         "none": set(),
-        "unbiased": {"unbiased-variance"},
-        "outside": {"eps-outside-root"},
+        "unbiased": {"norm-unbiased-variance"},
+        "outside": {"norm-eps-outside-sqrt"},
         "size": {"eps-size"},
     }
     assert named(report) == expected[fault], report.findings
