@@ -326,3 +326,26 @@ class Fourier(nn.Module):
 
 
 OPEN = torch.zeros(1, 1, 7, 7)  # added to the scores: nothing is hidden
+
+
+def no_mask(module: Any, forward: Callable[..., Any]) -> Any:
+    """An edit of transformers' models: what is given to this module is not."""
+    return forward(attention_mask=None)
+
+
+class Padded(nn.Module):
+    """Two own layers that take what is to be kept."""
+
+    def __init__(self, fill: float, mask: str = "none", ignore: bool = False) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(VOCAB, W), nn.Embedding(LONGEST, W)
+        self.h = nn.ModuleList(Block(mask=mask, fill=fill) for _ in range(2))
+        self.ignore = ignore
+
+    def forward(self, idx: Tensor, valid: Tensor, scale: bool = False) -> Tensor:
+        x = self.wte(idx) + self.wpe(torch.arange(idx.shape[1]))
+        if scale and not self.ignore:
+            x = 2 * x
+        for block in self.h:
+            x = block(x, None if self.ignore else valid.bool())
+        return x

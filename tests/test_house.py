@@ -542,7 +542,6 @@ BESIDE = {"whole": None, "references": TESTS, "benchmarks": ROOT.parent}
 OF_SEVERAL = {  # neither named after one file nor after its whole folder
     "test_house.py": "the shape of all files",
     "cli/test_options.py": "the options of all commands",
-    "linting/rules/test_behaviour.py": "the six families about who notices a change",
     "linting/rules/test_norms.py": "the families about one norm, from its axes to its precision",
     "linting/rules/test_wiring.py": "the seven families about how a model is wired",
     "training/test_kill.py": "checkpoints, folders and resumes, under kill -9",

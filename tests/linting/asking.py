@@ -1,0 +1,51 @@
+"""Asking those rules that change one thing in the inputs, and look who notices.
+
+Each is shown faulty models in three styles (written out, torch.nn, transformers with one line
+changed), which it must find and name, and their correct twins, of which it must say nothing.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from addnorm.anatomy.inputs import inputs_from
+from addnorm.anatomy.make_inputs import make_inputs
+from addnorm.anatomy.specimen import Specimen
+from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.rules import arguments, future, masks, modes, positions, samples
+from addnorm.linting.subject import Subject
+
+CHECKS = (
+    *future.CHECKS,
+    *samples.CHECKS,
+    *masks.CHECKS,
+    *arguments.CHECKS,
+    *positions.CHECKS,
+    *modes.CHECKS,
+)
+
+
+def ask(
+    model: nn.Module, *rules: str, inputs: Any = None, causal: bool | None = None
+) -> list[Finding | Unknown]:
+    """What is said of these rules, the subject made as lint makes it."""
+    probe = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for p in probe.parameters():
+            if p.is_floating_point() and bool((p == p.flatten()[0]).all()):
+                p.add_(0.1 * torch.randn_like(p))
+    call = make_inputs(copy.deepcopy(probe)) if inputs is None else inputs_from(inputs)
+    subject = Subject(model, Specimen(probe, call), causal)
+    said = [one for check in CHECKS if {*check.rules} & {*rules} for one in check.run(subject)]
+    return [one for one in said if one.rule in rules]
+
+
+def the(said: list[Finding | Unknown], rule: str) -> Finding:
+    found = [one for one in said if one.rule == rule]
+    assert len(found) == 1, said
+    assert isinstance(found[0], Finding), found
+    assert all(not isinstance(v, float) or math.isfinite(v) for v in found[0].evidence.values())
+    return found[0]
