@@ -5,7 +5,7 @@ the class here wrote, whatever the scheme, with ``generate``, ``Trainer`` and pe
 scheme that cares for its weights after each optimizer step needs the callback ``AfterStep`` and
 raises without it. What is not supported is refused by name; see docs/gpt2.md.
 
-Everything that needs transformers is here, except that ``addnorm lint`` opens its models.
+Everything that needs transformers is here.
 """
 
 import dataclasses
@@ -341,6 +341,25 @@ def _recomputed(forward: Any, checkpoint: Any, s: Stream, ctx: Context) -> Strea
     again = forward.__self__.training and ctx.cache is None
     stream: Stream = checkpoint(forward, s, ctx) if again else forward(s, ctx)
     return stream
+
+
+# --- models of transformers that are not ours -----------------------------------------------------
+
+
+def open_any(folder: Path, weights: bool) -> torch.nn.Module:
+    """A model of any kind, by the class that its config.json names; where there are no weights, as
+    that class initializes it. From then on transformers reports errors only: no bars, no advice."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    config = AutoConfig.from_pretrained(folder)
+    name = next(iter(getattr(config, "architectures", None) or ()), None)
+    architecture = getattr(transformers, name, None) if name else None
+    model: torch.nn.Module
+    if weights:
+        model = (architecture or transformers.AutoModel).from_pretrained(folder)
+    else:
+        model = (architecture or transformers.AutoModel.from_config)(config)
+    return model
 
 
 # --- what transformers makes of an export ---------------------------------------------------------

@@ -168,6 +168,44 @@ def test_no_file_is_imported_by_what_it_imports() -> None:
     assert not circles(ARROWS)
 
 
+SINGLE_DOORS = {  # package -> the files that import it, and no other
+    "transformers": {"hf.py"},
+    "peft": set[str](),
+    "tyro": {"cli/arguments.py"},
+}
+
+
+def packages(tree: ast.AST) -> set[str]:
+    """What a file imports of others, anywhere in it: the first part of each name."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names.add(str(node.module))
+        elif isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
+            names |= {str(a.value) for a in node.args if isinstance(a, ast.Constant)}
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("import transformers", "def f():\n    from transformers.utils import logging"),
+        *("import_module('transformers')", "__import__('transformers.utils')"),
+    ],
+)
+def test_every_way_to_import_a_package_is_seen(text: str) -> None:
+    assert packages(ast.parse(text)) == {"transformers"}
+
+
+@pytest.mark.parametrize("name", SINGLE_DOORS)
+def test_a_package_is_imported_in_one_place(name: str) -> None:
+    """One file knows what it needs, and how it changes from one version to the next."""
+    users = {p for p in FILES if name in packages(ast.parse(p.read_text()))}
+    assert {str(path.relative_to(ROOT)) for path in users} == SINGLE_DOORS[name]
+
+
 # --- the drawings of the rooms --------------------------------------------------------------------
 
 

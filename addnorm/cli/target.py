@@ -346,25 +346,18 @@ def _is_module(name: str) -> bool:
 def _from_transformers(target: str, folder: Path, weights: bool) -> Found:
     """The class that the configuration names, by transformers."""
     try:
-        transformers: Any = importlib.import_module("transformers")
-        importlib.import_module("addnorm.hf")  # so that its Auto classes know our models too
+        from addnorm import hf
     except ImportError as error:
         raise Refusal(
-            f"{target} is a model of transformers ({error}): pip install 'addnorm[hf]'"
+            f"{target} is a model of transformers ({error.__cause__}): pip install 'addnorm[hf]'"
         ) from None
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        name = next(iter(getattr(config, "architectures", None) or ()), None)
-        kind = getattr(transformers, name, None) if name else None
-        if weights:
-            return Found(target, (kind or transformers.AutoModel).from_pretrained(folder))
-        made = kind(config) if kind else transformers.AutoModel.from_config(config)
+        model = hf.open_any(folder, weights)
     except Exception as error:  # foreign code, which raises whatever it likes
         line = first_line(str(error), 300) or type(error).__name__
         raise Refusal(f"transformers cannot load {target}: {line}") from None
-    return Found(target, made, note="No weights there: built from config.json and initialized.")
+    note = "" if weights else "No weights there: built from config.json and initialized."
+    return Found(target, model, note=note)
 
 
 # --- patience -------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tyro
 
 import addnorm
 from addnorm import cli, schemes
@@ -232,10 +231,3 @@ def test_options_that_do_not_fit(
     said = capsys.readouterr()
     assert told in said.err
     assert said.out == ""
-
-
-def test_only_one_file_knows_the_command_line_library() -> None:
-    """``addnorm.cli.arguments`` wraps it, so that it could be exchanged."""
-    root = Path(addnorm.__file__).parent
-    users = [p for p in root.rglob("*.py") if tyro.__name__ in p.read_text()]
-    assert users == [root / "cli" / "arguments.py"]

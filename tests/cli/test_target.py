@@ -7,6 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import addnorm
 from addnorm.cli import main
 from addnorm.cli.lint_print import print_report
 from addnorm.cli.target import open_target
@@ -297,6 +298,8 @@ def test_without_transformers_the_extra_is_named(
 ) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "addnorm.hf", raising=False)
+    monkeypatch.delattr(addnorm, "hf", raising=False)
     assert main(["lint", str(tmp_path)]) == 2
     assert "pip install 'addnorm[hf]'" in capsys.readouterr().err
 
