@@ -20,6 +20,7 @@ from addnorm.training.display import Display
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.parallel import World, here
 from addnorm.training.run import train
+from tests.processes import run_side_by_side
 from tests.training.test_training import (
     ALONE,
     MATRICES,
@@ -151,7 +152,7 @@ def without_random(snapshot: Snapshot) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(part, args=(folder,), nprocs=2)
+    run_side_by_side(part, 2, folder)
     return [torch.load(folder / f"found-{rank}.pt") for rank in range(2)], folder
 
 
@@ -323,7 +324,7 @@ def test_a_disk_that_is_full_for_one_is_told_to_all(found: Any) -> None:
 
 def test_from_two_processes_to_three(found: Any, tmp_path: Path) -> None:
     folder = shutil.copytree(found[1] / "sharded", tmp_path / "run")
-    torch.multiprocessing.spawn(gone_on, args=(folder,), nprocs=3)
+    run_side_by_side(gone_on, 3, folder)
     train(Toy(), loop=loop(), out=tmp_path / "one", display=Display(quiet=True))
     a, b = (
         [r["loss"] for r in read(f / "metrics.jsonl") if "loss" in r]

@@ -15,6 +15,7 @@ from addnorm.settings import SettingsError
 from addnorm.training.classify import Classify
 from addnorm.training.display import Display
 from addnorm.training.recipes import Config
+from tests.processes import run_side_by_side
 from tests.training.test_training import small
 
 QUIET = Display(quiet=True)
@@ -89,19 +90,16 @@ def test_damage_is_found_and_mended(
     assert learned == [300, 300]
 
 
-def identity(order: tuple[Config, Any]) -> str:
-    config, barrier = order
+def identify(rank: int, config: Config, folder: Path, barrier: Any) -> None:
     barrier.wait()
-    return config.about.build().tokenizer.identity
+    (folder / str(rank)).write_text(config.about.build().tokenizer.identity)
 
 
 def test_two_processes_get_the_same(tmp_path: Path) -> None:
     """At once: whoever comes second finds it, or has made the same."""
-    asked = config(tmp_path)
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, context.Pool(2) as pool:
-        barrier = manager.Barrier(2)
-        one, two = pool.map(identity, [(asked, barrier)] * 2, chunksize=1)
+    barrier = multiprocessing.get_context("forkserver").Barrier(2)
+    run_side_by_side(identify, 2, config(tmp_path), tmp_path, barrier)
+    one, two = ((tmp_path / str(rank)).read_text() for rank in range(2))
     assert one == two == Tokenizer.from_pretrained(kept(tmp_path)).identity
     assert not list((tmp_path / "cache").glob(".tokenizer-*"))
 

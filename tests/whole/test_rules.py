@@ -35,6 +35,7 @@ from tests.nets import (
     inputs,
     stir,
 )
+from tests.processes import run_side_by_side
 
 NAMES = schemes.names()
 by_name = pytest.mark.parametrize("name", NAMES)
@@ -460,9 +461,7 @@ def _check_precision(name: str) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     try:
-        torch.multiprocessing.spawn(
-            _worker, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2, join=True
-        )
+        run_side_by_side(_worker, 2, str(tmp_path / "store"), str(tmp_path))
     except Exception:
         told = [p.read_text() for p in sorted(tmp_path.glob("[01]"))]
         raise AssertionError("\n".join(told) or "a process died without a word") from None
