@@ -96,8 +96,8 @@ def _run(words: list[str]) -> int:
     choose_waiting()
     module: Any = import_module(f"addnorm.cli.{command.name}")
     prog = f"addnorm {command.name}"
-    arranged = getattr(module, "arranged", list)(words[1:])
-    status: int = module.run(read(module.Options, arranged, prog, module.__doc__))
+    arrange = getattr(module, "arrange", list)
+    status: int = module.run(read(module.Options, arrange(words[1:]), prog, module.__doc__))
     return status
 
 

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, final
 
-from addnorm.cli.arguments import Positional, UseAppendAction, arg
+from addnorm.cli.arguments import Positional, UseAppendAction, arg, option_values
 from addnorm.cli.lint_print import print_difference, print_report, terminal_console
 from addnorm.cli.refusal import Refusal
 from addnorm.cli.target import Found, error_with_line, not_hung, open_target
 from addnorm.progress import ProgressBar
 from addnorm.words import a_few, did_you_mean
+
+NOUNS = {"RULE": "the name of a rule"}
+"""What stands after an option, in words."""
 
 
 @final
@@ -51,19 +54,11 @@ class Options:
     """With --diff. copied: B gets the weights of A; own: both keep their own."""
 
 
-FLAGS = ("--causal", "--no-causal", "--notes", "-v", "--json", "--rules")
-VALUED = {
-    "--ignore": "the name of a rule",
-    "--explain": "the name of a rule",
-    "--weights": "copied or own",
-}
-"""What each of the other options wants."""
-
-
-def arranged(args: Sequence[str]) -> list[str]:
+def arrange(args: Sequence[str]) -> list[str]:
     """Targets may stand anywhere; what is missing, superfluous or unknown is an error in words."""
     if {"-h", "--help"} & set(args):
         return list(args)
+    values = option_values(Options)
     words: list[str] = []
     targets: list[str] = []
     todo = list(args)
@@ -78,20 +73,20 @@ def arranged(args: Sequence[str]) -> list[str]:
         if name == "--diff":
             two = True
             targets += [value] if equals else []
-        elif name in VALUED:
-            if not equals and (not todo or todo[0].startswith("-")):
-                raise Refusal(f"{name} needs {VALUED[name]} after it")
-            words += [name, value if equals else todo.pop(0)]
-        elif name in FLAGS and not equals:
-            words.append(name)
-        else:
-            known = [*FLAGS, *VALUED, "--diff"]
-            hint = did_you_mean(name, known) or "addnorm lint --help lists them"
+        elif name not in values or (values[name] is None and equals):
+            hint = did_you_mean(name, values) or "addnorm lint --help lists them"
             raise Refusal(f"unknown option {word}; {hint}")
+        elif (metavar := values[name]) is None:
+            words.append(name)
+        elif not equals and (not todo or todo[0].startswith("-")):
+            noun = NOUNS.get(metavar, metavar.strip("{}").replace(",", " or "))
+            raise Refusal(f"{name} needs {noun} after it")
+        else:
+            words += [name, value if equals else todo.pop(0)]
     if two and len(targets) != 2:
-        given = ", ".join(targets) or "none"
+        listed = ", ".join(targets) or "none"
         raise Refusal(
-            f"--diff takes exactly two targets, as in addnorm lint --diff A B; got {given}"
+            f"--diff takes exactly two targets, as in addnorm lint --diff A B; got {listed}"
         )
     if not two and len(targets) > 1:
         two_only = f"; to compare two: addnorm lint --diff {' '.join(targets[:2])}"

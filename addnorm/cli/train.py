@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
-from addnorm.cli.arguments import Positional, arg, optional
+from addnorm.cli.arguments import Positional, arg, option_values, optional
 from addnorm.cli.output import legible
 from addnorm.cli.refusal import Refusal
 from addnorm.errors import unknown_name
@@ -59,9 +59,9 @@ class Options:
     """Only list the run in --out and the runs beside it."""
 
 
-def arranged(args: Sequence[str]) -> list[str]:
+def arrange(args: Sequence[str]) -> list[str]:
     """KEY=VALUE words may stand anywhere; the reader of the command line needs them together."""
-    flags = {"--overwrite", "--prove-resume", "--print-config", "--list"}
+    flags = {word for word, value in option_values(Options).items() if value is None}
     words: list[str] = []
     rest: list[str] = []
     for i, word in enumerate(args):
