@@ -3,7 +3,8 @@
 A class of settings is a frozen dataclass; its annotations are the types, the docstrings under its
 fields are the help, its ``__post_init__`` says what makes no sense. A field may be a dataclass
 itself: its fields are addressed with a dot, as in ``model.dim=128``. Whatever a user can get wrong
-is a ``SettingsError`` that names the key, the value and what was expected.
+is a ``SettingsError`` that names the key, the value and what was expected. A field with ``FLAT``
+adds its settings to those around it, without a dot: so a whole is made of parts that others bring.
 
 Each setting also says of itself, with ``setting``, what a resumed run may do with it, and with
 which others it has an effect. One that has none may not be set, and is not recorded.
@@ -59,6 +60,10 @@ NEEDS = "needs"
 ELSEWHERE = "elsewhere"
 """Metadata of a field: where it has no effect, its value comes from elsewhere, and only another one
 is wrong; whoever knows it compares."""
+FLAT = "flat"
+"""Metadata of a field that holds settings: their keys have no prefix."""
+ASIDE = "aside"
+"""Metadata of a field that is not a setting."""
 AT_RESUME = "at_resume"
 """Metadata of a field: its ``AtResume``, and that of all settings it may hold."""
 
@@ -95,9 +100,9 @@ def entries(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted key, type, value) of every setting in the tree, in the order of the fields."""
     for f, kind, value in _fields(settings):
         if dataclasses.is_dataclass(value):
-            hidden = f.metadata.get(HIDDEN, ())
-            for key, inner, v in entries(value, f"{prefix}{f.name}."):
-                if key.removeprefix(f"{prefix}{f.name}.") not in hidden:
+            hidden, before = f.metadata.get(HIDDEN, ()), _prefix(f, prefix)
+            for key, inner, v in entries(value, before):
+                if key.removeprefix(before) not in hidden:
                     yield key, inner, v
         else:
             yield prefix + f.name, kind, value
@@ -127,10 +132,10 @@ def changed(settings: Settings, *layers: Mapping[str, Any]) -> Settings:
         idle = without_effect(settings, values)
         errors = (errors - layer.keys()) | (idle.keys() & layer.keys())
         changes |= layer
-    by_itself = defaults(type(settings))
+    by_itself, paths = defaults(settings), dict(_paths(settings))
     tree: dict[str, Any] = {}
     for key in {**changes, **idle}:
-        *path, name = key.split(".")
+        *path, name = paths[key]
         place = tree
         for part in path:
             place = place.setdefault(part, {})
@@ -138,14 +143,19 @@ def changed(settings: Settings, *layers: Mapping[str, Any]) -> Settings:
     return _replaced(settings, tree, "", changes)
 
 
-def defaults(kind: Any) -> dict[str, Any]:
-    """Every key of a class of settings, and what it is by itself."""
+def defaults(settings: Any) -> dict[str, Any]:
+    """Every key of a class of settings, or of an object of one, and what it is by itself."""
     values: dict[str, Any] = {}
-    for f in dataclasses.fields(kind):
+    for f in dataclasses.fields(settings):
         default: Any = f.default if f.default is not dataclasses.MISSING else None
+        if f.metadata.get(ASIDE):
+            continue
+        if f.metadata.get(FLAT) and not isinstance(settings, type):
+            values |= defaults(getattr(settings, f.name))  # of this kind, whatever is usual
+            continue
         if f.default_factory is not dataclasses.MISSING:
             default = f.default_factory()
-        inside = entries(default, f"{f.name}.") if dataclasses.is_dataclass(default) else ()
+        inside = entries(default, _prefix(f)) if dataclasses.is_dataclass(default) else ()
         values |= {key: value for key, _, value in inside} or {f.name: default}
     return values
 
@@ -158,7 +168,8 @@ def at_resume(
     for f, _, value in _fields(settings):
         mark = above or f.metadata.get(AT_RESUME, AtResume.ANEW)
         if dataclasses.is_dataclass(value):
-            marks |= at_resume(value, f"{prefix}{f.name}.", mark)
+            flat = f.metadata.get(FLAT)
+            marks |= at_resume(value, _prefix(f, prefix), above if flat else mark)
         else:
             marks[prefix + f.name] = mark
     return marks
@@ -195,14 +206,14 @@ def needs(settings: Any, prefix: str = "", above: tuple[Need, ...] = ()) -> dict
         return [Need(with_keys, elsewhere)] if with_keys else []
 
     for f, _, value in _fields(settings):
-        key = prefix + f.name
         here = [*above, *own(f.metadata.get(NEEDS, ()), prefix, f.metadata.get(ELSEWHERE, False))]
         if not dataclasses.is_dataclass(value):
-            needs_by_key[key] = here
+            needs_by_key[prefix + f.name] = here
             continue
-        needs_by_key |= needs(value, f"{key}.", tuple(here))
+        inside = _prefix(f, prefix)
+        needs_by_key |= needs(value, inside, tuple(here))
         for name, cases in f.metadata.get(INSIDE, {}).items():
-            needs_by_key[f"{key}.{name}"] += own(cases, f"{key}.", False)
+            needs_by_key[f"{inside}{name}"] += own(cases, inside, False)
     return needs_by_key
 
 
@@ -221,7 +232,7 @@ def without_effect(settings: Any, values: Mapping[str, Any] | None = None) -> di
 def check_effect(settings: Any) -> None:
     """Raise if a setting that has no effect was set, and nothing else decides what it is."""
     values = values_by_key(settings)
-    by_itself = defaults(type(settings))
+    by_itself = defaults(settings)
     for key, need in without_effect(settings).items():
         if not need.elsewhere and values[key] != by_itself[key]:
             now = ", ".join(assignment(name, values[name]) for case in need.cases for name in case)
@@ -263,8 +274,7 @@ def to_toml(settings: Any) -> str:
     None, or have no effect, are comments."""
     lines: list[str] = []
     tables: dict[str, list[str]] = {}
-    kind: Any = type(settings)
-    helps, idle = help_texts(kind), without_effect(settings)
+    helps, idle = _helps(settings), without_effect(settings)
     for key, _, value in entries(settings):
         table, _, name = key.rpartition(".")
         line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
@@ -276,6 +286,19 @@ def to_toml(settings: Any) -> str:
     for table, rows in tables.items():
         lines += ["", f"[{table}]", *rows]
     return "\n".join(lines) + "\n"
+
+
+def _helps(settings: Any) -> dict[str, str]:
+    """The help of every key without a dot."""
+    kind: Any = type(settings)
+    texts = help_texts(kind)
+    helps: dict[str, str] = {}
+    for f, _, value in _fields(settings):
+        if f.metadata.get(FLAT):
+            helps |= _helps(value)
+        elif f.name in texts:
+            helps[f.name] = texts[f.name]
+    return helps
 
 
 @cache
@@ -298,9 +321,9 @@ def to_json(settings: Any) -> dict[str, Any]:
     return {key: json_value(value) for key, _, value in entries(settings) if key not in idle}
 
 
-def defaults_to_json(kind: Any) -> dict[str, Any]:
+def defaults_to_json(settings: Any) -> dict[str, Any]:
     """``defaults``, as JSON has them."""
-    return {key: json_value(value) for key, value in defaults(kind).items()}
+    return {key: json_value(value) for key, value in defaults(settings).items()}
 
 
 def json_value(value: Any) -> Any:
@@ -403,23 +426,41 @@ def _fields(settings: Any) -> Iterator[tuple[dataclasses.Field[Any], Any, Any]]:
     kind: Any = type(settings)
     hints = _types(kind)
     for f in dataclasses.fields(settings):
-        yield f, hints[f.name], getattr(settings, f.name)
+        if not f.metadata.get(ASIDE):
+            yield f, hints[f.name], getattr(settings, f.name)
+
+
+def _prefix(f: dataclasses.Field[Any], prefix: str = "") -> str:
+    """What the keys of the settings in a field begin with; ``prefix`` is that of the field."""
+    return prefix if f.metadata.get(FLAT) else f"{prefix}{f.name}."
+
+
+def _paths(settings: Any, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every key, and the fields that lead to its value."""
+    for f, _, value in _fields(settings):
+        if dataclasses.is_dataclass(value):
+            for key, path in _paths(value, _prefix(f, prefix)):
+                yield key, (f.name, *path)
+        else:
+            yield prefix + f.name, (f.name,)
 
 
 def _replaced(
     settings: Any, tree: Mapping[str, Any], prefix: str, changes: Mapping[str, Any]
 ) -> Any:
     new = {}
-    for name, value in tree.items():
-        old = getattr(settings, name)
-        inside = isinstance(value, dict)
-        new[name] = _replaced(old, value, f"{prefix}{name}.", changes) if inside else value
+    for f, _, old in _fields(settings):
+        if f.name in tree:
+            value = tree[f.name]
+            inside = dataclasses.is_dataclass(old)
+            new[f.name] = _replaced(old, value, _prefix(f, prefix), changes) if inside else value
     try:
         return dataclasses.replace(settings, **new)
     except SettingsError:
         raise
     except Mendable as error:
-        here = [key for key in changes if key.startswith(prefix)]
+        own = dict(_paths(settings, prefix))
+        here = [key for key in changes if key in own]
         in_message = [
             key for key in here if re.search(rf"\b{key.rpartition('.')[2]}\b", str(error))
         ]

@@ -21,7 +21,7 @@ from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.training.checkpoint import Checkpoints, Snapshot
 from addnorm.training.loop import Trainer
-from addnorm.training.loop_settings import Loop
+from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
 
@@ -70,7 +70,7 @@ def part(rank: int, processes: int, layers: int, folder: Path, how: str) -> None
     torch.set_num_threads(1)
     store = f"file://{folder}/{how}.rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes)
-    settings = Loop(parallel="fsdp", precision="fp32", device="cpu")
+    settings = LoopSettings(parallel="fsdp", precision="fp32", device="cpu")
     trainer = Trainer(Noise(layers), settings, here(torch.device("cpu")))
     trainer.step()
     before = highest = resident()

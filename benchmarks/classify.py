@@ -42,7 +42,7 @@ def main() -> None:
         counts = write_functions(folder)
         print(f"{sum(counts.values())} functions: {counts}")
         config = classify_text().changed({"data": str(folder), **changes})
-        learn, held, _ = read_classes(folder, config.about.val_fraction)
+        learn, held, _ = read_classes(folder, config.task.val_fraction)
         print(f"TF-IDF + logistic regression: {baseline(learn, held):.4f}", flush=True)
         found = []
         for seed in args.seeds:

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from turns import in_turns, told
 
 from addnorm.models.gpt_config import GPTConfig
-from addnorm.training.language import Language
+from addnorm.training.language import LanguageSettings
 from addnorm.training.loop import Trainer
-from addnorm.training.loop_settings import Loop
+from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World
 
 # name -> dim, layers, heads, context, rows, vocabulary (of the plain loop and of ours alike)
@@ -69,7 +69,7 @@ def ours(shape: str, precision: str, folder: Path) -> Callable[[], object]:
     dim, layers, heads, context, rows, vocab = SHAPES[shape]
     text = folder / "text.txt"
     text.write_text("".join(chr(97 + i % 26) for i in range(rows * context * 40)))
-    settings = Language(
+    settings = LanguageSettings(
         data=str(text),
         tokens_per_step=rows * context,
         cache=folder / "cache",
@@ -79,7 +79,7 @@ def ours(shape: str, precision: str, folder: Path) -> Callable[[], object]:
     )
     task = settings.build()
     object.__setattr__(task.config, "vocab_size", vocab)  # bytes have 257; the head is what costs
-    loop = Loop(steps=10_000, precision=precision, watch_every=0)
+    loop = LoopSettings(steps=10_000, precision=precision, watch_every=0)
     return Trainer(task, loop, World(0, 1, torch.device("cpu"))).step
 
 

@@ -45,7 +45,7 @@ from addnorm.models.gpt_config import MLPS, NORMS, POSITIONS
 from addnorm.settings import converted, entries
 from addnorm.training import prove as prove_module
 from addnorm.training.loop import Diverged, Trainer
-from addnorm.training.loop_settings import Loop
+from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.recipes import RECIPES
 from addnorm.training.run import Stopped, Unwritten
 from tests.whole.test_mistakes import LANGUAGE, NUMBERS, TINY, WORDS, answer, fits
@@ -82,8 +82,8 @@ def options(kind: Any) -> Iterator[Option]:
 def settings(recipe: str) -> list[Option]:
     """The keys of a recipe."""
     config = RECIPES[recipe]()
-    known = [known for part in (config.about, config.loop) for known in entries(part)]
-    more = [("sinks", tuple[str, ...], ()), ("task", str, config.task)]
+    known = [known for part in (config.task, config.loop) for known in entries(part)]
+    more = [("sinks", tuple[str, ...], ()), ("task", str, config.task.name)]
     return [Option(f"{key}=", key, kind, value) for key, kind, value in [*known, *more]]
 
 
@@ -270,7 +270,9 @@ def _train(rng: random.Random) -> Base:
     every = settings("stdlib_cpu")
     dice = rng.random()
     if dice < 0.45:
-        free = [o for o in every if hasattr(Loop, o.name)]  # what a resume may change, mostly
+        free = [
+            o for o in every if hasattr(LoopSettings, o.name)
+        ]  # what a resume may change, mostly
         return ["--resume", "run"], [*free * 3, *every]
     start = ["--overwrite"] if rng.random() < 0.4 else []
     words = {**TINY, **LANGUAGE, "steps": "4", "eval_every": "0", "cache": "cache"}

@@ -12,16 +12,18 @@ import torch
 from addnorm import settings, train
 from addnorm.records import objects
 from addnorm.settings import SettingsError
+from addnorm.training.config import Config
 from addnorm.training.display import Display
 from addnorm.training.folder import read
+from addnorm.training.language import LanguageSettings
 from addnorm.training.loop import Trainer
-from addnorm.training.loop_settings import Loop
-from addnorm.training.recipes import RECIPES, Config, classify_text
+from addnorm.training.loop_settings import LoopSettings
+from addnorm.training.recipes import RECIPES, classify_text
 from addnorm.training.run import Run
 from tests.training import test_sinks, test_texts, test_training
 from tests.training.test_training import ALONE, small
 
-START = Config()
+START = Config(task=LanguageSettings())
 
 
 def test_every_kind_of_value() -> None:
@@ -45,13 +47,13 @@ def test_every_kind_of_value() -> None:
         "muon",
         None,
     )
-    assert (c.about.model.dim, c.about.model.scheme, c.about.model.bias) == (
+    assert (c.task.model.dim, c.task.model.scheme, c.task.model.bias) == (
         64,
         "mix_ln(0.5)",
         False,
     )
     assert c.sinks == ("tensorboard", "wandb")
-    assert (c.about.data, c.about.cache) == ("a=b.txt", Path("/tmp/x"))
+    assert (c.task.data, c.task.cache) == ("a=b.txt", Path("/tmp/x"))
     assert START.loop.steps == 1000
 
 
@@ -117,7 +119,7 @@ def test_a_thousand_edits() -> None:
     """Keys with letters changed, values of other kinds, absurd numbers: always settings that hold
     or an error that names the key or the value; never another exception."""
     rng = random.Random(0)
-    keys = [key for part in (START.about, START.loop) for key, _, _ in settings.entries(part)]
+    keys = [key for part in (START.task, START.loop) for key, _, _ in settings.entries(part)]
     keys += ["sinks", "task"]
     values: list[Any] = [
         "", " ", "none", "None", "true", "0", "-1", "1e400", "nan", "inf", "-inf", "1_0", "0x10",
@@ -161,7 +163,7 @@ def test_every_setting_is_told() -> None:
 
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(SettingsError, match="device=cuda:99 is not here: there are auto, "):
-        train(Config(loop=Loop(device="cuda:99")))
+        train(Config(task=LanguageSettings(), loop=LoopSettings(device="cuda:99")))
 
 
 def test_a_prefix_that_takes_positions_leaves_none_to_train_with(place: Path) -> None:
@@ -332,7 +334,7 @@ def seen_of_a_run(config: Config, folder: Path) -> Any:
 def awake(key: str, config: Config, model: Path) -> dict[str, Any]:
     """What a key says that it needs to have an effect."""
     found: dict[str, Any] = {"save_every": 1} if key == "keep" else {}
-    for part in (config.about, config.loop):
+    for part in (config.task, config.loop):
         for need in settings.needs(part).get(key, []):
             first = need.cases[0].items()  # a rule in place of values is met from the beginning
             found |= {name: fit[0] for name, fit in first if isinstance(fit, tuple)}
@@ -349,7 +351,7 @@ def test_every_setting_has_an_effect(make: Any, place: Path, tmp_path: Path) -> 
     told if nothing reads it."""
     start = make(place)
     groups: dict[Any, dict[str, Any]] = {}  # of keys that are seen at the same place
-    for part in (start.about, start.loop) if make is language else (start.about,):
+    for part in (start.task, start.loop) if make is language else (start.task,):
         for key, _, value in settings.entries(part):
             if key not in SEEN_ELSEWHERE:
                 other = OTHER[key]
@@ -415,25 +417,25 @@ def test_a_wrong_value_is_told_without_its_neighbours() -> None:
 def test_ranks_fall_over_the_run_unless_said() -> None:
     """Over the run as it began: with more steps at a resume, the clock stays what it was."""
     config = START.changed({"adapt.kind": "adalora", "steps": 7})
-    assert config.about.adapt.steps == 7
-    assert Config.from_json(config.to_json()).changed({"steps": 9}).about.adapt.steps == 7
+    assert config.task.adapt.steps == 7
+    assert Config.from_json(config.to_json()).changed({"steps": 9}).task.adapt.steps == 7
     said = START.changed({"adapt.kind": "adalora", "adapt.steps": 5, "steps": 7})
-    assert said.about.adapt.steps == 5
+    assert said.task.adapt.steps == 5
 
 
 def test_a_setting_that_nobody_asked_for_is_no_error() -> None:
     """What a recipe, or a file below, says for another case is given up, and not recorded."""
     config = RECIPES["char_cpu"]().changed({"optimizer": "adamw"})
-    assert config.loop.muon_lr == Loop().muon_lr
+    assert config.loop.muon_lr == LoopSettings().muon_lr
     assert "muon_lr" not in config.to_json()
     assert "# muon_lr counts with optimizer=muon" in config.to_toml()
     file: dict[str, Any] = {"schedule": "wsd", "decay": 0.5, "adapt.kind": "lora", "adapt.rank": 2}
     config = START.changed(file, {"schedule": "cosine", "adapt.kind": "none"})
     assert config == START
     assert START.changed({"decay": 0.5}, {"schedule": "wsd"}).loop.decay == 0.5
-    assert START.changed({"decay": Loop().decay}) == START  # it asks for nothing else
+    assert START.changed({"decay": LoopSettings().decay}) == START  # it asks for nothing else
     with pytest.raises(SettingsError, match=r"muon_lr=0\.1 has no effect"):
-        Loop(muon_lr=0.1)
+        LoopSettings(muon_lr=0.1)
 
 
 @pytest.mark.parametrize(
@@ -469,5 +471,5 @@ def test_what_is_recorded_is_what_was_used(place: Path, tmp_path: Path) -> None:
     assert state["facts"]["model"]["dim"] == 8
     again = settings.from_toml(run.folder / "config.toml")
     assert not [key for key in again if key.startswith("model.")]
-    assert Config().changed(again).to_json() == state["config"]
+    assert Config(task=LanguageSettings()).changed(again).to_json() == state["config"]
     assert Config.from_json(state["config"]) == config

@@ -20,7 +20,7 @@ from addnorm.cli.refusal import Refusal
 from addnorm.errors import unknown_name
 
 if TYPE_CHECKING:
-    from addnorm.training.recipes import Config
+    from addnorm.training.config import Config
 
 OUT = Path("out/run")
 
@@ -122,7 +122,8 @@ def run(options: Options) -> int:
 
 def _config(options: Options) -> "Config":
     from addnorm import settings
-    from addnorm.training.recipes import RECIPES, Config
+    from addnorm.training.config import Config
+    from addnorm.training.recipes import RECIPES
 
     if options.resume is not None:
         for name in ("recipe", "config", "data", "adapt"):
@@ -152,15 +153,14 @@ def _config(options: Options) -> "Config":
                 f"--{key.partition('.')[0]} {value} and {key}={words[key]} contradict each other: "
                 "leave out one of them"
             )
-    if options.adapt == "adalora":  # whose ranks fall by the clock of the run
-        steps = [{"steps": layer["steps"]} for layer in (told, words) if "steps" in layer]
-        words = {"adapt.steps": str(config.changed(*steps).loop.steps), **words}
+    if options.adapt is not None:  # a file may have the clock of the run that wrote it
+        words.setdefault("adapt.steps", "none")
     return config.changed(told, words)
 
 
 def _of_run(folder: Path) -> "Config":
+    from addnorm.training.config import Config
     from addnorm.training.folder import read
-    from addnorm.training.recipes import Config
 
     told = read(folder)["config"]
     if "task" not in told:

@@ -19,19 +19,25 @@ from addnorm.files import classifier
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, padded, windows
 from addnorm.settings import AT_RESUME, HIDDEN, AtResume, SettingsError, check_effect, setting
 from addnorm.temporary import evaluation_mode
+from addnorm.training.config import NOTHING, TaskSettings, register
 from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
 from addnorm.training.texts import check, chosen, expanded
 
 EVAL_ROWS = 64
+SOURCES = {"content": "data", "classes": "data", "tokenizer": "tokenizer"}
+SOURCES |= {"rows_per_step": "rows_per_step"}
+"""Fact of a task -> the setting that it comes from."""
 
 
 @final
+@register
 @dataclass(frozen=True, kw_only=True)
-class Classify:
+class ClassifySettings(TaskSettings):
     """The settings of a classifier's training, apart from the loop's."""
 
+    name = "classify"
     data: str = setting("", AtResume.IF_SAME)
     """A folder with one sub-folder of texts for each class."""
     tokenizer: str = setting("bytes", AtResume.IF_SAME)
@@ -66,7 +72,11 @@ class Classify:
         if self.rows_per_step < 1:
             raise SettingsError(f"rows_per_step must be at least 1, got {self.rows_per_step}")
 
-    def build(self, choices: Mapping[str, Any] | None = None) -> "ClassifyTask":
+    def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+        """The setting behind a fact."""
+        return [SOURCES[fact]] if fact in SOURCES else []
+
+    def build(self, choices: Mapping[str, Any] = NOTHING) -> "ClassifyTask":
         """Read and tokenize the texts, and make the task of them; all ``choices`` count."""
         if not self.data:
             raise SettingsError("data is not set: a folder with one sub-folder of texts per class")
@@ -108,7 +118,7 @@ class ClassifyTask(Task):
 
     def __init__(
         self,
-        settings: Classify,
+        settings: ClassifySettings,
         config: ClassifierConfig,
         tokenizer: Tokenizer,
         classes: Sequence[str],

@@ -35,6 +35,7 @@ from addnorm.settings import (
     AtResume,
     SettingsError,
     assignment,
+    changed,
     check_effect,
     defaults,
     setting,
@@ -42,6 +43,8 @@ from addnorm.settings import (
     without_effect,
 )
 from addnorm.temporary import evaluation_mode
+from addnorm.training.config import NOTHING, TaskSettings, register
+from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
@@ -69,14 +72,25 @@ class _Normed:
         return iter(["one that has norms"])
 
 
+SOURCES = {
+    "content": "data",
+    "tokenizer": "tokenizer",
+    "rows_per_step": "tokens_per_step",
+    "context": "model.context_length",
+    "model": "init_from",
+    "start": "init_from",
+}
+"""Fact of a task -> the setting that it comes from."""
 PROMPTS = {"stdlib": ["def ", "class ", "import "]}
 
 
 @final
+@register
 @dataclass(frozen=True, kw_only=True)
-class Language:
+class LanguageSettings(TaskSettings):
     """The settings of a language model's training, apart from the loop's."""
 
+    name = "language"
     data: str = setting("stdlib", AtResume.IF_SAME)
     """A text file, a folder, a .jsonl file, hf:NAME, or stdlib: the source of Python's library."""
     tokenizer: str = setting("bytes", AtResume.IF_SAME, FROM_NOTHING, elsewhere=True)
@@ -131,7 +145,28 @@ class Language:
         if self.z_loss < 0:
             raise SettingsError(f"z_loss must not be negative, got {self.z_loss:g}")
 
-    def build(self, choices: Mapping[str, Any] | None = None) -> "LanguageTask":
+    def beside(self, loop: LoopSettings) -> "LanguageSettings":
+        """AdaLoRA's ranks fall by the clock of the run, where nothing else is said."""
+        if self.adapt.kind != "adalora":
+            return self
+        if loop.parallel == "fsdp":
+            raise SettingsError(
+                "adapt.kind=adalora compares whole matrices: parallel=ddp, not fsdp"
+            )
+        return self if self.adapt.steps else changed(self, {"adapt.steps": loop.steps})
+
+    def begins_another(self, then: Mapping[str, Any]) -> bool:
+        """Not if what was trained is no part of the model's own weights."""
+        return then.get("adapt.kind") not in ("prefix", "adapter")
+
+    def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+        """What was read decides the tokenizer too, if that is learned from it."""
+        keys = [SOURCES[fact]] if fact in SOURCES else []
+        if self.tokenizer == "characters" and then.get("tokenizer") != now.get("tokenizer"):
+            keys.append("tokenizer")  # the new text may have some that the weights do not know
+        return keys
+
+    def build(self, choices: Mapping[str, Any] = NOTHING) -> "LanguageTask":
         """Read and tokenize the data, and make the task of it.
 
         ``choices`` are settings that somebody asked for: where ``init_from`` decides what they are,
@@ -155,7 +190,7 @@ class Language:
             )
         source = opened(self.data)
         if tokenizer is not None:
-            self._compare(config, tokenizer, choices or {})
+            self._compare(config, tokenizer, choices)
         tokenizer = tokenizer or self._tokenizer(source)
         data = prepare(
             source,
@@ -170,7 +205,7 @@ class Language:
 
     def _compare(self, config: GPTConfig, tokenizer: Tokenizer, choices: Mapping[str, Any]) -> None:
         """Raise if what ``init_from`` brings is not what was asked for."""
-        usual = defaults(Language)
+        usual = defaults(LanguageSettings)
         values = values_by_key(self)
         idle = without_effect(self).keys()
         wishes = {
@@ -222,7 +257,7 @@ class LanguageTask(Task):
 
     def __init__(
         self,
-        settings: Language,
+        settings: LanguageSettings,
         config: GPTConfig,
         tokenizer: Tokenizer,
         data: Prepared,

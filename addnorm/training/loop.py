@@ -20,7 +20,7 @@ from addnorm.settings import SettingsError
 from addnorm.stream import Stack, Stream
 from addnorm.temporary import evaluation_mode, hooked
 from addnorm.training import memory
-from addnorm.training.loop_settings import Loop, Precision
+from addnorm.training.loop_settings import LoopSettings, Precision
 from addnorm.training.optim import factor, gradients, optimizers
 from addnorm.training.parallel import World, put, spread, whole
 from addnorm.training.task import Batch, Task
@@ -57,7 +57,7 @@ class Trainer:
     ``done`` steps are behind it; ``shift`` is how much further the data is, after rollbacks.
     """
 
-    def __init__(self, task: Task, loop: Loop, world: World) -> None:
+    def __init__(self, task: Task, loop: LoopSettings, world: World) -> None:
         self.task, self.loop, self.world = task, loop, world
         self.precision = resolved_precision(loop.precision, world.device)
         self.warmup = min(loop.warmup, loop.steps)

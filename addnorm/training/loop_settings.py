@@ -14,7 +14,7 @@ MOST_THREADS = 1024  # a process that is asked for very many dies without a word
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Loop:
+class LoopSettings:
     """The settings of the loop, whatever is trained."""
 
     steps: int = setting(1000, FREELY)

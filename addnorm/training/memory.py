@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from addnorm.settings import SettingsError
-from addnorm.training.loop_settings import Loop
+from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World
 
 COUNTED = 64  # layers up to which a model is counted as it is
@@ -52,7 +52,7 @@ def _count(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in ps), sum(p.numel() for p in ps if p.requires_grad)
 
 
-def check(needs: Needs, loop: Loop, world: World) -> None:
+def check(needs: Needs, loop: LoopSettings, world: World) -> None:
     """Raise a ``SettingsError`` if that is more than there is."""
     states = 1 if loop.optimizer == "muon" else 2
     divided = world.size if loop.parallel == "fsdp" else 1

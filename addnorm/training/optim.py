@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from addnorm.norms import Norm
 from addnorm.positions import Learned
 from addnorm.stream import Join, Stack
-from addnorm.training.loop_settings import Loop, Schedule
+from addnorm.training.loop_settings import LoopSettings, Schedule
 
 Role = Literal["matrix", "table", "small"]
 
@@ -34,7 +34,9 @@ def roles(model: nn.Module) -> dict[str, Role]:
     return found
 
 
-def groups(model: nn.Module, loop: Loop) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def groups(
+    model: nn.Module, loop: LoopSettings
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Parameter groups for AdamW, and those for Muon. Parameters that are frozen are in none."""
     role = roles(model)
     inside = {
@@ -62,7 +64,7 @@ def groups(model: nn.Module, loop: Loop) -> tuple[list[dict[str, Any]], list[dic
     )
 
 
-def optimizers(model: nn.Module, loop: Loop, *, fused: bool) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, loop: LoopSettings, *, fused: bool) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon beside it where it was asked for and there are matrices for it."""
     adamw, muon = groups(model, loop)
     made: list[torch.optim.Optimizer] = []

@@ -29,9 +29,9 @@ from torch import Tensor
 from addnorm.records import read
 from addnorm.settings import SettingsError
 from addnorm.training.checkpoint import Checkpoints, Snapshot
+from addnorm.training.config import Config
 from addnorm.training.display import Display
 from addnorm.training.loop import Trainer
-from addnorm.training.recipes import Config
 from addnorm.training.run import train
 from addnorm.training.task import Batch
 

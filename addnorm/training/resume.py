@@ -12,20 +12,10 @@ from typing import Any, final
 
 from addnorm import settings
 from addnorm.settings import AtResume, SettingsError, assignment
-from addnorm.training.loop_settings import Loop
-from addnorm.training.recipes import Config, tunable
+from addnorm.training.config import Config, TaskSettings
+from addnorm.training.loop_settings import LoopSettings
 
 BY_THE_TRAINER = ("threads", "device", "precision")  # it tells what they are, not what is set
-SETTINGS_OF = {
-    "content": "data",
-    "tokenizer": "tokenizer",
-    "classes": "data",
-    "rows_per_step": "tokens_per_step",
-    "context": "model.context_length",
-    "model": "init_from",
-    "start": "init_from",
-}
-"""Fact of a task -> the setting that it comes from."""
 
 
 @final
@@ -34,7 +24,7 @@ class Resume:
     """A run to go on with, in ``folder``: its settings, ``then`` and ``now``, as JSON has them.
 
     ``usual`` is what a setting is that one of the two does not name, ``marks`` what it says of
-    itself. ``tunable``: a new run can begin from the weights of this one.
+    itself. ``task`` are its settings now; None: it is one that was written in Python.
     """
 
     folder: Path
@@ -42,19 +32,19 @@ class Resume:
     now: Mapping[str, Any]
     usual: Mapping[str, Any]
     marks: Mapping[str, AtResume]
-    tunable: bool
+    task: TaskSettings | None
 
     @classmethod
     def of(
-        cls, folder: Path, then: Mapping[str, Any], config: Config | None, loop: Loop
+        cls, folder: Path, then: Mapping[str, Any], config: Config | None, loop: LoopSettings
     ) -> "Resume":
         """The resume of a run that was recorded with the settings ``then``; without a Config it is
         one of a task written in Python, of which the loop's settings are known."""
         if config is not None:
             now, usual, marks = config.to_json(), config.defaults(), config.at_resume()
-            return cls(folder, then, now, usual, marks, tunable(then))
-        usual = settings.defaults_to_json(Loop)
-        return cls(folder, then, settings.to_json(loop), usual, settings.at_resume(loop), False)
+            return cls(folder, then, now, usual, marks, config.task)
+        usual = settings.defaults_to_json(LoopSettings)
+        return cls(folder, then, settings.to_json(loop), usual, settings.at_resume(loop), None)
 
     def changes(self) -> dict[str, tuple[Any, Any]]:
         """Key -> (then, now), of those that differ."""
@@ -94,10 +84,8 @@ class Resume:
         for name, value in then.items():
             if name not in now or now[name] == value:
                 continue
-            keys = [key for fact, key in SETTINGS_OF.items() if fact == name and key in self.now]
-            characters = self.now.get("tokenizer") == "characters"
-            if characters and then.get("tokenizer") != now.get("tokenizer"):
-                keys.append("tokenizer")  # the new text may have some that the weights do not know
+            sources = self.task.sources(name, then, now) if self.task else ()
+            keys = [key for key in sources if key in self.now]
             raise SettingsError(
                 f"{_difference(name, value, now[name])}{self._values(keys)}: this would not be the "
                 f"run in {self.folder}. Give it what it had. {self._way(keys)}"
@@ -110,7 +98,7 @@ class Resume:
 
     def _way(self, keys: Sequence[str]) -> str:
         """How to have a new run with what this one may not have."""
-        if "task" not in self.now:
+        if self.task is None:
             return "For that, begin a new run in another folder"
         folder = shlex.quote(str(self.folder))
         changes = [key for key in keys if self._then(key) != self.now[key]]
@@ -120,7 +108,8 @@ class Resume:
         anew |= {AtResume.ANEW} if "tokenizer" in keys else set()
         if "init_from" in changes:
             return f"For a new run that starts from those weights: {' '.join(command)}"
-        if not self.tunable or anew:
+        begins = self.then.get("task") == self.task.name and self.task.begins_another(self.then)
+        if not begins or anew:
             return f"For a new run that starts from scratch: {' '.join(command)}"
         command.insert(2, f"init_from={folder}/model")
         return f"For a new run that starts from its weights: {' '.join(command)}"

@@ -35,11 +35,11 @@ from addnorm.pages import run as page
 from addnorm.settings import SettingsError
 from addnorm.training import folder as places
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
+from addnorm.training.config import Config, usual
 from addnorm.training.display import Display
 from addnorm.training.loop import Diverged, Outcome, Trainer
-from addnorm.training.loop_settings import Loop
+from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World, start
-from addnorm.training.recipes import Config
 from addnorm.training.resume import Resume
 from addnorm.training.sinks import JSONLines, Record, Sink, installed, open_sinks
 from addnorm.training.task import Task
@@ -78,7 +78,7 @@ def train(
     task_or_config: Task | Config | None = None,
     *,
     out: str | Path = "out/run",
-    loop: Loop | None = None,
+    loop: LoopSettings | None = None,
     resume: bool = False,
     overwrite: bool = False,
     display: Display | None = None,
@@ -93,7 +93,7 @@ def train(
     that they may change; ``overwrite`` replaces it. ``until`` stops after that step, saved, to be
     gone on with.
     """
-    given = Config() if task_or_config is None else task_or_config
+    given = Config(task=usual()) if task_or_config is None else task_or_config
     if isinstance(given, Config):
         if loop is not None:
             raise TypeError("a Config holds the loop's settings: give loop with a Task only")
@@ -102,7 +102,7 @@ def train(
         loop = config.loop
     else:
         task, config = given, None
-        loop = settings.changed(loop or Loop(), changes)
+        loop = settings.changed(loop or LoopSettings(), changes)
     world = start(loop.device)
     if loop.threads is not None:
         torch.set_num_threads(loop.threads)
@@ -161,7 +161,7 @@ class _Session:
         self,
         task: Task,
         config: Config | None,
-        loop: Loop,
+        loop: LoopSettings,
         world: World,
         checkpoints: Checkpoints,
         display: Display,
@@ -182,7 +182,7 @@ class _Session:
         self.unwritten: set[str] = set()
         self.beside: dict[str, Any] = {}
         self.told: dict[str, Any] = config.to_json() if config else settings.to_json(loop)
-        self.defaults = config.defaults() if config else settings.defaults_to_json(Loop)
+        self.defaults = config.defaults() if config else settings.defaults_to_json(LoopSettings)
 
     def run(self, state: Mapping[str, Any] | None, until: int | None = None) -> Run:
         """Until the last step, ``until`` one before it, or a signal; ``state`` is the run.json of a

@@ -126,7 +126,7 @@ MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 """Name of a sink -> what it is imported from."""
 
 
-def named(names: tuple[str, ...]) -> None:
+def check_names(names: tuple[str, ...]) -> None:
     """Raise if one is no sink."""
     for name in names:
         if name not in MODULES:

@@ -37,10 +37,10 @@ from addnorm.context import Here
 from addnorm.files.folders import WeightsError
 from addnorm.models.transformer import EncoderDecoder
 from addnorm.settings import SettingsError
+from addnorm.training.config import Config
 from addnorm.training.display import Display
-from addnorm.training.language import Language
-from addnorm.training.loop_settings import Loop
-from addnorm.training.recipes import Config
+from addnorm.training.language import LanguageSettings
+from addnorm.training.loop_settings import LoopSettings
 
 EVERY = ("q", "k", "v", "out", "up", "down")
 KINDS: dict[str, dict[str, Any]] = {
@@ -796,7 +796,7 @@ def config(tmp_path: Path, **changes: Any) -> Config:
     file = tmp_path / "text.txt"
     file.write_text(TEXT)
     model = GPTConfig(vocab_size=1, context_length=16, dim=16, n_layers=2, n_heads=2)
-    about = Language(
+    about = LanguageSettings(
         data=str(file),
         tokenizer="characters",
         tokens_per_step=128,
@@ -804,8 +804,10 @@ def config(tmp_path: Path, **changes: Any) -> Config:
         cache=tmp_path / "cache",
         model=model,
     )
-    told = Loop(steps=8, precision="fp32", warmup=2, threads=1, lr=1e-2, eval_every=4, save_every=4)
-    return Config(about=about, loop=told).changed(changes)
+    told = LoopSettings(
+        steps=8, precision="fp32", warmup=2, threads=1, lr=1e-2, eval_every=4, save_every=4
+    )
+    return Config(task=about, loop=told).changed(changes)
 
 
 KEYS = {
@@ -847,7 +849,7 @@ def test_runs_and_their_resumption(tmp_path: Path) -> None:
 
 def test_settings_of_a_run_that_make_no_sense(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"adapt.kind=lora .* say which with init_from"):
-        config(tmp_path, **{"adapt.kind": "lora"}).about.build()
+        config(tmp_path, **{"adapt.kind": "lora"}).task.build()
     with pytest.raises(SettingsError, match=r"adapt.rank=-1.*rank must be a whole number"):
         config(tmp_path, **{"adapt.kind": "lora", "adapt.rank": "-1"})
     gpt(vocab_size=31).save_pretrained(tmp_path / "start")
@@ -856,7 +858,7 @@ def test_settings_of_a_run_that_make_no_sense(tmp_path: Path) -> None:
     Tokenizer.characters([TEXT]).save(tmp_path / "start")
     start = {"init_from": str(tmp_path / "start"), "adapt.kind": "lora", "adapt.targets": "w"}
     with pytest.raises(SettingsError, match="adapt: unknown targets 'w'"):
-        config(tmp_path, **start).about.build().model()
+        config(tmp_path, **start).task.build().model()
 
 
 def test_any_module_with_a_stack(tmp_path: Path) -> None:

@@ -26,13 +26,13 @@ from addnorm.pages.run import NAME, render, write
 from addnorm.pages.run_story import Story
 from addnorm.settings import defaults_to_json
 from addnorm.training.classify import ClassifyTask
+from addnorm.training.config import Config
 from addnorm.training.display import Display
-from addnorm.training.language import Language, LanguageTask
-from addnorm.training.loop_settings import Loop
-from addnorm.training.recipes import Config
+from addnorm.training.language import LanguageSettings, LanguageTask
+from addnorm.training.loop_settings import LoopSettings
 from tests.strict_html import Page
 
-CHOSEN = Config(loop=Loop(steps=100, lr=3e-4), about=Language(data="books/moby.txt"))
+CHOSEN = Config(loop=LoopSettings(steps=100, lr=3e-4), task=LanguageSettings(data="books/moby.txt"))
 CONFIG = CHOSEN.to_json()
 
 
@@ -290,7 +290,7 @@ def test_settings_that_differ_come_first(finished: Path) -> None:
 
 def test_settings_of_a_task_of_ones_own(tmp_path: Path) -> None:
     chosen = {"steps": 7, "lr": 0.001, "once": [1]}
-    told = state(config=chosen, defaults=defaults_to_json(Loop), metric="error", best=None)
+    told = state(config=chosen, defaults=defaults_to_json(LoopSettings), metric="error", best=None)
     page = read(run_of(tmp_path, told))
     assert "2 settings not at the default" in page.words  # once: not known today
     assert "1 setting at the default" in page.words
@@ -587,7 +587,7 @@ def test_a_real_run(tmp_path: Path) -> None:
     """The names that a run writes are those that are read."""
     (tmp_path / "text.txt").write_text("The whale, the whale! " * 200)
     config = Config(
-        about=Language(
+        task=LanguageSettings(
             data=str(tmp_path / "text.txt"),
             tokens_per_step=64,
             samples=1,
@@ -595,7 +595,7 @@ def test_a_real_run(tmp_path: Path) -> None:
             cache=tmp_path / "cache",
             model=GPTConfig(vocab_size=1, context_length=16, dim=8, n_layers=2, n_heads=2),
         ),
-        loop=Loop(steps=4, eval_every=2, watch_every=2, warmup=1),
+        loop=LoopSettings(steps=4, eval_every=2, watch_every=2, warmup=1),
     )
     train(config, out=tmp_path / "run", display=Display(quiet=True))
     page = Page(write(tmp_path / "run").read_text(encoding="utf-8"))

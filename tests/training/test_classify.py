@@ -14,10 +14,10 @@ from addnorm.files.folders import WeightsError
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, windows
 from addnorm.settings import SettingsError
 from addnorm.training.checkpoint import Checkpoints
-from addnorm.training.classify import Classify, ClassifyTask, read_classes
+from addnorm.training.classify import ClassifySettings, ClassifyTask, read_classes
+from addnorm.training.config import Config
 from addnorm.training.display import Display
-from addnorm.training.loop_settings import Loop
-from addnorm.training.recipes import Config
+from addnorm.training.loop_settings import LoopSettings
 from tests.nets import stir
 from tests.training.test_training import same
 
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def config(folder: Path) -> Config:
-    about = Classify(
+    about = ClassifySettings(
         data=str(folder),
         rows_per_step=16,
         val_fraction=0.25,
@@ -46,8 +46,8 @@ def config(folder: Path) -> Config:
         ),
     )
     return Config(
-        about=about,
-        loop=Loop(steps=60, lr=1e-2, warmup=5, eval_every=20, save_every=20, threads=1),
+        task=about,
+        loop=LoopSettings(steps=60, lr=1e-2, warmup=5, eval_every=20, save_every=20, threads=1),
     )
 
 
@@ -80,7 +80,7 @@ def test_it_learns_and_resumes(folder: Path, tmp_path: Path) -> None:
 
 
 def test_every_epoch_has_every_text_once(folder: Path) -> None:
-    task = config(folder).changed({"token_dropout": 0.0}).about.build()
+    task = config(folder).changed({"token_dropout": 0.0}).task.build()
     assert isinstance(task, ClassifyTask)
     rows = task.splits["train"]
     n = len(rows)
@@ -102,7 +102,7 @@ def test_every_epoch_has_every_text_once(folder: Path) -> None:
 
 
 def test_evaluation_by_the_definition(folder: Path) -> None:
-    task = config(folder).about.build()
+    task = config(folder).task.build()
     assert isinstance(task, ClassifyTask)
     model = stir(task.model()).eval()
     long = task.splits["val"][0]  # one text that takes five windows, the last where it ends
@@ -126,7 +126,7 @@ def test_evaluation_by_the_definition(folder: Path) -> None:
 
 
 def test_what_is_learned_from_is_varied_and_a_function_of_its_place(folder: Path) -> None:
-    task = config(folder).changed({"token_dropout": 0.25}).about.build()
+    task = config(folder).changed({"token_dropout": 0.25}).task.build()
     assert isinstance(task, ClassifyTask)
     # one text, ten contexts long, each token once
     task.splits["train"] = [task.splits["train"][0]._replace(ids=np.arange(320, dtype=np.int64))]
@@ -157,8 +157,8 @@ def test_windows_reach_from_one_end_to_the_other() -> None:
 
 
 def test_smoothing_belongs_to_learning_only(folder: Path) -> None:
-    task = config(folder).changed({"label_smoothing": 0.3}).about.build()
-    plain = config(folder).changed({"label_smoothing": 0.0}).about.build()
+    task = config(folder).changed({"label_smoothing": 0.3}).task.build()
+    plain = config(folder).changed({"label_smoothing": 0.0}).task.build()
     assert isinstance(task, ClassifyTask)
     model = stir(task.model()).eval()
     batch = task.batch("train", 1, 0, 0, 1)
@@ -178,7 +178,7 @@ def test_smoothing_belongs_to_learning_only(folder: Path) -> None:
 )
 def test_shares_are_checked(key: str, value: float, told: str) -> None:
     with pytest.raises(SettingsError, match=told):
-        Classify(**{key: value})
+        ClassifySettings(**{key: value})
 
 
 def tiny(**changes: Any) -> TextClassifier:
@@ -248,12 +248,12 @@ def test_texts_are_held_out_by_what_they_are(folder: Path) -> None:
 
 def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="data is not set"):
-        Classify().build()
+        ClassifySettings().build()
     with pytest.raises(DataError, match="is not a folder"):
-        Classify(data=str(tmp_path / "none")).build()
+        ClassifySettings(data=str(tmp_path / "none")).build()
     (tmp_path / "one").mkdir()
     with pytest.raises(DataError, match=r"has 1 sub-folder\(s\)"):
-        Classify(data=str(tmp_path)).build()
+        ClassifySettings(data=str(tmp_path)).build()
     (tmp_path / "two").mkdir()
     with pytest.raises(DataError):
-        Classify(data=str(tmp_path)).build()
+        ClassifySettings(data=str(tmp_path)).build()

@@ -16,10 +16,11 @@ from addnorm.settings import SettingsError
 from addnorm.training import folder as places
 from addnorm.training import run as run_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
+from addnorm.training.config import Config
 from addnorm.training.folder import Kind, claim, clear, examine
 from addnorm.training.loop import Diverged
 from addnorm.training.parallel import World
-from addnorm.training.recipes import Config, classify_text
+from addnorm.training.recipes import classify_text
 from tests.training.test_training import Toy, loop, quiet, small
 
 OPTIONS: dict[str, Any] = {"loop": loop(steps=2, save_every=1), "display": quiet()}

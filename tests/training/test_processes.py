@@ -93,7 +93,7 @@ def part(rank: int, folder: Path) -> None:
     found["skip"] = [trainer.step().skipped for _ in range(STEPS)], trainer.tensors()["model"]
 
     # an evaluation whose last window is short, and whose windows are fewer than twice the rows
-    task = small(folder / str(rank)).about.build()
+    task = small(folder / str(rank)).task.build()
     trainer = Trainer(task, loop(parallel="fsdp"), world)
     with trainer.looking() as model:
         found["val_loss"] = task.evaluate(model)["val_loss"], task.glance(model)["val_loss"]
@@ -231,7 +231,7 @@ def test_all_decide_together(found: Any) -> None:
 
 
 def test_an_evaluation_is_the_work_of_all(found: Any, tmp_path: Path) -> None:
-    task = small(tmp_path).about.build()
+    task = small(tmp_path).task.build()
     trainer = Trainer(task, loop(), ALONE)
     with trainer.looking() as model:
         want = task.evaluate(model)["val_loss"], task.glance(model)["val_loss"]

@@ -7,10 +7,10 @@ import pytest
 
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.settings import SettingsError
-from addnorm.training.language import Language
-from addnorm.training.loop_settings import Loop
+from addnorm.training.config import Config
+from addnorm.training.language import LanguageSettings
+from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.prove import prove
-from addnorm.training.recipes import Config
 
 BROKEN = Path(__file__).parents[1] / "broken_resume.py"
 
@@ -19,14 +19,14 @@ def config(tmp_path: Path) -> Config:
     text = tmp_path / "text.txt"
     text.write_text("one two three four five six seven eight nine ten eleven twelve. " * 40)
     return Config(
-        about=Language(
+        task=LanguageSettings(
             data=str(text),
             tokens_per_step=64,
             dropout=0.2,
             cache=tmp_path / "cache",
             model=GPTConfig(vocab_size=1, context_length=8, dim=8, n_layers=1, n_heads=2),
         ),
-        loop=Loop(steps=50, threads=1, lr=1e-2),
+        loop=LoopSettings(steps=50, threads=1, lr=1e-2),
     )
 
 

@@ -15,13 +15,13 @@ from addnorm import settings, train
 from addnorm.cli import main
 from addnorm.files import folders
 from addnorm.settings import AT_RESUME, AtResume, SettingsError
-from addnorm.training.classify import Classify
+from addnorm.training.classify import ClassifySettings
+from addnorm.training.config import Config
 from addnorm.training.display import Display
 from addnorm.training.folder import read
-from addnorm.training.language import Language
+from addnorm.training.language import LanguageSettings
 from addnorm.training.loop import Trainer
-from addnorm.training.loop_settings import Loop
-from addnorm.training.recipes import Config
+from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.resume import Resume
 from tests.test_settings import OTHER, classes, language
 from tests.training.test_folder import files
@@ -57,7 +57,7 @@ def same(state: Mapping[str, Any]) -> Config:
 # --- marks ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [Loop, Language, Classify])
+@pytest.mark.parametrize("kind", [LoopSettings, LanguageSettings, ClassifySettings])
 def test_every_setting_says_what_a_resume_may_do_with_it(kind: Any) -> None:
     silent = [f.name for f in dataclasses.fields(kind) if AT_RESUME not in f.metadata]
     assert not silent
@@ -75,7 +75,7 @@ def test_the_docs_tell_it_of_every_setting() -> None:
     rows = re.findall(r"^\| ([^|]+) \| ((?:`[^`|]+`,? ?)+)\|$", DOCS.read_text(), re.MULTILINE)
     told = {mark: set(re.findall(r"`([^`]+)`", keys)) for mark, keys in rows}
     marks: dict[str, AtResume] = {}
-    for config in (Config(), Config(about=Classify())):
+    for config in (Config(task=LanguageSettings()), Config(task=ClassifySettings())):
         for key, mark in config.at_resume().items():
             part = key.partition(".")[0]
             marks[f"{part}.*" if "." in key else key] = mark
@@ -192,7 +192,7 @@ def test_other_numbers_are_told(
     run: Path, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [f"{key}={value}" for key, value in changes.items()]
-    before = settings.defaults(Loop) | read(run)["config"]
+    before = settings.defaults(LoopSettings) | read(run)["config"]
     assert main(["train", "--resume", str(run), "steps=3", *words]) == 0
     said = capsys.readouterr().out
     for key, value in changes.items():
@@ -309,8 +309,12 @@ def test_a_change_to_a_finished_run_needs_more_steps(run: Path) -> None:
 
 def test_a_setting_that_an_older_run_did_not_know_was_what_it_is_by_itself(tmp_path: Path) -> None:
     """So that runs go on after a setting is new."""
-    then = {key: value for key, value in Config().to_json().items() if key != "document_mask"}
-    now = Config()
+    then = {
+        key: value
+        for key, value in Config(task=LanguageSettings()).to_json().items()
+        if key != "document_mask"
+    }
+    now = Config(task=LanguageSettings())
     assert Resume.of(tmp_path, then, now, now.loop).notices() == []
     now = now.changed({"document_mask": True})
     with pytest.raises(SettingsError, match=r"document_mask=true would .* document_mask=false"):

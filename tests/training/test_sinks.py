@@ -17,11 +17,11 @@ from addnorm.records import read
 from addnorm.settings import SettingsError
 from addnorm.training import run as run_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
+from addnorm.training.config import Config
 from addnorm.training.display import Display
 from addnorm.training.folder import clear
-from addnorm.training.language import Language
+from addnorm.training.language import LanguageSettings
 from addnorm.training.loop import Trainer
-from addnorm.training.recipes import Config
 from addnorm.training.run import Unwritten
 from addnorm.training.sinks import JSONLines, open_sinks, scalars
 from tests.training.test_folder import LEFT, names
@@ -277,7 +277,7 @@ def test_no_such_sink() -> None:
     with pytest.raises(
         SettingsError, match=r"sinks: unknown sink 'tensorbord'; did you mean tensorboard"
     ):
-        Config(sinks=("tensorbord",))
+        Config(task=LanguageSettings(), sinks=("tensorbord",))
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_what_is_not_installed_is_told_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(Language, "build", lambda self: pytest.fail("it was read"))
+    monkeypatch.setattr(LanguageSettings, "build", lambda self: pytest.fail("it was read"))
     with pytest.raises(SettingsError, match=rf"sinks={name} needs .*pip install 'addnorm\[log\]'"):
         train(small(tmp_path, sinks=name), out=tmp_path / "run", display=Display(quiet=True))
     assert not (tmp_path / "run").exists()

@@ -12,9 +12,9 @@ from addnorm.data.sources import DataError
 from addnorm.files import gpt as gpt_files
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.settings import SettingsError
-from addnorm.training.classify import Classify
+from addnorm.training.classify import ClassifySettings
+from addnorm.training.config import Config
 from addnorm.training.display import Display
-from addnorm.training.recipes import Config
 from tests.processes import run_side_by_side
 from tests.training.test_training import small
 
@@ -45,26 +45,26 @@ def kept(tmp_path: Path) -> Path:
 
 
 def test_a_second_start_and_a_resume_do_not_learn_again(tmp_path: Path, learned: list[int]) -> None:
-    first = config(tmp_path).about.build().tokenizer
+    first = config(tmp_path).task.build().tokenizer
     assert learned == [300]
     train(config(tmp_path, steps=4), out=tmp_path / "run", until=2, display=QUIET)
     run = train(config(tmp_path, steps=4), out=tmp_path / "run", resume=True, display=QUIET)
     assert run.finished
     assert learned == [300]
-    assert config(tmp_path).about.build().tokenizer.identity == first.identity
+    assert config(tmp_path).task.build().tokenizer.identity == first.identity
     assert Tokenizer.from_pretrained(run.folder / "model").identity == first.identity
 
 
 def test_what_decides_it_is_in_the_key(tmp_path: Path, learned: list[int]) -> None:
     """Text, size and split; not the seed, nor the model."""
-    config(tmp_path).about.build()
-    config(tmp_path, seed=3, **{"model.dim": 32}).about.build()
+    config(tmp_path).task.build()
+    config(tmp_path, seed=3, **{"model.dim": 32}).task.build()
     assert learned == [300]
     for changes in ({"tokenizer": "bpe:301"}, {"val_fraction": 0.3}, {"split": "tail"}):
-        small(tmp_path, **{"tokenizer": "bpe:300", **changes}).about.build()
+        small(tmp_path, **{"tokenizer": "bpe:300", **changes}).task.build()
     other = config(tmp_path)
     (tmp_path / "text.txt").write_text("another text, of other words. " * 99)
-    other.about.build()
+    other.task.build()
     assert learned == [300, 301, 300, 300, 300]
     assert len(list((tmp_path / "cache").glob("tokenizer-*"))) == 5
 
@@ -74,7 +74,7 @@ def test_what_decides_it_is_in_the_key(tmp_path: Path, learned: list[int]) -> No
 def test_damage_is_found_and_mended(
     tmp_path: Path, learned: list[int], name: str, how: str
 ) -> None:
-    first = config(tmp_path).about.build().tokenizer
+    first = config(tmp_path).task.build().tokenizer
     file = kept(tmp_path) / name.replace("checksums", "addnorm_checksums.json")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -83,16 +83,16 @@ def test_damage_is_found_and_mended(
     else:
         file.write_bytes(data if how == "flipped" else data[: len(data) // 2])
     with pytest.warns(UserWarning, match=r"The tokenizer is learned again"):
-        again = config(tmp_path).about.build().tokenizer
+        again = config(tmp_path).task.build().tokenizer
     assert again.identity == first.identity
     assert learned == [300, 300]
-    config(tmp_path).about.build()  # without a warning: it is whole again
+    config(tmp_path).task.build()  # without a warning: it is whole again
     assert learned == [300, 300]
 
 
 def identify(rank: int, config: Config, folder: Path, barrier: Any) -> None:
     barrier.wait()
-    (folder / str(rank)).write_text(config.about.build().tokenizer.identity)
+    (folder / str(rank)).write_text(config.task.build().tokenizer.identity)
 
 
 def test_two_processes_get_the_same(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_classifier_learns_its_tokenizer_once_too(tmp_path: Path, learned: lis
         for i in range(20):
             (tmp_path / "texts" / name / f"{i}.txt").write_text(f"{name} and {name}, {i} times.")
     model = ClassifierConfig(vocab_size=1, classes=1, dim=16, n_layers=1, n_heads=2)
-    about = Classify(
+    about = ClassifySettings(
         data=str(tmp_path / "texts"), tokenizer="bpe:270", cache=tmp_path / "cache", model=model
     )
     first, second = about.build().tokenizer, about.build().tokenizer
@@ -121,11 +121,11 @@ def test_a_classifier_learns_its_tokenizer_once_too(tmp_path: Path, learned: lis
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match=r"cannot write to .*file"):
-        config(tmp_path, cache=tmp_path / "file" / "below").about.build()
+        config(tmp_path, cache=tmp_path / "file" / "below").task.build()
 
 
 @pytest.mark.parametrize("size", ["", "-4", "256", "1048577", "9" * 5000, "4k"])
-@pytest.mark.parametrize("about", [Classify, small])
+@pytest.mark.parametrize("about", [ClassifySettings, small])
 def test_a_size_that_is_none(tmp_path: Path, about: Any, size: str) -> None:
     """It is told before anything is read."""
     options: dict[str, Any] = {"tokenizer": f"bpe:{size}"}
@@ -138,7 +138,7 @@ def test_a_line_of_json_that_cannot_be_read_is_named_and_not_the_tokenizer(tmp_p
     for bad in ("[" * 100_000, f'{{"text": "a", "n": {"1" * 5000}}}'):
         file.write_text('{"text": "fine"}\n' + bad)
         with pytest.raises(DataError, match=r"^(data=\S+: )?\S+a\.jsonl, line 2 has "):
-            config(tmp_path, data=str(file)).about.build()
+            config(tmp_path, data=str(file)).task.build()
 
 
 def test_our_own_error_is_not_told_as_the_settings(
@@ -151,7 +151,7 @@ def test_our_own_error_is_not_told_as_the_settings(
         monkeypatch.setattr(Tokenizer, name, broken)
     for tokenizer in ("bpe:300", str(tmp_path)):
         with pytest.raises(ValueError, match=r"^not enough values") as error:
-            small(tmp_path, tokenizer=tokenizer).about.build()
+            small(tmp_path, tokenizer=tokenizer).task.build()
         assert type(error.value) is ValueError
 
 
@@ -171,7 +171,7 @@ def test_weights_are_read_for_the_model_only(
         return load(*given, **options)
 
     monkeypatch.setattr(gpt_files, "load", loading)
-    task = small(tmp_path, init_from=str(first.folder / "model"), dropout=0.2).about.build()
+    task = small(tmp_path, init_from=str(first.folder / "model"), dropout=0.2).task.build()
     assert not loads
     model = task.model()
     assert len(loads) == 1
@@ -180,4 +180,4 @@ def test_weights_are_read_for_the_model_only(
     assert task.config.dropout == 0.2
     (first.folder / "model" / "addnorm_tokenizer.json").unlink()
     with pytest.raises(SettingsError, match=r"init_from=.*no tokenizer in "):
-        small(tmp_path, init_from=str(first.folder / "model")).about.build()
+        small(tmp_path, init_from=str(first.folder / "model")).task.build()

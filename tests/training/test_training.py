@@ -28,13 +28,13 @@ from addnorm.settings import SettingsError
 from addnorm.training import checkpoint_file, parallel
 from addnorm.training import loop as loop_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
+from addnorm.training.config import Config
 from addnorm.training.display import Display, line
-from addnorm.training.language import Language, LanguageTask
+from addnorm.training.language import LanguageSettings, LanguageTask
 from addnorm.training.loop import Diverged, Trainer
-from addnorm.training.loop_settings import Loop
+from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.optim import factor, roles
 from addnorm.training.parallel import World
-from addnorm.training.recipes import Config
 from addnorm.training.run import Stopped
 from addnorm.training.task import Batch, Best, Task
 from tests.nets import stir
@@ -148,8 +148,8 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def loop(**changes: Any) -> Loop:
-    return Loop(**{**SETTINGS, **changes})
+def loop(**changes: Any) -> LoopSettings:
+    return LoopSettings(**{**SETTINGS, **changes})
 
 
 def copied(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
@@ -346,7 +346,9 @@ def test_three_steps_by_the_formula(optimizer: Any) -> None:
     lr, muon_lr, decay = 1e-2, 3e-2, 0.3
     how = {"lr": lr, "warmup": 2, "beta1": 0.8, "beta2": 0.7, "weight_decay": decay, "clip": 0.0}
     how |= {"optimizer": optimizer} | ({"muon_lr": muon_lr} if optimizer == "muon" else {})
-    trainer = Trainer(Slopes(), Loop(steps=3, precision="fp32", schedule="constant", **how), ALONE)
+    trainer = Trainer(
+        Slopes(), LoopSettings(steps=3, precision="fp32", schedule="constant", **how), ALONE
+    )
     before, role = weights(trainer), roles(trainer.raw)
     rows = [trainer.task.batch("train", 0, step, 0, 1) for step in range(3)]
     for row in rows:
@@ -755,7 +757,7 @@ def small(tmp_path: Path, **changes: Any) -> Config:
     file = tmp_path / "text.txt"
     file.write_text(TEXT)
     model = GPTConfig(vocab_size=1, context_length=16, dim=16, n_layers=2, n_heads=2)
-    about = Language(
+    about = LanguageSettings(
         data=str(file),
         tokenizer="characters",
         tokens_per_step=128,
@@ -763,7 +765,7 @@ def small(tmp_path: Path, **changes: Any) -> Config:
         cache=tmp_path / "cache",
         model=model,
     )
-    return Config(about=about, loop=loop(steps=30, eval_every=10)).changed(changes)
+    return Config(task=about, loop=loop(steps=30, eval_every=10)).changed(changes)
 
 
 def test_a_language_model_learns(tmp_path: Path) -> None:
@@ -788,7 +790,7 @@ def test_samples_are_drawn_as_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         asked.append({"prompts": prompts, **options})
         return []
 
-    task = small(tmp_path, samples=2).about.build()
+    task = small(tmp_path, samples=2).task.build()
     monkeypatch.setattr("addnorm.training.language.generate", generate)
     task.sample(task.model())
     assert asked[0].pop("tokenizer") is task.tokenizer
@@ -804,7 +806,7 @@ def test_tokens_are_kept_where_the_cache_is_and_nowhere_else(
     here.mkdir()
     monkeypatch.chdir(here)
     config = small(tmp_path, tokenizer="bpe:270").changed({"cache": tmp_path / "kept"})
-    config.about.build()
+    config.task.build()
     assert {path.name.partition("-")[0] for path in (tmp_path / "kept").iterdir()} >= {"tokenizer"}
     assert len(list((tmp_path / "kept").iterdir())) >= 2
     assert not list(here.iterdir())
@@ -821,7 +823,7 @@ def test_the_parts_of_a_loss_add_up_to_it(tmp_path: Path) -> None:
 
 
 def test_what_a_step_is_is_told(tmp_path: Path) -> None:
-    task = small(tmp_path).about.build()
+    task = small(tmp_path).task.build()
     epoch = len(task.windows("train", 0)) / 8
     assert f"step: 8 rows of 16 tokens = 128 tokens; an epoch is {epoch:,.0f} steps" in task.told()
 
@@ -837,7 +839,7 @@ def test_compressors_are_asked_for_their_best(
         return data
 
     monkeypatch.setattr("addnorm.training.language.lzma.compress", compress)
-    found = small(tmp_path).about.build().beside()
+    found = small(tmp_path).task.build().beside()
     assert presets == [9]
     assert found["compressed"]["xz -9"] == 8.0
 
@@ -849,7 +851,7 @@ def test_evaluation_by_the_definition(tmp_path: Path, tokenizer: str) -> None:
     text = "".join(f"пёс {i} bit a cat. " for i in range(200))
     config = small(tmp_path, tokenizer=tokenizer, split="tail")
     (tmp_path / "text.txt").write_text(text)
-    task = config.about.build()
+    task = config.task.build()
     model = task.model().eval()
     tokens = task.tokens["val"]
     ids = torch.from_numpy(tokens.read(0, len(tokens)).astype("int64"))
@@ -869,7 +871,7 @@ def test_evaluation_by_the_definition(tmp_path: Path, tokenizer: str) -> None:
 
 
 def test_rows_of_all_processes_are_the_rows(tmp_path: Path) -> None:
-    task = small(tmp_path).about.build()
+    task = small(tmp_path).task.build()
     alone = task.batch("train", 0, 3, 0, 1)["ids"]
     for world in (2, 3):
         parts = [task.batch("train", 0, 3, rank, world)["ids"] for rank in range(world)]
@@ -879,7 +881,7 @@ def test_rows_of_all_processes_are_the_rows(tmp_path: Path) -> None:
 
 def test_nothing_is_read_that_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process reads its own rows, and a look at the stream reads one: the step's first."""
-    task = small(tmp_path).about.build()
+    task = small(tmp_path).task.build()
     trainer = Trainer(task, loop(), ALONE)
     reads: list[int] = []
     read_ = Tokens.read
@@ -901,7 +903,7 @@ def test_nothing_is_read_that_is_not_used(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_z_loss(tmp_path: Path) -> None:
-    task = small(tmp_path, z_loss=0.01).about.build()
+    task = small(tmp_path, z_loss=0.01).task.build()
     model = task.model()
     batch = task.batch("train", 0, 0, 0, 1)
     total, count, parts = task.loss(model, batch)
@@ -918,7 +920,7 @@ def test_masked_documents_see_nothing_of_one_another(tmp_path: Path) -> None:
     config = small(tmp_path, document_mask=True, tokenizer="bytes")
     (tmp_path / "text.txt").write_text("\n<|endoftext|>\n".join(f"doc {i}." * 3 for i in range(90)))
     config = config.changed({"model.position": "rope"})  # which knows distances only
-    task = config.about.build()
+    task = config.task.build()
     model = stir(task.model()).double().eval()
     batch = task.batch("train", 0, 0, 0, 1)
     assert batch["documents"].shape == batch["ids"].shape
@@ -957,7 +959,7 @@ def test_masked_documents_see_nothing_of_one_another(tmp_path: Path) -> None:
 def test_fine_tuning_starts_from_the_weights(tmp_path: Path) -> None:
     first = train(small(tmp_path, steps=5), out=tmp_path / "run", display=quiet())
     start = str(first.folder / "model")
-    task = small(tmp_path, init_from=start).about.build()
+    task = small(tmp_path, init_from=start).task.build()
     model = GPT.from_pretrained(start)
     assert all(
         torch.equal(a, b)

@@ -27,7 +27,7 @@ from addnorm.settings import SettingsError, converted, entries
 from addnorm.training import loop as loop_module
 from addnorm.training import memory
 from addnorm.training import run as run_module
-from addnorm.training.loop_settings import Loop
+from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World
 from addnorm.training.recipes import RECIPES
 
@@ -121,7 +121,7 @@ def base(recipe: str, material: Path) -> dict[str, str]:
 def edited(rng: random.Random, recipe: str) -> tuple[str, str]:
     """A key, sometimes mistyped, and a value: half of the time one of its kind."""
     config = RECIPES[recipe]()
-    kinds = {key: kind for part in (config.about, config.loop) for key, kind, _ in entries(part)}
+    kinds = {key: kind for part in (config.task, config.loop) for key, kind, _ in entries(part)}
     key = rng.choice([*kinds, "sinks", "task"])
     pool = [*NUMBERS, *WORDS]
     if key == "model.scheme":
@@ -269,7 +269,7 @@ def test_a_lower_bound_is_one(
         ("adamw", "fsdp", 2, (4 * 1000 + 12 * 900) // 2 + 70),
         ("adamw", "fsdp", 1000, 4 * 1000 + 70),  # each builds it whole first
     ):
-        loop = Loop(optimizer=optimizer, parallel=parallel)
+        loop = LoopSettings(optimizer=optimizer, parallel=parallel)
         world = World(0, size, torch.device("cpu"))
         monkeypatch.setattr(memory, "_there", lambda device, want=want: want)
         memory.check(needs, loop, world)
