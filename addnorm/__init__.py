@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from addnorm.pretrained import load, save
     from addnorm.recurrent import LayerNormGRU, LayerNormLSTM
     from addnorm.stream import AddNorm, Stack
-    from addnorm.training.run import train
+    from addnorm.tasks import train
 
 # Public name -> the module that defines it; a module that is public itself maps to itself. Resolved
 # on first use, so that `import addnorm` costs nothing.
@@ -73,7 +73,7 @@ _PUBLIC = {
     "lint": "addnorm.linting",
     **dict.fromkeys(("EncoderDecoder", "decoder", "encoder"), "addnorm.models.transformer"),
     **dict.fromkeys(("load", "save"), "addnorm.pretrained"),
-    "train": "addnorm.training.run",
+    "train": "addnorm.tasks",
 }
 
 __all__ = [

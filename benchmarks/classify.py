@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from addnorm.training.classify import read_classes
-from addnorm.training.recipes import classify_text
+from addnorm.tasks.classify import read_classes
+from addnorm.tasks.recipes import classify_text
 from addnorm.training.run import train
 
 CLASSES = 12

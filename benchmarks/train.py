@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from turns import in_turns, told
 
 from addnorm.models.gpt_config import GPTConfig
-from addnorm.training.language import LanguageSettings
+from addnorm.tasks.language import LanguageSettings
 from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from addnorm.training import loop, prove
+from addnorm.tasks import prove
+from addnorm.training import loop
 from addnorm.training.loop import Trainer
 
 

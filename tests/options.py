@@ -43,10 +43,10 @@ from addnorm.errors import Mendable
 from addnorm.linting.rules import RULES
 from addnorm.models.gpt_config import MLPS, NORMS, POSITIONS
 from addnorm.settings import converted, entries
-from addnorm.training import prove as prove_module
+from addnorm.tasks import prove as prove_module
+from addnorm.tasks.recipes import RECIPES
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.loop_settings import LoopSettings
-from addnorm.training.recipes import RECIPES
 from addnorm.training.run import Stopped, Unwritten
 from tests.whole.test_mistakes import LANGUAGE, NUMBERS, TINY, WORDS, answer, fits
 from tests.workplaces import GOOD, SOMEBODYS, STATES, Holder, at, bounded, laid_out

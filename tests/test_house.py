@@ -64,10 +64,11 @@ ROAD = {
     "anatomy": "",
     "linting": "anatomy",  # never models: it must work on anybody's
     "testing": "anatomy linting",
-    "training": "data norms stream positions schemes models files adapt generation pages",
+    "training": "norms stream positions files adapt pages",
+    "tasks": "data schemes generation models files adapt training",
     "lab": "norms stream branches catalogue schemes",
     "cli": "ops data schemes models files pretrained hf generation export pages anatomy linting "
-    "training lab",
+    "training tasks lab",
     "__main__": "cli",
 }
 IMPORTS = {name: set(line.split()) for name, line in (GROUND | ROAD).items()}

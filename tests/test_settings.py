@@ -12,13 +12,13 @@ import torch
 from addnorm import settings, train
 from addnorm.records import objects
 from addnorm.settings import SettingsError
+from addnorm.tasks.language import LanguageSettings
+from addnorm.tasks.recipes import RECIPES, classify_text
 from addnorm.training.config import Config
 from addnorm.training.display import Display
 from addnorm.training.folder import read
-from addnorm.training.language import LanguageSettings
 from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import LoopSettings
-from addnorm.training.recipes import RECIPES, classify_text
 from addnorm.training.run import Run
 from tests.training import test_sinks, test_texts, test_training
 from tests.training.test_training import ALONE, small
@@ -151,7 +151,8 @@ def test_every_setting_is_told() -> None:
     import ast
     import inspect
 
-    from addnorm.training import classify, language, loop_settings
+    from addnorm.tasks import classify, language
+    from addnorm.training import loop_settings
 
     for module, name in ((loop_settings, "Loop"), (language, "Language"), (classify, "Classify")):
         tree = ast.parse(inspect.getsource(module))

@@ -91,7 +91,7 @@ def run(options: Options) -> int:
             print(config.to_toml(), end="")
             return 0
         if options.prove_resume:
-            from addnorm.training.prove import prove
+            from addnorm.tasks.prove import prove
 
             proof = prove(config)
             print(proof)
@@ -122,8 +122,8 @@ def run(options: Options) -> int:
 
 def _config(options: Options) -> "Config":
     from addnorm import settings
+    from addnorm.tasks.recipes import RECIPES
     from addnorm.training.config import Config
-    from addnorm.training.recipes import RECIPES
 
     if options.resume is not None:
         for name in ("recipe", "config", "data", "adapt"):

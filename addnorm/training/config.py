@@ -33,6 +33,8 @@ class TaskSettings(ABC):
 
     name: ClassVar[str]
     """What ``task=`` calls it."""
+    usual: ClassVar[bool] = False
+    """Whether it is what is learned where nobody says what."""
 
     @abstractmethod
     def build(self, choices: Mapping[str, Any] = NOTHING) -> Task:
@@ -78,9 +80,8 @@ def registered(name: str) -> type[TaskSettings]:
 
 
 def usual() -> TaskSettings:
-    """What is learned if nobody says what: the first kind that was registered, as it is by
-    itself."""
-    return next(iter(_KINDS.values()))()
+    """What is learned where nobody says what."""
+    return next(kind() for kind in _KINDS.values() if kind.usual)
 
 
 @final

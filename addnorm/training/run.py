@@ -87,7 +87,7 @@ def train(
 ) -> Run:
     """Train, evaluate, save; returns the ``Run`` whose folder is ``out``.
 
-    A ``Config`` (see ``addnorm.training.recipes``) says everything; a ``Task`` of one's own comes
+    A ``Config`` (see ``addnorm.tasks.recipes``) says everything; a ``Task`` of one's own comes
     with ``loop``. ``changes`` are settings by key, dots as in ``**{"model.dim": 64}``. ``resume``
     goes on with the run in ``out``, with the same settings but for those that say of themselves
     that they may change; ``overwrite`` replaces it. ``until`` stops after that step, saved, to be

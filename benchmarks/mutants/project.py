@@ -20,7 +20,7 @@ class Project:
         *("addnorm/models/gpt*.py", "addnorm/generation/decode.py", "addnorm/generation/cache.py"),
         *("addnorm/generation/sampling.py", "addnorm/generation/likelihood.py"),
         *("addnorm/training/loop.py", "addnorm/training/optim.py"),
-        *("addnorm/training/checkpoint*.py", "addnorm/training/language.py"),
+        *("addnorm/training/checkpoint*.py", "addnorm/tasks/language.py"),
         *("addnorm/training/parallel.py", "addnorm/adapt/*.py"),
         *("addnorm/data/windows.py", "addnorm/data/order.py"),
     )

@@ -37,9 +37,9 @@ from addnorm.context import Here
 from addnorm.files.folders import WeightsError
 from addnorm.models.transformer import EncoderDecoder
 from addnorm.settings import SettingsError
+from addnorm.tasks.language import LanguageSettings
 from addnorm.training.config import Config
 from addnorm.training.display import Display
-from addnorm.training.language import LanguageSettings
 from addnorm.training.loop_settings import LoopSettings
 
 EVERY = ("q", "k", "v", "out", "up", "down")

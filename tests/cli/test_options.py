@@ -18,9 +18,10 @@ import pytest
 
 from addnorm import settings
 from addnorm.cli import COMMANDS, main
-from addnorm.training.loop_settings import Loop
-from addnorm.training.recipes import TASKS, Config
+from addnorm.tasks import ClassifySettings, Config, LanguageSettings
+from addnorm.training.loop_settings import LoopSettings
 
+KINDS = {"language": LanguageSettings, "classify": ClassifySettings, "loop": LoopSettings}
 FILE = Path(__file__).with_name("options.txt")
 
 
@@ -43,12 +44,13 @@ def options(*command: str) -> Iterator[str]:
 
 def keys() -> Iterator[str]:
     """The settings of every kind of training: key, default and type."""
-    for name, part in {**TASKS, "loop": Loop}.items():
+    for name, part in KINDS.items():
         defaults = settings.defaults_to_json(part)
         for key, kind, _ in settings.entries(part()):
             default = json.dumps(defaults[key])
             yield f"train {name}: {key}={default}, {settings.type_in_words(kind)}"
-    yield f"train: sinks={json.dumps(Config().sinks)}, words separated by commas"
+    sinks = json.dumps(Config(task=LanguageSettings()).sinks)
+    yield f"train: sinks={sinks}, words separated by commas"
 
 
 def lines() -> list[str]:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from addnorm.cli import main
+from addnorm.tasks.recipes import RECIPES
 from addnorm.training.config import Config
-from addnorm.training.recipes import RECIPES
 
 TEXT = "the quick brown fox jumps over the lazy dog, and back again. " * 60
 SMALL = [

@@ -25,10 +25,10 @@ from addnorm.pages.numbers import exact
 from addnorm.pages.run import NAME, render, write
 from addnorm.pages.run_story import Story
 from addnorm.settings import defaults_to_json
-from addnorm.training.classify import ClassifyTask
+from addnorm.tasks.classify import ClassifyTask
+from addnorm.tasks.language import LanguageSettings, LanguageTask
 from addnorm.training.config import Config
 from addnorm.training.display import Display
-from addnorm.training.language import LanguageSettings, LanguageTask
 from addnorm.training.loop_settings import LoopSettings
 from tests.strict_html import Page
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from addnorm import train
 from addnorm.settings import SettingsError
+from addnorm.tasks.recipes import classify_text
 from addnorm.training import folder as places
 from addnorm.training import run as run_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
@@ -20,7 +21,6 @@ from addnorm.training.config import Config
 from addnorm.training.folder import Kind, claim, clear, examine
 from addnorm.training.loop import Diverged
 from addnorm.training.parallel import World
-from addnorm.training.recipes import classify_text
 from tests.training.test_training import Toy, loop, quiet, small
 
 OPTIONS: dict[str, Any] = {"loop": loop(steps=2, save_every=1), "display": quiet()}

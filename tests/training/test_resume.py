@@ -15,11 +15,11 @@ from addnorm import settings, train
 from addnorm.cli import main
 from addnorm.files import folders
 from addnorm.settings import AT_RESUME, AtResume, SettingsError
-from addnorm.training.classify import ClassifySettings
+from addnorm.tasks.classify import ClassifySettings
+from addnorm.tasks.language import LanguageSettings
 from addnorm.training.config import Config
 from addnorm.training.display import Display
 from addnorm.training.folder import read
-from addnorm.training.language import LanguageSettings
 from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.resume import Resume

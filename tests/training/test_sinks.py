@@ -15,12 +15,12 @@ from addnorm import train
 from addnorm.files import gpt as gpt_files
 from addnorm.records import read
 from addnorm.settings import SettingsError
+from addnorm.tasks.language import LanguageSettings
 from addnorm.training import run as run_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import Config
 from addnorm.training.display import Display
 from addnorm.training.folder import clear
-from addnorm.training.language import LanguageSettings
 from addnorm.training.loop import Trainer
 from addnorm.training.run import Unwritten
 from addnorm.training.sinks import JSONLines, open_sinks, scalars

@@ -25,12 +25,12 @@ from addnorm.branches import MLP
 from addnorm.data.prepared import Tokens
 from addnorm.records import read
 from addnorm.settings import SettingsError
+from addnorm.tasks.language import LanguageSettings, LanguageTask
 from addnorm.training import checkpoint_file, parallel
 from addnorm.training import loop as loop_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import Config
 from addnorm.training.display import Display, line
-from addnorm.training.language import LanguageSettings, LanguageTask
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.optim import factor, roles
@@ -791,7 +791,7 @@ def test_samples_are_drawn_as_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return []
 
     task = small(tmp_path, samples=2).task.build()
-    monkeypatch.setattr("addnorm.training.language.generate", generate)
+    monkeypatch.setattr("addnorm.tasks.language.generate", generate)
     task.sample(task.model())
     assert asked[0].pop("tokenizer") is task.tokenizer
     said = {"max_new_tokens": 32, "temperature": 0.8, "top_p": 0.95, "seed": 0}
@@ -838,7 +838,7 @@ def test_compressors_are_asked_for_their_best(
         presets.append(options["preset"])
         return data
 
-    monkeypatch.setattr("addnorm.training.language.lzma.compress", compress)
+    monkeypatch.setattr("addnorm.tasks.language.lzma.compress", compress)
     found = small(tmp_path).task.build().beside()
     assert presets == [9]
     assert found["compressed"]["xz -9"] == 8.0

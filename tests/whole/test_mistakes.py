@@ -24,12 +24,12 @@ import torch
 from addnorm import GPT, GPTConfig, catalogue
 from addnorm.cli import main
 from addnorm.settings import SettingsError, converted, entries
+from addnorm.tasks.recipes import RECIPES
 from addnorm.training import loop as loop_module
 from addnorm.training import memory
 from addnorm.training import run as run_module
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World
-from addnorm.training.recipes import RECIPES
 
 TEXT = "the quick brown fox jumps over the lazy dog, and back again. " * 60
 TINY = {

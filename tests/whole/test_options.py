@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from addnorm.training.recipes import RECIPES
+from addnorm.tasks.recipes import RECIPES
 from tests.options import BASES, Case, case, forms, report, settings, smallest
 from tests.workplaces import Holder, material
 

@@ -6,7 +6,7 @@ optimizer, random numbers, the position in the data and the next batch must be t
 tensor and to the bit; with another number of processes what was loaded must be, the documents must
 come in the same order, and the next loss, in float32 and without dropout, must agree to 1e-5.
 
-Each training is a process of its own, ``python -m addnorm.training.prove``, told what to do by a
+Each training is a process of its own, ``python -m addnorm.tasks.prove``, told what to do by a
 file of JSON.
 """
 
@@ -40,7 +40,7 @@ KILLS = ((3, 0), (5, 1))  # (step, how many of its micro-batches are done)
 MIDDLE = 4
 LOST = {"random": "the random numbers", "optimizer": "the optimizer", "model": "the weights"}
 LOSS_TOLERANCE = 1e-5  # relative: float32 sums in another order
-COMMAND = (sys.executable, "-m", "addnorm.training.prove")
+COMMAND = (sys.executable, "-m", "addnorm.tasks.prove")
 
 
 @final

@@ -7,10 +7,10 @@ import pytest
 
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.settings import SettingsError
+from addnorm.tasks.language import LanguageSettings
+from addnorm.tasks.prove import prove
 from addnorm.training.config import Config
-from addnorm.training.language import LanguageSettings
 from addnorm.training.loop_settings import LoopSettings
-from addnorm.training.prove import prove
 
 BROKEN = Path(__file__).parents[1] / "broken_resume.py"
 

@@ -18,12 +18,12 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.files import classifier
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, padded, windows
 from addnorm.settings import AT_RESUME, HIDDEN, AtResume, SettingsError, check_effect, setting
+from addnorm.tasks.texts import check, chosen, expanded
 from addnorm.temporary import evaluation_mode
 from addnorm.training.config import NOTHING, TaskSettings, register
 from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
-from addnorm.training.texts import check, chosen, expanded
 
 EVAL_ROWS = 64
 SOURCES = {"content": "data", "classes": "data", "tokenizer": "tokenizer"}

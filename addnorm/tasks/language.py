@@ -42,13 +42,13 @@ from addnorm.settings import (
     values_by_key,
     without_effect,
 )
+from addnorm.tasks.texts import check, chosen, expanded, fits, opened
 from addnorm.temporary import evaluation_mode
 from addnorm.training.config import NOTHING, TaskSettings, register
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Best, Task
-from addnorm.training.texts import check, chosen, expanded, fits, opened
 
 IGNORED = -100  # what F.cross_entropy passes over
 EVAL_TOKENS = 1 << 14  # in one forward of an evaluation
@@ -91,6 +91,7 @@ class LanguageSettings(TaskSettings):
     """The settings of a language model's training, apart from the loop's."""
 
     name = "language"
+    usual = True
     data: str = setting("stdlib", AtResume.IF_SAME)
     """A text file, a folder, a .jsonl file, hf:NAME, or stdlib: the source of Python's library."""
     tokenizer: str = setting("bytes", AtResume.IF_SAME, FROM_NOTHING, elsewhere=True)

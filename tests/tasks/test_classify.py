@@ -13,8 +13,8 @@ from addnorm.data.sources import DataError
 from addnorm.files.folders import WeightsError
 from addnorm.models.classifier import ClassifierConfig, TextClassifier, windows
 from addnorm.settings import SettingsError
+from addnorm.tasks.classify import ClassifySettings, ClassifyTask, read_classes
 from addnorm.training.checkpoint import Checkpoints
-from addnorm.training.classify import ClassifySettings, ClassifyTask, read_classes
 from addnorm.training.config import Config
 from addnorm.training.display import Display
 from addnorm.training.loop_settings import LoopSettings

@@ -12,7 +12,7 @@ from addnorm.data.sources import DataError
 from addnorm.files import gpt as gpt_files
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.settings import SettingsError
-from addnorm.training.classify import ClassifySettings
+from addnorm.tasks.classify import ClassifySettings
 from addnorm.training.config import Config
 from addnorm.training.display import Display
 from tests.processes import run_side_by_side

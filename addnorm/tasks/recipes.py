@@ -5,9 +5,9 @@ from collections.abc import Callable
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
-from addnorm.training.classify import ClassifySettings
+from addnorm.tasks.classify import ClassifySettings
+from addnorm.tasks.language import LanguageSettings
 from addnorm.training.config import Config
-from addnorm.training.language import LanguageSettings
 from addnorm.training.loop_settings import LoopSettings
 
 

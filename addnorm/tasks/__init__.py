@@ -1,0 +1,11 @@
+"""The uses: each a file with its settings and what is learned, registered by name.
+
+Also the door to training with settings: importing it makes the tasks of this package known.
+"""
+
+from addnorm.tasks.classify import ClassifySettings
+from addnorm.tasks.language import LanguageSettings
+from addnorm.training.config import Config, TaskSettings, register
+from addnorm.training.run import train
+
+__all__ = ["ClassifySettings", "Config", "LanguageSettings", "TaskSettings", "register", "train"]
