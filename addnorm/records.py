@@ -1,9 +1,13 @@
-"""The lines of JSON that a run writes, read again: metrics.jsonl and samples.jsonl."""
+"""The records of a run: what they are, and how metrics.jsonl and samples.jsonl are read again."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+Record = Mapping[str, Any]
+"""What was measured at one step or one evaluation: ``step``, ``tokens`` and ``elapsed_s`` are there
+always, ``whole`` in those of evaluations."""
 
 
 def objects(file: Path) -> Iterator[dict[str, Any]]:

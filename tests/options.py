@@ -45,9 +45,10 @@ from addnorm.models.gpt_config import MLPS, NORMS, POSITIONS
 from addnorm.settings import converted, entries
 from addnorm.tasks import prove as prove_module
 from addnorm.tasks.recipes import RECIPES
+from addnorm.training.fit import Stopped
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.loop_settings import LoopSettings
-from addnorm.training.run import Stopped, Unwritten
+from addnorm.training.run_files import Unwritten
 from tests.whole.test_mistakes import LANGUAGE, NUMBERS, TINY, WORDS, answer, fits
 from tests.workplaces import GOOD, SOMEBODYS, STATES, Holder, at, bounded, laid_out
 
@@ -364,10 +365,10 @@ def _by_call(case: Case, place: Path) -> Answer:
             raise
         return status
 
-    def signalled(self: Trainer) -> Any:
+    def signalled(self: Trainer, *args: Any) -> Any:
         for number in () if self.done else case.signals:
             signal.raise_signal(number)
-        return step(self)
+        return step(self, *args)
 
     stdin = io.TextIOWrapper(io.BytesIO(STDIN[case.stdin]), encoding="utf-8")
     with (

@@ -583,6 +583,7 @@ OF_SEVERAL = {  # neither named after one file nor after its whole folder
     "cli/test_options.py": "the options of all commands",
     "linting/rules/test_norms.py": "the families about one norm, from its axes to its precision",
     "linting/rules/test_wiring.py": "the seven families about how a model is wired",
+    "tasks/test_register.py": "the set of tasks, with one from outside of the package",
     "training/test_kill.py": "checkpoints, folders and resumes, under kill -9",
     "training/test_processes.py": "parallel.py and checkpoint_parts.py, with the loop between them",
 }

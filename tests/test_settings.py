@@ -20,7 +20,8 @@ from addnorm.training.folder import read
 from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.run import Run
-from tests.training import test_sinks, test_texts, test_training
+from tests.tasks import test_texts
+from tests.training import test_sinks, test_training
 from tests.training.test_training import ALONE, small
 
 START = Config(task=LanguageSettings())
@@ -154,7 +155,11 @@ def test_every_setting_is_told() -> None:
     from addnorm.tasks import classify, language
     from addnorm.training import loop_settings
 
-    for module, name in ((loop_settings, "Loop"), (language, "Language"), (classify, "Classify")):
+    for module, name in (
+        (loop_settings, "LoopSettings"),
+        (language, "LanguageSettings"),
+        (classify, "ClassifySettings"),
+    ):
         tree = ast.parse(inspect.getsource(module))
         found = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
         for here, after in zip(found.body, found.body[1:], strict=False):
@@ -316,7 +321,7 @@ def seen_of_a_run(config: Config, folder: Path) -> Any:
     """All that a whole run leaves, but for times, and what it says."""
     said: list[str] = []
     display = Display(quiet=True)
-    display.say = said.append
+    display.said = said.append
     threads = torch.get_num_threads()
     try:
         run: Run = train(config, out=folder, display=display)

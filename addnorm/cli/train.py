@@ -79,10 +79,12 @@ def run(options: Options) -> int:
     import torch
 
     from addnorm.errors import Mendable
+    from addnorm.training.fit import Stopped
     from addnorm.training.loop import Diverged
     from addnorm.training.parallel import here
     from addnorm.training.parallel import stop as leave
-    from addnorm.training.run import Stopped, Unwritten, train
+    from addnorm.training.run import train
+    from addnorm.training.run_files import Unwritten
 
     folder = options.resume or out
     try:

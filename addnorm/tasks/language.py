@@ -47,7 +47,7 @@ from addnorm.temporary import evaluation_mode
 from addnorm.training.config import NOTHING, TaskSettings, register
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.memory import MODULES, Needs, counted
-from addnorm.training.parallel import here
+from addnorm.training.parallel import here, sum_dtype
 from addnorm.training.task import Batch, Best, Task
 
 IGNORED = -100  # what F.cross_entropy passes over
@@ -389,7 +389,7 @@ class LanguageTask(Task):
                 if mine:
                     found[0] += nll.cpu().double().sum()
                     found[1] += (targets != IGNORED).sum()
-        nats, count = world.total(found.to(_sums(device))).tolist()
+        nats, count = world.total(found.to(sum_dtype(device))).tolist()
         return nats, round(count)
 
     def _rows(self, starts: Sequence[int], last: int) -> tuple[Tensor, Tensor]:
@@ -506,8 +506,3 @@ def _spelled_out(name: str, config: GPTConfig, value: Any) -> Any:
     """A setting of the model, where none stands for a number for that number."""
     standing = {"hidden": 4 * config.dim, "n_kv_heads": config.n_heads}
     return standing.get(name) if value is None else value
-
-
-def _sums(device: torch.device) -> torch.dtype:
-    """For sums over processes: not every accelerator has float64."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -6,8 +6,8 @@ optimizer, random numbers, the position in the data and the next batch must be t
 tensor and to the bit; with another number of processes what was loaded must be, the documents must
 come in the same order, and the next loss, in float32 and without dropout, must agree to 1e-5.
 
-Each training is a process of its own, ``python -m addnorm.tasks.prove``, told what to do by a
-file of JSON.
+Each training is a process of its own, ``python -m addnorm.tasks.prove``, which reads what to do
+from a file of JSON.
 """
 
 import json
@@ -31,7 +31,7 @@ from addnorm.settings import SettingsError
 from addnorm.training.checkpoint import Checkpoints, Snapshot
 from addnorm.training.config import Config
 from addnorm.training.display import Display
-from addnorm.training.loop import Trainer
+from addnorm.training.fit import Course, Observer
 from addnorm.training.run import train
 from addnorm.training.task import Batch
 
@@ -227,8 +227,9 @@ def _train(
 
 
 def child(order: Mapping[str, Any]) -> None:
-    """Train as told, and die as told."""
+    """Train as the order says, and die as it says."""
     out = Path(order["out"])
+    observers: list[Observer] = []
     if order["processes"] > 1:
         torch.distributed.init_process_group(
             "gloo",
@@ -236,9 +237,9 @@ def child(order: Mapping[str, Any]) -> None:
             rank=order["rank"],
             world_size=order["processes"],
         )
-        _tell_what_is_loaded(out)
+        observers.append(LoadedState(out / "loaded.json"))
     if order["die"] is not None:
-        _die_at(*order["die"])
+        observers.append(Death(*order["die"]))
     config = Config.from_json(order["config"])
     task = config.build()
     train(
@@ -248,6 +249,7 @@ def child(order: Mapping[str, Any]) -> None:
         resume=order["resume"],
         until=order["until"],
         display=Display(quiet=True),
+        observers=observers,
     )
     if order["processes"] == 1:
         trained = Checkpoints(out / "checkpoints").load().facts["trainer"]
@@ -257,50 +259,46 @@ def child(order: Mapping[str, Any]) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _die_at(step: int, micro: int) -> None:
-    """Kill -9 in this step, after so many of its micro-batches."""
-    through = Trainer.micro
+@final
+class Death(Observer):
+    """Kill -9 in one step, after so many of its micro-batches."""
 
-    def micros(self: Trainer, batch: Batch) -> Any:
-        for done, part in enumerate(through(self, batch)):
-            if self.done >= step and done >= micro:
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield part
+    def __init__(self, step: int, parts: int) -> None:
+        self.step, self.parts = step, parts
 
-    Trainer.micro = micros  # type: ignore[method-assign]
+    def before_part(self, course: Course, index: int) -> None:
+        """In the step, or the first after it that has as many."""
+        if course.trainer.done >= self.step and index >= self.parts:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _tell_what_is_loaded(out: Path) -> None:
-    """After ``restore``: whether it is what the file holds, and what is to be read next."""
-    restore = Trainer.restore
+@final
+class LoadedState(Observer):
+    """Writes whether what a resume took up is what the file holds, and what is to be read next."""
 
-    def restored(self: Trainer, tensors: Any, facts: Any) -> list[str]:
-        found = restore(self, tensors, facts)
-        now = self.tensors()
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def restored(self, course: Course, snapshot: Snapshot) -> None:
+        """Compare, over all processes."""
+        trainer, world = course.trainer, course.world
+        now = trainer.tensors()
         differs = [
             f"{group} {name}"
             for group in ("model", "optimizer")
-            for name, t in tensors[group].items()
+            for name, t in snapshot.tensors[group].items()
             if not torch.equal(t, now[group][name])
         ]
-        at = self.done + self.shift
-        mine = _plain(self.batch())
-        ranks = [rows for rows in self.world.gather(mine) if isinstance(rows, dict)]
-        alone = _plain(self.task.batch("train", self.loop.seed, at, 0, 1))
-        together = {k: sorted(row for rows in ranks for row in rows[k]) for k in alone}
-        if self.world.first:
-            (out / "loaded.json").write_text(
-                json.dumps(
-                    {
-                        "differs": differs[0] if differs else "",
-                        "rows": together,
-                        "alone": {k: sorted(v) for k, v in alone.items()},
-                    }
-                )
-            )
-        return found
-
-    Trainer.restore = restored  # type: ignore[method-assign]
+        mine = _plain(trainer.batch())
+        ranks = [rows for rows in world.gather(mine) if isinstance(rows, dict)]
+        alone = _plain(course.task.batch("train", course.loop.seed, trainer.position, 0, 1))
+        comparison = {
+            "differs": differs[0] if differs else "",
+            "rows": {k: sorted(row for rows in ranks for row in rows[k]) for k in alone},
+            "alone": {k: sorted(v) for k, v in alone.items()},
+        }
+        if world.first:
+            self.file.write_text(json.dumps(comparison))
 
 
 def _plain(batch: Batch) -> dict[str, list[Any]]:

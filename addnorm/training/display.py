@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, final
 
 from rich.console import Console, Group
@@ -13,19 +12,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from addnorm.records import Record
+from addnorm.training.fit import Course, Observer
+
 BLOCKS = "▁▂▃▄▅▆▇█"
 EVERY = 5.0  # seconds between plain lines
 CURVE = 48  # places of the loss curve
 
 
 @final
-class Display:
-    """Takes what a run has to say. ``quiet``: says nothing."""
+class Display(Observer):
+    """Shows what a training has to say. ``quiet``: shows nothing."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self._console = Console(stderr=False, highlight=False, markup=False, emoji=False)
         self._live: Live | None = None
+        self._unit = ""
         self._bar = Progress(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(None), TimeRemainingColumn()
         )
@@ -38,24 +41,26 @@ class Display:
         self._spoke = 0.0
         self._steps = 0
 
-    def say(self, text: str) -> None:
+    def said(self, text: str) -> None:
         """One thing to know, above whatever is live."""
         if not self.quiet:
             self._console.print(text, soft_wrap=True)
 
-    @contextmanager
-    def training(self, steps: int, done: int) -> Iterator[None]:
-        """While steps are taken."""
-        self._steps = steps
-        self._task = self._bar.add_task("", total=steps, completed=done)
-        if self.quiet or not self._console.is_terminal:
-            yield
-            return
-        with Live(console=self._console, refresh_per_second=4, transient=True) as self._live:
-            yield
+    def begins(self, course: Course) -> None:
+        """From here on there is a panel, on a terminal."""
+        self._steps, self._unit = course.loop.steps, course.task.unit
+        self._row = self._bar.add_task("", total=self._steps, completed=course.trainer.done)
+        if not self.quiet and self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def ended(self, course: Course) -> None:
+        """No panel any more."""
+        if self._live is not None:
+            self._live.stop()
         self._live = None
 
-    def step(self, record: Mapping[str, Any]) -> None:
+    def stepped(self, course: Course, record: Record) -> None:
         """A step's numbers; the panel keeps those of the last step that had targets."""
         if self.quiet:
             return
@@ -66,28 +71,29 @@ class Display:
             self._stream = record["stream_rms"]
             self._first_stream = self._first_stream or self._stream
         if self._live is not None:
-            self._bar.update(self._task, completed=record["step"])
+            self._bar.update(self._row, completed=record["step"])
             self._live.update(self._panel() if self._last else self._bar)
         elif time.monotonic() - self._spoke >= EVERY or record["step"] in (1, self._steps):
             self._spoke = time.monotonic()
-            self.say(line(record, self._steps))
+            self.said(line(record, self._steps, self._unit))
 
-    def evaluation(self, record: Mapping[str, Any]) -> None:
-        """What an evaluation found."""
+    def evaluated(self, course: Course, record: Record) -> None:
+        """What an evaluation measured."""
         names = [n for n in record if n not in ("step", "tokens", "elapsed_s", "whole")]
         self._evaluation = "  ".join(f"{n} {record[n]:.4f}" for n in names)
-        self.say(f"step {record['step']:>6}  {self._evaluation}")
+        self.said(f"step {record['step']:>6}  {self._evaluation}")
 
-    def sample(self, text: str) -> None:
-        """Something the model wrote."""
-        self._sample = text
+    def sampled(self, course: Course, texts: Sequence[str]) -> None:
+        """The first text that the model wrote."""
+        self._sample = texts[0]
 
     def _panel(self) -> Panel:
         r = self._last
         table = Table.grid(padding=(0, 2))
         table.add_row("loss", f"{r['loss']:.4f}", sparkline(thinned(self._losses, CURVE)))
         table.add_row("gradient norm", f"{r['grad_norm']:.3g}", f"lr {r['lr']:.2e}")
-        table.add_row("tokens/s", f"{r['tokens_per_s']:,.0f}", f"{r['tokens']:,} tokens")
+        speed, seen = f"{r['tokens_per_s']:,.0f}", f"{r['tokens']:,} {self._unit}"
+        table.add_row(f"{self._unit}/s", speed, seen)
         if self._stream:
             table.add_row(
                 "stream RMS",
@@ -102,16 +108,16 @@ class Display:
         return Panel(Group(*parts), title="addnorm train", title_align="left")
 
 
-def line(record: Mapping[str, Any], steps: int) -> str:
+def line(record: Record, steps: int, unit: str) -> str:
     """A step in one line; one without targets has no loss."""
-    told = "no targets"
+    numbers = "no targets"
     if "loss" in record:
-        told = f"loss {record['loss']:.4f}  gradient {record['grad_norm']:.3g}"
-    told = (
-        f"step {record['step']:>6}/{steps}  {told}  lr {record['lr']:.2e}  "
-        f"{record['tokens_per_s']:,.0f} tokens/s  {record['elapsed_s']:.0f} s"
+        numbers = f"loss {record['loss']:.4f}  gradient {record['grad_norm']:.3g}"
+    text = (
+        f"step {record['step']:>6}/{steps}  {numbers}  lr {record['lr']:.2e}  "
+        f"{record['tokens_per_s']:,.0f} {unit}/s  {record['elapsed_s']:.0f} s"
     )
-    return told + ("  SKIPPED" if record.get("skipped") else "")
+    return text + ("  SKIPPED" if record.get("skipped") else "")
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -8,8 +8,8 @@ the checkpoint or follows from (seed, step), so that a resumed run equals the un
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.settings import SettingsError
-from addnorm.stream import Stack, Stream
 from addnorm.temporary import evaluation_mode, hooked
 from addnorm.training import memory
 from addnorm.training.loop_settings import LoopSettings, Precision
 from addnorm.training.optim import factor, gradients, optimizers
-from addnorm.training.parallel import World, put, spread, whole
+from addnorm.training.parallel import World, put, spread, sum_dtype, whole
 from addnorm.training.task import Batch, Task
 from addnorm.words import first_line
 
@@ -76,15 +75,19 @@ class Trainer:
         self.good = 0  # steps since the scale last changed
         self.nominal = 0.0
         self.recent: deque[float] = deque(maxlen=RECENT)
+        self.next_batch: tuple[int, Batch] | None = None  # and its position
 
     # --- one step ---------------------------------------------------------------------------------
 
-    def step(self) -> Outcome:
-        """One optimizer step; ``Diverged`` if its numbers broke and that is not to be survived."""
+    def step(self, before_part: Callable[[int], None] = lambda index: None) -> Outcome:
+        """One optimizer step; ``Diverged`` if its numbers broke and that is not to be survived.
+
+        ``before_part`` is called with the index of each micro-batch before it goes through the
+        model.
+        """
         loop, nominal = self.loop, self.nominal
         batch = self.batch()
-        sums, parts = self._accumulate(batch)
-        total, count = sums.tolist()
+        total, count, parts = self._accumulate(batch, before_part)
         # Every process sees the same sums, and so decides the same.
         empty = count == 0
         if empty:  # nothing to learn from, nor a sign of how many targets are usual
@@ -123,24 +126,45 @@ class Trainer:
             skipped=skipped,
         )
 
+    @property
+    def position(self) -> int:
+        """The step of the data that is next."""
+        return self.done + self.shift
+
     def batch(self) -> Batch:
         """This process's rows of the step that is next."""
-        w = self.world
-        return self.task.batch("train", self.loop.seed, self.done + self.shift, w.rank, w.size)
+        if self.next_batch is None or self.next_batch[0] != self.position:
+            self.next_batch = self.position, self._rows(self.position)
+        return self.next_batch[1]
+
+    def _rows(self, position: int) -> Batch:
+        return self.task.batch("train", self.loop.seed, position, self.world.rank, self.world.size)
+
+    def _fetch_next(self) -> None:
+        """Read what comes after this step, while an accelerator still computes it."""
+        if self.done + 1 < self.loop.steps:
+            with suppress(Exception):  # the step that needs it asks again, and it is raised there
+                self.next_batch = self.position + 1, self._rows(self.position + 1)
 
     def micro(self, batch: Batch) -> Iterator[Batch]:
         """The batch in parts that go through the model at once."""
         rows = len(next(iter(batch.values())))
         size = self.loop.micro_rows or max(rows, 1)
         for first in range(0, max(rows, 1), size):
-            yield self._on_device({k: v[first : first + size] for k, v in batch.items()})
+            yield self.on_device({k: v[first : first + size] for k, v in batch.items()})
 
-    def _accumulate(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Gradients of the sum, times the scale; (sum, count) and parts over all processes."""
-        device = self.world.device
-        sums = torch.zeros(2, dtype=torch.float64)
-        told: dict[str, float] = {}
-        for part, last in _marked(self.micro(batch)):
+    def _accumulate(
+        self, batch: Batch, before_part: Callable[[int], None] = lambda index: None
+    ) -> tuple[float, float, dict[str, float]]:
+        """Gradients of the sum, times the scale; (sum, count, parts) over all processes.
+
+        The sums stay on the device until all is on its way: to read one waits for the device.
+        """
+        dtype = sum_dtype(self.world.device)
+        zero = torch.zeros((), dtype=dtype, device=self.world.device)
+        sums, sums_of_parts = [zero, zero], dict[str, Tensor]()
+        for index, (part, last) in enumerate(_marked(self.micro(batch))):
+            before_part(index)
             with self._unsynchronized(not last), self.autocast():
                 loss, count, parts = self.task.loss(self.compiled, part)
                 if not self.nominal:
@@ -148,14 +172,14 @@ class Trainer:
                 # Near 1 a target's share neither overflows nor underflows in half precision; a
                 # power of two changes no bit of what comes out.
                 (loss * (self.scale / self.nominal)).backward()
-            sums += torch.stack((loss.detach().double().cpu(), count.double().cpu()))
+            sums = [a + b.detach().to(zero) for a, b in zip(sums, (loss, count), strict=True)]
             for name, value in parts.items():
-                told[name] = told.get(name, 0.0) + float(value.detach())
-        if self.world.size > 1:
-            values = torch.cat((sums, torch.tensor(list(told.values()), dtype=torch.float64)))
-            values = self.world.total(values.to(device)).cpu()
-            sums, told = values[:2], dict(zip(told, values[2:].tolist(), strict=True))
-        return sums, told
+                before = sums_of_parts.get(name, zero)
+                sums_of_parts[name] = before + value.detach().to(zero)
+        self._fetch_next()
+        every = self.world.total(torch.stack([*sums, *sums_of_parts.values()]))
+        total, number, *totals = every.tolist()
+        return total, number, dict(zip(sums_of_parts, totals, strict=True))
 
     def _nominal(self, count: Tensor) -> float:
         counts = [c for c in self.world.gather(float(count)) if isinstance(c, float)]
@@ -208,24 +232,11 @@ class Trainer:
         found: AbstractContextManager[Any] = nullcontext() if no_sync is None else no_sync()
         return found
 
-    def _on_device(self, batch: Batch) -> Batch:
+    def on_device(self, batch: Batch) -> Batch:
+        """A batch where the model is."""
         return {name: t.to(self.world.device, non_blocking=True) for name, t in batch.items()}
 
     # --- looking ----------------------------------------------------------------------------------
-
-    def stream(self) -> list[float]:
-        """Root mean square of the residual stream after each sublayer, on one row of the next
-        step. Nothing that training depends on changes."""
-        found: list[Tensor] = []
-
-        def look(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            if isinstance(out, Stream):
-                found.append(whole(out.settle()).float().square().mean().sqrt())
-
-        subs = [s for m in self.raw.modules() if isinstance(m, Stack) for s in m.sublayers()]
-        with hooked(subs, after=look):
-            self._run_only(self.task.row("train", self.loop.seed, self.done + self.shift))
-        return [float(v) for v in found]
 
     @contextmanager
     def looking(self) -> Iterator[nn.Module]:
@@ -238,9 +249,11 @@ class Trainer:
         finally:
             set_random_state(random, self.world.device)
 
-    def _run_only(self, batch: Batch) -> None:
+    def run_only(self, batch: Batch) -> None:
+        """A batch through model and loss, to be looked at by hooks; nothing that training depends
+        on changes."""
         with self.looking() as model:
-            self.task.loss(model, self._on_device(batch))
+            self.task.loss(model, self.on_device(batch))
 
     def _where(self, batch: Batch, total: float, norm: float) -> str:
         """The first module whose output is not finite, or the parameter whose gradient is not."""
@@ -259,7 +272,7 @@ class Trainer:
         with hooked(self.raw.modules(), after=look):
             for part in self.micro(batch):
                 if not first:
-                    self._run_only(part)
+                    self.run_only(part)
         everywhere = [str(f) for f in self.world.gather(first[0] if first else "") if f]
         where = (
             f"the first module with such an output is {everywhere[0]}"
@@ -360,6 +373,14 @@ class Trainer:
         else:
             torch.manual_seed(self.loop.seed + 1 + self.world.rank + (self.done << 20))
         return differ
+
+    def rewind(self, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+        """Take up an earlier state of this run, and go on with the data after the step that is
+        next, which did not go well."""
+        times, position = self.rollbacks + 1, self.position
+        self.restore(tensors, facts)
+        self.rollbacks = times
+        self.shift = position + 1 - self.done
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Name -> parameter, each once."""

@@ -1,7 +1,8 @@
 """Models over several processes: who is there, sums over all, DDP and FSDP2."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, TypeVar, cast, final
 
 import torch
 import torch.distributed as dist
@@ -11,11 +12,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from addnorm.errors import Mendable
 from addnorm.norms import Norm
 from addnorm.settings import SettingsError
 from addnorm.stream import Stack
 
 Parallel = Literal["ddp", "fsdp"]
+Result = TypeVar("Result")
 
 
 @final
@@ -60,6 +63,28 @@ class World:
         """Until all are here."""
         if self.size > 1:
             dist.barrier()
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """For sums over processes: not every accelerator has float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def by_the_first(world: World, work: Callable[[], Result]) -> Result:
+    """What the first process does while the others wait, for all of them; so is its failure."""
+    result, failure = None, None
+    if world.first:
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+    outcome = world.share((result, failure and (str(failure), isinstance(failure, Mendable))))
+    if failure is not None:
+        raise failure
+    result, wrong = cast(tuple[Result, tuple[str, bool] | None], outcome)
+    if wrong is not None:
+        raise (SettingsError if wrong[1] else RuntimeError)(f"on the first process: {wrong[0]}")
+    return result
 
 
 def start(device: str = "auto") -> World:

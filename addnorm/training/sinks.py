@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol, final
 
 from addnorm.errors import unknown_name
+from addnorm.records import Record
 from addnorm.settings import SettingsError
-
-Record = Mapping[str, Any]
 
 
 class Sink(Protocol):

@@ -15,11 +15,11 @@ from addnorm import train
 from addnorm.settings import SettingsError
 from addnorm.tasks.recipes import classify_text
 from addnorm.training import folder as places
-from addnorm.training import run as run_module
+from addnorm.training import parallel
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import Config
 from addnorm.training.folder import Kind, claim, clear, examine
-from addnorm.training.loop import Diverged
+from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.parallel import World
 from tests.training.test_training import Toy, loop, quiet, small
 
@@ -318,11 +318,11 @@ def test_what_fails_on_the_first_process_fails_on_all(monkeypatch: pytest.Monkey
     first, second = World(0, 2, cpu), World(1, 2, cpu)
     for error, kind in ((SettingsError("no"), SettingsError), (KeyError("no"), RuntimeError)):
         with pytest.raises(type(error)):
-            run_module.by_the_first(first, work_of(error))
+            parallel.by_the_first(first, work_of(error))
         with pytest.raises(kind, match=r"on the first process: .*no"):
-            run_module.by_the_first(second, work_of(None))
-    assert run_module.by_the_first(first, work_of(None)) == 3
-    assert run_module.by_the_first(second, work_of(SettingsError("not asked"))) == 3
+            parallel.by_the_first(second, work_of(None))
+    assert parallel.by_the_first(first, work_of(None)) == 3
+    assert parallel.by_the_first(second, work_of(SettingsError("not asked"))) == 3
 
 
 # --- going on -------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ def test_a_resume_that_fails_changes_nothing(
     error: type[Exception],
 ) -> None:
     """In its first step, or before: the next one finds the run as it was, and goes on with it."""
-    monkeypatch.setattr(run_module.Trainer, "_maybe_compiled", refusing)
+    monkeypatch.setattr(Trainer, "_maybe_compiled", refusing)
     out = tmp_path / "run"
     train(Toy(), out=out, **OPTIONS)
     before = files(tmp_path)

@@ -16,13 +16,13 @@ from addnorm.files import gpt as gpt_files
 from addnorm.records import read
 from addnorm.settings import SettingsError
 from addnorm.tasks.language import LanguageSettings
-from addnorm.training import run as run_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import Config
 from addnorm.training.display import Display
+from addnorm.training.fit import Course
 from addnorm.training.folder import clear
 from addnorm.training.loop import Trainer
-from addnorm.training.run import Unwritten
+from addnorm.training.run_files import Samples, Unwritten
 from addnorm.training.sinks import JSONLines, open_sinks, scalars
 from tests.training.test_folder import LEFT, names
 from tests.training.test_training import small
@@ -85,13 +85,13 @@ def test_training_goes_on_beside_a_full_disk(
     """Told once; every step is there if there was room before the end, and else the run fails."""
     room = [0]
     full_disk(monkeypatch, "metrics.jsonl", room)
-    write_samples = run_module._Session._write_samples
+    write_samples = Samples._write
 
-    def room_again(self: Any, texts: list[str]) -> None:
+    def room_again(self: Samples, *what: Any) -> None:
         room[0] = 10**6 if again else 0
-        write_samples(self, texts)
+        write_samples(self, *what)
 
-    monkeypatch.setattr(run_module._Session, "_write_samples", room_again)
+    monkeypatch.setattr(Samples, "_write", room_again)
     config = small(tmp_path, steps=4, eval_every=3)
     if again:
         assert train(config, out=tmp_path / "run").finished
@@ -132,7 +132,7 @@ def test_what_ended_a_run_is_not_hidden_by_what_failed_after(
         monkeypatch.setattr(Checkpoints, "wait", no_room)
         raise ZeroDivisionError("the first to go wrong")
 
-    monkeypatch.setattr(run_module._Session, "_evaluate", broken)
+    monkeypatch.setattr(Course, "_evaluate", broken)
     with pytest.raises(ZeroDivisionError, match="the first"):
         train(small(tmp_path, steps=4, eval_every=2), out=tmp_path / "run")
     assert "step 2 could not be saved" in capsys.readouterr().out
@@ -159,10 +159,10 @@ def resumed(folder: Path, **changes: Any) -> Path:
     class Fall(Exception):
         pass
 
-    def falling(self: Trainer) -> Any:
+    def falling(self: Trainer, *args: Any) -> Any:
         if self.done == 7:
             raise Fall
-        return step(self)
+        return step(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", falling)

@@ -31,11 +31,12 @@ from addnorm.training import loop as loop_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import Config
 from addnorm.training.display import Display, line
+from addnorm.training.fit import Course, InMemory, Observer, Stopped
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.optim import factor, roles
 from addnorm.training.parallel import World
-from addnorm.training.run import Stopped
+from addnorm.training.stream_rms import stream_rms
 from addnorm.training.task import Batch, Best, Task
 from tests.nets import stir
 
@@ -173,9 +174,9 @@ def test_accumulation_is_the_large_batch(dtype: torch.dtype, bound: float, micro
         for m in (None, micro)
     )
     for trainer in (whole, parts):
-        sums, _ = trainer._accumulate(trainer.batch())
-        trainer.found = float(sums[0] / sums[1]), trainer._norm(float(sums[1]))
-        trainer._divide(float(sums[1]))
+        total, count, _ = trainer._accumulate(trainer.batch())
+        trainer.found = total / count, trainer._norm(count)
+        trainer._divide(count)
     for a, b in zip(whole.found, parts.found, strict=True):
         assert a == pytest.approx(b, rel=bound)
     for p, q in zip(whole.raw.parameters(), parts.raw.parameters(), strict=True):
@@ -190,9 +191,9 @@ def test_the_gradient_is_that_of_the_mean() -> None:
     model.load_state_dict(trainer.raw.state_dict())
     total, count, _ = task.loss(model, task.batch("train", 0, 0, 0, 1))
     (total / count).backward()
-    sums, _ = trainer._accumulate(trainer.batch())
-    norm = trainer._norm(float(sums[1]))
-    trainer._divide(float(sums[1]))
+    _, targets, _ = trainer._accumulate(trainer.batch())
+    norm = trainer._norm(targets)
+    trainer._divide(targets)
     want = torch.cat([p.grad.flatten() for p in model.parameters()])
     got = torch.cat([p.grad.flatten() for p in trainer.raw.parameters()])
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
@@ -474,14 +475,16 @@ def test_a_step_without_targets_is_told_so() -> None:
     """In a line, and on a terminal by the last step that had some, if there was one."""
     empty = {"step": 1, "tokens": 0, "lr": 1e-3, "tokens_per_s": 0.0, "elapsed_s": 1.0}
     empty["skipped"] = True
-    assert "no targets" in line(empty, 12)
-    assert line(empty, 12).endswith("SKIPPED")
+    assert "no targets" in line(empty, 12, "words")
+    assert line(empty, 12, "words").endswith("SKIPPED")
     display = Display()
     display._console = Console(file=StringIO(), force_terminal=True, width=80)
-    with display.training(12, 0):
-        display.step(empty)
-        display.step({**empty, "step": 2, "loss": 2.75, "grad_norm": 1.0})
-        display.step({**empty, "step": 3})
+    course = Course(Trainer(Toy(), loop(steps=12), ALONE), InMemory())
+    display.begins(course)
+    display.stepped(course, empty)
+    display.stepped(course, {**empty, "step": 2, "loss": 2.75, "grad_norm": 1.0})
+    display.stepped(course, {**empty, "step": 3})
+    display.ended(course)
     shown = display._console.file.getvalue()
     assert "2.7500" in shown
     assert "3/12" in shown
@@ -493,9 +496,9 @@ def test_spikes_are_left_out_and_do_not_count_as_usual() -> None:
     trainer = Trainer(task, loop(spike=5.0, steps=40, lr=0.0), ALONE)
     for _ in range(20):
         assert not trainer.step().skipped
-    task.spoil = dict.fromkeys(range(20, 36), 1e5)
-    assert [trainer.step().skipped for _ in range(16)] == [True] * 16
-    assert len(trainer.recent) == 20
+    task.spoil = dict.fromkeys(range(21, 37), 1e5)  # the data of step 20 is read already
+    assert [trainer.step().skipped for _ in range(17)] == [False] + [True] * 16
+    assert len(trainer.recent) == 21
     assert not trainer.step().skipped
 
 
@@ -554,10 +557,10 @@ def test_a_resumed_run_is_the_run(
 
     step = Trainer.step
 
-    def falling(self: Trainer) -> Any:
+    def falling(self: Trainer, *args: Any) -> Any:
         if self.done == 10:
             raise Fall
-        return step(self)
+        return step(self, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", falling)
@@ -673,15 +676,15 @@ def test_a_process_of_several_takes_its_own_device(
 
 
 def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
-    class Tired(Toy):
-        def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
-            if step == 6 and not self.asked.count(6):
+    class Signal(Observer):
+        def before_part(self, course: Course, index: int) -> None:
+            if course.trainer.done == 6:
                 signal.raise_signal(signal.SIGTERM)
-            return super().batch(split, seed, step, rank, world)
 
-    with pytest.raises(Stopped) as told:
-        train(Tired(dropout=0.3), loop=loop(watch_every=0), out=tmp_path / "run", display=quiet())
-    assert (told.value.number, told.value.step) == (signal.SIGTERM, 7)
+    how: dict[str, Any] = {"out": tmp_path / "run", "display": quiet(), "observers": [Signal()]}
+    with pytest.raises(Stopped) as stop:
+        train(Toy(dropout=0.3), loop=loop(watch_every=0), **how)
+    assert (stop.value.number, stop.value.step) == (signal.SIGTERM, 7)
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == 7
     run = train(Toy(dropout=0.3), loop=loop(), out=tmp_path / "run", resume=True, display=quiet())
     assert run.finished
@@ -897,7 +900,7 @@ def test_nothing_is_read_that_is_not_used(tmp_path: Path, monkeypatch: pytest.Mo
     assert [len(task.batch("train", 0, 0, rank, 3)["ids"]) for rank in (0, 2, 9)] == [3, 2, 0]
     assert len(reads) == 5
     reads.clear()
-    trainer.stream()
+    stream_rms(Course(trainer, InMemory()))
     assert len(reads) == 1
     assert torch.equal(task.row("train", 0, 0)["ids"], whole[:1])
 
