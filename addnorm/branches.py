@@ -22,7 +22,7 @@ from addnorm.norms import as_norm
 from addnorm.ops import AttentionCall, attend
 from addnorm.ops.reference import accumulate_dtype, autocast_applies
 from addnorm.positions import AttentionPosition
-from addnorm.stream import Make
+from addnorm.stream import MakeBranch
 
 NormRule = Callable[[int], nn.Module]
 Activation = str | Callable[[Tensor], Tensor]
@@ -55,7 +55,7 @@ def _activation(activation: Activation) -> tuple[str, Callable[[Tensor], Tensor]
     return activation, ACTIVATIONS[activation]
 
 
-class Feeding(TypedDict, total=False):
+class FeedForwardOptions(TypedDict, total=False):
     """The options of ``FeedForward``."""
 
     bias: bool
@@ -125,7 +125,11 @@ class MLP(FeedForward):
     enters = ("up",)
 
     def __init__(
-        self, dim: int, hidden: int, activation: Activation = "gelu", **options: Unpack[Feeding]
+        self,
+        dim: int,
+        hidden: int,
+        activation: Activation = "gelu",
+        **options: Unpack[FeedForwardOptions],
     ) -> None:
         super().__init__(dim, hidden, activation, **options)
 
@@ -140,7 +144,11 @@ class GatedMLP(FeedForward):
     enters = ("gate", "up")
 
     def __init__(
-        self, dim: int, hidden: int, activation: Activation = "silu", **options: Unpack[Feeding]
+        self,
+        dim: int,
+        hidden: int,
+        activation: Activation = "silu",
+        **options: Unpack[FeedForwardOptions],
     ) -> None:
         super().__init__(dim, hidden, activation, **options)
 
@@ -152,7 +160,9 @@ class GatedMLP(FeedForward):
 class Parallel(nn.Module):
     """The sum of several branches of one input, in one sublayer: attention and MLP side by side."""
 
-    def __init__(self, *makes: Make, inner: NormRule | None = None, init: InitRule = PLAIN) -> None:
+    def __init__(
+        self, *makes: MakeBranch, inner: NormRule | None = None, init: InitRule = PLAIN
+    ) -> None:
         super().__init__()
         if not makes:
             raise ValueError("Parallel needs at least one branch")
@@ -167,7 +177,7 @@ class Parallel(nn.Module):
 # --- attention ------------------------------------------------------------------------------------
 
 
-class Heads(TypedDict, total=False):
+class HeadOptions(TypedDict, total=False):
     """The options that self- and cross-attention share, see ``MultiHead``."""
 
     n_kv_heads: int | None
@@ -305,7 +315,7 @@ class Attention(MultiHead):
         window: int | None = None,
         position: AttentionPosition | None = None,
         value_residual: tuple[float, float] | None = None,
-        **heads: Unpack[Heads],
+        **heads: Unpack[HeadOptions],
     ) -> None:
         if window is not None and (window < 1 or not causal):
             raise ValueError(

@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addnorm.branches import MLP, Activation, Attention, CrossAttention, Heads
+from addnorm.branches import MLP, Activation, Attention, CrossAttention, HeadOptions
 from addnorm.context import Context, Memory
 from addnorm.init import InitRule
 from addnorm.norms import LayerNorm
 from addnorm.schemes import parse, post_norm, pre_norm, xavier
-from addnorm.stream import AddNorm, Make, Scheme, Site, Stack, Wiring
+from addnorm.stream import AddNorm, MakeBranch, Scheme, Site, Stack, Wiring
 
 Device = torch.device | str | int | None
 
@@ -200,7 +200,7 @@ class _Block:
     """What a layer was asked to be, so that others like it can be built at any depth."""
 
     dim: int
-    branches: list[tuple[str, Make]]
+    branches: list[tuple[str, MakeBranch]]
     norm: Callable[[int], nn.Module]
     side: str
     scheme: Scheme | str | None  # a text stays one: unlike a function made by one, it pickles
@@ -314,10 +314,10 @@ class _Layer(_Coder, ABC):
         *,
         scheme: Scheme | str | None = None,
     ) -> None:
-        options: Heads = {"bias": bias, "dropout": dropout, "out_dropout": dropout}
-        attention: Make = partial(Attention, d_model, nhead, **options)
-        cross: Make = partial(CrossAttention, d_model, nhead, **options)
-        mlp: Make = partial(_mlp, d_model, dim_feedforward, activation, **options)
+        options: HeadOptions = {"bias": bias, "dropout": dropout, "out_dropout": dropout}
+        attention: MakeBranch = partial(Attention, d_model, nhead, **options)
+        cross: MakeBranch = partial(CrossAttention, d_model, nhead, **options)
+        mlp: MakeBranch = partial(_mlp, d_model, dim_feedforward, activation, **options)
         makes = {"attn": attention, "cross": cross, "mlp": mlp}
         block = _Block(
             d_model,

@@ -235,7 +235,7 @@ class Weighing(Around, ABC):
 
 
 @final
-class Gained(Weighing):
+class LearnedGain(Weighing):
     """A learned factor on f(x), whatever the join does with it.
 
     ReZero: a scalar that starts at 0 (Bachlechner et al. 2020, arXiv 2003.04887). LayerScale: a
@@ -278,7 +278,7 @@ class DropPath(Weighing):
 
 
 @final
-class Share(Around):
+class OpensParallel(Around):
     """Opens a parallel block: what its branch reads is kept for the block's other branches."""
 
     def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
@@ -291,13 +291,13 @@ class Share(Around):
 
 
 @final
-class Beside(Around):
+class JoinsParallel(Around):
     """In a parallel block: reads what the block's first branch read (Wang & Komatsuzaki 2021,
     GPT-J; Chowdhery et al. 2022, PaLM)."""
 
     def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
         _, carry = self.base.read(s, None, valid)
-        assert s.taps is not None, "Beside needs the tap that Share set"
+        assert s.taps is not None, "JoinsParallel needs the tap that OpensParallel set"
         return s.taps["block_input"], carry
 
     def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:

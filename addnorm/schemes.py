@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from addnorm.catalogue import SchemeError, combinator, design, explain, names, parse
 from addnorm.init import PLAIN, Init, plain
 from addnorm.joins import (
-    Beside,
     Collapse,
     DropPath,
     Dual,
     Expand,
     Fork,
-    Gained,
     Hyper,
+    JoinsParallel,
+    LearnedGain,
+    OpensParallel,
     Rejoin,
     Replace,
     Scaled,
-    Share,
     Slerp,
     Unit,
     unit,
@@ -276,7 +276,7 @@ def rezero(s: Site) -> Wiring:
     shares one between the two sublayers of a block."""
     if s.kind in ("embed", "head"):
         return Wiring(init=xavier_init())
-    return Wiring(join=Gained(Add(), (1,), 0.0), init=xavier_init())
+    return Wiring(join=LearnedGain(Add(), (1,), 0.0), init=xavier_init())
 
 
 @design(
@@ -372,7 +372,7 @@ def with_layer_scale(base: Scheme, init: float = 1e-4) -> Scheme:
         w = base(s)
         if s.kind in ("embed", "head"):
             return w
-        return replace(w, join=Gained(w.join or Add(), (s.dim,), init))
+        return replace(w, join=LearnedGain(w.join or Add(), (s.dim,), init))
 
     return scheme
 
@@ -396,8 +396,8 @@ def parallel(base: Scheme) -> Scheme:
                 "parallel: the base must be x <- x + f(...) without a norm after the addition"
             )
         if s.place == 0:
-            return replace(w, join=Share(join))
-        return replace(w, pre=None, join=Beside(join))
+            return replace(w, join=OpensParallel(join))
+        return replace(w, pre=None, join=JoinsParallel(join))
 
     return scheme
 

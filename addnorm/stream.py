@@ -126,7 +126,7 @@ class Join(nn.Module, ABC):
         return s._replace(gain=s.gain * gain)  # a product, so never the parameter itself
 
 
-class Make(Protocol):
+class MakeBranch(Protocol):
     """How a Stack asks for a branch."""
 
     def __call__(
@@ -249,7 +249,7 @@ class _RoleNotes:
 class Sublayer(nn.Module):
     """One branch with everything its scheme puts around it."""
 
-    def __init__(self, make: Make, wiring: Wiring, site: Site) -> None:
+    def __init__(self, make: MakeBranch, wiring: Wiring, site: Site) -> None:
         super().__init__()
         self.site, self.init, self.care = site, wiring.init, wiring.care
         notes = _RoleNotes(wiring.init)
@@ -295,7 +295,7 @@ class Stack(nn.Module):
 
     def __init__(
         self,
-        branches: Sequence[tuple[str, Make]],
+        branches: Sequence[tuple[str, MakeBranch]],
         dim: int,
         scheme: Scheme,
         *,

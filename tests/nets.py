@@ -12,7 +12,7 @@ from torch import Tensor
 from addnorm import schemes
 from addnorm.branches import MLP, Attention, CrossAttention
 from addnorm.context import Context, Memory
-from addnorm.stream import Make, Scheme, Stack
+from addnorm.stream import MakeBranch, Scheme, Stack
 from tests.references.schemes import Result, run
 
 DIM, HEADS, HIDDEN, BATCH, TIME, MEMORY = 24, 4, 40, 3, 7, 5
@@ -54,7 +54,7 @@ DECODER_OF_BOTH = Layout("decoder of 3+2", "decoder", (3, 2))
 
 def build(scheme: Scheme | str, layout: Layout, **options: Any) -> Stack:
     """A stack of that layout at the size all tests use."""
-    makes: dict[str, Make] = {
+    makes: dict[str, MakeBranch] = {
         "attn": partial(Attention, DIM, HEADS, causal=layout.side == "decoder"),
         "cross": partial(CrossAttention, DIM, HEADS),
         "mlp": partial(MLP, DIM, HIDDEN),

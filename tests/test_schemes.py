@@ -16,7 +16,7 @@ from addnorm import ops, schemes
 from addnorm.branches import MLP, Attention, Parallel
 from addnorm.context import Context, Here
 from addnorm.init import InitRule
-from addnorm.joins import Gained, Hyper, Slerp, unit
+from addnorm.joins import Hyper, LearnedGain, Slerp, unit
 from addnorm.norms import LayerNorm, ScaleNorm
 from addnorm.stream import Add, AddNorm, Plain, Scheme, Site, Stack, Stream, Sublayer, Wiring
 from tests.nets import (
@@ -554,7 +554,7 @@ def test_gains_compose() -> None:
     """Two layer scales multiply; drop_path around DeepNorm keeps alpha."""
     stack = build("with_layer_scale(with_layer_scale(pre_norm, 0.5), 0.25)", decoder(2))
     join = stack.sublayers()[0].join
-    assert isinstance(join, Gained)
+    assert isinstance(join, LearnedGain)
     s = join.write(torch.zeros(1, 1, DIM), torch.ones(1, 1, DIM), {})
     torch.testing.assert_close(s.settle(), torch.full((1, 1, DIM), 0.125))
     stack = build("drop_path(deepnorm, 0.5)", decoder(2)).eval()

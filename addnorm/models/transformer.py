@@ -10,11 +10,11 @@ from typing import TypedDict, Unpack, final
 
 from torch import Tensor, nn
 
-from addnorm.branches import MLP, Attention, CrossAttention, Heads
+from addnorm.branches import MLP, Attention, CrossAttention, HeadOptions
 from addnorm.context import Cache, Context, Memory
 from addnorm.norms import LayerNorm
 from addnorm.positions import AttentionPosition
-from addnorm.stream import Make, Scheme, Stack
+from addnorm.stream import MakeBranch, Scheme, Stack
 
 
 class BlockOptions(TypedDict, total=False):
@@ -134,9 +134,9 @@ class EncoderDecoder(nn.Module):
 
 def _makes(
     dim: int, n_heads: int, *, causal: bool, **options: Unpack[BlockOptions]
-) -> tuple[Make, Make, Make]:
+) -> tuple[MakeBranch, MakeBranch, MakeBranch]:
     bias, dropout = options.get("bias", True), options.get("dropout", 0.0)
-    heads: Heads = {
+    heads: HeadOptions = {
         "bias": bias,
         "dropout": options.get("attention_dropout", dropout),
         "out_dropout": dropout,

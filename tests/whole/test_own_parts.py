@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from addnorm import schemes
 from addnorm.branches import MLP, Attention
-from addnorm.joins import Gained, Weighing
+from addnorm.joins import LearnedGain, Weighing
 from addnorm.norms import Settled
 from addnorm.stream import Add, AddNorm, Join, Plain, Scheme, Site, Stack, Stream, Wiring
 
@@ -59,7 +59,7 @@ def wired(s: Site, join: Callable[[], Join]) -> Wiring:
 SCHEMES: dict[str, Scheme] = {
     "highway": lambda s: wired(s, lambda: Highway(s.dim)),
     "bounded": lambda s: wired(s, lambda: Bounded(Add())),  # which leaves its factor on the stream
-    "gained": lambda s: wired(s, lambda: Bounded(Gained(Add(), (s.dim,), 0.5))),
+    "gained": lambda s: wired(s, lambda: Bounded(LearnedGain(Add(), (s.dim,), 0.5))),
 }
 
 
