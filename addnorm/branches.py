@@ -68,7 +68,14 @@ class FeedForwardOptions(TypedDict, total=False):
 class FeedForward(nn.Module, ABC):
     """What the two MLPs share: down(inner(hidden(u))).
 
-    ``dropout`` acts on the hidden activations, ``out_dropout`` on the output.
+    ``dim``: the width of input and output.
+    ``hidden``: the width in between.
+    ``activation``: a key of ``ACTIVATIONS``, or a function or module of your own.
+    ``bias``: whether the linear layers have biases.
+    ``dropout``: on the hidden activations.
+    ``out_dropout``: on the output.
+    ``inner``: a rule width -> norm, for the hidden activations.
+    ``init``: a rule (role, weight) that fills the weights.
     """
 
     enters: ClassVar[tuple[str, ...]]
@@ -120,7 +127,13 @@ class FeedForward(nn.Module, ABC):
 
 @final
 class MLP(FeedForward):
-    """down(inner(activation(up(u))))."""
+    """down(inner(activation(up(u)))).
+
+    ``dim``: the width of input and output.
+    ``hidden``: the width in between.
+    ``activation``: a key of ``ACTIVATIONS``, or a function or module of your own.
+    ``options``: as in ``FeedForward``.
+    """
 
     enters = ("up",)
 
@@ -139,7 +152,13 @@ class MLP(FeedForward):
 
 @final
 class GatedMLP(FeedForward):
-    """down(inner(activation(gate(u)) * up(u))): SwiGLU and its kin (Shazeer 2020)."""
+    """down(inner(activation(gate(u)) * up(u))): SwiGLU and its kin (Shazeer 2020).
+
+    ``dim``: the width of input and output.
+    ``hidden``: the width in between.
+    ``activation``: a key of ``ACTIVATIONS``, or a function or module of your own.
+    ``options``: as in ``FeedForward``.
+    """
 
     enters = ("gate", "up")
 
@@ -158,7 +177,11 @@ class GatedMLP(FeedForward):
 
 @final
 class Parallel(nn.Module):
-    """The sum of several branches of one input, in one sublayer: attention and MLP side by side."""
+    """The sum of several branches of one input, in one sublayer: attention and MLP side by side.
+
+    ``makes``: how each branch is made, ``make(inner=, init=)``.
+    ``inner``, ``init``: what each of them is given.
+    """
 
     def __init__(
         self, *makes: MakeBranch, inner: NormRule | None = None, init: InitRule = PLAIN
@@ -195,12 +218,19 @@ class HeadOptions(TypedDict, total=False):
 class MultiHead(nn.Module, ABC):
     """What self- and cross-attention share: projections, heads, norms on heads, the way out.
 
-    ``n_kv_heads`` < ``n_heads``: grouped-query attention, a key head serves a group of query heads.
+    ``dim``: the width of input and output.
+    ``n_heads``: query heads.
+    ``n_kv_heads``: key and value heads, a divisor of ``n_heads``; fewer: grouped-query attention, a
+    key head serves a group of query heads. None: as many.
+    ``head_dim``: the width of a head; None: dim / n_heads.
     ``qk_norm``: a rule head_dim -> norm for queries and keys (Dehghani et al. 2023).
-    ``scale``: 1 / sqrt(head_dim) unless given.
+    ``scale``: of the logits; None: 1 / sqrt(head_dim).
     ``softcap``: logits become softcap * tanh(logits / softcap) before masking (Gemma 2).
-    ``inner``: a norm over the concatenated heads, before the output projection.
-    ``dropout`` acts on the attention weights, ``out_dropout`` on the output.
+    ``bias``: whether the linear layers have biases.
+    ``dropout``: on the attention weights.
+    ``out_dropout``: on the output.
+    ``inner``: a rule width -> norm, for the concatenated heads before the output projection.
+    ``init``: a rule (role, weight) that fills the weights.
     """
 
     def __init__(
@@ -299,11 +329,16 @@ class MultiHead(nn.Module, ABC):
 
 @final
 class Attention(MultiHead):
-    """Self-attention, with the options of ``MultiHead``.
+    """Self-attention.
 
-    ``window``: a token sees itself and the ``window - 1`` before it. ``position``: RoPE or ALiBi.
-    ``value_residual=(a, b)``: values become a * (those of the first attention in the stack) + b *
+    ``dim``: the width of input and output.
+    ``n_heads``: query heads.
+    ``causal``: a token sees itself and those before it only.
+    ``window``: of those, itself and the ``window - 1`` before it; at least 1. None: all.
+    ``position``: RoPE or ALiBi.
+    ``value_residual``: (a, b): values become a * (those of the first attention in the stack) + b *
     (their own), except in the first (Zhou et al. 2024, arXiv 2410.17897; its code has 0.5, 0.5).
+    ``heads``: the options of ``MultiHead``.
     """
 
     def __init__(

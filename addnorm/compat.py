@@ -149,10 +149,12 @@ def _split(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
 @final
 @dataclass(frozen=True)
 class Uniform:
-    """An init rule: uniform about 0 with the standard deviation ``base(role, fan_in, fan_out)``."""
+    """An init rule: uniform about 0."""
 
     text: str
+    """What ``explain`` says of it."""
     base: Callable[[str, int, int], float]
+    """(role, fan_in, fan_out) -> the standard deviation."""
 
     def std(self, role: str, shape: tuple[int, ...]) -> float:
         """What is declared for a weight of shape (fan_out, fan_in)."""
@@ -346,7 +348,11 @@ class _Layer(_Coder, ABC):
 
 @final
 class TransformerEncoderLayer(_Layer):
-    """``nn.TransformerEncoderLayer``: self-attention, then an MLP."""
+    """``nn.TransformerEncoderLayer``: self-attention, then an MLP.
+
+    The arguments are those of ``nn.TransformerEncoderLayer``, and
+    ``scheme``: a function Site -> Wiring, or its name; None: the wiring of ``norm_first``.
+    """
 
     side, kinds = "encoder", ("attn", "mlp")
 
@@ -362,7 +368,11 @@ class TransformerEncoderLayer(_Layer):
 
 @final
 class TransformerDecoderLayer(_Layer):
-    """``nn.TransformerDecoderLayer``: self-attention, attention to ``memory``, then an MLP."""
+    """``nn.TransformerDecoderLayer``: self-attention, attention to ``memory``, then an MLP.
+
+    The arguments are those of ``nn.TransformerDecoderLayer``, and
+    ``scheme``: a function Site -> Wiring, or its name; None: the wiring of ``norm_first``.
+    """
 
     side, kinds = "decoder", ("attn", "cross", "mlp")
 
@@ -410,9 +420,12 @@ def _stacked(
 class TransformerEncoder(_Coder):
     """``nn.TransformerEncoder``: ``num_layers`` clones of a layer.
 
-    With a scheme, given here or to the layer, that many blocks are built like the layer, each for
-    its place. ``depths`` are the blocks of encoder and decoder where both exist: DeepNorm and
-    Sub-LN need them. ``enable_nested_tensor`` and ``mask_check`` concern a fast path of PyTorch's
+    The arguments are those of ``nn.TransformerEncoder``, and
+    ``scheme``: a function Site -> Wiring, or its name; None: the layer's. With one, that many
+    blocks are built like the layer, each for its place.
+    ``depths``: the blocks of encoder and decoder where both exist: DeepNorm and Sub-LN need them.
+
+    ``enable_nested_tensor`` and ``mask_check`` concern a fast path of PyTorch's
     that does not exist here: accepted, and without effect.
     """
 
@@ -447,7 +460,13 @@ class TransformerEncoder(_Coder):
 
 @final
 class TransformerDecoder(_Coder):
-    """``nn.TransformerDecoder``; ``scheme`` and ``depths`` as in ``TransformerEncoder``."""
+    """``nn.TransformerDecoder``: ``num_layers`` clones of a layer.
+
+    The arguments are those of ``nn.TransformerDecoder``, and
+    ``scheme``: a function Site -> Wiring, or its name; None: the layer's. With one, that many
+    blocks are built like the layer, each for its place.
+    ``depths``: the blocks of encoder and decoder where both exist: DeepNorm and Sub-LN need them.
+    """
 
     prefix = "layers.{}."
 
@@ -483,7 +502,9 @@ class TransformerDecoder(_Coder):
 class Transformer(nn.Module):
     """``nn.Transformer``, its double final norm with ``norm_first=False`` included.
 
-    With a scheme both stacks know the depth of the other, and end as the scheme says.
+    The arguments are those of ``nn.Transformer``, and
+    ``scheme``: a function Site -> Wiring, or its name; None: the wiring of ``norm_first``.
+    With one, both stacks know the depth of the other, and end as the scheme says.
     """
 
     encoder: Any

@@ -24,29 +24,35 @@ class Cache(Protocol):
 
 
 class Memory(NamedTuple):
-    """The encoder's output, for cross-attention, and who may look at it: masks as in Context."""
+    """The encoder's output, for cross-attention, and who may look at it."""
 
-    x: Tensor  # (B, S, D)
+    x: Tensor
+    """(B, S, D)."""
     valid: Tensor | None = None
+    """(B, S), boolean: True = real token of the encoder."""
     attend: Tensor | None = None
+    """(T, S), (B, T, S) or (B, H, T, S), boolean: True = may look."""
     bias: Tensor | None = None
+    """Added to the attention logits; shapes as ``attend``."""
 
 
 class Context(NamedTuple):
     """What the caller of a stack says besides its input, to all sublayers alike. Forward writes to
-    nothing of it but the cache.
-
-    Masks are boolean and say what *may* happen: ``valid`` (B, S) True = real token, ``attend``
-    (T, S), (B, T, S) or (B, H, T, S) True = may look. ``bias`` of the same shapes is added to the
-    attention logits.
+    nothing of it but the cache. Masks say what *may* happen.
     """
 
     valid: Tensor | None = None
+    """(B, S), boolean: True = real token, those in the cache first."""
     attend: Tensor | None = None
+    """(T, S), (B, T, S) or (B, H, T, S), boolean: True = may look."""
     bias: Tensor | None = None
-    positions: Tensor | None = None  # (T,) or (B, T), of the tokens in x; default 0, 1, ...
+    """Added to the attention logits; shapes as ``attend``."""
+    positions: Tensor | None = None
+    """(T,) or (B, T), of the tokens in x; None: 0, 1, ..."""
     memory: Memory | None = None
+    """What cross-attention looks at."""
     cache: Cache | None = None
+    """Keys and values of earlier tokens, to which attention appends."""
 
 
 class Here(NamedTuple):

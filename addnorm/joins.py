@@ -31,7 +31,8 @@ class Replace(Plain):
 
 @final
 class Scaled(Plain):
-    """keep * x + f(x), DeepNorm's alpha (Wang et al. 2022, arXiv 2203.00555)."""
+    """keep * x + f(x), with a fixed ``keep``: DeepNorm's alpha (Wang et al. 2022, arXiv
+    2203.00555)."""
 
     defers = True
 
@@ -68,7 +69,7 @@ class Fork(nn.Module):
 
 @final
 class Rejoin(nn.Module):
-    """x + N(d), at the exit of a ResiDual stack."""
+    """x + N(d), at the exit of a ResiDual stack; ``norm`` is N."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -86,6 +87,9 @@ class Slerp(Plain):
 
     a = |alpha| * start * sqrt(dim) elementwise; alpha is stored at 1 / sqrt(dim), the scale of the
     weights, so that one learning rate fits both.
+
+    ``dim``: the width of the stream.
+    ``start``: the step's size at init.
     """
 
     normalizes = "the stream itself, to unit length"
@@ -135,6 +139,9 @@ class Hyper(Join):
     At init A_m picks stream (index mod n), A_r is the identity, B is all ones and the dynamic part
     is 0: every stream is then the one of pre-norm. H has shape (n, B, T, D). The mixing runs in
     float32 whatever autocast says: it *is* the residual stream.
+
+    ``site``: where the sublayer sits: its index, its width and the norm N of H.
+    ``n``: how many streams there are; at least 1.
     """
 
     normalizes = "what the mixtures depend on"
@@ -187,7 +194,7 @@ class Hyper(Join):
 
 @final
 class Expand(nn.Module):
-    """x repeated n times, at the entrance of a hyper-connected stack."""
+    """x repeated ``n`` times, at the entrance of a hyper-connected stack."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -240,6 +247,10 @@ class LearnedGain(Weighing):
 
     ReZero: a scalar that starts at 0 (Bachlechner et al. 2020, arXiv 2003.04887). LayerScale: a
     vector that starts small (Touvron et al. 2021, arXiv 2103.17239).
+
+    ``base``: the join that it is put around.
+    ``shape``: (1,) for a scalar, (dim,) for a vector.
+    ``start``: the value at init.
     """
 
     def __init__(self, base: Join, shape: tuple[int, ...], start: float) -> None:
@@ -261,7 +272,11 @@ class LearnedGain(Weighing):
 @final
 class DropPath(Weighing):
     """f(x) left out for a whole sample with probability p in training, and scaled up by 1 / (1 - p)
-    otherwise (stochastic depth, Huang et al. 2016, arXiv 1603.09382)."""
+    otherwise (stochastic depth, Huang et al. 2016, arXiv 1603.09382).
+
+    ``base``: the join that it is put around.
+    ``p``: the probability, in [0, 1).
+    """
 
     def __init__(self, base: Join, p: float) -> None:
         super().__init__(base)

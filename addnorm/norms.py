@@ -82,6 +82,8 @@ class Norm(nn.Module, ABC):
 class Settled(Norm, ABC):
     """A norm that gets the stream with the addition done, and keeps the dtype policy by itself.
 
+    ``dim``: the features, None: whatever comes; ``parameters``: each as (shape, value at init).
+
     Example, with one parameter for each feature::
 
         class PeakNorm(Settled):
@@ -111,8 +113,12 @@ class Settled(Norm, ABC):
 class LayerNorm(Norm):
     """y = weight * (x - mean) / sqrt(var + eps) + bias over the last dimension (Ba et al. 2016).
 
-    The variance is the biased one. ``bias=False`` as in PaLM; ``affine=False`` has no parameters
-    at all, as in OLMo 1.
+    The variance is the biased one.
+
+    ``dim``: the size of the last dimension.
+    ``eps``: added to the variance; at least 0.
+    ``bias``: False leaves the bias out, as in PaLM.
+    ``affine``: False leaves weight and bias out, as in OLMo 1.
     """
 
     weight: Tensor | None
@@ -142,6 +148,9 @@ class UnbiasedLayerNorm(Settled):
     """y = weight * (x - mean) / (std + eps) + bias, std with n - 1 and eps outside the root.
 
     Not LayerNorm, but a widely copied tutorial's; kept for weights that were trained with it.
+
+    ``dim``: the size of the last dimension; at least 2.
+    ``eps``: added to the standard deviation; at least 0.
     """
 
     weight: Tensor
@@ -171,9 +180,12 @@ class UnbiasedLayerNorm(Settled):
 class RMSNorm(Norm):
     """y = (weight_offset + weight) * x / sqrt(mean(x^2) + eps) (Zhang & Sennrich 2019).
 
-    ``weight_offset=1`` stores the weight around zero, so that weight decay pulls the factor to 1
-    (Gemma). ``cast="llama"`` rounds to x's dtype before the weight (Llama, T5), ``"fp32"`` after.
-    ``affine=False`` is the norm without a weight (OLMo 1 style).
+    ``dim``: the size of the last dimension.
+    ``eps``: added to the mean square; at least 0.
+    ``weight_offset``: 1 stores the weight around zero, so that weight decay pulls the factor to 1
+    (Gemma).
+    ``cast``: "llama" rounds to x's dtype before the weight (Llama, T5), "fp32" after it.
+    ``affine``: False leaves the weight out (OLMo 1 style).
     """
 
     weight: Tensor | None
@@ -211,7 +223,11 @@ class RMSNorm(Norm):
 
 @final
 class L2Norm(Norm):
-    """y = sqrt(dim) * x / ||x||, no parameters: RMSNorm without its weight (nanochat, modded)."""
+    """y = sqrt(dim) * x / ||x||, no parameters: RMSNorm without its weight (nanochat, modded).
+
+    ``dim``: the size of the last dimension.
+    ``eps``: added to the mean square; at least 0.
+    """
 
     def __init__(self, dim: int, eps: float = 1e-6):
         super().__init__(dim)
@@ -228,7 +244,11 @@ class L2Norm(Norm):
 
 @final
 class ScaleNorm(Settled):
-    """y = g * x / max(||x||, eps), one learned scalar g = sqrt(dim) at first (Nguyen 2019)."""
+    """y = g * x / max(||x||, eps), one learned scalar g = sqrt(dim) at first (Nguyen 2019).
+
+    ``dim``: the size of the last dimension.
+    ``eps``: the least length that a vector is divided by; at least 0.
+    """
 
     weight: Tensor
 
@@ -250,6 +270,10 @@ class DyT(Settled):
     """y = weight * tanh(alpha * x) + bias: no statistics at all (Zhu et al. 2025).
 
     The published LLaMA runs use another alpha for attention than elsewhere and no bias.
+
+    ``dim``: the size of the last dimension.
+    ``alpha``: where the learned scalar begins.
+    ``bias``: False leaves the bias out.
     """
 
     alpha: Tensor
@@ -277,6 +301,9 @@ class ChannelsFirstLayerNorm(Norm):
     """LayerNorm over the channels of an image (B, C, H, W), each pixel on its own (ConvNeXt).
 
     Not GroupNorm(1, C), which also takes its statistics over the pixels.
+
+    ``dim``: the number of channels, C.
+    ``eps``: added to the variance; at least 0.
     """
 
     axis = 1
@@ -309,6 +336,10 @@ class BatchNorm(Settled):
     Training and evaluation compute different functions, padding must be masked out of the
     statistics (``valid``), and a token sees every other one: refused in causal stacks. The running
     statistics are written in forward, so activation checkpointing updates them twice a step.
+
+    ``dim``: the number of channels, the size of the last dimension.
+    ``eps``: added to the variance; at least 0.
+    ``momentum``: the share of the newest batch in the running statistics, from 0 to 1.
     """
 
     crosses_tokens = True
@@ -351,6 +382,10 @@ class GroupNorm(Settled):
     """Groups of channels over all real tokens of a sample (Wu & He 2018). For comparison only.
 
     It equals LayerNorm only for one group and one token. Refused in causal stacks.
+
+    ``dim``: the number of channels, the size of the last dimension.
+    ``groups``: into how many the channels are divided; divides ``dim``.
+    ``eps``: added to the variance; at least 0.
     """
 
     crosses_tokens = True
@@ -377,7 +412,7 @@ class GroupNorm(Settled):
 
 @final
 class Foreign(Norm):
-    """Anybody's tensor-to-tensor module as a Norm: the addition first, then the module."""
+    """Anybody's tensor-to-tensor ``module`` as a Norm: the addition first, then the module."""
 
     def __init__(self, module: nn.Module):
         super().__init__(None)
@@ -388,6 +423,17 @@ class Foreign(Norm):
     ) -> tuple[Tensor, Tensor]:
         stream = ops.settle(x, residual, keep, gain)
         return self.module(stream).to(x.dtype), stream
+
+
+def refuse_crossing(stack: nn.Module) -> None:
+    """Raise if a norm in a causal stack takes its statistics over several tokens."""
+    for name, module in stack.named_modules():
+        if isinstance(module, Norm) and module.crosses_tokens:
+            raise ValueError(
+                f"{type(module).__name__} at {name} takes its statistics over several tokens: in a "
+                "causal stack every token would see those after it. Use a norm of one token, or "
+                "side='encoder'"
+            )
 
 
 def as_norm(module: nn.Module) -> Norm:

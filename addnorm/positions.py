@@ -21,7 +21,10 @@ class Sinusoidal(nn.Module):
     """PE(p, 2i) = sin(p / 10000^(2i/dim)), PE(p, 2i + 1) = cos(the same) (Vaswani et al. 2017).
 
     ``sinusoidal(positions)`` (..., T) -> (..., T, dim), in float64 for float64 positions. Any
-    length; an odd dim lacks the last cosine.
+    length.
+
+    ``dim``: the width of the code; an odd one lacks the last cosine.
+    ``base``: of the wavelengths, which go from 2 pi to 2 pi * base.
     """
 
     def __init__(self, dim: int, base: float = 10000.0) -> None:
@@ -38,7 +41,12 @@ class Sinusoidal(nn.Module):
 
 @final
 class Learned(nn.Module):
-    """A learned vector for each of ``length`` positions, as in GPT-2: (..., T) -> (..., T, dim)."""
+    """A learned vector for each position, as in GPT-2: (..., T) -> (..., T, dim).
+
+    ``length``: how many positions there are: 0, 1, ..., length - 1.
+    ``dim``: the width of the vectors.
+    ``std``: the standard deviation with which they begin.
+    """
 
     def __init__(self, length: int, dim: int, std: float = 0.02) -> None:
         super().__init__()
@@ -84,6 +92,9 @@ class RoPE(AttentionPosition):
     """Pairs (x_j, x_{j + d/2}) are rotated by position * base^(-2j/d) (Su et al. 2021).
 
     The pairing is that of Llama and Hugging Face ("rotate half"), not of the paper's neighbours.
+
+    ``head_dim``: the width d of a head; even.
+    ``base``: of the frequencies.
     """
 
     def __init__(self, head_dim: int, base: float = 10000.0) -> None:
@@ -115,6 +126,8 @@ class ALiBi(AttentionPosition):
     """logits - slope_h * (i - j), no position code else (Press et al. 2022, arXiv 2108.12409).
 
     Without a causal mask the distance counts both ways, |i - j|.
+
+    ``n_heads``: how many heads there are, each with its slope.
     """
 
     def __init__(self, n_heads: int) -> None:

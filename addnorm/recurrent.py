@@ -311,6 +311,15 @@ class LayerNormLSTM(Recurrent):
     c itself is never normalized: only what is read from it is. b1, b2 and b add up to one vector,
     as published; ``bias=False`` removes all of them and b3. b begins at 1 for the forget gate and
     at 0 elsewhere; without b the forget gate begins around sigmoid(0), like the others.
+
+    ``input_size``: the features of the input, D.
+    ``hidden_size``: the features of the state, H.
+    ``num_layers``: layers, one above the other.
+    ``bias``: False leaves out every additive parameter.
+    ``batch_first``: input and output are (B, T, features), not (T, B, features).
+    ``dropout``: on the output of each layer but the last, in [0, 1].
+    ``bidirectional``: each layer also runs backwards; the output has 2 * H features.
+    ``eps``: added to the variance of every norm.
     """
 
     layer = LSTMLayer
@@ -332,6 +341,15 @@ class LayerNormGRU(Recurrent):
 
     z is the share of what is *new*, as in the paper; in ``nn.GRU`` it is the share of what stays.
     The norms' biases are the only ones; ``bias=False`` removes them.
+
+    ``input_size``: the features of the input, D.
+    ``hidden_size``: the features of the state, H.
+    ``num_layers``: layers, one above the other.
+    ``bias``: False leaves out every additive parameter.
+    ``batch_first``: input and output are (B, T, features), not (T, B, features).
+    ``dropout``: on the output of each layer but the last, in [0, 1].
+    ``bidirectional``: each layer also runs backwards; the output has 2 * H features.
+    ``eps``: added to the variance of every norm.
     """
 
     layer = GRULayer

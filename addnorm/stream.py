@@ -32,7 +32,7 @@ from addnorm import ops
 from addnorm.context import Context, Here
 from addnorm.init import PLAIN, InitRule
 from addnorm.masks import check_masks
-from addnorm.norms import LayerNorm, Norm, as_norm
+from addnorm.norms import LayerNorm, as_norm, refuse_crossing
 from addnorm.ops.reference import Scale, is_one
 
 # --- what travels -------------------------------------------------------------------------------
@@ -45,11 +45,11 @@ class Stream(NamedTuple):
     itself may be gone (resharded) when the next sublayer adds.
     """
 
-    h: Tensor
-    v: Tensor | None = None
+    h: Tensor  # (B, T, dim)
+    v: Tensor | None = None  # a branch output that is not added yet
     keep: Scale = 1.0
     gain: Scale = 1.0
-    taps: Mapping[str, Tensor] | None = None
+    taps: Mapping[str, Tensor] | None = None  # what later sublayers read again, by name
 
     def settle(self) -> Tensor:
         """The residual with nothing pending."""
@@ -66,10 +66,10 @@ class Site:
 
     kind: str  # "embed", then "attn", "cross", "mlp" or what the branches are called, then "head"
     index: int  # among the sublayers: -1 for embed, total for head
-    total: int
+    total: int  # sublayers of the stack
     block: int  # a block begins wherever the first kind of branch comes again
-    blocks: int
-    dim: int
+    blocks: int  # of the stack
+    dim: int  # the width of the stream
     norm: Callable[[int], nn.Module]  # the configured factory, dim -> Norm
     side: str = "decoder"  # "encoder" or "decoder"; a decoder is causal
     depths: tuple[int, int] = (0, 0)  # blocks of the encoder and of the decoder, 0 = there is none
@@ -86,7 +86,7 @@ class Wiring:
     out: nn.Module | None = None  # on the branch output, before it is added
     post: "AddNorm | None" = None  # on the stream, after it is added
     join: "Join | None" = None  # how the stream is read and written; None = plain addition
-    init: InitRule = PLAIN
+    init: InitRule = PLAIN  # fills the weights of the branch, at the ends those of the tables
     care: Callable[[str, Tensor, int], None] | None = None  # (role, weight, step) after each step
     enter: nn.Module | None = None  # at embed: (Stream, valid) -> Stream
     exit: nn.Module | None = None  # at head: (Stream, valid) -> Stream
@@ -145,6 +145,10 @@ class AddNorm(nn.Module):
 
     Also for other people's models: ``h = x + f(norm(x))`` written as
     ``y, h = addnorm(f_out, h)`` at each boundary is the same computation in one call.
+
+    ``dim``: the width of the stream, the size of the last dimension.
+    ``norm``: dim -> norm; anybody's module will do.
+    ``scale``: a fixed factor on y; the stream does not get it.
     """
 
     def __init__(
@@ -247,7 +251,8 @@ class _RoleNotes:
 
 @final
 class Sublayer(nn.Module):
-    """One branch with everything its scheme puts around it."""
+    """One branch with everything its scheme puts around it: the branch is ``make(inner=, init=)``,
+    ``wiring`` is what the scheme decided for this ``site``."""
 
     def __init__(self, make: MakeBranch, wiring: Wiring, site: Site) -> None:
         super().__init__()
@@ -288,9 +293,14 @@ class Stack(nn.Module):
     """Sublayers in a row on one stream: (B, T, dim) -> (B, T, dim), in the stream's dtype, which
     is that of x whatever the branches compute in.
 
-    ``branches`` is a list of (kind, make); ``make(inner=, init=)`` returns a module that is called
-    as ``branch(u, here)``. ``side="decoder"`` says that the stack is causal. ``depths`` are the
-    blocks of encoder and decoder where both exist: some designs depend on them.
+    ``branches``: a list of (kind, make); ``make(inner=, init=)`` returns a module that is called
+    as ``branch(u, here)``.
+    ``dim``: the width of the stream.
+    ``scheme``: a function Site -> Wiring; ``schemes.parse(name)`` returns one.
+    ``norm``: dim -> norm, the norm that a scheme is given.
+    ``side``: "encoder", or "decoder", which is causal.
+    ``depths``: the blocks of encoder and decoder where both exist, as some designs depend on them;
+    None: the other does not exist.
     """
 
     def __init__(
@@ -338,7 +348,7 @@ class Stack(nn.Module):
         self.inits = {"embed": first.init, "head": last.init}
         self.cares = {"embed": first.care, "head": last.care}
         if side == "decoder":
-            _refuse_crossing(self)
+            refuse_crossing(self)
         self.followers: list[Callable[[int], None]] = []
         """An adapter's: called with the step in ``after_step``."""
         self.overdue = False
@@ -437,13 +447,3 @@ def _note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
 def _watch_optimizers() -> None:
     """Once, for the first such stack: torch calls the hook after every optimizer's step."""
     register_optimizer_step_post_hook(_note_step)
-
-
-def _refuse_crossing(stack: Stack) -> None:
-    for name, module in stack.named_modules():
-        if isinstance(module, Norm) and module.crosses_tokens:
-            raise ValueError(
-                f"{type(module).__name__} at {name} takes its statistics over several tokens: in a "
-                "causal stack every token would see those after it. Use a norm of one token, or "
-                "side='encoder'"
-            )

@@ -35,17 +35,26 @@ WINDOWS = 8  # of a text longer than the context, side by side with halves in co
 @final
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """What a classifier is."""
+    """What a text classifier is, checked when it is made."""
 
     vocab_size: int
+    """How many ids there are; at least 1."""
     classes: int
+    """How many classes there are; at least 1."""
     context_length: int = 256
+    """The most tokens that one call reads; at least 1."""
     dim: int = 128
+    """The width of the residual stream; a multiple of ``n_heads``."""
     n_layers: int = 2
+    """Blocks of attention and MLP; at least 1."""
     n_heads: int = 4
-    pairs: int = 0  # rows of the table of neighbours; 0: there is none
+    """Heads of each attention; at least 1."""
+    pairs: int = 0
+    """Rows of the table of neighbours; 0: there is none."""
     scheme: str = "pre_norm"
+    """Where the norms are: any text for ``schemes.parse``."""
     dropout: float = 0.0
+    """After the embedding, inside the MLP and on branch outputs, in [0, 1)."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "classes", "context_length", "dim", "n_layers", "n_heads"):
@@ -60,7 +69,10 @@ class ClassifierConfig:
 
 @final
 class TextClassifier(nn.Module):
-    """(B, T) ids, of which ``valid`` are real -> logits (B, classes)."""
+    """(B, T) ids, of which ``valid`` are real -> logits (B, classes).
+
+    ``config``: all of its choices.
+    """
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()

@@ -32,7 +32,10 @@ from addnorm.stream import Stack
 
 @final
 class GPT(nn.Module):
-    """A decoder-only language model: ``model(ids) -> logits``, (B, T) -> (B, T, vocab_size)."""
+    """A decoder-only language model: ``model(ids) -> logits``, (B, T) -> (B, T, vocab_size).
+
+    ``config``: all of its choices; ``GPT.preset(name)`` has the published ones.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

@@ -26,30 +26,52 @@ MLPS = {"plain": MLP, "gated": GatedMLP}
 @final
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """What a GPT is. The defaults are GPT-2's."""
+    """What a GPT is, checked when it is made. The defaults are GPT-2's."""
 
     vocab_size: int
+    """How many ids there are; at least 1."""
     context_length: int
+    """The most tokens that one call reads; at least 1."""
     dim: int
+    """The width of the residual stream; a multiple of ``n_heads``."""
     n_layers: int
+    """Blocks of attention and MLP; at least 1."""
     n_heads: int
-    scheme: str = "pre_norm"  # any text for schemes.parse
+    """Query heads of each attention; at least 1."""
+    scheme: str = "pre_norm"
+    """Where the norms are: any text for ``schemes.parse``."""
     norm: str = "layer"
-    eps: float = 1e-5  # of every norm that has one
+    """The norm of the stream, a key of ``NORMS``."""
+    eps: float = 1e-5
+    """Of every norm that has one; at least 0."""
     position: str = "learned"
+    """The position code, one of ``POSITIONS``."""
     rope_base: float = 10000.0
-    n_kv_heads: int | None = None  # None: as many as n_heads
-    qk_norm: str | None = None  # a norm on queries and keys, by name
-    window: int | None = None  # sliding-window attention
+    """The base of RoPE's frequencies; above 0."""
+    n_kv_heads: int | None = None
+    """Key and value heads, a divisor of ``n_heads``; None: as many."""
+    qk_norm: str | None = None
+    """The norm of queries and keys, a key of ``NORMS``; None: none."""
+    window: int | None = None
+    """How many tokens each one sees, itself included; None: all before it."""
     attention_softcap: float | None = None
+    """Caps the attention logits z: softcap * tanh(z / softcap); above 0; None: no cap."""
     mlp: str = "plain"
+    """The MLP, a key of ``MLPS``."""
     activation: str = "gelu_tanh"
-    hidden: int | None = None  # None: 4 * dim
+    """The MLP's, a key of ``branches.ACTIVATIONS``."""
+    hidden: int | None = None
+    """The width inside the MLP; None: 4 * dim."""
     bias: bool = True
-    tied: bool = True  # the head is the token embedding
-    softcap: float | None = None  # on the final logits
-    vocab_multiple: int = 1  # the tables are padded to a multiple; no id or logit beyond vocab_size
+    """Whether the linear layers of attention and MLP have biases."""
+    tied: bool = True
+    """Whether the head is the token embedding."""
+    softcap: float | None = None
+    """Caps the final logits, as ``attention_softcap``; None: no cap."""
+    vocab_multiple: int = 1
+    """The tables have a multiple of this number of rows; no id or logit is beyond vocab_size."""
     dropout: float = 0.0
+    """After the embedding, on attention weights and on branch outputs, in [0, 1)."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "dim", "n_layers", "n_heads"):

@@ -18,16 +18,23 @@ from addnorm.stream import MakeBranch, Scheme, Stack
 
 
 class BlockOptions(TypedDict, total=False):
-    """What encoder and decoder share. ``hidden`` is 4 * dim unless given, ``attention_dropout``,
-    that of the attention's weights, ``dropout``: above 0 it keeps CPUs from fused attention."""
+    """The options that ``encoder``, ``decoder`` and ``EncoderDecoder`` share."""
 
     hidden: int | None
+    """The width inside the MLP; None, the default: 4 * dim."""
     norm: Callable[[int], nn.Module]
+    """dim -> norm; the default is LayerNorm."""
     activation: str
+    """The MLP's, a key of ``branches.ACTIVATIONS``; "gelu" by default."""
     bias: bool
+    """Whether the linear layers have biases; True by default."""
     dropout: float
+    """On the outputs of branches and inside the MLP, in [0, 1); 0 by default."""
     attention_dropout: float
+    """On attention weights, that of ``dropout`` by default; above 0 it keeps CPUs from fused
+    attention."""
     position: AttentionPosition | None
+    """A position code inside self-attention; None by default."""
 
 
 def encoder(
@@ -39,7 +46,15 @@ def encoder(
     depths: tuple[int, int] | None = None,
     **options: Unpack[BlockOptions],
 ) -> Stack:
-    """Blocks of self-attention and MLP in which every token sees every real one."""
+    """Blocks of self-attention and MLP in which every token sees every real one.
+
+    ``dim``: the width of the stream.
+    ``n_heads``: heads of each attention; divides ``dim``.
+    ``n_layers``: blocks.
+    ``scheme``: a function Site -> Wiring, such as ``schemes.pre_norm``.
+    ``depths``: the blocks of encoder and decoder where both exist; None: there is no decoder.
+    ``options``: as in ``BlockOptions``.
+    """
     attention, _, mlp = _makes(dim, n_heads, causal=False, **options)
     return Stack(
         [("attn", attention), ("mlp", mlp)] * n_layers,
@@ -61,7 +76,15 @@ def decoder(
     depths: tuple[int, int] | None = None,
     **options: Unpack[BlockOptions],
 ) -> Stack:
-    """Blocks of causal self-attention, attention to ``Context.memory`` if ``cross``, and MLP."""
+    """Blocks of causal self-attention, attention to ``Context.memory`` if ``cross``, and MLP.
+
+    ``dim``: the width of the stream.
+    ``n_heads``: heads of each attention; divides ``dim``.
+    ``n_layers``: blocks.
+    ``scheme``: a function Site -> Wiring, such as ``schemes.pre_norm``.
+    ``depths``: the blocks of encoder and decoder where both exist; None: there is no encoder.
+    ``options``: as in ``BlockOptions``.
+    """
     attention, memory, mlp = _makes(dim, n_heads, causal=True, **options)
     between = [("cross", memory)] if cross else []
     return Stack(
@@ -76,10 +99,14 @@ def decoder(
 
 @final
 class EncoderDecoder(nn.Module):
-    """An encoder and a decoder that looks at what it made.
+    """An encoder and a decoder that looks at the encoder's output.
 
-    ``n_layers`` is the depth of both or (encoder, decoder). DeepNorm and Sub-LN take their
+    ``dim``: the width of both streams.
+    ``n_heads``: heads of each attention; divides ``dim``.
+    ``n_layers``: the blocks of each, or (encoder, decoder). DeepNorm and Sub-LN take their
     constants from both.
+    ``scheme``: a function Site -> Wiring, such as ``schemes.post_norm``.
+    ``options``: as in ``BlockOptions``, for both.
     """
 
     def __init__(

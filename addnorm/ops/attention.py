@@ -23,23 +23,26 @@ MATRIX_UNITS = torch.cpu._is_amx_tile_supported()
 
 
 class AttentionCall(NamedTuple):
-    """The arguments of ``attend``.
-
-    q (B, H, T, D), k and v (B, Hkv, S, D), where Hkv divides H: a key head serves H / Hkv query
-    heads. ``mask``, True = may look, and ``bias`` broadcast to (B, H, T, S). ``causal`` is for
-    T = S and replaces ``mask``. With ``softcap`` a logit z becomes softcap * tanh(z / softcap)
-    before bias and mask. ``dropout`` acts on the weights.
-    """
+    """The arguments of ``attend``."""
 
     q: Tensor
+    """Queries, (B, H, T, D)."""
     k: Tensor
+    """Keys, (B, Hkv, S, D), where Hkv divides H: a key head serves H / Hkv query heads."""
     v: Tensor
+    """Values, (B, Hkv, S, D)."""
     scale: float
+    """The factor on q k^T."""
     mask: Tensor | None = None
+    """Boolean, True = may look; broadcasts to (B, H, T, S)."""
     bias: Tensor | None = None
+    """Added to the logits; broadcasts to (B, H, T, S)."""
     causal: bool = False
+    """A query sees its own key and those before it. For T = S, and in place of a mask."""
     softcap: float | None = None
+    """A logit z becomes softcap * tanh(z / softcap), before bias and mask."""
     dropout: float = 0.0
+    """On the weights, in [0, 1)."""
 
 
 @final
@@ -47,8 +50,10 @@ class AttentionCall(NamedTuple):
 class AttentionKernel:
     """A fast implementation of ``attend``.
 
-    ``forward(call)`` returns (B, H, T, D) in q's dtype, differentiable, or raises ``Declined`` with
-    the reason if this kernel does not serve the call. Every query of the call sees some key.
+    ``name``: what ``ops.explain()`` calls it.
+    ``forward``: ``forward(call)`` returns (B, H, T, D) in q's dtype, differentiable, or raises
+    ``Declined`` with the reason if this kernel does not serve the call. Every query of the call
+    sees some key.
     """
 
     operation: ClassVar[str] = "attention"

@@ -22,20 +22,30 @@ class NormCall(NamedTuple):
     """The arguments of ``add_norm``, which a kernel looks at to decide whether it serves."""
 
     x: Tensor
+    """(..., D)."""
     residual: Tensor | None
+    """Of the same shape; None: the stream is gain * x."""
     weight: Tensor | None
+    """(D,)."""
     bias: Tensor | None
+    """(D,)."""
     keep: Scale
+    """The factor on ``residual``: a number, or a tensor that broadcasts to it."""
     gain: Scale
+    """The factor on ``x``: a number, or a tensor that broadcasts to it."""
     spec: NormSpec
+    """Which norm it is."""
 
 
 class NormOutput(NamedTuple):
-    """What a kernel's forward gives; ``statistics`` are tensors that its backward reads again."""
+    """What a kernel's forward gives."""
 
     normed: Tensor
+    """In the dtype of x."""
     stream: Tensor
+    """keep * residual + gain * x, in the dtype of the residual."""
     statistics: tuple[Tensor, ...]
+    """What its backward reads again."""
 
 
 @final
@@ -43,11 +53,12 @@ class NormOutput(NamedTuple):
 class NormKernel:
     """A fast implementation of ``add_norm``.
 
-    ``forward(call)`` is called without gradients, and raises ``Declined`` with the reason if this
-    kernel does not serve the call, at once or after a look at its values.
-    ``backward(dy, dstream, stream, statistics, weight, bias, spec)`` returns the gradients of the
-    stream (including ``dstream``, None where nobody else reads it), the weight and the bias. The
-    chain through keep and gain is not the kernel's.
+    ``name``: what ``ops.explain()`` calls it.
+    ``forward``: ``forward(call)`` is called without gradients, and raises ``Declined`` with the
+    reason if this kernel does not serve the call, at once or after a look at its values.
+    ``backward``: ``backward(dy, dstream, stream, statistics, weight, bias, spec)`` returns the
+    gradients of the stream (including ``dstream``, None where nobody else reads it), the weight
+    and the bias. The chain through keep and gain is not the kernel's.
     """
 
     operation: ClassVar[str] = "add_norm"

@@ -29,7 +29,10 @@ KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (BytePairs, Characte
 
 @final
 class Tokenizer:
-    """Text to ids and back. Made by ``from_pretrained``, ``train``, ``characters`` or ``bytes``."""
+    """Text to ids and back. Made by ``from_pretrained``, ``train``, ``characters`` or ``bytes``.
+
+    ``kind``: what its tokens are and how they are found in a text.
+    """
 
     def __init__(self, kind: Kind):
         self._kind = kind
