@@ -49,22 +49,18 @@ def _gradients_at(kit: Kit, w: Width, dtype: torch.dtype) -> Said:
         )
         return
     gain, shift = kit.gain_name(w), kit.bias_name(w)
-    held = dict(module.named_parameters())
-    named = [("weight", gain), ("bias", shift)]
-    wanted = [x, *(held[n] for _, n in named if n is not None)]
-    got = list(torch.autograd.grad(y, wanted, dy.to(y.dtype), allow_unused=True))
+    parameters = dict(module.named_parameters())
+    roles = {role: n for role, n in (("weight", gain), ("bias", shift)) if n is not None}
+    variables = [x, *(parameters[n] for n in roles.values())]
+    grads = torch.autograd.grad(y, variables, dy.to(y.dtype), allow_unused=True)
     dyd = dy.double()
-    yield from _input_gradient(kit, w, name, x, got[0], dyd, weight, hat)
-    index = 1
-    for role, n in named:
-        if n is None:
-            continue
+    yield from _input_gradient(kit, w, name, x, grads[0], dyd, weight, hat)
+    for role, grad in zip(roles, grads[1:], strict=True):
         terms = dyd * hat if role == "weight" else dyd
-        found = list(_parameter_gradient(role, got[index], terms, dtype, w))
-        index += 1
-        if found and role not in kit.wrong:  # in the widest dtype that shows it
+        findings = list(_parameter_gradient(role, grad, terms, dtype, w))
+        if findings and role not in kit.wrong:  # in the widest dtype that shows it
             kit.wrong.add(role)
-            yield from found
+            yield from findings
 
 
 def _input_gradient(
@@ -72,7 +68,7 @@ def _input_gradient(
     w: Width,
     name: str,
     x: Tensor,
-    got: Tensor | None,
+    grad: Tensor | None,
     dy: Tensor,
     weight: Tensor | None,
     hat: Tensor,
@@ -82,15 +78,15 @@ def _input_gradient(
     if weight is not None:
         right = gradients(dy, hat, r, kit.kind)[RIGHT]
         family["the weight is left out"] = ("norm-bad-gradient", right)
-    have = torch.zeros_like(x) if got is None else got
-    off = all_off_by(have, {told: value for told, (_, value) in _pairs(family).items()})
+    have = torch.zeros_like(x) if grad is None else grad
+    off = all_off_by(have, {what: value for what, (_, value) in _pairs(family).items()})
     # Relative to r * g, which the other terms may cancel (of two features nearly all): roundings of
     # g, of the products and of the result, at most 8 units of the dtype; float32 sums, n + 10.
     # xhat and r are as exact as x - mean is, which loses mean|x| / deviation.
     dtype = x.dtype
     v = unit(torch.float64 if dtype == torch.float64 else torch.float32)
-    lost = float((x.detach().double().abs().mean(-1, keepdim=True) * r).max())
-    bound = 8 * unit(dtype) + (w.dim + 10) * v * (1 + lost)
+    cancelled = float((x.detach().double().abs().mean(-1, keepdim=True) * r).max())
+    bound = 8 * unit(dtype) + (w.dim + 10) * v * (1 + cancelled)
     if w.match is not None:
         bound += 10 * w.match.distance  # what is computed in float32 whatever it is given
     g = dy if weight is None else dy * weight
@@ -108,7 +104,7 @@ def _input_gradient(
         rule,
         "error",
         {"dtype": name, "dim": w.dim, "bound": bound}
-        | {f"distance: {told}": d for told, d in sorted(off.items(), key=lambda i: i[1])[:4]},
+        | {f"distance: {what}": d for what, d in sorted(off.items(), key=lambda i: i[1])[:4]},
         f"The gradient of x in {name} is off by {off[RIGHT]:.2g}: {best}.",
         "dx = r * (g - mean(g) - xhat * mean(g * xhat)) with g = dy * weight"
         + ("." if kit.kind == "layer" else "; for RMSNorm without mean(g)."),
@@ -171,20 +167,20 @@ def gradients(g: Tensor, hat: Tensor, r: Tensor, kind: Kind) -> dict[str, Any]:
 
 
 def _parameter_gradient(
-    role: str, got: Tensor | None, terms: Tensor, dtype: torch.dtype, w: Width
+    role: str, grad: Tensor | None, terms: Tensor, dtype: torch.dtype, w: Width
 ) -> Said:
     """``terms`` (batch, positions, dim) summed over batch and positions."""
     right = terms.sum((0, 1))
-    if got is not None and got.numel() != right.numel():
+    if grad is not None and grad.numel() != right.numel():
         yield finding(
             f"gradient-{role}",
             "error",
-            {"shape": list(got.shape), "expected": list(right.shape)},
-            f"The gradient of the {role} has shape {tuple(got.shape)}.",
+            {"shape": list(grad.shape), "expected": list(right.shape)},
+            f"The gradient of the {role} has shape {tuple(grad.shape)}.",
             "Sum over all axes but the last.",
         )
         return
-    have = torch.zeros_like(right) if got is None else got.reshape(-1)
+    have = torch.zeros_like(right) if grad is None else grad.reshape(-1)
     off = all_off_by(have, _sums(terms))
     bound = _sum_bound(terms, dtype, w)
     if off[RIGHT] <= bound:

@@ -81,7 +81,7 @@ def _flat_rows(
         if y.requires_grad:
             (dx,) = torch.autograd.grad(y.sum(), x, allow_unused=True)
             back = dx is None or bool(dx.isfinite().all())
-        wanted = torch.zeros(w.dim, dtype=torch.float64) if bias is None else bias
+        expected = torch.zeros(w.dim, dtype=torch.float64) if bias is None else bias
         # x - mean may be n float32 roundings of 3.3, divided by sqrt(eps).
         slack = (
             (w.dim + 10)
@@ -90,7 +90,7 @@ def _flat_rows(
             / math.sqrt(max(kit.eps_in(dtype), 1e-12))
         )
         slack = 4 * slack * _largest(kit.affine(w, module)[0]) + 4 * unit(dtype) * _largest(bias)
-        near = finite and float((y.detach().double() - wanted).abs().max()) <= slack + 1e-30
+        near = finite and float((y.detach().double() - expected).abs().max()) <= slack + 1e-30
         if finite and back and near:
             continue
         what = "NaN" if not finite else "NaN in backward" if not back else "not the bias"
@@ -155,21 +155,21 @@ def _strides(kit: Kit) -> Said:
             base.view(3, 4, w.dim),
         ),
     }
-    for told, (view, wanted) in views.items():
-        yield from _same(module, view, wanted, "strides", f"an input that is {told}")
+    for what, (view, expected) in views.items():
+        yield from _same(module, view, expected, "strides", f"an input that is {what}")
     # An expanded gradient is what y.sum().backward() sends.
-    held = x.clone().requires_grad_()
-    y = module(held)
+    leaf = x.clone().requires_grad_()
+    y = module(leaf)
     if y.requires_grad:
         ones = torch.ones((), device=kit.device).expand(y.shape)
-        (thin,) = torch.autograd.grad(y, held, ones, retain_graph=True, allow_unused=True)
+        (thin,) = torch.autograd.grad(y, leaf, ones, retain_graph=True, allow_unused=True)
         (full,) = torch.autograd.grad(
-            y, held, torch.ones_like(y), retain_graph=True, allow_unused=True
+            y, leaf, torch.ones_like(y), retain_graph=True, allow_unused=True
         )
         g = torch.randn_like(y)
-        (plain,) = torch.autograd.grad(y, held, g, retain_graph=True, allow_unused=True)
-        (turned,) = torch.autograd.grad(y, held, g.t().contiguous().t(), allow_unused=True)
-        for told, a, b in (("expanded", thin, full), ("transposed", turned, plain)):
+        (plain,) = torch.autograd.grad(y, leaf, g, retain_graph=True, allow_unused=True)
+        (turned,) = torch.autograd.grad(y, leaf, g.t().contiguous().t(), allow_unused=True)
+        for what, a, b in (("expanded", thin, full), ("transposed", turned, plain)):
             if a is not None and b is not None and not close(a, b):
                 # dx of a constant dy may be all rounding: an absolute comparison then.
                 if float((a - b).abs().max()) < 1e-4 * float(plain.abs().max()):
@@ -177,14 +177,14 @@ def _strides(kit: Kit) -> Said:
                 yield finding(
                     "strides",
                     "error",
-                    {"gradient": told, "difference": float((a - b).abs().max())},
-                    f"A gradient that is {told} gives another result than the same numbers "
+                    {"gradient": what, "difference": float((a - b).abs().max())},
+                    f"A gradient that is {what} gives another result than the same numbers "
                     "in order.",
                     "Call .contiguous() on dy, or read its strides.",
                 )
 
 
-def _same(module: nn.Module, x: Tensor, wanted: Tensor, rule: str, told: str) -> Said:
+def _same(module: nn.Module, x: Tensor, expected: Tensor, rule: str, what: str) -> Said:
     try:
         with torch.no_grad():
             y = module(x)
@@ -193,19 +193,19 @@ def _same(module: nn.Module, x: Tensor, wanted: Tensor, rule: str, told: str) ->
             rule,
             "warning",
             {"exception": type(e).__name__, "says": first_line(str(e))},
-            f"It refuses {told}.",
+            f"It refuses {what}.",
             "Accept it, with .contiguous() or .reshape(-1, dim) where need be.",
         )
         return
-    if y.shape != wanted.shape or not (y.numel() == 0 or close(y, wanted)):
-        same = y.shape == wanted.shape
+    if y.shape != expected.shape or not (y.numel() == 0 or close(y, expected)):
+        same = y.shape == expected.shape
         yield finding(
             rule,
             "error",
-            {"case": told, "difference": float((y - wanted).abs().max())}
+            {"case": what, "difference": float((y - expected).abs().max())}
             if same
-            else {"case": told, "shape": list(y.shape), "expected": list(wanted.shape)},
-            f"{told[0].upper()}{told[1:]} gives another result than the same numbers in rows.",
+            else {"case": what, "shape": list(y.shape), "expected": list(expected.shape)},
+            f"{what[0].upper()}{what[1:]} gives another result than the same numbers in rows.",
             "Address elements by their strides, and flatten all axes but the last.",
         )
 
@@ -219,9 +219,9 @@ def _shapes(kit: Kit) -> Said:
     with torch.no_grad():
         base = module(x)
     for shape in ((24,), (4, 6), (2, 3, 4)):
-        told = f"an input of {len(shape) + 1} axes"
-        wanted = base.view(*shape, w.dim)
-        yield from _same(module, x.view(*shape, w.dim), wanted, "leading-shapes", told)
+        what = f"an input of {len(shape) + 1} axes"
+        expected = base.view(*shape, w.dim)
+        yield from _same(module, x.view(*shape, w.dim), expected, "leading-shapes", what)
     yield from _same(module, x[0], base[0], "leading-shapes", "an input of 1 axis")
     for empty in ((0,), (2, 0)):
         nothing = x.new_zeros(*empty, w.dim)
@@ -294,9 +294,9 @@ def _deterministic(kit: Kit) -> Said:
         y = module(x)
         if not y.requires_grad:
             return []
-        wanted = [x, *(p for p in module.parameters() if p.requires_grad)]
-        found = torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True)
-        return [g for g in found if g is not None]
+        variables = [x, *(p for p in module.parameters() if p.requires_grad)]
+        grads = torch.autograd.grad(y, variables, torch.ones_like(y), allow_unused=True)
+        return [g for g in grads if g is not None]
 
     first = once()
     for _ in range(2):
@@ -360,29 +360,29 @@ def _compiles(kit: Kit) -> Said:
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, backend=kit.backend)
     eager = x.clone().requires_grad_()
-    wanted = module(eager)
-    g = torch.randn_like(wanted)
+    expected = module(eager)
+    g = torch.randn_like(expected)
     try:
-        held = x.clone().requires_grad_()
-        y = compiled(held)
-        pairs = [("output", y, wanted)]
-        if wanted.requires_grad:
-            (a,) = torch.autograd.grad(y, held, g)
-            (b,) = torch.autograd.grad(wanted, eager, g)
+        leaf = x.clone().requires_grad_()
+        y = compiled(leaf)
+        pairs = [("output", y, expected)]
+        if expected.requires_grad:
+            (a,) = torch.autograd.grad(y, leaf, g)
+            (b,) = torch.autograd.grad(expected, eager, g)
             pairs.append(("gradient", a, b))
     except Exception as e:
-        told = " ".join(f"{type(e).__name__}: {e}".split())[:300]
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         if isinstance(e, torch._dynamo.exc.Unsupported):
             yield finding(
                 "compile",
                 "warning",
-                {"exception": type(e).__name__, "says": told},
+                {"exception": type(e).__name__, "says": reason},
                 "torch.compile(fullgraph=True) breaks the graph here: the norm is not fused with "
                 "what stands beside it.",
                 "Register the kernel with torch.library.custom_op, with a fake implementation.",
             )
         else:
-            yield Unknown(rule="compile", module="", why=f"the compiler did not run: {told}")
+            yield Unknown(rule="compile", module="", why=f"the compiler did not run: {reason}")
         return
     finally:
         torch._dynamo.reset()

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -66,18 +66,18 @@ class Function(nn.Module):
 
     def at(self, dim: int) -> "Function":
         """A copy with parameters of another width."""
-        made = copy.copy(self)
-        made._parameters = {}
+        other = copy.copy(self)
+        other._parameters = {}
         for i, name in enumerate(("weight", "bias")):
             value = self.fixed.get(name)
             if name not in self.names:
-                made.register_parameter(name, None)
+                other.register_parameter(name, None)
                 continue
             if value is None or value.shape != (dim,):
                 g = torch.Generator().manual_seed(100 * dim + i)
                 value = torch.randn(dim, generator=g) * 0.5 + (1.0 if name == "weight" else 0.0)
-            made.register_parameter(name, nn.Parameter(value.detach().clone()))
-        return made
+            other.register_parameter(name, nn.Parameter(value.detach().clone()))
+        return other
 
     def forward(self, x: Tensor, *residual: Tensor) -> Any:
         kwargs: dict[str, Any] = {}
@@ -127,18 +127,11 @@ def as_module(
     if kind not in ("layer", "rms"):
         raise ValueError(f"kind must be 'layer' or 'rms', got {kind!r}")
     if isinstance(norm, nn.Module):
-        known = _width_of(norm)
-        asked = known if dim is None else dim
-        asked = 64 if asked is None else asked
-        wide = (asked,) if isinstance(asked, int) else tuple(asked)
-        made = copy.deepcopy(norm).to(device)
-        return made, claimed_eps(norm) if eps is None else eps, wide
-    names: dict[str, str] = {}
+        own = _width_of(norm)
+        widths = _widths(dim, 64 if own is None else own)
+        return copy.deepcopy(norm).to(device), claimed_eps(norm) if eps is None else eps, widths
     parameters = parameters_of(norm) or {}  # a builtin says nothing: then it takes x alone
-    for role, known_names in _NAMES.items():
-        found = next((n for n in known_names if n in list(parameters)[1:]), None)
-        if found is not None:
-            names[role] = found
+    names = _roles(parameters)
     if weight is False:
         names.pop("weight", None)
     if bias is False:
@@ -146,16 +139,26 @@ def as_module(
     if "eps" in names and eps is None:
         default = parameters[names["eps"]].default
         eps = float(default) if isinstance(default, int | float) else 1e-5
-    wrapped = Function(norm, names, 0.0 if eps is None else eps, pair)
+    wrapper = Function(norm, names, 0.0 if eps is None else eps, pair)
     for role, value in (("weight", weight), ("bias", bias)):
         if isinstance(value, Tensor):
             if role not in names:
                 raise ValueError(f"a {role} is given, but the function has no argument for it")
-            wrapped.fixed[role] = value
-    given = next((len(v) for v in wrapped.fixed.values()), None)
-    asked = dim if dim is not None else (given if given is not None else (64, 100))
-    wide = (asked,) if isinstance(asked, int) else tuple(asked)
-    return wrapped.to(device), eps, wide
+            wrapper.fixed[role] = value
+    fixed = next((len(v) for v in wrapper.fixed.values()), None)
+    return wrapper.to(device), eps, _widths(dim, (64, 100) if fixed is None else fixed)
+
+
+def _roles(parameters: Iterable[str]) -> dict[str, str]:
+    """Which argument after the first is the weight, the bias, eps, the residual."""
+    others = list(parameters)[1:]
+    first = {role: next((n for n in names if n in others), None) for role, names in _NAMES.items()}
+    return {role: name for role, name in first.items() if name is not None}
+
+
+def _widths(dim: int | Sequence[int] | None, default: int | Sequence[int]) -> tuple[int, ...]:
+    widths = default if dim is None else dim
+    return (widths,) if isinstance(widths, int) else tuple(widths)
 
 
 def _width_of(norm: nn.Module) -> int | None:
@@ -164,10 +167,10 @@ def _width_of(norm: nn.Module) -> int | None:
         if p.numel() > 1:
             return p.numel()
     for name in ("normalized_shape", "dim", "hidden_size", "d_model", "features"):
-        said = getattr(norm, name, None)
-        said = said[-1] if isinstance(said, tuple | list) and said else said
-        if isinstance(said, int) and said > 0:
-            return said
+        width = getattr(norm, name, None)
+        width = width[-1] if isinstance(width, tuple | list) and width else width
+        if isinstance(width, int) and width > 0:
+            return width
     return None
 
 
@@ -217,17 +220,17 @@ class Kit:
 
     def report(self, checks: Sequence[tuple[str, Callable[["Kit"], Said]]]) -> Report:
         began = time.monotonic()
-        said: list[Finding | Unknown] = []
+        answers: list[Finding | Unknown] = []
         with undisturbed():
             try:
                 self._measure()
             except Exception as e:
-                said.append(raised("call", e, f"an input of shape (3, 5, {self.widths[0]})"))
-                return gathered(said, ("call",), self._facts(began))
+                answers.append(raised("call", e, f"an input of shape (3, 5, {self.widths[0]})"))
+                return gathered(answers, ("call",), self._facts(began))
             # What differs from call to call cannot be compared with anything.
             if self._moves():
                 self.spoilt = "the output differs from call to call: nothing can be compared"
-                said.append(
+                answers.append(
                     finding(
                         "nondeterministic",
                         "error",
@@ -238,15 +241,15 @@ class Kit:
                 )
             for name, check in checks:
                 if self.spoilt:
-                    said.append(Unknown(rule=name, module="", why=self.spoilt))
+                    answers.append(Unknown(rule=name, module="", why=self.spoilt))
                     continue
                 try:
-                    said += list(check(self))
+                    answers += list(check(self))
                 except Undeclared:
                     raise  # the check is wrong, not the norm
                 except Exception as e:
-                    said.append(raised(name, e, f"the inputs of the check '{name}'"))
-        return gathered(said, [name for name, _ in checks], self._facts(began))
+                    answers.append(raised(name, e, f"the inputs of the check '{name}'"))
+        return gathered(answers, [name for name, _ in checks], self._facts(began))
 
     def _facts(self, began: float) -> dict[str, Any]:
         first = next((w for w in self.measured if w.match is not None), None)
@@ -269,8 +272,7 @@ class Kit:
         for dim in self.widths:
             module = self.of_width(dim)
             x = torch.zeros(3, 5, dim, device=self.device)
-            held = [p for p in module.parameters() if p.is_floating_point()]
-            if not held:
+            if not any(p.is_floating_point() for p in module.parameters()):
                 module.register_buffer("_device", torch.zeros(1, device=self.device))
             probe = Probe(module, ProbeCall((x,), {}, 0, (3, 5, dim)))
             probe.claimed_eps = self.claimed
@@ -378,8 +380,8 @@ class Kit:
 
     def bias_name(self, w: Width) -> str | None:
         """The parameter that is added."""
-        named = w.probe.module.named_parameters()
-        return next((n for n, p in named if any(p is b for b in w.probe.shifts)), None)
+        parameters = w.probe.module.named_parameters()
+        return next((n for n, p in parameters if any(p is b for b in w.probe.shifts)), None)
 
     def rows(self, rows: int, dim: int, dtype: torch.dtype, seed: int, mean: float = 0.5) -> Tensor:
         """Normal rows around ``mean``."""
@@ -435,7 +437,7 @@ def off_by(y: Tensor, ref: Tensor, size: float | None = None) -> float:
 def all_off_by(have: Tensor, family: dict[str, Tensor]) -> dict[str, float]:
     """The distance to each of a family, relative to its first, which is the right one."""
     size = float(next(iter(family.values())).double().norm())
-    return {told: off_by(have, value, size) for told, value in family.items()}
+    return {what: off_by(have, value, size) for what, value in family.items()}
 
 
 # Memory, shapes and modes -------------------------------------------------------------------------
@@ -450,10 +452,10 @@ def close(y: Tensor, base: Tensor) -> bool:
 def bare_at(kit: Kit, w: Width, dtype: torch.dtype) -> nn.Module:
     """A copy with gain one and no bias, as the probe left it."""
     module = kit.typed(w.module, dtype)
-    held = dict(w.probe.module.named_parameters())
+    bare = dict(w.probe.module.named_parameters())
     with torch.no_grad():
         for n, p in module.named_parameters():
-            p.copy_(held[n])
+            p.copy_(bare[n])
     return module
 
 

@@ -175,22 +175,22 @@ def _large_mean(kit: Kit) -> Said:
             with torch.no_grad():
                 y = module(x)
             ref = kit.answer(x, weight, bias)
-            found = off_by(y, ref)
+            error = off_by(y, ref)
             # The mean is off by far * v, once; a difference of squares by far^2 * v: the bound is
             # half way on a logarithmic scale.
             v = unit(torch.float32)
-            if found > far**1.5 * v:
+            if error > far**1.5 * v:
                 yield finding(
                     "cancellation",
                     "error",
                     {
                         "mean_over_deviation": far,
                         "dim": w.dim,
-                        "relative_error": found,
+                        "relative_error": error,
                         "of_two_passes": far * v,
                         "of_a_difference_of_squares": far**2 * v,
                     },
-                    f"Rows around {far:g} of deviation 1 come out wrong by {found:.2g}, as with "
+                    f"Rows around {far:g} of deviation 1 come out wrong by {error:.2g}, as with "
                     "mean(x^2) - mean(x)^2 in float32.",
                     "Subtract the mean first, then square (or use Welford's method).",
                 )

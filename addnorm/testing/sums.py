@@ -41,19 +41,19 @@ def _sum(kit: Kit) -> Said:
         name = str(dtype).removeprefix("torch.")
         pair = _pair_at(kit, w.dim, dtype)
         x, res = kit.rows(48, w.dim, dtype, 21), kit.rows(48, w.dim, dtype, 22, mean=-1.0)
-        kept = (x.clone(), res.clone())
+        originals = (x.clone(), res.clone())
         with torch.no_grad():
             y, stream = both(pair(x, res))
-        for told, now, old in (("x", x, kept[0]), ("residual", res, kept[1])):
+        for what, now, old in (("x", x, originals[0]), ("residual", res, originals[1])):
             if not torch.equal(now, old):
                 yield finding(
                     "writes-inputs",
                     "error",
-                    {"what": told, "elements": int((now != old).sum())},
-                    f"It writes into {told}, which belongs to its caller.",
+                    {"what": what, "elements": int((now != old).sum())},
+                    f"It writes into {what}, which belongs to its caller.",
                     "Allocate the stream; no in-place addition.",
                 )
-        x, res = kept
+        x, res = originals
         if stream.dtype != dtype:
             yield finding(
                 "stream-dtype",
@@ -166,23 +166,23 @@ def _sum_gradients(kit: Kit) -> Said:
     g = dy.double() if weight is None else dy.double() * weight
     through = gradients(g, hat, reciprocal(kit, total), kit.kind)[RIGHT]
     bound = 1e-4 if dtype == torch.float32 else 1e-6 + 10 * (w.match.distance if w.match else 0.0)
-    for told, a, b in (("normed", 1.0, 0.0), ("stream", 0.0, 1.0), ("both outputs", 1.0, 1.0)):
+    for what, a, b in (("normed", 1.0, 0.0), ("stream", 0.0, 1.0), ("both outputs", 1.0, 1.0)):
         y, stream = both(pair(x, res))
         outputs = [(o, k * d) for o, k, d in ((y, a, dy), (stream, b, ds)) if k]
         if not all(o.requires_grad for o, _ in outputs):
             yield finding(
                 "gradient-missing",
                 "error",
-                {"through": told},
-                f"No gradient comes through {told}.",
+                {"through": what},
+                f"No gradient comes through {what}.",
                 "Do not detach what is returned.",
             )
             continue
-        got = torch.autograd.grad(
+        grads = torch.autograd.grad(
             [o for o, _ in outputs], [x, res], [d for _, d in outputs], allow_unused=True
         )
         right = a * through + b * ds.double()
-        for argument, have in zip(("x", "residual"), got, strict=True):
+        for argument, have in zip(("x", "residual"), grads, strict=True):
             family = {
                 RIGHT: right,
                 "nothing": torch.zeros_like(right),
@@ -194,13 +194,13 @@ def _sum_gradients(kit: Kit) -> Said:
             best, off = _nearest_of(torch.zeros_like(right) if have is None else have, family)
             if off[RIGHT] <= bound:
                 continue
-            missing = told == "both outputs" and best == "the normed output's gradient alone"
+            missing = what == "both outputs" and best == "the normed output's gradient alone"
             half = best if off[best] < 0.1 else "like none that is known"
             yield finding(
                 "gradient-stream-dropped" if missing else f"gradient-{argument}",
                 "error",
-                {"through": told, "bound": bound} | {f"distance: {t}": d for t, d in off.items()},
-                f"Through {told} the gradient of {argument} is off by {off[RIGHT]:.2g}: {half}.",
+                {"through": what, "bound": bound} | {f"distance: {t}": d for t, d in off.items()},
+                f"Through {what} the gradient of {argument} is off by {off[RIGHT]:.2g}: {half}.",
                 "ds = N'(dy) + dstream; x and residual both receive it whole.",
             )
 

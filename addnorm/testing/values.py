@@ -208,11 +208,11 @@ def _affine(kit: Kit) -> Said:
     if isinstance(w.module, Function | NormOfSum):
         inner = w.module.pair if isinstance(w.module, NormOfSum) else w.module
         if isinstance(inner, Function):
-            lost = {
+            unused = {
                 "weight": inner.weight is not None and w.probe.gain is None and w.dim > 1,
                 "bias": inner.bias is not None and not w.probe.shifts,
             }
-            for name in (n for n, yes in lost.items() if yes and w.match is not None):
+            for name in (n for n, yes in unused.items() if yes and w.match is not None):
                 kit.misused = True
                 yield _ignored(name)
     if not kit.right or w.probe.gain is None:
