@@ -1,16 +1,20 @@
 """``--prove-resume`` passes where a resume is exact, and says what is lost where it is not."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.settings import SettingsError
 from addnorm.tasks.language import LanguageSettings
-from addnorm.tasks.prove import prove
+from addnorm.tasks.prove import COMMAND, child, prove
 from addnorm.training.config import Config
 from addnorm.training.loop_settings import LoopSettings
+from tests.processes import begin
 
 BROKEN = Path(__file__).parents[1] / "broken_resume.py"
 
@@ -30,9 +34,34 @@ def config(tmp_path: Path) -> Config:
     )
 
 
-def test_a_resume_that_is_exact(tmp_path: Path) -> None:
+class Forked:
+    """A training of the proof, as ``subprocess`` has it, without a new interpreter."""
+
+    def __init__(self, order: Path) -> None:
+        self._process = begin(child, json.loads(order.read_text()))
+
+    def communicate(self) -> tuple[str, None]:
+        self._process.join()
+        return "", None
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+
+def test_a_resume_that_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first training is started as all are; the other seven need not import torch as well."""
+    commands: list[tuple[str, ...]] = []
+
+    def start(command: list[str], **options: Any) -> Any:
+        commands.append(tuple(command[:-1]))
+        return popen(command, **options) if len(commands) == 1 else Forked(Path(command[-1]))
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
     told: list[str] = []
     proof = prove(config(tmp_path), told.append)
+    assert commands == [COMMAND] * 8
     assert proof.difference is None
     assert str(proof).startswith("PASS")
     assert len(proof.compared) == 4
