@@ -8,7 +8,6 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from addnorm.errors import Mendable
@@ -174,6 +173,9 @@ class AdaLoRA(LowRank):
         """Add the gradient of the orthogonality to those of A and B that an optimizer moves."""
         for w, rows in ((self.lora_A, True), (self.lora_B, False)):
             if id(w) in weights and w.grad is not None:
+                # here, since it takes half a second, and whoever loads a model imports this file
+                from torch.distributed.tensor import DTensor
+
                 if isinstance(w, DTensor):
                     raise Mendable("adalora compares whole tensors: parallel=ddp, not fsdp")
                 square = (w @ w.T if rows else w.T @ w) - torch.eye(

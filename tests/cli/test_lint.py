@@ -2,18 +2,14 @@
 
 import json
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from addnorm import cli
 from addnorm.cli import lint as command
 from addnorm.cli import main
 from addnorm.cli import target as target_module
-from addnorm.cli.arguments import option_values
 from addnorm.linting import Report
 from addnorm.linting.rules import RULES
 from tests.model_files import GOOD, write
@@ -292,17 +288,3 @@ def test_wrong_use_is_told(words: list[str], says: str, capsys: pytest.CaptureFi
     assert says in told.err
     assert told.out == ""
     assert len(told.err.splitlines()) <= 3
-
-
-def test_help_needs_no_torch() -> None:
-    code = (
-        "import sys; from addnorm.cli import main\n"
-        "try: main(['lint', '--help'])\n"
-        "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "--explain RULE" in done.stdout
-    for option in re.findall(r"(?<=[\s│,])--?[a-z][a-z-]*", done.stdout):
-        assert option in (*option_values(command.Options), "-h", "--help"), option
-    assert any(c.name == "lint" for c in cli.COMMANDS)
