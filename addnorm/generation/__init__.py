@@ -8,6 +8,7 @@ from addnorm.generation.automaton import RegexError
 from addnorm.generation.cache import StaticCache
 from addnorm.generation.decode import LanguageModel, generate_ids, lay_out_for_decoding
 from addnorm.generation.likelihood import Likelihood, perplexity, token_logprobs
+from addnorm.generation.limits import Limits
 from addnorm.generation.sampling import Sampling
 from addnorm.generation.text import Generated, Piece, Writing, generate, stream_text
 
@@ -15,6 +16,7 @@ __all__ = [
     "Generated",
     "LanguageModel",
     "Likelihood",
+    "Limits",
     "Piece",
     "RegexError",
     "Sampling",

@@ -38,9 +38,20 @@ BLOCK = 64  # random numbers drawn at a time, for each row
 @final
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen. The default is the model's own distribution."""
+    """How the next token is chosen. The default is the model's own distribution.
 
-    temperature: float = 1.0  # 0: the most probable token
+    ``temperature``: logits are divided by it; 0 is greedy and takes the most probable token.
+    ``top_k``: only the k most probable tokens, and all that are as probable as the k-th.
+    ``top_p``: only the fewest of the most probable tokens whose probabilities add up to p.
+    ``min_p``: only tokens with at least ``min_p`` times the largest probability.
+    ``repetition_penalty``: above 1, ids of the prompt and the output become less probable.
+    ``presence_penalty``: subtracted from the logit of every id in the output.
+    ``frequency_penalty``: subtracted once for each time that an id is in the output.
+
+    The formulas, and the order in which all of this acts, stand above in this file.
+    """
+
+    temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None

@@ -4,29 +4,29 @@ What one row gets is decided by its prompt, the options and its seed alone: not 
 of the batch (apart from rounding), and not by whether it is streamed.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypedDict, Unpack, final, overload
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, Unpack, final, overload
 
 import torch
 from torch import Tensor
 
 from addnorm.errors import Mendable, unknown_name
-from addnorm.generation.constraint import Constraint, Tokens, constraint, pieces
+from addnorm.generation.constraint import Tokens, pieces
 from addnorm.generation.decode import (
     Beyond,
     Decoder,
     LanguageModel,
     check_beyond,
-    check_max_new_tokens,
     row_seeds,
 )
+from addnorm.generation.limits import Limits, Stop
 from addnorm.generation.sampling import Sampling
 from addnorm.generation.stopping import StopStrings, looped
 
 FOREVER = 1 << 62  # tokens
 Finish = Literal["stop", "eos", "length"]
-Stop = str | Sequence[str] | Sequence[Sequence[str]]
 
 
 class Characters(Protocol):
@@ -121,9 +121,9 @@ class _Row:
 
 
 class Options(TypedDict, total=False):
-    """What ``generate`` and ``stream_text`` take, each explained in ``Writing``."""
+    """What ``generate`` and ``stream_text`` take, for type checkers: the fields of ``Sampling`` and
+    ``Limits``, which have the defaults, and the last two arguments of ``Writing``."""
 
-    max_new_tokens: int
     temperature: float
     top_k: int | None
     top_p: float | None
@@ -131,32 +131,25 @@ class Options(TypedDict, total=False):
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
+    max_new_tokens: int
     stop: Stop
     eos: int | Literal["tokenizer"] | None
     banned_words: Sequence[str]
     regex: str | None
+    beyond: Beyond
     seed: int | Sequence[int] | None
     top_logprobs: int
-    beyond: Beyond
 
 
 @final
 class Writing:
     """The pieces of text of all rows as they come; ``results`` at any time.
 
-    ``temperature`` 0 is greedy; for it, ``top_k``, ``top_p``, ``min_p`` and the three penalties see
-    ``addnorm.generation.sampling``, which also says in which order they act.
-    ``stop``: strings that end a text, for all rows or one list for each; they are not in it.
-    ``eos``: the token that ends a text, the tokenizer's unless given; None: there is none.
-    ``banned_words``: strings that do not occur in a text, wherever tokens begin and end.
-    ``regex``: what the whole text must match; the syntax is in ``addnorm.generation.automaton``.
-    If ``max_new_tokens`` suffice for the shortest match in single bytes (in characters, where the
-    tokenizer has those), the text is a match.
+    ``model``: what writes; ``prompts``: a text for each row; ``tokenizer``: the model's own.
+    ``sampling``: how a token is chosen; ``limits``: when a text ends, and which it may be.
     ``seed``: row i draws with ``seed + i``, or give one seed for each row; without it, the global
     generator decides.
-    ``top_logprobs``: also tell the so many most probable tokens at every place.
-    ``beyond`` the context: the window slides ("slide"), the row grows on ("extend", for a model
-    that can), or it is an error before anything is computed ("error").
+    ``top_logprobs``: how many of the most probable tokens to note at every place.
 
     If the loop over it is left, or interrupted, ``results`` hold the text so far, with ``finish``
     None where a row was not done; another loop over it goes on from there.
@@ -167,63 +160,33 @@ class Writing:
         model: LanguageModel,
         prompts: Sequence[str],
         tokenizer: Tokenizer,
+        sampling: Sampling,
+        limits: Limits,
         *,
-        max_new_tokens: int = 100,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        stop: Stop = (),
-        eos: int | Literal["tokenizer"] | None = "tokenizer",
-        banned_words: Sequence[str] = (),
-        regex: str | None = None,
         seed: int | Sequence[int] | None = None,
         top_logprobs: int = 0,
-        beyond: Beyond = "slide",
     ) -> None:
-        check_max_new_tokens(max_new_tokens)
         check_tokenizer(model, tokenizer)
-        sampling = Sampling(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-        )
-        self._greedy, self._most, self._top = temperature == 0, max_new_tokens, top_logprobs
-        self._eos = tokenizer.eos_id if eos == "tokenizer" else eos
-        if self._eos is not None and self._eos not in range(model.config.vocab_size):
-            raise Mendable(
-                f"eos must be one of the {model.config.vocab_size} ids or None, got {self._eos!r}"
-            )
+        self._eos = limits.eos_id(model, tokenizer)
         if top_logprobs not in range(tokenizer.vocab_size + 1):
             raise Mendable(
                 f"top_logprobs must be between 0 and the {tokenizer.vocab_size} tokens there are, "
                 f"got {top_logprobs}"
             )
-        stops = _stops(stop, len(prompts))
-        if regex is not None and any(len(s.words) > 1 for s in stops):
-            raise Mendable("a regex says where the text ends: give either regex or stop")
-        if isinstance(banned_words, str):
-            raise TypeError("banned_words are several: put a single one in a list")
-        for word in (*banned_words, *([] if regex is None else [regex])):
-            if not isinstance(word, str):
-                raise TypeError(f"a banned word or regex must be a str, got {word!r}")
-        self._constraint: Constraint | None = constraint(tokenizer, regex, tuple(banned_words))
+        self._most, self._top = limits.max_new_tokens, top_logprobs
+        stops = limits.stop_strings(len(prompts))
+        self._constraint = limits.constraint(tokenizer)
         self._base = _decodable(model, tokenizer)
         self._rows = [
             _Row(prompt, _encode(tokenizer, prompt, i), tokenizer.stream(), stops[i])
             for i, prompt in enumerate(prompts)
         ]
         prompt_ids = [row.prompt_ids for row in self._rows]
-        check_beyond(beyond, model, max(map(len, prompt_ids), default=0), max_new_tokens)
+        longest = max(map(len, prompt_ids), default=0)
+        check_beyond(limits.beyond, model, longest, limits.max_new_tokens)
+        self._greedy = sampling.temperature == 0
         self._seeds = row_seeds(seed, len(prompts), sampling)
-        self._decoder = Decoder(model, prompt_ids, sampling, self._seeds, beyond)
+        self._decoder = Decoder(model, prompt_ids, sampling, self._seeds, limits.beyond)
         self._ready: list[Piece] = []
         for i in range(len(self._rows)):
             self._end_if_done(i)
@@ -335,7 +298,17 @@ def stream_text(
     for name in options:
         if name not in Options.__annotations__:
             raise TypeError(unknown_name("option", name, Options.__annotations__))
-    return Writing(model, [prompts] if isinstance(prompts, str) else prompts, tokenizer, **options)
+    rest: dict[str, Any] = {**options}
+    sampling = Sampling(**_taken_out(rest, Sampling))
+    limits = Limits(**_taken_out(rest, Limits))
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    return Writing(model, texts, tokenizer, sampling, limits, **rest)
+
+
+def _taken_out(options: dict[str, Any], kind: type[Sampling] | type[Limits]) -> dict[str, Any]:
+    """The options that are fields of a class; they are then gone from ``options``."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name in options]
+    return {name: options.pop(name) for name in names}
 
 
 @overload
@@ -363,9 +336,14 @@ def generate(
 ) -> Generated | list[Generated]:
     """What a language model writes after a prompt, or after each of several.
 
-    ``options`` are max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
-    presence_penalty, frequency_penalty, stop, eos, banned_words, regex, seed, top_logprobs and
-    beyond; ``help(addnorm.generation.Writing)`` has their defaults and what they mean.
+    ``options`` say how each token is chosen: temperature, top_k, top_p, min_p, repetition_penalty,
+    presence_penalty and frequency_penalty, with the defaults of ``addnorm.generation.Sampling``;
+    and what limits the text: max_new_tokens, stop, eos, banned_words, regex and beyond, with those
+    of ``addnorm.generation.Limits``. Both explain what they have. Two more:
+
+    ``seed``: row i draws with ``seed + i``, or give one seed for each row; without it, the global
+    generator decides.
+    ``top_logprobs``: how many of the most probable tokens to note at every place; 0 unless given.
     """
     writing = stream_text(model, prompts, tokenizer=tokenizer, **options)
     for _ in writing:
@@ -390,18 +368,6 @@ def check_tokenizer(model: LanguageModel, tokenizer: Tokenizer) -> None:
             f"the model was saved with the tokenizer {trained_with}, this one is "
             f"{tokenizer.identity}: its ids mean something else"
         )
-
-
-def _stops(stop: Stop, rows: int) -> list[StopStrings]:
-    if isinstance(stop, str):
-        stop = [stop]
-    if not isinstance(stop, Sequence):
-        raise TypeError(f"stop must be a str or a list, () for none, got {stop!r}")
-    if all(isinstance(s, str) for s in stop):
-        return [StopStrings(stop)] * rows  # type: ignore[arg-type]
-    if len(stop) != rows:
-        raise Mendable(f"{len(stop)} lists of stop strings for {rows} prompts")
-    return [StopStrings([s] if isinstance(s, str) else s) for s in stop]
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, row: int) -> list[int]:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 
 from addnorm import GPT, GPTConfig, Tokenizer, generate, perplexity
 from addnorm.cli import main
-from addnorm.generation import Writing, lay_out_for_decoding
+from addnorm.cli.generate import Choice
+from addnorm.generation import Limits, Sampling, Writing, lay_out_for_decoding
 from tests.nets import stir
 
 BYTES = Tokenizer.bytes()
@@ -60,7 +62,8 @@ def test_every_option_reaches_the_library(
     init = Writing.__init__
 
     def spy(self: Writing, *args: Any, **options: Any) -> None:
-        given.update(options)
+        sampling, limits = args[3:]
+        given.update(asdict(sampling) | asdict(limits) | options)
         init(self, *args, **options)
 
     monkeypatch.setattr(Writing, "__init__", spy)
@@ -87,6 +90,16 @@ def test_every_option_reaches_the_library(
     assert given == want | {"eos": None, "stop": ()}
     assert main(["generate", folder, PROMPT, "--stop", "a", "b"]) == 0
     assert given["stop"] == ("a", "b")
+
+
+def test_the_defaults_are_those_of_the_library() -> None:
+    """The command states its own: its help is printed without importing torch."""
+    ours = {field.name: field.default for field in fields(Choice)}
+    library = {f.name: f.default for kind in (Sampling, Limits) for f in fields(kind)}
+    assert ours.pop("no_eos") is False
+    assert library.pop("eos") == "tokenizer"
+    assert ours.pop("seed") is None
+    assert ours == library
 
 
 def test_several_prompts_and_samples(

@@ -5,7 +5,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -20,8 +20,10 @@ from addnorm.context import Context, Memory
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable
 from addnorm.generation import (
+    Limits,
     RegexError,
     StaticCache,
+    Writing,
     generate,
     generate_ids,
     lay_out_for_decoding,
@@ -33,6 +35,7 @@ from addnorm.generation.constraint import Constraint
 from addnorm.generation.decode import Decoder, window_start
 from addnorm.generation.sampling import Sampling, distribution
 from addnorm.generation.stopping import StopStrings, looped
+from addnorm.generation.text import Options
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import POSITIONS, GPTConfig
 from tests.nets import DECODER_OF_BOTH, TIME, build, inputs, stir
@@ -1188,6 +1191,14 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
     generate(model, "a", tokenizer=PAIRS, max_new_tokens=1)
     with pytest.raises(Mendable, match=f"saved with the tokenizer {PAIRS.identity}, this one is"):
         generate(model, "a", tokenizer=BYTES)
+
+
+def test_an_option_has_its_default_in_one_place() -> None:
+    """What the type checker reads is what the classes hold that have the defaults."""
+    listed = {kind: get_type_hints(kind) for kind in (Options, Sampling, Limits)}
+    others = get_type_hints(Writing.__init__)
+    others = {name: others[name] for name in ("seed", "top_logprobs")}
+    assert listed[Options] == listed[Sampling] | listed[Limits] | others
 
 
 def test_wrong_arguments_are_named() -> None:
