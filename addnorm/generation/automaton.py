@@ -95,8 +95,8 @@ def trimmed(table: NDArray[np.int32], accepting: NDArray[np.bool_]) -> Dfa:
     if not alive[0]:
         raise RegexError("no text satisfies it")
     number = np.where(alive, np.cumsum(alive) - 1, -1).astype(np.int32)
-    kept = table[alive]
-    return Dfa(np.where(kept >= 0, number[kept], -1).astype(np.int32), accepting[alive])
+    rows = table[alive]
+    return Dfa(np.where(rows >= 0, number[rows], -1).astype(np.int32), accepting[alive])
 
 
 def both(a: Dfa, b: Dfa) -> Dfa:
@@ -203,10 +203,10 @@ def regex(pattern: str) -> Dfa:
         _check_syntax(pattern)
         return _Parser(pattern).parse().determined()
     except RegexError as error:
-        raise RegexError(f"{named(pattern)}: {error}") from None
+        raise RegexError(f"{in_short(pattern)}: {error}") from None
 
 
-def named(pattern: str) -> str:
+def in_short(pattern: str) -> str:
     """An expression in a message, cut if it is long."""
     return f"regex {pattern!r}" if len(pattern) <= 100 else f"regex {pattern[:80]!r}..."
 
@@ -278,15 +278,15 @@ class _Nfa:
     def closure(self, states: Iterable[int]) -> bytes:
         """What is reached without a byte, as four bytes each: only what reads a byte or ends the
         text tells states apart."""
-        seen = set(states)
-        stack = list(seen)
+        reached = set(states)
+        stack = list(reached)
         while stack:
             for state in self.free[stack.pop()]:
-                if state not in seen:
-                    seen.add(state)
+                if state not in reached:
+                    reached.add(state)
                     stack.append(state)
-        self.spend(len(seen))
-        telling = sorted(s for s in seen if self.edges[s] or s == self.end)
+        self.spend(len(reached))
+        telling = sorted(s for s in reached if self.edges[s] or s == self.end)
         return array("i", telling).tobytes()
 
     def spend(self, places: int) -> None:
@@ -381,35 +381,35 @@ class _Parser:
             self.refuse("possessive repetition", self.at - 1)
         after = self.at
         free = self.nfa.free
-        start, done = self.nfa.state(), self.nfa.state()
+        start, stop_of_all = self.nfa.state(), self.nfa.state()
         last = start
         for copy in range(max(least, 1) if most is None else most):
             if copy:  # a piece is used once: read it again
                 self.at = begin
                 first, stop = self.atom()
             if copy >= least:
-                free[last].append(done)
+                free[last].append(stop_of_all)
             free[last].append(first)
             last = stop
-        free[last].append(done)
+        free[last].append(stop_of_all)
         if most is None:
             free[last].append(first)
         self.at = after
-        return start, done
+        return start, stop_of_all
 
     def bounds(self) -> tuple[int, int | None]:
         """How often, at least and at most; (1, 1) without reading anything if nothing is said."""
         for sign, (least, most) in {"*": (0, None), "+": (1, None), "?": (0, 1)}.items():
             if self.took(sign):
                 return least, most
-        found = re.compile(r"\{(\d*)(,?)(\d*)\}").match(self.pattern, self.at)
-        if found is None or found[0] == "{}":
+        bounds = re.compile(r"\{(\d*)(,?)(\d*)\}").match(self.pattern, self.at)
+        if bounds is None or bounds[0] == "{}":
             return 1, 1
-        self.at = found.end()
-        least = int(found[1] or 0)
-        if not found[2]:
+        self.at = bounds.end()
+        least = int(bounds[1] or 0)
+        if not bounds[2]:
             return least, least
-        return least, int(found[3]) if found[3] else None
+        return least, int(bounds[3]) if bounds[3] else None
 
     def atom(self) -> tuple[int, int]:
         place = self.at
@@ -429,9 +429,9 @@ class _Parser:
 
     def group(self, place: int) -> tuple[int, int]:
         if self.took("?"):
-            named = re.compile(r"P<\w+>").match(self.pattern, self.at)
-            if named:
-                self.at = named.end()
+            name = re.compile(r"P<\w+>").match(self.pattern, self.at)
+            if name:
+                self.at = name.end()
             elif not self.took(":"):
                 kinds = {"=": "look-ahead", "!": "look-ahead", "<": "look-behind", "#": "a comment"}
                 kinds |= {">": "an atomic group", "P": "a back-reference", "(": "a condition"}

@@ -18,7 +18,7 @@ from addnorm.generation.automaton import (
     Dfa,
     RegexError,
     both,
-    named,
+    in_short,
     regex,
     steps_to_the_end,
     without,
@@ -56,7 +56,7 @@ class Constraint:
         self.eos = tokenizer.eos_id
         self.pieces = pieces(tokenizer)
         self._walk = _Walk([b"" if i == self.eos else p for i, p in enumerate(self.pieces)])
-        self._allowed: dict[int, Tensor] = {}
+        self._candidates: dict[int, Tensor] = {}
         singles = {p for p in self.pieces if len(p) == 1}
         edges = []
         if len(singles) == 256:
@@ -77,13 +77,13 @@ class Constraint:
         """The state after one more token."""
         return self.dfa.step(state, self.pieces[id])
 
-    def allowed(self, state: int, budget: int) -> Tensor:
+    def candidates(self, state: int, budget: int) -> Tensor:
         """(tokens,) True for what may come next, EOS apart; there is nothing where a text ends."""
-        if state not in self._allowed:
-            if len(self._allowed) >= REMEMBERED:
-                self._allowed.clear()
-            self._allowed[state] = torch.from_numpy(self._missing_after(state) < NEVER)
-        mask = self._allowed[state]
+        if state not in self._candidates:
+            if len(self._candidates) >= REMEMBERED:
+                self._candidates.clear()
+            self._candidates[state] = torch.from_numpy(self._missing_after(state) < NEVER)
+        mask = self._candidates[state]
         if budget <= self._most_missing:
             in_time = torch.from_numpy(self._missing_after(state) < budget)
             mask = in_time if in_time.any() or self.may_end(state) else mask
@@ -134,13 +134,13 @@ class _Walk:
 @lru_cache(maxsize=4)
 def pieces(tokenizer: Tokens) -> tuple[bytes, ...]:
     """The bytes of every id; none where the tokenizer has a gap."""
-    found = []
+    bytes_of_ids = []
     for id in range(tokenizer.vocab_size):
         try:
-            found.append(tokenizer.token_bytes(id))
+            bytes_of_ids.append(tokenizer.token_bytes(id))
         except ValueError:
-            found.append(b"")
-    return tuple(found)
+            bytes_of_ids.append(b"")
+    return tuple(bytes_of_ids)
 
 
 @lru_cache(maxsize=16)
@@ -158,6 +158,6 @@ def constraint(
     try:
         return Constraint(rules[0] if len(rules) == 1 else both(*rules), tokenizer)
     except RegexError as error:
-        asked = [] if pattern is None else [named(pattern)]
-        asked += [f"banned words {', '.join(map(repr, banned))}"] if banned else []
-        raise RegexError(f"{' and '.join(asked)}: {error}") from None
+        rules_in_words = [] if pattern is None else [in_short(pattern)]
+        rules_in_words += [f"banned words {', '.join(map(repr, banned))}"] if banned else []
+        raise RegexError(f"{' and '.join(rules_in_words)}: {error}") from None

@@ -77,8 +77,8 @@ def lay_out_for_decoding(model: nn.Module) -> None:
 
 def window_start(n: int, context: int) -> int:
     """The first of n tokens that is still seen."""
-    kept = max(context // 2, 1)
-    step = context + 1 - kept
+    rest = max(context // 2, 1)
+    step = context + 1 - rest
     return 0 if n <= context else step * -(-(n - context) // step)
 
 
@@ -113,35 +113,36 @@ class Decoder:
         self._cache: StaticCache | None = None
         self._last = torch.empty(0)  # (rows, 1), the tokens that the cache lacks
         self._valid: Tensor | None = None  # (rows, capacity)
-        self._seen: Tensor | None = None  # (rows, V), whether an id came, the prompt included ...
+        self._present: Tensor | None = None  # (rows, V), which ids came, prompt included ...
         self._counts: Tensor | None = None  # ... and how often, without the prompt
         if sampling.penalizes:
             shape = (len(self.ids), model.config.vocab_size)
-            self._seen = torch.zeros(shape, dtype=torch.bool, device=self._device)
+            self._present = torch.zeros(shape, dtype=torch.bool, device=self._device)
             self._counts = torch.zeros(shape, device=self._device)
             for row, ids in enumerate(self.ids):
-                self._seen[row, torch.tensor(ids, device=self._device)] = True
+                self._present[row, torch.tensor(ids, device=self._device)] = True
 
     @torch.inference_mode()
-    def step(self, allowed: Tensor | None = None) -> list[int]:
-        """One more id for each of ``rows``; ``allowed`` (rows, V) or (V,) is True where it may be.
+    def step(self, candidates: Tensor | None = None) -> list[int]:
+        """One more id for each of ``rows``; ``candidates`` (rows, V) or (V,) is True for those that
+        it may be.
 
         FloatingPointError if a row's logits are not finite.
         """
         with evaluation_mode(self._modules):
             cache, new, logits = self._forward()
-        scores = penalized(logits, self.sampling, self._seen, self._counts)
+        scores = penalized(logits, self.sampling, self._present, self._counts)
         uniform = None if self._uniforms is None else self._uniforms.now()
-        x = masked(scores, allowed).to(self._choosing)
-        chosen = choose(x, self.sampling, uniform).to(self._device)
+        x = masked(scores, candidates).to(self._choosing)
+        choice = choose(x, self.sampling, uniform).to(self._device)
         finite = scores.isfinite().all(-1)
-        ids: list[int] = torch.where(finite, chosen, -1).tolist()  # the one wait for the device
+        ids: list[int] = torch.where(finite, choice, -1).tolist()  # the one wait for the device
         if min(ids) < 0:
-            ids, chosen = self._without_the_broken(ids, scores)
+            ids, choice = self._without_the_broken(ids, scores)
         # From here on the step is done: had it been interrupted before, it could be taken again.
-        self._cache, self.logits, self._last = cache, logits, chosen[:, None]
-        if self._seen is not None and self._counts is not None:
-            self._seen.scatter_(1, self._last, True)
+        self._cache, self.logits, self._last = cache, logits, choice[:, None]
+        if self._present is not None and self._counts is not None:
+            self._present.scatter_(1, self._last, True)
             self._counts.scatter_add_(1, self._last, torch.ones_like(self._last, dtype=torch.float))
         cache.advance(new)
         if self._uniforms is not None:
@@ -165,7 +166,7 @@ class Decoder:
         self._cache.keep(index)
         self.rows = [self.rows[i] for i in places]
         self._last = self._last[index]
-        for name in ("_valid", "_seen", "_counts"):
+        for name in ("_valid", "_present", "_counts"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name)[index])
         if self._uniforms is not None:
@@ -177,14 +178,14 @@ class Decoder:
         chosen, in the model's own distribution, and the ``top`` most probable ids with theirs."""
         logits = self.logits.to(accumulate_dtype(self.logits))
         whole = logits.logsumexp(-1, keepdim=True)
-        chosen: list[float] = (logits.gather(-1, self._last) - whole)[:, 0].tolist()
+        of_choice: list[float] = (logits.gather(-1, self._last) - whole)[:, 0].tolist()
         if not top:
-            return [(logprob, []) for logprob in chosen]
+            return [(logprob, []) for logprob in of_choice]
         best = logits.topk(top)
         ids, values = best.indices.tolist(), (best.values - whole).tolist()
         return [
             (logprob, list(zip(i, v, strict=True)))
-            for logprob, i, v in zip(chosen, ids, values, strict=True)
+            for logprob, i, v in zip(of_choice, ids, values, strict=True)
         ]
 
     def _forward(self) -> tuple[StaticCache, int, Tensor]:

@@ -107,13 +107,13 @@ def perplexity(
     tokens = sum(max(len(ids) - 1, 0) for ids in rows)
     if not tokens:
         raise Mendable("there is no token to score: the text is empty or a single token")
-    nats, done = 0.0, 0
+    nats, scored = 0.0, 0
     for ids in rows:
         for part in _scores(model, ids, context, stride, batch_size):
             nats -= part.sum().item()
-            done += len(part)
+            scored += len(part)
             if progress is not None:
-                progress(done, tokens)
+                progress(scored, tokens)
     words = sum(len(text.split()) for text in texts)
     size = sum(len(tokenizer.token_bytes(id)) for ids in rows for id in ids[1:])
     return Likelihood(nats, tokens, words, size, context, stride, start)
@@ -129,8 +129,8 @@ def token_logprobs(
 ) -> Tensor:
     """The log-probability of each token but the first, (n - 1,) in float64, by sliding windows."""
     context, stride = _window(model, context, stride)
-    found = list(_scores(model, ids, context, stride, batch_size))
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+    scores = list(_scores(model, ids, context, stride, batch_size))
+    return torch.cat(scores) if scores else torch.empty(0, dtype=torch.float64)
 
 
 def _scores(
@@ -179,11 +179,11 @@ def _batches(
 ) -> Iterator[list[tuple[int, int, int]]]:
     """Windows (first token, length, how many are scored) of one shape, at most ``batch_size``."""
     windows = []
-    done = begin = 0  # tokens 1 to done are scored
-    while done < n - 1:
+    begin = last = 0  # tokens 1 to last are scored
+    while last < n - 1:
         end = min(begin + context, n - 1)
-        windows.append((begin, end - begin, end - done))
-        done, begin = end, begin + stride
+        windows.append((begin, end - begin, end - last))
+        last, begin = end, begin + stride
     for _, alike in groupby(windows, key=lambda window: window[1:]):
         group = list(alike)
         for i in range(0, len(group), batch_size):

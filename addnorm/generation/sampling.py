@@ -108,38 +108,38 @@ class Sampling:
 def penalized(
     logits: Tensor,
     sampling: Sampling,
-    seen: Tensor | None = None,
+    present: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> Tensor:
     """Steps 1 and 2, in float32 or better: (B, V) -> (B, V).
 
-    ``seen`` (B, V) is True for ids of prompt and output, ``counts`` (B, V) says how often an id is
-    in the output.
+    ``present`` (B, V) is True for ids of prompt and output, ``counts`` (B, V) says how often an id
+    is in the output.
     """
     x = logits.to(accumulate_dtype(logits))
     r = sampling.repetition_penalty
-    if r != 1.0 and seen is not None:
-        x = torch.where(seen, torch.where(x > 0, x / r, x * r), x)
+    if r != 1.0 and present is not None:
+        x = torch.where(present, torch.where(x > 0, x / r, x * r), x)
     if sampling.counts and counts is not None:
         n = counts.to(x.dtype)
         x = x - sampling.presence_penalty * (n > 0).to(n.dtype) - sampling.frequency_penalty * n
     return x
 
 
-def masked(x: Tensor, allowed: Tensor | None) -> Tensor:
-    """Step 3: ``allowed`` (B, V) or (V,) is True where a token may come."""
-    return x if allowed is None else x.masked_fill(~allowed, -math.inf)
+def masked(x: Tensor, candidates: Tensor | None) -> Tensor:
+    """Step 3: ``candidates`` (B, V) or (V,) is True where a token may come."""
+    return x if candidates is None else x.masked_fill(~candidates, -math.inf)
 
 
 def distribution(
     logits: Tensor,
     sampling: Sampling,
-    seen: Tensor | None = None,
+    present: Tensor | None = None,
     counts: Tensor | None = None,
-    allowed: Tensor | None = None,
+    candidates: Tensor | None = None,
 ) -> Tensor:
     """All steps: probabilities (B, V) in float32, or float64 for float64 logits."""
-    x = masked(penalized(logits, sampling, seen, counts), allowed)
+    x = masked(penalized(logits, sampling, present, counts), candidates)
     if sampling.temperature == 0.0:
         return torch.zeros_like(x).scatter_(-1, x.argmax(-1, keepdim=True), 1.0)
     return _filtered(x, sampling)
@@ -214,8 +214,8 @@ class Uniforms:
     def now(self) -> Tensor:
         """One number in [0, 1) for each row, (B,), in float64; the same until ``advance``."""
         if self._next == self._block.shape[1]:
-            drawn = [torch.rand(BLOCK, generator=g, dtype=torch.float64) for g in self._generators]
-            self._block, self._next = torch.stack(drawn).to(self.device), 0
+            rows = [torch.rand(BLOCK, generator=g, dtype=torch.float64) for g in self._generators]
+            self._block, self._next = torch.stack(rows).to(self.device), 0
         return self._block[:, self._next]
 
     def advance(self) -> None:

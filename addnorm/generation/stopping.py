@@ -38,7 +38,7 @@ class Watch:
     def __init__(self, words: Words[str]) -> None:
         self._words = words
         self._state = 0
-        self._held = ""
+        self._tail = ""
         self.hit: str | None = None  # the stop string, once it is complete
 
     def push(self, text: str) -> str:
@@ -49,18 +49,18 @@ class Watch:
             self._state = self._words.step(self._state, character)
             length = self._words.hit[self._state]
             if length:
-                seen = self._held + text[: i + 1]
-                self.hit, self._held = seen[-length:], ""
-                return seen[:-length]
-        seen = self._held + text
-        safe = len(seen) - self._words.depth[self._state]
-        self._held = seen[safe:]
-        return seen[:safe]
+                whole = self._tail + text[: i + 1]
+                self.hit, self._tail = whole[-length:], ""
+                return whole[:-length]
+        whole = self._tail + text
+        safe = len(whole) - self._words.depth[self._state]
+        self._tail = whole[safe:]
+        return whole[:safe]
 
     @property
-    def held(self) -> str:
-        """What is held back: text after all, if nothing follows."""
-        return self._held
+    def tail(self) -> str:
+        """The end that is held back: text after all, if nothing follows."""
+        return self._tail
 
 
 def looped(ids: Sequence[int]) -> bool:

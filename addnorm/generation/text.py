@@ -95,7 +95,7 @@ class _Row:
     def end(self) -> str:
         """The text that was waiting for more."""
         text = self._watch.push(self._characters.flush())
-        return self._pass_on(text + ("" if self._watch.hit else self._watch.held))
+        return self._pass_on(text + ("" if self._watch.hit else self._watch.tail))
 
     def _pass_on(self, text: str) -> str:
         if self._watch.hit:
@@ -104,7 +104,7 @@ class _Row:
         return text
 
     def result(self, seed: int | None) -> Generated:
-        waiting = "" if self.finish else self._watch.held
+        waiting = "" if self.finish else self._watch.tail
         of_text = self.ids[:-1] if self.finish == "eos" else self.ids
         return Generated(
             prompt=self.prompt,
@@ -216,7 +216,7 @@ class Writing:
 
     def _step(self) -> None:
         places = list(self._decoder.rows)
-        ids = self._decoder.step(self._allowed(places))
+        ids = self._decoder.step(self._candidates(places))
         for i, id, (logprob, top) in zip(
             places, ids, self._decoder.logprobs(self._top), strict=True
         ):
@@ -238,9 +238,9 @@ class Writing:
             if text:
                 self._ready.append(Piece(i, text))
             self._end_if_done(i)
-        done = [i for i in places if self._rows[i].finish]
-        if done:
-            self._decoder.drop(done)
+        finished_rows = [i for i in places if self._rows[i].finish]
+        if finished_rows:
+            self._decoder.drop(finished_rows)
 
     def _end_if_done(self, i: int) -> None:
         """Finish a row that has no token left, or nothing left to say."""
@@ -251,32 +251,32 @@ class Writing:
         if budget == 0:
             row.finish = "length"
         if rules is not None and rules.may_end(row.state):
-            if not rules.allowed(row.state, budget).any():
+            if not rules.candidates(row.state, budget).any():
                 row.finish = "length"  # there is more to say, but not in so few tokens
-            if not rules.allowed(row.state, FOREVER).any():
+            if not rules.candidates(row.state, FOREVER).any():
                 row.finish = "stop"
         if row.finish:
             text = row.end()
             if text:
                 self._ready.append(Piece(i, text))
 
-    def _allowed(self, places: Sequence[int]) -> Tensor | None:
+    def _candidates(self, places: Sequence[int]) -> Tensor | None:
         """(rows, V) or (V,) True for what may come next; None if everything may."""
         rules = self._constraint
         if rules is None:
             return self._base
         size = self._decoder.model.config.vocab_size
-        allowed = torch.zeros(len(places), size, dtype=torch.bool)
-        for mask, i in zip(allowed, places, strict=True):
+        candidates = torch.zeros(len(places), size, dtype=torch.bool)
+        for mask, i in zip(candidates, places, strict=True):
             row = self._rows[i]
             if row.finish:
                 mask[:] = True
                 continue
-            found = rules.allowed(row.state, self._most - len(row.ids))
-            mask[: len(found)] = found
+            tokens = rules.candidates(row.state, self._most - len(row.ids))
+            mask[: len(tokens)] = tokens
             if self._eos is not None and rules.may_end(row.state):
                 mask[self._eos] = True
-        return allowed.to(next(self._decoder.model.parameters()).device)
+        return candidates.to(next(self._decoder.model.parameters()).device)
 
 
 # --- the two functions ----------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def _encode(tokenizer: Tokenizer, prompt: str, row: int) -> list[int]:
 
 def _decodable(model: LanguageModel, tokenizer: Tokenizer) -> Tensor | None:
     """(V,) False for ids that stand for nothing; None if there are none."""
-    allowed = torch.zeros(model.config.vocab_size, dtype=torch.bool)
-    found = pieces(tokenizer)
-    allowed[: len(found)] = torch.tensor([bool(piece) for piece in found])
-    return None if allowed.all() else allowed.to(next(model.parameters()).device)
+    mask = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+    bytes_of_ids = pieces(tokenizer)
+    mask[: len(bytes_of_ids)] = torch.tensor([bool(piece) for piece in bytes_of_ids])
+    return None if mask.all() else mask.to(next(model.parameters()).device)

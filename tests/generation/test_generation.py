@@ -588,7 +588,7 @@ def test_stop_strings_by_definition(text: str, stops: list[str], cuts: list[int]
             out += watch.push(text[at : at + size])
             assert want.startswith(out)
         at += size
-    out += "" if watch.hit else watch.held
+    out += "" if watch.hit else watch.tail
     assert (out, watch.hit) == (want, which)
     if len(stops) == 1:
         place = text.find(stops[0])
@@ -1018,7 +1018,7 @@ def test_the_tokens_of_a_state_are_found_by_walking() -> None:
     for pattern in (r"[a-z ]+", r".*é", "日本(語日)?"):
         rule = Constraint(regex(pattern), PAIRS)
         for state in range(len(rule.dfa.table)):
-            allowed = rule.allowed(state, 10**6)
+            allowed = rule.candidates(state, 10**6)
             for id in range(PAIRS.vocab_size):
                 leads = id != PAIRS.eos_id and rule.dfa.step(state, PAIRS.token_bytes(id)) >= 0
                 assert bool(allowed[id]) == leads
