@@ -48,7 +48,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _activation(activation: Activation) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """Its name and the function itself; a function or module of the caller's is taken as it is."""
+    """The name of an activation, and the function; one of the caller's is taken as it is."""
     if not isinstance(activation, str):
         return getattr(activation, "__name__", type(activation).__name__), activation
     check_known("activation", activation, ACTIVATIONS)

@@ -57,7 +57,7 @@ class SchemeEntry:
         return {n: (hints[n], p.default) for n, p in signature.parameters.items()}
 
     def usage(self) -> str:
-        """How it is written in a text."""
+        """How the entry is written in the text of a scheme: its name and arguments."""
         if not self.parameters():
             return self.name
         arguments = [
@@ -303,7 +303,7 @@ def explain(
 
 
 def _where(stack: Stack) -> list[str]:
-    """Where the stream is normalized, runs of blocks that agree told once."""
+    """Where the stream is normalized, a line for each run of blocks that agree."""
     lines: list[str] = []
     runs: list[tuple[int, int, str]] = []  # first block, last block, what is said
     for block in range(stack.sublayers()[-1].site.block + 1):

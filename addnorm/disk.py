@@ -98,7 +98,7 @@ def digest(file: Path) -> str:
 
 
 def wrong_size(file: Path, size: int) -> str | None:
-    """What is wrong with a file of which so many bytes were written, for a message after its name;
+    """What is wrong with a file of which ``size`` bytes were written, for a message after its name;
     None: nothing by its size."""
     if not file.is_file():
         return "is not a file" if file.exists() else "is missing"

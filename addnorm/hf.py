@@ -162,7 +162,7 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits (B, T, vocab_size), and the loss of ``labels``, which are shifted here.
 
-        ``logits_to_keep``: of the last so many places only, 0 for all; without labels.
+        ``logits_to_keep``: only that many of the last places, 0 for all; without labels.
         ``attention_mask`` (B, S) is 1 for real tokens, the cached ones included; positions count
         these and need not be given.
         """
@@ -296,13 +296,13 @@ class _Cache:
     def __init__(self, cache: Any, layers: dict[Hashable, int]) -> None:
         if cache.is_compileable:
             raise ValueError(
-                f"{type(cache).__name__} is not supported, whose keys have places that are empty "
-                "yet: leave cache_implementation out, or say 'dynamic'"
+                f"{type(cache).__name__} is not supported, whose keys have places that are still "
+                "empty: leave cache_implementation out, or say 'dynamic'"
             )
         self.cache, self.layers = cache, layers
 
     def length(self, key: Hashable) -> int:
-        """How many tokens this sublayer has seen."""
+        """How many tokens the cache holds for a sublayer."""
         return int(self.cache.get_seq_length(self.layers[key]))
 
     def update(self, key: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ def save(
     A GPT is written in GPT-2's format where that can say what it is, else in ours (to choose, use
     ``GPT.save_pretrained``), a classifier with its tokenizer and ``labels``, the names of its
     classes. Of a GPT with an adapter the adapter is in a sub-folder, and beside it the model with
-    the updates in its weights, or, if the adapter is no update, the model without it.
+    the updates in its weights, or, if the adapter is not an update, the model without it.
     """
     path = Path(folder).expanduser()
     adapter = adapted(model)
@@ -83,7 +83,7 @@ def save(
 
 
 def holds_run_or_adapter(folder: Path) -> bool:
-    """Whether a folder is no model's own, but a run's, or that of a model beside its adapter."""
+    """Whether a folder is not a model's own but a run's, or holds a model beside its adapter."""
     if (folder / CONFIG).exists():
         return False
     return (folder / RUN).is_dir() or _has_adapter_beside(folder)

@@ -15,9 +15,9 @@ class ProgressBar:
 
     ``title``: what is done; ``total``: how much there is of it, None where that is not known.
     ``in_bytes``: what is counted are bytes. ``patience``: seconds to wait before the bar appears,
-    so that what is soon over shows none. ``interval``: where stderr is no terminal, seconds between
-    lines that say how far it is, the first one at once if there is no patience; None: there are no
-    lines. ``hidden``: nothing is shown anywhere.
+    so that what is soon over shows none. ``interval``: where stderr is not a terminal, seconds
+    between lines that say how far it is, the first one at once if there is no patience; None: there
+    are no lines. ``hidden``: nothing is shown anywhere.
 
         with ProgressBar("scoring", len(texts)) as bar:
             for text in texts:

@@ -2,7 +2,7 @@
 
 A file may be missing, a folder, somebody else's, cut short, in another encoding, nested without
 end. Whatever keeps it from being read leaves here as a ``Mendable`` that names the file and what to
-do, of the class ``kind`` that the caller promises to its own callers. A byte order mark is no part
+do, of the class ``kind`` that the caller promises to its own callers. A byte order mark is not part
 of a text, and a line ends at a newline and nowhere else.
 """
 
@@ -57,7 +57,7 @@ def place(word: str | os.PathLike[str], kind: type[Mendable] = Unreadable) -> Pa
         path = Path(word).expanduser()
         path.exists()
     except (RuntimeError, OSError) as error:  # no such user; a name too long, a folder of others
-        raise kind(f"{word} cannot be looked for: {error}") from None
+        raise kind(f"{word} cannot be looked up: {error}") from None
     return path
 
 
@@ -101,8 +101,8 @@ def text(file: Path, kind: type[Mendable] = Unreadable) -> str:
 
 
 def lines(file: Path, kind: type[Mendable] = Unreadable) -> list[str]:
-    """Its lines, without their ends. Texts may hold the other characters that ``str.splitlines``
-    cuts at."""
+    """The lines of a file of UTF-8, without their ends. Texts may hold the other characters that
+    ``str.splitlines`` cuts at."""
     content = text(file, kind).removesuffix("\n")
     return [line.removesuffix("\r") for line in content.split("\n")] if content else []
 

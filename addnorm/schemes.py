@@ -315,7 +315,9 @@ def residual_dual(s: Site) -> Wiring:
 def hyper_connections(n: int = 4) -> Scheme:
     """The mixtures A and B are learned and depend on the token; at init they are pre-norm's."""
     if n < 1:
-        raise SchemeError(f"hyper_connections: n streams, at least 1, got {n}")
+        raise SchemeError(
+            f"hyper_connections: n, the number of streams, must be at least 1, got {n}"
+        )
 
     def scheme(s: Site) -> Wiring:
         w = pre_norm(s)

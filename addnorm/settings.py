@@ -144,7 +144,7 @@ def changed(settings: Settings, *layers: Mapping[str, Any]) -> Settings:
 
 
 def defaults(settings: Any) -> dict[str, Any]:
-    """Every key of a class of settings, or of an object of one, and what it is by itself."""
+    """Every key of a class of settings, or of an object of one, and its default."""
     values: dict[str, Any] = {}
     for f in dataclasses.fields(settings):
         default: Any = f.default if f.default is not dataclasses.MISSING else None

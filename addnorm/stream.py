@@ -355,7 +355,7 @@ class Stack(nn.Module):
         self._await_steps()
 
     def sublayers(self) -> list[Sublayer]:
-        """The sublayers, typed."""
+        """The sublayers, in their order."""
         return list(self.subs)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
@@ -397,7 +397,7 @@ class Stack(nn.Module):
             raise RuntimeError(
                 "the optimizer stepped but model.after_step(step) was not called: this scheme "
                 "keeps its weights on a constraint that every optimizer step leaves, or an adapter "
-                "prunes there"
+                "prunes after each step"
             )
         if not torch.compiler.is_compiling():
             check_masks(ctx.valid, ctx.attend, ctx.bias)

@@ -178,7 +178,7 @@ def test_a_place_can_be_asked_for(tmp_path: Path) -> None:
     assert reading.place(tmp_path / "no") == tmp_path / "no"
     assert reading.place("~/x") == Path.home() / "x"
     for word in ("~nobody-of-this-name/x", "x" * 5000):
-        with pytest.raises(Promised, match="cannot be looked for"):
+        with pytest.raises(Promised, match="cannot be looked up"):
             reading.place(word, Promised)
 
 

@@ -98,7 +98,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, format: str | None
 def export(model: GPT, folder: str | os.PathLike[str], *, tokenizer: Any = None) -> None:
     """Write an adapted model whole: FOLDER/adapter, and beside it what ``GPT.from_pretrained``
     reads: in FOLDER the model with the updates in its weights, or, since a prefix and a bottleneck
-    are no updates, in FOLDER/base the model without them."""
+    are not updates, in FOLDER/base the model without them."""
     folder = Path(folder)
     adapter = required(model)
     save(model, folder / "adapter")
@@ -308,7 +308,7 @@ def _settings(record: Mapping[str, Any], otherwise: Mapping[str, Any]) -> Adapt:
     values = dict(record.get("settings", otherwise))
     strange = values.keys() - {f.name for f in dataclasses.fields(Adapt)}
     if strange:
-        raise WeightsError(f"{min(strange)!r} is no setting of this version's adapters")
+        raise WeightsError(f"{min(strange)!r} is not a setting of this version's adapters")
     arguments: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
     }
@@ -344,12 +344,12 @@ def _of_low_rank(card: Mapping[str, Any]) -> dict[str, Any]:
     if kind not in ("lora", "adalora"):
         types = ", ".join(TYPES.values())
         short = value_in_short(card.get("peft_type"))
-        raise WeightsError(f"peft_type is {short}; what is read is {types}")
+        raise WeightsError(f"peft_type is {short}, expected one of {types}")
     odd = [name for name in UNREAD if card.get(name)]
     if card.get("init_lora_weights", True) not in PLAIN:
         odd.append(f"init_lora_weights={value_in_short(card['init_lora_weights'])}")
     if odd:
-        raise WeightsError(f"{', '.join(odd)} of peft is not known here")
+        raise WeightsError(f"{', '.join(odd)}: addnorm lacks this option of peft")
     values = {
         "kind": kind,
         "alpha": _number(card, "lora_alpha"),
@@ -426,7 +426,9 @@ def _scale(card: Mapping[str, Any], name: str, rank: int) -> float:
         try:
             fits = re.fullmatch(rf"(.*\.)?({key})", name)
         except re.error as error:
-            raise WeightsError(f"alpha_pattern {key!r} is no expression: {error}") from None
+            raise WeightsError(
+                f"alpha_pattern {key!r} is not a regular expression: {error}"
+            ) from None
         if fits and not is_number(value):
             raise WeightsError(f"alpha_pattern {key!r} is {value_in_short(value)}, not a number")
         if fits:

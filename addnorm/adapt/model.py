@@ -27,11 +27,11 @@ class Adapted:
     parts: Mapping[str, nn.Module]
     """The modules that hold the adapter's parameters, by their names in the model."""
     hooks: tuple[RemovableHandle, ...] = ()
-    """Of the modules that have no place for a part. They are kept because a copy from a file counts
-    its hooks on from them: one more would otherwise take the place of ours."""
+    """The hooks on modules that have no place for a part. They are kept because a copy from a file
+    counts its hooks on from them: one more would otherwise take the place of ours."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """The adapter's."""
+        """The parameters of the adapter that are trained."""
         return [p for part in self.parts.values() for p in part.parameters() if p.requires_grad]
 
     def low_rank(self) -> dict[str, LowRank]:

@@ -126,7 +126,7 @@ class AdaLoRA(LowRank):
         return self.lora_A * self.lora_E[:, None]
 
     def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Those that the last pruning kept, and what has grown again since."""
+        """The triplets that the last pruning kept, and those that have grown again since."""
         there = self.kept | (self.lora_E != 0)
         return self.lora_A[there], self.lora_E[there], self.lora_B[:, there]
 

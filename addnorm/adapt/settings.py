@@ -24,17 +24,17 @@ class Adapt:
     targets: tuple[str, ...] = _for(("q", "v"), "lora", "adalora")
     """Which matrices of the branches get low-rank updates: q, k, v, out, up, down, gate."""
     rank: int = _for(8, "lora")
-    """Of each update."""
+    """The rank of each update."""
     alpha: float = _for(16.0, "lora", "adalora")
     """Updates count alpha / rank times (adalora: alpha / init_rank)."""
     dropout: float = _for(0.0, "lora", "adalora")
-    """On what the updates read."""
+    """The dropout on what the updates read, in [0, 1)."""
     init_rank: int = _for(12, "adalora")
-    """Of each update in the beginning."""
+    """The rank of each update in the beginning."""
     target_rank: int = _for(8, "adalora")
-    """Of the updates on average in the end."""
+    """The mean rank of the updates at the end."""
     steps: int | None = _for(None, "adalora")
-    """Optimizer steps in which the ranks fall; by itself all that the run has when it begins."""
+    """Optimizer steps in which the ranks fall; None: all that the run has when it begins."""
     tinit: int = _for(0, "adalora")
     """First steps in which nothing is pruned."""
     tfinal: int = _for(0, "adalora")
@@ -48,7 +48,7 @@ class Adapt:
     positions: Literal["kept", "shifted"] = _for("kept", "prefix")
     """Whether tokens keep their positions, or begin at length as in peft."""
     width: int = _for(64, "adapter")
-    """Of the bottleneck."""
+    """The width of the bottleneck."""
 
     def __post_init__(self) -> None:
         check_known("kind", self.kind, get_args(AdapterKind))

@@ -115,11 +115,11 @@ class MaskArgument:
 
     name: str
     of: str
-    """The argument whose places it speaks of."""
+    """The argument whose places the mask speaks of."""
     reading: MaskReading | None
-    """Measured; None: no place could be hidden with it."""
+    """How the mask is read, measured; None: no place could be hidden with it."""
     square: bool
-    """It speaks of pairs of places, (T, T) in its last axes."""
+    """The mask speaks of pairs of places, (T, T) in its last axes."""
 
 
 @final
@@ -146,9 +146,9 @@ class Arguments:
     rows: Mapping[str, int] = field(default_factory=dict)
     """For each argument of token ids the rows of its table."""
     special: frozenset[int] = frozenset()
-    """Ids that are no words."""
+    """Ids that are not words."""
     unclear: tuple[str, ...] = ()
-    """What could not be told, and why."""
+    """What could not be made out, and why."""
 
 
 def find_arguments(model: nn.Module, inputs: Inputs) -> Arguments:
@@ -214,7 +214,7 @@ def _arguments(model: nn.Module, inputs: Inputs) -> Arguments:
 def _candidates(
     inputs: Inputs, names: Mapping[str, str], rows: Mapping[str, int]
 ) -> tuple[list[str], dict[str, ArgumentKind], list[str]]:
-    """The masks, what may be a sequence and of which kind, and what cannot be told."""
+    """The masks, what may be a sequence and of which kind, and what cannot be made out."""
     masks: list[str] = []
     kinds: dict[str, ArgumentKind] = {}
     unclear: list[str] = []

@@ -29,9 +29,10 @@ from addnorm.temporary import hooked, isolated
 from addnorm.words import error_in_a_line
 
 SLACK = 100.0
-"""Differences are counted from so many times the floor on: the floor is one draw of rounding."""
+"""What differs by more than this many times the floor counts: the floor is one draw of rounding."""
 LEAST = 1e4
-"""And from so many units of the dtype on: sums in another order, through a few dozen layers."""
+"""And by more than this many units of the dtype: sums in another order, through a few dozen
+layers."""
 
 
 @final
@@ -279,7 +280,7 @@ class _Operation:
     module: str = field(default="", compare=False)
 
     def text(self, other: "_Operation | None" = None) -> str:
-        """In words, and so that it can be told from another of the same name."""
+        """The operation in words, so that it can be told apart from ``other``, of the same name."""
         options = dict(self.options)
         theirs = dict(other.options) if other is not None else options
         names = [n for n, v in self.options if n in self.explicit or theirs.get(n) != v]
@@ -473,9 +474,9 @@ def _changes(
 ) -> Iterator[str]:
     """How two sequences of operations differ: the first few that only one of them has.
 
-    What computes is told before what moves numbers about, and what only copies or reshapes them if
-    there is nothing else. Modules that only one of the two calls are told as one, where the rest is
-    the same.
+    What computes comes before what moves numbers about, and what only copies or reshapes them is
+    left out unless there is nothing else. A module that only one of the two calls is one line where
+    the rest is the same.
     """
     tops = [outermost(paths) for paths in only]
     rest = [

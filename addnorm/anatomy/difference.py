@@ -22,7 +22,7 @@ class Parting:
     before: float
     """The relative difference of what the module is given."""
     after: float
-    """And of what it returns; infinite where not even shapes agree."""
+    """The relative difference of what the module returns; infinite where not even shapes agree."""
     floor: float
     """What counts as a difference there."""
     agree: int
@@ -59,7 +59,7 @@ class Difference:
     paired: int
     """Parameters and buffers that correspond, by name and shape or else by order and shape."""
     unpaired: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-    """Those only in A, only in B."""
+    """Parameters and buffers that are only in A, only in B."""
     only: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     """Modules that were called only in A, only in B."""
     inputs: dict[str, list[int]] = field(default_factory=dict)
@@ -72,12 +72,12 @@ class Difference:
         return self.forward is None and self.backward is None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it."""
+        """Every field, and ``same``; what is infinite is None."""
         fields = {"same": self.same, **asdict(self)}
         return dict(_finite(fields))
 
     def verdict(self) -> str:
-        """In one line."""
+        """Whether the models differ, and where first, in one line."""
         if self.forward is not None and self.forward.module:
             return f"They differ, first in {self.forward.module}."
         if self.forward is not None:
@@ -167,12 +167,12 @@ def _modules(names: Sequence[str]) -> str:
 
 
 def inside_any(path: str, tops: Sequence[str]) -> bool:
-    """Whether it is one of these modules or lies in one."""
+    """Whether a module's path is one of ``tops`` or lies in one of them."""
     return any(path == top or path.startswith(f"{top}.") for top in tops)
 
 
 def outermost(paths: Sequence[str]) -> list[str]:
-    """Those that lie in none of the others."""
+    """The paths that lie in none of the others."""
     return [p for p in paths if not inside_any(p, [q for q in paths if q != p])]
 
 

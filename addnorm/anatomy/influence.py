@@ -57,7 +57,7 @@ class Influence:
     """
 
     specimen: Specimen
-    """Where the trace and the structure are."""
+    """The specimen, with the trace and the structure."""
     model: nn.Module
     """A copy of the specimen's, in float64 where it runs in that."""
     inputs: Inputs

@@ -2,7 +2,7 @@
 
 Names of arguments, annotations, ``main_input_name`` and ``config`` are what the author claims: they
 decide what is tried first. What counts is that the forward runs and returns finite numbers. Batch
-and lengths are small primes that are no other size of the model, so that axes can be told apart.
+and lengths are small primes, unlike every other size of the model, so that axes can be told apart.
 """
 
 import itertools

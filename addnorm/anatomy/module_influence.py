@@ -157,7 +157,8 @@ class _Rerun:
         return (new - base).nan_to_num().abs().movedim(self.out_axes, (0, 1)).amax(-1)
 
     def order_matters(self, base: Tensor, scale: float) -> float | None:
-        """``ModuleInfluence.order_matters``."""
+        """The largest change at the last place when the earlier ones are permuted, over ``scale``;
+        None where that does not run."""
         n = self.places
         turned = self.reordered(torch.tensor([*reversed(range(n - 1)), n - 1]))
         if turned is None or turned.shape != base.shape:

@@ -69,7 +69,7 @@ class TracedNorm:
     source: Value
     output: Value
     path: str
-    """Of the module that is it, or in which it is computed."""
+    """The path of the module that is the norm, or in which it is computed."""
     op: Op
     module: nn.Module | None
     """None: computed in the forward of a larger module."""
@@ -113,7 +113,7 @@ class Residual:
 
     @property
     def output(self) -> Value:
-        """The stream afterwards."""
+        """The stream after the addition."""
         return self.add.outputs[0]
 
     @property
@@ -184,7 +184,7 @@ class Structure:
         return {op: i for i, op in enumerate(self.trace.ops)}
 
     def order(self, op: Op) -> int:
-        """When it ran."""
+        """The number of an operation in the order in which they ran."""
         return self._order[op]
 
     def ancestors(self, value: Value) -> set[Value]:
@@ -243,7 +243,7 @@ class Structure:
         return []
 
     def _reduces(self, statistic: Value, of: Value) -> bool:
-        """Whether it was computed from what ``of`` is, without products and with a reduction."""
+        """Whether a statistic was computed from ``of``, without products and with a reduction."""
         sources = {of} | {
             v for v in self.ancestors(of) if v in self.activations and v.shape == of.shape
         }
@@ -275,7 +275,7 @@ class Structure:
         return []
 
     def carried(self, value: Value) -> dict[Value, Step | None]:
-        """Every value that is in it -> the step out of that value, on a shortest way."""
+        """Every value that is carried into ``value`` -> the step out of it, on a shortest way."""
         steps: dict[Value, Step | None] = {value: None}
         todo = [value]
         for target in todo:
@@ -305,7 +305,7 @@ class Structure:
         return steps
 
     def carried_on(self, value: Value) -> set[Value]:
-        """Every value that it is carried into."""
+        """Every value that ``value`` is carried into."""
         values, todo = {value}, [value]
         while todo:
             for step in self.steps_from.get(todo.pop(), ()):
@@ -318,8 +318,8 @@ class Structure:
 
     @cached_property
     def residuals(self) -> tuple[Residual, ...]:
-        """In the order of their additions. What is added to an attention's scores (masks, biases,
-        the scores of the layer before) is none."""
+        """The residual connections, in the order of their additions. What is added to the scores of
+        an attention (masks, biases, the scores of the layer before) is not one."""
         residuals = []
         scores = {op for attention in self.attentions for op in attention.between}
         for op in self.trace.ops:
@@ -388,7 +388,7 @@ class Structure:
         return max(writers, key=lambda r: self.order(r.add)) if writers else None
 
     def next(self, residual: Residual) -> list[Residual]:
-        """Those that write next on what this one wrote."""
+        """The residual connections that write next on what this one wrote."""
         return [r for r in self.residuals if self.previous(r) is residual]
 
     def norms_between(self, source: Value, target: Value) -> list[TracedNorm]:
@@ -436,7 +436,7 @@ class Structure:
 
     @cached_property
     def norms(self) -> tuple[TracedNorm, ...]:
-        """Every application of a norm, once, in order."""
+        """Every application of a norm, once, in the order in which they ran."""
         norms = {
             value: step.norm
             for value in self.trace.values
@@ -449,7 +449,7 @@ class Structure:
     # --- attention, products, blocks
 
     def names(self, value: Value) -> set[str]:
-        """The parameters and buffers that a value was computed from, if it is no activation."""
+        """The parameters and buffers that a value was computed from, if it is not an activation."""
         if value in self.activations:
             return set()
         return {v.name for v in self.ancestors(value) if v.name}
@@ -464,7 +464,7 @@ class Structure:
 
     @cached_property
     def attentions(self) -> tuple[TracedAttention, ...]:
-        """In order."""
+        """The attentions, in the order in which they ran."""
         attentions = []
         for op in self.trace.ops:
             pair = factors(op)

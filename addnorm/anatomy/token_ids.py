@@ -104,7 +104,7 @@ def table_rows(model: nn.Module, inputs: Inputs) -> dict[str, int]:
 
 
 def lookups_of(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], Any]:
-    """That, and what the model returned meanwhile."""
+    """``table_rows``, and what the model returned meanwhile."""
     lookups = Lookups(
         {
             name: value
@@ -138,7 +138,8 @@ def pad_ids(model: nn.Module) -> set[int]:
 
 
 def _ids_called(model: nn.Module, pattern: str) -> set[int]:
-    """Those that a table leaves out, and numbers that the model or its config calls so."""
+    """The ids that a table leaves out (``padding_idx``), and those under a name of the model or its
+    config that matches ``pattern``."""
     ids: set[Any] = {m.padding_idx for m in model.modules() if isinstance(m, nn.Embedding)}
     for owner in (getattr(model, "config", None), *model.modules()):
         for name, value in getattr(owner, "__dict__", {}).items():

@@ -2,7 +2,7 @@
 
 ``record`` runs a function and writes down the aten operations below autograd, as a graph: values
 know the operation they came from and those that read them. Nothing is assumed of the code that ran:
-handwritten loops, functional calls, views and writes in place are all operations in the end.
+handwritten loops, functional calls, views and writes in place all end up as operations.
 ``altered`` runs it once more and changes what one operation receives, which shows what depends on
 what by cause, not by reading.
 
@@ -41,7 +41,7 @@ class Value:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sizes."""
+        """The sizes of the tensor."""
         return tuple(self.tensor.shape)
 
     def rms(self) -> float:
@@ -52,7 +52,7 @@ class Value:
 @final
 @dataclass(eq=False, slots=True)
 class Op:
-    """One aten operation."""
+    """One aten operation, as it ran."""
 
     place: tuple[Any, int]
     """Which call of which overload it was. By overload, because recording adds a few operations of
@@ -92,7 +92,7 @@ class Call:
 @final
 @dataclass(frozen=True)
 class Trace:
-    """One forward."""
+    """One forward: its operations, and the calls of modules that they ran in."""
 
     ops: tuple[Op, ...]
     calls: tuple[Call, ...]

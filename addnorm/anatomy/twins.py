@@ -12,8 +12,8 @@ _SMALL = 1_000_000  # numbers in a buffer up to which it is compared by what it 
 def twin_key(module: nn.Module) -> Hashable:
     """Equal for modules of one class whose settings, shapes, buffers and children are equal.
 
-    Whatever is no plain setting (a function put on an instance, an object of its own) is equal to
-    itself only.
+    Whatever is not a plain setting (a function put on an instance, an object of its own) is equal
+    to itself only.
     """
     attributes = vars(module)
     plain = tuple(

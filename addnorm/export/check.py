@@ -32,7 +32,7 @@ LONGEST = 2048
 """Tokens in the longest comparison of a model without a table of positions, which has no end."""
 
 Tell = Callable[[str], None]
-"""Is told what is being done, for what may take a while."""
+"""Is called with what is being done, where that may take a while."""
 
 
 @final
@@ -116,10 +116,10 @@ class Comparison:
         self.difference = max(self.difference, difference)
 
     def add_texts(self, ours: Tokenizer, theirs: Callable[[str], list[int]]) -> None:
-        """Both tokenizers give the same ids."""
+        """Compare the ids that both tokenizers give for ``TEXTS``."""
         for text in TEXTS:
             if theirs(text) != ours.encode(text):
-                raise CheckFailed(f"{self.by}: the tokenizer splits {text!r} otherwise")
+                raise CheckFailed(f"{self.by}: the tokenizer splits {text!r} differently")
         self.inputs.append(f"{len(TEXTS)} texts")
 
     def result(self) -> Check:
@@ -187,7 +187,7 @@ def file_path(path: Path, suffix: str, begins: bytes) -> Path:
     path = path.expanduser()
     if path.is_dir():
         raise ExportError(
-            f"{path} is a folder: give the file to write, as {path / 'model'}{suffix}"
+            f"{path} is a folder: give the file to write, such as {path / 'model'}{suffix}"
         )
     if path.exists():
         with path.open("rb") as file:
@@ -228,7 +228,7 @@ def needs(package: str, what: str) -> Any:
 
 
 def sizes(*files: Path) -> dict[str, int]:
-    """Bytes by name."""
+    """The size of each file in bytes, by its name."""
     return {file.name: file.stat().st_size for file in files}
 
 

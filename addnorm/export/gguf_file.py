@@ -194,8 +194,8 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
         if tokenizer.kind != "bpe":
             raise ExportError(
-                f"llama.cpp has no tokenizer of kind {tokenizer.kind!r}: export without it, by "
-                "--no-tokenizer, and pass ids"
+                f"llama.cpp has no tokenizer of kind {tokenizer.kind!r}: export without it ("
+                "--no-tokenizer) and pass ids"
             )
         if tokenizer.vocab_size > size:
             raise ExportError(
@@ -234,11 +234,11 @@ class _Vocabulary:
         if oddities:
             raise ExportError(
                 f"the tokenizer splits texts in its own way ({', '.join(oddities)}), and of "
-                "llama.cpp's ways addnorm writes GPT-2's only: export without it, by --no-tokenizer"
+                "llama.cpp's ways addnorm writes GPT-2's only: export without it (--no-tokenizer)"
             )
 
     def write(self, writer: Any) -> None:
-        """``tokenizer.ggml.*``."""
+        """Write the vocabulary, as the fields ``tokenizer.ggml.*``."""
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")
         writer.add_token_list(self.tokens)

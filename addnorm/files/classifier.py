@@ -105,7 +105,7 @@ def _card(folder: Path) -> tuple[dict[str, Any], ClassifierConfig, tuple[str, ..
 
 
 def predict(loaded: Loaded, texts: Sequence[str]) -> list[Prediction]:
-    """Of each text the labels, with their probabilities."""
+    """The labels of each text, with their probabilities."""
     model, tokenizer, labels, _ = loaded
     assert isinstance(model, TextClassifier)
     assert tokenizer is not None

@@ -103,7 +103,7 @@ def from_gpt2(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
     activation = card["activation_function"]
     if not isinstance(activation, str) or activation not in GPT2_ACTIVATIONS:
         raise WeightsError(
-            f"activation_function={value_in_short(activation)} is not implemented, of "
+            f"activation_function={value_in_short(activation)} is not implemented, only "
             f"{', '.join(GPT2_ACTIVATIONS)}"
         )
     drops = {name: card[name] for name in DROPOUTS}
@@ -145,8 +145,8 @@ def _refuse(card: Mapping[str, Any], names: Iterable[str], whose: str) -> None:
             continue
         if value not in (None, False, 0, "", [], {}):
             raise WeightsError(
-                f"{name}={value_in_short(value)} is no option of {whose}. If the model does not "
-                "depend on it, remove the line; otherwise this is another model"
+                f"{name}={value_in_short(value)} is not an option of {whose}. If the model does "
+                "not depend on it, remove the line; otherwise this is another model"
             )
 
 
@@ -168,7 +168,7 @@ def to_gpt2(config: GPTConfig, eos: int | None) -> dict[str, Any]:
 
 
 def to_own(config: GPTConfig, eos: int | None) -> dict[str, Any]:
-    """Every field by its own name."""
+    """What our config.json says of a model: every field by its own name."""
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["AddnormForCausalLM"],

@@ -130,8 +130,8 @@ def seal(folder: Path, files: Sequence[str]) -> tuple[bool, list[str]]:
     unsealed = [name for name in (CONFIG, *files, *beside) if name not in intact]
     if not intact.issuperset((CONFIG, *files)):  # a tokenizer may be put there later
         log.warning(
-            "%s says nothing of %s, which may not be as it was written: get the folder again, or "
-            "delete that file if you mean it",
+            "%s says nothing about %s, which may not be as it was written: get the folder again, "
+            "or delete that file if you mean it",
             folder / CHECKSUMS,
             " and ".join(unsealed),
         )
@@ -163,7 +163,7 @@ def write_checksums(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Readable JSON."""
+    """Write a value as JSON, indented, and not as ASCII."""
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -231,8 +231,8 @@ def _check_names(
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise WeightsError(
-            f"{folder}: {a_few(missing)} missing in {files}: the file was cut, or is of another "
-            "kind of model"
+            f"{folder}: {a_few(missing)} are missing from {files}: the file was cut, or is of "
+            "another kind of model"
         )
     extra = sorted(tensors.keys() - set(expected))
     if extra:
@@ -294,7 +294,7 @@ def save(
 ) -> None:
     """Write a model, and the tokenizer beside it if one is given.
 
-    ``format``: "gpt2", which transformers reads by itself, or "addnorm"; None takes GPT-2's where
+    ``format``: "gpt2", which transformers reads as it is, or "addnorm"; None takes GPT-2's where
     it can say what the model is.
     """
     config = model.config

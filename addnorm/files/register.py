@@ -27,9 +27,9 @@ class Loaded(NamedTuple):
     """A model from disk, and what was kept with it."""
 
     model: nn.Module
-    """In evaluation mode."""
+    """The model, in evaluation mode."""
     tokenizer: Tokenizer | None
-    """None: there is none beside the model."""
+    """The tokenizer beside the model; None: there is none."""
     labels: tuple[str, ...] | None
     """What each place of the model's answer is called; None: a model that has no such places."""
     card: Mapping[str, Any]

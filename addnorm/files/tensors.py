@@ -171,5 +171,5 @@ def _why_refused(file: Path, error: Exception) -> str:
 
 
 def _plain(value: object) -> bool:
-    """Whether it is a tensor that has its values in memory, one after the other."""
+    """Whether a value is a tensor that has its entries in memory, one after the other."""
     return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta

@@ -126,7 +126,7 @@ class GPT(nn.Module):
         return rules
 
     def reset_parameters(self) -> None:
-        """Both ends by the scheme's rule."""
+        """Fill the tables at the two ends by the scheme's rule."""
         for name, (role, rule) in self.init_rules().items():
             rule(role, self.get_parameter(name))
 
@@ -139,7 +139,7 @@ class GPT(nn.Module):
         last: int | None = None,
         documents: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the next token at every place, or at the ``last`` so many.
+        """Logits of the next token at every place, or only at the ``last`` of them.
 
         ``valid`` (B, S) is True for real tokens, wherever the padding is; positions count real
         tokens only. With a cache ``ids`` are the new tokens and S counts the cached ones too, and
@@ -151,7 +151,7 @@ class GPT(nn.Module):
         if valid is not None and valid.dtype != torch.bool:  # positions are counted by it
             raise TypeError(f"valid must be boolean, True = real token, got {valid.dtype}")
         if last is not None and last < 0:
-            raise Mendable(f"last says of how many places at the end, at least 0, got {last}")
+            raise Mendable(f"last must be the number of places at the end, at least 0, got {last}")
         h = self.tokens(ids)  # (B, T, D)
         if self.positions is not None:
             place = _places(ids, valid, past)

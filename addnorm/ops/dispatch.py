@@ -93,8 +93,8 @@ def _check(call: NormCall) -> None:
             raise TypeError(f"add_norm: {name} must be floating point, got {t.dtype}")
         if t.shape != shape:
             raise ValueError(
-                f"add_norm: {name} must have shape {tuple(shape)}, as x of shape {tuple(x.shape)} "
-                f"has it, got {tuple(t.shape)}"
+                f"add_norm: {name} must have shape {tuple(shape)} beside x of shape "
+                f"{tuple(x.shape)}, got {tuple(t.shape)}"
             )
     for name, factor in (("keep", call.keep), ("gain", call.gain)):
         if isinstance(factor, Tensor) and not _broadcasts(factor.shape, x.shape):
@@ -118,7 +118,7 @@ class _Fused(torch.autograd.Function):
     """A kernel with a gradient.
 
     A gradient that must itself be differentiable (create_graph) is taken through the reference,
-    from the stream that the kernel stored. A stream that is x itself is no output: x is there.
+    from the stream that the kernel stored. A stream that is x itself is not an output: x is there.
     """
 
     @staticmethod

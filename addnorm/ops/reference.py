@@ -101,7 +101,7 @@ def calm(s: Tensor) -> bool:
     try:
         least, most = torch.aminmax(s.detach())
         return max(-float(least), float(most)) <= limit(s.dtype) and not bool(most.isnan())
-    except RuntimeError:  # what torch raises where a value is not to be had
+    except RuntimeError:  # what torch raises where a value cannot be read
         return False
 
 

@@ -138,19 +138,19 @@ class Quantity(NamedTuple):
     exact: Tensor
     terms: Tensor
     dtype: torch.dtype
-    """That it has to have."""
+    """The dtype that the tensor has to have."""
     coarsest: torch.dtype
-    """The coarsest dtype on its way."""
+    """The coarsest dtype that it is rounded to on its way."""
     times: int
     """How often it is rounded to that dtype."""
 
     def error(self) -> float:
-        """In roundings."""
+        """The largest error, in roundings to the coarsest dtype."""
         if self.computed.shape != self.exact.shape or self.computed.dtype != self.dtype:
             return torch.inf
         off = (self.computed.detach().cpu().double() - self.exact).abs()
         u = torch.finfo(self.coarsest).eps / 2
-        # 0 / 0 is no error, and what is NaN is not to be lost
+        # 0 / 0 is not an error, and NaN must not get lost
         worst = torch.where(off == 0, off, off / (u * self.terms)).amax()
         return torch.inf if worst.isnan() else float(worst)
 
@@ -422,8 +422,9 @@ def compare_attention(
 
 @torch.no_grad()
 def _attention_terms(call: AttentionCall, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Those of the output and of the gradients of q, k and v. An error of a logit is one of every
-    weight of its query, in proportion: so a weight counts with the terms of its logits."""
+    """The sums of absolute terms of the output and of the gradients of q, k and v. An error of a
+    logit is one of every weight of its query, in proportion: so a weight counts with the terms of
+    its logits."""
     shared = call.k.shape[1]
     group = call.q.shape[1] // shared
     q = call.q.abs()

@@ -990,14 +990,17 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     config = tmp_path / "adapter_config.json"
     told = json.loads(config.read_text())
     for change, said in (
-        ({"use_dora": True}, "use_dora of peft is not known here"),
+        ({"use_dora": True}, "use_dora: addnorm lacks this option of peft"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' of peft"),
-        ({"alpha_pattern": {"(": 3}}, r"alpha_pattern '\(' is no expression: missing \)"),
+        (
+            {"alpha_pattern": {"(": 3}},
+            r"alpha_pattern '\(' is not a regular expression: missing \)",
+        ),
         ({"alpha_pattern": {"c_attn": "3"}}, "alpha_pattern 'c_attn' is '3', not a number"),
         ({"alpha_pattern": [1]}, "alpha_pattern is a list, expected an object"),
         ({"lora_alpha": 10**400}, "lora_alpha is 1000.*, not a number"),
         ({"lora_dropout": "x"}, "lora_dropout is 'x', not a number"),
-        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; what is read is LORA, ADALORA, PREFIX"),
+        ({"peft_type": "LOHA"}, "peft_type is 'LOHA', expected one of LORA, ADALORA, PREFIX"),
     ):
         config.write_text(json.dumps(told | change))
         save_file(load_file(file), file)  # without our record

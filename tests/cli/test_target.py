@@ -61,8 +61,8 @@ whole = made(2)
         ("x.nope", "there is no 'nope' in it; there is no model, no function and no class in it"),
         ("whole.nope", "there is no 'nope' in it; there is 0"),
         ("Net.nope", "there is no 'nope' in it; there is no model"),
-        ("~nobody-of-this-name/net.py:x", "cannot be looked for"),
-        ("x" * 300 + ".py:x", "cannot be looked for"),
+        ("~nobody-of-this-name/net.py:x", "cannot be looked up"),
+        ("x" * 300 + ".py:x", "cannot be looked up"),
     ],
 )
 def test_what_is_not_in_a_file_is_told_with_what_is(

@@ -149,7 +149,7 @@ PUBLISHED: list[dict[str, Any]] = [
     {"n_inner": None},
     {"layer_norm_epsilon": 0.1},
     {"tie_word_embeddings": False},
-    *({"activation_function": name} for name in config_json.ACTIVATIONS),
+    *({"activation_function": name} for name in config_json.GPT2_ACTIVATIONS),
 ]
 
 
@@ -390,8 +390,11 @@ def test_a_pickle_that_is_none(tmp_path: Path, content: bytes) -> None:
         ({"is_encoder_decoder": True}, "is_encoder_decoder=True is not"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads={'0': .1.} is not"),
         ({"quantization_config": {"bits": 4}}, "quantization_config=.* is not"),
-        ({"activation_function": "tanh"}, "activation_function='tanh' is not implemented, of gelu"),
-        ({"alibi": True}, "alibi=True is no option of GPT-2 as transformers defines it"),
+        (
+            {"activation_function": "tanh"},
+            "activation_function='tanh' is not implemented, only gelu",
+        ),
+        ({"alibi": True}, "alibi=True is not an option of GPT-2 as transformers defines it"),
         ({"resid_pdrop": 0.2}, r"resid_pdrop=0.2, embd_pdrop=0.1.*\(..., dropout=0.2\)"),
         ({"model_type": "llama"}, "model_type is 'llama', expected gpt2 or addnorm_gpt"),
         ({"n_embd": 21}, "5 heads do not divide the width 21"),
@@ -542,7 +545,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "missing tensor": (
         lambda f: mangle(f, lambda s: {k: v for k, v in s.items() if "h.1.ln_2" not in k}),
-        r"h.1.ln_2.weight, h.1.ln_2.bias missing in model.safetensors: the file was cut",
+        r"h.1.ln_2.weight, h.1.ln_2.bias are missing from model.safetensors: the file was cut",
     ),
     "extra tensor": (
         lambda f: mangle(f, lambda s: {**s, "transformer.h.0.attn.lora_A": torch.zeros(2)}),
@@ -669,7 +672,7 @@ OWN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "of a newer addnorm": (
         lambda f: reconfigure(f, warp="tachyon"),
-        "warp='tachyon' is no option of addnorm",
+        "warp='tachyon' is not an option of addnorm",
     ),
     "of an older addnorm": (
         lambda f: (f / "config.json").write_text(json.dumps({"model_type": "addnorm_gpt"})),
@@ -741,7 +744,7 @@ def test_what_the_checksums_do_not_name_is_not_verified(
     assert not report.verified
     assert report.unsealed == [name]
     assert f"checksums agree, but not of {name}" in str(report)
-    warned = f"says nothing of {name}" in caplog.text
+    warned = f"says nothing about {name}" in caplog.text
     assert warned == (name != "addnorm_tokenizer.json"), "a tokenizer may be put there later"
 
 

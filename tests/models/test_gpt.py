@@ -284,7 +284,7 @@ def test_the_last_places_are_as_many_as_asked_for() -> None:
         # not to the bit: how a product of matrices sums may depend on how many rows it has
         torch.testing.assert_close(model(x, last=last), logits[:, 5 - min(last, 5) :])
     with pytest.raises(
-        Mendable, match="last says of how many places at the end, at least 0, got -1"
+        Mendable, match="last must be the number of places at the end, at least 0, got -1"
     ):
         model(x, last=-1)
 

@@ -175,8 +175,8 @@ def _saturates(probe: Probe) -> bool:
 
 
 def feature_axis(specimen: Specimen, k: MeasuredNorm) -> int:
-    """Where the parameters lie; without them the axis that is neither batch nor sequence, where
-    that could be seen; else the last."""
+    """The axis of the features: where the parameters lie; without them the axis that is neither
+    batch nor sequence, where that could be seen; else the last."""
     if k.probe is not None and k.probe.feature_axis is not None:
         return k.probe.feature_axis
     batch, time = batch_and_time(specimen, k.path)
@@ -206,15 +206,15 @@ class FoundNorm:
     """"layer": the mean is subtracted; "rms": divided by its length, up to a constant (RMSNorm, L2
     norm, ScaleNorm); "other": all else, such as statistics over several axes or pointwise ones."""
     dim: int
-    """How many features."""
+    """How many features the norm is over."""
     axis: int
-    """Where they are, from the end: -1 is the last axis."""
+    """The axis of the features, from the end: -1 is the last."""
     normalizes: bool
     """Measured: the output's size does not follow the input's."""
     claims: tuple[str, ...] = ()
     """Why it is taken for what it is not measured to be: "class", "attribute"."""
     formula: str = ""
-    """The nearest formula."""
+    """The name of the nearest formula."""
     eps: float = 0.0
     """The eps that it was measured to have."""
     reach: tuple[int, ...] = ()

@@ -44,7 +44,7 @@ class Formula:
     """What is wrong with it, by rule."""
 
     def numerator(self, x: Tensor) -> Tensor:
-        """What is divided."""
+        """What is divided by the spread: x, or x without its mean."""
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def squared_spread(self, x: Tensor) -> Tensor:

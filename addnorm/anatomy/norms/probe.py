@@ -172,7 +172,7 @@ class Probe:
             self._trivial_gain(x)
         elif self.shifts:
             self.feature_axis = self._axis_of(self.shifts[0], x)
-        # A parameter that enters in another way: the factor in front is not to be had.
+        # A parameter that enters in another way: the factor in front cannot be isolated.
         odd = {id(p) for _, p in parameters} - {id(p) for p in (*gains, *self.shifts)}
         self.affine_known = not odd
 
@@ -213,7 +213,7 @@ class Probe:
             self.bare_by_setting = False
 
     def bare(self, x: Tensor) -> Tensor:
-        """The normalization alone."""
+        """The output with a gain of 1: the normalization alone."""
         if self.gain is None or self.bare_by_setting:
             return self.raw(x)
         before = self.gain.detach().clone()
@@ -305,7 +305,7 @@ class Probe:
         return match
 
     def idle(self) -> bool:
-        """Whether it gives back what it gets and has nothing to give it with."""
+        """Whether the module has no parameters and returns its input."""
         x = self.normal(9)
         with torch.no_grad():
             return not any(True for _ in self.module.parameters()) and torch.equal(self.raw(x), x)
@@ -328,9 +328,10 @@ class Reach(NamedTuple):
     """Who shares statistics with one element."""
 
     axes: tuple[int, ...]
-    """From the end, sorted; none: every element is on its own."""
+    """The axes along which statistics are shared, from the end, sorted; none: every element is on
+    its own."""
     sizes: tuple[int, ...]
-    """How many elements along each of them."""
+    """How many elements share statistics along each of the axes."""
 
 
 def _runnable(module: nn.Module, call: ProbeCall) -> tuple[nn.Module, Tensor]:
