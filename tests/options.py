@@ -40,7 +40,7 @@ from addnorm.branches import ACTIVATIONS
 from addnorm.cli.arguments import Positional
 from addnorm.cli.refusal import Refusal
 from addnorm.errors import Mendable
-from addnorm.linting.rules import RULES
+from addnorm.linting.check import rules_by_name
 from addnorm.models.gpt_config import MLPS, NORMS, POSITIONS
 from addnorm.settings import converted, entries
 from addnorm.tasks import prove as prove_module
@@ -128,8 +128,8 @@ BY_NAME: dict[str, list[str]] = {
     "banned_words": ["t", " be", "", "\u00e9"],
     "regex": PATTERNS,
     "names": [*catalogue.names(), "mix_ln(0.5)", "pre_nrom", "mix_ln(2)", ""],
-    "explain": ["pre_norm", *[*RULES][:3], "pre_nrom", ""],
-    "ignore": [*[*RULES][:3], "decay", ""],
+    "explain": ["pre_norm", *[*rules_by_name()][:3], "pre_nrom", ""],
+    "ignore": [*[*rules_by_name()][:3], "decay", ""],
     "device": ["cpu", "auto", "cuda", "cuda:99", "meta", "cpu:0", ""],
     "sinks": ["tensorboard", "wandb", "", "tensorbord"],
     "task": ["language", "classify", "vision"],

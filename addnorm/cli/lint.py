@@ -101,12 +101,13 @@ def run(options: Options) -> int:
     """Returns the exit status."""
     if options.rules:
         return _list_rules()
-    from addnorm.linting.rules import known, page
+    from addnorm.linting.check import rules_named
 
     if options.explain is not None:
-        print(page(options.explain).rstrip())
+        (rule,) = rules_named([options.explain])
+        print(rule.page.rstrip())
         return 0
-    known(options.ignore)
+    rules_named(options.ignore)
     if options.causal and options.no_causal:
         raise Refusal("--causal and --no-causal exclude each other: use one, or neither")
     if options.diff:
@@ -205,11 +206,12 @@ def _running(*all_found: Found) -> tuple[str, int]:
 
 
 def _list_rules() -> int:
-    from addnorm.linting.rules import RULES
+    from addnorm.linting.check import rules_by_name
 
-    width = max(map(len, RULES))
-    for rule, finds in RULES.items():
-        print(f"{rule:{width}}  {finds}")
+    rules = rules_by_name()
+    width = max(map(len, rules))
+    for name, rule in rules.items():
+        print(f"{name:{width}}  {rule.finds}")
     return 0
 
 

@@ -129,6 +129,23 @@ class Rule:
         return key in self.evidence or any(key.startswith(stem) for stem in stems)
 
     @property
+    def page(self) -> str:
+        """Its page, in Markdown: of our rules one that was written, of others what they declare."""
+        path = PAGES / f"{self.name}.md"
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+        cases = [f"- {case.severity}: {case.message}" for case in self.cases.values()]
+        return "\n".join([f"# {self.name}", "", f"It finds {self.finds}.", "", *cases, ""]) + (
+            f"\n{self.evidence_table}\n"
+        )
+
+    @property
+    def evidence_table(self) -> str:
+        """What its evidence is called, in Markdown."""
+        rows = [f"| `{name}` | {what} |" for name, what in self.evidence.items()]
+        return "\n".join(["| evidence | is |", "|---|---|", *rows])
+
+    @property
     def severities(self) -> tuple[Severity, ...]:
         """How grave it may be, the gravest first."""
         each = {case.severity for case in self.cases.values()}

@@ -12,57 +12,12 @@ from addnorm.anatomy.inputs import Inputs, inputs_from
 from addnorm.anatomy.make_inputs import CannotMakeInputs, make_inputs
 from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.specimen import Specimen, bare_copy, enliven
-from addnorm.linting.check import Check
+from addnorm.linting.check import CHECKS, Check
 from addnorm.linting.report import Finding, Report, Unknown, gathered
 from addnorm.linting.rule import Undeclared
-from addnorm.linting.rules import (
-    arguments,
-    attention,
-    embeddings,
-    future,
-    init,
-    masks,
-    modes,
-    no_residual,
-    norm_axes,
-    norm_formula,
-    norm_gradient,
-    norm_inline,
-    norm_placement,
-    norm_precision,
-    optimizer_groups,
-    parameters,
-    positions,
-    residual,
-    samples,
-    sublayers,
-)
 from addnorm.linting.subject import Subject
 from addnorm.temporary import isolated
 from addnorm.words import error_in_a_line
-
-CHECKS: tuple[Check, ...] = (
-    *norm_formula.CHECKS,
-    *norm_axes.CHECKS,
-    *norm_gradient.CHECKS,
-    *norm_precision.CHECKS,
-    *norm_inline.CHECKS,
-    *no_residual.CHECKS,
-    *residual.CHECKS,
-    *norm_placement.CHECKS,
-    *sublayers.CHECKS,
-    *attention.CHECKS,
-    *init.CHECKS,
-    *parameters.CHECKS,
-    *embeddings.CHECKS,
-    *optimizer_groups.CHECKS,
-    *future.CHECKS,
-    *samples.CHECKS,
-    *masks.CHECKS,
-    *arguments.CHECKS,
-    *positions.CHECKS,
-    *modes.CHECKS,
-)
 
 Progress = Callable[[int, int, str], None]
 
@@ -94,12 +49,12 @@ def lint(
             return Report(unknown=(subject,), facts=_facts(model, began))
         said: list[Finding | Unknown] = []
         checked: list[str] = []
-        checks = [c for c in CHECKS if optimizer is not None or c not in optimizer_groups.CHECKS]
+        checks = [c for c in CHECKS if optimizer is not None or not c.asks_optimizer]
         for i, check in enumerate(checks):
             if progress is not None:
-                progress(i, len(checks), check.rules[0])
+                progress(i, len(checks), check.names[0])
             said.extend(_run(check, subject))
-            checked.extend(check.rules)
+            checked.extend(check.names)
         if progress is not None:
             progress(len(checks), len(checks), "")
         found = {
@@ -122,7 +77,7 @@ def _run(check: Check, subject: Subject) -> list[Finding | Unknown]:
         raise  # the check is wrong, not the model
     except Exception as error:
         why = f"the probe failed on this model: {error_in_a_line(error)}"
-        return [Unknown(rule=rule, module="", why=why) for rule in check.rules]
+        return [rule.unknown(why) for rule in check.rules]
 
 
 def _subject(

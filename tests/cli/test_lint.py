@@ -11,7 +11,7 @@ from addnorm.cli import lint as command
 from addnorm.cli import main
 from addnorm.cli import target as target_module
 from addnorm.linting import Report
-from addnorm.linting.rules import RULES
+from addnorm.linting.check import rules_by_name
 from tests.model_files import GOOD, write
 
 BAD = """
@@ -53,7 +53,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     from addnorm.linting import run
 
     wanted = {"no-residual", "linear-mlp", "unused-norm"}
-    chosen = tuple(c for c in run.CHECKS if wanted & set(c.rules))
+    chosen = tuple(c for c in run.CHECKS if wanted & set(c.names))
     monkeypatch.setattr(run, "CHECKS", chosen)
 
 
@@ -247,7 +247,7 @@ def test_inputs_that_were_given_and_do_not_fit_are_told(
 def test_rules_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint", "--rules"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(RULES)
+    assert [line.split()[0] for line in lines] == list(rules_by_name())
     assert max(map(len, lines)) <= 100
     assert main(["lint", "--explain", "double-norm"]) == 0
     assert capsys.readouterr().out.startswith("# double-norm\n")

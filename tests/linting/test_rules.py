@@ -10,33 +10,36 @@ from typing import Any
 import pytest
 import torch
 
-from addnorm.linting import Report, rules, run
+from addnorm.linting import Report, run
+from addnorm.linting.check import CHECKS, UnknownRule, rules_by_name, rules_named
+from addnorm.linting.rule import FAMILIES, Rule
 from addnorm.linting.rules import norm_axes, norm_formula, norm_gradient, norm_precision
+from tests.linting.asking import checks_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "addnorm" / "linting" / "pages"
-NORMS = (norm_formula, norm_axes, norm_gradient, norm_precision)
+NORMS = checks_of(norm_formula, norm_axes, norm_gradient, norm_precision)
+RULES = rules_by_name()
 
 
 def programs(rule: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", rules.page(rule), re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```python\n(.*?)^```", RULES[rule].page, re.MULTILINE | re.DOTALL)
 
 
-def test_rules_checks_and_pages_are_the_same() -> None:
-    checked = {rule for check in run.CHECKS for rule in check.rules}
-    assert set(rules.RULES) == checked
-    assert {path.stem for path in PAGES.iterdir()} == checked
+def test_every_rule_has_a_page_and_every_page_a_rule() -> None:
+    assert {path.stem for path in PAGES.iterdir()} == RULES.keys()
+    assert {rule.family for rule in RULES.values()} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("rule", rules.RULES)
+@pytest.mark.parametrize("rule", RULES)
 def test_a_page_is_found_in_its_program_and_not_in_the_mended_one(
     rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The checks of this rule alone, and no counting of norms where no rule asks for them: all
     # checks on all programs would take minutes.
-    chosen = tuple(c for c in run.CHECKS if rule in c.rules)
+    chosen = [c for c in CHECKS if rule in c.names]
     monkeypatch.setattr(run, "CHECKS", chosen)
-    if not any(set(chosen) & set(family.CHECKS) for family in NORMS):
+    if not any(check in NORMS for check in chosen):
         monkeypatch.setattr(run, "find_norms", lambda specimen: [])
     faulty, mended = programs(rule)
     names: dict[str, Any] = {}
@@ -51,30 +54,52 @@ def test_a_page_is_found_in_its_program_and_not_in_the_mended_one(
     assert rule not in {u.rule for u in found.unknown} | {"lint"}, found
 
 
-@pytest.mark.parametrize("rule", rules.RULES)
+@pytest.mark.parametrize("rule", RULES)
 def test_a_page_says_all_that_a_page_must(rule: str) -> None:
-    text = rules.page(rule)
+    text = RULES[rule].page
     lines = text.splitlines()
     assert lines[0] == f"# {rule}"
-    assert 15 <= len(lines) <= 55
+    assert 15 <= len(lines) - len(RULES[rule].evidence) <= 60
     for part in ("**How it is decided.**", "**A program that has it:**", "\nFixed:\n"):
         assert part in text
     assert "**Severity and exceptions.**" in text
     assert f"--ignore {rule}" in text
-    assert not [line for line in lines if len(line) > 100 and "http" not in line]
+    assert text.endswith(f"\n\n{RULES[rule].evidence_table}\n"), "declared otherwise in the code"
+    free = ("http", "| `")  # addresses, and rows of tables
+    assert not [line for line in lines if len(line) > 100 and not any(t in line for t in free)]
 
 
 def test_an_unknown_rule_is_told_with_near_ones() -> None:
-    with pytest.raises(rules.UnknownRule, match="did you mean double-norm"):
-        rules.page("doublenorm")
-    with pytest.raises(rules.UnknownRule, match=r"unknown rule '\.\./rules'"):
-        rules.page("../rules")
+    with pytest.raises(UnknownRule, match="did you mean double-norm"):
+        rules_named(["shared-norm", "doublenorm"])
+    with pytest.raises(UnknownRule, match=r"unknown rule '\.\./rules'"):
+        rules_named(["../rules"])
 
 
-def test_each_rule_is_told_in_a_line() -> None:
-    for rule, finds in rules.RULES.items():
-        assert 20 <= len(finds) <= 80, rule
-        assert not finds.endswith("."), rule
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_rule_is_declared_in_words(rule: Rule) -> None:
+    assert 20 <= len(rule.finds) <= 80
+    assert not rule.finds.endswith(".")
+    assert rule.cases
+    for case in rule.cases.values():
+        for text in (case.message, case.remedy):
+            assert len(text) > 20
+            assert text[-1] in ".)"
+    for what in rule.evidence.values():
+        assert what
+        assert not what.endswith(".")
+
+
+def test_the_manual_lists_all_rules() -> None:
+    """By family, with how grave they may be."""
+    lines = []
+    for rule in RULES.values():
+        family = f"| **{rule.family}** | | |"
+        lines += [family] if family not in lines else []
+        link = f"[`{rule.name}`](../addnorm/linting/pages/{rule.name}.md)"
+        lines.append(f"| {link} | {rule.finds} | {', '.join(rule.severities)} |")
+    table = "\n".join(["| rule | finds | severity |", "|---|---|---|", *lines, ""])
+    assert f"\n\n{table}\n" in (ROOT / "docs" / "lint.md").read_text(), table
 
 
 def test_the_pages_are_shipped(tmp_path: Path) -> None:
@@ -83,4 +108,4 @@ def test_the_pages_are_shipped(tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"addnorm/linting/pages/{rule}.md" for rule in rules.RULES} <= held
+    assert {f"addnorm/linting/pages/{rule}.md" for rule in RULES} <= held

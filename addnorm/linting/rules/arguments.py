@@ -167,6 +167,3 @@ def _changed(value: Tensor) -> Tensor:
 
 def _ignored(s: Influence, case: str, name: str, value: str) -> Finding:
     return IGNORED(case, "", argument=name, given=value, noise_floor=s.floor, change=0.0)
-
-
-CHECKS = (arguments,)

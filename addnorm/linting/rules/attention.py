@@ -395,6 +395,3 @@ def _masked_after(soft: Op, weights: Tensor) -> bool:
     if before.numel() != weights.numel():
         return False
     return bool(((weights == 0) & (before.reshape(weights.shape) > 0)).any())
-
-
-CHECKS = (scales, sums)

@@ -164,6 +164,3 @@ def _added(reader: str, at: str, source: Value, other: Value) -> Finding:
         shape=list(other.shape),
         largest_id=float(source.tensor.max()),
     )
-
-
-CHECKS = (ties, positions)

@@ -327,6 +327,3 @@ def _with_causal_mask(s: Influence) -> str | None:
             if not bool((grid[: n - 1] > s.floor).any()) and bool(grid[n - 1] > s.floor):
                 return name
     return None
-
-
-CHECKS = (future,)

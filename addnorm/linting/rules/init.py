@@ -400,6 +400,3 @@ def _centred(t: Tensor) -> Tensor:
 def _expected(t: Tensor) -> float:
     """The mean loss for targets drawn uniformly."""
     return float((t.double().logsumexp(-1) - t.double().mean(-1)).mean())
-
-
-CHECKS = (init,)

@@ -327,6 +327,3 @@ def _count_nan(
             p.requires_grad_(requires_grad)
             p.grad = grad
     return own, elsewhere, bad, first[0] if first else ""
-
-
-CHECKS = (padding, nan)

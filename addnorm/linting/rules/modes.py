@@ -153,6 +153,3 @@ def _first_random(s: Influence) -> str:
         if one[0] == two[0] and same(one[1], two[1]) and not same(one[2], two[2]):
             return one[0]
     return ""
-
-
-CHECKS = (dropout,)

@@ -155,6 +155,3 @@ def _only_way(s: Structure, op: Op) -> bool:
                     reached.add(v)
                     todo.append(v)
     return bool(targets) and not targets <= reached
-
-
-CHECKS = (no_residual,)

@@ -217,6 +217,3 @@ def _axis_case(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
         "and_so": LATER_TOKENS if a.time in a.evaluated else OTHER_ELEMENTS,
     }
     return NormCase(WRONG_AXIS(case, k.path, words=words, **a.evidence), (name, a.evaluated))
-
-
-CHECKS = (axes,)

@@ -321,6 +321,3 @@ def _pointwise_cases(k: MeasuredNorm, name: str) -> Iterator[NormCase]:
         elements_that_share_statistics=1,
     )
     yield NormCase(finding, (name, "pointwise"))
-
-
-CHECKS = (formula,)

@@ -191,6 +191,3 @@ def _gradient_case(k: MeasuredNorm, name: str, errors: _Errors) -> NormCase:
     }
     finding = BAD_GRADIENT(case, k.path, words=words, **evidence)
     return NormCase(finding, (name, case, words.get("parameters")))
-
-
-CHECKS = (gradient,)

@@ -181,6 +181,3 @@ def _sizes(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
             smallest_row_rms=float(size.min()),
             largest_row_rms=float(size.max()),
         )
-
-
-CHECKS = (inline,)

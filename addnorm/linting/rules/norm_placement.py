@@ -221,6 +221,3 @@ def _read_of(s: Structure, residuals: list[Residual]) -> set[Value]:
     return {v for r in residuals for v in s.carried(r.fork)} | {
         v for r in residuals for v in s.carried_on(r.fork)
     }
-
-
-CHECKS = (norms_on_the_way,)

@@ -181,6 +181,3 @@ def _in_16_bits(subject: Subject, k: MeasuredNorm) -> bool:
         isinstance(t, Tensor) and t.dtype in (torch.bfloat16, torch.float16)
         for t in (*held, *given)
     ) or any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
-
-
-CHECKS = (precision,)

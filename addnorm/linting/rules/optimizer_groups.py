@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import final
 
-import torch
+from torch.optim import Optimizer
 
-from addnorm.linting.check import Answers, decides
+from addnorm.linting.check import Answers, on_optimizer
 from addnorm.linting.report import Finding
 from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
@@ -117,13 +117,11 @@ class _Groups:
     """Those of other modules than norms."""
 
 
-@decides(DECAY, MISSING, TWICE, FROZEN)
-def optimizer(subject: Subject) -> Answers:
+@on_optimizer(DECAY, MISSING, TWICE, FROZEN)
+def groups_and_model(optimizer: Optimizer, subject: Subject) -> Answers:
     """What the optimizer holds, against what the model has."""
-    if subject.optimizer is None:
-        return
     names = {id(p): n for n, p in subject.original.named_parameters()}
-    groups = _groups(subject.optimizer, names, _norm_parameters(subject))
+    groups = _groups(optimizer, names, _norm_parameters(subject))
     if groups.decayed_norms:
         yield DECAY(
             "decayed",
@@ -149,7 +147,7 @@ def optimizer(subject: Subject) -> Answers:
         )
 
 
-def _groups(optimizer: torch.optim.Optimizer, names: dict[int, str], norms: set[str]) -> _Groups:
+def _groups(optimizer: Optimizer, names: dict[int, str], norms: set[str]) -> _Groups:
     groups = _Groups()
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -202,6 +200,3 @@ def _norm_parameters(subject: Subject) -> set[str]:
     names = {name for norm in s.norms for name in norm.parameters}
     own = dict(subject.original.named_parameters())
     return {n for n in names if n in own and own[n].squeeze().dim() <= 1}
-
-
-CHECKS = (optimizer,)

@@ -273,6 +273,3 @@ def made_in_forward(subject: Subject) -> Answers:
             parameters_before=before,
             parameters_after=after,
         )
-
-
-CHECKS = (unused, copies, made_in_forward)

@@ -225,6 +225,3 @@ def _varied(s: Influence, side: str, places: int | None) -> tuple[bool, bool]:
     except Exception:
         return False, False
     return any(verdicts), bool(verdicts)
-
-
-CHECKS = (positions,)

@@ -425,6 +425,3 @@ def _not_the_input(s: Structure, path: str, x: Tensor, y: Tensor) -> Answers:
         block_with_branches_zeroed_differs_from_its_stream_by=apart,
         residual_connections_inside=len(inside),
     )
-
-
-CHECKS = (wrong_tensor,)

@@ -270,6 +270,3 @@ def _leak(s: Influence, modules: Sequence[ModuleInfluence], size: float) -> Find
         mode="eval",
         modules=[m.path for m in modules[:6]] or ["(the model)"],
     )
-
-
-CHECKS = (samples,)

@@ -213,6 +213,3 @@ def _common(a: str, b: str) -> str:
     while same < min(len(left), len(right)) and left[same] == right[same]:
         same += 1
     return ".".join(left[:same])
-
-
-CHECKS = (branches,)

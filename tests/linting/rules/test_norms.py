@@ -20,6 +20,7 @@ from addnorm.anatomy.norms.find import find_norms
 from addnorm.linting.report import Finding, Unknown
 from addnorm.linting.rules import norm_axes, norm_formula, norm_gradient, norm_precision
 from addnorm.linting.subject import Subject
+from tests.linting.asking import checks_of
 from tests.norm_hosts import (
     IDS,
     VOCAB,
@@ -35,12 +36,7 @@ from tests.norm_hosts import (
     var,
 )
 
-CHECKS = (
-    *norm_formula.CHECKS,
-    *norm_axes.CHECKS,
-    *norm_gradient.CHECKS,
-    *norm_precision.CHECKS,
-)
+CHECKS = checks_of(norm_formula, norm_axes, norm_gradient, norm_precision)
 
 
 def subject_of(model: nn.Module, inputs: Inputs | Tensor) -> Subject:
@@ -57,7 +53,7 @@ def lint(model: nn.Module, inputs: Inputs | Tensor = IDS) -> list[Finding | Unkn
     after = subject.model.state_dict()
     assert all(torch.equal(v, after[k]) for k, v in before.items())
     assert not any(m._forward_hooks for m in subject.model.modules())
-    known = {rule for check in CHECKS for rule in check.rules}
+    known = {rule for check in CHECKS for rule in check.names}
     for one in said:
         assert one.rule in known
         if isinstance(one, Finding):

@@ -27,18 +27,19 @@ from addnorm.linting.rules import (
 )
 from addnorm.linting.run import _subject
 from addnorm.linting.subject import Subject
+from tests.linting.asking import checks_of
 
-CHECKS = (
-    *no_residual.CHECKS,
-    *residual.CHECKS,
-    *norm_placement.CHECKS,
-    *sublayers.CHECKS,
-    *attention.CHECKS,
-    *init.CHECKS,
-    *norm_inline.CHECKS,
-    *parameters.CHECKS,
-    *embeddings.CHECKS,
-    *optimizer_groups.CHECKS,
+CHECKS = checks_of(
+    no_residual,
+    residual,
+    norm_placement,
+    sublayers,
+    attention,
+    init,
+    norm_inline,
+    parameters,
+    embeddings,
+    optimizer_groups,
 )
 DIM, HEADS, LAYERS, VOCAB = 24, 3, 3, 61
 
