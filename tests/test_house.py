@@ -54,7 +54,8 @@ ROAD = {
     "schemes": "norms init stream joins catalogue",
     "generation": "ops context",
     "models": "data norms context init stream positions branches schemes generation",
-    "files": "data schemes models",
+    "uses": "data",
+    "files": "data schemes models uses",
     "adapt": "stream positions branches models files",
     "pretrained": "data models files adapt",
     "hf": "context stream models files",
@@ -68,7 +69,7 @@ ROAD = {
     "tasks": "data schemes generation models files adapt training",
     "lab": "norms stream branches catalogue schemes",
     "cli": "ops data schemes models files pretrained hf generation export pages anatomy linting "
-    "training tasks lab",
+    "training tasks lab uses",
     "__main__": "cli",
 }
 IMPORTS = {name: set(line.split()) for name, line in (GROUND | ROAD).items()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 from addnorm import reading
 from addnorm.cli import output
 from addnorm.cli.arguments import Positional, arg, optional
-from addnorm.cli.models import Place, with_tokenizer
+from addnorm.cli.models import Place, as_writer, open_model
 from addnorm.cli.output import json_line, legible
 from addnorm.cli.refusal import Refusal
 from addnorm.progress import ProgressBar
@@ -94,7 +94,7 @@ class Options:
 def run(options: Options) -> int:
     """Returns the exit status."""
     prompts = [p for p in _prompts(options) for _ in range(options.samples)]
-    model, tokenizer = with_tokenizer(options.model, options.place)
+    model, tokenizer = as_writer(open_model(options.model, options.place), options.model)
     from addnorm.generation import lay_out_for_decoding, stream_text
 
     lay_out_for_decoding(model)

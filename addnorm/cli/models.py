@@ -8,7 +8,7 @@ from addnorm.cli.refusal import Refusal
 if TYPE_CHECKING:
     from addnorm.data.tokenizer import Tokenizer
     from addnorm.models.gpt import GPT
-    from addnorm.pretrained import Loaded
+    from addnorm.pretrained import Loaded, ModelKind
 
 
 @final
@@ -40,22 +40,27 @@ def open_model(target: str, place: Place = CPU) -> "Loaded":
     return loaded
 
 
-def open_language_model(target: str, place: Place = CPU) -> "tuple[GPT, Tokenizer | None]":
-    """A language model and its tokenizer, if there is one; a ``Refusal`` of any other kind."""
-    from addnorm.models.gpt import GPT
+def kind_of_model(loaded: "Loaded") -> "ModelKind":
+    """What is known of a model's kind."""
     from addnorm.pretrained import kind_of
 
-    loaded = open_model(target, place)
+    return kind_of(loaded.model)
+
+
+def as_language_model(loaded: "Loaded", target: str) -> "tuple[GPT, Tokenizer | None]":
+    """A language model and its tokenizer, if there is one; a ``Refusal`` of any other kind."""
+    from addnorm.models.gpt import GPT
+
     if not isinstance(loaded.model, GPT):
-        kind = kind_of(loaded.model)
-        way = f": use addnorm predict {target}" if kind.predict is not None else ""
+        kind = kind_of_model(loaded)
+        way = f": use addnorm predict {target}" if kind.use is not None else ""
         raise Refusal(f"{target} is {kind.noun}, and this command needs a language model{way}")
     return loaded.model, loaded.tokenizer
 
 
-def with_tokenizer(target: str, place: Place) -> "tuple[GPT, Tokenizer]":
-    """The model and its tokenizer; a ``Refusal`` if there is no tokenizer beside the model."""
-    model, tokenizer = open_language_model(target, place)
+def as_writer(loaded: "Loaded", target: str) -> "tuple[GPT, Tokenizer]":
+    """A language model and its tokenizer; a ``Refusal`` if there is none beside it."""
+    model, tokenizer = as_language_model(loaded, target)
     if tokenizer is None:
         raise Refusal(
             f"{target} has no tokenizer: put its tokenizer.json there, or GPT-2's vocab.json and "

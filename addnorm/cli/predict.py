@@ -1,31 +1,36 @@
-"""Ask a trained classifier which label a text has, and how probable each label is.
+"""Ask a trained model: a classifier for the label of a text, and so on.
 
-MODEL is the folder of a run, or another folder with a model. The answers go to stdout, one line for
-each input and in their order; remarks go to stderr. The continuation of a text is for addnorm
+MODEL is the folder of a run, or another folder with a model. The answers go to stdout in the order
+of the inputs, a line for each; remarks go to stderr. An input that cannot be used is told in its
+place, the others are answered, and the exit status is 1. The continuation of a text is for addnorm
 generate.
 """
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, final
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, final
 
-from addnorm import reading
+from addnorm import disk, reading
 from addnorm.cli import output
+from addnorm.cli.answering import Search, choices
 from addnorm.cli.arguments import Positional, arg, optional
 from addnorm.cli.models import Place, open_model
 from addnorm.cli.output import json_line, legible
 from addnorm.cli.refusal import Refusal
+from addnorm.errors import Mendable
 from addnorm.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from addnorm.models.prediction import Prediction
+    from addnorm.uses.use import Answer, Use
 
 PATIENCE = 2.0  # seconds, from which on it is worth a bar
 SHOWN = 60  # characters of an input beside its answer
 STDIN = "-"
+TEXTS, OBJECTS = ".txt", ".jsonl"
 
 
 @final
@@ -40,74 +45,127 @@ class Options:
             tuple[str, ...], arg(metavar="INPUT [INPUT ...]", help_behavior_hint="(required)")
         ]
     ]
-    """Texts, each an argument of its own; - takes every line of stdin for a text."""
+    """A text; a .txt file, each line of which is a text; a .jsonl file of objects; - takes every
+    line of stdin for a text."""
     files: bool = False
     """Each INPUT is the name of a file, and all that it holds is one text."""
     top: Annotated[int | None, optional("K")] = None
-    """The K most probable labels; by default one, and with --json all."""
+    """Labels: add the K most probable ones."""
+    n_best: Annotated[int | None, optional("N")] = None
+    """Translations: give the N best of each, one after the other; 1 by default."""
+    search: Search = field(default_factory=Search)
     as_json: Annotated[bool, arg(name="json")] = False
-    """Print one JSON object per input: input, label, probability, probabilities."""
+    """Print one JSON object per answer, such as input, label, probability."""
+    out: Annotated[Path | None, optional("FILE")] = None
+    """Write the answers into a file, whole or not at all."""
     batch_size: int = 32
     """Inputs that go through the model at once; with 1, a line is answered when it is read."""
     place: Place = field(default_factory=Place)
+
+    def choices(self) -> dict[str, Any]:
+        """What was chosen of how the model answers."""
+        return choices(top=self.top, n_best=self.n_best, **vars(self.search))
 
 
 @final
 @dataclass(frozen=True)
 class Input:
-    """What is asked about."""
+    """What is asked about, a text or an object; ``wrong``: why it is neither."""
 
     name: str
     """What stands beside the answer: the text itself, or its file."""
-    text: str
+    item: str | Mapping[str, Any]
+    wrong: str = ""
 
 
 def run(options: Options) -> int:
     """Returns the exit status."""
     _check(options)
     loaded = open_model(options.model, options.place)
-    from addnorm.pretrained import kind_of
-
-    kind = kind_of(loaded.model)
-    if kind.predict is None:
-        raise Refusal(
-            f"{options.model} is {kind.noun}, which gives no labels: addnorm generate continues a "
-            "text with it, and addnorm eval measures how probable it finds one"
-        )
-    # on a terminal the answers themselves show how far it is
-    total = None if STDIN in options.inputs else len(options.inputs)
-    bar = ProgressBar("predicting", total, patience=PATIENCE, hidden=sys.stdout.isatty())
     try:
-        with bar:
+        use = loaded.use()
+        how = use.with_defaults(options.choices())
+    except Mendable as error:
+        raise Refusal(f"{options.model}: {error}") from None
+    # on a terminal the answers themselves show how far it is
+    shown = options.out is None and sys.stdout.isatty()
+    total = None if options.files is False and _streams(options) else len(options.inputs)
+    failures = 0
+    try:
+        with ExitStack() as stack:
+            stream = _opened(options.out, stack)
+            bar = stack.enter_context(
+                ProgressBar("predicting", total, patience=PATIENCE, hidden=shown)
+            )
             for batch in _batches(_inputs(options), options.batch_size):
-                answers = kind.predict(loaded, [one.text for one in batch])
-                for one, answer in zip(batch, answers, strict=True):
-                    print(_line(one, answer, options))
-                sys.stdout.flush()
+                for one, answers in zip(batch, _answers(use, batch, how), strict=True):
+                    failures += any("error" in answer for answer in answers)
+                    for answer in answers:
+                        print(_line(use, one, answer, options), file=stream)
+                stream.flush()
                 bar.advance(len(batch))
     except FloatingPointError as error:
         output.say(str(error))
         return 1
-    return 0
+    return 1 if failures else 0
 
 
-def _line(one: Input, answer: "Prediction", options: Options) -> str:
+def _opened(out: Path | None, stack: ExitStack) -> TextIO:
+    if out is None:
+        return sys.stdout
+    stack.enter_context(reading.system_errors(out, doing="write"))
+    work = stack.enter_context(disk.whole_file(out))
+    return stack.enter_context(work.open("w", encoding="utf-8"))
+
+
+def _streams(options: Options) -> bool:
+    """Whether how many inputs there are is known at their end only."""
+    return any(word == STDIN or Path(word).suffix in (TEXTS, OBJECTS) for word in options.inputs)
+
+
+def _answers(use: "Use", batch: list[Input], how: Mapping[str, Any]) -> "Iterator[list[Answer]]":
+    usable = iter(use.batch([one.item for one in batch if not one.wrong], how))
+    for one in batch:
+        if one.wrong:
+            yield [{"input": one.name, "error": one.wrong}]
+            continue
+        answers = next(usable)
+        yield [
+            {**answer, "input": one.name} if "input" in answer and one.name else answer
+            for answer in answers
+        ]
+
+
+def _line(use: "Use", one: Input, answer: "Answer", options: Options) -> str:
     if options.as_json:
-        return json_line({"input": one.name, **answer.to_json(options.top)})
-    return legible(f"{answer.line(options.top)}  {_in_short(one.name)}")
+        return json_line(answer)
+    if "error" in answer:
+        return legible(f"error: {answer['error']}  {_in_short(one.name)}")
+    return legible(f"{use.line(answer)}  {_in_short(one.name)}")
 
 
 def _check(options: Options) -> None:
     """What can be refused before a model is loaded."""
     if not options.inputs:
         raise Refusal("no input: give at least one text, or - for the lines of stdin")
-    for name, value in (("--top", options.top), ("--batch-size", options.batch_size)):
-        if value is not None and value < 1:
-            raise Refusal(f"{name} must be at least 1, got {value}")
+    numbers = {**options.choices(), "batch_size": options.batch_size}
+    for name, value in numbers.items():
+        if name != "length_penalty" and value < 1:
+            raise Refusal(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if options.inputs.count(STDIN) > 1:
         raise Refusal("stdin can be read once: give - once")
     if STDIN in options.inputs and sys.stdin is None:
         raise Refusal("there is no stdin to read: it is closed")
+    for word in options.inputs:
+        file = reading.place(word) if _names_a_file(word) or options.files else None
+        if file is not None and word != STDIN and not file.is_file():
+            raise Refusal(
+                f"there is no file {word}: a name that ends in .txt or .jsonl is that of a file"
+            )
+
+
+def _names_a_file(word: str) -> bool:
+    return word.lower().endswith((TEXTS, OBJECTS)) and "\n" not in word
 
 
 def _inputs(options: Options) -> Iterator[Input]:
@@ -117,10 +175,30 @@ def _inputs(options: Options) -> Iterator[Input]:
             yield from _lines()
         elif options.files:
             yield Input(word, reading.text(reading.place(word)))
+        elif _names_a_file(word):
+            yield from _of_file(reading.place(word))
         else:
             if _looks_like_a_file(word):
                 output.say(f"{word} was taken for a text; --files reads the file of this name")
             yield Input(word, word)
+
+
+def _of_file(file: Path) -> Iterator[Input]:
+    for number, line in enumerate(reading.lines(file), 1):
+        if file.suffix.lower() == TEXTS:
+            yield Input(line, line)
+        elif line.strip():
+            yield _object(line, f"{file}:{number}")
+
+
+def _object(line: str, where: str) -> Input:
+    try:
+        value = reading.json_value(line, where)
+    except Mendable as error:
+        return Input(line, "", str(error))
+    if not isinstance(value, dict | str):
+        return Input(line, "", f"{where}: expected an object, got {reading.in_words(value)}")
+    return Input(value if isinstance(value, str) else "", value)
 
 
 def _lines() -> Iterator[Input]:

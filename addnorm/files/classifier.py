@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError
 from addnorm.files.register import Loaded, ModelKind
 from addnorm.files.tensors import SAFETENSORS_DTYPES, entries
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
-from addnorm.models.prediction import LabelPrediction, Prediction
+from addnorm.uses.labels import Labels
 
 MODEL_TYPE = "addnorm_classifier"
 
@@ -104,20 +105,13 @@ def _card(folder: Path) -> tuple[dict[str, Any], ClassifierConfig, tuple[str, ..
     return card, config, tuple(labels)
 
 
-def predict(loaded: Loaded, texts: Sequence[str]) -> list[Prediction]:
-    """The labels of each text, with their probabilities."""
+def use(loaded: Loaded) -> Labels:
+    """Asked for labels."""
     model, tokenizer, labels, _ = loaded
     assert isinstance(model, TextClassifier)
     assert tokenizer is not None
     assert labels is not None
-    probabilities = model.probabilities(texts, tokenizer)
-    finite = probabilities.isfinite().all(-1).tolist()
-    if not all(finite):
-        raise FloatingPointError(
-            f"the probabilities of input {finite.index(False) + 1} are not finite: the weights or "
-            "the activations hold NaN or overflow"
-        )
-    return [LabelPrediction.of(labels, row) for row in probabilities.tolist()]
+    return Labels(partial(model.probabilities, tokenizer=tokenizer), labels)
 
 
-KIND = ModelKind((MODEL_TYPE,), TextClassifier, "a text classifier", read, write, predict)
+KIND = ModelKind((MODEL_TYPE,), TextClassifier, "a text classifier", read, write, use)

@@ -379,4 +379,12 @@ def _write(
     save(model, folder, tokenizer=tokenizer)
 
 
-KIND = ModelKind(("gpt2", config_json.MODEL_TYPE), GPT, "a language model", _read, _write)
+KIND = ModelKind(
+    ("gpt2", config_json.MODEL_TYPE),
+    GPT,
+    "a language model",
+    _read,
+    _write,
+    instead="addnorm generate continues a text with it, and addnorm eval measures how probable it "
+    "finds one",
+)

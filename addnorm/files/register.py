@@ -20,7 +20,7 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable, value_in_short
 from addnorm.files import folders
 from addnorm.files.folders import CONFIG, WeightsError
-from addnorm.models.prediction import Prediction
+from addnorm.uses.use import Answer, Use
 
 
 class Loaded(NamedTuple):
@@ -34,6 +34,19 @@ class Loaded(NamedTuple):
     """What each place of the model's answer is called; None: a model that has no such places."""
     card: Mapping[str, Any]
     """What config.json says, as it stands there."""
+
+    def use(self) -> Use:
+        """What one does with it, ready for that; a ``Mendable`` if there is nothing but the model
+        itself."""
+        kind = kind_of(self.model)
+        if kind.use is None:
+            raise Mendable(f"it is {kind.noun}, of which nothing is asked: {kind.instead}")
+        return kind.use(self)
+
+    def predict(self, inputs: Sequence[str | Mapping[str, Any]], **options: Any) -> list[Answer]:
+        """The answers of ``addnorm predict --json`` as objects, in the order of the inputs; the
+        options are the command's, as in ``beams=4``."""
+        return self.use().predict(inputs, **options)
 
 
 @final
@@ -52,8 +65,10 @@ class ModelKind:
     ``WeightsError``."""
     write: Callable[[Any, Path, Tokenizer | None, Sequence[str] | None], None]
     """(model, folder, tokenizer, labels): the folder that ``read`` takes, whole or not at all."""
-    predict: Callable[[Loaded, Sequence[str]], Sequence[Prediction]] | None = None
-    """What a model answers to each input; None: it is not asked in this way."""
+    use: Callable[[Loaded], Use] | None = None
+    """What one does with such a model; None: it is not asked for answers."""
+    instead: str = ""
+    """How a model that has no use is used, for messages."""
 
 
 _KINDS: dict[str, ModelKind] = {}

@@ -318,7 +318,7 @@ def test_what_eval_refuses(folder: str, tmp_path: Path, capsys: pytest.CaptureFi
     empty = tmp_path / "empty"
     empty.write_bytes(b"")
     for words, message in (
-        ([], "no text: give at least one file"),
+        ([], "no data: give at least one file"),
         (["missing.txt"], "cannot read missing.txt"),
         ([str(text)], "is not UTF-8 (byte 2 is 0xff)"),
         ([str(empty)], "there is no token to score"),

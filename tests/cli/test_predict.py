@@ -66,7 +66,7 @@ def test_one_line_for_each_text(
 def test_json_has_every_label(
     run: str, model: TextClassifier, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["predict", run, *TEXTS, "--json"]) == 0
+    assert main(["predict", run, *TEXTS, "--json", "--top", "3"]) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for one, text, p in zip(told, TEXTS, wanted(model, TEXTS), strict=True):
         assert list(one) == ["input", "label", "probability", "probabilities"]
@@ -132,7 +132,7 @@ def test_files_are_read_whole(
 ) -> None:
     file = tmp_path / "a.txt"
     file.write_text("two\nlines\n")
-    assert main(["predict", run, "--files", str(file), "--json"]) == 0
+    assert main(["predict", run, "--files", str(file), "--json", "--top", "3"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["input"] == str(file)
     (p,) = wanted(model, ["two\nlines\n"])
@@ -143,8 +143,8 @@ def test_a_name_of_a_file_is_a_text_and_that_is_said(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whether a word is a text or a file is never guessed."""
-    (tmp_path / "a.txt").write_text("text")
-    assert main(["predict", run, str(tmp_path / "a.txt"), "b.txt", "\0", "x" * 5000]) == 0
+    (tmp_path / "a.md").write_text("text")
+    assert main(["predict", run, str(tmp_path / "a.md"), "b.md", "\0", "x" * 5000]) == 0
     told = capsys.readouterr()
     assert len(told.out.splitlines()) == 4
     assert told.err.count("was taken for a text; --files reads the file of this name") == 1
@@ -160,16 +160,16 @@ def test_a_name_of_a_file_is_a_text_and_that_is_said(
         (["a", "--top", "0"], "--top must be at least 1, got 0"),
         (["a", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["-", "-"], "stdin can be read once"),
-        (["--files", "nowhere.txt"], "nowhere.txt: No such file"),
+        (["--files", "nowhere.txt"], "there is no file nowhere.txt: a name that ends"),
     ],
 )
 def test_what_cannot_be_done_is_said(
     words: list[str], message: str, run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", run, *words]) == 2
-    told = capsys.readouterr()
-    assert message in told.err
-    assert not told.out
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert not printed.out
 
 
 def test_stdin_that_is_closed_or_no_text(
@@ -201,7 +201,7 @@ def test_a_language_model_gives_no_labels(
 @pytest.mark.parametrize(
     "words",
     [
-        *(["generate", "RUN", "a"], ["eval", "RUN", __file__]),
+        ["generate", "RUN", "a"],
         *(["export", kind, "RUN", "--out", "OUT"] for kind in ("hf", "onnx", "gguf")),
     ],
     ids=" ".join,
@@ -229,7 +229,7 @@ def test_lint_opens_the_run_of_a_classifier(run: str, capsys: pytest.CaptureFixt
 def test_values_that_are_not_finite(
     run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any) -> torch.Tensor:
+    def broken(*_: Any, **__: Any) -> torch.Tensor:
         return torch.tensor([[0.2, 0.3, 0.5], [float("nan")] * 3])
 
     monkeypatch.setattr(TextClassifier, "probabilities", broken)
@@ -270,3 +270,50 @@ def test_a_reader_that_has_enough(run: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "stdout", Closed())
     assert main(["predict", run, "-", "--batch-size", "1"]) == 1
     assert read == ["a"]
+
+
+# --- files of inputs ------------------------------------------------------------------------------
+
+
+def test_inputs_from_files_and_answers_into_one(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line that cannot be used has its place, the others are answered, and the status is 1."""
+    (tmp_path / "a.txt").write_text("one\n\nthree\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "four"}\n\n{"txt": "x"}\n{"text": "six"\n[7]\n')
+    out = tmp_path / "out.jsonl"
+    words = [str(tmp_path / "a.txt"), "alone", str(tmp_path / "b.jsonl"), "--batch-size", "2"]
+    assert main(["predict", run, *words, "--json", "--out", str(out)]) == 1
+    assert not capsys.readouterr().out
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [a["input"] for a in answers[:5]] == ["one", "", "three", "alone", "four"]
+    assert all(a["label"] in LABELS for a in answers[:5])
+    assert [list(a) for a in answers[5:]] == [["input", "error"]] * 3
+    assert answers[5]["input"] == {"txt": "x"}
+    assert "b.jsonl:4" in answers[6]["error"]
+    assert "b.jsonl:5: expected an object" in answers[7]["error"]
+    assert main(["predict", run, *words]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert sum(line.startswith("error: ") for line in lines) == 3
+    again = addnorm.load(run).predict(["one", "alone"])
+    for a, b in zip(again, (answers[0], answers[3]), strict=True):
+        assert a == {**b, "probability": pytest.approx(b["probability"], abs=1e-6)}
+
+
+def test_an_option_that_a_model_does_not_have(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", run, "a", "--beams", "4"]) == 2
+    assert f"{run}: unknown option 'beams'" in capsys.readouterr().err
+
+
+def test_an_evaluation(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "data.csv"
+    file.write_text("text,label\na fine day,good\nx,bad\n")
+    assert main(["eval", run, str(file), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    labels = [a["label"] for a in addnorm.load(run).predict(["a fine day", "x"])]
+    assert figures["accuracy"] == ((labels[0] == "good") + (labels[1] == "bad")) / 2
+    assert main(["eval", run, str(file)]) == 0
+    assert f"accuracy {figures['accuracy']:.4f}\ntexts 2\n" in capsys.readouterr().out
+    assert main(["eval", run, str(file), "--stride", "2"]) == 2
+    assert "--stride has no effect" in capsys.readouterr().err

@@ -12,8 +12,8 @@ import addnorm
 from addnorm import Tokenizer
 from addnorm.files import folders, register
 from addnorm.files.folders import WeightsError
-from addnorm.models.prediction import LabelPrediction
 from addnorm.pretrained import Loaded, ModelKind, kind_of
+from addnorm.uses.labels import Labels
 
 # --- a model from outside, with a file format of its own ------------------------------------------
 
@@ -44,12 +44,11 @@ def write(model: WordCount, folder: Path, tokenizer: object, labels: object) -> 
     folders.write(folder, fill)
 
 
-def predict(loaded: Loaded, texts: Sequence[str]) -> list[LabelPrediction]:
-    rows = loaded.model(texts).softmax(-1).tolist()
-    return [LabelPrediction.of(loaded.labels, row) for row in rows]
+def use(loaded: Loaded) -> Labels:
+    return Labels(lambda texts: loaded.model(texts).softmax(-1), loaded.labels)
 
 
-KIND = ModelKind(("word_count",), WordCount, "a counter of words", read, write, predict)
+KIND = ModelKind(("word_count",), WordCount, "a counter of words", read, write, use)
 
 # --------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from torch import Tensor
 import addnorm
 from addnorm import GPT, GPTConfig, Tokenizer
 from addnorm.adapt import adapt, save
-from addnorm.adapt.settings import Kind
+from addnorm.adapt.settings import AdapterKind
 from addnorm.errors import Mendable
 from addnorm.files import folders
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
@@ -246,7 +246,7 @@ def sealed(folder: Path) -> None:
     gpt(Tokenizer.bytes()).save_pretrained(folder, tokenizer=Tokenizer.bytes())
 
 
-def with_adapter(kind: Kind, folder: Path, **settings: Any) -> None:
+def with_adapter(kind: AdapterKind, folder: Path, **settings: Any) -> None:
     model = gpt(Tokenizer.bytes())
     model.save_pretrained(folder / "base", tokenizer=Tokenizer.bytes())
     adapt(model, kind, **settings)
@@ -288,9 +288,8 @@ def opened(folder: Path) -> Iterator[Callable[[], object]]:
 
     def run() -> object:
         loaded = addnorm.load(folder)
-        predict = kind_of(loaded.model).predict
-        if predict is not None:
-            return predict(loaded, ["to be"])
+        if kind_of(loaded.model).use is not None:
+            return loaded.predict(["to be"])
         return loaded.model(ids), loaded.tokenizer and loaded.tokenizer.encode("to be")
 
     yield run

@@ -1,0 +1,92 @@
+"""Which of a few labels a text has."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from addnorm.data.labelled import read_labelled
+from addnorm.errors import Mendable
+from addnorm.progress import ProgressBar
+from addnorm.uses.use import Answer, Use, text_of
+
+UNKNOWN = 5  # labels that are shown in a message
+
+
+@final
+class Labels(Use):
+    """A model of which ``probabilities(texts)`` is (texts, labels), asked for the most probable.
+
+    The option ``top`` adds, as ``probabilities``, so many of the most probable labels.
+    """
+
+    options = MappingProxyType({"top": None})
+    example = '{"text": "..."}'
+
+    def __init__(
+        self, probabilities: Callable[[Sequence[str]], Tensor], labels: Sequence[str]
+    ) -> None:
+        self.probabilities, self.labels = probabilities, tuple(labels)
+
+    def question(self, item: str | Mapping[str, Any]) -> str:
+        """The text."""
+        return text_of(item, ("text", "sentence", "input"), self.example)
+
+    def answers(self, questions: Sequence[str], options: Mapping[str, Any]) -> list[list[Answer]]:
+        """input, label, probability; of two that are equal the first label comes first."""
+        rows, top = [], options["top"]
+        for text, row in zip(questions, self._finite(questions).tolist(), strict=True):
+            ranked = sorted(zip(self.labels, row, strict=True), key=lambda pair: -pair[1])
+            answer: Answer = {"input": text, "label": ranked[0][0], "probability": ranked[0][1]}
+            if options["top"] is not None:
+                answer["probabilities"] = dict(ranked[:top])
+            rows.append([answer])
+        return rows
+
+    def _finite(self, texts: Sequence[str]) -> Tensor:
+        probabilities = self.probabilities(texts)
+        finite = probabilities.isfinite().all(-1).tolist()
+        if not all(finite):
+            raise FloatingPointError(
+                f"the probabilities of input {finite.index(False) + 1} are not finite: the weights "
+                "or the activations hold NaN or overflow"
+            )
+        return probabilities
+
+    def line(self, answer: Answer) -> str:
+        """Labels with their probabilities in percent, in columns."""
+        ranked = answer.get("probabilities", {answer["label"]: answer["probability"]})
+        width = max(map(len, ranked))
+        return "  ".join(f"{label:{width}} {p:6.1%}" for label, p in ranked.items())
+
+    def evaluate(
+        self, data: Sequence[str], options: Mapping[str, Any], *, batch_size: int, bar: ProgressBar
+    ) -> dict[str, Any]:
+        """The share of right labels, over all texts and of each label, and what was confused:
+        ``confusion`` has a row for each label that is right and a column for each that was said."""
+        rows = [row for name in data for row in read_labelled(name)]
+        if unknown := sorted({row.label for row in rows} - set(self.labels)):
+            raise Mendable(
+                f"the data has labels that the model does not know: {', '.join(unknown[:UNKNOWN])}"
+                f"{' ...' if len(unknown) > UNKNOWN else ''}; it knows {', '.join(self.labels)}"
+            )
+        places = {label: i for i, label in enumerate(self.labels)}
+        confusion = torch.zeros(len(places), len(places), dtype=torch.long)
+        for first in range(0, len(rows), batch_size):
+            part = rows[first : first + batch_size]
+            said = self._finite([row.text for row in part]).argmax(-1)
+            for row, place in zip(part, said.tolist(), strict=True):
+                confusion[places[row.label], place] += 1
+            bar.update(first + len(part), len(rows))
+        right, count = confusion.diagonal(), confusion.sum(1)
+        return {
+            "accuracy": float(right.sum() / count.sum()),
+            "texts": int(count.sum()),
+            "accuracy_by_label": {
+                label: float(right[i] / count[i]) for i, label in enumerate(self.labels) if count[i]
+            },
+            "labels": list(self.labels),
+            "confusion": confusion.tolist(),
+        }

@@ -1,0 +1,100 @@
+"""``Use``: how a model is asked, whatever it answers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, final
+
+from addnorm.errors import Mendable, unknown_name
+from addnorm.progress import ProgressBar
+
+Answer = dict[str, Any]
+"""What JSON can hold. The keys are the use's, but for ``error``: why an input could not be used."""
+
+
+@final
+class Unusable(Mendable):
+    """An input that a model cannot be asked about, and why."""
+
+
+class Use(ABC):
+    """A trained model, ready to be asked. A subclass is a use: labels of texts, translations."""
+
+    options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """What may be chosen of how it answers -> what it is by itself."""
+    example: ClassVar[str]
+    """An input as an object, in JSON, for messages."""
+
+    @abstractmethod
+    def question(self, item: str | Mapping[str, Any]) -> Any:
+        """An input, a text or an object, as ``answers`` takes it; ``Unusable`` says why it cannot
+        be used."""
+
+    @abstractmethod
+    def answers(self, questions: Sequence[Any], options: Mapping[str, Any]) -> list[list[Answer]]:
+        """To each question its answers, the best first; they go through the model together."""
+
+    @abstractmethod
+    def line(self, answer: Answer) -> str:
+        """An answer for a person, in one line."""
+
+    @abstractmethod
+    def evaluate(
+        self, data: Sequence[str], options: Mapping[str, Any], *, batch_size: int, bar: ProgressBar
+    ) -> dict[str, Any]:
+        """How good the answers are on files of inputs with what is right: metric -> value, and what
+        else a reader has to know, all as JSON has it."""
+
+    def with_defaults(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options, where some were chosen; a ``Mendable`` names one that has no effect here."""
+        for name in options:
+            if name not in self.options:
+                raise Mendable(unknown_name("option", name, self.options))
+        return {**self.options, **options}
+
+    def batch(
+        self, items: Sequence[str | Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> list[list[Answer]]:
+        """To each input its answers, or what is wrong with it; ``options`` are all there are."""
+        questions: list[Any] = []
+        results: list[list[Answer] | None] = []
+        for item in items:
+            try:
+                questions.append(self.question(item))
+                results.append(None)
+            except Unusable as error:
+                results.append([{"input": item, "error": str(error)}])
+        answers = iter(self.answers(questions, options) if questions else [])
+        return [next(answers) if result is None else result for result in results]
+
+    def predict(
+        self,
+        inputs: Sequence[str | Mapping[str, Any]],
+        *,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> list[Answer]:
+        """One after the other in the order of the inputs, the answers, ``batch_size`` inputs at a
+        time; an input that cannot be used has an object with its ``error``."""
+        if batch_size < 1:
+            raise Mendable(f"batch_size must be at least 1, got {batch_size}")
+        every = self.with_defaults(options)
+        return [
+            answer
+            for first in range(0, len(inputs), batch_size)
+            for of_one in self.batch(inputs[first : first + batch_size], every)
+            for answer in of_one
+        ]
+
+
+def text_of(item: str | Mapping[str, Any], names: Sequence[str], example: str) -> str:
+    """The text of an input: itself, or what an object has under the first of these names."""
+    if isinstance(item, str):
+        return item
+    for name in names:
+        if name in item:
+            if not isinstance(item[name], str):
+                raise Unusable(f"{name} is not a text; an object looks like {example}")
+            return str(item[name])
+    keys = ", ".join(map(str, item)) or "nothing"
+    raise Unusable(f"the object has {keys}, and no {names[0]}; one looks like {example}")
