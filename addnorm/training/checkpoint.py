@@ -42,14 +42,15 @@ LEFT_BEHIND = (".saving-step-", ".deleted-step-")
 
 @final
 class Checkpoints:
-    """The checkpoints of one run: ``folder/step-00000100`` and so on, the newest ``keep`` of them.
+    """The checkpoints of one run: ``folder/step-00000100`` and so on.
+
+    ``folder``: where they are; it is made by the first save. ``keep``: how many stay, the newest
+    ones; the disk needs room for one more. ``background``: ``save`` copies the tensors and returns,
+    and one thread writes; the interpreter does not exit before it is done.
 
     Reading needs nothing but the folder. Writing needs the folder's lock, which is taken by
     ``lock`` or else by the first ``save`` and given back by ``close`` or by the end of the process,
     whatever ends it: a second run that writes to the same folder is refused.
-
-    With ``background``, ``save`` copies the tensors and returns, and one thread writes; the
-    interpreter does not exit before it is done. The disk needs room for ``keep`` + 1.
     """
 
     def __init__(self, folder: Path, keep: int = 2, background: bool = True) -> None:
@@ -100,7 +101,7 @@ class Checkpoints:
             for group, tensors in snapshot.tensors.items()
             if any(isinstance(t, DTensor) for t in tensors.values())
         }
-        told = False
+        shared = False  # the folder's name, with the others
 
         def parts(work: Path) -> dict[str, tuple[dict[str, Any], Parts]]:
             return {
@@ -118,13 +119,13 @@ class Checkpoints:
             return
 
         def fill(work: Path) -> dict[str, Any]:
-            nonlocal told
-            told = True
+            nonlocal shared
+            shared = True
             world.share(work)
-            written = parts(work)
-            files = {name: of for found, _ in written.values() for name, of in found.items()}
+            of_groups = parts(work)
+            files = {name: sums for group, _ in of_groups.values() for name, sums in group.items()}
             plan = checkpoint_file.plan(
-                snapshot, copy=False, parts={g: places for g, (_, places) in written.items()}
+                snapshot, copy=False, parts={g: places for g, (_, places) in of_groups.items()}
             )
             return files | checkpoint_file.write_plan(work, plan)
 
@@ -132,11 +133,11 @@ class Checkpoints:
         try:
             self._begin(snapshot.step)
             self._follows = True
-            size = sum(t.nbytes for held in snapshot.tensors.values() for t in held.values())
+            size = sum(t.nbytes for group in snapshot.tensors.values() for t in group.values())
             self._write(snapshot.step, size, fill)
         except CheckpointError as error:
             failure = str(error)
-        if not told:
+        if not shared:
             world.share(None)
         world.share(failure)
         if failure:
@@ -165,7 +166,7 @@ class Checkpoints:
 
     def lock(self) -> None:
         """Keep other runs from writing here, from now on; the folder is made if there is none."""
-        if self._lock is not None and self._lock.held():
+        if self._lock is not None and self._lock.is_held():
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +185,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps there are checkpoints of, by name, oldest first."""
-        return sorted({step for step, _ in self._found()})
+        return sorted({step for step, _ in self._checkpoints()})
 
     def load(self, step: int | None = None) -> Snapshot:
         """The checkpoint of a step, or the newest one that is whole.
@@ -194,9 +195,9 @@ class Checkpoints:
         what is wrong with each.
         """
         while True:
-            found = self._found()
+            checkpoints = self._checkpoints()
             wrong = []
-            for (number, _), path in sorted(found.items(), reverse=True):
+            for (number, _), path in sorted(checkpoints.items(), reverse=True):
                 if step not in (None, number):
                     continue
                 try:
@@ -211,23 +212,23 @@ class Checkpoints:
                 return snapshot
             if wrong:
                 raise CheckpointError("\n".join(["no checkpoint is whole:", *wrong]))
-            if self._found() == found:
+            if self._checkpoints() == checkpoints:
                 break
         raise self._none(step)
 
     def verify(self, step: int) -> None:
         """Compare every byte of a checkpoint with its checksums; raises what is wrong."""
-        found = {again: path for (number, again), path in self._found().items() if number == step}
-        if not found:
+        savings = {n: path for (number, n), path in self._checkpoints().items() if number == step}
+        if not savings:
             raise self._none(step)
-        checkpoint_file.examine(found[max(found)], step)
+        checkpoint_file.examine(savings[max(savings)], step)
 
     def strangers(self) -> list[Path]:
         """What lies inside of checkpoints and was not written with them, by its name."""
         try:
             return [
                 path
-                for step in self._found().values()
+                for step in self._checkpoints().values()
                 for path in ([step] if step.is_symlink() else sorted(step.iterdir()))
                 if not checkpoint_file.WRITTEN.fullmatch(path.name) or path.is_dir()
             ]
@@ -242,7 +243,7 @@ class Checkpoints:
                 raise CheckpointError(
                     f"{wrong[0]} was not written with the checkpoint it is in: move it elsewhere"
                 )
-            for path in self._found().values():
+            for path in self._checkpoints().values():
                 self._delete(path)
             for left in self._folders():
                 if left.name.startswith(LEFT_BEHIND):
@@ -251,19 +252,19 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder} could not be cleared: {error}") from error
 
     def _none(self, step: int | None) -> CheckpointError:
-        held = ", ".join(map(str, self.steps())) or "none"
-        asked = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        return CheckpointError(f"{self.folder} has {asked}; it has {held}")
+        steps = ", ".join(map(str, self.steps())) or "none"
+        what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        return CheckpointError(f"{self.folder} has {what}; it has {steps}")
 
-    def _found(self) -> dict[tuple[int, int], Path]:
+    def _checkpoints(self) -> dict[tuple[int, int], Path]:
         """(step, how often it was saved before) -> folder.
 
         A step that is saved again goes to ``step-00000100.1``: a rename cannot replace a folder,
         and there would be a moment with neither.
         """
         name = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
-        named = [(name.fullmatch(path.name), path) for path in self._folders()]
-        return {(int(m[1]), int(m[2] or 0)): path for m, path in named if m}
+        matches = [(name.fullmatch(path.name), path) for path in self._folders()]
+        return {(int(m[1]), int(m[2] or 0)): path for m, path in matches if m}
 
     def _folders(self) -> list[Path]:
         try:
@@ -283,9 +284,9 @@ class Checkpoints:
             self._untold.append(str(error))
             # The error may wait for long, and must not keep the copies that its frames hold.
             del plan
-            for told in (error, error.__cause__):
-                if told is not None:
-                    traceback.clear_frames(told.__traceback__)
+            for one in (error, error.__cause__):
+                if one is not None:
+                    traceback.clear_frames(one.__traceback__)
 
     def _write_plan(self, plan: checkpoint_file.Plan) -> None:
         self._write(plan.step, plan.size, partial(checkpoint_file.write_plan, plan=plan))
@@ -302,10 +303,10 @@ class Checkpoints:
             for left in self._folders():
                 if left.name.startswith(LEFT_BEHIND):
                     shutil.rmtree(left, ignore_errors=True)
-        again = max((n + 1 for step, n in self._found() if step == new), default=0)
+        again = max((n + 1 for step, n in self._checkpoints() if step == new), default=0)
         path = self.folder / (f"step-{new:08d}" + (f".{again}" if again else ""))
         work = self.folder / f".saving-{path.name}-{uuid.uuid4().hex[:8]}"
-        shown = False
+        visible = False
         try:
             work.mkdir()
             checkpoint_file.write_file(
@@ -313,12 +314,12 @@ class Checkpoints:
             )
             sync(work)
             work.rename(path)
-            shown = True
+            visible = True
             sync(self.folder)
             checkpoint_file.examine(path, new)  # from the disk, before anything older goes
         except BaseException as error:
             with contextlib.suppress(OSError):
-                if shown:
+                if visible:
                     self._delete(path)
             shutil.rmtree(work, ignore_errors=True)
             if not isinstance(error, OSError | CheckpointError):
@@ -327,14 +328,14 @@ class Checkpoints:
                 f"step {new} could not be saved: {error}. It needs {size:,} bytes and "
                 f"{_free(self.folder)} are free. The checkpoints before it are as they were"
             ) from error
-        found = self._found()
-        newest = dict(sorted(found))  # step -> its last saving
-        kept = [step for step in newest if step <= new][-self.keep :]
+        checkpoints = self._checkpoints()
+        newest = dict(sorted(checkpoints))  # step -> its last saving
+        to_keep = [step for step in newest if step <= new][-self.keep :]
         try:
             # A future that was given up goes first: it must not be taken for the newest.
-            for step, again in sorted(found, reverse=True):
-                if step not in kept or again != newest[step]:
-                    self._delete(found[step, again])
+            for step, again in sorted(checkpoints, reverse=True):
+                if step not in to_keep or again != newest[step]:
+                    self._delete(checkpoints[step, again])
         except OSError as error:
             raise CheckpointError(
                 f"step {new} is saved and whole, but older ones could not be deleted: {error}"

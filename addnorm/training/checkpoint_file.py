@@ -54,9 +54,9 @@ class CheckpointError(Mendable):
 class Snapshot:
     """All that a run is at one moment, between two optimizer steps: host memory only.
 
-    ``tensors``: group -> name -> tensor. A group becomes a file, so that its name is of lowercase
-    letters, digits and ``_``. ``facts``: what JSON can hold, with nan and the infinities, which
-    are stored as ``{"$float": "nan"}``. A tuple comes back as a list.
+    ``step``: how many steps are done. ``tensors``: group -> name -> tensor. A group becomes a file,
+    so that its name is of lowercase letters, digits and ``_``. ``facts``: what JSON can hold, with
+    nan and the infinities, which are stored as ``{"$float": "nan"}``. A tuple comes back as a list.
     """
 
     step: int
@@ -94,25 +94,25 @@ def plan(snapshot: Snapshot, *, copy: bool, parts: Mapping[str, Parts] | None = 
                 for name, t in tensors.items()
             }
             continue
-        held = {name: _owned(t, f"{group}: {name}", copy) for name, t in tensors.items()}
+        own = {name: _owned(t, f"{group}: {name}", copy) for name, t in tensors.items()}
         where: dict[str, str] = {}
-        shards = _shards(held)
+        shards = _shards(own)
         for i, names in enumerate(shards):
             part = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-            files[file := f"{group}{part}.safetensors"] = {name: held[name] for name in names}
+            files[file := f"{group}{part}.safetensors"] = {name: own[name] for name in names}
             where |= dict.fromkeys(names, file)
-        places[group] = {name: where[name] for name in held}
-    told = {"format": DIVIDED if parts else WHOLE, "step": step, "tensors": places}
-    told["facts"] = _encoded(snapshot.facts, "facts")
-    state = (json.dumps(told, indent=2) + "\n").encode()
-    size = len(state) + sum(t.nbytes for held in files.values() for t in held.values())
+        places[group] = {name: where[name] for name in own}
+    content = {"format": DIVIDED if parts else WHOLE, "step": step, "tensors": places}
+    content["facts"] = _encoded(snapshot.facts, "facts")
+    state = (json.dumps(content, indent=2) + "\n").encode()
+    size = len(state) + sum(t.nbytes for file in files.values() for t in file.values())
     return Plan(step, files, state, size)
 
 
 def write_plan(work: Path, plan: Plan) -> dict[str, Any]:
     """The plan's files; returns what is recorded of each."""
-    told = {name: write_file(work / name, _safetensors(ts)) for name, ts in plan.files.items()}
-    return told | {STATE: write_file(work / STATE, [plan.state])}
+    sums = {name: write_file(work / name, _safetensors(ts)) for name, ts in plan.files.items()}
+    return sums | {STATE: write_file(work / STATE, [plan.state])}
 
 
 def _owned(t: Tensor, where: str, copy: bool) -> Tensor:
@@ -180,25 +180,25 @@ def write_file(file: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any
     return {"bytes": size, "sha256": sha.hexdigest()}
 
 
-def sealed(told: Any) -> bytes:
+def sealed(sums: Any) -> bytes:
     """checksums.json: what it says of the files, and the sha256 of that."""
-    seal = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-    return (json.dumps({"files": told, "sha256": seal}, indent=2) + "\n").encode()
+    seal = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+    return (json.dumps({"files": sums, "sha256": seal}, indent=2) + "\n").encode()
 
 
 def examine(path: Path, step: int) -> dict[str, Any]:
     """What state.json says, if every byte of the checkpoint is the one that was written."""
     try:
         raw = (path / CHECKSUMS).read_bytes()
-        told = json.loads(raw)["files"]
+        sums = json.loads(raw)["files"]
         # The whole text, not the seal alone: it has bytes that say nothing.
-        if raw != sealed(told):
+        if raw != sealed(sums):
             raise ValueError("its own checksum differs")
         here = {file.name for file in path.iterdir()} - {CHECKSUMS}
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{path}: {CHECKSUMS} is missing or damaged ({error})") from None
-    wrong = [f"{name} was not written with it" for name in sorted(here - told.keys())]
-    wrong += [text for name, want in told.items() if (text := _compare(path / name, want))]
+    wrong = [f"{name} was not written with it" for name in sorted(here - sums.keys())]
+    wrong += [text for name, want in sums.items() if (text := _compare(path / name, want))]
     if wrong:
         raise CheckpointError(f"{path} is damaged: {'; '.join(wrong)}")
     state: dict[str, Any] = json.loads((path / STATE).read_bytes())
@@ -229,36 +229,39 @@ def _compare(file: Path, want: Mapping[str, Any]) -> str | None:
 def read(path: Path, step: int) -> Snapshot:
     """What was saved; CheckpointError says what is wrong with it."""
     state = examine(path, step)
-    tensors: dict[str, dict[str, Tensor]] = {}
     try:
-        for group, places in state["tensors"].items():
-            wanted: dict[str, list[tuple[str, list[int] | None]]] = {}  # file -> names, offsets
-            for name, place in places.items():
-                parts = [(place, None)] if isinstance(place, str) else place["parts"]
-                for file, offsets in parts:
-                    wanted.setdefault(file, []).append((name, offsets))
-            held: dict[str, Tensor] = {}
-            missing: dict[str, int] = {}  # values of the tensors in parts
-            for file, names in sorted(wanted.items()):
-                with safe_open(path / file, framework="pt") as opened:
-                    for name, offsets in names:
-                        part = opened.get_tensor(name)
-                        if offsets is None:
-                            # A copy: this shares memory with the file, which will be deleted.
-                            held[name] = part.clone()
-                            continue
-                        if name not in held:
-                            held[name] = part.new_empty(places[name]["shape"])
-                            missing[name] = held[name].numel()
-                        at = [slice(a, a + n) for a, n in zip(offsets, part.shape, strict=True)]
-                        held[name][tuple(at)] = part
-                        missing[name] -= part.numel()
-            if any(missing.values()) or held.keys() != places.keys():
-                raise CheckpointError(f"{path}: {STATE} does not tell of every part of {group}")
-            tensors[group] = {name: held[name] for name in places}
+        tensors = {g: _read_group(path, g, places) for g, places in state["tensors"].items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     return Snapshot(step, tensors, _decoded(state["facts"]))
+
+
+def _read_group(path: Path, group: str, places: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Whole tensors, those in parts put together. ``places``: name -> file, or shape and parts."""
+    contents: dict[str, list[tuple[str, list[int] | None]]] = {}  # file -> names, offsets
+    for name, place in places.items():
+        parts = [(place, None)] if isinstance(place, str) else place["parts"]
+        for file, offsets in parts:
+            contents.setdefault(file, []).append((name, offsets))
+    whole: dict[str, Tensor] = {}
+    missing: dict[str, int] = {}  # values of the tensors in parts
+    for file, names in sorted(contents.items()):
+        with safe_open(path / file, framework="pt") as opened:
+            for name, offsets in names:
+                part = opened.get_tensor(name)
+                if offsets is None:
+                    # A copy: this shares memory with the file, which will be deleted.
+                    whole[name] = part.clone()
+                    continue
+                if name not in whole:
+                    whole[name] = part.new_empty(places[name]["shape"])
+                    missing[name] = whole[name].numel()
+                at = [slice(a, a + n) for a, n in zip(offsets, part.shape, strict=True)]
+                whole[name][tuple(at)] = part
+                missing[name] -= part.numel()
+    if any(missing.values()) or whole.keys() != places.keys():
+        raise CheckpointError(f"{path}: {STATE} does not tell of every part of {group}")
+    return {name: whole[name] for name in places}
 
 
 def _encoded(value: Any, where: str) -> Any:

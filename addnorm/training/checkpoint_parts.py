@@ -39,12 +39,12 @@ def write_parts(
     try:
         dcp.save(dict(tensors), storage_writer=writer)
     except CheckpointException as error:  # of every process, with what went wrong on each
-        told = [f"process {rank + 1}: {what[0]}" for rank, what in error.failures.items()]
-        raise OSError("; ".join(told)) from None
+        failures = [f"process {rank + 1}: {what[0]}" for rank, what in error.failures.items()]
+        raise OSError("; ".join(failures)) from None
     files: dict[str, Any] = {}
     parts: Parts = {}
-    for found in world.gather((disk.files, disk.parts)):
-        theirs, pieces = cast(tuple[dict[str, Any], Parts], found)
+    for of_process in world.gather((disk.files, disk.parts)):
+        theirs, pieces = cast(tuple[dict[str, Any], Parts], of_process)
         files |= theirs
         for name, places in pieces.items():
             parts.setdefault(name, []).extend(places)
@@ -81,9 +81,9 @@ class _File(io.BufferedWriter):
         disk.files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         offsets = json.loads(header.pop("__metadata__")[OFFSETS])
-        for tensor, told in header.items():
-            if 0 not in told["shape"]:  # a process may have nothing of a short tensor
+        for tensor, entry in header.items():
+            if 0 not in entry["shape"]:  # a process may have nothing of a short tensor
                 disk.parts[tensor] = [(name, offsets[tensor]["saved_offsets"])]
-        written = super().write(data)
+        size = super().write(data)
         self.flush()  # the writer syncs the file next, and knows of no buffer
-        return written
+        return size

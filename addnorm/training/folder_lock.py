@@ -35,7 +35,7 @@ class FolderLock:
         _watch_forks()
         self.release = weakref.finalize(self, _unlock, self._descriptor)
 
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         """Whether it is still open, as after a fork it is not, and the file that others try."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), self._file.stat())

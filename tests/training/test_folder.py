@@ -241,7 +241,7 @@ def test_a_run_that_is_being_written_is_not_touched(run: Path, how: dict[str, An
         train(Toy(), loop=loop(steps=50, lr=0.5), out=run, display=quiet(), **how)
     assert files(run) == before
     assert living._lock is not None
-    assert living._lock.held()
+    assert living._lock.is_held()
     living.close()
 
 
