@@ -26,7 +26,7 @@ from addnorm import LayerNorm, RMSNorm, Stack, schemes
 from addnorm.branches import MLP, Attention
 from addnorm.joins import Replace
 from addnorm.lab import Setup
-from addnorm.lab.profile import Run, Task, draw, exponent, follow, observe
+from addnorm.lab.profile import LabRun, LabTask, draw, exponent, follow, observe
 from addnorm.stream import Scheme, Site, Wiring
 from addnorm.temporary import fixed_seed
 
@@ -69,7 +69,7 @@ def build(
 
 
 @functools.cache
-def run(design: str, width: int, depth: int, seed: int, factor: float = 1.0) -> Run:
+def run(design: str, width: int, depth: int, seed: int, factor: float = 1.0) -> LabRun:
     """Stream and gradients of one design; all weights times ``factor``. "+qk" adds QK-norm."""
     name, _, qk = design.partition("+")
     with fixed_seed(seed):
@@ -105,7 +105,7 @@ def update(design: str, width: int, depth: int, seed: int, sign: bool) -> float:
     with fixed_seed(seed):
         task = draw(setup(width))
         stack = build(DESIGNS[design], width, depth).double()
-    task = Task(task.x.detach().double(), task.head.double(), task.targets)
+    task = LabTask(task.x.detach().double(), task.head.double(), task.targets)
     weights = list(stack.parameters())
     y = stack(task.x)
     grads = torch.autograd.grad(task.loss(y), weights)

@@ -34,6 +34,7 @@ GROUND = {  # every room may import these, so no arrow shows it
     "records": "",
     "settings": "errors reading",
     "progress": "",
+    "spread": "",
     "temporary": "",
     "disk": "",
     "hub": "errors reading",

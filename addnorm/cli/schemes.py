@@ -25,7 +25,8 @@ from addnorm.progress import ProgressBar
 from addnorm.words import plural
 
 if TYPE_CHECKING:
-    from addnorm.lab.profile import Report, Spread
+    from addnorm.lab.profile import LabReport
+    from addnorm.spread import Spread
 
 WIDTH = 100  # of what is printed
 
@@ -123,7 +124,7 @@ def _measure(options: Options) -> None:
         print(f"{kind}: {options.out / name}")
 
 
-def _print_report(report: "Report") -> None:
+def _print_report(report: "LabReport") -> None:
     from addnorm.lab.profile import conditions
 
     console = Console(width=WIDTH, highlight=False, markup=False, emoji=False)

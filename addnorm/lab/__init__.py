@@ -45,11 +45,11 @@ class Setup:
     def __post_init__(self) -> None:
         for name in ("width", "heads", "tokens", "batch", "seeds"):
             check_whole(name, getattr(self, name))
-        told = value_in_short(self.depths)
+        depths = value_in_short(self.depths)
         if not self.depths or min(self.depths) < 1 or len(set(self.depths)) < len(self.depths):
-            raise Mendable(f"depths must be different numbers of at least 1 block, got {told}")
+            raise Mendable(f"depths must be different numbers of at least 1 block, got {depths}")
         if max(self.depths) > DEEPEST:
-            raise Mendable(f"depths must be at most {DEEPEST:,} blocks, got {told}")
+            raise Mendable(f"depths must be at most {DEEPEST:,} blocks, got {depths}")
         if self.seeds > MOST_SEEDS:
             raise Mendable(f"seeds must be at most {MOST_SEEDS:,}, got {self.seeds}")
         if self.width % self.heads:

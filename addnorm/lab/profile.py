@@ -34,6 +34,7 @@ from addnorm.branches import MLP, Attention
 from addnorm.catalogue import SchemeEntry, combinators, entry
 from addnorm.lab import Setup
 from addnorm.norms import RMSNorm
+from addnorm.spread import Spread
 from addnorm.stream import Scheme, Stack, Stream
 from addnorm.temporary import fixed_seed, hooked
 from addnorm.version import __version__
@@ -47,7 +48,7 @@ LABELS = {UNSCALED: "pre_norm, writers unscaled"}
 
 @final
 @dataclass(frozen=True)
-class Run:
+class LabRun:
     """What one seed gave at one depth. Lists run from the entrance of the stack to its end."""
 
     depth: int  # blocks
@@ -58,7 +59,7 @@ class Run:
     mlp_gradient: list[float]  # norm of d loss / d W_down, depth
 
 
-class Task(NamedTuple):
+class LabTask(NamedTuple):
     """What stands before and after the stack."""
 
     x: Tensor  # (B, T, width), the embedded tokens
@@ -86,12 +87,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def draw(setup: Setup) -> Task:
+def draw(setup: Setup) -> LabTask:
     """Tokens, embedding and head, from torch's global generator."""
     tokens = torch.randint(VOCABULARY, (setup.batch, setup.tokens + 1))
     embedding = torch.randn(VOCABULARY, setup.width)
     head = torch.randn(VOCABULARY, setup.width) / math.sqrt(setup.width)
-    return Task(embedding[tokens[:, :-1]].requires_grad_(), head, tokens[:, 1:])
+    return LabTask(embedding[tokens[:, :-1]].requires_grad_(), head, tokens[:, 1:])
 
 
 def build(scheme: Scheme, setup: Setup, depth: int) -> Stack:
@@ -126,7 +127,7 @@ def follow(stack: Stack, x: Tensor) -> tuple[Tensor, list[Stream]]:
         return stack(x), points
 
 
-def observe(stack: Stack, task: Task, seed: int = 0) -> Run:
+def observe(stack: Stack, task: LabTask, seed: int = 0) -> LabRun:
     """Forward and backward once; ``seed`` is only noted down."""
     y, points = follow(stack, task.x)
     loss = task.loss(y)
@@ -135,7 +136,7 @@ def observe(stack: Stack, task: Task, seed: int = 0) -> Run:
     down: list[Tensor] = [s.branch.down.weight for s in subs if s.site.kind == "mlp"]  # type: ignore[misc,union-attr]
     grads = torch.autograd.grad(loss, [*(points[i].h for i in ends), *down])
     dx, dw = grads[: len(ends)], grads[len(ends) :]
-    return Run(
+    return LabRun(
         depth=len(ends) - 1,
         seed=seed,
         loss=loss.item(),
@@ -145,7 +146,7 @@ def observe(stack: Stack, task: Task, seed: int = 0) -> Run:
     )
 
 
-def measure(scheme: Scheme, setup: Setup, depth: int, seed: int) -> Run:
+def measure(scheme: Scheme, setup: Setup, depth: int, seed: int) -> LabRun:
     """One design at one depth with one seed."""
     with fixed_seed(seed):
         task = draw(setup)
@@ -174,24 +175,7 @@ def exponent(depths: Sequence[int], values: Sequence[float]) -> float | None:
     return statistics.linear_regression(at, [math.log(v) for v in values]).slope
 
 
-@final
-@dataclass(frozen=True)
-class Spread:
-    """Median and extremes over the seeds."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def over(cls, values: Sequence[float]) -> "Spread":
-        """The spread of one value or more; NaN if one of them is."""
-        if any(math.isnan(v) for v in values):
-            return cls(math.nan, math.nan, math.nan)
-        return cls(statistics.median(values), min(values), max(values))
-
-
-QUANTITIES: dict[str, Callable[[Run], float]] = {
+QUANTITIES: dict[str, Callable[[LabRun], float]] = {
     "stream_mean_square": lambda run: run.stream[-1] ** 2,
     "last_mlp_gradient": lambda run: run.mlp_gradient[-1],
     "first_mlp_gradient": lambda run: run.mlp_gradient[0],
@@ -204,7 +188,7 @@ CURVES = ("stream", "gradient")
 
 @final
 @dataclass(frozen=True)
-class Design:
+class LabDesign:
     """One design and what was measured of it."""
 
     text: str  # as ``parse`` reads it
@@ -213,9 +197,9 @@ class Design:
     papers: list[str]
     init: str  # the rule at the largest depth
     note: str  # on what "the stream" is here, mostly empty
-    runs: list[Run]
+    runs: list[LabRun]
 
-    def at(self, depth: int) -> list[Run]:
+    def at(self, depth: int) -> list[LabRun]:
         """The runs of one depth, by seed."""
         return [run for run in self.runs if run.depth == depth]
 
@@ -236,19 +220,19 @@ class Design:
             slopes.append(
                 exponent([r.depth for r in mine], [QUANTITIES[quantity](r) for r in mine])
             )
-        known = [s for s in slopes if s is not None]
-        return Spread.over(known) if len(known) == len(slopes) else None
+        finite = [s for s in slopes if s is not None]
+        return Spread.over(finite) if len(finite) == len(slopes) else None
 
 
 @final
 @dataclass(frozen=True)
-class Report:
+class LabReport:
     """Everything that was measured, and what it takes to measure it again."""
 
     command: str
     setup: Setup
     versions: dict[str, str]
-    designs: list[Design]
+    designs: list[LabDesign]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; a number that is not finite is None."""
@@ -269,7 +253,7 @@ class Report:
             }
             for d in self.designs
         ]
-        told = {
+        report = {
             "format": "addnorm.schemes/1",
             "model": conditions(self.setup),
             "command": self.command,
@@ -277,7 +261,7 @@ class Report:
             "versions": self.versions,
             "designs": designs,
         }
-        plain: dict[str, Any] = _plain(told)
+        plain: dict[str, Any] = _plain(report)
         return plain
 
 
@@ -356,7 +340,7 @@ def compare(
     setup: Setup,
     command: str = "",
     advance: Callable[[int], None] = lambda blocks: None,
-) -> Report:
+) -> LabReport:
     """Measure designs side by side. ``advance`` is told how many blocks each finished run had."""
     resolved = {text: resolve(text, setup) for text in texts}
     designs = []
@@ -368,10 +352,10 @@ def compare(
                     runs.append(measure(scheme, setup, depth, seed))
                     advance(depth)
             designs.append(_design(text, scheme, setup, runs))
-    return Report(command, setup, versions(), designs)
+    return LabReport(command, setup, versions(), designs)
 
 
-def _design(text: str, scheme: Scheme, setup: Setup, runs: list[Run]) -> Design:
+def _design(text: str, scheme: Scheme, setup: Setup, runs: list[LabRun]) -> LabDesign:
     parts = [entry(n.id) for n in ast.walk(ast.parse(text.strip())) if isinstance(n, ast.Name)]
     with torch.device("meta"):
         stack = build(scheme, setup, max(setup.depths))
@@ -383,7 +367,7 @@ def _design(text: str, scheme: Scheme, setup: Setup, runs: list[Run]) -> Design:
         notes.append("Shown: the normalized stream, which the branches read.")
     if all(v == 0.0 for run in runs for v in run.mlp_gradient):
         notes.append("The gradient of the branches' weights is exactly 0 at initialization.")
-    return Design(
+    return LabDesign(
         text=text,
         label=LABELS.get(text, text),
         equations=[p.equation for p in parts],

@@ -29,14 +29,14 @@ class Curve:
     last: int
 
     @property
-    def known(self) -> list[tuple[int, float]]:
+    def finite_points(self) -> list[tuple[int, float]]:
         """Those with a finite value."""
         return [(s, v) for s, v in self.points if math.isfinite(v)]
 
     @property
     def values(self) -> list[float]:
         """The finite values."""
-        return [v for _, v in self.known]
+        return [v for _, v in self.finite_points]
 
     @property
     def broken(self) -> list[int]:
@@ -56,8 +56,8 @@ class Curve:
         places = []
         for points in pixel.values():
             share = self.share(sum(step for step, _ in points) / len(points))
-            known = [v for _, v in points if math.isfinite(v)] or [math.nan]
-            places.append(Place(share, min(known), max(known), statistics.median(known)))
+            finite = [v for _, v in points if math.isfinite(v)] or [math.nan]
+            places.append(Place(share, min(finite), max(finite), statistics.median(finite)))
         return places
 
 
@@ -69,8 +69,8 @@ def smooth(places: Sequence[Place]) -> list[tuple[float, float]]:
     for i, place in enumerate(places):
         near = min(half, i, len(places) - 1 - i)
         around = places[i - near : i + near + 1]
-        known = sorted(p.median for p in around if math.isfinite(p.median))
-        middle = known[len(known) // 4 : len(known) - len(known) // 4]
+        finite = sorted(p.median for p in around if math.isfinite(p.median))
+        middle = finite[len(finite) // 4 : len(finite) - len(finite) // 4]
         value = math.nan if math.isnan(place.median) else statistics.fmean(middle)
         line.append((place.share, value))
     return line

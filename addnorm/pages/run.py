@@ -117,8 +117,8 @@ def _facts(story: Story) -> str:
         (f"{story.unit} seen", large(tokens), f"{tokens:,.0f} in {plural(story.step, 'step')}")
     )
     times = [as_float(state.get("elapsed_s")), *train.values("elapsed_s")[-1:]]
-    known = [t for t in times if math.isfinite(t)]
-    facts.append(("time", duration(max(known, default=math.nan)), "evaluations included"))
+    finite = [t for t in times if math.isfinite(t)]
+    facts.append(("time", duration(max(finite, default=math.nan)), "evaluations included"))
     speeds = Curve(train.points("tokens_per_s"), story.step).values
     if speeds:
         facts.append((f"{story.unit}/s", number(statistics.median(speeds)), "median of the steps"))
@@ -321,14 +321,14 @@ def render(story: Story) -> str:
     failure = ""
     if story.failure and story.failure not in signal.Signals.__members__:
         failure = f'<p class="failure">{clean(story.failure)}</p>'
-    lost = []
+    mishaps = []
     skipped = sum(r.get("skipped") is True for r in story.train.records)
     skipped = max(skipped, as_count(story.state.get("skipped")) or 0)
     if skipped:
-        lost.append(f"{plural(skipped, 'step')} left out")
+        mishaps.append(f"{plural(skipped, 'step')} left out")
     if rollbacks := as_count(story.state.get("rollbacks")):
-        lost.append(f"{plural(rollbacks, 'time')} back to a checkpoint")
-    lead = f"{_what(story)}: {_how(story)}" + "".join(f"; {what}" for what in lost)
+        mishaps.append(f"{plural(rollbacks, 'time')} back to a checkpoint")
+    lead = f"{_what(story)}: {_how(story)}" + "".join(f"; {what}" for what in mishaps)
     body = f"""<main>
 <header>
 <p class="kicker">addnorm train</p>

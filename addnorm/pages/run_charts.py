@@ -65,22 +65,24 @@ class MetricChart:
         """The chart at one size."""
         places = self.train.thinned(size[0] - 126)
         line: Line = smooth(places)
-        held: Line = [(self.glances.share(s), v) for s, v in self.glances.points]
-        inside = [v for share, v in [*line, *held] if share >= self.early and math.isfinite(v)]
+        validation: Line = [(self.glances.share(s), v) for s, v in self.glances.points]
+        inside = [
+            v for share, v in [*line, *validation] if share >= self.early and math.isfinite(v)
+        ]
         inside += self.whole.values
         log = bool(inside) and min(inside) > 0 and max(inside) > 30 * min(inside)
         plot = _plot(size, self._edges(inside, places, log), log, right=70)
-        line, held = _inside(plot.frame, line), _inside(plot.frame, held)
+        line, validation = _inside(plot.frame, line), _inside(plot.frame, validation)
         plot.axes(step_labels(plot.frame, self.last))
         plot.band([p for p in places if p.share >= self.early or plot.frame.holds(p.low)], "raw")
         plot.line(line)
-        plot.line(evenly_chosen(held, 400), "held")
+        plot.line(evenly_chosen(validation, 400), "held")
         for curve, kind, radius in ((self.glances, "dot", 3.5), (self.whole, "ring", 5)):
             points = evenly_chosen(curve.points, size[0] // 12)
             titles = [(curve.share(s), v, f"step {s:,}: {exact(v)}") for s, v in points]
             plot.dots(titles, kind, radius)
         plot.crosses(map(self.train.share, self.train.broken))
-        plot.names([(last_value(line), "training"), (last_value(held), "held out")])
+        plot.names([(last_value(line), "training"), (last_value(validation), "held out")])
         return plot.svg(words)
 
     def _edges(
@@ -114,10 +116,10 @@ def _in_words(chart: MetricChart) -> str:
     """A curve in words."""
     words = []
     line = smooth(chart.train.thinned(1000))
-    known = chart.train.known
-    if known:
+    finite = chart.train.finite_points
+    if finite:
         first, last = next(v for _, v in line if math.isfinite(v)), last_value(line)
-        low, high = min(known, key=_second), max(known, key=_second)
+        low, high = min(finite, key=_second), max(finite, key=_second)
         assert last is not None
         words.append(
             f"Training, smoothed: {exact(first)} at first, {exact(last)} at the end; the lowest "
@@ -162,13 +164,13 @@ def _rate(story: Story) -> str:
     plot = _plot(HALF, (0.0, even_extent([0.0, *curve.values])[1]), log=False)
     plot.axes(step_labels(plot.frame, story.step))
     plot.line([(p.share, p.median) for p in curve.thinned(HALF[0] - 68)])
-    known = curve.known
+    points = curve.finite_points
     words = "There are no numbers."
-    if known:
-        top = max(known, key=_second)
+    if points:
+        top = max(points, key=_second)
         words = (
-            f"From {number(known[0][1])} to {number(top[1])} at step {top[0]:,}, "
-            f"{number(known[-1][1])} at the end."
+            f"From {number(points[0][1])} to {number(top[1])} at step {top[0]:,}, "
+            f"{number(points[-1][1])} at the end."
         )
     return figure(plot.svg(f"Learning rate. {words}"), "Learning rate", words)
 
@@ -194,8 +196,8 @@ def _gradient(story: Story) -> str:
 
 def _gradient_in_words(curve: Curve, clip: float, wedged: Sequence[int]) -> str:
     words = []
-    if known := curve.known:
-        top = max(known, key=_second)
+    if points := curve.finite_points:
+        top = max(points, key=_second)
         words.append(
             f"Median {number(statistics.median(curve.values))}, largest {number(top[1])} at step "
             f"{top[0]:,}."

@@ -14,6 +14,7 @@ from addnorm.pages.look import document, figure
 from addnorm.pages.numbers import as_float, number, slope, with_minus
 from addnorm.pages.plot import Plot
 from addnorm.pages.svg import Frame, drawable, evenly, extent, spread, trace
+from addnorm.spread import Spread
 
 NAME, NUMBERS = "schemes.html", "schemes.json"
 WORDS = ("text", "label", "equations", "papers", "init", "note")
@@ -28,21 +29,6 @@ def write(folder: Path) -> Path:
 
 
 # --- what is known --------------------------------------------------------------------------------
-
-
-@final
-@dataclass(frozen=True)
-class Spread:
-    """Median and extremes over the seeds; NaN where there is no number."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> "Spread":
-        """One that was read."""
-        return cls(*(as_float(entry[name]) for name in ("median", "low", "high")))
 
 
 @final
@@ -66,21 +52,25 @@ class Design:
         return cls(
             **{name: entry[name] for name in WORDS},
             curves={
-                which: {int(depth): _spreads(columns) for depth, columns in by_depth.items()}
+                which: {int(depth): _spreads_of(columns) for depth, columns in by_depth.items()}
                 for which, by_depth in entry["curves"].items()
             },
             values={
-                quantity: {int(depth): Spread.of(value) for depth, value in by_depth.items()}
+                quantity: {int(depth): _spread_of(value) for depth, value in by_depth.items()}
                 for quantity, by_depth in entry["values"].items()
             },
             exponents={
-                quantity: None if value is None else Spread.of(value)
+                quantity: None if value is None else _spread_of(value)
                 for quantity, value in entry["exponents"].items()
             },
         )
 
 
-def _spreads(columns: Mapping[str, Sequence[Any]]) -> list[Spread]:
+def _spread_of(entry: Mapping[str, Any]) -> Spread:
+    return Spread(*(as_float(entry[name]) for name in ("median", "low", "high")))
+
+
+def _spreads_of(columns: Mapping[str, Sequence[Any]]) -> list[Spread]:
     rows = zip(columns["median"], columns["low"], columns["high"], strict=True)
     return [Spread(*map(as_float, row)) for row in rows]
 
@@ -121,8 +111,8 @@ class Charts:
         frame, right = self.large, self.large.x(1)
         ends = []
         for d in self.designs:
-            drawn = [v for v in self._deep(d) if drawable(v)]
-            ends.append(frame.y(drawn[-1]) if drawn else frame.y(10.0**frame.low))
+            visible = [v for v in self._deep(d) if drawable(v)]
+            ends.append(frame.y(visible[-1]) if visible else frame.y(10.0**frame.low))
         places = spread(ends, 15, frame.top + 6, frame.floor)
         for d, end, place in zip(self.designs, ends, places, strict=True):
             label = d.label if len(d.label) <= 26 else d.label[:25] + "…"
@@ -195,9 +185,9 @@ class Strip:
     WIDTH, HEIGHT = 120, 18
 
     def __init__(self, exponents: Sequence[Spread | None]) -> None:
-        known = [v for e in exponents if e is not None for v in (e.low, e.high)]
-        self.low = max(-3.0, math.floor(2 * min([*known, -0.5])) / 2)
-        self.high = min(3.0, math.ceil(2 * max([*known, 0.5])) / 2)
+        edges = [v for e in exponents if e is not None for v in (e.low, e.high)]
+        self.low = max(-3.0, math.floor(2 * min([*edges, -0.5])) / 2)
+        self.high = min(3.0, math.ceil(2 * max([*edges, 0.5])) / 2)
 
     def x(self, value: float) -> float:
         """Where an exponent is; what lies beyond the edges is drawn on them."""

@@ -75,8 +75,8 @@ def extent(values: Iterable[float], most: float = 16.0) -> tuple[float, float]:
 
 def even_extent(values: Iterable[float]) -> tuple[float, float]:
     """Edges of an even axis that hold all values, with some room; never the same."""
-    known = [v for v in values if math.isfinite(v)] or [0.0]
-    low, high = min(known), max(known)
+    finite = [v for v in values if math.isfinite(v)] or [0.0]
+    low, high = min(finite), max(finite)
     room = 0.06 * (high - low)
     if room <= 1e-9 * max(abs(low), abs(high)):
         room = 0.1 * abs(high) or 0.5
@@ -110,21 +110,21 @@ def value_labels(frame: Frame) -> list[tuple[float, str]]:
     return [(t, plain(t, apart)) for t in values]
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread(ideal: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places for labels: as near as possible to where they are wanted, in order, ``gap`` apart."""
-    order = sorted(range(len(wanted)), key=wanted.__getitem__)
-    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
+    order = sorted(range(len(ideal)), key=ideal.__getitem__)
+    gap = min(gap, (high - low) / max(1, len(ideal) - 1))
     # Least squares under an order is the pooling of neighbours that violate it.
     pools: list[tuple[float, int]] = []
     for rank, i in enumerate(order):
-        total, count = wanted[i] - rank * gap, 1
+        total, count = ideal[i] - rank * gap, 1
         while pools and pools[-1][0] / pools[-1][1] > total / count:
             before = pools.pop()
             total, count = total + before[0], count + before[1]
         pools.append((total, count))
     free = [total / count for total, count in pools for _ in range(count)]
-    last = high - (len(wanted) - 1) * gap
-    places = [0.0] * len(wanted)
+    last = high - (len(ideal) - 1) * gap
+    places = [0.0] * len(ideal)
     for rank, i in enumerate(order):
         places[i] = min(max(free[rank], low), last) + rank * gap
     return places

@@ -16,10 +16,9 @@ from addnorm.branches import ACTIVATIONS
 from addnorm.lab import Setup
 from addnorm.lab.profile import (
     UNSCALED,
-    Design,
-    Report,
-    Run,
-    Spread,
+    LabDesign,
+    LabReport,
+    LabRun,
     build,
     compare,
     conditions,
@@ -31,6 +30,7 @@ from addnorm.lab.profile import (
     observe,
     resolve,
 )
+from addnorm.spread import Spread
 from addnorm.temporary import fixed_seed
 from benchmarks import claims
 
@@ -283,18 +283,20 @@ def test_no_exponent_where_there_is_none(values: list[float]) -> None:
     assert exponent([2], [1.0]) is None
 
 
-def made(texts: list[str], setup: Setup, value: Any) -> Report:
+def made(texts: list[str], setup: Setup, value: Any) -> LabReport:
     """A report of made-up runs: every number is value(design, depth, seed)."""
     designs = []
     for i, text in enumerate(texts):
         runs = [
-            Run(d, s, 4.0, [v] * (2 * d + 1), [v] * (d + 1), [v] * d)
+            LabRun(d, s, 4.0, [v] * (2 * d + 1), [v] * (d + 1), [v] * d)
             for d in setup.depths
             for s in setup.all_seeds()
             for v in [value(i, d, s)]
         ]
-        designs.append(Design(text, text, ["x <- x & f(x)"], ["<A>, 2001.00001"], "init", "", runs))
-    return Report("addnorm schemes <x>", setup, {"torch": "2"}, designs)
+        designs.append(
+            LabDesign(text, text, ["x <- x & f(x)"], ["<A>, 2001.00001"], "init", "", runs)
+        )
+    return LabReport("addnorm schemes <x>", setup, {"torch": "2"}, designs)
 
 
 def test_exponents_are_fitted_by_seed_and_then_spread() -> None:

@@ -11,7 +11,8 @@ import torch
 from addnorm.lab import Setup
 from addnorm.lab.profile import UNSCALED, compare, conditions, everything
 from addnorm.pages.numbers import number, slope, with_minus
-from addnorm.pages.schemes import NAME, NUMBERS, Spread, Strip, render, write
+from addnorm.pages.schemes import NAME, NUMBERS, Strip, render, write
+from addnorm.spread import Spread
 from tests.lab.test_profile import SMALL, made
 from tests.strict_html import Page
 
