@@ -18,18 +18,16 @@ from typing import final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from addnorm import schemes
 from addnorm.context import Context
+from addnorm.data.rows import padded, windows
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable, check_whole, is_number, value_in_short
 from addnorm.models.transformer import encoder
 from addnorm.positions import Learned
 from addnorm.temporary import evaluation_mode
-
-WINDOWS = 8  # of a text longer than the context, side by side with halves in common
 
 
 @final
@@ -143,24 +141,3 @@ class TextClassifier(nn.Module):
         with evaluation_mode(self.modules()), torch.inference_mode():
             p = self(batch["ids"], batch["valid"]).float().softmax(-1).cpu()
         return torch.stack([of_text.mean(0) for of_text in p.split([len(rows) for rows in parts])])
-
-
-def windows(ids: NDArray[np.int64], context: int) -> list[NDArray[np.int64]]:
-    """The parts by which a text is judged: the whole of it, if it fits; else at most ``WINDOWS`` of
-    that length, from its beginning to its end at equal distances."""
-    if len(ids) <= context:
-        return [ids]
-    count = min(-(-2 * len(ids) // context) - 1, WINDOWS)
-    starts = np.linspace(0, len(ids) - context, count).round().astype(np.int64)
-    return [ids[start : start + context] for start in starts]
-
-
-def padded(rows: Sequence[NDArray[np.int64]]) -> dict[str, Tensor]:
-    """``ids`` and ``valid`` of texts of unlike length."""
-    length = max((len(row) for row in rows), default=1)
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    valid = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.from_numpy(row)
-        valid[i, : len(row)] = True
-    return {"ids": ids, "valid": valid}

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from addnorm.data.rows import padded, windows
 from addnorm.data.sources import DataError, Texts, open_source
 from addnorm.data.split import HASHES, text_hash
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.files import classifier
-from addnorm.models.classifier import ClassifierConfig, TextClassifier, padded, windows
+from addnorm.models.classifier import ClassifierConfig, TextClassifier
 from addnorm.settings import AT_RESUME, HIDDEN, AtResume, SettingsError, check_effect, setting
 from addnorm.tasks.texts import check, chosen, expanded
 from addnorm.temporary import evaluation_mode

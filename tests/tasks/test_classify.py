@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from addnorm import load, train
 from addnorm.data.sources import DataError
 from addnorm.files.folders import WeightsError
-from addnorm.models.classifier import ClassifierConfig, TextClassifier, windows
+from addnorm.models.classifier import ClassifierConfig, TextClassifier
 from addnorm.settings import SettingsError
 from addnorm.tasks.classify import ClassifySettings, ClassifyTask, read_classes
 from addnorm.training.checkpoint import Checkpoints
@@ -143,17 +143,6 @@ def test_what_is_learned_from_is_varied_and_a_function_of_its_place(folder: Path
     # 32 * (1 - rate), rate uniform in [0, 0.5]: mean 24, deviation 5, 640 rows: 0.2 of the mean's
     assert float(lengths.mean()) == pytest.approx(24.0, abs=1.0)
     assert float(lengths.max()) == 32
-
-
-def test_windows_reach_from_one_end_to_the_other() -> None:
-    for n, context in ((5, 8), (8, 8), (9, 8), (31, 8), (1000, 8)):
-        found = windows(np.arange(n), context)
-        assert found[0][0] == 0
-        assert found[-1][-1] == n - 1
-        assert all(len(w) == min(n, context) for w in found)
-        assert len(found) <= 8
-        if n <= 4 * context:  # nothing is left out, as long as eight windows are enough
-            assert set(np.concatenate(found).tolist()) == set(range(n))
 
 
 def test_smoothing_belongs_to_learning_only(folder: Path) -> None:

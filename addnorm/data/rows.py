@@ -1,0 +1,31 @@
+"""Rows of unlike length: as a batch, and in parts where one is longer than a model reads."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+WINDOWS = 8  # of a row longer than the context, side by side with halves in common
+
+
+def windows(ids: NDArray[np.int64], context: int) -> list[NDArray[np.int64]]:
+    """The parts by which a text is judged: the whole of it, if it fits; else at most ``WINDOWS`` of
+    that length, from its beginning to its end at equal distances."""
+    if len(ids) <= context:
+        return [ids]
+    count = min(-(-2 * len(ids) // context) - 1, WINDOWS)
+    starts = np.linspace(0, len(ids) - context, count).round().astype(np.int64)
+    return [ids[start : start + context] for start in starts]
+
+
+def padded(rows: Sequence[NDArray[np.int64]], fill: int = 0) -> dict[str, Tensor]:
+    """``ids`` and ``valid`` of rows of unlike length, with ``fill`` behind the shorter ones."""
+    length = max((len(row) for row in rows), default=1)
+    ids = torch.full((len(rows), length), fill)
+    valid = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.from_numpy(row)
+        valid[i, : len(row)] = True
+    return {"ids": ids, "valid": valid}
