@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDS: Final = 64
-"""Of the shuffle. After r rounds the place of an element is uniform but for 2**-r."""
+"""How often pairs are swapped. After r rounds a place is uniform but for 2**-r."""
 
 
 def order_key(name: str, more: int = 0) -> NDArray[np.uint64]:

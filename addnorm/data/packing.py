@@ -152,7 +152,7 @@ class _ByWords(Encoder):
 
 
 def dtype_for(tokenizer: Tokenizer) -> str:
-    """Of the ids: two bytes where the vocabulary allows it."""
+    """The dtype of the ids on disk: two bytes where the vocabulary allows it."""
     return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
 
 

@@ -26,7 +26,10 @@ SAMPLES, SAMPLE = 64, 1 << 16  # of a file: how many pieces, of how many bytes
 @final
 @dataclass(frozen=True)
 class Split:
-    """How much there is of one split; ``bytes`` is of its text in UTF-8."""
+    """How much there is of one split.
+
+    ``documents``, ``tokens``: how many; ``bytes``: the size of the text in UTF-8.
+    """
 
     documents: int
     tokens: int
@@ -36,11 +39,17 @@ class Split:
 @final
 @dataclass(frozen=True)
 class Summary:
-    """What a prepared data set holds. ``rule`` is "documents" or "tail"."""
+    """What a prepared data set holds.
+
+    ``source``: what was asked for; ``content``: the first 16 digits of its identity.
+    ``tokenizer``: the identity of the tokenizer, ``vocab_size`` and ``eos_id`` as it has them.
+    ``rule``: how validation was split off, by "documents" or by "tail"; ``val_fraction``: how much.
+    ``splits``: what there is of "train" and of "val".
+    """
 
     source: str
-    content: str  # the source's identity, its first 16 digits
-    tokenizer: str  # the tokenizer's identity
+    content: str
+    tokenizer: str
     vocab_size: int
     eos_id: int | None
     rule: str
@@ -66,7 +75,10 @@ class Summary:
 
 @final
 class Tokens:
-    """The ids of one split, read by memory map."""
+    """The ids of one split, read by memory map.
+
+    ``folder``: a prepared data set; ``name``: of the split; ``meta``: what its meta.json says.
+    """
 
     def __init__(self, folder: Path, name: str, meta: dict[str, Any]):
         self._made_of = (folder, name, meta)
@@ -74,7 +86,7 @@ class Tokens:
         self.name = name
         self.documents: int = record["documents"]
         self.bytes: int = record["bytes"]
-        """Of the UTF-8 of the text, for bits per byte."""
+        """The size of the text in UTF-8, for bits per byte."""
         self.starts: NDArray[np.int64] = np.memmap(folder / record["starts"], "<i8", mode="r")
         """The index of each document's first token."""
         self._shards = [
@@ -105,7 +117,10 @@ class Tokens:
 @final
 @dataclass(frozen=True)
 class Prepared:
-    """One prepared data set on disk. ``reused``: it was there already."""
+    """One prepared data set on disk.
+
+    ``folder``: where it is; ``summary``: what it holds; ``reused``: whether it was there already.
+    """
 
     folder: Path
     summary: Summary
@@ -187,7 +202,7 @@ def sample(path: Path, size: int) -> str:
 
 
 def checksum(meta: dict[str, Any]) -> str:
-    """Of what ``meta.json`` says."""
+    """The checksum of what ``meta.json`` says."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 

@@ -64,9 +64,9 @@ def prepare(
     * "tail": the last ``val_fraction`` of each document's characters is validation, as in nanoGPT.
     * "auto": documents if there are at least 20, else tail.
 
-    BPE is done with the threads of the ``tokenizers`` package. With ``workers``, so many processes
-    tokenize: worth it from some 100 MB on; a script that asks for them needs the usual
-    ``if __name__ == "__main__"``.
+    BPE is done with the threads of the ``tokenizers`` package. ``workers``: how many processes
+    tokenize, instead of this one: worth it from some 100 MB on; a script that asks for them needs
+    the usual ``if __name__ == "__main__"``.
 
     A document too long for memory is tokenized in pieces, which have the ids of the whole: each cut
     is tried first. Only text with no whitespace for two million characters is cut anywhere.
@@ -309,7 +309,7 @@ class _Writer:
         self.add(eos, 0)
 
     def add(self, ids: bytes, text: int) -> None:
-        """Ids of so many bytes of text, into as many files as it takes."""
+        """The ids of a text of ``text`` bytes, into as many files as it takes."""
         self._text += text
         self._tokens += len(ids) // self._width
         while ids:

@@ -56,11 +56,14 @@ class DataError(Mendable):
 
 @final
 class _NotUtf8(DataError):
-    """Bytes that are no text: of a file in a folder that nobody has called one, no matter."""
+    """Bytes that are not text; a file of a folder that is not named like a text may have them."""
 
 
 class Source(ABC):
-    """Documents in a fixed order. ``name`` is what was asked for, as messages say it."""
+    """Documents in a fixed order.
+
+    ``name``: what was asked for, as messages say it.
+    """
 
     name: str
 
@@ -124,7 +127,11 @@ def open_source(text: str) -> Source:
 
 @final
 class Texts(Source):
-    """Documents that are in memory already."""
+    """Documents that are in memory already.
+
+    ``documents``: the text of each; those with nothing but whitespace are left out.
+    ``name``: what messages call them.
+    """
 
     def __init__(self, documents: Iterable[str], name: str = "texts"):
         if isinstance(documents, str):

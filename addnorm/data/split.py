@@ -13,7 +13,11 @@ ENOUGH = 20  # documents, from which on "auto" keeps documents whole
 
 
 class Piece(NamedTuple):
-    """Text of one document and split; ``first`` and ``last`` of what that split gets of it."""
+    """Text of one document that goes to one split.
+
+    ``split``: "train" or "val"; ``text``: what goes there; ``first``, ``last``: whether it is the
+    first, and the last, that this split gets of the document.
+    """
 
     split: str
     text: str
@@ -38,7 +42,11 @@ def _new_hash() -> hashlib.blake2b:
 
 @final
 class Survey:
-    """What must be known before the first token is written, from one pass over the text."""
+    """What must be known before the first token is written, from one pass over the text.
+
+    ``source``: the text; ``val_fraction``: how much of it is to be held out; ``bar``: advances with
+    the bytes that are read.
+    """
 
     def __init__(self, source: Source, val_fraction: float, bar: ProgressBar):
         self.val_fraction = val_fraction

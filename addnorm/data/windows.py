@@ -21,6 +21,9 @@ __all__ = ["Windows", "document_of"]
 class Windows:
     """Windows of context + 1 tokens of a split, in an order that depends on (seed, epoch) only.
 
+    ``tokens``: the split; ``context``: how many tokens of a window are predicted; ``seed``: what
+    decides the order of every epoch.
+
     A window's last token is the next one's first: each token is predicted once. In each epoch every
     window comes exactly once, in an order of its own, and the windows are cut at an offset of its
     own (0 to context - 1), so that no token stands at the same place of a window for ever. What is

@@ -52,11 +52,15 @@ class RegexError(Mendable):
 @final
 @dataclass(frozen=True, eq=False)
 class Dfa:
-    """States 0, 1, ...; 0 is where a text begins. ``table[state, byte]`` is the next state, or -1
-    where nothing can follow any more; from every state the end of some text can be reached."""
+    """A set of texts, as states 0, 1, ... and the bytes that lead from one to another.
 
-    table: NDArray[np.int32]  # (states, 256)
-    accepting: NDArray[np.bool_]  # (states,): a text may end here
+    A text begins at 0, and from every state the end of some text can be reached.
+    ``table``: (states, 256), the next state for each byte, or -1 where no text goes on like this.
+    ``accepting``: (states,), whether a text may end here.
+    """
+
+    table: NDArray[np.int32]
+    accepting: NDArray[np.bool_]
 
     def step(self, state: int, piece: bytes) -> int:
         """Where some bytes lead, or -1."""
@@ -135,6 +139,8 @@ Symbol = TypeVar("Symbol", bound=Hashable)
 @final
 class Words(Generic[Symbol]):
     """Where some words end in what is read symbol by symbol (Aho & Corasick 1975).
+
+    ``words``: those that are looked for.
 
     A state is the longest end of what was read that begins a word, ``depth`` its length and ``hit``
     that of the longest word that ends here, or 0.

@@ -22,7 +22,8 @@ class StaticCache:
 
     Around every forward the caller says ``reserve(new)`` before and ``advance(new)`` after it. A
     forward that was interrupted has then changed nothing: the next one writes to the same slots.
-    ``limit``: more tokens than that never come, so no capacity is larger.
+
+    ``limit``: how many tokens come at most, so that no capacity is larger.
     """
 
     def __init__(self, limit: int | None = None) -> None:

@@ -45,6 +45,8 @@ class Tokens(Protocol):
 class Constraint:
     """The texts of a ``Dfa``, spelled in the tokens of a tokenizer.
 
+    ``dfa``: which texts are meant; ``tokenizer``: what they are spelled in.
+
     A text is never begun that the tokens cannot finish, nor, if ``budget`` tokens are left, one
     that they cannot finish in ``budget`` tokens; unless there is none. Where a vocabulary has all
     single bytes, the bytes that are missing stand for the tokens that are missing: that many are

@@ -86,6 +86,10 @@ def window_start(n: int, context: int) -> int:
 class Decoder:
     """Adds a token to every row at each ``step``.
 
+    ``model``: what gives the logits; ``prompts``: the ids that each row begins with.
+    ``sampling``: how a token is chosen; ``seeds``: one for each row.
+    ``beyond``: what happens at the end of the context.
+
     ``ids`` are the tokens of each row, prompt included; ``rows`` the numbers of those that are
     still computed, in the order of what ``step`` takes and returns.
     """
@@ -275,7 +279,7 @@ def row_seeds(seed: int | Sequence[int] | None, rows: int, sampling: Sampling) -
 
 
 def whole(value: object) -> bool:
-    """Whether it is a whole number, be it NumPy's."""
+    """Whether it is a whole number; NumPy's count too."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 

@@ -36,15 +36,21 @@ from addnorm.words import plural
 @final
 @dataclass(frozen=True)
 class Likelihood:
-    """How probable a text is, and by what rule that was measured."""
+    """How probable a text is, and by what rule that was measured.
 
-    nats: float  # -log p of all scored tokens
-    tokens: int  # how many were scored
-    words: int  # of the text, as str.split has them
-    bytes: int  # of the scored tokens, in UTF-8
+    ``nats``: -log p of all tokens that were scored; ``tokens``: how many these are; ``bytes``: how
+    many bytes of UTF-8. ``words``: how many the text has, as ``str.split`` counts them.
+    ``context``, ``stride``: of the windows.
+    ``start``: the id before each text; None: its first token was not scored.
+    """
+
+    nats: float
+    tokens: int
+    words: int
+    bytes: int
     context: int
     stride: int
-    start: int | None  # the id before each text; None: its first token was not scored
+    start: int | None
 
     @property
     def perplexity(self) -> float:
@@ -96,8 +102,9 @@ def perplexity(
 ) -> Likelihood:
     """The likelihood of a text, or of several, each for itself and all summed up.
 
-    ``context``: the model's own unless given; ``stride``: half of it. ``batch_size`` windows go
-    through the model at once. ``progress`` is told how many tokens are scored, and of how many.
+    ``context``: the model's own unless given; ``stride``: half of it. ``batch_size``: how many
+    windows go through the model at once. ``progress``: called with how many tokens are scored, and
+    of how many.
     """
     check_tokenizer(model, tokenizer)
     context, stride = _window(model, context, stride)

@@ -30,7 +30,7 @@ from torch import Tensor
 from addnorm.errors import Mendable
 from addnorm.ops.reference import accumulate_dtype
 
-ENOUGH = 512  # so many of the most probable tokens usually reach top_p, and all need not be sorted
+ENOUGH = 512  # this many of the most probable tokens usually reach top_p: the rest is not sorted
 MOST_PENALTY = 1e6  # far beyond any use, and what float32 holds is not left
 BLOCK = 64  # random numbers drawn at a time, for each row
 
@@ -201,6 +201,8 @@ def draw(p: Tensor, u: Tensor) -> Tensor:
 @final
 class Uniforms:
     """Random numbers for the rows of a batch, each row from a generator of its own.
+
+    ``seeds``: one for each row; ``device``: where the numbers are needed.
 
     A row's numbers depend on its seed alone, not on the batch or the device.
     """

@@ -12,7 +12,10 @@ ROUNDS = 3  # ... how often its piece must come
 
 @final
 class StopStrings:
-    """The stop strings of a row; ``watch`` begins to read a text."""
+    """The stop strings of a row; ``watch`` begins to read a text.
+
+    ``strings``: those that end it; without any, none does.
+    """
 
     def __init__(self, strings: Sequence[str]) -> None:
         for string in strings:
@@ -30,6 +33,8 @@ class StopStrings:
 @final
 class Watch:
     """Passes text on until a stop string is complete, and nothing of that string.
+
+    ``words``: the stop strings.
 
     The string that ends first counts, and of those that end together the longest. What may yet
     become one is held back.

@@ -51,22 +51,37 @@ class Tokenizer(Tokens, Protocol):
 @final
 @dataclass(frozen=True)
 class Generated:
-    """What was written after one prompt."""
+    """What was written after one prompt.
+
+    ``prompt``, ``prompt_ids``: the prompt, and its ids.
+    ``text``: what was written, without the prompt, the stop string and the end of text.
+    ``ids``: every token that was chosen, those of the stop string and EOS included.
+    ``logprobs``: of each of them, in the model's own distribution (temperature 1, no filter).
+    ``top_logprobs``: the most probable ids at each place with theirs, if they were asked for.
+    ``finish``: why it ended: "stop" at a stop string or where the regex has no more to say, "eos",
+    "length"; None: it was interrupted.
+    ``stop``: the stop string that ended it.
+    ``looped``: whether it ends in a loop, as ``addnorm.generation.stopping.looped`` says.
+    ``seed``: alone with this seed, the prompt gets the same answer; None: it was greedy.
+    """
 
     prompt: str
-    text: str  # without the prompt, the stop string and the end of text
+    text: str
     prompt_ids: list[int]
-    ids: list[int]  # every token that was chosen, those of the stop string and EOS included
-    logprobs: list[float]  # of ids, in the model's own distribution (temperature 1, no filter)
-    top_logprobs: list[list[tuple[int, float]]]  # per id the most probable ones, if asked for
-    finish: Finish | None  # "stop" string or end of the regex, "eos", "length"; None: interrupted
-    stop: str | None  # the stop string that was met
-    looped: bool  # the output ends in a loop: see ``addnorm.generation.stopping.looped``
-    seed: int | None  # alone with this seed, the prompt gets the same answer; None: greedy
+    ids: list[int]
+    logprobs: list[float]
+    top_logprobs: list[list[tuple[int, float]]]
+    finish: Finish | None
+    stop: str | None
+    looped: bool
+    seed: int | None
 
 
 class Piece(NamedTuple):
-    """A part of one row's text, of whole characters and without anything of a stop string."""
+    """A part of the text of a row.
+
+    ``row``: the number of its prompt; ``text``: whole characters, and nothing of a stop string.
+    """
 
     row: int
     text: str

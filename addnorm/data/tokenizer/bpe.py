@@ -29,7 +29,10 @@ GROUP = 1 << 20  # characters the threads have at a time; an encoding has some 1
 
 @final
 class BytePairs(Kind):
-    """Byte-level BPE, from what a ``tokenizer.json`` and a ``tokenizer_config.json`` hold."""
+    """Byte-level BPE.
+
+    ``data``: what a ``tokenizer.json`` holds; ``config``: what a ``tokenizer_config.json`` holds.
+    """
 
     name, file = "bpe", FILE
 

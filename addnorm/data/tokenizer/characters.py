@@ -13,7 +13,10 @@ from addnorm.words import a_few
 
 @final
 class Characters(Kind):
-    """One id per character, in the order of ``characters``."""
+    """One id per character.
+
+    ``characters``: all of them, in the order of their ids.
+    """
 
     name, file = "characters", "characters.json"
 

@@ -12,7 +12,7 @@ CHUNK = 1 << 20  # bytes of a file read at a time
 
 
 def read_texts(sources: Iterable[str | Path]) -> Iterator[str]:
-    """All text, in pieces of about CHUNK, cut where CUT allows it; one source after the other."""
+    """All text, one source after the other, in pieces of about CHUNK, cut where it does no harm."""
     for source in sources:
         rest = ""
         for chunk in _chunks(source):

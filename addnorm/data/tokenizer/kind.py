@@ -23,8 +23,9 @@ class TokenizerError(Mendable):
 class Kind(ABC):
     """What the three kinds of tokenizer have to say; the rest is the same for all.
 
-    ``pieces`` has the bytes of every id, ``special`` the tokens that no ordinary text gives;
-    ``eos`` and ``pad`` are names from ``special``, or None. ``file`` is what the card vouches for.
+    ``name``: what the kind is called; ``file``: the file of its ids, which the card vouches for.
+    ``pieces``: id -> its bytes. ``special``: the tokens that no ordinary text gives -> ids.
+    ``eos``, ``pad``: the names in ``special`` of the tokens that end a text and fill up a batch.
     """
 
     name: ClassVar[str]

@@ -259,7 +259,10 @@ class Tokenizer:
 @final
 class TextStream:
     """Text from ids as they come, whole characters only: what ``push`` returned and finally
-    ``flush``, joined, is what ``decode`` gives for all ids at once."""
+    ``flush``, joined, is what ``decode`` gives for all ids at once.
+
+    ``tokenizer``: whose ids they are.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
