@@ -115,13 +115,13 @@ def _version(words: list[str]) -> int:
 
 def _report(error: Exception) -> str:
     """Where the traceback is: in a new file that nobody can have put there before, or here."""
-    told = "".join(traceback.format_exception(error))
+    text = "".join(traceback.format_exception(error))
     try:
         descriptor, name = tempfile.mkstemp(prefix="addnorm-error-", suffix=".txt")
         with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(told)
+            file.write(text)
     except OSError:
-        return f"{told}This is the traceback"
+        return f"{text}This is the traceback"
     return f"The traceback is in {name}"
 
 

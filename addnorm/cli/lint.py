@@ -15,7 +15,7 @@ from typing import Annotated, Literal, final
 from addnorm.cli.arguments import Positional, UseAppendAction, arg, option_values
 from addnorm.cli.lint_print import print_difference, print_report, terminal_console
 from addnorm.cli.refusal import Refusal
-from addnorm.cli.target import Found, error_with_line, not_hung, open_target
+from addnorm.cli.target import Target, error_with_line, line_if_slow, open_target
 from addnorm.progress import ProgressBar
 from addnorm.words import a_few, did_you_mean
 
@@ -121,36 +121,38 @@ def run(options: Options) -> int:
 
 
 def _lint(options: Options) -> int:
-    found = open_target(options.target)
+    target = open_target(options.target)
     from addnorm.linting import lint
 
     causal = True if options.causal else False if options.no_causal else None
     with (
-        not_hung(*_running(found)),
+        line_if_slow(*_work(target)),
         ProgressBar("examining") as bar,
         contextlib.redirect_stdout(sys.stderr),
     ):
-        report = lint(found.model, found.inputs, causal=causal, progress=bar.update)
+        report = lint(target.model, target.inputs, causal=causal, progress=bar.update)
     report = report.without(options.ignore)
-    undone = next((u.why for u in report.unknown if u.rule == "lint"), None)
+    reason = next((u.why for u in report.unknown if u.rule == "lint"), None)
     if options.as_json:
         print(json.dumps(json.loads(report.to_json()) | {"target": options.target}, indent=2))
-    elif undone is None:
-        print_report(report, found, terminal_console(), notes=options.notes, ignored=options.ignore)
-    if undone is not None:
-        refused = _inputs_refused(found) or _undone(undone)
-        raise Refusal(f"{found.name} cannot be examined: {refused}")
+    elif reason is None:
+        print_report(
+            report, target, terminal_console(), notes=options.notes, ignored=options.ignore
+        )
+    if reason is not None:
+        fault = _inputs_fault(target) or _reason(reason)
+        raise Refusal(f"{target.name} cannot be examined: {fault}")
     return 0 if report.ok else 1
 
 
-def _undone(why: str) -> str:
+def _reason(why: str) -> str:
     """Why none of the made-up inputs worked, and what to do; any other reason as it is."""
     if "kinds of call were tried" not in why:
         return why
-    told, same = _each_once(why)
+    calls, same = _each_once(why)
     doubt = "The error is the same with all inputs: it may be in forward itself.\n" if same else ""
     return (
-        f"{told}\n{doubt}"
+        f"{calls}\n{doubt}"
         "To use your own inputs, let a function return (model, inputs), with a tensor, a tuple of\n"
         "positional arguments or a dict of keyword arguments as inputs"
     )
@@ -164,14 +166,14 @@ def _each_once(why: str) -> tuple[str, bool]:
     for line in lines:
         call, _, error = line.strip().partition(": ")
         calls.setdefault(error, []).append(call)
-    told = [f"  {a_few(same_error, 1)}: {error}" for error, same_error in calls.items()]
-    return "\n".join([head, *told]), len(calls) == 1 and len(lines) > 1
+    groups = [f"  {a_few(same_error, 1)}: {error}" for error, same_error in calls.items()]
+    return "\n".join([head, *groups]), len(calls) == 1 and len(lines) > 1
 
 
-def _inputs_refused(found: Found) -> str | None:
+def _inputs_fault(target: Target) -> str | None:
     """What the model says of the inputs that its author gave, with the line; None: there are
     none, or they run."""
-    if found.inputs is None:
+    if target.inputs is None:
         return None
     import torch
 
@@ -179,7 +181,7 @@ def _inputs_refused(found: Found) -> str | None:
     from addnorm.temporary import isolated
 
     try:
-        inputs = inputs_from(found.inputs)
+        inputs = inputs_from(target.inputs)
     except TypeError as error:
         return str(error)
     shapes = ", ".join(
@@ -189,19 +191,19 @@ def _inputs_refused(found: Found) -> str | None:
     )
     try:
         with isolated(), torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
-            inputs.call(found.model.eval())
+            inputs.call(target.model.eval())
     except Exception as error:  # a stranger's forward may raise anything
         return (
             f"its forward fails on the inputs returned with it ({shapes or 'no tensors'}): "
-            f"{error_with_line(error, found.file)}"
+            f"{error_with_line(error, target.file)}"
         )
     return None
 
 
-def _running(*all_found: Found) -> tuple[str, int]:
+def _work(*targets: Target) -> tuple[str, int]:
     """What is being done to these models, and how large they are together."""
-    count = sum(p.numel() for found in all_found for p in found.model.parameters())
-    names = " and ".join(found.name for found in all_found)
+    count = sum(p.numel() for target in targets for p in target.model.parameters())
+    names = " and ".join(target.name for target in targets)
     return f"running {names} ({count:,} parameters) many times; this may take minutes", count
 
 
@@ -224,16 +226,17 @@ def _diff(options: Options) -> int:
 
     try:
         with (
-            not_hung(*_running(first, second)),
+            line_if_slow(*_work(first, second)),
             contextlib.redirect_stdout(sys.stderr),
         ):
-            found = diff(first.model, second.model, first.inputs, weights=options.weights)
+            difference = diff(first.model, second.model, first.inputs, weights=options.weights)
     except NotComparable as error:
-        refused = _inputs_refused(first)
-        told = f"{first.name}: {refused}" if refused else _undone(str(error))
-        raise Refusal(f"{first.name} and {second.name} cannot be compared: {told}") from None
+        fault = _inputs_fault(first)
+        reason = f"{first.name}: {fault}" if fault else _reason(str(error))
+        raise Refusal(f"{first.name} and {second.name} cannot be compared: {reason}") from None
     if options.as_json:
-        print(json.dumps(found.to_json() | {"a": options.diff[0], "b": options.diff[1]}, indent=2))
+        names = {"a": options.diff[0], "b": options.diff[1]}
+        print(json.dumps(difference.to_json() | names, indent=2))
     else:
-        print_difference(found, options.diff[0], options.diff[1], terminal_console())
-    return 0 if found.same else 1
+        print_difference(difference, options.diff[0], options.diff[1], terminal_console())
+    return 0 if difference.same else 1

@@ -11,7 +11,7 @@ from addnorm.words import a_few, plural
 
 if TYPE_CHECKING:
     from addnorm.anatomy.difference import Difference
-    from addnorm.cli.target import Found
+    from addnorm.cli.target import Target
     from addnorm.linting import Finding, Report
 
 WIDTH = 100  # of what is printed, at most
@@ -31,17 +31,17 @@ def terminal_console() -> Console:
 
 def print_report(
     report: "Report",
-    found: "Found",
+    target: "Target",
     console: Console,
     *,
     notes: bool = False,
     ignored: Sequence[str] = (),
 ) -> None:
     """For a reader who is tired and knows nothing of this program."""
-    _wrapped(_header(report.facts, found), console)
+    _print_wrapped(_header(report.facts, target), console)
     folded = []
     under = _under(report.findings)
-    inside = {id(f) for found_there in under.values() for f in found_there}
+    inside = {id(f) for group in under.values() for f in group}
     for finding in report.findings:
         if id(finding) in inside:
             continue
@@ -53,13 +53,13 @@ def print_report(
     if folded:
         console.print()
         for finding in folded:
-            console.print(_folded(finding), no_wrap=True, overflow="ellipsis")
+            console.print(_folded_line(finding), no_wrap=True, overflow="ellipsis")
         console.print(Text("      --notes prints notes in full", style="dim"))
     if report.unknown:
         console.print()
         _print_unknown(report, console)
     console.print()
-    _wrapped(_verdict(report, ignored), console)
+    _print_wrapped(_verdict(report, ignored), console)
 
 
 _CAUSES = ("dead-branch", "ignores-memory", "no-residual")
@@ -88,7 +88,7 @@ def _under(findings: "Sequence[Finding]") -> "dict[int, list[Finding]]":
 
 def _unused(findings: "Sequence[Finding]") -> str:
     """How many parameters are unused inside a module that has an error."""
-    said = []
+    phrases = []
     for read, what in ((False, "never read"), (True, "read and never trained")):
         count = 0
         for f in findings:
@@ -96,13 +96,13 @@ def _unused(findings: "Sequence[Finding]") -> str:
             if bool(f.evidence.get("read_by_the_forward")) is read and isinstance(names, list):
                 count += len(names) * len(_modules(f))
         if count:
-            said.append(
+            phrases.append(
                 f"{plural(count, 'parameter')} inside it {'is' if count == 1 else 'are'} {what}"
             )
-    return "and " + ", ".join(said)
+    return "and " + ", ".join(phrases)
 
 
-def _header(facts: Mapping[str, Any], found: "Found") -> Text:
+def _header(facts: Mapping[str, Any], target: "Target") -> Text:
     parts = [
         plural(facts["parameters"], "parameter"),
         plural(facts.get("residual_connections", 0), "residual connection"),
@@ -110,16 +110,16 @@ def _header(facts: Mapping[str, Any], found: "Found") -> Text:
         plural(facts.get("norms", 0), "norm"),
     ]
     inputs = facts.get("inputs", {})
-    given = "inputs" if found.inputs is not None else "made-up inputs"
+    source = "inputs" if target.inputs is not None else "made-up inputs"
     shapes = ", ".join(
         f"{name + ' ' if not name.isdecimal() else ''}({f',{GLUE}'.join(map(str, shape))})"
         for name, shape in inputs.items()
     )
-    took = f"{facts['seconds']:.1f}s on {given} {shapes}"
+    took = f"{facts['seconds']:.1f}s on {source} {shapes}"
     header = Text(str(facts["model"]), style="bold")
     header.append(f": {', '.join(parts)}; {took}", style="not bold")
-    if found.note:
-        header.append(f"\n{found.note}", style="not bold")
+    if target.note:
+        header.append(f"\n{target.note}", style="not bold")
     return header
 
 
@@ -146,21 +146,21 @@ def _place(finding: "Finding") -> str:
 def _print_finding(finding: "Finding", console: Console, inside: "Sequence[Finding]" = ()) -> None:
     console.print(_title(finding), soft_wrap=False)
     evidence = "  ".join(
-        f"{name}={_told(value)}" for name, value in finding.evidence.items() if name not in _OTHERS
+        f"{name}={_short(value)}" for name, value in finding.evidence.items() if name not in _OTHERS
     )
-    _indented(Text(_sentence(finding)), console)
-    _indented(Text(evidence, style="dim"), console, "seen")
+    _print_indented(Text(_sentence(finding)), console)
+    _print_indented(Text(evidence, style="dim"), console, "seen")
     if inside:
-        _indented(Text(_unused(inside)), console)
-    _indented(Text(finding.remedy, style="green"), console, "fix")
+        _print_indented(Text(_unused(inside)), console)
+    _print_indented(Text(finding.remedy, style="green"), console, "fix")
 
 
-def _indented(text: Text, console: Console, label: str = "") -> None:
+def _print_indented(text: Text, console: Console, label: str = "") -> None:
     """Print it wrapped, with its label to the left."""
-    _hung(text, console, (f"  {label:<6}" if label else "  ", "dim"))
+    _print_beside(text, console, (f"  {label:<6}" if label else "  ", "dim"))
 
 
-def _hung(text: Text, console: Console, start: tuple[str, str]) -> None:
+def _print_beside(text: Text, console: Console, start: tuple[str, str]) -> None:
     """Print it wrapped to the right of its start, which is printed once."""
     head, style = start
     for line in text.wrap(console, console.width - len(head)):
@@ -169,7 +169,7 @@ def _hung(text: Text, console: Console, start: tuple[str, str]) -> None:
         head = " " * len(head)
 
 
-def _wrapped(text: Text, console: Console) -> None:
+def _print_wrapped(text: Text, console: Console) -> None:
     """Print it wrapped, without blanks at the ends of lines."""
     for line in text.wrap(console, console.width):
         line.rstrip()
@@ -177,7 +177,7 @@ def _wrapped(text: Text, console: Console) -> None:
         console.print(line)
 
 
-def _folded(finding: "Finding") -> Text:
+def _folded_line(finding: "Finding") -> Text:
     line = _title(finding)
     line.append(f"  {_sentence(finding)}", style="dim")
     return line
@@ -190,22 +190,22 @@ def _print_unknown(report: "Report", console: Console) -> None:
         where = f" ({unknown.module})" if unknown.module else ""
         whys.setdefault(unknown.why, []).append(unknown.rule + where)
     for why, rules in whys.items():
-        told = Text(a_few(rules, 6))
-        told.append(f": {why}", style="dim")
-        _indented(told, console)
+        line = Text(a_few(rules, 6))
+        line.append(f": {why}", style="dim")
+        _print_indented(line, console)
 
 
 def _verdict(report: "Report", ignored: Sequence[str]) -> Text:
     from addnorm.linting.report import SEVERITIES
 
     counts = [(severity, len(report.of(severity))) for severity in SEVERITIES]
-    said = [plural(n, severity) for severity, n in counts if n]
+    totals = [plural(n, severity) for severity, n in counts if n]
     ran = len(report.checked)
     undecided = len({u.rule for u in report.unknown})
     verdict = Text(style="bold")
-    if said:
+    if totals:
         worst = next(severity for severity, n in counts if n)
-        verdict.append(", ".join(said), style=LOUD[worst])
+        verdict.append(", ".join(totals), style=LOUD[worst])
         verdict.append(f" by {ran} rules")
     else:
         verdict.append(f"nothing found by {ran - undecided} rules", style="bold green")
@@ -213,7 +213,7 @@ def _verdict(report: "Report", ignored: Sequence[str]) -> Text:
         verdict.append(f"; {plural(undecided, 'rule')} could not decide")
     if ignored:
         verdict.append(f"; ignored: {', '.join(dict.fromkeys(ignored))}")
-    if said:
+    if totals:
         rule = report.findings[0].rule
         verdict.append(f"\naddnorm lint --explain {rule} says more", style="not bold dim")
     return verdict
@@ -222,30 +222,30 @@ def _verdict(report: "Report", ignored: Sequence[str]) -> Text:
 def _sentence(finding: "Finding") -> str:
     """The message, with a capital unless it begins with a module's name."""
     text = finding.message
-    named = bool(finding.module) and text.startswith(finding.module.split(".")[0])
-    return text if named else text[:1].upper() + text[1:]
+    starts_with_name = bool(finding.module) and text.startswith(finding.module.split(".")[0])
+    return text if starts_with_name else text[:1].upper() + text[1:]
 
 
-def _told(value: Any) -> str:
+def _short(value: Any) -> str:
     """A value of the evidence, short."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, list | tuple):
-        shown = ",".join(_told(v) for v in value[:ITEMS])
+        items = ",".join(_short(v) for v in value[:ITEMS])
         more = f",+{len(value) - ITEMS}" if len(value) > ITEMS else ""
-        return f"[{shown}{more}]"
+        return f"[{items}{more}]"
     text = str(value)
     return f'"{text}"' if " " in text else text
 
 
-def print_difference(found: "Difference", a: str, b: str, console: Console) -> None:
+def print_difference(difference: "Difference", a: str, b: str, console: Console) -> None:
     """Print where two models first differ."""
     console.print(Text(f"A  {a}\nB  {b}"))
     console.print()
-    for label, text in found.lines():
-        _hung(Text(text), console, (f"{label:<10}", "bold"))
+    for label, text in difference.lines():
+        _print_beside(Text(text), console, (f"{label:<10}", "bold"))
     console.print()
-    style = "bold green" if found.same else "bold red"
-    _wrapped(Text(found.verdict(), style=style), console)
+    style = "bold green" if difference.same else "bold red"
+    _print_wrapped(Text(difference.verdict(), style=style), console)

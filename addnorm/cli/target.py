@@ -32,7 +32,7 @@ PATIENCE = 5.0  # seconds of silence
 
 @final
 @dataclass(frozen=True)
-class Found:
+class Target:
     """A model, and what to call it with if its author said so."""
 
     name: str
@@ -44,21 +44,21 @@ class Found:
     """The file, or the folder of the modules, that its author wrote."""
 
 
-def open_target(target: str) -> Found:
+def open_target(target: str) -> Target:
     """What TARGET names; a ``Mendable`` says what is wrong with it."""
-    with not_hung(f"loading or making {target}"):
-        found = _opened(target)
-    tensors = [*found.model.parameters(), *found.model.buffers()]
+    with line_if_slow(f"loading or making {target}"):
+        result = _open(target)
+    tensors = [*result.model.parameters(), *result.model.buffers()]
     if empty := sum(t.is_meta for t in tensors):
         raise Refusal(
-            f"{found.name} has no values: {empty} of its {len(tensors)} parameters and buffers are "
-            "on the meta device. lint measures numbers: build the model on the CPU (no "
+            f"{result.name} has no values: {empty} of its {len(tensors)} parameters and buffers "
+            "are on the meta device. lint measures numbers: build the model on the CPU (no "
             "torch.device('meta'), no init_empty_weights)"
         )
-    return found
+    return result
 
 
-def _opened(target: str) -> Found:
+def _open(target: str) -> Target:
     place, _, name = target.rpartition(":")
     if target.endswith(".py"):
         place, name = target, ""
@@ -66,14 +66,14 @@ def _opened(target: str) -> Found:
         file = reading.place(place)
         if not file.is_file():
             raise Refusal(f"there is no file {file}")
-        with _of_the_user(target, file):
+        with _users_code(target, file):
             module = _run_file(file)
-        return _made(target, module, name, file)
+        return _named_model(target, module, name, file)
     if reading.place(target).is_dir() or not place or "/" in place:
         return _from_folder(target)
     if not name:
         raise Refusal(f"{target} names no model: give module:NAME")
-    with _of_the_user(target, Path.cwd()):
+    with _users_code(target, Path.cwd()):
         sys.path.insert(0, str(Path.cwd()))
         try:
             module = importlib.import_module(place)
@@ -83,7 +83,7 @@ def _opened(target: str) -> Found:
             raise
         finally:
             sys.path.remove(str(Path.cwd()))
-    return _made(target, module, name, Path.cwd())
+    return _named_model(target, module, name, Path.cwd())
 
 
 def _run_file(file: Path) -> ModuleType:
@@ -102,7 +102,7 @@ def _run_file(file: Path) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _of_the_user(target: str, file: Path) -> Iterator[None]:
+def _users_code(target: str, file: Path) -> Iterator[None]:
     """Runs code of the user's: what it prints goes to stderr, and its errors name that code."""
     words = sys.argv
     sys.argv = [str(file)]
@@ -125,7 +125,7 @@ def _of_the_user(target: str, file: Path) -> Iterator[None]:
 def error_with_line(error: Exception, file: Path | None) -> str:
     """The error, and the last line of the user's own code that led to it; a library's only if
     there is none."""
-    told = error_in_a_line(error, 300)
+    message = error_in_a_line(error, 300)
     if isinstance(error, SyntaxError):
         place = f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
         text = (error.text or "").rstrip()
@@ -141,7 +141,7 @@ def error_with_line(error: Exception, file: Path | None) -> str:
         root = file if file.is_dir() else file.resolve().parent
         theirs = [f for f in theirs if Path(f.filename).resolve().is_relative_to(root)] or theirs
     last = (theirs or foreign or list(frames))[-1]
-    return f"{told}\n  {last.filename}:{last.lineno}, in {last.name}: {last.line}"
+    return f"{message}\n  {last.filename}:{last.lineno}, in {last.name}: {last.line}"
 
 
 def _of_a_library(filename: str) -> bool:
@@ -153,7 +153,7 @@ def _of_a_library(filename: str) -> bool:
     return any(Path(filename).is_relative_to(p) for p in (*libraries, ours))
 
 
-def _made(target: str, module: ModuleType, name: str, file: Path) -> Found:
+def _named_model(target: str, module: ModuleType, name: str, file: Path) -> Target:
     """The model that a name of a module stands for."""
     from torch import nn
 
@@ -165,35 +165,35 @@ def _made(target: str, module: ModuleType, name: str, file: Path) -> Found:
                 return whole
         name = _only(target, there)
         target = f"{target}:{name}"
-    found: Any = module
+    value: Any = module
     for part in name.split("."):
-        if not hasattr(found, part):
-            near = did_you_mean(part, [n for n in dir(found) if n[0] != "_"])
-            hint = near or _content(found)
+        if not hasattr(value, part):
+            near = did_you_mean(part, [n for n in dir(value) if n[0] != "_"])
+            hint = near or _content(value)
             raise Refusal(f"{target}: there is no {part!r} in it; {hint}")
-        found = getattr(found, part)
-    if isinstance(found, nn.Module):
-        return Found(target, found, file=file)
-    if not callable(found):
+        value = getattr(value, part)
+    if isinstance(value, nn.Module):
+        return Target(target, value, file=file)
+    if not callable(value):
         raise Refusal(
-            f"{target} is {_with_article(type(found).__name__)}, neither a model nor a function"
+            f"{target} is {_with_article(type(value).__name__)}, neither a model nor a function"
         )
-    if needed := _needed(found):
+    if needs := _needs(value):
         raise Refusal(
-            f"{target} needs arguments ({', '.join(needed)}): give a function without any, such as "
+            f"{target} needs arguments ({', '.join(needs)}): give a function without any, such as "
             f"def make(): return {name}(...)"
         )
-    with _of_the_user(target, file):
-        made = found()
+    with _users_code(target, file):
+        model = value()
     inputs = None
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
-        made, inputs = made
-    if not isinstance(made, nn.Module):
+    if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module):
+        model, inputs = model
+    if not isinstance(model, nn.Module):
         raise Refusal(
-            f"{target} returned {type(made).__name__}; expected a torch.nn.Module, or "
+            f"{target} returned {type(model).__name__}; expected a torch.nn.Module, or "
             "(module, inputs)"
         )
-    return Found(target, made, inputs, file=file)
+    return Target(target, model, inputs, file=file)
 
 
 def _with_article(noun: str) -> str:
@@ -205,21 +205,21 @@ def _content(holder: Any) -> str:
     from torch import nn
 
     home = getattr(holder, "__module__", getattr(holder, "__name__", None))
-    held = vars(holder) if hasattr(holder, "__dict__") else {}
+    parts = vars(holder) if hasattr(holder, "__dict__") else {}
     if isinstance(holder, nn.Module):
-        held = dict(holder.named_children())
+        parts = dict(holder.named_children())
 
     def own(value: Any) -> bool:
         code = inspect.isfunction(value) or inspect.isclass(value)
         return isinstance(value, nn.Module) or (code and value.__module__ == home)
 
-    names = [name for name, value in held.items() if not name.startswith("_") and own(value)]
+    names = [name for name, value in parts.items() if not name.startswith("_") and own(value)]
     if not names:
         return "there is no model, no function and no class in it"
     return f"there {'are' if names[1:] else 'is'} {', '.join(names)}"
 
 
-def _needed(function: Any) -> list[str]:
+def _needs(function: Any) -> list[str]:
     """Arguments without which it cannot be called."""
     from addnorm.anatomy.signature import gathers, parameters_of
 
@@ -241,9 +241,9 @@ def _candidates(module: ModuleType) -> dict[str, str]:
             models.setdefault(id(value), name)
         elif getattr(value, "__module__", None) != module.__name__:
             continue
-        elif inspect.isfunction(value) and not _needed(value) and _returns(value):
+        elif inspect.isfunction(value) and not _needs(value) and _returns(value):
             functions[name] = "a function"
-        elif inspect.isclass(value) and issubclass(value, nn.Module) and not _needed(value):
+        elif inspect.isclass(value) and issubclass(value, nn.Module) and not _needs(value):
             classes[name] = "a class"
     return dict.fromkeys(models.values(), "a model") or functions or classes
 
@@ -257,21 +257,21 @@ def _returns(function: Callable[..., Any]) -> bool:
     return any(isinstance(n, ast.Return) and n.value is not None for n in ast.walk(tree))
 
 
-def _holder(target: str, classes: "dict[str, type[nn.Module]]", file: Path) -> Found | None:
+def _holder(target: str, classes: "dict[str, type[nn.Module]]", file: Path) -> Target | None:
     """The model of the one class that has all the others in it, if there is one."""
     for name, kind in reversed(classes.items()):  # what is made of parts stands below them
         others = [c for n, c in classes.items() if n != name]
         try:
-            with _of_the_user(target, file):
-                made = kind()
+            with _users_code(target, file):
+                whole = kind()
         except Refusal:
             continue  # it is the whole that is looked for, and this cannot be it
-        inner = [m for m in made.modules() if m is not made]
+        inner = [m for m in whole.modules() if m is not whole]
         if all(any(isinstance(m, c) for m in inner) for c in others):
             note = (
                 f"Of {len(classes)} classes in the file, {name} was chosen: it contains the others."
             )
-            return Found(f"{target}:{name}", made, note=note, file=file)
+            return Target(f"{target}:{name}", whole, note=note, file=file)
     return None
 
 
@@ -291,22 +291,22 @@ def _only(target: str, there: Mapping[str, str]) -> str:
 # --- folders and the hub --------------------------------------------------------------------------
 
 
-def _from_folder(target: str) -> Found:
+def _from_folder(target: str) -> Target:
     from addnorm.files import folders
     from addnorm.pretrained import holds_run_or_adapter, is_ours
 
     path = reading.place(target)
     if holds_run_or_adapter(path):
-        return Found(target, open_model(target).model)
+        return Target(target, open_model(target).model)
     try:
         folder = folders.find(target)
     except folders.WeightsError as error:
         raise Refusal(str(error) if path.exists() else _nowhere(target, error.__cause__)) from None
-    told = folders.read_json(folder / folders.CONFIG)
+    config = folders.read_json(folder / folders.CONFIG)
     weights = any((folder / name).exists() for name in folders.WEIGHTS)
-    ours = (folder / folders.CHECKSUMS).exists() or is_ours(told.get("model_type"))
+    ours = (folder / folders.CHECKSUMS).exists() or is_ours(config.get("model_type"))
     if ours and weights:
-        return Found(target, open_model(target).model)
+        return Target(target, open_model(target).model)
     return _from_transformers(target, folder, weights)
 
 
@@ -343,7 +343,7 @@ def _is_module(name: str) -> bool:
         return False
 
 
-def _from_transformers(target: str, folder: Path, weights: bool) -> Found:
+def _from_transformers(target: str, folder: Path, weights: bool) -> Target:
     """The class that the configuration names, by transformers."""
     try:
         from addnorm import hf
@@ -357,14 +357,14 @@ def _from_transformers(target: str, folder: Path, weights: bool) -> Found:
         line = first_line(str(error), 300) or type(error).__name__
         raise Refusal(f"transformers cannot load {target}: {line}") from None
     note = "" if weights else "No weights there: built from config.json and initialized."
-    return Found(target, model, note=note)
+    return Target(target, model, note=note)
 
 
 # --- patience -------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def not_hung(doing: str, parameters: int = 0) -> Iterator[None]:
+def line_if_slow(doing: str, parameters: int = 0) -> Iterator[None]:
     """Where no bar is drawn, a line says what is being done if that takes long."""
     errors = sys.stderr
     if errors.isatty():

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from addnorm.cli.lint_print import print_report
-from addnorm.cli.target import Found
+from addnorm.cli.target import Target
 from addnorm.linting import Finding, Report, Unknown
 
 
@@ -42,7 +42,7 @@ def report() -> Report:
 
 @pytest.mark.parametrize("width", [60, 100])
 def test_output_fits_its_terminal(width: int, capsys: pytest.CaptureFixture[str]) -> None:
-    found = Found("x", torch.nn.Linear(1, 1))
+    found = Target("x", torch.nn.Linear(1, 1))
     console = Console(width=width, force_terminal=False, highlight=False, markup=False)
     print_report(report(), found, console)
     folded = capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_output_fits_its_terminal(width: int, capsys: pytest.CaptureFixture[str]
 def test_a_shape_is_not_broken(width: int, capsys: pytest.CaptureFixture[str]) -> None:
     found = replace(report(), facts={**report().facts, "inputs": {"ids": [3, 7], "x": [3, 11, 8]}})
     console = Console(width=width, force_terminal=False, highlight=False, markup=False)
-    print_report(found, Found("x", torch.nn.Linear(1, 1)), console)
+    print_report(found, Target("x", torch.nn.Linear(1, 1)), console)
     lines = capsys.readouterr().out.splitlines()
     header = lines[: lines.index("")]
     assert "(3, 7), x (3, 11, 8)" in " ".join(header)
@@ -114,7 +114,7 @@ def test_what_lies_in_a_dead_branch_is_one_line_below_it(
     )
     found = Report((dead, milder, *inside, *outside), (), ("dead-branch",), report().facts)
     console = Console(width=100, force_terminal=False, highlight=False, markup=False)
-    print_report(found, Found("x", torch.nn.Linear(1, 1)), console)
+    print_report(found, Target("x", torch.nn.Linear(1, 1)), console)
     lines = capsys.readouterr().out.splitlines()
     told = [line for line in lines if "unused-parameter" in line and "explain" not in line]
     assert told == [
@@ -132,6 +132,6 @@ def test_what_lies_in_a_dead_branch_is_one_line_below_it(
 
 
 def test_colours_at_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
-    found = Found("x", torch.nn.Linear(1, 1))
+    found = Target("x", torch.nn.Linear(1, 1))
     print_report(report(), found, Console(width=80, force_terminal=True))
     assert "\x1b[1;33mwarning" in capsys.readouterr().out
