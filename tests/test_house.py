@@ -265,7 +265,7 @@ def test_the_road_in_contributing_is_real() -> None:
 
 # --- the READMEs of the wings ---------------------------------------------------------------------
 
-WINGS = sorted(path.parent for path in ROOT.glob("*/README.md"))
+WINGS = sorted(path.parent for path in ROOT.glob("*/__init__.py"))
 
 
 @pytest.mark.parametrize("wing", WINGS, ids=lambda p: p.name)
