@@ -19,7 +19,7 @@ from torch import Tensor
 WHY = "transformers is not installed: pip install 'addnorm[hf]'"
 transformers = pytest.importorskip("transformers", reason=WHY)
 
-from addnorm import disk, schemes  # noqa: E402
+from addnorm import schemes  # noqa: E402
 from addnorm.data.tokenizer import Tokenizer  # noqa: E402
 from addnorm.files import folders  # noqa: E402
 from addnorm.files.gpt import WeightsError  # noqa: E402
@@ -32,9 +32,7 @@ Auto = transformers.AutoModelForCausalLM
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without waiting for the disk, which files/test_gpt.py has, and without a network."""
-    monkeypatch.setattr(disk, "sync", lambda path: None)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 

@@ -44,9 +44,7 @@ CONTEXT = 20
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without waiting for the disk, and without a network."""
-    monkeypatch.setattr("os.fsync", lambda file: None)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 

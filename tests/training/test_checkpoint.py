@@ -43,12 +43,6 @@ WRITES = 14  # of one save of ``content``: 3 headers with their lengths, 6 tenso
 FILES = {*(f"{group}.safetensors" for group in GROUPS), "state.json", "checksums.json"}
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting for the disk takes longer than all the rest."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 def content(step: int, size: int = 24) -> Snapshot:
     """What a run is at a step: the same whoever asks, and different at every step."""
     g = torch.Generator().manual_seed(step)
@@ -629,7 +623,6 @@ def test_what_was_needed_and_what_is_free(tmp_path, monkeypatch):
         made.save(content(2))
     [needed] = re.findall(r"needs ([\d,]+) bytes", str(error.value))
     monkeypatch.undo()
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     made.save(content(2))
     size = sum(file.stat().st_size for file in (tmp_path / "step-00000002").iterdir())
     # All but the safetensors headers and the checksums: here 5 files of at most 1 kB of these.
