@@ -37,13 +37,13 @@ class Attention(nn.Module):
         q, k, v = (y.view(b, t, HEADS, -1).transpose(1, 2) for y in self.qkv(x).split(W, dim=2))
         scores = q @ k.transpose(-2, -1) / math.sqrt(W // HEADS)
         ones = torch.ones(t, t, dtype=torch.bool)
-        seen = {
+        mask = {
             "causal": ones.tril(),
             "off by one": ones.tril(1),
             "upside down": ones.triu(),
             "none": ones,
         }[self.mask]
-        scores = scores.masked_fill(~seen, self.fill)
+        scores = scores.masked_fill(~mask, self.fill)
         if keep is not None:
             scores = scores.masked_fill(~keep[:, None, None, :], self.fill)
         y = scores.softmax(-1) @ v  # (b, heads, t, head)
@@ -243,8 +243,8 @@ class Captioner(nn.Module):
         n = ids.shape[1]
         x = self.tokens(ids) + self.positions(torch.arange(n))
         mask = nn.Transformer.generate_square_subsequent_mask(n).to(x.dtype)
-        shown = self.front(features) if self.reads == "features" else x[:, :1]
-        return self.head(self.layers(x, shown, mask))
+        memory = self.front(features) if self.reads == "features" else x[:, :1]
+        return self.head(self.layers(x, memory, mask))
 
 
 class Listener(Captioner):

@@ -139,10 +139,10 @@ def reference(name: str, *arguments: Any, **options: Any) -> Result:
         raise AssertionError(f"{name}: the stack has no parameter {missing}") from None
 
 
-def close(what: str, got: Tensor, want: Any, tolerance: float, scale: Any = None) -> None:
+def close(what: str, actual: Tensor, want: Any, tolerance: float, scale: Any = None) -> None:
     """Largest difference within ``tolerance`` of the largest value (of ``scale``)."""
-    assert got.shape == want.shape, f"{what}: {tuple(got.shape)} instead of {want.shape}"
-    error = np.abs(got.numpy() - want).max()
+    assert actual.shape == want.shape, f"{what}: {tuple(actual.shape)} instead of {want.shape}"
+    error = np.abs(actual.numpy() - want).max()
     largest = np.abs(want if scale is None else scale).max()
     assert error <= tolerance * max(largest, 1e-3), f"{what}: off by {error:.3g} of {largest:.3g}"
 

@@ -73,26 +73,34 @@ def draw(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def near(got: Tensor, want: Any, tolerance: float = EXACT) -> None:
+def near(actual: Tensor, want: Any, tolerance: float = EXACT) -> None:
     """The largest difference is within the tolerance of the largest value, of 1 if that is more."""
     want = torch.as_tensor(want)
-    assert got.shape == want.shape
-    error, largest = (got - want).abs().max().item(), want.abs().max().item()
+    assert actual.shape == want.shape
+    error, largest = (actual - want).abs().max().item(), want.abs().max().item()
     assert error <= tolerance * max(1.0, largest), f"off by {error:.3g} of {largest:.3g}"
 
 
 def gradients(module: nn.Module, y: Tensor, *others: Tensor) -> dict[str, Tensor]:
     """The gradients of a fixed random functional of y, of the parameters and of other tensors."""
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=y.dtype)
-    named = dict(module.named_parameters()) | {f"input {i}": t for i, t in enumerate(others)}
-    return dict(zip(named, torch.autograd.grad(y, list(named.values()), cotangent), strict=True))
+    leaves_by_name = dict(module.named_parameters()) | {
+        f"input {i}": t for i, t in enumerate(others)
+    }
+    return dict(
+        zip(
+            leaves_by_name,
+            torch.autograd.grad(y, list(leaves_by_name.values()), cotangent),
+            strict=True,
+        )
+    )
 
 
 def leaves(x: Tensor, ctx: Context) -> list[Tensor]:
     """What may need a gradient besides parameters, now requiring it."""
     across = (None, None) if ctx.memory is None else (ctx.memory.x, ctx.memory.bias)
-    found = (x, ctx.bias, *across)
-    return [t.requires_grad_() for t in found if t is not None]
+    tensors = (x, ctx.bias, *across)
+    return [t.requires_grad_() for t in tensors if t is not None]
 
 
 def replaced(ctx: Context, name: str, value: Tensor) -> Context:
@@ -104,7 +112,7 @@ def replaced(ctx: Context, name: str, value: Tensor) -> Context:
     return ctx._replace(memory=ctx.memory._replace(**{inner: value}))
 
 
-def called(module: nn.Module, x: Tensor, ctx: Context) -> Tensor:
+def call(module: nn.Module, x: Tensor, ctx: Context) -> Tensor:
     """A stack or a branch, whichever it is."""
     y: Tensor = module(x, ctx if isinstance(module, Stack) else Here(ctx))
     return y
@@ -197,23 +205,23 @@ def full(mask: Tensor | None) -> Any:
     return (mask[:, None] if mask.dim() == 3 else mask).numpy()
 
 
-def allowed(case: Case, ctx: Context) -> Mask:
+def sight(case: Case, ctx: Context) -> Mask:
     """Which query may see which key, (B, H, T, S), all masks together."""
     valid, attend, _ = masks(ctx)
     i, j = np.arange(case.shape[2])[:, None], np.arange(case.shape[3])[None, :]
-    seen = np.ones(case.shape, dtype=bool)
+    mask = np.ones(case.shape, dtype=bool)
     if case.causal:
-        seen &= j <= i
+        mask &= j <= i
     if case.window is not None:
-        seen &= j > i - case.window
+        mask &= j > i - case.window
     if valid is not None:
-        seen &= valid.numpy()[:, None, None, :]
+        mask &= valid.numpy()[:, None, None, :]
     if attend is not None:
-        seen &= full(attend)
-    return seen
+        mask &= full(attend)
+    return mask
 
 
-def biased(q: Array, k: Array, v: Array, bias: Array, seen: Mask, softcap: float | None) -> Array:
+def biased(q: Array, k: Array, v: Array, bias: Array, mask: Mask, softcap: float | None) -> Array:
     """naive.attention with any bias in place of ALiBi's, all masks already in ``seen``."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat(group, axis=1), v.repeat(group, axis=1)
@@ -221,7 +229,7 @@ def biased(q: Array, k: Array, v: Array, bias: Array, seen: Mask, softcap: float
     if softcap is not None:
         z = softcap * np.tanh(z / softcap)
     z = z + bias
-    e = np.exp(z - z.max()) * seen  # (B, H, T, S)
+    e = np.exp(z - z.max()) * mask  # (B, H, T, S)
     total = e.sum(-1, keepdims=True)
     return np.einsum("bhts,bhsd->bhtd", e / np.where(total > 0, total, 1.0), v)
 
@@ -282,7 +290,7 @@ def expected(
         if slopes is not None:
             distance = np.abs(np.arange(case.time)[:, None] - np.arange(case.time))
             added = added - slopes[:, None, None] * distance
-        y = biased(q, k, v, added, allowed(case, ctx), case.softcap)
+        y = biased(q, k, v, added, sight(case, ctx), case.softcap)
     y = y.transpose(0, 2, 1, 3).reshape(case.batch, case.time, -1)
     if case.inner:
         w, b = branch.inner.weight.detach().numpy(), branch.inner.bias.detach().numpy()
@@ -408,7 +416,7 @@ def test_the_cases_leave_something_to_get_wrong() -> None:
     alone = ("one token", "window of itself", "one of memory")
     for name, options in [*OPTIONS.items(), *ACROSS.items()]:
         case = Case(**options)
-        several = allowed(case, case.call()[1]).sum(-1) > 1
+        several = sight(case, case.call()[1]).sum(-1) > 1
         assert several.mean() >= 0.5 or name in alone, name
 
 
@@ -438,7 +446,7 @@ def test_the_reference_with_a_bias_is_the_loops() -> None:
             softcap=softcap,
         )
         signed = -slopes[:, None, None] * (np.arange(5)[:, None] - np.arange(5))
-        near(torch.tensor(biased(q, k, v, signed, allowed(case, ctx), softcap)), loops)
+        near(torch.tensor(biased(q, k, v, signed, sight(case, ctx), softcap)), loops)
 
 
 @pytest.mark.parametrize("heads", [3, 6, 12, 16])
@@ -461,14 +469,14 @@ def test_value_residual_in_a_stack_of_three(
     stack = random(bare(*[lambda **rules: case.build(value_residual=factors, **rules)] * 3))
     x, ctx = case.call()
     with torch.no_grad():
-        got = stack(x, ctx)
+        actual = stack(x, ctx)
     h, first = x, None
     for sub in stack.sublayers():
         v = linear(sub.branch.v, h.numpy(), 2)
         mixed = None if first is None else (first, *factors)
         h = h + torch.tensor(expected(case, sub.branch, h, ctx, mixed))
         first = v if first is None else first
-    near(got, h)
+    near(actual, h)
 
 
 # --- attention: who computes it -------------------------------------------------------------------
@@ -526,7 +534,7 @@ def test_a_query_that_sees_nothing_gets_nothing(case: Case, softcap: float | Non
     case = replace(case, softcap=softcap)
     branch = random(case.build(dropout=0.2))
     x, ctx = blinded(case)
-    blind = torch.tensor(~allowed(case, ctx).any((1, 3)))  # (B, T), blind in all heads
+    blind = torch.tensor(~sight(case, ctx).any((1, 3)))  # (B, T), blind in all heads
     assert blind.any()
     assert not blind.all()
     inputs = leaves(x, ctx)
@@ -534,11 +542,11 @@ def test_a_query_that_sees_nothing_gets_nothing(case: Case, softcap: float | Non
         y = branch(x, Here(ctx))
         assert (y[blind] == branch.out.bias).all()
         assert (y[~blind] != branch.out.bias).any(-1).all()
-        found = gradients(branch, y, *inputs)
-        assert all(g.isfinite().all() for g in found.values())
+        grads = gradients(branch, y, *inputs)
+        assert all(g.isfinite().all() for g in grads.values())
         # nothing of a blind query's own is used: for self-attention its key still may be
         if case.memory:
-            assert (found["input 0"][blind] == 0).all()
+            assert (grads["input 0"][blind] == 0).all()
         branch.eval()
 
 
@@ -595,9 +603,9 @@ def test_the_future_does_not_matter(window: int | None, softcap: float | None) -
     x = draw(2, 6, DIM).requires_grad_()
     for t in range(6):
         (g,) = torch.autograd.grad(branch(x, Here())[:, t].square().sum(), x)
-        seen = (g != 0).any(-1).any(0)
+        reach = (g != 0).any(-1).any(0)
         first = 0 if window is None else max(0, t - window + 1)
-        assert seen.tolist() == [first <= j <= t for j in range(6)]
+        assert reach.tolist() == [first <= j <= t for j in range(6)]
 
 
 @path
@@ -628,12 +636,12 @@ def test_cross_attention_leaves_the_masks_of_its_own_tokens_alone() -> None:
 
 
 def against_the_tape(
-    branch: nn.Module, said: Callable[[dict[str, Var], list[Var]], Var], *inputs: Tensor
+    branch: nn.Module, definition: Callable[[dict[str, Var], list[Var]], Var], *inputs: Tensor
 ) -> None:
     """Output and gradients of parameters and inputs equal those of tests/references/parts.py."""
     variables = {name: Var(p.detach().numpy()) for name, p in branch.named_parameters()}
     theirs = [Var(t.numpy()) for t in inputs]
-    want = said(variables, theirs)
+    want = definition(variables, theirs)
     ours = [t.clone().requires_grad_() for t in inputs]
     y = branch(ours[0], Here(Context(memory=Memory(ours[1]) if len(ours) > 1 else None)))
     near(y.detach(), want.value)
@@ -688,14 +696,14 @@ def test_mlp_gradients(inner: Any) -> None:
 def test_gated_mlp_gradients(inner: Any) -> None:
     """SwiGLU: down(inner(silu(gate(u)) * up(u))), silu(z) = z sigmoid(z)."""
 
-    def said(p: dict[str, Var], x: list[Var]) -> Var:
+    def definition(p: dict[str, Var], x: list[Var]) -> Var:
         z = parts.linear(p, "gate", x[0])
         a = z * tape.sigmoid(z) * parts.linear(p, "up", x[0])
         if inner is not None:
             a = parts.layer_norm(a, p["inner.weight"], p["inner.bias"], EPS)
         return parts.linear(p, "down", a)
 
-    against_the_tape(random(GatedMLP(DIM, 20, inner=inner)), said, draw(2, 5, DIM))
+    against_the_tape(random(GatedMLP(DIM, 20, inner=inner)), definition, draw(2, 5, DIM))
 
 
 def finite_differences(branch: nn.Module, x: Tensor, ctx: Context) -> None:
@@ -703,17 +711,19 @@ def finite_differences(branch: nn.Module, x: Tensor, ctx: Context) -> None:
     fields = {"bias": ctx.bias}
     if ctx.memory is not None:
         fields |= {"memory.x": ctx.memory.x, "memory.bias": ctx.memory.bias}
-    given = {k: v.requires_grad_() for k, v in fields.items() if v is not None}
+    leaves_by_name = {k: v.requires_grad_() for k, v in fields.items() if v is not None}
 
     def run(x: Tensor, *rest: Tensor) -> Tensor:
         varied = ctx
-        for name, value in zip(given, rest, strict=False):
+        for name, value in zip(leaves_by_name, rest, strict=False):
             varied = replaced(varied, name, value)
-        state = dict(zip(names, rest[len(given) :], strict=True))
+        state = dict(zip(names, rest[len(leaves_by_name) :], strict=True))
         return torch.func.functional_call(branch, state, (x, Here(varied)))
 
     parameters = [p.detach().requires_grad_() for p in branch.parameters()]
-    assert torch.autograd.gradcheck(run, (x.requires_grad_(), *given.values(), *parameters))
+    assert torch.autograd.gradcheck(
+        run, (x.requires_grad_(), *leaves_by_name.values(), *parameters)
+    )
 
 
 SMALL: dict[str, Any] = {"time": 3, "heads": (2, 1), "head_dim": 2}
@@ -816,14 +826,14 @@ def test_perceptrons_without_biases(kind: Any) -> None:
 
 def test_parallel_is_the_sum() -> None:
     """Of branches that all read the same input, with the scheme's rules passed on to each."""
-    told: Counter[str] = Counter()
+    roles: Counter[str] = Counter()
 
     def init(role: str, weight: Tensor) -> None:
-        told[role] += 1
+        roles[role] += 1
 
     makes = [partial(Attention, DIM, 4, causal=True), partial(MLP, DIM, 20)]
     branch = random(Parallel(*makes, partial(GatedMLP, DIM, 16), inner=LayerNorm, init=init))
-    assert told == {"q": 1, "k": 1, "v": 1, "out": 1, "up": 2, "down": 2, "gate": 1}
+    assert roles == {"q": 1, "k": 1, "v": 1, "out": 1, "up": 2, "down": 2, "gate": 1}
     attention, mlp, gated = branch.branches
     assert [b.inner.dim for b in branch.branches] == [DIM, 20, 16]
     u, ctx = draw(2, 5, DIM), Context(valid=torch.rand(2, 5) > 0.3)
@@ -916,9 +926,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("inside", ["a branch", "a stack"])
-@pytest.mark.parametrize(("name", "shape", "said"), WRONG.values(), ids=list(WRONG))
+@pytest.mark.parametrize(("name", "shape", "words"), WRONG.values(), ids=list(WRONG))
 def test_a_mask_of_a_wrong_shape_is_named(
-    name: str, shape: tuple[int, ...], said: list[str], inside: str
+    name: str, shape: tuple[int, ...], words: list[str], inside: str
 ) -> None:
     """Which mask, which axis, what was expected and what came."""
     make = partial(CrossAttention if name.startswith("memory") else Attention, DIM, H)
@@ -926,8 +936,8 @@ def test_a_mask_of_a_wrong_shape_is_named(
     mask = torch.randn(shape) if name.endswith("bias") else torch.ones(shape, dtype=torch.bool)
     ctx = replaced(Context(memory=Memory(torch.randn(B, M, DIM))), name, mask)
     with pytest.raises(ValueError, match=f"^{name}") as raised:
-        called(module, torch.randn(B, T, DIM), ctx)
-    for part in said:
+        call(module, torch.randn(B, T, DIM), ctx)
+    for part in words:
         assert part in str(raised.value)
 
 
@@ -991,7 +1001,7 @@ def padded(lengths: list[int], size: int, left: bool = False) -> Tensor:
     return number < torch.tensor(lengths)[:, None]
 
 
-def asked(name: str, mask: Tensor) -> None:
+def run_with_mask(name: str, mask: Tensor) -> None:
     """A forward of a stack with that mask, whatever its size is."""
     axes = mask.shape
     batch = axes[0] if "valid" in name or mask.dim() > 2 else 1
@@ -1019,8 +1029,8 @@ def test_a_key_padding_mask_is_recognized(side: str, size: int, data: Any) -> No
     lengths = data.draw(st.permutations([*some, size]))
     mask = padded(lengths, size)
     with pytest.raises(ValueError, match=rf"^{side}valid looks inverted.*~mask"):
-        asked(f"{side}valid", ~mask)
-    asked(f"{side}valid", mask)
+        run_with_mask(f"{side}valid", ~mask)
+    run_with_mask(f"{side}valid", mask)
 
 
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3), (1, 1)])
@@ -1029,8 +1039,8 @@ def test_a_causal_mask_of_what_is_forbidden_is_recognized(side: str, lead: tuple
     for size in (2, 3, 8):
         forbidden = torch.ones(*lead, size, size).triu(1).bool()
         with pytest.raises(ValueError, match=rf"^{side}attend looks inverted.*~mask"):
-            asked(f"{side}attend", forbidden)
-        asked(f"{side}attend", ~forbidden)
+            run_with_mask(f"{side}attend", forbidden)
+        run_with_mask(f"{side}attend", ~forbidden)
 
 
 @examples(max_examples=100)
@@ -1040,13 +1050,13 @@ def test_a_padded_batch_with_a_full_row_is_legitimate(
 ) -> None:
     lengths = data.draw(st.lists(st.integers(0, size), max_size=4))
     at = data.draw(st.integers(0, len(lengths)))
-    asked(f"{side}valid", padded([*lengths[:at], size, *lengths[at:]], size, left))
+    run_with_mask(f"{side}valid", padded([*lengths[:at], size, *lengths[at:]], size, left))
 
 
 @pytest.mark.parametrize("side", ["", "memory."])
 def test_a_batch_padded_on_either_side_is_legitimate(side: str) -> None:
     """One row of no token, one that ends in tokens, and one that begins with them."""
-    asked(f"{side}valid", torch.tensor([[0, 0, 0], [0, 1, 1], [1, 1, 0]]).bool())
+    run_with_mask(f"{side}valid", torch.tensor([[0, 0, 0], [0, 1, 1], [1, 1, 0]]).bool())
 
 
 @examples(max_examples=30)
@@ -1054,7 +1064,7 @@ def test_a_batch_padded_on_either_side_is_legitimate(side: str) -> None:
 def test_all_padding_and_no_padding_are_legitimate(
     side: str, batch: int, size: int, real: bool
 ) -> None:
-    asked(f"{side}valid", torch.full((batch, size), real))
+    run_with_mask(f"{side}valid", torch.full((batch, size), real))
 
 
 @examples(max_examples=100)
@@ -1075,7 +1085,7 @@ def test_what_may_be_looked_at_is_anybodys_choice(
     mask = torch.tensor(entries).reshape(*lead, queries, keys)
     forbidden = torch.ones(queries, keys).triu(1).bool()
     assume(queries != keys or queries == 1 or not torch.equal(mask, forbidden.expand_as(mask)))
-    asked(f"{side}attend", mask)
+    run_with_mask(f"{side}attend", mask)
 
 
 @pytest.mark.parametrize("side", ["", "memory."])
@@ -1083,7 +1093,7 @@ def test_the_usual_masks_are_legitimate(side: str) -> None:
     for size in (1, 2, 3, 8):
         ones = torch.ones(size, size)
         for mask in (ones, ones.tril(), ones.triu(), ones.tril(-1), ones.tril().triu(-1)):
-            asked(f"{side}attend", mask.bool())
+            run_with_mask(f"{side}attend", mask.bool())
 
 
 # --- the cache ------------------------------------------------------------------------------------
@@ -1102,21 +1112,21 @@ def decoded(module: nn.Module, x: Tensor, ctx: Context, sizes: list[int]) -> Ten
                     mask = mask.narrow(axis, start, stop - start)
             return mask
 
-        new, seen, memory = (at, end), (0, end), ctx.memory
+        new, past, memory = (at, end), (0, end), ctx.memory
         if memory is not None:
             every = (0, memory.x.shape[1])
             memory = memory._replace(
                 attend=cut(memory.attend, new, every), bias=cut(memory.bias, new, every)
             )
         step = ctx._replace(
-            valid=cut(ctx.valid, seen),
-            attend=cut(ctx.attend, new, seen),
-            bias=cut(ctx.bias, new, seen),
+            valid=cut(ctx.valid, past),
+            attend=cut(ctx.attend, new, past),
+            bias=cut(ctx.bias, new, past),
             positions=cut(ctx.positions, new),
             memory=memory,
             cache=cache,
         )
-        out.append(called(module, x[:, at:end], step))
+        out.append(call(module, x[:, at:end], step))
         at = end
     assert at == x.shape[1]
     return torch.cat(out, 1)
@@ -1201,25 +1211,25 @@ def test_the_growing_cache() -> None:
     cache = GrowingCache()
     k, v = draw(2, 1, 5, 3), draw(2, 1, 5, 4)
     assert cache.length("a") == 0
-    got = cache.update("a", k[:, :, :2], v[:, :, :2])
-    assert torch.equal(got[0], k[:, :, :2])
-    assert torch.equal(got[1], v[:, :, :2])
+    actual = cache.update("a", k[:, :, :2], v[:, :, :2])
+    assert torch.equal(actual[0], k[:, :, :2])
+    assert torch.equal(actual[1], v[:, :, :2])
     assert (cache.length("a"), cache.length("b")) == (2, 0)
-    got = cache.update("a", k[:, :, 2:], v[:, :, 2:])
-    assert torch.equal(got[0], k)
-    assert torch.equal(got[1], v)
+    actual = cache.update("a", k[:, :, 2:], v[:, :, 2:])
+    assert torch.equal(actual[0], k)
+    assert torch.equal(actual[1], v)
     cache.update("b", k[:, :, :1], v[:, :, :1])
     assert (cache.length("a"), cache.length("b")) == (5, 1)
-    made = []
+    calls = []
 
     def make() -> tuple[Tensor, Tensor]:
-        made.append(1)
+        calls.append(1)
         return k, v
 
     assert cache.memory("a", make) is cache.memory("a", make)
-    assert len(made) == 1
+    assert len(calls) == 1
     cache.memory("b", make)
-    assert len(made) == 2
+    assert len(calls) == 2
     assert cache.length("a") == 5  # what is remembered of the memory is not the tokens' own
 
 
@@ -1322,10 +1332,10 @@ def test_plain_attention_is_wide(kind: str, weights: torch.dtype) -> None:
     make, call = KINDS[kind]
     branch = random(make()).to(weights)
     autocast = weights == torch.float32
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Softmaxes() as seen:
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Softmaxes() as softmaxes:
         y = branch(torch.randn(2, 5, DIM), Here(call()))
-    assert seen.softmax == [torch.float32]
-    assert seen.products == [torch.float32] * 2
+    assert softmaxes.softmax == [torch.float32]
+    assert softmaxes.products == [torch.float32] * 2
     assert y.dtype == torch.bfloat16
 
 
@@ -1435,7 +1445,7 @@ def test_a_value_residual_needs_a_stack() -> None:
 
 
 @pytest.mark.parametrize(
-    ("position", "said"),
+    ("position", "message"),
     [
         (RoPE(2), "RoPE for heads of 2 got heads of 8"),
         (RoPE(16), "RoPE for heads of 16 got heads of 8"),
@@ -1444,9 +1454,11 @@ def test_a_value_residual_needs_a_stack() -> None:
     ],
     ids=["one pair", "rope", "one head", "alibi"],
 )
-def test_a_position_code_of_other_heads_is_refused(position: AttentionPosition, said: str) -> None:
+def test_a_position_code_of_other_heads_is_refused(
+    position: AttentionPosition, message: str
+) -> None:
     """Those of one pair or of one head would broadcast, and compute something else in silence."""
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         Attention(16, 2, position=position)(torch.randn(2, 5, 16), Here())
 
 

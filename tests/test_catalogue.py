@@ -43,7 +43,7 @@ def test_arguments_by_place_and_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("pre_nrom", "unknown scheme 'pre_nrom'; did you mean pre_norm"),
         ("PreNorm", "did you mean"),
@@ -86,10 +86,10 @@ def test_arguments_by_place_and_by_name() -> None:
         ("pre_norm\0", "cannot read"),
     ],
 )
-def test_a_wrong_text_is_an_error_that_says_what_would_do(text: str, told: str) -> None:
-    with pytest.raises(schemes.SchemeError, match=told):
+def test_a_wrong_text_is_an_error_that_says_what_would_do(text: str, message: str) -> None:
+    with pytest.raises(schemes.SchemeError, match=message):
         schemes.parse(text)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         schemes.explain(text)
 
 
@@ -124,19 +124,19 @@ def test_any_text_is_a_scheme_or_a_scheme_error(text: str) -> None:
 
 @pytest.mark.parametrize("name", schemes.names())
 def test_explain_counts_what_an_instance_has(name: str) -> None:
-    told = schemes.explain(name, dim=24, n_heads=4, blocks=3, tokens=8)
+    explanation = schemes.explain(name, dim=24, n_heads=4, blocks=3, tokens=8)
     from functools import partial
 
     from addnorm.branches import MLP, Attention
 
     branches = [("attn", partial(Attention, 24, 4, causal=True)), ("mlp", partial(MLP, 24, 96))]
     stack = Stack(branches * 3, 24, schemes.parse(name))
-    assert told.parameters == sum(p.numel() for p in stack.parameters())
+    assert explanation.parameters == sum(p.numel() for p in stack.parameters())
     plain = 3 * (4 * (24 * 24 + 24) + 2 * 24 * 96 + 96 + 24)
-    assert told.extra_parameters == told.parameters - plain
+    assert explanation.extra_parameters == explanation.parameters - plain
     final = stack.final is not None or stack.exit is not None
-    assert told.final_norm == final
-    text = str(told)
+    assert explanation.final_norm == final
+    text = str(explanation)
     assert entry(name).equation in text
     assert entry(name).paper in text
     assert str(entry(name).year) in text
@@ -144,16 +144,16 @@ def test_explain_counts_what_an_instance_has(name: str) -> None:
 
 def test_explain_counts_flops_and_bytes_by_hand() -> None:
     """One block at T = 8, dim 24: the products by hand; saved bytes against a run with memory."""
-    told = schemes.explain("no_norm", dim=24, n_heads=4, blocks=1, tokens=8)
+    explanation = schemes.explain("no_norm", dim=24, n_heads=4, blocks=1, tokens=8)
     projections = 2 * 8 * (4 * 24 * 24 + 2 * 24 * 96)
     attention = 2 * (2 * 8 * 8 * 24)  # q k^T and its product with v, the causal half included
-    assert told.matmul_flops == projections + attention
+    assert explanation.matmul_flops == projections + attention
     deeper = schemes.explain("no_norm", dim=24, n_heads=4, blocks=3, tokens=8)
-    assert deeper.matmul_flops == 3 * told.matmul_flops
+    assert deeper.matmul_flops == 3 * explanation.matmul_flops
     # Not less than the inputs of the six products and the activation, which no run can avoid.
-    assert told.saved_bytes >= 4 * 8 * (24 + 24 + 24 + 96 + 96)
+    assert explanation.saved_bytes >= 4 * 8 * (24 + 24 + 24 + 96 + 96)
     longer = schemes.explain("no_norm", dim=24, n_heads=4, blocks=1, tokens=16)
-    assert 1.9 < longer.saved_bytes / told.saved_bytes < 2.6
+    assert 1.9 < longer.saved_bytes / explanation.saved_bytes < 2.6
 
 
 def test_norms_cost_what_they_cost() -> None:
@@ -182,11 +182,13 @@ def test_norms_cost_what_they_cost() -> None:
     ],
 )
 def test_explain_says_where_the_stream_is_normalized(text: str, where: str) -> None:
-    told = schemes.explain(text, dim=24, n_heads=4, blocks=4, tokens=8)
-    assert where in "\n".join(told.normalized)
+    explanation = schemes.explain(text, dim=24, n_heads=4, blocks=4, tokens=8)
+    assert where in "\n".join(explanation.normalized)
 
 
 def test_explain_tells_a_composition_part_by_part() -> None:
-    told = schemes.explain("drop_path(mix_ln(0.25), p=0.1)", dim=24, n_heads=4, blocks=4, tokens=8)
-    assert len(told.equations) == len(told.papers) == len(told.notes) == 2
-    assert told.init == "normal, std 0.02"
+    explanation = schemes.explain(
+        "drop_path(mix_ln(0.25), p=0.1)", dim=24, n_heads=4, blocks=4, tokens=8
+    )
+    assert len(explanation.equations) == len(explanation.papers) == len(explanation.notes) == 2
+    assert explanation.init == "normal, std 0.02"

@@ -67,8 +67,8 @@ def build(name: str, where: Any, *, norm: bool = False, n: int = 2, **options: A
     """A class of torch.nn or of addnorm.compat, by its name, at the size of these tests."""
     options = {"dropout": 0.0, "layer_norm_eps": EPS, **copy.deepcopy(options)}
     if name.endswith("Layer"):
-        made = getattr(where, name)(DIM, HEADS, HIDDEN, **options)
-        return made.to(
+        module = getattr(where, name)(DIM, HEADS, HIDDEN, **options)
+        return module.to(
             options.get("dtype")
         )  # PyTorch leaves an activation's parameters as they are
     if name == "Transformer":
@@ -114,10 +114,10 @@ def grads_by_their_name(ours: nn.Module) -> dict[str, Tensor]:
     for p in ours.parameters():
         assert p.grad is not None
         p.data = p.grad
-    found = {name: g.clone() for name, g in ours.state_dict().items()}
+    grads = {name: g.clone() for name, g in ours.state_dict().items()}
     for p, w in zip(ours.parameters(), weights, strict=True):
         p.data = w
-    return found
+    return grads
 
 
 def assert_close(actual: Tensor, expected: Tensor, what: str, scale: float = 0.0) -> None:
@@ -130,7 +130,7 @@ def assert_close(actual: Tensor, expected: Tensor, what: str, scale: float = 0.0
 
 def compare(theirs: nn.Module, ours: nn.Module, xs: list[Tensor], **masks: Any) -> None:
     """Outputs, and the gradients of every input and parameter."""
-    found = []
+    results = []
     for module in (theirs, ours):
         leaves = [x.clone().requires_grad_() for x in xs]
         with warnings.catch_warnings():
@@ -140,9 +140,9 @@ def compare(theirs: nn.Module, ours: nn.Module, xs: list[Tensor], **masks: Any) 
         cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
         module.zero_grad()
         (y * cotangent).sum().backward()
-        found.append((y, [x.grad for x in leaves]))
-    assert_close(found[1][0], found[0][0], "output")
-    for i, (actual, expected) in enumerate(zip(found[1][1], found[0][1], strict=True)):
+        results.append((y, [x.grad for x in leaves]))
+    assert_close(results[1][0], results[0][0], "output")
+    for i, (actual, expected) in enumerate(zip(results[1][1], results[0][1], strict=True)):
         assert actual is not None
         assert_close(actual, expected, f"gradient of input {i}")
     grads = grads_by_their_name(ours)
@@ -164,18 +164,18 @@ ALL = [*LAYERS, *STACKS]
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_signatures_are_theirs(name):
-    def told(function: Any) -> list[tuple[Any, ...]]:
+    def parameters_of(function: Any) -> list[tuple[Any, ...]]:
         return [
             (p.name, p.default, p.kind) for p in inspect.signature(function).parameters.values()
         ]
 
     theirs, ours = getattr(nn, name), getattr(compat, name)
-    assert told(theirs.forward) == told(ours.forward)
-    own = told(ours.__init__)
-    assert own[: len(told(theirs.__init__))] == told(theirs.__init__)
-    added = own[len(told(theirs.__init__)) :]
-    allowed = ("scheme", "depths") if name in STACKS[:2] else ("scheme",)
-    assert added == [(a, None, inspect.Parameter.KEYWORD_ONLY) for a in allowed]
+    assert parameters_of(theirs.forward) == parameters_of(ours.forward)
+    own = parameters_of(ours.__init__)
+    assert own[: len(parameters_of(theirs.__init__))] == parameters_of(theirs.__init__)
+    added = own[len(parameters_of(theirs.__init__)) :]
+    own_names = ("scheme", "depths") if name in STACKS[:2] else ("scheme",)
+    assert added == [(a, None, inspect.Parameter.KEYWORD_ONLY) for a in own_names]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -319,13 +319,13 @@ def test_a_learned_mask_receives_its_gradient():
     theirs, ours = pair("TransformerEncoderLayer", batch_first=True, dtype=DOUBLE)
     (x,) = inputs("TransformerEncoderLayer", True, True, DOUBLE)
     start, keys = added(some(SOURCE, SOURCE)), pad("float", SOURCE, BATCH, True)
-    found = []
+    results = []
     for module in (theirs, ours):
         mask = start.clone().requires_grad_()
         module(x, src_mask=mask, src_key_padding_mask=keys).square().sum().backward()
         assert mask.grad is not None
-        found.append(mask.grad)
-    assert_close(found[1], found[0], "gradient of the mask")
+        results.append(mask.grad)
+    assert_close(results[1], results[0], "gradient of the mask")
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -335,12 +335,12 @@ def test_dropout_is_in_the_same_places(name, batch_first):
     them in the order of its memory, (T, B, D) whatever ``batch_first`` says."""
     theirs, ours = pair(name, batch_first=batch_first, dropout=0.3, dtype=DOUBLE)
     xs = [x[:1] if batch_first else x[:, :1] for x in inputs(name, batch_first, True, DOUBLE)]
-    found = []
+    results = []
     for module in (theirs, ours):
         torch.manual_seed(3)
-        found.append(module(*xs))
-    assert_close(found[1], found[0], "output")
-    assert not torch.allclose(found[1], ours.eval()(*xs))
+        results.append(module(*xs))
+    assert_close(results[1], results[0], "output")
+    assert not torch.allclose(results[1], ours.eval()(*xs))
 
 
 # --- evaluation -----------------------------------------------------------------------------------
@@ -456,9 +456,9 @@ def test_missing_names_are_told_as_ours():
     theirs, ours = pair("TransformerEncoder")
     state = theirs.state_dict()
     del state["layers.1.self_attn.in_proj_bias"]
-    told = ours.load_state_dict(state, strict=False)
-    assert told.missing_keys == [f"stack.subs.2.branch.{part}.bias" for part in "qkv"]
-    assert told.unexpected_keys == []
+    keys = ours.load_state_dict(state, strict=False)
+    assert keys.missing_keys == [f"stack.subs.2.branch.{part}.bias" for part in "qkv"]
+    assert keys.unexpected_keys == []
 
 
 @pytest.mark.parametrize("scheme", [None, "deepnorm"])
@@ -509,9 +509,9 @@ def test_activations_beyond_theirs():
     (x,) = inputs("TransformerEncoderLayer", False, True, torch.float32)
     assert torch.equal(by_name(x), function(x))
     options = {"activation": nn.PReLU(), "dtype": DOUBLE}
-    kept = nn.TransformerEncoderLayer(DIM, HEADS, **options).state_dict()
-    moved = compat.TransformerEncoderLayer(DIM, HEADS, **options).state_dict()
-    assert (kept["activation.weight"].dtype, moved["activation.weight"].dtype) == (
+    theirs_state = nn.TransformerEncoderLayer(DIM, HEADS, **options).state_dict()
+    ours_state = compat.TransformerEncoderLayer(DIM, HEADS, **options).state_dict()
+    assert (theirs_state["activation.weight"].dtype, ours_state["activation.weight"].dtype) == (
         torch.float32,
         DOUBLE,
     )
@@ -569,8 +569,8 @@ def test_names_order_and_shapes_are_theirs_both_ways(name, activation, norm_firs
     theirs = build(name, nn, norm=True, **options)
     ours = build(name, compat, norm=True, **options)
     randomize(ours)
-    told = {k: v.shape for k, v in ours.state_dict().items()}
-    assert list(told.items()) == [(k, v.shape) for k, v in theirs.state_dict().items()]
+    shapes = {k: v.shape for k, v in ours.state_dict().items()}
+    assert list(shapes.items()) == [(k, v.shape) for k, v in theirs.state_dict().items()]
     theirs.load_state_dict(ours.state_dict(), strict=True)
     again = build(name, compat, norm=True, **options)
     again.load_state_dict(theirs.state_dict(), strict=True)
@@ -767,17 +767,17 @@ def test_transformer_with_a_scheme_ends_as_the_scheme_says():
 
 
 def test_a_scheme_sees_where_each_sublayer_is():
-    seen: list[Site] = []
+    sites: list[Site] = []
 
     def spy(s: Site) -> Wiring:
-        seen.append(s)
+        sites.append(s)
         return pre_norm(s)
 
     compat.Transformer(DIM, HEADS, 2, 3, HIDDEN, scheme=spy)
-    told = [(s.side, s.kind, s.index, s.block, s.blocks) for s in seen if s.depths == (2, 3)]
+    places = [(s.side, s.kind, s.index, s.block, s.blocks) for s in sites if s.depths == (2, 3)]
     encoder = [("attn", "mlp")[i % 2] for i in range(4)]
     decoder = [("attn", "cross", "mlp")[i % 3] for i in range(9)]
-    assert told == [
+    assert places == [
         ("encoder", "embed", -1, -1, 2),
         *[("encoder", kind, i, i // 2, 2) for i, kind in enumerate(encoder)],
         ("encoder", "head", 4, 2, 2),
@@ -802,8 +802,8 @@ def test_deepnorm_constants_are_those_of_the_encoder_decoder():
     encoder_layer = build("TransformerEncoderLayer", compat)
     alone = compat.TransformerEncoder(encoder_layer, 2, scheme="deepnorm")
     assert keeps(alone) == {(2 * 2) ** 0.25}
-    told = compat.TransformerEncoder(encoder_layer, 2, scheme="deepnorm", depths=(2, 3))
-    assert keeps(told) == keeps(model.encoder)
+    stack = compat.TransformerEncoder(encoder_layer, 2, scheme="deepnorm", depths=(2, 3))
+    assert keeps(stack) == keeps(model.encoder)
 
 
 def test_the_guard_of_after_step_holds():
@@ -825,10 +825,10 @@ def test_weights_of_another_design_carry_over_by_name():
     """Pre-norm weights in a sandwich: everything but its output norms has a name in common."""
     theirs = build("TransformerEncoder", nn, norm=True, norm_first=True)
     ours = build("TransformerEncoder", compat, scheme="sandwich")
-    told = ours.load_state_dict(theirs.state_dict(), strict=False)
-    assert told.unexpected_keys == []
+    keys = ours.load_state_dict(theirs.state_dict(), strict=False)
+    assert keys.unexpected_keys == []
     expected = [f"stack.subs.{i}.out.{p}" for i in range(4) for p in ("weight", "bias")]
-    assert told.missing_keys == expected
+    assert keys.missing_keys == expected
 
 
 @pytest.mark.parametrize(
@@ -894,10 +894,12 @@ def test_init_is_what_the_scheme_declares(scheme):
 def test_transformer_draws_each_layer_by_itself():
     model = compat.Transformer(DIM, HEADS, 3, 3, HIDDEN)
     for state in (model.encoder.state_dict(), model.decoder.state_dict()):
-        drawn = [k for k in state if k.startswith("layers.0.") and state[k].unique().numel() > 1]
-        assert {k.split(".")[2] for k in drawn} >= {"self_attn", "linear1", "linear2"}
-        assert len(drawn) in (6, 8)  # matrices, and the biases of linear1 and linear2
-        for key in drawn:
+        random_names = [
+            k for k in state if k.startswith("layers.0.") and state[k].unique().numel() > 1
+        ]
+        assert {k.split(".")[2] for k in random_names} >= {"self_attn", "linear1", "linear2"}
+        assert len(random_names) in (6, 8)  # matrices, and the biases of linear1 and linear2
+        for key in random_names:
             assert not torch.equal(state[key], state[key.replace("layers.0.", "layers.1.")])
 
 
@@ -919,9 +921,9 @@ def test_an_encoder_of_a_layer_is_clones_of_it():
     assert [s.site.block for s in subs] == [0, 0, 1, 1, 2, 2]
     assert not any(s.training for s in subs)
     assert not any(s.branch.up.weight.requires_grad for s in subs[1::2])
-    drawn = compat.TransformerEncoder(layer, 3, scheme="post_norm").state_dict()
+    state = compat.TransformerEncoder(layer, 3, scheme="post_norm").state_dict()
     key = "self_attn.in_proj_weight"
-    assert not torch.equal(drawn[f"layers.0.{key}"], drawn[f"layers.1.{key}"])
+    assert not torch.equal(state[f"layers.0.{key}"], state[f"layers.1.{key}"])
 
 
 def test_generate_square_subsequent_mask():

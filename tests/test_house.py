@@ -147,13 +147,13 @@ def test_the_table_of_rooms_has_no_way_back() -> None:
 
 def beyond(start: str, arrows: Mapping[str, set[str]]) -> set[str]:
     """What is imported, directly or not."""
-    seen: set[str] = set()
+    modules: set[str] = set()
     todo = [start]
     while todo:
-        more = arrows.get(todo.pop(), set()) - seen
-        seen |= more
+        more = arrows.get(todo.pop(), set()) - modules
+        modules |= more
         todo += more
-    return seen
+    return modules
 
 
 def circles(arrows: Mapping[str, set[str]]) -> set[frozenset[str]]:
@@ -212,7 +212,7 @@ def test_a_package_is_imported_in_one_place(name: str) -> None:
 # --- the drawings of the rooms --------------------------------------------------------------------
 
 
-def drawn(text: str) -> set[tuple[str, str]]:
+def arrows_of(text: str) -> set[tuple[str, str]]:
     """The arrows of lines like ``a ──► b, c ──► d``: here four."""
     arrows = set()
     for line in text.splitlines():
@@ -223,14 +223,14 @@ def drawn(text: str) -> set[tuple[str, str]]:
 
 def test_the_rooms_are_drawn_as_they_are() -> None:
     """Without what goes by way of another room: that would be a thicket."""
-    assert drawn("a ──► b, c ──► d") == {("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")}
+    assert arrows_of("a ──► b, c ──► d") == {("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")}
     shortest = {
         (other, name)
         for name, imported in IMPORTS.items()
         for other in imported - set().union(*(beyond(via, IMPORTS) for via in imported))
         if name not in GROUND
     }
-    picture = drawn(pictures()[1])
+    picture = arrows_of(pictures()[1])
     assert not shortest - picture, "to be drawn"
     assert not picture - shortest, "to be erased"
 
@@ -258,7 +258,7 @@ def test_every_room_stands_above_what_it_imports() -> None:
 
 
 def test_the_road_in_contributing_is_real() -> None:
-    road = drawn((ROOT.parent / "CONTRIBUTING.md").read_text())
+    road = arrows_of((ROOT.parent / "CONTRIBUTING.md").read_text())
     assert road, "it is found"
     assert road <= {(other, name) for name, imported in IMPORTS.items() for other in imported}
 
@@ -330,8 +330,8 @@ HARDWARE = re.compile(
 def test_the_road_knows_no_hardware(name: str) -> None:
     """What a processor is better at is for ops to choose."""
     assert HARDWARE.search((ROOT / "ops" / "attention.py").read_text()), "the search finds it"
-    seen = HARDWARE.search((ROOT / f"{name}.py").read_text())
-    assert not seen, f"{name}.py looks at {seen[0]}"
+    match = HARDWARE.search((ROOT / f"{name}.py").read_text())
+    assert not match, f"{name}.py looks at {match[0]}"
 
 
 # --- style ----------------------------------------------------------------------------------------
@@ -373,12 +373,12 @@ def test_every_extra_that_is_named_can_be_installed() -> None:
         *top.glob("tests/**/*.py"),
         *top.glob("benchmarks/**/*.py"),
     ]
-    named: dict[str, Path] = {}
+    mentions: dict[str, Path] = {}
     for path in texts:
         for mention in re.findall(r"addnorm\[([\w, -]+)\]", path.read_text(encoding="utf-8")):
-            named |= {name.strip(): path for name in mention.split(",")}
-    assert {"hf", "export", "log", "data", "dev"} <= named.keys(), "the search finds them"
-    unknown = {name: path for name, path in named.items() if name not in extras}
+            mentions |= {name.strip(): path for name in mention.split(",")}
+    assert {"hf", "export", "log", "data", "dev"} <= mentions.keys(), "the search finds them"
+    unknown = {name: path for name, path in mentions.items() if name not in extras}
     assert not unknown
 
 

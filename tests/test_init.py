@@ -51,8 +51,10 @@ def check_init(name: str, scheme: Scheme, layout: Layout) -> None:
                 M=layout.depths[1],
                 blocks=layout.blocks,
             )
-            got = weight.double().square().mean().sqrt().item()
-            assert abs(got / want - 1) < 0.02, f"{path} ({role}): {got:.5f} instead of {want:.5f}"
+            actual = weight.double().square().mean().sqrt().item()
+            assert abs(actual / want - 1) < 0.02, (
+                f"{path} ({role}): {actual:.5f} instead of {want:.5f}"
+            )
             # the mean of n draws has a standard error of std / sqrt(n)
             assert abs(weight.double().mean().item()) < 4 * want * weight.numel() ** -0.5
             roles.add(role)
@@ -72,20 +74,20 @@ def test_init_is_the_papers(name: str, layout: Layout) -> None:
 def test_reset_parameters_repeats_the_rule(name: str) -> None:
     """A model built without memory and filled later is the model built at once."""
 
-    def built() -> Stack:
+    def build_again() -> Stack:
         return make_decoder(24, 4, 2, schemes.parse(name))
 
     torch.manual_seed(0)
-    want = built()
+    want = build_again()
     with torch.device("meta"):
-        got = built()
-    got.to_empty(device="cpu")
+        actual = build_again()
+    actual.to_empty(device="cpu")
     with torch.no_grad():
-        for p in got.parameters():
+        for p in actual.parameters():
             p.fill_(float("nan"))
     torch.manual_seed(0)
-    reset_parameters(got)
-    for (k, a), (_, b) in zip(want.named_parameters(), got.named_parameters(), strict=True):
+    reset_parameters(actual)
+    for (k, a), (_, b) in zip(want.named_parameters(), actual.named_parameters(), strict=True):
         assert b.isfinite().all(), k
         if b.dim() < 2 or ".join." in k:  # constants; random weights come in another order
             assert torch.equal(a, b), k
@@ -270,15 +272,15 @@ def test_the_fan_in_of_a_convolution_is_all_that_it_reads() -> None:
 
 
 def test_custom_rules_are_called_once_per_weight() -> None:
-    told: list[tuple[str, tuple[int, ...]]] = []
+    calls: list[tuple[str, tuple[int, ...]]] = []
 
     def rule(role: str, weight: Tensor) -> None:
-        told.append((role, tuple(weight.shape)))
+        calls.append((role, tuple(weight.shape)))
         nn.init.zeros_(weight)
 
     scheme = lambda s: Wiring(init=rule)  # noqa: E731
     Stack([("mlp", partial(MLP, 8, 16))], 8, scheme)
-    assert told == [("up", (16, 8)), ("down", (8, 16))]
+    assert calls == [("up", (16, 8)), ("down", (8, 16))]
 
 
 def test_a_gain_of_one_is_not_spoken_of() -> None:

@@ -175,10 +175,10 @@ def reference(case: Case, norm: Norm, s: Tensor) -> Array:
 
 
 def test_every_class_is_in_the_table() -> None:
-    made = {type(case.make(D)) for case in CASES.values()}
+    kinds = {type(case.make(D)) for case in CASES.values()}
     classes = {c for _, c in inspect.getmembers(sys.modules[Norm.__module__], inspect.isclass)}
     ours = {c for c in classes if issubclass(c, Norm) and not inspect.isabstract(c)}
-    assert made | {Foreign} == ours
+    assert kinds | {Foreign} == ours
 
 
 @every_norm
@@ -305,9 +305,9 @@ def test_torchs_own_norms_have_our_parameters_and_values(ours: Norm, theirs: nn.
 @every_norm
 def test_defaults(case: Case) -> None:
     norm = case.make(D)
-    found = {k: p.unique().tolist() for k, p in norm.named_parameters()}
+    values = {k: p.unique().tolist() for k, p in norm.named_parameters()}
     single = {"ScaleNorm": ["weight"], "DyT": ["alpha"]}.get(type(norm).__name__, [])
-    assert found == {k: [float(np.float32(v))] for k, v in case.initial.items()}
+    assert values == {k: [float(np.float32(v))] for k, v in case.initial.items()}
     for k, p in norm.named_parameters():
         assert p.shape == ((1,) if k in single else (D,))
         assert p.dtype == torch.float32
@@ -354,10 +354,10 @@ def test_reset_parameters_fills_what_came_from_the_meta_device(case: Case) -> No
             t.fill_(math.nan)
     norm.reset_parameters()
     want = case.make(D).state_dict()
-    found = norm.state_dict()
-    assert found.keys() == want.keys()
+    state = norm.state_dict()
+    assert state.keys() == want.keys()
     for name, t in want.items():
-        assert torch.equal(found[name], t), name
+        assert torch.equal(state[name], t), name
 
 
 @every_norm
@@ -698,12 +698,12 @@ def test_add_norm_hands_valid_to_the_norm() -> None:
 
 
 def test_hooks_on_the_norm_fire_with_and_without_residual() -> None:
-    addnorm, seen = AddNorm(D), []
-    addnorm.norm.register_forward_hook(lambda m, inputs, output: seen.append(len(inputs)))
+    addnorm, calls = AddNorm(D), []
+    addnorm.norm.register_forward_hook(lambda m, inputs, output: calls.append(len(inputs)))
     x = torch.ones(2, D)
     addnorm(x)
     addnorm(x, x)
-    assert len(seen) == 2
+    assert len(calls) == 2
 
 
 def test_foreign_norms() -> None:

@@ -44,27 +44,27 @@ def test_sinusoidal_is_the_published_table(length: int, dim: int) -> None:
     want = torch.tensor(naive.sinusoidal(length, dim))
     code = Sinusoidal(dim)
     for dtype in (torch.float64, torch.float32):
-        got = code(torch.arange(length, dtype=dtype))
-        assert (got.shape, got.dtype) == ((length, dim), dtype)
+        actual = code(torch.arange(length, dtype=dtype))
+        assert (actual.shape, actual.dtype) == ((length, dim), dtype)
         # twice: the reference rounds as well, in float64
-        assert (got - want).abs().max() <= 2 * angle_error(length, dtype)
+        assert (actual - want).abs().max() <= 2 * angle_error(length, dtype)
     whole = code(torch.arange(length))
-    assert torch.equal(whole, got)  # whole numbers are computed in float32
-    assert torch.equal(code(torch.arange(length).to(torch.int32)), got)
+    assert torch.equal(whole, actual)  # whole numbers are computed in float32
+    assert torch.equal(code(torch.arange(length).to(torch.int32)), actual)
 
 
 def test_sinusoidal_of_a_batch_of_positions() -> None:
     code, positions = Sinusoidal(7), torch.tensor([[0, 1, 2], [7, 7, 100]])
-    got = code(positions)
-    assert got.shape == (2, 3, 7)
-    assert torch.equal(got, torch.stack([code(row) for row in positions]))
-    assert not torch.equal(got[0], got[1])
+    actual = code(positions)
+    assert actual.shape == (2, 3, 7)
+    assert torch.equal(actual, torch.stack([code(row) for row in positions]))
+    assert not torch.equal(actual[0], actual[1])
 
 
 def test_sinusoidal_with_another_base() -> None:
-    got = Sinusoidal(4, base=100.0)(torch.tensor([3.0], dtype=torch.float64))
+    actual = Sinusoidal(4, base=100.0)(torch.tensor([3.0], dtype=torch.float64))
     want = [math.sin(3), math.cos(3), math.sin(0.3), math.cos(0.3)]
-    assert got[0].tolist() == pytest.approx(want, abs=2 * angle_error(3, torch.float64))
+    assert actual[0].tolist() == pytest.approx(want, abs=2 * angle_error(3, torch.float64))
 
 
 # --- learned --------------------------------------------------------------------------------------
@@ -82,10 +82,10 @@ def test_learned_is_a_row_for_each_position() -> None:
 
 
 @pytest.mark.parametrize(
-    ("positions", "named"), [([9], 9), ([0, 100], 100), ([-1], -1), ([[0, 1], [-3, 2]], -3)]
+    ("positions", "number"), [([9], 9), ([0, 100], 100), ([-1], -1), ([[0, 1], [-3, 2]], -3)]
 )
-def test_a_position_that_was_not_learned_is_named(positions: list[int], named: int) -> None:
-    with pytest.raises(ValueError, match=f"position {named} is outside the 9 learned ones"):
+def test_a_position_that_was_not_learned_is_named(positions: list[int], number: int) -> None:
+    with pytest.raises(ValueError, match=f"position {number} is outside the 9 learned ones"):
         Learned(9, 4)(torch.tensor(positions))
 
 
@@ -110,22 +110,22 @@ def test_rope_equals_the_loops(head_dim: int, base: float) -> None:
     want = torch.tensor(naive.rope(x.numpy(), positions.numpy(), base))
     code = RoPE(head_dim, base)
     for dtype in (torch.float64, torch.float32):
-        got = code.rotate(x.to(dtype), positions)
-        assert got.dtype == dtype
+        actual = code.rotate(x.to(dtype), positions)
+        assert actual.dtype == dtype
         # an entry is two products and a sum, of numbers below 4, with both factors off by an angle
         error = 2 * 4 * (2 * angle_error(5000, dtype) + 2 * torch.finfo(dtype).eps)
-        assert (got - want).abs().max() <= error
+        assert (actual - want).abs().max() <= error
 
 
 def test_rope_in_bfloat16_rounds_the_factors_and_not_the_angle() -> None:
     """At position 5000 an angle rounded to 8 bits would be anything; a factor is good to 2^-9."""
     x = torch.randn(1, 2, 3, 16, dtype=torch.float64).bfloat16()
     positions = torch.tensor([0, 300, 5000])
-    got = RoPE(16).rotate(x, positions)
+    actual = RoPE(16).rotate(x, positions)
     want = torch.tensor(naive.rope(x.double().numpy(), positions.numpy()))
-    assert got.dtype == torch.bfloat16
+    assert actual.dtype == torch.bfloat16
     # a factor, its product and the sum are each rounded, two of the first two: 5 * 2^-9 of 4
-    assert (got.double() - want).abs().max() <= 5 * 2**-9 * 4
+    assert (actual.double() - want).abs().max() <= 5 * 2**-9 * 4
 
 
 @examples(max_examples=50)
@@ -177,9 +177,9 @@ def test_rope_starts_where_it_is_and_turns_by_halves() -> None:
 def test_rope_at_positions_of_each_sample() -> None:
     x, code = torch.randn(3, 2, 4, 6), RoPE(6)
     positions = torch.tensor([[0, 1, 2, 3], [5, 6, 7, 8], [0, 0, 0, 1]])
-    got = code.rotate(x, positions)
+    actual = code.rotate(x, positions)
     each = [code.rotate(x[b : b + 1], positions[b]) for b in range(3)]
-    assert torch.equal(got, torch.cat(each))
+    assert torch.equal(actual, torch.cat(each))
     assert torch.equal(code.rotate(x, positions[:1]), code.rotate(x, positions[0]))
     square = torch.randn(4, 2, 4, 6)  # as many samples as tokens: nothing may be taken for another
     rows = torch.arange(16).reshape(4, 4)
@@ -228,7 +228,7 @@ MADE: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def said(code: nn.Module) -> Tensor:
+def output_of(code: nn.Module) -> Tensor:
     """Whatever it computes, on fixed positions."""
     positions = torch.arange(7)
     if isinstance(code, RoPE):
@@ -244,7 +244,7 @@ def said(code: nn.Module) -> Tensor:
 def test_no_table_is_held(make: Callable[[], nn.Module]) -> None:
     """Neither as a buffer, persistent or not, nor as a plain attribute; nor made by a call."""
     code = make()
-    said(code)
+    output_of(code)
     for module in code.modules():
         assert list(module.buffers()) == []
         assert not [k for k, v in vars(module).items() if isinstance(v, Tensor)]
@@ -261,12 +261,14 @@ def test_to_empty_loses_nothing_but_parameters(make: Callable[[], nn.Module]) ->
         for p in code.parameters():
             p.fill_(math.nan)
     if isinstance(code, Learned):
-        assert said(code).isnan().all()
+        assert output_of(code).isnan().all()
         code.reset_parameters()
-        assert said(code).isfinite().all()
+        assert output_of(code).isfinite().all()
         code.load_state_dict(want.state_dict())
-    assert torch.equal(said(code), said(want))
-    assert torch.equal(said(want.to_empty(device="cpu")), said(code)) or isinstance(want, Learned)
+    assert torch.equal(output_of(code), output_of(want))
+    assert torch.equal(output_of(want.to_empty(device="cpu")), output_of(code)) or isinstance(
+        want, Learned
+    )
 
 
 @pytest.mark.parametrize("make", MADE.values(), ids=list(MADE))
@@ -303,7 +305,7 @@ def test_attention_with_rope_sees_only_the_distance(shift: int) -> None:
     x, at = torch.randn(2, 5, 12, dtype=torch.float64), torch.arange(5)
     want = branch(x, Here())
     torch.testing.assert_close(branch(x, Here(Context(positions=at))), want, rtol=0.0, atol=0.0)
-    moved = branch(x, Here(Context(positions=at + shift)))
-    torch.testing.assert_close(moved, want, rtol=0.0, atol=5e-12)
+    shifted = branch(x, Here(Context(positions=at + shift)))
+    torch.testing.assert_close(shifted, want, rtol=0.0, atol=5e-12)
     other = branch(x, Here(Context(positions=2 * at)))
     assert (other - want).abs().max() > 1e-3

@@ -61,8 +61,8 @@ def test_a_classifier(tmp_path: Path) -> None:
     assert torch.equal(loaded.model.probabilities(texts, BYTES), model.probabilities(texts, BYTES))
     half = addnorm.load(tmp_path / "m", dtype=torch.bfloat16).model
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
-    kept = addnorm.load(tmp_path / "m", dtype=None).model
-    assert {p.dtype for p in kept.parameters()} == {torch.float32}
+    again = addnorm.load(tmp_path / "m", dtype=None).model
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("labels", [None, ["no", "yes"]])

@@ -19,7 +19,7 @@ def terminal(monkeypatch):
     return stream
 
 
-def shown(bar):
+def rich_bar(bar):
     """The bar of rich, once it is there."""
     assert bar._bar is not None
     return bar._bar[0]
@@ -31,9 +31,9 @@ def test_a_bar_says_what_is_done_and_is_erased(monkeypatch):
         bar.advance()
         bar.update(3, note="the [last]")
         bar.begin("writing", 2)
-        shown(bar).refresh()
+        rich_bar(bar).refresh()
         assert "writing" in stderr.getvalue()
-        assert shown(bar).tasks[0].completed == 0
+        assert rich_bar(bar).tasks[0].completed == 0
     assert "counting [all]" in stderr.getvalue(), "brackets are no markup"
     assert stderr.getvalue().endswith("\x1b[2K"), "the line is empty again"
 
@@ -41,9 +41,9 @@ def test_a_bar_says_what_is_done_and_is_erased(monkeypatch):
 def test_the_total_may_be_known_later(monkeypatch):
     terminal(monkeypatch)
     with ProgressBar("examining") as bar:
-        assert shown(bar).tasks[0].total is None
+        assert rich_bar(bar).tasks[0].total is None
         bar.update(2, 5, "a rule")
-        task = shown(bar).tasks[0]
+        task = rich_bar(bar).tasks[0]
         assert (task.completed, task.total, task.fields["note"]) == (2, 5, "a rule")
 
 
@@ -64,7 +64,7 @@ def test_what_takes_longer_shows_a_bar_of_what_is_done_by_then(monkeypatch):
     with ProgressBar("counting", 3, patience=0.01) as bar:
         bar.advance(2)
         bar._timer.join(10)
-        assert shown(bar).tasks[0].completed == 2
+        assert rich_bar(bar).tasks[0].completed == 2
     assert "counting" in stderr.getvalue()
 
 

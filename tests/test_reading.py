@@ -158,18 +158,18 @@ def test_what_is_no_toml_names_the_file(content: str, why: str, tmp_path: Path) 
 
 
 def test_a_field_is_of_its_type_and_no_other() -> None:
-    held = {"s": "x", "i": 1, "f": 1.5, "b": True, "l": [], "o": {}, "n": None}
+    values = {"s": "x", "i": 1, "f": 1.5, "b": True, "l": [], "o": {}, "n": None}
     types: dict[str, tuple[type, ...]] = {"s": (str,), "i": (int, float), "f": (float,)}
     types |= {"b": (bool,), "l": (list,), "o": (dict,), "n": ()}
     for key, fitting in types.items():
-        for wanted in (str, int, float, bool, list, dict):
-            if wanted in fitting:
-                assert reading.field(held, key, wanted, "x.json") == held[key]
+        for kind in (str, int, float, bool, list, dict):
+            if kind in fitting:
+                assert reading.field(values, key, kind, "x.json") == values[key]
             else:
                 with pytest.raises(Promised, match=f"x.json: '{key}' is .*, expected "):
-                    reading.field(held, key, wanted, "x.json", Promised)
+                    reading.field(values, key, kind, "x.json", Promised)
     with pytest.raises(Promised, match=r"x.json: 'z' is missing"):
-        reading.field(held, "z", str, "x.json", Promised)
+        reading.field(values, "z", str, "x.json", Promised)
     with pytest.raises(Unreadable, match=r"'s' is the text 'x{56}\.\.\., expected a number"):
         reading.field({"s": "x" * 10**6}, "s", float, "x.json")
 

@@ -20,10 +20,10 @@ def test_the_last_line_of_a_step_counts(tmp_path: Path) -> None:
         {"step": 2, "val_loss": 6.0, "whole": False},
     ]
     file.write_text("".join(json.dumps(r) + "\n" for r in records) + "\xff not json\n")
-    found = read(file)
-    assert [r["step"] for r in found] == [1, 2, 2, 3]
-    assert {r["loss"] for r in found if "loss" in r} == {1.0, 2.5, 3.0}
-    assert [r["val_loss"] for r in found if "whole" in r] == [6.0]
+    records_read = read(file)
+    assert [r["step"] for r in records_read] == [1, 2, 2, 3]
+    assert {r["loss"] for r in records_read if "loss" in r} == {1.0, 2.5, 3.0}
+    assert [r["val_loss"] for r in records_read if "whole" in r] == [6.0]
 
 
 def test_a_text_may_hold_what_unicode_takes_for_the_end_of_a_line(tmp_path: Path) -> None:
@@ -34,4 +34,4 @@ def test_a_text_may_hold_what_unicode_takes_for_the_end_of_a_line(tmp_path: Path
     sink.write({"step": 2, "name": odd})
     sink.close()
     assert [r["name"] for r in read(file)] == [odd, odd]
-    assert [told["step"] for told in objects(file)] == [1, 2]
+    assert [record["step"] for record in objects(file)] == [1, 2]

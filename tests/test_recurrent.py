@@ -129,9 +129,9 @@ def reference(model: Model, x: Var, hx: list[Var]) -> tuple[Var, list[Var], dict
 @both
 @deep
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("given", [True, False], ids=["hx", "zeros"])
+@pytest.mark.parametrize("with_state", [True, False], ids=["hx", "zeros"])
 def test_equals_reference(
-    make: type[Model], shape: tuple[int, bool], bias: bool, given: bool
+    make: type[Model], shape: tuple[int, bool], bias: bool, with_state: bool
 ) -> None:
     """Outputs, last states, and the gradients of the input, hx and every parameter."""
     layers, bidirectional = shape
@@ -139,25 +139,25 @@ def test_equals_reference(
     model = double(make, D, H, layers, **options, eps=1e-3)
     x = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True)
     hx = parts(random_hx(make, len(model.layers)))
-    hx = tuple((s if given else s * 0).requires_grad_() for s in hx)
-    output, state = model(x, whole(hx) if given else None)
-    got = (output, *parts(state))
-    cotangents = [torch.randn_like(y) for y in got]
-    torch.autograd.backward(got, cotangents)
+    hx = tuple((s if with_state else s * 0).requires_grad_() for s in hx)
+    output, state = model(x, whole(hx) if with_state else None)
+    outputs = (output, *parts(state))
+    cotangents = [torch.randn_like(y) for y in outputs]
+    torch.autograd.backward(outputs, cotangents)
 
     x_leaf, hx_leaves = Var(x.detach().numpy()), [Var(s.detach().numpy()) for s in hx]
     y, ends, leaves = reference(model, x_leaf, hx_leaves)
     loss = Var(0.0)
-    for actual, expected, cotangent in zip(got, (y, *ends), cotangents, strict=True):
+    for actual, expected, cotangent in zip(outputs, (y, *ends), cotangents, strict=True):
         assert_close(actual, expected.value, "forward")
         loss = loss + (expected * cotangent.numpy()).sum()
     tape.backward(loss, 1.0)
 
-    wanted = [("input", x, x_leaf)]
-    wanted += [(n, p, leaves[n]) for n, p in model.named_parameters()]
-    if given:
-        wanted += [("hx", s, leaf) for s, leaf in zip(hx, hx_leaves, strict=True)]
-    for name, tensor, leaf in wanted:
+    leaf_pairs = [("input", x, x_leaf)]
+    leaf_pairs += [(n, p, leaves[n]) for n, p in model.named_parameters()]
+    if with_state:
+        leaf_pairs += [("hx", s, leaf) for s, leaf in zip(hx, hx_leaves, strict=True)]
+    for name, tensor, leaf in leaf_pairs:
         assert tensor.grad is not None, name
         assert tensor.grad.any(), name
         assert_close(tensor.grad, leaf.grad, f"gradient of {name}")
@@ -295,8 +295,8 @@ def test_packed_is_each_row_alone(make: type[Model], enforce_sorted: bool, seed:
     cotangents = [torch.randn_like(y) for y in apart]
     for a, b in zip(together, apart, strict=True):
         assert_close(a, b, "forward")
-    got = torch.autograd.grad(together, leaves, cotangents)
-    for a, b in zip(got, torch.autograd.grad(apart, leaves, cotangents), strict=True):
+    actual = torch.autograd.grad(together, leaves, cotangents)
+    for a, b in zip(actual, torch.autograd.grad(apart, leaves, cotangents), strict=True):
         assert_close(a, b, "gradient")
 
 
@@ -424,13 +424,13 @@ def test_dropout_with_one_layer_warns(make: type[Model]) -> None:
 def test_autocast_keeps_state_and_statistics_wide(make: type[Model]) -> None:
     model = make(D, H, 2, bidirectional=True)
     x = torch.randn(T, B, D)
-    seen: dict[str, set[torch.dtype]] = {"in": set(), "out": set()}
+    dtypes: dict[str, set[torch.dtype]] = {"in": set(), "out": set()}
 
     def hook(module: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
         product = args[0]
         assert torch.equal(product, product.bfloat16().float())  # a bfloat16 matrix product
-        seen["in"].add(product.dtype)
-        seen["out"].add(out.dtype)
+        dtypes["in"].add(product.dtype)
+        dtypes["out"].add(out.dtype)
 
     norms = [part for name, part in model.named_modules() if name.endswith("norm")]
     hooks = [norm.register_forward_hook(hook) for norm in norms]
@@ -438,7 +438,7 @@ def test_autocast_keeps_state_and_statistics_wide(make: type[Model]) -> None:
         output, state = model(x)
     for handle in hooks:
         handle.remove()
-    assert seen == {"in": {torch.float32}, "out": {torch.float32}}
+    assert dtypes == {"in": {torch.float32}, "out": {torch.float32}}
     assert output.dtype == torch.float32  # the dtype of the input
     for s in parts(state):
         assert s.dtype == torch.float32

@@ -169,11 +169,11 @@ def test_every_parameter_has_a_gradient(name: str) -> None:
         for seed in range(3):
             torch.manual_seed(seed)
             stack = build(name, layout).double()
-            found = gradients(stack, *inputs(layout, seed))
-            assert len(found) == len(list(stack.parameters()))
-            largest = max(g.abs().max().item() for g in found.values())
-            alive |= {k for k, g in found.items() if g.abs().max() > 1e-12 * largest}
-            parameters |= set(found)
+            grads = gradients(stack, *inputs(layout, seed))
+            assert len(grads) == len(list(stack.parameters()))
+            largest = max(g.abs().max().item() for g in grads.values())
+            alive |= {k for k, g in grads.items() if g.abs().max() > 1e-12 * largest}
+            parameters |= set(grads)
     dead = {k for k in parameters - alive if not k.endswith("branch.k.bias")}
     if name == "rezero":
         assert dead == {k for k in parameters if ".branch." in k and not k.endswith("k.bias")}
@@ -194,8 +194,8 @@ def test_after_one_step_every_parameter_has_a_gradient(name: str) -> None:
         gradients(stack, x, ctx)
         optimizer.step()
         stack.after_step(step)
-    found = gradients(stack, x, ctx)
-    dead = [k for k, g in found.items() if not k.endswith("k.bias") and g.abs().max() < 1e-14]
+    grads = gradients(stack, x, ctx)
+    dead = [k for k, g in grads.items() if not k.endswith("k.bias") and g.abs().max() < 1e-14]
     assert not dead
 
 
@@ -226,8 +226,8 @@ def test_with_cache_as_without(name: str, layout: Layout) -> None:
     want = stack(x, ctx)
     for cuts in ([1] * TIME, [3, 1, 3]):
         ctx = ctx._replace(cache=GrowingCache())
-        got = torch.cat([stack(part, ctx) for part in x.split(cuts, 1)], 1)
-        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+        actual = torch.cat([stack(part, ctx) for part in x.split(cuts, 1)], 1)
+        torch.testing.assert_close(actual, want, rtol=1e-12, atol=1e-12)
 
 
 @by_name
@@ -238,11 +238,11 @@ def test_activation_checkpointing_changes_no_bit(name: str) -> None:
     x, ctx = inputs(layout, dtype=torch.float32)
     want = gradients(stack, x, ctx)
     stack.subs = nn.ModuleList(checkpoint_wrapper(sub) for sub in stack.sublayers())
-    got = {
+    actual = {
         k.replace("._checkpoint_wrapped_module", ""): g for k, g in gradients(stack, x, ctx).items()
     }
-    assert want.keys() == got.keys()
-    assert all(torch.equal(want[k], got[k]) for k in want)
+    assert want.keys() == actual.keys()
+    assert all(torch.equal(want[k], actual[k]) for k in want)
 
 
 def compiled_equals_eager(name: str, backend: str, tolerance: float, depth: int = 2) -> None:
@@ -254,10 +254,10 @@ def compiled_equals_eager(name: str, backend: str, tolerance: float, depth: int 
         want, want_y = gradients(stack, x, ctx), stack(x, ctx)
     compiled = torch.compile(stack, backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(x, ctx), want_y, rtol=tolerance, atol=tolerance)
-    got = gradients(compiled, x, ctx)
+    actual = gradients(compiled, x, ctx)
     for k, g in want.items():
         scale = max(g.abs().max().item(), want[k.replace("k.bias", "k.weight")].abs().max().item())
-        error = (got[f"_orig_mod.{k}"] - g).abs().max().item()
+        error = (actual[f"_orig_mod.{k}"] - g).abs().max().item()
         assert error <= tolerance * scale, f"{k}: off by {error / scale:.2g}"
 
 
@@ -300,11 +300,11 @@ def test_bfloat16_stays_within_its_rounding(name: str) -> None:
     torch.manual_seed(0)
     stack = stir(build(name, layout)).bfloat16()
     x, ctx = inputs(layout, dtype=torch.bfloat16)
-    got = stack(x, ctx).double()
+    actual = stack(x, ctx).double()
     want = stack.double()(x.double(), ctx)
-    assert (got - want).abs().max() <= 0.125 * want.abs().max()
+    assert (actual - want).abs().max() <= 0.125 * want.abs().max()
     # ... and the mean error, which does not grow with the number of entries, a quarter of that.
-    assert (got - want).abs().mean() <= 0.03 * want.abs().max()
+    assert (actual - want).abs().mean() <= 0.03 * want.abs().max()
 
 
 def test_parallel_equals_the_parallel_branch() -> None:
@@ -429,14 +429,14 @@ def transposed_mixture(s: Site) -> Wiring:
     read = join.read
 
     def transposed(s, pre, valid):
-        kept = join.alpha
+        alpha = join.alpha
         del join.alpha
-        join.alpha = torch.cat((kept[:, :1], kept[:, 1:].T), 1)
+        join.alpha = torch.cat((alpha[:, :1], alpha[:, 1:].T), 1)
         try:
             return read(s, pre, valid)
         finally:
             del join.alpha
-            join.alpha = kept
+            join.alpha = alpha
 
     join.read = transposed
     return replace(w, join=join)
@@ -545,9 +545,9 @@ def test_a_projection_shortcut_joins_two_widths() -> None:
 
     sub = Sublayer(Narrow, wiring, site)
     x = torch.randn(2, 3, DIM)
-    got = sub(Stream(x), Context()).settle()
+    actual = sub(Stream(x), Context()).settle()
     want = x @ shortcut.weight.T + sub.branch.down(torch.nn.functional.layer_norm(x, (DIM,)))
-    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(actual, want)
 
 
 def test_gains_compose() -> None:

@@ -161,8 +161,8 @@ def test_every_setting_is_told() -> None:
         (classify, "ClassifySettings"),
     ):
         tree = ast.parse(inspect.getsource(module))
-        found = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
-        for here, after in zip(found.body, found.body[1:], strict=False):
+        node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+        for here, after in zip(node.body, node.body[1:], strict=False):
             if isinstance(here, ast.AnnAssign) and ast.unparse(here.target) != "model":
                 assert isinstance(after, ast.Expr), ast.unparse(here)
 
@@ -303,7 +303,7 @@ def classes(folder: Path, **changes: Any) -> Config:
     return config.changed({"steps": 3, "warmup": 1, "precision": "fp32", "eval_every": 0}, changes)
 
 
-def seen(config: Config) -> Any:
+def trace_of(config: Config) -> Any:
     """All that a few steps show, to the bit."""
     task = config.build()
     trainer = Trainer(task, config.loop, ALONE)
@@ -319,9 +319,9 @@ def seen(config: Config) -> Any:
 
 def seen_of_a_run(config: Config, folder: Path) -> Any:
     """All that a whole run leaves, but for times, and what it says."""
-    said: list[str] = []
+    printed_lines: list[str] = []
     display = Display(quiet=True)
-    display.said = said.append
+    display.said = printed_lines.append
     threads = torch.get_num_threads()
     try:
         run: Run = train(config, out=folder, display=display)
@@ -334,21 +334,21 @@ def seen_of_a_run(config: Config, folder: Path) -> Any:
     ]
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
     texts = list(objects(run.folder / "samples.jsonl"))
-    return said, lines, files, texts, state["step"], state["threads"]
+    return printed_lines, lines, files, texts, state["step"], state["threads"]
 
 
 def awake(key: str, config: Config, model: Path) -> dict[str, Any]:
     """What a key says that it needs to have an effect."""
-    found: dict[str, Any] = {"save_every": 1} if key == "keep" else {}
+    changes: dict[str, Any] = {"save_every": 1} if key == "keep" else {}
     for part in (config.task, config.loop):
         for need in settings.needs(part).get(key, []):
             first = need.cases[0].items()  # a rule in place of values is met from the beginning
-            found |= {name: fit[0] for name, fit in first if isinstance(fit, tuple)}
+            changes |= {name: fit[0] for name, fit in first if isinstance(fit, tuple)}
     if key.startswith("adapt."):
-        found["init_from"] = str(model)
-    if found.get("adapt.kind") == "adalora":
-        found |= {"adapt.steps": 3, "adapt.init_rank": 4, "adapt.target_rank": 2, "steps": 3}
-    return {name: value for name, value in found.items() if value is not None}
+        changes["init_from"] = str(model)
+    if changes.get("adapt.kind") == "adalora":
+        changes |= {"adapt.steps": 3, "adapt.init_rank": 4, "adapt.target_rank": 2, "steps": 3}
+    return {name: value for name, value in changes.items() if value is not None}
 
 
 @pytest.mark.parametrize("make", [language, classes])
@@ -373,7 +373,7 @@ def test_every_setting_has_an_effect(make: Any, place: Path, tmp_path: Path) -> 
         def look(name: str, change: Any = (), of_a_run: bool = of_a_run, base: Any = base) -> Any:
             config = make(place, **dict([*base, *change]))
             if not of_a_run:
-                return seen(config)
+                return trace_of(config)
             return seen_of_a_run(config, tmp_path / f"{len(base)}-{name}")
 
         before = look("before")
@@ -425,8 +425,8 @@ def test_ranks_fall_over_the_run_unless_said() -> None:
     config = START.changed({"adapt.kind": "adalora", "steps": 7})
     assert config.task.adapt.steps == 7
     assert Config.from_json(config.to_json()).changed({"steps": 9}).task.adapt.steps == 7
-    said = START.changed({"adapt.kind": "adalora", "adapt.steps": 5, "steps": 7})
-    assert said.task.adapt.steps == 5
+    config = START.changed({"adapt.kind": "adalora", "adapt.steps": 5, "steps": 7})
+    assert config.task.adapt.steps == 5
 
 
 def test_a_setting_that_nobody_asked_for_is_no_error() -> None:
@@ -445,7 +445,7 @@ def test_a_setting_that_nobody_asked_for_is_no_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("changes", "message"),
     [
         ({"model.dim": 16}, r"model\.dim=16 is 8 there"),
         ({"model.dim": 256, "model.bias": False}, r"dim=256 is 8 there"),
@@ -456,12 +456,12 @@ def test_a_setting_that_nobody_asked_for_is_no_error() -> None:
     ids=str,
 )
 def test_what_init_from_brings_is_not_asked_for_otherwise(
-    place: Path, said: dict[str, Any], message: str
+    place: Path, changes: dict[str, Any], message: str
 ) -> None:
     """Nor when that is what the setting is by itself: 256 is no answer to 8."""
     start = {"init_from": str(place / "run" / "model"), "cache": place / "cache"}
     data = {"data": str(place / "text.txt"), "tokens_per_step": 32}
-    for layers in (({**start, **data, **said},), (said, {**start, **data})):
+    for layers in (({**start, **data, **changes},), (changes, {**start, **data})):
         with pytest.raises(SettingsError, match=f"init_from=.* comes with a model.*{message}"):
             START.changed(*layers).build()
     task = START.changed({**start, **data, "model.dim": 8, "tokenizer": "characters"}).build()

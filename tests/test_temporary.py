@@ -94,26 +94,26 @@ def test_isolated():
 
 def test_hooks_are_removed():
     model = net().eval()
-    seen = []
+    events = []
     x = torch.ones(2, 3)
     plain = model(x)
 
     def before(module, args, kwargs):
-        seen.append(("before", module))
+        events.append(("before", module))
         return (args[0] * 2, *args[1:]), kwargs
 
     def after(module, args, kwargs, out):
-        seen.append(("after", module))
+        events.append(("after", module))
         return out + 1
 
     with hooked(model[:1], before=before, after=after):
         torch.testing.assert_close(model(x), model[1:](model[0].forward(x * 2) + 1))
-    assert seen[:2] == [("before", model[0]), ("after", model[0])]
+    assert events[:2] == [("before", model[0]), ("after", model[0])]
     with pytest.raises(Failure), hooked(model.modules(), after=after):
         raise Failure
-    seen.clear()
+    events.clear()
     assert torch.equal(model(x), plain)
-    assert not seen
+    assert not events
 
 
 def test_hooks_are_removed_if_one_of_them_cannot_be_made():

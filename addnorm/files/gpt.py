@@ -231,8 +231,8 @@ def _check_names(
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise WeightsError(
-            f"{folder}: {a_few(missing)} are missing from {files}: the file was cut, or is of "
-            "another kind of model"
+            f"{folder}: missing from {files}: {a_few(missing)}. The file was cut, or is of another "
+            "kind of model"
         )
     extra = sorted(tensors.keys() - set(expected))
     if extra:

@@ -71,12 +71,12 @@ def _threads() -> Iterator[None]:
 def gpt(seed: int = 1, **changes: Any) -> GPT:
     """A small model whose weights are large enough for every part to matter."""
     torch.manual_seed(seed)
-    told: dict[str, Any] = {
+    choices: dict[str, Any] = {
         **{"vocab_size": 31, "context_length": 32, "dim": 24, "n_layers": 2, "n_heads": 2},
         **changes,
     }
-    model = GPT(GPTConfig(**told))
-    if told.get("scheme") != "ngpt":  # whose weights are on a sphere
+    model = GPT(GPTConfig(**choices))
+    if choices.get("scheme") != "ngpt":  # whose weights are on a sphere
         shake(model.parameters(), 0.1)
     return model.eval()
 
@@ -91,17 +91,17 @@ def ids(rows: int = 2, length: int = 9) -> Tensor:
     return torch.randint(31, (rows, length), generator=torch.Generator().manual_seed(5))
 
 
-def made(kind: str, design: str = "gpt2", **more: Any) -> GPT:
+def adapted_gpt(kind: str, design: str = "gpt2", **more: Any) -> GPT:
     """An adapted model whose adapter is far from where it begins."""
     model = gpt(**DESIGNS[design])
-    found = adapt(model, kind, **{**KINDS[kind], **more})
-    shake(found.parameters())
+    adapter = adapt(model, kind, **{**KINDS[kind], **more})
+    shake(adapter.parameters())
     return model
 
 
-def close(got: Tensor, want: Tensor, tolerance: float = ROUNDING) -> None:
-    got, want = got.detach(), want.detach()
-    torch.testing.assert_close(got, want, rtol=0, atol=tolerance * float(want.abs().max()))
+def close(actual: Tensor, want: Tensor, tolerance: float = ROUNDING) -> None:
+    actual, want = actual.detach(), want.detach()
+    torch.testing.assert_close(actual, want, rtol=0, atol=tolerance * float(want.abs().max()))
 
 
 def steps(model: nn.Module, count: int, lr: float = 1e-2) -> list[float]:
@@ -129,15 +129,15 @@ def test_at_first_only_a_prefix_changes_anything(kind: str, design: str) -> None
     model = gpt(**DESIGNS[design])
     before = model(ids())
     targets = {"targets": ("q", "gate")} if kind in FOLDED and design == "llama" else {}
-    found = adapt(model, kind, **{**KINDS[kind], **targets})
+    adapter = adapt(model, kind, **{**KINDS[kind], **targets})
     after = model(ids())
     if kind == "prefix":
         assert (after - before).abs().max() > 1e-4 * before.abs().max()
     else:
         assert torch.equal(after, before)
-    assert adapted(model) is found
+    assert adapted(model) is adapter
     per_block = {"lora": 6, "adalora": 6, "prefix": 1, "adapter": 2}[kind]
-    assert len(found.parts) == 2 * (2 if targets else per_block)
+    assert len(adapter.parts) == 2 * (2 if targets else per_block)
 
 
 def test_how_many_parameters() -> None:
@@ -147,11 +147,11 @@ def test_how_many_parameters() -> None:
     counts["adalora"] = 2 * 4 * (4 * 48 + 2 * 120 + 6)
     for kind, count in counts.items():
         model = gpt()
-        found = adapt(model, kind, **KINDS[kind])
-        assert sum(p.numel() for p in found.parameters()) == count
-        assert f"{kind}: {count:,} parameters" in str(found)
+        adapter = adapt(model, kind, **KINDS[kind])
+        assert sum(p.numel() for p in adapter.parameters()) == count
+        assert f"{kind}: {count:,} parameters" in str(adapter)
         assert {id(p) for p in model.parameters() if p.requires_grad} == {
-            id(p) for p in found.parameters()
+            id(p) for p in adapter.parameters()
         }
 
 
@@ -161,7 +161,7 @@ def test_training_moves_the_adapter_alone(kind: str, design: str) -> None:
     """To the last bit, with schemes too that restore their weights after every step."""
     model = gpt(**DESIGNS[design])
     base = {name: p.detach().clone() for name, p in model.named_parameters()}
-    found = adapt(model, kind, **KINDS[kind])
+    adapter = adapt(model, kind, **KINDS[kind])
     own = {name: p.detach().clone() for name, p in model.named_parameters() if name not in base}
     losses = steps(model, 12)
     assert losses[-1] < losses[0]
@@ -173,12 +173,12 @@ def test_training_moves_the_adapter_alone(kind: str, design: str) -> None:
         else:
             if not name.endswith("lora_E"):  # which may be pruned
                 assert not torch.equal(p, own[name]), name
-    assert len(found.parameters()) == len(own)
+    assert len(adapter.parameters()) == len(own)
 
 
 def test_every_parameter_of_an_adapter_has_a_gradient() -> None:
     for kind in KINDS:
-        model = made(kind)
+        model = adapted_gpt(kind)
         model(ids()).square().sum().backward()
         for p in adapted(model).parameters():
             assert p.grad is not None
@@ -203,13 +203,15 @@ def test_low_rank_by_the_equation() -> None:
 
 def test_scale_is_alpha_by_rank() -> None:
     scales = {
-        part.scale for kind in FOLDED for part in adapted(made(kind, alpha=6.0)).low_rank().values()
+        part.scale
+        for kind in FOLDED
+        for part in adapted(adapted_gpt(kind, alpha=6.0)).low_rank().values()
     }
     assert scales == {6.0 / 3, 6.0 / 4}
 
 
 def test_dropout_acts_in_training_on_the_update_alone() -> None:
-    model = made("lora", dropout=0.5)
+    model = adapted_gpt("lora", dropout=0.5)
     x = ids()
     assert torch.equal(model(x), model(x))
     model.train()
@@ -249,7 +251,7 @@ def test_a_prefix_by_the_equation(window: int | None, softcap: float | None) -> 
 
 
 def test_a_bottleneck_by_the_equation() -> None:
-    model = made("adapter").double()
+    model = adapted_gpt("adapter").double()
     branch: Any = model.stack.subs[1].branch
     a, u = branch.adapter, torch.randn(2, 3, 24, dtype=torch.float64)
     v = branch.down(F.gelu(branch.up(u), approximate="tanh"))
@@ -264,18 +266,18 @@ def test_a_cache_changes_nothing(kind: str, design: str) -> None:
 
     The choices agree exactly: the two best logits are never so near as rounding."""
     targets = {"targets": ("q", "down")} if kind in FOLDED else {}
-    model = made(kind, design, **targets)
+    model = adapted_gpt(kind, design, **targets)
     long, short = ids(2, 9)
     padded = torch.stack((long, torch.cat((torch.zeros(4, dtype=torch.long), short[:5]))))
     valid = torch.ones(2, 9, dtype=torch.bool)
     valid[1, :4] = False
-    got = model.generate(padded, 12, temperature=0, valid=valid)
+    actual = model.generate(padded, 12, temperature=0, valid=valid)
     for row, start in ((0, long), (1, short[:5])):
         x = start[None]
         for _ in range(12):
             with torch.no_grad():
                 x = torch.cat((x, model(x)[:, -1:].argmax(-1)), 1)
-        assert torch.equal(got[row, 9:], x[0, -12:])
+        assert torch.equal(actual[row, 9:], x[0, -12:])
 
 
 def test_positions_are_kept_or_shifted() -> None:
@@ -284,22 +286,22 @@ def test_positions_are_kept_or_shifted() -> None:
     plain = gpt()
     for positions, offset in (("kept", 0), ("shifted", 5)):
         model = gpt()
-        found = adapt(model, "prefix", length=5, positions=positions)
-        for part in found.parts.values():
+        adapter = adapt(model, "prefix", length=5, positions=positions)
+        for part in adapter.parts.values():
             nn.init.zeros_(part.values.weight)
-        moved = copy.deepcopy(plain)
+        offset_model = copy.deepcopy(plain)
         with torch.no_grad():
-            moved.positions.weight.copy_(plain.positions.weight.roll(-offset, 0))
-        for m in (model, moved):
+            offset_model.positions.weight.copy_(plain.positions.weight.roll(-offset, 0))
+        for m in (model, offset_model):
             for sub in m.stack.sublayers()[::2]:  # no attention, so that no prefix is seen
                 nn.init.zeros_(sub.branch.out.weight)
-        close(model(ids()), moved(ids()))
+        close(model(ids()), offset_model(ids()))
     with pytest.raises(ValueError, match="position 32 is outside the 32 learned ones"):
         model(ids(1, 28))
 
 
 def test_compiled_it_is_the_same() -> None:
-    model = made("lora")
+    model = adapted_gpt("lora")
     shake(adapt(sub := gpt(), "prefix").parameters())
     for m in (model, sub):
         torch._dynamo.reset()
@@ -345,7 +347,7 @@ def test_merged_is_unmerged(kind: str, design: str) -> None:
 
 
 def test_merging_in_bfloat16_adds_in_float32() -> None:
-    model = made("lora").bfloat16()
+    model = adapted_gpt("lora").bfloat16()
     part = adapted(model).low_rank()["stack.subs.0.branch.q"]
     a, b = part.lora_A.float(), part.lora_B.float()
     want = (part.weight.float() + part.scale * b @ a).bfloat16()
@@ -375,7 +377,7 @@ def test_a_copy_is_the_model_and_of_its_own(
 ) -> None:
     """It computes, trains, prunes and merges as the model does, to the bit, and the model stays."""
     monkeypatch.setattr(RemovableHandle, "next_id", 0)
-    model = made("prefix", positions="shifted") if kind == "shifted" else made(kind)
+    model = adapted_gpt("prefix", positions="shifted") if kind == "shifted" else adapted_gpt(kind)
     steps(model, 2)
     before, base = model(ids()), copy.deepcopy(model.state_dict())
     monkeypatch.setattr(RemovableHandle, "next_id", 0)  # as in another process, from a file
@@ -442,7 +444,7 @@ def test_lora_begins_as_kaiming_has_it() -> None:
 
 
 def test_adalora_that_is_not_pruned_raises_at_the_next_training_forward() -> None:
-    for model in (made("adalora"), pickle.loads(pickle.dumps(made("adalora")))):
+    for model in (adapted_gpt("adalora"), pickle.loads(pickle.dumps(adapted_gpt("adalora")))):
         model.train()(ids()).square().sum().backward()
         torch.optim.SGD(adapted(model).parameters(), lr=0.1).step()
         with pytest.raises(
@@ -456,10 +458,17 @@ def test_adalora_that_is_not_pruned_raises_at_the_next_training_forward() -> Non
 def test_ranks_fall_by_the_schedule() -> None:
     """target + (init - target) (1 - (t - tinit) / (T - tfinal - tinit))^3 on average."""
     model = gpt()
-    told = {"init_rank": 6, "target_rank": 2, "steps": 16, "tinit": 3, "tfinal": 4, "delta_t": 5}
-    found = adapt(model, "adalora", targets=("q", "up"), **told)
-    optimizer = torch.optim.AdamW(found.parameters(), lr=1e-2)
-    held, seen = 6 * 4, []
+    schedule = {
+        "init_rank": 6,
+        "target_rank": 2,
+        "steps": 16,
+        "tinit": 3,
+        "tfinal": 4,
+        "delta_t": 5,
+    }
+    adapter = adapt(model, "adalora", targets=("q", "up"), **schedule)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2)
+    sum_of_ranks, masks = 6 * 4, []
     for step in range(1, 17):
         loss = F.cross_entropy(model(ids()[:, :-1]).flatten(0, 1), ids()[:, 1:].flatten())
         loss.backward()
@@ -467,15 +476,15 @@ def test_ranks_fall_by_the_schedule() -> None:
         model.after_step(step)
         optimizer.zero_grad()
         if 3 < step <= 12 and (step % 5 == 0 or step == 12):
-            held = int((2 + 4 * (1 - (step - 3) / 9) ** 3) * 4)
-        assert sum(found.ranks().values()) == held, step
-        seen.append({name: part.kept.clone() for name, part in found.adalora().items()})
+            sum_of_ranks = int((2 + 4 * (1 - (step - 3) / 9) ** 3) * 4)
+        assert sum(adapter.ranks().values()) == sum_of_ranks, step
+        masks.append({name: part.kept.clone() for name, part in adapter.adalora().items()})
         if step >= 12:  # nothing comes back
-            for name, part in found.adalora().items():
-                assert torch.equal(part.kept, seen[11][name])
+            for name, part in adapter.adalora().items():
+                assert torch.equal(part.kept, masks[11][name])
                 assert torch.equal(part.lora_E != 0, part.kept)
-    assert held == 2 * 4
-    assert len(set(found.ranks().values())) > 1  # they are shared out by importance
+    assert sum_of_ranks == 2 * 4
+    assert len(set(adapter.ranks().values())) > 1  # they are shared out by importance
 
 
 def test_importance_by_the_equation() -> None:
@@ -501,9 +510,9 @@ def test_importance_by_the_equation() -> None:
 
 def test_the_most_important_stay() -> None:
     model = gpt()
-    found = adapt(model, "adalora", init_rank=3, target_rank=1, steps=1, targets=("q",))
-    parts = list(found.adalora().values())
-    for p in found.parameters():
+    adapter = adapt(model, "adalora", init_rank=3, target_rank=1, steps=1, targets=("q",))
+    parts = list(adapter.adalora().values())
+    for p in adapter.parameters():
         nn.init.ones_(p)
         p.grad = torch.zeros_like(p)
     for part, value in zip(parts, ([5.0, 1.0, 4.0], [2.0, 0.5, 3.0]), strict=True):
@@ -515,16 +524,16 @@ def test_the_most_important_stay() -> None:
 def test_orthogonality_is_the_gradient_of_its_penalty() -> None:
     """SGD with lr 1 moves by the gradient; the loss here has none."""
     model = gpt().double()
-    found = adapt(model, "adalora", steps=9, orthogonality=0.3, targets=("v",))
-    shake(found.parameters())
-    part = next(iter(found.adalora().values()))
+    adapter = adapt(model, "adalora", steps=9, orthogonality=0.3, targets=("v",))
+    shake(adapter.parameters())
+    part = next(iter(adapter.adalora().values()))
     a, b = (t.detach().clone().requires_grad_() for t in (part.lora_A, part.lora_B))
     penalty = 0.3 * (
         (a @ a.T - torch.eye(12)).square().sum() + (b.T @ b - torch.eye(12)).square().sum()
     )
     penalty.backward()
-    optimizer = torch.optim.SGD(found.parameters(), lr=1.0)
-    (0.0 * sum(p.sum() for p in found.parameters())).backward()
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=1.0)
+    (0.0 * sum(p.sum() for p in adapter.parameters())).backward()
     other = copy.deepcopy(part)
     optimizer.step()  # which does not move the copy
     torch.testing.assert_close(a.detach() - part.lora_A, a.grad, rtol=0, atol=1e-12)
@@ -537,12 +546,12 @@ def test_orthogonality_is_the_gradient_of_its_penalty() -> None:
 
 def test_between_prunings_what_grows_again_counts(tmp_path: Path) -> None:
     """In the model, merged and on disk; ``ranks`` are what the last pruning kept."""
-    model = made("adalora", init_rank=3, delta_t=6)
+    model = adapted_gpt("adalora", init_rank=3, delta_t=6)
     steps(model, 6)
-    found = adapted(model)
-    assert sum(found.ranks().values()) < 3 * 12
+    adapter = adapted(model)
+    assert sum(adapter.ranks().values()) < 3 * 12
     steps(model, 1)  # of a clock that begins again
-    assert any((part.lora_E[~part.kept] != 0).any() for part in found.adalora().values())
+    assert any((part.lora_E[~part.kept] != 0).any() for part in adapter.adalora().values())
     save(model, tmp_path, format="peft")
     again = gpt()
     load(again, tmp_path)
@@ -562,13 +571,13 @@ def same_state(a: nn.Module, b: nn.Module) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_our_format_keeps_everything(kind: str, design: str, tmp_path: Path) -> None:
     targets = {"targets": ("q", "down")} if kind in FOLDED else {}
-    model = made(kind, design, **targets)
+    model = adapted_gpt(kind, design, **targets)
     if kind == "adalora":
         steps(model, 3)
     save(model, tmp_path, format="addnorm")
     again = gpt(**DESIGNS[design])
-    found = load(again, tmp_path)
-    assert found.settings == adapted(model).settings
+    adapter = load(again, tmp_path)
+    assert adapter.settings == adapted(model).settings
     same_state(model, again)
     assert torch.equal(again(ids()), model(ids()))
     base = gpt(**DESIGNS[design]).state_dict().keys()
@@ -579,7 +588,7 @@ def test_our_format_keeps_everything(kind: str, design: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", FOLDED)
 def test_pefts_format_gives_the_same_parts_back(kind: str, tmp_path: Path) -> None:
-    model = made(kind, targets=("q", "v", "out", "down"))
+    model = adapted_gpt(kind, targets=("q", "v", "out", "down"))
     if kind == "adalora":
         steps(model, 12)
     save(model, tmp_path)
@@ -595,7 +604,7 @@ def test_pefts_format_gives_the_same_parts_back(kind: str, tmp_path: Path) -> No
 
 
 def test_a_merged_adapter_is_saved_as_it_is(tmp_path: Path) -> None:
-    model = made("lora")
+    model = adapted_gpt("lora")
     before = model(ids())
     merge(model)
     save(model, tmp_path)
@@ -606,7 +615,7 @@ def test_a_merged_adapter_is_saved_as_it_is(tmp_path: Path) -> None:
 
 def test_a_whole_model(tmp_path: Path) -> None:
     for kind in KINDS:
-        model = made(kind)
+        model = adapted_gpt(kind)
         want, random = model(ids()), torch.get_rng_state()
         export(model, tmp_path / kind)
         assert torch.equal(torch.get_rng_state(), random)  # a training goes on as if not saved
@@ -622,7 +631,7 @@ def test_a_whole_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", FOLDED)
 def test_a_folded_linear_says_its_widths(kind: str) -> None:
-    made_of = folded(made(kind))
+    made_of = folded(adapted_gpt(kind))
     linears = [m for m in made_of.modules() if isinstance(m, nn.Linear)]
     assert any(m.in_features != m.out_features for m in linears)
     for m in linears:
@@ -631,7 +640,7 @@ def test_a_folded_linear_says_its_widths(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_model_remembers_its_tokenizer(kind: str, tmp_path: Path) -> None:
-    model = made(kind)
+    model = adapted_gpt(kind)
     model.tokenizer_identity = "0123456789abcdef"
     export(model, tmp_path)
     again = GPT.from_pretrained(tmp_path if kind in FOLDED else tmp_path / "base")
@@ -678,7 +687,7 @@ quiet_peft = pytest.mark.filterwarnings(
     ],
 )
 def test_peft_reads_ours(peft: Any, kind: str, more: Any, tmp_path: Path) -> None:
-    model = made(kind, **more)
+    model = adapted_gpt(kind, **more)
     if kind == "adalora":
         steps(model, 12)
     save(model, tmp_path / "adapter", format="peft")
@@ -752,18 +761,18 @@ def test_a_prefix_is_described_as_peft_describes_it(peft: Any, tmp_path: Path) -
     model = gpt()
     load(model, tmp_path / "theirs")
     save(model, tmp_path / "ours", format="peft")
-    want, got = (
+    want, actual = (
         json.loads((tmp_path / name / "adapter_config.json").read_text())
         for name in ("theirs", "ours")
     )
     shape = ("num_attention_heads", "num_layers", "token_dim", "num_virtual_tokens")
     shape += ("num_transformer_submodules", "peft_type", "task_type")
-    assert {key: got[key] for key in shape} == {key: want[key] for key in shape}
+    assert {key: actual[key] for key in shape} == {key: want[key] for key in shape}
 
 
 @pytest.mark.parametrize("kind", ["lora", "prefix"])
 def test_an_adapter_with_a_nan_is_not_written(kind: str, tmp_path: Path) -> None:
-    model = made(kind)
+    model = adapted_gpt(kind)
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad).view(-1)[3] = torch.nan
     with pytest.raises(WeightsError, match=r"the adapter: 1 of .* not finite"):
@@ -776,7 +785,7 @@ def test_an_adapter_with_a_nan_is_not_written(kind: str, tmp_path: Path) -> None
 def test_other_designs_with_peft_on_addnorm_hf(peft: Any, kind: str, tmp_path: Path) -> None:
     from addnorm.hf import AddnormForCausalLM
 
-    model = made(kind, "llama", targets=("q", "v", "gate"))
+    model = adapted_gpt(kind, "llama", targets=("q", "v", "gate"))
     save(model, tmp_path / "adapter", format="peft")
     base = AddnormForCausalLM.of(gpt(**DESIGNS["llama"])).eval()
     other = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
@@ -804,10 +813,10 @@ def config(tmp_path: Path, **changes: Any) -> Config:
         cache=tmp_path / "cache",
         model=model,
     )
-    told = LoopSettings(
+    loop = LoopSettings(
         steps=8, precision="fp32", warmup=2, threads=1, lr=1e-2, eval_every=4, save_every=4
     )
-    return Config(task=about, loop=told).changed(changes)
+    return Config(task=about, loop=loop).changed(changes)
 
 
 KEYS = {
@@ -823,11 +832,11 @@ def test_runs_and_their_resumption(tmp_path: Path) -> None:
     first = train(config(tmp_path), out=tmp_path / "first", display=quiet)
     start = GPT.from_pretrained(first.folder / "model")
     for kind, keys in KEYS.items():
-        told = config(
+        settings = config(
             tmp_path, **{"init_from": str(first.folder / "model"), "adapt.kind": kind, **keys}
         )
-        assert Config.from_json(told.to_json()) == told
-        run = train(told, out=tmp_path / kind, display=quiet)
+        assert Config.from_json(settings.to_json()) == settings
+        run = train(settings, out=tmp_path / kind, display=quiet)
         assert run.metrics["val_loss"] < first.metrics["val_loss"]
         folder = run.folder / "model"
         model = copy.deepcopy(start)
@@ -839,8 +848,8 @@ def test_runs_and_their_resumption(tmp_path: Path) -> None:
         if kind not in FOLDED:
             continue
         part = tmp_path / f"{kind} in two"  # dropout, and what adalora has measured, go on
-        train(told, out=part, display=quiet, until=5)
-        train(told, out=part, display=quiet, resume=True)
+        train(settings, out=part, display=quiet, until=5)
+        train(settings, out=part, display=quiet, resume=True)
         one, two = (
             load_file(f / "model/adapter/adapter_model.safetensors") for f in (run.folder, part)
         )
@@ -872,12 +881,12 @@ def test_any_module_with_a_stack(tmp_path: Path) -> None:
     for kind, count in (("lora", 6), ("adalora", 6), ("prefix", 3), ("adapter", 5)):
         model = new()
         before = model(x, y)
-        found = adapt(model, kind, **({"steps": 3} if kind == "adalora" else {}))
-        assert len(found.parts) == count
+        adapter = adapt(model, kind, **({"steps": 3} if kind == "adalora" else {}))
+        assert len(adapter.parts) == count
         assert torch.equal(model(x, y), before) is (kind != "prefix")
-        shake(found.parameters())
+        shake(adapter.parameters())
         model.train()
-        optimizer = torch.optim.SGD(found.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
         for step in (1, 2, 3):  # the second forward raises if after_step was not heeded
             model(x, y).square().sum().backward()
             optimizer.step()
@@ -896,7 +905,7 @@ def test_any_module_with_a_stack(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "said"),
+    ("kind", "settings", "message"),
     [
         ("lara", {}, "unknown kind 'lara'; did you mean lora"),
         ("none", {}, "unknown kind 'none'"),
@@ -921,9 +930,9 @@ def test_any_module_with_a_stack(tmp_path: Path) -> None:
         ("adalora", {"steps": 5, "tinit": -1}, "tinit must be a whole number of at least 0"),
     ],
 )
-def test_settings_that_are_refused(kind: str, settings: dict[str, Any], said: str) -> None:
+def test_settings_that_are_refused(kind: str, settings: dict[str, Any], message: str) -> None:
     model = gpt()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         adapt(model, kind, **settings)
     assert adapted(model) is None
     assert all(p.requires_grad for p in model.parameters())
@@ -932,7 +941,7 @@ def test_settings_that_are_refused(kind: str, settings: dict[str, Any], said: st
 def test_models_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a Linear has no Stack of addnorm"):
         adapt(nn.Linear(3, 3), "lora")
-    model = made("prefix")
+    model = adapted_gpt("prefix")
     with pytest.raises(ValueError, match="has an adapter already: prefix: "):
         adapt(model, "lora")
     for what in (merge, unmerge, folded):
@@ -951,12 +960,12 @@ def test_models_that_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_peft_cannot_say(tmp_path: Path) -> None:
-    told = {
-        "positions are 'kept'": made("prefix"),
-        "peft has no bottleneck": made("adapter"),
-        "scheme is 'ngpt'": made("prefix", "ngpt"),
+    messages = {
+        "positions are 'kept'": adapted_gpt("prefix"),
+        "peft has no bottleneck": adapted_gpt("adapter"),
+        "scheme is 'ngpt'": adapted_gpt("prefix", "ngpt"),
     }
-    for reason, model in told.items():
+    for reason, model in messages.items():
         assert any(reason in why for why in why_not_peft(model))
         with pytest.raises(WeightsError, match=f"peft's format cannot say .*{reason}"):
             save(model, tmp_path, format="peft")
@@ -970,8 +979,8 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     """And then the model is what it was."""
     model, file = gpt(), tmp_path / "adapter_model.safetensors"
 
-    def refused(said: str, into: nn.Module = model) -> None:
-        with pytest.raises(WeightsError, match=said):
+    def refused(message: str, into: nn.Module = model) -> None:
+        with pytest.raises(WeightsError, match=message):
             load(into, tmp_path)
         assert adapted(into) is None
         assert (
@@ -979,17 +988,17 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         )
 
     refused("has no adapter: there is no adapter_model.safetensors")
-    save(made("lora"), tmp_path, format="addnorm")
+    save(adapted_gpt("lora"), tmp_path, format="addnorm")
     refused("another model: stack.subs.0.branch.k.lora_A is .3, 24., expected .3, 32", gpt(dim=32))
     refused("no matrix is stack.subs|expected none", gpt(n_layers=1))
     file.write_bytes(file.read_bytes()[:-9])
     refused("is damaged")
-    save(made("lora"), tmp_path)
+    save(adapted_gpt("lora"), tmp_path)
     refused("the model has no place for base_model.model.transformer.h.1", gpt(n_layers=1))
     refused("the model has no place for", gpt(scheme="post_norm", norm="rms"))
     config = tmp_path / "adapter_config.json"
-    told = json.loads(config.read_text())
-    for change, said in (
+    card = json.loads(config.read_text())
+    for change, message in (
         ({"use_dora": True}, "use_dora: addnorm lacks this option of peft"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' of peft"),
         (
@@ -1002,22 +1011,22 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         ({"lora_dropout": "x"}, "lora_dropout is 'x', not a number"),
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA', expected one of LORA, ADALORA, PREFIX"),
     ):
-        config.write_text(json.dumps(told | change))
+        config.write_text(json.dumps(card | change))
         save_file(load_file(file), file)  # without our record
-        refused(said)
+        refused(message)
     whole = load_file(file)
     first = next(iter(whole))
     again = first.removeprefix("base_model.model.")
     save_file(whole | {again: torch.zeros_like(whole[first])}, file)
-    config.write_text(json.dumps(told))
+    config.write_text(json.dumps(card))
     refused(f"{first} and {again} are both lora_A of h.0.attn.c_attn")
     save_file(whole, file)
-    config.write_text(json.dumps({k: v for k, v in told.items() if k != "lora_alpha"}))
+    config.write_text(json.dumps({k: v for k, v in card.items() if k != "lora_alpha"}))
     refused("'lora_alpha' is missing")
     broken = load_file(file)
     next(iter(broken.values()))[0, 0] = math.nan
     save_file(broken, file)
     refused("1 of .* are not finite")
-    save(made("prefix", positions="shifted"), tmp_path)
+    save(adapted_gpt("prefix", positions="shifted"), tmp_path)
     refused(r"shape \(\d+, 96\), and 3 layers of width 24 need \(length, 144\)", gpt(n_layers=3))
     refused("a prefix of peft's is for GPT-2 only", gpt(position="rope"))

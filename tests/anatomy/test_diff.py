@@ -63,11 +63,11 @@ class Net(nn.Module):
 
 
 def test_the_same_model_is_the_same_whatever_its_weights_were() -> None:
-    found = diff(gpt2(0), gpt2(1))
-    assert found.same
-    assert found.largest == 0.0
-    assert found.dtype == "float64"
-    assert found.aligned_by == "path"
+    difference = diff(gpt2(0), gpt2(1))
+    assert difference.same
+    assert difference.largest == 0.0
+    assert difference.dtype == "float64"
+    assert difference.aligned_by == "path"
     own = diff(gpt2(0), gpt2(1), weights="own")
     assert own.forward is not None
     assert own.forward.module == "transformer.wte"
@@ -76,12 +76,12 @@ def test_the_same_model_is_the_same_whatever_its_weights_were() -> None:
 def test_a_changed_eps_is_named_with_its_numbers() -> None:
     b = gpt2()
     b.transformer.h[1].ln_2.eps = 1e-4
-    found = diff(gpt2(), b).forward
-    assert found is not None
-    assert found.module == found.tap == "transformer.h.1.ln_2"
-    assert found.before == 0.0
-    assert found.after > 1e3 * found.floor
-    minus, plus = found.operations
+    difference = diff(gpt2(), b).forward
+    assert difference is not None
+    assert difference.module == difference.tap == "transformer.h.1.ln_2"
+    assert difference.before == 0.0
+    assert difference.after > 1e3 * difference.floor
+    minus, plus = difference.operations
     assert minus.startswith("- native_layer_norm")
     assert "1e-05" in minus
     assert "0.0001" in plus
@@ -90,11 +90,11 @@ def test_a_changed_eps_is_named_with_its_numbers() -> None:
 def test_a_changed_activation_is_named() -> None:
     b = gpt2()
     b.transformer.h[2].mlp.act = nn.ReLU()
-    found = diff(gpt2(), b).forward
-    assert found is not None
-    assert found.module == "transformer.h.2.mlp.act"
-    assert "- mul(·, 0.5)" in found.operations
-    assert "+ relu(·)" in found.operations
+    difference = diff(gpt2(), b).forward
+    assert difference is not None
+    assert difference.module == "transformer.h.2.mlp.act"
+    assert "- mul(·, 0.5)" in difference.operations
+    assert "+ relu(·)" in difference.operations
 
 
 def test_a_lost_residual_is_the_blocks_although_its_parts_show_it() -> None:
@@ -107,11 +107,11 @@ def test_a_lost_residual_is_the_blocks_although_its_parts_show_it() -> None:
     names = vars(inspect.getmodule(kind)).copy()
     exec(source.replace("attn_output + residual", "attn_output"), names)
     block.__class__ = type("Lost", (kind,), {"forward": names["forward"]})
-    found = diff(gpt2(), b).forward
-    assert found is not None
-    assert found.module == "transformer.h.1"
-    assert found.tap == "transformer.h.1.ln_2"
-    assert found.operations == ("- add(·, ·)",)
+    difference = diff(gpt2(), b).forward
+    assert difference is not None
+    assert difference.module == "transformer.h.1"
+    assert difference.tap == "transformer.h.1.ln_2"
+    assert difference.operations == ("- add(·, ·)",)
 
 
 def test_a_changed_mask_is_named() -> None:
@@ -123,23 +123,23 @@ def test_a_changed_mask_is_named() -> None:
 
     b.transformer.h[1].attn.register_forward_pre_hook(all_seen, with_kwargs=True)
     ids = torch.arange(14).reshape(2, 7)
-    found = diff(gpt2(), b, ids).forward
-    assert found is not None
-    assert found.module.startswith("transformer.h.1")
+    difference = diff(gpt2(), b, ids).forward
+    assert difference is not None
+    assert difference.module.startswith("transformer.h.1")
 
 
 def test_an_argument_by_name_is_named_with_both_values() -> None:
-    found = diff(Net(), Net(act=lambda x: F.gelu(x, approximate="tanh"))).forward
-    assert found is not None
-    assert found.operations == ("- gelu(·, approximate=none)", "+ gelu(·, approximate=tanh)")
+    difference = diff(Net(), Net(act=lambda x: F.gelu(x, approximate="tanh"))).forward
+    assert difference is not None
+    assert difference.operations == ("- gelu(·, approximate=none)", "+ gelu(·, approximate=tanh)")
     # What is left out of a call counts as what the operation takes for it.
     assert diff(Net(), Net(act=lambda x: F.gelu(x, approximate="none"))).same
 
 
 def test_constants_that_look_alike_are_told_apart() -> None:
-    found = diff(Net(residual=1.0), Net(residual=1.0 + 1e-8)).forward
-    assert found is not None
-    assert found.operations == ("- mul(·, 1)", "+ mul(·, 1.0000000099999999)")
+    difference = diff(Net(residual=1.0), Net(residual=1.0 + 1e-8)).forward
+    assert difference is not None
+    assert difference.operations == ("- mul(·, 1)", "+ mul(·, 1.0000000099999999)")
 
 
 class Scaled(nn.Module):
@@ -154,9 +154,9 @@ class Scaled(nn.Module):
 
 
 def operations(a: Any, b: Any) -> tuple[str, ...]:
-    found = diff(Scaled(a), Scaled(b), torch.randn(8, 8)).forward
-    assert found is not None
-    return found.operations
+    difference = diff(Scaled(a), Scaled(b), torch.randn(8, 8)).forward
+    assert difference is not None
+    return difference.operations
 
 
 def test_copies_do_not_bury_what_computes() -> None:
@@ -194,24 +194,24 @@ class Stack(nn.Module):
 
 
 def test_a_layer_less_is_told_as_that_layer() -> None:
-    found = diff(Stack(4), Stack(3))
-    assert found.forward is not None
-    assert found.forward.module == ""
-    (line,) = found.forward.operations
+    difference = diff(Stack(4), Stack(3))
+    assert difference.forward is not None
+    assert difference.forward.module == ""
+    (line,) = difference.forward.operations
     assert re.fullmatch(r"- layers\.3, a module with [1-9]\d* operations", line)
-    assert found.verdict() == f"They differ: {line[2:]}, is only in A."
-    told = dict(found.lines())
-    assert told["only in A"] == "layers.3, of the modules called"  # and its parameters go with it
+    assert difference.verdict() == f"They differ: {line[2:]}, is only in A."
+    lines = dict(difference.lines())
+    assert lines["only in A"] == "layers.3, of the modules called"  # and its parameters go with it
     turned = diff(Stack(3), Stack(4))
     assert turned.verdict() == f"They differ: {line[2:]}, is only in B."
 
 
 def test_a_difference_between_the_modules_is_the_outermost_forwards() -> None:
-    found = diff(Stack(2), Stack(2, tail=2.0))
-    assert found.verdict() == (
+    difference = diff(Stack(2), Stack(2, tail=2.0))
+    assert difference.verdict() == (
         "They differ in the outermost forward, between the modules that it calls."
     )
-    assert "the model itself" not in "".join(text for _, text in found.lines())
+    assert "the model itself" not in "".join(text for _, text in difference.lines())
 
 
 def test_gradients_are_told_in_a_sentence() -> None:
@@ -242,18 +242,18 @@ def test_other_names_are_paired_by_order_and_shape() -> None:
     assert same.aligned_by == "order"
     assert same.same
     assert same.unpaired == ((), ())
-    found = diff(Net(), Wrapped(Net(act=F.relu))).forward
-    assert found is not None
-    assert found.module == "blocks.1"  # its activation is a function, not a module
-    assert found.module_b == "layers.1"
-    assert any("relu" in o for o in found.operations)
+    difference = diff(Net(), Wrapped(Net(act=F.relu))).forward
+    assert difference is not None
+    assert difference.module == "blocks.1"  # its activation is a function, not a module
+    assert difference.module_b == "layers.1"
+    assert any("relu" in o for o in difference.operations)
 
 
 def test_a_factor_on_the_stream_is_the_blocks() -> None:
-    found = diff(Net(), Net(residual=0.9)).forward
-    assert found is not None
-    assert found.module == "blocks.1"
-    assert found.operations == ("- mul(·, 1)", "+ mul(·, 0.9)")
+    difference = diff(Net(), Net(residual=0.9)).forward
+    assert difference is not None
+    assert difference.module == "blocks.1"
+    assert difference.operations == ("- mul(·, 1)", "+ mul(·, 0.9)")
 
 
 class Cut(torch.autograd.Function):
@@ -269,34 +269,34 @@ class Cut(torch.autograd.Function):
 
 
 def test_a_wrong_gradient_is_found_where_outputs_agree() -> None:
-    found = diff(Net(), Net(act=lambda x: Cut.apply(F.gelu(x))))
-    assert found.forward is None
-    assert found.backward is not None
+    difference = diff(Net(), Net(act=lambda x: Cut.apply(F.gelu(x))))
+    assert difference.forward is None
+    assert difference.backward is not None
     # Behind the cut is the first matrix of the second block's MLP; its bias is read with it.
-    assert found.backward.parameter in ("blocks.1.up.weight", "blocks.1.up.bias")
-    assert found.backward.difference == pytest.approx(0.5)
-    assert not found.same
+    assert difference.backward.parameter in ("blocks.1.up.weight", "blocks.1.up.bias")
+    assert difference.backward.difference == pytest.approx(0.5)
+    assert not difference.same
 
 
 def test_a_gradient_that_is_lost_is_found() -> None:
-    found = diff(Net(), Net(act=lambda x: F.gelu(x).detach()))
-    assert found.forward is None
-    assert found.backward is not None
-    assert found.backward.parameter.startswith("blocks.1.up.")
+    difference = diff(Net(), Net(act=lambda x: F.gelu(x).detach()))
+    assert difference.forward is None
+    assert difference.backward is not None
+    assert difference.backward.parameter.startswith("blocks.1.up.")
 
 
 def test_weights_that_have_no_partner_are_told() -> None:
     b = Net()
     b.blocks[1].up, b.blocks[1].down = nn.Linear(16, 41), nn.Linear(41, 16)
-    found = diff(Net(), b)
-    assert found.forward is not None
-    assert found.forward.module == "blocks.1.up"
-    assert set(found.unpaired[0]) == {
+    difference = diff(Net(), b)
+    assert difference.forward is not None
+    assert difference.forward.module == "blocks.1.up"
+    assert set(difference.unpaired[0]) == {
         "blocks.1.up.weight",
         "blocks.1.up.bias",
         "blocks.1.down.weight",
     }
-    assert "Infinity" not in json.dumps(found.to_json())
+    assert "Infinity" not in json.dumps(difference.to_json())
 
 
 class Single(nn.Module):
@@ -312,9 +312,9 @@ class Single(nn.Module):
 
 def test_float32_where_float64_cannot_be() -> None:
     x = torch.randn(3, 5, 8)
-    found = diff(Single(0.0), Single(0.0), x)
-    assert found.same
-    assert found.dtype == "float32"
+    difference = diff(Single(0.0), Single(0.0), x)
+    assert difference.same
+    assert difference.dtype == "float32"
     assert not diff(Single(0.0), Single(0.1), x).same
 
 
@@ -333,9 +333,9 @@ def test_what_rounding_does_is_no_difference() -> None:
     b = Net()
     for block in b.blocks:
         block.up, block.down = Turned(block.up), Turned(block.down)
-    found = diff(Net(), b)
-    assert found.same
-    assert 0 < found.largest < 1e-13
+    difference = diff(Net(), b)
+    assert difference.same
+    assert 0 < difference.largest < 1e-13
 
 
 def test_both_models_and_the_rng_are_left_alone() -> None:
@@ -375,9 +375,9 @@ def test_the_command(
     assert main(["lint", "--diff", a, a]) == 0
     assert "No difference in 3 outputs" in capsys.readouterr().out
     assert main(["lint", "--diff", a, b]) == 1
-    told = capsys.readouterr().out
-    assert "They differ, first in 1." in told
-    assert "native_layer_norm" in told
+    output = capsys.readouterr().out
+    assert "They differ, first in 1." in output
+    assert "native_layer_norm" in output
     for words in (["--diff", a, b, "--json"], ["--diff", "--json", a, b], [a, b, "--diff"]):
         assert main(["lint", *words]) == 1
         if "--json" in words:

@@ -14,6 +14,6 @@ def test_what_writes_into_its_input_is_run_again_on_what_it_got() -> None:
             return x.mul_(1.5).add_(x.mean(-1, keepdim=True))
 
     model = built(lambda: TinyGPT(extra=Writes()))
-    found = influence_of(Specimen(model, make_inputs(model)))
-    assert {m.path for m in found.mixers} == {f"h.{i}.attn" for i in range(3)}
-    assert not any(m.other_same or m.other_else for m in found.module_influences)
+    influence = influence_of(Specimen(model, make_inputs(model)))
+    assert {m.path for m in influence.mixers} == {f"h.{i}.attn" for i in range(3)}
+    assert not any(m.other_same or m.other_else for m in influence.module_influences)

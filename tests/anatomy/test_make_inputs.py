@@ -323,7 +323,7 @@ OURS = {name: lambda n=name: ours(n) for name in ("gpt", "classifier", "both", "
 X = {name: lambda n=name: xt(n) for name in ("decoder", "encoder", "both")}
 
 
-def made(build: Callable[[], nn.Module]) -> tuple[nn.Module, Inputs]:
+def model_and_inputs(build: Callable[[], nn.Module]) -> tuple[nn.Module, Inputs]:
     torch.manual_seed(0)
     model = build().eval()
     return model, make_inputs(model)
@@ -359,7 +359,7 @@ KINDS = {"hf vit": "image", "hf deit": "image", "hf detr": "image", "hf wav2vec2
 @pytest.mark.filterwarnings(NESTED)
 @pytest.mark.parametrize("name", EVERY)
 def test_every_model_gets_inputs_and_arguments(name: str) -> None:
-    model, inputs = made(EVERY[name])
+    model, inputs = model_and_inputs(EVERY[name])
     before = copy.deepcopy(inputs)
     with torch.no_grad():
         assert main_output(inputs.call(model)).isfinite().all()
@@ -400,23 +400,23 @@ def test_every_model_gets_inputs_and_arguments(name: str) -> None:
     ],
 )
 def test_how_a_mask_is_read_is_measured(name: str, reading: str, square: dict[str, bool]) -> None:
-    model, inputs = made(TUTORIAL[name])
+    model, inputs = model_and_inputs(TUTORIAL[name])
     masks = find_arguments(model, inputs).masks
     assert {m.name: m.square for m in masks} == square
     assert {m.reading for m in masks} == {reading}
 
 
 def test_what_the_model_fixes_is_obeyed() -> None:
-    assert made(lambda: Nano(4))[1].tensors()["0"].shape[1] <= 4
-    assert made(Fixed)[1].tensors()["0"].shape[1] == 9
-    assert made(Patches)[1].tensors()["0"].shape[1:] == (3, 20, 20)
+    assert model_and_inputs(lambda: Nano(4))[1].tensors()["0"].shape[1] <= 4
+    assert model_and_inputs(Fixed)[1].tensors()["0"].shape[1] == 9
+    assert model_and_inputs(Patches)[1].tensors()["0"].shape[1:] == (3, 20, 20)
 
 
 def test_masks_of_made_inputs_hide_nothing() -> None:
     """A mask of ones where 1 hides would make every finding worthless."""
-    _, inputs = made(Fixed)
+    _, inputs = model_and_inputs(Fixed)
     assert not inputs.tensors()["1"].any()
-    _, inputs = made(Additive)
+    _, inputs = model_and_inputs(Additive)
     assert torch.equal(inputs.tensors()["1"] == 0, torch.ones(7, 7).tril().bool().expand(3, 7, 7))
 
 
@@ -459,7 +459,7 @@ class Computes(nn.Module):
 @pytest.mark.parametrize("style", ["module", "indexed", "one hot"])
 @pytest.mark.parametrize("name", COMPUTED)
 def test_ids_that_are_computed_with_before_they_are_looked_up(name: str, style: str) -> None:
-    model, inputs = made(lambda: Computes(COMPUTED[name], style))
+    model, inputs = model_and_inputs(lambda: Computes(COMPUTED[name], style))
     ids = inputs.tensors()["0"]
     assert ids.max() > VOCAB // 2, "words from all of the vocabulary, not the first two"
     assert ids.max() < VOCAB
@@ -478,14 +478,14 @@ def test_what_is_shown_beside_ids_has_a_length_of_its_own() -> None:
             x = self.wte(idx) + features.mean(1, keepdim=True)
             return self.head(x)
 
-    inputs = made(Captions)[1].tensors()
+    inputs = model_and_inputs(Captions)[1].tensors()
     assert inputs["0"].shape[1] != inputs["1"].shape[1]
 
 
 def test_a_decoder_that_is_given_as_much_as_its_memory_is_told_by_its_behaviour() -> None:
     class Nameless(Annotated):
-        def forward(self, *given: Tensor) -> Tensor:
-            return super().forward(*given)
+        def forward(self, *args: Tensor) -> Tensor:
+            return super().forward(*args)
 
     torch.manual_seed(0)
     model = Nameless().eval()
@@ -535,10 +535,10 @@ def test_what_a_user_gives() -> None:
 def test_a_target_without_effect_is_the_target_all_the_same() -> None:
     class Deaf(Annotated):
         def forward(self, src: Tensor, tgt: Tensor, src_mask: Tensor, tgt_mask: Tensor) -> Tensor:
-            said = super().forward(src, tgt * 0, src_mask, tgt_mask)
-            return said.mean(1, keepdim=True).expand(-1, tgt.shape[1], -1)
+            output = super().forward(src, tgt * 0, src_mask, tgt_mask)
+            return output.mean(1, keepdim=True).expand(-1, tgt.shape[1], -1)
 
-    arguments = find_arguments(*made(Deaf))
+    arguments = find_arguments(*model_and_inputs(Deaf))
     assert (arguments.main, arguments.memory) == ("1", "0")
 
 

@@ -107,9 +107,9 @@ def test_gradients_flow_to_what_was_recorded():
     model, x = Small(), torch.randn(2, 3, 8)
     trace = record(lambda: model(x), model)
     gelu = op(trace, "gelu").outputs[0].tensor
-    (found,) = torch.autograd.grad(trace.outputs[0].sum(), [gelu])
+    (gradient,) = torch.autograd.grad(trace.outputs[0].sum(), [gelu])
     expected = torch.ones(2, 3, 8) @ model.down.weight
-    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(gradient, expected, atol=1e-6)
 
 
 def test_encoder_layers_of_torch_are_recorded_in_evaluation_mode():

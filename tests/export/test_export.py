@@ -84,10 +84,10 @@ def ids(batch: int, length: int, size: int = 283) -> Tensor:
     return torch.randint(size, (batch, length), generator=torch.Generator().manual_seed(5))
 
 
-def close(got: Tensor, want: Tensor, tolerance: float = 1e-5) -> None:
+def close(actual: Tensor, want: Tensor, tolerance: float = 1e-5) -> None:
     """Two programs in float32: some 1e3 roundings of 6e-8, relative to the largest logit."""
-    assert got.shape == want.shape
-    assert (got - want).abs().max() <= tolerance * max(1.0, want.abs().max())
+    assert actual.shape == want.shape
+    assert (actual - want).abs().max() <= tolerance * max(1.0, want.abs().max())
 
 
 def nothing_in(folder: Path) -> bool:
@@ -104,19 +104,19 @@ def rolled(t: Tensor) -> Tensor:
 
 def test_a_comparison_takes_no_nan_no_other_shape_and_nothing_too_far() -> None:
     want = torch.tensor([[2.0, -200.0]])
-    found = check.Comparison("somebody", 1e-3)
-    found.add("a", want + 0.19, want)  # 0.19 of 200 is within a thousandth
+    comparison = check.Comparison("somebody", 1e-3)
+    comparison.add("a", want + 0.19, want)  # 0.19 of 200 is within a thousandth
     with pytest.raises(CheckFailed, match=r"somebody, b: .* differ by 1\.1e-03 \(allowed 1e-03"):
-        found.add("b", want + 0.22, want)
+        comparison.add("b", want + 0.22, want)
     with pytest.raises(CheckFailed, match="differ by nan"):
-        found.add("c", want * float("nan"), want)
+        comparison.add("c", want * float("nan"), want)
     with pytest.raises(CheckFailed, match=r"shape \(1, 1\) instead of \(1, 2\)"):
-        found.add("d", want[:, :1], want)
+        comparison.add("d", want[:, :1], want)
     with pytest.raises(CheckFailed):  # below 1 it is the difference itself
-        found.add("e", torch.tensor([1.1e-3]), torch.tensor([0.0]))
-    told = found.result()
-    assert told.inputs == "a"
-    assert told.difference == pytest.approx(0.19 / 200, rel=1e-4)
+        comparison.add("e", torch.tensor([1.1e-3]), torch.tensor([0.0]))
+    result = comparison.result()
+    assert result.inputs == "a"
+    assert result.difference == pytest.approx(0.19 / 200, rel=1e-4)
 
 
 def test_all_positions_and_both_ends_of_the_vocabulary_are_compared() -> None:
@@ -126,10 +126,10 @@ def test_all_positions_and_both_ends_of_the_vocabulary_are_compared() -> None:
     endless = gpt(position="rope", dim=24, context_length=100_000)
     assert check.shapes(endless)[-1] == (1, check.LONGEST)
     for batch, length in check.shapes(model)[1:]:
-        drawn = check.draw(model, batch, length)
-        assert drawn.shape == (batch, length)
-        assert drawn.min() == 0
-        assert drawn.max() == 282
+        ids = check.draw(model, batch, length)
+        assert ids.shape == (batch, length)
+        assert ids.min() == 0
+        assert ids.max() == 282
 
 
 def test_what_is_not_finite_is_not_exported(tmp_path: Path) -> None:
@@ -148,38 +148,38 @@ def test_a_folder_that_transformers_loads(
     transformers: Any, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     model = gpt(vocab_multiple=64, eps=1e-3)
-    told: list[str] = []
-    written = to_hf(model, tmp_path / "deep" / "a", tokenizer=tokenizer, tell=told.append)
-    made = transformers.AutoModelForCausalLM.from_pretrained(written.path)
-    assert type(made) is transformers.GPT2LMHeadModel
+    messages: list[str] = []
+    result = to_hf(model, tmp_path / "deep" / "a", tokenizer=tokenizer, tell=messages.append)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(result.path)
+    assert type(theirs) is transformers.GPT2LMHeadModel
     x = ids(2, CONTEXT)
-    close(made(x).logits, model(x))
+    close(theirs(x).logits, model(x))
     text = "the fox, didn't"
-    assert transformers.AutoTokenizer.from_pretrained(written.path).encode(
+    assert transformers.AutoTokenizer.from_pretrained(result.path).encode(text) == tokenizer.encode(
         text
-    ) == tokenizer.encode(text)
-    assert written.check is not None
-    assert written.check.by == f"transformers {transformers.__version__}"
-    assert written.check.inputs.endswith("1 x 20, 3 texts")
-    assert 0 < written.check.difference < 1e-6
-    assert written.files["model.safetensors"] == (written.path / "model.safetensors").stat().st_size
-    assert told[0] == "writing the weights"
+    )
+    assert result.check is not None
+    assert result.check.by == f"transformers {transformers.__version__}"
+    assert result.check.inputs.endswith("1 x 20, 3 texts")
+    assert 0 < result.check.difference < 1e-6
+    assert result.files["model.safetensors"] == (result.path / "model.safetensors").stat().st_size
+    assert messages[0] == "writing the weights"
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a"]  # what it was made in is gone
-    assert folders.verify(written.path)
+    assert folders.verify(result.path)
 
 
 @pytest.mark.parametrize("scheme", ["ngpt", "hyper_connections", "residual_dual"])
 def test_a_folder_of_any_design(transformers: Any, tmp_path: Path, scheme: str) -> None:
     model = gpt(scheme=scheme, position="alibi", tied=False, vocab_multiple=64)
-    written = to_hf(model, tmp_path / "a", dtype=torch.bfloat16)
-    assert "import addnorm.hf first" in written.what
-    stored = GPT.from_pretrained(tmp_path / "a", dtype=None)
-    assert stored.tokens.weight.dtype == torch.bfloat16
+    result = to_hf(model, tmp_path / "a", dtype=torch.bfloat16)
+    assert "import addnorm.hf first" in result.what
+    again = GPT.from_pretrained(tmp_path / "a", dtype=None)
+    assert again.tokens.weight.dtype == torch.bfloat16
     assert model.tokens.weight.dtype == torch.float32  # the caller's is as it was
     x = ids(2, 9)
     with torch.no_grad():
         want = copy.deepcopy(model).to(torch.bfloat16).float()(x)
-    close(stored.float()(x), want)
+    close(again.float()(x), want)
 
 
 @pytest.mark.parametrize("theirs", ["config.json", "tokenizer.json", "addnorm_checksums.json"])
@@ -241,10 +241,10 @@ def test_a_folder_without_transformers(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "addnorm.hf", raising=False)
     monkeypatch.delattr("addnorm.hf", raising=False)
-    written = to_hf(gpt(), tmp_path / "a")
-    assert written.check is not None
-    assert written.check.by == "addnorm"
-    (remark,) = written.remarks
+    result = to_hf(gpt(), tmp_path / "a")
+    assert result.check is not None
+    assert result.check.by == "addnorm"
+    (remark,) = result.remarks
     assert remark.startswith("NOT CHECKED with transformers, only read back by addnorm itself: ")
     assert "pip install 'addnorm[hf]'" in remark
 
@@ -254,9 +254,9 @@ def wrong_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     right = gpt_files._as_gpt2
 
     def turned(config: GPTConfig, ours: Any) -> dict[str, Tensor]:
-        stored = right(config, ours)
+        state = right(config, ours)
         name = "transformer.h.1.attn.c_proj.weight"
-        return {**stored, name: stored[name].T}
+        return {**state, name: state[name].T}
 
     monkeypatch.setattr(gpt_files, "_as_gpt2", turned)
 
@@ -281,9 +281,9 @@ def test_a_folder_that_transformers_cannot_load(
     right = gpt_files._as_gpt2
 
     def short(config: GPTConfig, ours: Any) -> dict[str, Tensor]:
-        stored = right(config, ours)
-        del stored["transformer.h.1.ln_2.bias"]  # transformers would make one up
-        return stored
+        state = right(config, ours)
+        del state["transformer.h.1.ln_2.bias"]  # transformers would make one up
+        return state
 
     monkeypatch.setattr(gpt_files, "_as_gpt2", short)
     with pytest.raises(CheckFailed, match=r"cannot load the folder: .*missing_keys.*ln_2\.bias"):
@@ -305,11 +305,11 @@ def test_a_gguf_file_holds_what_llama_cpp_asks_for(
     transformers: Any, gguf: Any, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     model = gpt(eps=1e-3, vocab_multiple=64)
-    written = to_gguf(model, tmp_path / "tiny.gguf", tokenizer=tokenizer)
-    assert written.check is not None
-    assert written.check.difference < 1e-6
-    values, tensors = fields(gguf, written.path)
-    wanted = {
+    result = to_gguf(model, tmp_path / "tiny.gguf", tokenizer=tokenizer)
+    assert result.check is not None
+    assert result.check.difference < 1e-6
+    values, tensors = fields(gguf, result.path)
+    wants = {
         "general.architecture": "gpt2",
         "general.name": "tiny",
         "general.file_type": 0,
@@ -326,7 +326,7 @@ def test_a_gguf_file_holds_what_llama_cpp_asks_for(
         "tokenizer.ggml.eos_token_id": tokenizer.eos_id,
         "tokenizer.ggml.add_bos_token": False,
     }
-    assert {key: values[key] for key in wanted} == wanted
+    assert {key: values[key] for key in wants} == wants
     tokens, types = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
     assert len(tokens) == len(types) == 283
     assert tokens[tokenizer.eos_id] == "<|endoftext|>"
@@ -357,9 +357,9 @@ def test_gguf_dtypes(
     with_tokenizer: bool,
 ) -> None:
     model = gpt(hidden=None, context_length=31)
-    given = tokenizer if with_tokenizer else None
-    written = to_gguf(model, tmp_path / "a.gguf", tokenizer=given, dtype=dtype)
-    values, tensors = fields(gguf, written.path)
+    tokenizer_or_none = tokenizer if with_tokenizer else None
+    result = to_gguf(model, tmp_path / "a.gguf", tokenizer=tokenizer_or_none, dtype=dtype)
+    values, tensors = fields(gguf, result.path)
     assert values["tokenizer.ggml.model"] == ("gpt2" if with_tokenizer else "none")
     assert values["gpt2.vocab_size"] == 283
     kinds = {t.tensor_type.name for t in tensors.values()}
@@ -379,15 +379,15 @@ def test_gguf_dtypes(
     x = ids(2, 31)
     close(theirs(x), rounded(x))
     assert (theirs(x) - model(x)).abs().max() > 1e-4
-    (remark,) = written.remarks
+    (remark,) = result.remarks
     assert remark.startswith(f"rounding the matrices to {dtype} moved the logits by ")
 
 
 def change(monkeypatch: pytest.MonkeyPatch, name: str, how: Callable[[Tensor], Tensor]) -> None:
     """One tensor of the GGUF file is written otherwise."""
     right = gguf_file._tensors
-    made = lambda model: [(n, how(t) if n == name else t) for n, t in right(model)]  # noqa: E731
-    monkeypatch.setattr(gguf_file, "_tensors", made)
+    wrong = lambda model: [(n, how(t) if n == name else t) for n, t in right(model)]  # noqa: E731
+    monkeypatch.setattr(gguf_file, "_tensors", wrong)
 
 
 @pytest.mark.parametrize(
@@ -467,22 +467,22 @@ def changed(tokenizer: Tokenizer, folder: Path, change: Callable[[Any], None]) -
     """The same with something else in its tokenizer.json."""
     tokenizer.save(folder)
     (folder / "addnorm_tokenizer.json").unlink()
-    told = json.loads((folder / "tokenizer.json").read_text())
-    change(told)
-    (folder / "tokenizer.json").write_text(json.dumps(told))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    change(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
     (folder / "tokenizer_config.json").unlink()
     return Tokenizer.from_pretrained(folder)
 
 
-def other_words(told: dict[str, Any]) -> None:
-    byte_level = {**told["pre_tokenizer"], "use_regex": False}
+def other_words(content: dict[str, Any]) -> None:
+    byte_level = {**content["pre_tokenizer"], "use_regex": False}
     digits = {"type": "Digits", "individual_digits": True}
-    told["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, byte_level]}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, byte_level]}
 
 
-def no_end(told: dict[str, Any]) -> None:
-    told["added_tokens"][0]["content"] = "<end>"
-    told["model"]["vocab"]["<end>"] = told["model"]["vocab"].pop("<|endoftext|>", 279)
+def no_end(content: dict[str, Any]) -> None:
+    content["added_tokens"][0]["content"] = "<end>"
+    content["model"]["vocab"]["<end>"] = content["model"]["vocab"].pop("<|endoftext|>", 279)
 
 
 @pytest.mark.parametrize(
@@ -494,7 +494,7 @@ def no_end(told: dict[str, Any]) -> None:
         (lambda t, f: changed(t, f, other_words), "splits texts in its own way .*Digits"),
         (lambda t, f: changed(t, f, no_end), "would take id 11 for one: name eos_token"),
         (
-            lambda t, f: changed(t, f, lambda told: told.update(normalizer={"type": "NFC"})),
+            lambda t, f: changed(t, f, lambda content: content.update(normalizer={"type": "NFC"})),
             r"its own way \(a normalizer\)",
         ),
     ],
@@ -519,12 +519,12 @@ def test_a_gguf_file_that_nobody_can_check(
     if lacking == "transformers":
         monkeypatch.delitem(sys.modules, "addnorm.hf", raising=False)
         monkeypatch.delattr("addnorm.hf", raising=False)
-    written = to_gguf(gpt(), tmp_path / "a.gguf", tokenizer=None)
-    assert written.check is None
-    (remark,) = written.remarks
+    result = to_gguf(gpt(), tmp_path / "a.gguf", tokenizer=None)
+    assert result.check is None
+    (remark,) = result.remarks
     assert remark.startswith("NOT CHECKED: ")
     assert "pip install 'addnorm[export,hf]'" in remark
-    assert written.path.stat().st_size > 10_000
+    assert result.path.stat().st_size > 10_000
 
 
 # --- onnx -----------------------------------------------------------------------------------------
@@ -538,22 +538,22 @@ class Exported:
 
     def __init__(self, ort: Any, folder: Path, model: GPT, **options: bool) -> None:
         self.model, self.options, self.path = model, options, folder / "model.onnx"
-        given = []
+        programs = []
         right = onnx_file._exported
 
-        def kept(graph: Graph) -> Any:
-            given.append(right(graph))
-            return given[0]
+        def noting(graph: Graph) -> Any:
+            programs.append(right(graph))
+            return programs[0]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(onnx_file, "_exported", kept)
-            self.written = to_onnx(model, self.path, **options)
-        self.program = given[0]
+            patch.setattr(onnx_file, "_exported", noting)
+            self.result = to_onnx(model, self.path, **options)
+        self.program = programs[0]
         self.session = ort.InferenceSession(str(self.path), providers=["CPUExecutionProvider"])
 
     def run(self, **feed: Any) -> list[Tensor]:
-        made = self.session.run(None, {name: np.asarray(value) for name, value in feed.items()})
-        return [torch.from_numpy(t) for t in made]
+        outputs = self.session.run(None, {name: np.asarray(value) for name, value in feed.items()})
+        return [torch.from_numpy(t) for t in outputs]
 
     def again(self, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], None]) -> None:
         """From now on an export takes what was made here, spoiled; tracing again takes seconds."""
@@ -585,21 +585,21 @@ def test_a_graph_takes_any_batch_and_any_length(plain: Exported) -> None:
     for batch, length in [(1, 1), (3, 1), (1, 7), (3, 7), (1, CONTEXT), (5, 11)]:
         x = ids(batch, length)
         x[x == 3] = 4
-        (got,) = plain.run(ids=x)
-        close(got, plain.model(x))
-    assert plain.written.check is not None
-    assert plain.written.check.difference < 1e-5
+        (actual,) = plain.run(ids=x)
+        close(actual, plain.model(x))
+    assert plain.result.check is not None
+    assert plain.result.check.difference < 1e-5
     assert [p.name for p in plain.path.parent.iterdir()] == ["model.onnx"]
 
 
 def test_a_graph_holds_huge_rows(plain: Exported) -> None:
     """Their squares overflow float32: the norm divides by a power of two first, as in the model."""
     x = torch.tensor([[3, 5, 3], [7, 3, 1]])
-    (got,) = plain.run(ids=x)
+    (actual,) = plain.run(ids=x)
     want = plain.model(x)
     assert want[0, 0].abs().max() > 0.1  # with overflow it would be the final norm's bias, alone
     assert (want[0, 0] - plain.model(torch.tensor([[4]]))[0, 0]).abs().max() > 0.1
-    close(got, want)
+    close(actual, want)
 
 
 def test_a_graph_takes_no_more_than_the_model(plain: Exported) -> None:
@@ -610,8 +610,8 @@ def test_a_graph_takes_no_more_than_the_model(plain: Exported) -> None:
 
 
 def test_a_graph_says_what_it_is_and_not_where_it_was_made(plain: Exported) -> None:
-    told = plain.session.get_modelmeta().custom_metadata_map
-    assert json.loads(told["addnorm.config"]) == dataclasses.asdict(plain.model.config)
+    properties = plain.session.get_modelmeta().custom_metadata_map
+    assert json.loads(properties["addnorm.config"]) == dataclasses.asdict(plain.model.config)
     assert b"stack_trace" not in plain.path.read_bytes()
     assert str(ROOT).encode() not in plain.path.read_bytes()
 
@@ -621,10 +621,10 @@ def test_padding_wherever_it_is(cached: Exported) -> None:
     x, valid = ids(3, 7), torch.ones(3, 7, dtype=torch.bool)
     valid[0, :3] = False
     valid[1, 5:] = False
-    got = cached.run(ids=x, valid=valid, **empty(3))[0]
+    actual = cached.run(ids=x, valid=valid, **empty(3))[0]
     for row in range(3):
         alone = x[row, valid[row]][None]
-        close(got[row, valid[row]][None], cached.model(alone))
+        close(actual[row, valid[row]][None], cached.model(alone))
 
 
 def empty(batch: int) -> dict[str, Any]:
@@ -639,23 +639,23 @@ def test_one_graph_serves_the_prompt_and_the_steps(cached: Exported) -> None:
     assert shapes["past.0.key"] == ["batch", 1, "past", 4]
     prompt, steps = ids(3, 4), CONTEXT - 4
     want = cached.model.generate(prompt, steps, temperature=0)
-    seen = x = prompt
+    so_far = x = prompt
     past = empty(3)
     for _ in range(steps):
-        valid = torch.ones(seen.shape, dtype=torch.bool)
+        valid = torch.ones(so_far.shape, dtype=torch.bool)
         logits, key, value = cached.run(ids=x, valid=valid, **past)
         past = {"past.0.key": key, "past.0.value": value}
         x = logits[:, -1:].argmax(-1)
-        seen = torch.cat((seen, x), 1)
-    assert torch.equal(seen, want)
+        so_far = torch.cat((so_far, x), 1)
+    assert torch.equal(so_far, want)
     assert key.shape == (3, 1, CONTEXT - 1, 4)
 
 
 def test_a_tied_head_is_in_the_file_once(cached: Exported, plain: Exported) -> None:
     onnx = pytest.importorskip("onnx")
     for exported, tables in ((cached, 1), (plain, 2)):
-        held = onnx.load(exported.path).graph.initializer
-        assert sum(283 in tensor.dims for tensor in held) == tables
+        tensors = onnx.load(exported.path).graph.initializer
+        assert sum(283 in tensor.dims for tensor in tensors) == tables
 
 
 def test_large_weights_go_into_a_file_of_their_own(
@@ -663,10 +663,10 @@ def test_large_weights_go_into_a_file_of_their_own(
 ) -> None:
     plain.again(monkeypatch, lambda program: None)
     monkeypatch.setattr(onnx_file, "INLINE", 1000)
-    written = to_onnx(plain.model, tmp_path / "big.onnx")
+    result = to_onnx(plain.model, tmp_path / "big.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
-    assert list(written.files) == ["big.onnx", "big.onnx.data"]
-    assert written.files["big.onnx.data"] > 2 * 283 * 12 * 4
+    assert list(result.files) == ["big.onnx", "big.onnx.data"]
+    assert result.files["big.onnx.data"] > 2 * 283 * 12 * 4
     session = ort.InferenceSession(str(tmp_path / "big.onnx"), providers=["CPUExecutionProvider"])
     x = ids(2, 5)
     close(torch.from_numpy(session.run(None, {"ids": x.numpy()})[0]), plain.model(x))
@@ -677,8 +677,8 @@ def spoiled(name: str) -> Callable[[Any], None]:
 
     def spoil(program: Any) -> None:
         ir = pytest.importorskip("onnx_ir")
-        held = program.model.graph.initializers[name]
-        held.const_value = ir.tensor(np.roll(held.const_value.numpy(), 1, 0), name=name)
+        tensor = program.model.graph.initializers[name]
+        tensor.const_value = ir.tensor(np.roll(tensor.const_value.numpy(), 1, 0), name=name)
 
     return spoil
 
@@ -704,9 +704,9 @@ def test_a_cache_that_is_wrong_shows_in_the_steps(cached: Exported) -> None:
 
         right = onnx_check._run
 
-        def run(*given: Any) -> Any:
-            got, past = right(*given)
-            return got, {name: torch.zeros_like(t) for name, t in past.items()}
+        def run(*args: Any) -> Any:
+            actual, past = right(*args)
+            return actual, {name: torch.zeros_like(t) for name, t in past.items()}
 
         patch.setattr(onnx_check, "_run", run)
         with pytest.raises(CheckFailed, match="cached step 1: logits differ"):
@@ -768,9 +768,9 @@ def test_a_graph_of_any_design(ort: Any, tmp_path: Path, changes: dict[str, Any]
     both = {"with_cache": True, "with_valid": True}
     masks = changes.keys() & {"position", "window", "attention_softcap"}
     for options in (both, {}) if masks else (both,):
-        written = to_onnx(model, tmp_path / "a.onnx", **options)
-        assert written.check is not None
-        assert written.check.difference < 1e-5
+        result = to_onnx(model, tmp_path / "a.onnx", **options)
+        assert result.check is not None
+        assert result.check.difference < 1e-5
 
 
 @pytest.mark.slow
@@ -780,10 +780,10 @@ def test_the_terminal_stays_clean(ort: Any, tmp_path: Path, option: str) -> None
     gpt(n_layers=1).save_pretrained(tmp_path / "m")
     words = ["export", "onnx", str(tmp_path / "m"), "--out", str(tmp_path / "a.onnx"), option]
     code = f"import sys; from addnorm.cli import main; sys.exit(main({words}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0
-    assert done.stderr == ""
-    assert len(done.stdout.splitlines()) == 3
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0
+    assert process.stderr == ""
+    assert len(process.stdout.splitlines()) == 3
 
 
 @pytest.mark.slow
@@ -807,15 +807,15 @@ def test_the_command_writes_a_folder(
 ) -> None:
     out = tmp_path / "out"
     assert main(["export", "hf", str(folder), "--out", str(out), "--dtype", "f16"]) == 0
-    told = capfd.readouterr()
-    lines = told.out.splitlines()
+    output = capfd.readouterr()
+    lines = output.out.splitlines()
     assert lines[0] == f"{out}: a folder for transformers, GPT-2's format"
     assert any(line.split()[:1] == ["model.safetensors"] and line.endswith("kB") for line in lines)
     assert lines[-1].startswith(f"checked by transformers {transformers.__version__}, 1 x 1, ")
     assert "(allowed 1e-05)" in lines[-1]
-    assert told.err == ""
-    stored = GPT.from_pretrained(out, dtype=None)
-    assert stored.tokens.weight.dtype == torch.float16
+    assert output.err == ""
+    again = GPT.from_pretrained(out, dtype=None)
+    assert again.tokens.weight.dtype == torch.float16
     with pytest.raises(WeightsError):
         GPT.from_pretrained(folder)  # it is the run's folder: the model is within
 
@@ -825,12 +825,14 @@ def test_the_command_writes_gguf(
 ) -> None:
     out = tmp_path / "m.gguf"
     assert main(["export", "gguf", str(folder), "--out", str(out), "--dtype", "bf16"]) == 0
-    told = capfd.readouterr()
-    assert told.out.startswith(f"{out}: a GGUF file of architecture gpt2 in bf16\n  m.gguf")
-    assert "checked by transformers" in told.out
-    assert "3 texts" in told.out
-    assert told.out.splitlines()[-1].startswith("rounding the matrices to bf16 moved the logits by")
-    assert told.err == ""
+    output = capfd.readouterr()
+    assert output.out.startswith(f"{out}: a GGUF file of architecture gpt2 in bf16\n  m.gguf")
+    assert "checked by transformers" in output.out
+    assert "3 texts" in output.out
+    assert output.out.splitlines()[-1].startswith(
+        "rounding the matrices to bf16 moved the logits by"
+    )
+    assert output.err == ""
     assert main(["export", "gguf", str(folder), "--out", str(out), "--no-tokenizer"]) == 0
     assert "in f32, without a tokenizer" in capfd.readouterr().out
 
@@ -845,17 +847,17 @@ def test_the_command_writes_onnx(
     cached.again(monkeypatch, lambda program: None)
     words = ["export", "onnx", str(tmp_path / "m"), "--out", str(tmp_path / "a.onnx")]
     assert main([*words, "--with-cache", "--with-valid"]) == 0
-    told = capfd.readouterr()
-    assert "an ONNX graph with the inputs ids, valid, past" in told.out
-    assert "13 greedy steps of 3 rows with the cache: logits differ by" in told.out
-    assert told.err == ""
+    output = capfd.readouterr()
+    assert "an ONNX graph with the inputs ids, valid, past" in output.out
+    assert "13 greedy steps of 3 rows with the cache: logits differ by" in output.out
+    assert output.err == ""
 
     cached.again(monkeypatch, spoiled("gpt.positions.weight"))
     words[-1] = str(tmp_path / "b.onnx")
     assert main([*words, "--with-cache", "--with-valid"]) == 1
-    told = capfd.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("addnorm: the check failed, and nothing was written: onnxruntime ")
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("addnorm: the check failed, and nothing was written: onnxruntime ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx", "m"]
 
 
@@ -871,9 +873,11 @@ def test_the_command_fails_with_its_check(
     change(monkeypatch, "blk.1.attn_output.weight", lambda t: t.T)
     for kind in ("hf", "gguf"):
         assert main(["export", kind, str(folder), "--out", str(tmp_path / "out")]) == 1
-        told = capfd.readouterr()
-        assert told.out == ""
-        assert told.err.startswith("addnorm: the check failed, and nothing was written: transform")
+        output = capfd.readouterr()
+        assert output.out == ""
+        assert output.err.startswith(
+            "addnorm: the check failed, and nothing was written: transform"
+        )
         assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
@@ -886,10 +890,10 @@ def test_the_command_refuses_by_name(
 ) -> None:
     def refused(*words: str) -> str:
         assert main(["export", *words, "--out", str(tmp_path / "out")]) == 2
-        told = capfd.readouterr()
-        assert told.out == ""
+        output = capfd.readouterr()
+        assert output.out == ""
         assert not (tmp_path / "out").exists()
-        return told.err
+        return output.err
 
     gpt(scheme="deepnorm").save_pretrained(tmp_path / "deep")
     deep = str(tmp_path / "deep")

@@ -74,8 +74,8 @@ def tiny(**changes: Any) -> GPT:
         vocab_size=61, context_length=37, dim=20, n_layers=3, n_heads=5, hidden=33, dropout=0.1
     )
     torch.manual_seed(1)
-    made: GPT = stir(GPT(dataclasses.replace(config, **changes)).eval())
-    return made
+    model: GPT = stir(GPT(dataclasses.replace(config, **changes)).eval())
+    return model
 
 
 def ids(batch: int = 2, length: int = 31, seed: int = 0, vocab: int = 61) -> Tensor:
@@ -99,8 +99,8 @@ def mangle(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
 
 
 def reconfigure(folder: Path, **changes: Any) -> Path:
-    told = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**told, **changes}))
+    card = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**card, **changes}))
     (folder / folders.CHECKSUMS).unlink(missing_ok=True)
     return folder
 
@@ -128,14 +128,14 @@ def compare(hf: Any, theirs: Any, ours: GPT, x: Tensor) -> dict[str, float]:
     a.loss.backward()
     loss.backward()
     mine: dict[str, Any] = {name: p.grad for name, p in ours.named_parameters()}
-    wanted = dict(theirs.named_parameters())
+    parameters = dict(theirs.named_parameters())
     worst = 0.0
     for row in gpt_files.gpt2_rows(ours.config):
         name = row.theirs if row is gpt_files.UNTIED else f"transformer.{row.theirs}"
-        want = wanted[name].grad
-        got = torch.cat([mine[part] for part in row.ours])
-        got = got.T if row.transposed else got
-        worst = max(worst, float((got - want).abs().max() / want.abs().max()))
+        want = parameters[name].grad
+        gradient = torch.cat([mine[part] for part in row.ours])
+        gradient = gradient.T if row.transposed else gradient
+        worst = max(worst, float((gradient - want).abs().max() / want.abs().max()))
     return {
         "logits": float((a.logits - logits).detach().abs().max()),
         "layers": max(layers),
@@ -308,8 +308,8 @@ def shard(folder: Path, suffix: str = "safetensors") -> Path:
     places: dict[str, str] = {}
     for i, part in enumerate(parts, 1):
         file = f"{stem}-{i:05}-of-00003.{suffix}"
-        held = {n: state[n] for n in part}
-        save_file(held, folder / file) if suffix != "bin" else torch.save(held, folder / file)
+        tensors = {n: state[n] for n in part}
+        save_file(tensors, folder / file) if suffix != "bin" else torch.save(tensors, folder / file)
         places |= dict.fromkeys(part, file)
     index = {"metadata": {}, "weight_map": places}
     (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
@@ -422,17 +422,17 @@ def test_options_that_we_do_not_implement_are_refused(
 
 def test_every_option_of_transformers_is_decided(hf: Any) -> None:
     """A new version with a new option fails here, and not in somebody's logits."""
-    told = json.loads(hf.GPT2Config().to_json_string(use_diff=False))
-    config = config_json.from_gpt2(told, None)
+    options = json.loads(hf.GPT2Config().to_json_string(use_diff=False))
+    config = config_json.from_gpt2(options, None)
     assert config == GPT.preset("gpt2", dropout=0.1)
-    known = {*config_json.FIELDS, *config_json.UNTOLD, *config_json.EXACT}
-    undecided = told.keys() - known - config_json.BOOKKEEPING
+    decided_names = {*config_json.FIELDS, *config_json.UNTOLD, *config_json.EXACT}
+    undecided = options.keys() - decided_names - config_json.BOOKKEEPING
     assert undecided == set(), "read, refuse or declare bookkeeping"
 
 
 def test_the_configuration_on_the_hub() -> None:
     """As openai-community/gpt2 and distilgpt2 have it, written by transformers of 2019."""
-    told = """{"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"],
+    content = """{"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"],
         "attn_pdrop": 0.1, "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256,
         "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "model_type": "gpt2",
         "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024,
@@ -441,14 +441,14 @@ def test_the_configuration_on_the_hub() -> None:
         "task_specific_params": {"text-generation": {"do_sample": true, "max_length": 50}},
         "_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
         "vocab_size": 50257}"""
-    assert config_json.from_gpt2(json.loads(told), None) == GPT.preset("gpt2", dropout=0.1)
+    assert config_json.from_gpt2(json.loads(content), None) == GPT.preset("gpt2", dropout=0.1)
 
 
 def test_a_missing_option(tmp_path: Path) -> None:
     folder, _ = gpt2_folder(tmp_path)
-    told = json.loads((folder / "config.json").read_text())
-    del told["n_layer"]
-    (folder / "config.json").write_text(json.dumps(told))
+    card = json.loads((folder / "config.json").read_text())
+    del card["n_layer"]
+    (folder / "config.json").write_text(json.dumps(card))
     with pytest.raises(WeightsError, match=r"config.json: n_layer missing"):
         GPT.from_pretrained(folder)
 
@@ -472,15 +472,19 @@ def test_unknown_options_that_say_nothing_pass(tmp_path: Path) -> None:
 # --- dtypes ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stored", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_dtypes(tmp_path: Path, stored: torch.dtype) -> None:
-    model = tiny().to(stored)
+@pytest.mark.parametrize(
+    "dtype_on_disk", [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+)
+def test_dtypes(tmp_path: Path, dtype_on_disk: torch.dtype) -> None:
+    model = tiny().to(dtype_on_disk)
     model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(stored)[6:]
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype_on_disk)[6:]
     loaded, report = gpt_files.load(tmp_path)
-    assert report.dtypes == [str(stored)[6:]]
+    assert report.dtypes == [str(dtype_on_disk)[6:]]
     assert same_bits(loaded.state_dict(), model.float().state_dict())
-    assert {p.dtype for p in GPT.from_pretrained(tmp_path, dtype=None).parameters()} == {stored}
+    assert {p.dtype for p in GPT.from_pretrained(tmp_path, dtype=None).parameters()} == {
+        dtype_on_disk
+    }
     half = GPT.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
 
@@ -545,7 +549,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "missing tensor": (
         lambda f: mangle(f, lambda s: {k: v for k, v in s.items() if "h.1.ln_2" not in k}),
-        r"h.1.ln_2.weight, h.1.ln_2.bias are missing from model.safetensors: the file was cut",
+        r"missing from model.safetensors: h.1.ln_2.weight, h.1.ln_2.bias. The file was cut",
     ),
     "extra tensor": (
         lambda f: mangle(f, lambda s: {**s, "transformer.h.0.attn.lora_A": torch.zeros(2)}),
@@ -640,8 +644,8 @@ def test_ten_damages_have_ten_messages(tmp_path: Path) -> None:
         DAMAGES[damage][0](folder)
         with pytest.raises(WeightsError) as error:
             GPT.from_pretrained(folder)
-        told = [name for name in names if re.search(DAMAGES[name][1], str(error.value))]
-        assert told == [damage]
+        matches = [name for name in names if re.search(DAMAGES[name][1], str(error.value))]
+        assert matches == [damage]
 
 
 OWN: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -774,21 +778,21 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked for: safetensors, and pickles only where there are none."""
     folder, model = gpt2_folder(tmp_path)
-    asked: list[list[str]] = []
+    calls: list[list[str]] = []
 
     def download(repo: str, allow_patterns: list[str]) -> str:
         assert repo == "somebody/gpt2"
-        asked.append(allow_patterns)
+        calls.append(allow_patterns)
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert same_bits(GPT.from_pretrained("somebody/gpt2").state_dict(), model.state_dict())
-    assert len(asked) == 1
-    assert not any(".bin" in pattern for pattern in asked[0])
+    assert len(calls) == 1
+    assert not any(".bin" in pattern for pattern in calls[0])
     (folder / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match="no weights"):
         GPT.from_pretrained("somebody/gpt2")
-    assert "pytorch_model*.bin" in asked[-1]
+    assert "pytorch_model*.bin" in calls[-1]
 
 
 def test_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -992,10 +996,10 @@ def test_files_are_on_the_disk_before_they_have_their_names(
 
 def test_down_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the real one
-    done: list[int] = []
-    monkeypatch.setattr("os.fsync", done.append)
+    synced_files: list[int] = []
+    monkeypatch.setattr("os.fsync", synced_files.append)
     tiny().save_pretrained(tmp_path / "m")
-    assert len(done) == 5  # three files, the folder, and the one it is in
+    assert len(synced_files) == 5  # three files, the folder, and the one it is in
 
 
 def test_an_existing_folder_keeps_what_it_had(
@@ -1020,19 +1024,19 @@ def test_a_fall_between_two_files_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny().save_pretrained(tmp_path / "m")
-    new, replace, done = stir(tiny()), Path.replace, []
+    new, replace, names = stir(tiny()), Path.replace, []
 
     def falls(file: Path, to: Path) -> Path:
         if file.name == folders.CHECKSUMS:
             raise KeyboardInterrupt
-        done.append(to.name)
+        names.append(to.name)
         return replace(file, to)
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", falls)
         with pytest.raises(KeyboardInterrupt):
             new.save_pretrained(tmp_path / "m")
-    assert sorted(done) == ["config.json", "model.safetensors"]
+    assert sorted(names) == ["config.json", "model.safetensors"]
     with pytest.raises(WeightsError, match="is not what was written"):
         GPT.from_pretrained(tmp_path / "m")
 

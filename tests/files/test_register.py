@@ -74,8 +74,8 @@ def test_a_model_from_outside_with_a_format_of_its_own(
     from addnorm.cli import main
 
     assert main(["predict", str(tmp_path / "m"), "a b c d e f g", "a", "--json"]) == 0
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [one["label"] for one in told] == ["long", "short"]
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["label"] for one in answers] == ["long", "short"]
     assert main(["generate", str(tmp_path / "m"), "a"]) == 2
     assert "is a counter of words" in capsys.readouterr().err
 
@@ -105,9 +105,9 @@ def test_an_unknown_model_type_is_told(name: object, tmp_path: Path) -> None:
 def test_a_tokenizer_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     assert register.tokenizer_beside(tmp_path) is None
     Tokenizer.bytes().save(tmp_path)
-    found = register.tokenizer_beside(tmp_path)
-    assert found is not None
-    assert found.identity == Tokenizer.bytes().identity
+    tokenizer = register.tokenizer_beside(tmp_path)
+    assert tokenizer is not None
+    assert tokenizer.identity == Tokenizer.bytes().identity
     (tmp_path / "addnorm_tokenizer.json").write_text("{}")
     with pytest.raises(WeightsError, match="the tokenizer beside the model cannot be read: "):
         register.tokenizer_beside(tmp_path)

@@ -237,7 +237,7 @@ def test_a_model_without_memory_is_filled_later() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"dim": 0}, "dim must be a whole number of at least 1, got 0"),
         ({"n_layers": 2.0}, "n_layers must be a whole number"),
@@ -254,8 +254,8 @@ def test_a_model_without_memory_is_filled_later() -> None:
         ({"vocab_multiple": 0}, "vocab_multiple must be"),
     ],
 )
-def test_a_wrong_config_is_named(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_wrong_config_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         tiny(**changes)
 
 

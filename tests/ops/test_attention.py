@@ -70,10 +70,10 @@ CAPPED = "it has no softcap"
 def test_explain_says_who_served_attention_and_why(
     dtype: torch.dtype, options: dict[str, Any], served: tuple[str, str]
 ) -> None:
-    with counted() as seen:
+    with counted() as counts:
         y = attend(call(dtype, **options))
     assert y.dtype == dtype
-    assert seen == {served: 1}
+    assert counts == {served: 1}
     name, why = served
     assert f"attention, {name}: {tally()['attention', name, why]} calls ({why})" in str(
         ops.explain()
@@ -104,10 +104,10 @@ def test_short_attention_is_wide_where_that_is_faster(
     mask = torch.rand(1, 1, 5, tokens) < 0.5
     bias = torch.randn(2, 5, tokens)
     narrow = AttentionCall(q, k, v, 0.1, mask, bias)
-    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16), counted() as seen:
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16), counted() as counts:
         y = attend(narrow)
     assert y.dtype == torch.bfloat16
-    assert list(seen) == [
+    assert list(counts) == [
         ("aten", f"aten in float32: {why}") if why else ("aten in float32", "offered first")
     ]
     want = attend(narrow._replace(q=q.float(), k=k.float(), v=v.float())).bfloat16()
@@ -117,9 +117,9 @@ def test_short_attention_is_wide_where_that_is_faster(
 
 def test_elsewhere_than_on_cpus_nothing_is_widened() -> None:
     q, k, v = (torch.empty(B, H, T, D, device="meta", dtype=torch.bfloat16) for _ in range(3))
-    with counted() as seen:
+    with counted() as counts:
         assert attend(AttentionCall(q, k, v, 1.0)).shape == (B, H, T, D)
-    assert list(seen) == [("aten", "aten in float32: for CPUs")]
+    assert list(counts) == [("aten", "aten in float32: for CPUs")]
 
 
 ALLOWED = torch.tensor([[True] * S, [False] * S, *([[True, False] * 3 + [True]] * 3)])
@@ -133,10 +133,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def results(made: AttentionCall) -> list[Tensor]:
+def results(arguments: AttentionCall) -> list[Tensor]:
     """The output and the gradients of q, k and v."""
-    y = attend(made)
-    return [y, *torch.autograd.grad(y, made[:3], torch.linspace(-1, 1, y.numel()).view_as(y).to(y))]
+    y = attend(arguments)
+    return [
+        y,
+        *torch.autograd.grad(y, arguments[:3], torch.linspace(-1, 1, y.numel()).view_as(y).to(y)),
+    ]
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -145,24 +148,26 @@ def test_the_definition_is_softmax_of_what_is_allowed(
     options: dict[str, Any], softcap: float | None
 ) -> None:
     """Query by query, over the keys that it may see, without a mask or a -inf."""
-    made = call(softcap=softcap, **options)
-    group = H // made.k.shape[1]
-    mask = (torch.ones(T, S) if made.mask is None else made.mask).bool()
-    bias = torch.zeros(H, T, S) if made.bias is None else made.bias.expand(H, T, S)
+    arguments = call(softcap=softcap, **options)
+    group = H // arguments.k.shape[1]
+    mask = (torch.ones(T, S) if arguments.mask is None else arguments.mask).bool()
+    bias = torch.zeros(H, T, S) if arguments.bias is None else arguments.bias.expand(H, T, S)
     want = torch.zeros(B, H, T, D, dtype=torch.float64)
     for b in range(B):
         for h in range(H):
             for t in range(T):
-                keys = made.k[b, h // group, mask[t]]
-                logits = keys @ made.q[b, h, t] * made.scale
+                keys = arguments.k[b, h // group, mask[t]]
+                logits = keys @ arguments.q[b, h, t] * arguments.scale
                 if softcap is not None:
                     logits = softcap * torch.tanh(logits / softcap)
                 weights = (logits + bias[h, t, mask[t]]).softmax(-1)
-                want[b, h, t] = weights @ made.v[b, h // group, mask[t]]
+                want[b, h, t] = weights @ arguments.v[b, h // group, mask[t]]
     with ops.reference_only("attention"):
-        got = results(made)
+        actual = results(arguments)
     cotangent = torch.linspace(-1, 1, want.numel()).view_as(want).double()
-    for a, b in zip(got, [want, *torch.autograd.grad(want, made[:3], cotangent)], strict=True):
+    for a, b in zip(
+        actual, [want, *torch.autograd.grad(want, arguments[:3], cotangent)], strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=0, atol=EXACT)
 
 
@@ -174,27 +179,27 @@ def test_compiled_the_same_kernel_serves_and_nothing_is_counted(options: dict[st
         (torch.bfloat16, {}),
         (torch.float32, {"softcap": 2.0}),
     ):
-        made = call(dtype, **options, **more)
+        arguments = call(dtype, **options, **more)
         torch.compiler.reset()
         compiled = torch.compile(attend, backend="eager", fullgraph=True)
-        with counted() as seen:
-            y = compiled(made)
-        assert not seen
-        assert torch.equal(y, attend(made))
+        with counted() as counts:
+            y = compiled(arguments)
+        assert not counts
+        assert torch.equal(y, attend(arguments))
 
 
 def test_a_kernel_from_elsewhere_is_offered_first() -> None:
-    def ours(made: AttentionCall) -> Tensor:
-        if made.dropout:
+    def ours(arguments: AttentionCall) -> Tensor:
+        if arguments.dropout:
             raise Declined("without dropout")
-        return math.pi * attention.reference(made)
+        return math.pi * attention.reference(arguments)
 
     withdraw = ops.register(AttentionKernel("ours", ours))
-    with counted() as seen:
+    with counted() as counts:
         served = attend(call())
         attend(call(dropout=0.5))
     withdraw()
-    assert seen == {("ours", "offered first"): 1, ("aten", f"ours: without dropout; {NARROW}"): 1}
+    assert counts == {("ours", "offered first"): 1, ("aten", f"ours: without dropout; {NARROW}"): 1}
     torch.manual_seed(0)
     torch.testing.assert_close(served, math.pi * attend(call()), rtol=EXACT, atol=EXACT)
 

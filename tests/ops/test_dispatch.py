@@ -230,15 +230,15 @@ def test_a_kernel_gets_the_gradients_of_the_reference(wire: str, kind: str, dtyp
     want = run_wire(WIRES[wire], kind, dtype)
     toy = Toy()
     with offered(toy.kernel):
-        got = run_wire(WIRES[wire], kind, dtype)
+        actual = run_wire(WIRES[wire], kind, dtype)
     assert (toy.forwards, toy.backwards) == (1, 1)
     tolerance = EXACT if dtype == torch.float64 else 2.0**-6
-    assert got.keys() == want.keys()
+    assert actual.keys() == want.keys()
     for name, tensor in want.items():
         if tensor is None:
-            assert got[name] is None, f"{name}: the reference has none"
+            assert actual[name] is None, f"{name}: the reference has none"
         else:
-            mine = got[name]
+            mine = actual[name]
             assert mine is not None, f"{name} is missing"
             assert mine.dtype == tensor.dtype
             close(name, mine, numpy(tensor), tolerance)
@@ -247,12 +247,12 @@ def test_a_kernel_gets_the_gradients_of_the_reference(wire: str, kind: str, dtyp
 @pytest.mark.parametrize("frozen", ["x", "residual", "weight", "bias", "keep", "gain"])
 def test_a_kernel_may_serve_where_something_is_frozen(toy: Toy, frozen: str) -> None:
     wire = WIRES["residual, channels"]
-    got = run_wire(wire, "layer", torch.float64, frozen=frozen)
+    actual = run_wire(wire, "layer", torch.float64, frozen=frozen)
     toy_calls = toy.backwards
     whole = run_wire(wire, "layer", torch.float64)
     assert (toy_calls, toy.backwards) == (1, 2)
-    assert got.keys() == whole.keys() - {f"gradient of {frozen}"}
-    for name, tensor in got.items():
+    assert actual.keys() == whole.keys() - {f"gradient of {frozen}"}
+    for name, tensor in actual.items():
         assert tensor is not None
         other = whole[name]
         assert other is not None
@@ -273,14 +273,14 @@ def test_a_kernel_may_serve_without_bias_and_without_gradients(toy: Toy) -> None
 @pytest.mark.parametrize("read", ["normed", "stream"])
 def test_a_kernel_of_whose_outputs_one_is_read(read: str) -> None:
     """What nobody reads has gradient zero, not None."""
-    found = []
+    results = []
     for offer in (offered(Toy().kernel), nullcontext()):
         x, h, w = (randn(*s, seed=n).requires_grad_() for n, s in enumerate([(2, 8), (2, 8), (8,)]))
         with offer:
             y, stream = ops.add_norm(x, h, w, eps=1e-5)
         (y if read == "normed" else stream).pow(2).sum().backward()
-        found.append([torch.zeros_like(t) if t.grad is None else t.grad for t in (x, h, w)])
-    for a, b in zip(*found, strict=True):
+        results.append([torch.zeros_like(t) if t.grad is None else t.grad for t in (x, h, w)])
+    for a, b in zip(*results, strict=True):
         close("gradient", a, numpy(b), EXACT)
 
 
@@ -337,7 +337,7 @@ def test_create_graph_changes_no_gradient(kind: Any) -> None:
     gradgradcheck would not see a wrong first one, of which the second is the right derivative.
     """
     shapes: list[tuple[int, ...]] = [(2, 3, 4), (2, 3, 4), (4,), (4,), (4,), (2, 1, 1)]
-    found = []
+    results = []
     for offer in (offered(Toy().kernel), nullcontext()):
         inputs = [randn(*s, seed=n).requires_grad_() for n, s in enumerate(shapes)]
         x, h, w, b, keep, gain = inputs
@@ -347,21 +347,21 @@ def test_create_graph_changes_no_gradient(kind: Any) -> None:
         first = torch.autograd.grad(outputs, inputs, cotangents, create_graph=True)
         penalty = sum((g.square().sum() for g in first), torch.zeros(()))
         second = torch.autograd.grad(penalty, [*inputs, *cotangents], materialize_grads=True)
-        found.append([*first, *second])
-    for n, (a, c) in enumerate(zip(*found, strict=True)):
+        results.append([*first, *second])
+    for n, (a, c) in enumerate(zip(*results, strict=True)):
         close(f"gradient {n}", a, numpy(c), EXACT)
 
 
 def test_a_gradient_of_a_gradient_with_frozen_parameters() -> None:
     """A gradient penalty on the input alone, as for a critic."""
-    found = []
+    results = []
     for offer in (offered(Toy().kernel), nullcontext()):
         x, w = randn(2, 4, seed=1).requires_grad_(), randn(4, seed=3)
         with offer:
             y, _ = ops.add_norm(x, None, w, eps=1e-2)
         (g,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
-        found.append(torch.autograd.grad(g.pow(2).sum(), x)[0])
-    close("second gradient", found[0], numpy(found[1]), EXACT)
+        results.append(torch.autograd.grad(g.pow(2).sum(), x)[0])
+    close("second gradient", results[0], numpy(results[1]), EXACT)
 
 
 def test_under_compile_the_reference_serves(toy: Toy) -> None:
@@ -372,17 +372,17 @@ def test_under_compile_the_reference_serves(toy: Toy) -> None:
 
     torch.compiler.reset()
     compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
-    found = []
+    results = []
     for g in (compiled, f):
         shapes: list[tuple[int, ...]] = [(2, 3, 8), (2, 3, 8), (8,), ()]
         inputs = [randn(*s, seed=n).requires_grad_() for n, s in enumerate(shapes)]
         y, stream = g(*inputs)
         torch.autograd.backward([y, stream], [randn(2, 3, 8, seed=7), randn(2, 3, 8, seed=8)])
-        found.append([y.detach(), stream.detach(), *(grad(t) for t in inputs)])
+        results.append([y.detach(), stream.detach(), *(grad(t) for t in inputs)])
         if g is compiled:
             assert (toy.forwards, toy.backwards) == (0, 0)
     assert (toy.forwards, toy.backwards) == (1, 1)
-    for a, b in zip(*found, strict=True):
+    for a, b in zip(*results, strict=True):
         close("compiled", a, numpy(b), EXACT)
 
 
@@ -404,8 +404,10 @@ def test_torchs_kernels_are_offered_by_themselves() -> None:
         "ops.add_norm(torch.randn(3, 8), kind='layer', eps=1e-5); "
         "print([row.implementation for row in ops.explain().rows if row.calls])"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "['aten']"
+    process = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert process.stdout.strip() == "['aten']"
 
 
 def with_means(*deviations: float) -> Tensor:
@@ -461,18 +463,18 @@ def test_a_mean_below_four_deviations_costs_three_bits_at_most(aten: None, mean:
     x = randn(64, 256)
     x = ((x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True) + mean).float()
     before = calls(*SERVED)
-    got, _ = ops.add_norm(x, kind="layer", eps=1e-5)
+    actual, _ = ops.add_norm(x, kind="layer", eps=1e-5)
     assert calls(*SERVED) == before + 1
     want, _ = ops.add_norm(x.double(), kind="layer", eps=1e-5)
-    assert (got.double() - want).abs().max() <= 8 * 2.0**-24 * (4 + mean)
+    assert (actual.double() - want).abs().max() <= 8 * 2.0**-24 * (4 + mean)
 
 
 def test_layer_norm_is_torchs_to_the_last_bit(aten: None) -> None:
     x, w, b = (
         randn(*s, seed=n, dtype=torch.float32) for n, s in enumerate([(5, 48), (48,), (48,)])
     )
-    got, _ = ops.add_norm(x, None, w, b, kind="layer", eps=1e-5)
-    assert torch.equal(got, torch.nn.functional.layer_norm(x, (48,), w, b, 1e-5))
+    actual, _ = ops.add_norm(x, None, w, b, kind="layer", eps=1e-5)
+    assert torch.equal(actual, torch.nn.functional.layer_norm(x, (48,), w, b, 1e-5))
 
 
 def test_transforms_and_forward_mode_are_the_references(aten: None) -> None:
@@ -505,13 +507,13 @@ def test_one_tensor_elsewhere_is_enough(aten: None) -> None:
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_a_row_alone_has_the_gradients_of_a_row_among_others(aten: None, kind: Any) -> None:
     x, weight, bias, dy = (randn(8, seed=n) for n in range(4))
-    found = []
+    results = []
     for shape in [(8,), (1, 8)]:
-        given = [t.clone().requires_grad_() for t in (x, weight, bias)]
-        y, _ = ops.add_norm(given[0].reshape(shape), None, *given[1:], kind=kind, eps=1e-5)
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        y, _ = ops.add_norm(leaves[0].reshape(shape), None, *leaves[1:], kind=kind, eps=1e-5)
         y.backward(dy.reshape(shape))
-        found.append([grad(t) for t in given])
-    for alone, among in zip(*found, strict=True):
+        results.append([grad(t) for t in leaves])
+    for alone, among in zip(*results, strict=True):
         assert torch.equal(alone, among)
 
 

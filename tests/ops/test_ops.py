@@ -97,11 +97,11 @@ def expected(
     return normed.value, stream.value, {k: var.grad for k, var in v.items()}
 
 
-def close(what: str, got: Tensor, want: Array, tolerance: float) -> None:
+def close(what: str, actual: Tensor, want: Array, tolerance: float) -> None:
     """Within ``tolerance`` of the largest value, where that exceeds one."""
-    assert got.shape == want.shape, f"{what}: {tuple(got.shape)} instead of {want.shape}"
+    assert actual.shape == want.shape, f"{what}: {tuple(actual.shape)} instead of {want.shape}"
     if want.size:
-        error, scale = np.abs(numpy(got) - want).max(), max(1.0, np.abs(want).max())
+        error, scale = np.abs(numpy(actual) - want).max(), max(1.0, np.abs(want).max())
         assert error <= tolerance * scale, f"{what}: off by {error:.3g} of {scale:.3g}"
 
 
@@ -114,17 +114,17 @@ def half_unit(want: Array, dtype: torch.dtype) -> Array:
     return np.asarray(np.ldexp(0.5, np.maximum(exponent, int(smallest)) - DIGITS[dtype]))
 
 
-def accurate(what: str, got: Tensor, want: Array) -> None:
+def accurate(what: str, actual: Tensor, want: Array) -> None:
     """Every entry within CLOSE, and the rounding of the output's dtype, of float64."""
-    assert got.shape == want.shape, f"{what}: {tuple(got.shape)} instead of {want.shape}"
-    excess = np.abs(numpy(got) - want) - half_unit(want, got.dtype)
+    assert actual.shape == want.shape, f"{what}: {tuple(actual.shape)} instead of {want.shape}"
+    excess = np.abs(numpy(actual) - want) - half_unit(want, actual.dtype)
     assert not np.isnan(excess).any(), f"{what}: NaN"
     assert excess.size == 0 or excess.max() <= CLOSE, f"{what}: off by {excess.max():.3g}"
 
 
-def accurate_rows(what: str, got: Tensor, want: Array, scale: Array) -> None:
+def accurate_rows(what: str, actual: Tensor, want: Array, scale: Array) -> None:
     """Every row within CLOSE of its own scale: gradients of rows differ in magnitude."""
-    error = np.abs(numpy(got) - want).max(-1)
+    error = np.abs(numpy(actual) - want).max(-1)
     worst = (error / np.maximum(scale, np.finfo(np.float64).tiny)).max(initial=0.0)
     assert not np.isnan(worst), f"{what}: NaN"
     assert worst <= CLOSE, f"{what}: off by {worst:.3g}, relative"
@@ -140,16 +140,16 @@ def check(x: Tensor, kind: str, residual: Tensor | None = None, eps: float = 1e-
     """Values and the gradient of x against float64 of the same input."""
     leaf = x.detach().requires_grad_()
     # The stored sum is what is normalized; without this the check would be of the sum's rounding.
-    stored = ops.settle(x, residual).detach()
+    rounded_sum = ops.settle(x, residual).detach()
     dy = randn(*x.shape, seed=9, dtype=x.dtype)
-    want, _, grads = expected(kind, {"x": stored}, eps, 0.0, dy, None)
+    want, _, grads = expected(kind, {"x": rounded_sum}, eps, 0.0, dy, None)
     y, stream = ops.add_norm(leaf, residual, kind=kind, eps=eps)
     assert y.dtype == x.dtype
     accurate(f"{kind} values", y, want)
-    torch.testing.assert_close(stream.detach(), stored, rtol=0, atol=0)
+    torch.testing.assert_close(stream.detach(), rounded_sum, rtol=0, atol=0)
     if x.dtype == torch.float32 and (residual is None or residual.dtype == torch.float32):
         y.backward(dy)
-        scale = gradient_scale(numpy(stored), kind, eps, numpy(dy))
+        scale = gradient_scale(numpy(rounded_sum), kind, eps, numpy(dy))
         accurate_rows(f"{kind} gradient", grad(leaf), grads["x"], scale)
 
 
@@ -405,8 +405,8 @@ def test_any_layout(kind: Any, layout: Callable[[Tensor], Tensor]) -> None:
         dy = randn(*y.shape, seed=7, dtype=torch.float32)
         torch.autograd.backward([y, stream], [dy, dy])
         results.append((y.detach(), stream.detach(), grad(x), grad(h), grad(w)))
-    for got, copied in zip(*results, strict=True):
-        close("view and copy", got, numpy(copied), CLOSE)
+    for actual, copied in zip(*results, strict=True):
+        close("view and copy", actual, numpy(copied), CLOSE)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
@@ -452,15 +452,15 @@ def test_any_input(
 
 def check_any(x: Tensor, kind: str, residual: Tensor | None) -> None:
     """``check`` without gradients: rows may have zero variance here."""
-    stored = ops.settle(x, residual)
+    rounded_sum = ops.settle(x, residual)
     # A float64 mean of equal numbers can be off by a rounding, which eps may not hide: then the
     # answer is known instead.
-    flat = (stored == stored[..., :1]).all(-1, keepdim=True)
-    want, _, _ = expected(kind, {"x": stored}, 1e-5, 0.0, stored, None)
+    flat = (rounded_sum == rounded_sum[..., :1]).all(-1, keepdim=True)
+    want, _, _ = expected(kind, {"x": rounded_sum}, 1e-5, 0.0, rounded_sum, None)
     if kind == "layer":
         want = np.where(flat.numpy(), 0.0, want)
     y, stream = ops.add_norm(x, residual, kind=kind, eps=1e-5)
-    assert torch.equal(stream, stored)
+    assert torch.equal(stream, rounded_sum)
     assert y.dtype == x.dtype
     accurate("values", y, want)
 
@@ -489,9 +489,9 @@ def test_dtype_table(kind: Any, x: Any, weight: Any, residual: Any) -> None:
     y, stream = ops.add_norm(u, h, w, b, kind=kind, eps=1e-5)
     assert y.dtype == x
     assert stream.dtype == (x if residual is None else residual)
-    stored: dict[str, Any] = {"x": stream, "weight": w, "bias": b}
+    tensors: dict[str, Any] = {"x": stream, "weight": w, "bias": b}
     dy = randn(4, 64, seed=7, dtype=x)
-    want, _, grads = expected(kind, stored, 1e-5, 0.0, dy, None)
+    want, _, grads = expected(kind, tensors, 1e-5, 0.0, dy, None)
     accurate("values", y, want)
     y.backward(dy)
     for name, leaf in (("weight", w), ("bias", b)):
@@ -551,16 +551,16 @@ def test_cast_orders_equal_the_published_models_to_the_last_bit(dtype: torch.dty
 
     weight = (1.0 + w).to(dtype)
     llama = weight * normed.to(dtype)
-    got, _ = ops.add_norm(x, None, weight, kind="rms", eps=eps, cast="llama")
-    assert torch.equal(got, llama)
+    actual, _ = ops.add_norm(x, None, weight, kind="rms", eps=eps, cast="llama")
+    assert torch.equal(actual, llama)
     once, _ = ops.add_norm(x, None, weight, kind="rms", eps=eps)
     assert torch.equal(once, (normed * weight.float()).to(dtype))
     assert not torch.equal(once, llama), "the input does not tell the two orders apart"
 
     offset = w.to(dtype)
     gemma = (normed * (1.0 + offset.float())).type_as(x)
-    got, _ = ops.add_norm(x, None, offset, kind="rms", eps=eps, weight_offset=1.0)
-    assert torch.equal(got, gemma)
+    actual, _ = ops.add_norm(x, None, offset, kind="rms", eps=eps, weight_offset=1.0)
+    assert torch.equal(actual, gemma)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -603,9 +603,9 @@ def test_weight_and_bias_gradients_are_accumulated_in_float32(kind: Any) -> None
     want, _, grads = expected(kind, {"x": x, "weight": w, "bias": b}, 1e-5, 0.0, dy, None)
     terms = {"weight": np.abs(numpy(dy) * want).sum(0), "bias": np.abs(numpy(dy)).sum(0)}
 
-    def excess(name: str, got: Tensor) -> float:
+    def excess(name: str, actual: Tensor) -> float:
         bound = half_unit(grads[name], torch.bfloat16) + 32 * 2.0**-24 * terms[name]
-        return float((np.abs(numpy(got) - grads[name]) / bound).max())
+        return float((np.abs(numpy(actual) - grads[name]) / bound).max())
 
     assert excess("weight", grad(w)) <= 1.0
     assert excess("bias", grad(b)) <= 1.0
@@ -692,16 +692,16 @@ def test_the_shortcut_gives_the_same_bits(
     constant = torch.full((2, 7), 3.0, dtype=torch.float64)
     for x in (ordinary, 1e11 * ordinary, huge, broken, endless, constant, ordinary[:0]):
         x = x.to(dtype)
-        found = []
-        for allowed in (False, True):
+        results = []
+        for with_shortcut in (False, True):
             with monkeypatch.context() as patch:
-                if not allowed:
+                if not with_shortcut:
                     patch.setattr(reference, "calm", lambda s: False)
                 p = x.clone().requires_grad_()
                 out = ops.add_norm(p, x, kind=kind, eps=eps)
                 (out[0] * torch.linspace(-1, 1, 7, dtype=dtype)).sum().backward()
-                found.append((*out, p.grad))
-        for a, b in zip(*found, strict=True):
+                results.append((*out, p.grad))
+        for a, b in zip(*results, strict=True):
             assert torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
 
 
@@ -744,8 +744,8 @@ def test_without_eps_rows_of_ten_to_the_minus_ten_are_normalized(kind: Any) -> N
     """What keeps backward finite is 5e-26 in float32, 5e-6 of these rows' mean square."""
     x = randn(4, 64)
     want = ops.add_norm(x, kind=kind, eps=0.0)[0]
-    got = ops.add_norm((1e-10 * x).float(), kind=kind, eps=0.0)[0]
-    close("y", got, numpy(want), 2 * CLOSE)
+    actual = ops.add_norm((1e-10 * x).float(), kind=kind, eps=0.0)[0]
+    close("y", actual, numpy(want), 2 * CLOSE)
 
 
 def test_tensors_without_values_have_shapes() -> None:

@@ -54,18 +54,18 @@ def test_the_norms_gradients_are_autograds(
     y = normalize(stream, weight, bias, **options, dtype=torch.float64)
     leaves = [stream, bias] if weight is None else [stream, bias, weight]
     dstream, dbias, *dweight = torch.autograd.grad(y, leaves, dy)
-    got = normalize_backward(dy, stream.detach(), weight, **options)
+    actual = normalize_backward(dy, stream.detach(), weight, **options)
     g = dy if weight is None else dy * (weight.detach() + offset)
     scale = scale_of(stream.detach(), kind, 1e-3, g)[..., None]
     close(
         "gradient of the stream",
-        got.stream / torch.from_numpy(scale),
+        actual.stream / torch.from_numpy(scale),
         numpy(dstream) / scale,
         EXACT,
     )
-    close("gradient of bias", got.bias, numpy(dbias), EXACT)
+    close("gradient of bias", actual.bias, numpy(dbias), EXACT)
     for want in dweight:
-        close("gradient of weight", got.weight, numpy(want), EXACT)
+        close("gradient of weight", actual.weight, numpy(want), EXACT)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e4 + 0.3, -1e120])
@@ -76,9 +76,9 @@ def test_of_rows_without_variance(value: float) -> None:
     options: dict[str, Any] = {"kind": "layer", "eps": 1e-3, "weight_offset": 0.0, "cast": "fp32"}
     y = normalize(stream, None, None, **options, dtype=torch.float64)
     (want,) = torch.autograd.grad(y, stream, dy)
-    got = normalize_backward(dy, stream.detach(), None, **options).stream
+    actual = normalize_backward(dy, stream.detach(), None, **options).stream
     scale = want.abs().max()
-    close("gradient of the stream", got / scale, numpy(want / scale), EXACT)
+    close("gradient of the stream", actual / scale, numpy(want / scale), EXACT)
 
 
 def test_of_a_mean_far_above_the_spread() -> None:
@@ -88,9 +88,9 @@ def test_of_a_mean_far_above_the_spread() -> None:
     options: dict[str, Any] = {"kind": "layer", "eps": 1e-12, "weight_offset": 0.0, "cast": "fp32"}
     y = normalize(stream, weight, None, **options, dtype=torch.float64)
     (want,) = torch.autograd.grad(y, stream, dy)
-    got = normalize_backward(dy, stream.detach(), weight, **options).stream
+    actual = normalize_backward(dy, stream.detach(), weight, **options).stream
     scale = gradient_scale(numpy(stream), "layer", 1e-12, numpy(dy * weight))[..., None] * D**0.5
-    close("gradient of the stream", got / torch.from_numpy(scale), numpy(want) / scale, EXACT)
+    close("gradient of the stream", actual / torch.from_numpy(scale), numpy(want) / scale, EXACT)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,20 +100,25 @@ def test_the_weights_gradient_sums_what_the_weight_was_multiplied_by(kind: Any) 
     stream = randn(B, T, D, seed=1).requires_grad_()
     weight, dy = randn(D, seed=3).requires_grad_(), randn(B, T, D, seed=7, dtype=torch.bfloat16)
     options: dict[str, Any] = {"kind": kind, "eps": 1e-3, "weight_offset": 0.0}
-    found = {}
+    gradients = {}
     for cast in ("llama", "fp32"):
         y = normalize(stream, weight, None, **options, cast=cast, dtype=torch.bfloat16)
         dstream, dweight = torch.autograd.grad(y, [stream, weight], dy)
-        got = normalize_backward(dy, stream.detach(), weight, **options, cast=cast)
-        close("gradient of weight", got.weight, numpy(dweight), EXACT)
+        actual = normalize_backward(dy, stream.detach(), weight, **options, cast=cast)
+        close("gradient of weight", actual.weight, numpy(dweight), EXACT)
         scale = gradient_scale(numpy(stream), kind, 1e-3, numpy(dy) * numpy(weight))[..., None]
         scale = scale * D**0.5
         tolerance = 2.0**-8 if cast == "llama" else EXACT
         close(
-            "of the stream", got.stream / torch.from_numpy(scale), numpy(dstream) / scale, tolerance
+            "of the stream",
+            actual.stream / torch.from_numpy(scale),
+            numpy(dstream) / scale,
+            tolerance,
         )
-        found[cast] = got.weight
-    assert not torch.equal(found["llama"], found["fp32"]), "the input does not tell the two apart"
+        gradients[cast] = actual.weight
+    assert not torch.equal(gradients["llama"], gradients["fp32"]), (
+        "the input does not tell the two apart"
+    )
 
 
 @pytest.mark.parametrize("one_row", [False, True])
@@ -136,21 +141,21 @@ def test_the_adds_gradients_are_autograds(
     residual = randn(*shape, seed=2).requires_grad_() if with_residual else None
     k, g = factor(keep, 0.7, 5), factor(gain, -1.3, 6)
     d = randn(*shape, seed=8)
-    got = settle_backward(d, x, residual, k, g)
-    named = {"x": x, "residual": residual, "keep": k, "gain": g}
-    leaves = {name: t for name, t in named.items() if isinstance(t, Tensor)}
-    wanted = torch.autograd.grad(
+    actual = settle_backward(d, x, residual, k, g)
+    arguments = {"x": x, "residual": residual, "keep": k, "gain": g}
+    leaves = {name: t for name, t in arguments.items() if isinstance(t, Tensor)}
+    gradients = torch.autograd.grad(
         settle(x, residual, k, g), list(leaves.values()), d, allow_unused=True
     )
-    for (name, leaf), want in zip(leaves.items(), wanted, strict=True):
-        mine = getattr(got, name)
+    for (name, leaf), want in zip(leaves.items(), gradients, strict=True):
+        mine = getattr(actual, name)
         if want is None:  # keep, where there is nothing to keep
             assert mine is None
         else:
             assert mine.dtype == leaf.dtype
             close(f"gradient of {name}", mine, numpy(want), EXACT)
-    for name in named.keys() - leaves.keys():
-        assert getattr(got, name) is None
+    for name in arguments.keys() - leaves.keys():
+        assert getattr(actual, name) is None
 
 
 @pytest.mark.parametrize(("x", "residual"), [*product((torch.bfloat16, torch.float32), repeat=2)])
@@ -162,16 +167,18 @@ def test_each_gradient_has_the_dtype_of_what_it_belongs_to(
     d = torch.ones(4096, 1, dtype=residual)
     u, h = torch.full((4096, 1), 1 + 2.0**-7, dtype=x), torch.ones(4096, 1, dtype=residual)
     keep, gain = torch.ones(1), torch.ones(())
-    got = settle_backward(d, u, h, keep, gain)
-    assert got.residual is not None
-    assert got.keep is not None
-    assert got.gain is not None
-    assert (got.x.dtype, got.residual.dtype) == (x, residual)
-    assert (got.keep.item(), got.gain.item()) == (4096.0, 4096 * (1 + 2.0**-7))
+    actual = settle_backward(d, u, h, keep, gain)
+    assert actual.residual is not None
+    assert actual.keep is not None
+    assert actual.gain is not None
+    assert (actual.x.dtype, actual.residual.dtype) == (x, residual)
+    assert (actual.keep.item(), actual.gain.item()) == (4096.0, 4096 * (1 + 2.0**-7))
 
 
 def test_one_row_alone_has_no_rows_to_sum_over() -> None:
     dy, stream = randn(D, seed=7), randn(D, seed=1)
-    got = normalize_backward(dy, stream, None, kind="rms", eps=1e-3, weight_offset=0.0, cast="fp32")
-    assert torch.equal(got.bias, dy)
-    assert torch.equal(got.weight, dy * reference.standardize(stream, "rms", 1e-3))
+    actual = normalize_backward(
+        dy, stream, None, kind="rms", eps=1e-3, weight_offset=0.0, cast="fp32"
+    )
+    assert torch.equal(actual.bias, dy)
+    assert torch.equal(actual.weight, dy * reference.standardize(stream, "rms", 1e-3))

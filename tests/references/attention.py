@@ -43,7 +43,7 @@ def attention(
     size, heads, queries, head_dim = q.shape
     kv_heads, keys = k.shape[1], k.shape[2]
     group = heads // kv_heads
-    allowed = np.broadcast_to(True if attend is None else attend, (size, heads, queries, keys))
+    mask = np.broadcast_to(True if attend is None else attend, (size, heads, queries, keys))
     out = np.zeros((size, heads, queries, v.shape[-1]))
     for b in range(size):
         for h in range(heads):
@@ -58,7 +58,7 @@ def attention(
                         continue
                     if valid is not None and not valid[b, j]:
                         continue
-                    if not allowed[b, h, t, j]:
+                    if not mask[b, h, t, j]:
                         continue
                     z = float(np.dot(q[b, h, t], k[b, h // group, j])) / math.sqrt(head_dim)
                     if softcap is not None:

@@ -113,7 +113,7 @@ def train(texts: Sequence[str], merges: int, min_frequency: int) -> list[tuple[s
     """
     table = byte_characters()
     words = [[table[b] for b in word.encode()] for text in texts for word in split(text)]
-    made = {symbol: n for n, symbol in enumerate(sorted(table))}
+    ids = {symbol: n for n, symbol in enumerate(sorted(table))}
     learned: list[tuple[str, str]] = []
     while len(learned) < merges:
         counts: dict[tuple[str, str], int] = {}
@@ -123,9 +123,9 @@ def train(texts: Sequence[str], merges: int, min_frequency: int) -> list[tuple[s
         frequent = [pair for pair, count in counts.items() if count >= min_frequency]
         if not frequent:
             break
-        best = min(frequent, key=lambda p: (-counts[p], made[p[0]], made[p[1]]))
+        best = min(frequent, key=lambda p: (-counts[p], ids[p[0]], ids[p[1]]))
         learned.append(best)
-        made.setdefault(best[0] + best[1], len(made))
+        ids.setdefault(best[0] + best[1], len(ids))
         words = [merge(word, {best: 0}) for word in words]
     return learned
 

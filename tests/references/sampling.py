@@ -96,14 +96,14 @@ def distribution(
     # 6. top-p
     p = softmax(z)
     if top_p is not None and top_p < 1.0:  # the sum of all may fall short of 1.0 by rounding
-        kept = np.zeros_like(p)
+        survivors = np.zeros_like(p)
         total = 0.0
         for i in sorted(range(len(p)), key=lambda i: (-p[i], i)):
-            kept[i] = p[i]
+            survivors[i] = p[i]
             total = total + p[i]
             if total >= top_p:
                 break
-        p = kept / kept.sum()
+        p = survivors / survivors.sum()
 
     # 7. min-p
     if min_p is not None:
@@ -170,8 +170,8 @@ def chi_square_p(
     pool = (0.0, 0.0)
     # By expectation and id only: which cells are joined must not depend on what was drawn.
     for i in sorted(range(len(p)), key=lambda i: (p[i], i)):
-        expected, seen = p[i] * observed.sum(), observed[i]
-        pool = (pool[0] + expected, pool[1] + seen)
+        expected, count = p[i] * observed.sum(), observed[i]
+        pool = (pool[0] + expected, pool[1] + count)
         if pool[0] >= 5.0:
             cells.append(pool)
             pool = (0.0, 0.0)
@@ -179,5 +179,5 @@ def chi_square_p(
         cells[-1] = (cells[-1][0] + pool[0], cells[-1][1] + pool[1])
     if len(cells) < 2:
         return 1.0  # nothing to compare
-    statistic = sum((seen - expected) ** 2 / expected for expected, seen in cells)
+    statistic = sum((count - expected) ** 2 / expected for expected, count in cells)
     return upper_gamma((len(cells) - 1) / 2.0, statistic / 2.0)

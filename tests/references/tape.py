@@ -134,10 +134,10 @@ class Var:
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Var:
         """Sum over `axis` (all axes if None)."""
-        kept = self.value.sum(axis=axis, keepdims=True).shape
+        shape = self.value.sum(axis=axis, keepdims=True).shape
         return Var(
             self.value.sum(axis=axis, keepdims=keepdims),
-            [(self, lambda g: np.broadcast_to(g.reshape(kept), self.shape))],
+            [(self, lambda g: np.broadcast_to(g.reshape(shape), self.shape))],
         )
 
     def mean(self, axis: Axis = None, keepdims: bool = False) -> Var:
@@ -278,14 +278,14 @@ def backward(output: Var, cotangent: npt.ArrayLike) -> None:
 def _operands_first(output: Var) -> list[Var]:
     """Every variable below `output`, each after all the variables it was computed from."""
     order: list[Var] = []
-    seen: set[int] = set()
+    ids: set[int] = set()
     todo: list[tuple[Var, bool]] = [(output, False)]
     while todo:
         var, operands_done = todo.pop()
         if operands_done:
             order.append(var)
-        elif id(var) not in seen:
-            seen.add(id(var))
+        elif id(var) not in ids:
+            ids.add(id(var))
             todo.append((var, True))
             todo.extend((operand, False) for operand, _ in var.edges)
     return order

@@ -34,12 +34,12 @@ def central_difference(loss: Callable[[], float], x: Array) -> Array:
     """Central difference of `loss` in every entry of `x`, which `loss` reads; `x` is restored."""
     gradient = np.zeros_like(x)
     for index in np.ndindex(x.shape):
-        kept = x[index]
-        x[index] = kept + STEP
+        before = x[index]
+        x[index] = before + STEP
         above = loss()
-        x[index] = kept - STEP
+        x[index] = before - STEP
         below = loss()
-        x[index] = kept
+        x[index] = before
         gradient[index] = (above - below) / (2.0 * STEP)
     return gradient
 

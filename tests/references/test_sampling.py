@@ -152,14 +152,14 @@ def by_search(weights, top_k, top_p, min_p) -> list[Fraction]:
             n
             for n in range(1, len(weights) + 1)
             if any(
-                sum(weights[i] for i in chosen) >= top_p * total
-                for chosen in itertools.combinations(ids, n)
+                sum(weights[i] for i in subset) >= top_p * total
+                for subset in itertools.combinations(ids, n)
             )
         )
         # of that many, the set with the largest sum; combinations come with the lower ids first
         best = max(
             itertools.combinations(ids, smallest),
-            key=lambda chosen: sum(weights[i] for i in chosen),
+            key=lambda subset: sum(weights[i] for i in subset),
         )
         weights = [w if i in best else 0 for i, w in enumerate(weights)]
     if min_p is not None:
@@ -204,8 +204,10 @@ def test_always_a_distribution_in_which_the_largest_stays(logits, data) -> None:
     assert (p >= 0.0).all()
     assert not p[list(banned)].any()
     assert p[int(np.argmax(whole))] > 0.0
-    kept = p > 0.0
-    np.testing.assert_allclose(p[kept], whole[kept] / whole[kept].sum(), rtol=EXACT, atol=0)
+    positive = p > 0.0
+    np.testing.assert_allclose(
+        p[positive], whole[positive] / whole[positive].sum(), rtol=EXACT, atol=0
+    )
 
 
 # --- goodness of fit ------------------------------------------------------------------------------

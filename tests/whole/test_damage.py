@@ -225,10 +225,12 @@ def of_gpt2(folder: Path) -> None:
 def of_old_files(folder: Path) -> None:
     """Shards with an index, and a tokenizer in vocab.json and merges.txt."""
     of_gpt2(folder)
-    told = json.loads((folder / "tokenizer.json").read_text())
+    content = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").unlink()
-    (folder / "vocab.json").write_text(json.dumps(told["model"]["vocab"] | {"<|endoftext|>": 259}))
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in told["model"]["merges"]), ""]
+    (folder / "vocab.json").write_text(
+        json.dumps(content["model"]["vocab"] | {"<|endoftext|>": 259})
+    )
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in content["model"]["merges"]), ""]
     (folder / "merges.txt").write_text("\n".join(lines))
     (folder / "model.safetensors").rename(folder / "a.safetensors")
     with safe_open(folder / "a.safetensors", framework="pt") as opened:

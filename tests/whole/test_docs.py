@@ -95,10 +95,10 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_the_table_of_schemes_is_the_register() -> None:
     text = (ROOT / "docs" / "schemes.md").read_text().replace("&#124;", "|")
     for name in [*schemes.names(), *combinators()]:
-        told = entry(name)
-        row = next(line for line in text.splitlines() if line.startswith(f"| `{told.usage()}`"))
-        assert told.equation in row
-        assert told.paper in row
+        design = entry(name)
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{design.usage()}`"))
+        assert design.equation in row
+        assert design.paper in row
     listed = re.findall(r"^\| `(\w+)", text, re.MULTILINE)
     assert listed[: len(schemes.names())] == schemes.names()
 
@@ -118,9 +118,9 @@ def number(word: str) -> int:
 def counted(name: str, pattern: str) -> list[int]:
     """The number words that a document has where the pattern has its groups."""
     text = " ".join((ROOT / name).read_text().split())
-    found = re.search(pattern, text)
-    assert found, f"{name} does not count the designs"
-    return [number(word) for word in found.groups()]
+    match = re.search(pattern, text)
+    assert match, f"{name} does not count the designs"
+    return [number(word) for word in match.groups()]
 
 
 def test_the_documents_count_the_designs() -> None:
@@ -142,10 +142,10 @@ def test_the_documents_count_the_designs() -> None:
 def test_nobody_is_sent_to_an_index_that_has_no_addnorm() -> None:
     """Before the first release the name is free there, and anybody's to take."""
     released = re.search(r"^## \[\d", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    told = [
+    names = [
         path.name for path in DOCUMENTS if re.search(r"pip install addnorm\b", path.read_text())
     ]
-    assert released or not told
+    assert released or not names
 
 
 def test_the_picture_of_the_house_names_every_room() -> None:

@@ -109,13 +109,13 @@ def _safely(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 def base(recipe: str, material: Path) -> dict[str, str]:
     """A recipe's settings, small."""
-    told = {**TINY, "cache": str(material / "cache")}
+    settings_ = {**TINY, "cache": str(material / "cache")}
     if recipe == "classify_text":
-        return {**told, "data": str(material / "texts"), "tokenizer": "bytes"}
-    told |= {**LANGUAGE, "data": str(material / "text.txt")}
+        return {**settings_, "data": str(material / "texts"), "tokenizer": "bytes"}
+    settings_ |= {**LANGUAGE, "data": str(material / "text.txt")}
     if recipe == "finetune_gpt2":
-        told["init_from"] = str(material / "first" / "model")
-    return told
+        settings_["init_from"] = str(material / "first" / "model")
+    return settings_
 
 
 def edited(rng: random.Random, recipe: str) -> tuple[str, str]:
@@ -156,18 +156,18 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def names(said: str, key: str, value: str) -> bool:
+def names(message: str, key: str, value: str) -> bool:
     """Whether the key is in the message, and the value in one of the forms that one may give it,
     long ones as far as one may cut them."""
     forms = {value, repr(value), *value.split(","), str(parsed(value))}
     with contextlib.suppress(ValueError, OverflowError):
         forms |= {f"{float(value):g}", str(float(value)), str(int(float(value)))}
-    said = said.replace("\n", " ")
-    if f"unknown setting {key!r}" in said:
+    message = message.replace("\n", " ")
+    if f"unknown setting {key!r}" in message:
         return True  # whatever value it was given
-    here = any(form[:40] in said for form in forms)
+    here = any(form[:40] in message for form in forms)
     last = key.rpartition(".")[2]
-    return here and (key in said or re.search(rf"\b{re.escape(last)}\b", said) is not None)
+    return here and (key in message or re.search(rf"\b{re.escape(last)}\b", message) is not None)
 
 
 def answer(words: list[str]) -> int:
@@ -202,24 +202,27 @@ def edits(
     for _ in range(count):
         recipe = rng.choice([*RECIPES])
         picked = dict(edited(rng, recipe) for _ in range(rng.choice((1, 1, 1, 2))))
-        told = {**base(recipe, material), **picked}
+        assignments = {**base(recipe, material), **picked}
         if recipe == "finetune_gpt2" and rng.random() < 0.4:
             kind = rng.choice(("lora", "adalora", "prefix", "adapter"))
-            told = {"adapt.kind": kind, "adapt.steps": "2" if kind == "adalora" else "none"} | told
+            assignments = {
+                "adapt.kind": kind,
+                "adapt.steps": "2" if kind == "adalora" else "none",
+            } | assignments
         command = ["train", "--recipe", recipe, "--out", str(tmp_path / "run"), "--overwrite"]
         if rng.random() < 0.3:  # from a file, where a value may be of another type
             literals = {k: v if parsed(v) is not None else quoted(v) for k, v in picked.items()}
             lines = [f"{quoted(k)} = {v}\n" for k, v in literals.items()]
             (tmp_path / "edit.toml").write_text("".join(lines))
-            told = {k: v for k, v in told.items() if k not in picked}
+            assignments = {k: v for k, v in assignments.items() if k not in picked}
             command += ["--config", str(tmp_path / "edit.toml")]
-        status = answer([*command, *(f"{k}={v}" for k, v in told.items())])
-        said = capsys.readouterr().err
-        line = f"{recipe} {told | picked} ({status}): {said.strip()[:600]}"
-        broke = status == 1 and "are not both finite" in said
-        if (status not in (0, 2) and not broke) or "Traceback" in said:
+        status = answer([*command, *(f"{k}={v}" for k, v in assignments.items())])
+        message = capsys.readouterr().err
+        line = f"{recipe} {assignments | picked} ({status}): {message.strip()[:600]}"
+        broke = status == 1 and "are not both finite" in message
+        if (status not in (0, 2) and not broke) or "Traceback" in message:
             wrong.append(line)
-        elif status == 2 and not any(names(said, *pick) for pick in picked.items()):
+        elif status == 2 and not any(names(message, *pick) for pick in picked.items()):
             wrong.append(f"not named: {line}")
         statuses[status] = statuses.get(status, 0) + 1
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
@@ -248,12 +251,12 @@ def test_what_does_not_fit_is_refused_before_it_is_asked_for(
     material: Path, capsys: pytest.CaptureFixture[str], recipe: str, words: list[str]
 ) -> None:
     """With how much memory it would take, and the setting; and it takes next to none to say so."""
-    told = [f"{key}={value}" for key, value in base(recipe, material).items()]
+    start = [f"{key}={value}" for key, value in base(recipe, material).items()]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert answer(["train", "--recipe", recipe, *told, *words]) == 2
-    said = capsys.readouterr().err
-    assert re.search(r"needs at least [\d,]+ GB of memory", said), said
-    assert words[-1] in said
+    assert answer(["train", "--recipe", recipe, *start, *words]) == 2
+    message = capsys.readouterr().err
+    assert re.search(r"needs at least [\d,]+ GB of memory", message), message
+    assert words[-1] in message
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
 
 

@@ -25,9 +25,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def holder() -> Iterator[Holder]:
-    found = Holder()
-    yield found
-    found.close()
+    folders = Holder()
+    yield folders
+    folders.close()
 
 
 @pytest.mark.parametrize(
@@ -37,18 +37,22 @@ def holder() -> Iterator[Holder]:
 def test_pairs_of_options(
     source: Path, holder: Holder, tmp_path: Path, seed: int, number: int
 ) -> None:
-    told = report(case(seed, number), source, holder, tmp_path)
-    assert not told, told
+    problem = report(case(seed, number), source, holder, tmp_path)
+    assert not problem, problem
 
 
 def test_every_option_is_drawn() -> None:
     """Whatever a command can be told is found, and so will be what is new."""
     phrases = [words for n in range(4 * ALL) for words in case(SEED, n).phrases]
-    drawn = {word.partition("=")[0] for words in phrases for word in words}
-    known = [o.word for command in BASES for form in forms(command).values() for o in form]
-    known += [o.name for recipe in RECIPES for o in settings(recipe)]
-    assert {"--seed", "--top-k", "--with-valid", "--resume", "steps", "adapt.rank"} <= {*known}
-    assert {*known} - {""} <= drawn
+    words_of_cases = {word.partition("=")[0] for words in phrases for word in words}
+    words_of_options = [
+        o.word for command in BASES for form in forms(command).values() for o in form
+    ]
+    words_of_options += [o.name for recipe in RECIPES for o in settings(recipe)]
+    assert {"--seed", "--top-k", "--with-valid", "--resume", "steps", "adapt.rank"} <= {
+        *words_of_options
+    }
+    assert {*words_of_options} - {""} <= words_of_cases
 
 
 def test_what_fails_is_told_with_as_little_as_possible() -> None:

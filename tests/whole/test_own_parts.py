@@ -95,9 +95,9 @@ def test_output_and_gradients_are_those_of_the_definition(name: str) -> None:
             p.add_(0.3 * torch.randn_like(p))  # a gate of 0 and a weight of 1 hide mistakes
     x, cotangent = torch.randn(2, 3, 5, DIM, dtype=torch.float64).unbind(0)
     leaves = {"x": x.requires_grad_(), **dict(stack.named_parameters())}
-    got, want = stack(x), by_hand(leaves, x, name)
-    torch.testing.assert_close(got, want, rtol=0, atol=EXACT)
-    mine = torch.autograd.grad(got, list(leaves.values()), cotangent)
+    actual, want = stack(x), by_hand(leaves, x, name)
+    torch.testing.assert_close(actual, want, rtol=0, atol=EXACT)
+    mine = torch.autograd.grad(actual, list(leaves.values()), cotangent)
     theirs = torch.autograd.grad(want, list(leaves.values()), cotangent)
     for leaf, g, w in zip(leaves, mine, theirs, strict=True):
         torch.testing.assert_close(g, w, rtol=0, atol=EXACT, msg=leaf)

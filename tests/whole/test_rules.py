@@ -58,8 +58,8 @@ def test_forward_hooks_fire_on_every_norm(name: str) -> None:
     assert set(fired.values()) <= {1}
 
 
-def seen_by_hooks(sub: nn.Module, seen: list[Stream]) -> None:
-    sub.register_forward_hook(lambda m, args, out: seen.append(out))
+def seen_by_hooks(sub: nn.Module, streams: list[Stream]) -> None:
+    sub.register_forward_hook(lambda m, args, out: streams.append(out))
 
 
 @pytest.mark.parametrize("text", [*NAMES, "with_layer_scale(pre_norm)", "parallel(rezero)"])
@@ -67,15 +67,15 @@ def test_no_parameter_travels_on_the_stream(text: str) -> None:
     """Nor a view of one: under FSDP its memory is freed before the next sublayer reads it, which
     may or may not show in the numbers."""
     stack = build(text, decoder(2))
-    seen: list[Stream] = []
+    streams: list[Stream] = []
     for sub in stack.sublayers():
-        seen_by_hooks(sub, seen)
+        seen_by_hooks(sub, streams)
     stack(*inputs(decoder(2), dtype=torch.float32))
-    held = {p.untyped_storage().data_ptr() for p in stack.parameters()}
-    for s in seen:
+    addresses = {p.untyped_storage().data_ptr() for p in stack.parameters()}
+    for s in streams:
         parts = [s.h, s.v, s.keep, s.gain, *(s.taps or {}).values()]
         tensors = [t for t in parts if isinstance(t, torch.Tensor)]
-        assert not held & {t.untyped_storage().data_ptr() for t in tensors}
+        assert not addresses & {t.untyped_storage().data_ptr() for t in tensors}
 
 
 # --- 2: what enters and leaves belongs to the Stack -----------------------------------------------
@@ -84,12 +84,12 @@ def test_no_parameter_travels_on_the_stream(text: str) -> None:
 @by_name
 def test_a_stack_holds_no_parameter_it_does_not_use(name: str) -> None:
     """The ends are modules of their own: nothing is built at embed or head and left over."""
-    used: set[int] = set()
+    with_gradient: set[int] = set()
     stack = stir(build(name, decoder(2)).double())
     for p in stack.parameters():
-        p.register_hook(lambda g, p=p: used.add(id(p)))
+        p.register_hook(lambda g, p=p: with_gradient.add(id(p)))
     gradients(stack, *inputs(decoder(2)))
-    assert used == {id(p) for p in stack.parameters()}
+    assert with_gradient == {id(p) for p in stack.parameters()}
 
 
 # --- 3: what later sublayers read travels on the Stream; the Context is not written ---------------
@@ -104,8 +104,10 @@ def test_value_residual_survives_recomputation_and_leaves_no_trace() -> None:
     assert ctx == Context()
     assert all(torch.equal(want[k], g) for k, g in gradients(stack, x, ctx).items())
     stack.subs = nn.ModuleList(checkpoint_wrapper(sub) for sub in stack.sublayers())
-    got = gradients(stack, x, ctx)
-    assert all(torch.equal(want[k.replace("._checkpoint_wrapped_module", "")], got[k]) for k in got)
+    actual = gradients(stack, x, ctx)
+    assert all(
+        torch.equal(want[k.replace("._checkpoint_wrapped_module", "")], actual[k]) for k in actual
+    )
 
 
 class Offers(nn.Module):
@@ -127,12 +129,12 @@ def test_what_a_branch_offers_passes_every_join(name: str) -> None:
         scheme = schemes.parse(name)
     except schemes.SchemeError:
         pytest.skip("a combinator: it needs a base")
-    seen: list[Stream] = []
+    streams: list[Stream] = []
     stack = Stack([("attn", Offers), ("mlp", Offers)] * 2, DIM, scheme)
     for sub in stack.sublayers():
-        seen_by_hooks(sub, seen)
+        seen_by_hooks(sub, streams)
     stack(torch.randn(1, 2, DIM))
-    counts = [int(s.taps["count"]) for s in seen]  # type: ignore[index]
+    counts = [int(s.taps["count"]) for s in streams]  # type: ignore[index]
     # side by side, the second of a block sees what there was before the first
     assert counts == ([1, 2, 3, 4] if "parallel" not in name else counts)
     assert counts[-1] > counts[0]
@@ -141,13 +143,13 @@ def test_what_a_branch_offers_passes_every_join(name: str) -> None:
 @pytest.mark.parametrize("post", [False, True])
 def test_of_two_offers_of_one_name_the_later_is_read(post: bool) -> None:
     scheme = schemes.post_norm if post else lambda s: Wiring()
-    seen: list[Stream] = []
+    streams: list[Stream] = []
     stack = Stack([("mlp", Offers)] * 3, DIM, scheme)
     for sub in stack.sublayers():
-        seen_by_hooks(sub, seen)
+        seen_by_hooks(sub, streams)
     x = torch.zeros(1, 1, DIM)
     y = stack(x)
-    assert [int(s.taps["count"]) for s in seen] == [1, 2, 3]  # type: ignore[index]
+    assert [int(s.taps["count"]) for s in streams] == [1, 2, 3]  # type: ignore[index]
     assert post or torch.equal(y, x + 0 + 1 + 2)
 
 
@@ -155,43 +157,49 @@ def test_of_two_offers_of_one_name_the_later_is_read(post: bool) -> None:
 
 
 def sites_of(kinds: list[str], side: str = "decoder") -> list[Site]:
-    seen: list[Site] = []
+    sites: list[Site] = []
 
     def scheme(s: Site) -> Wiring:
-        seen.append(s)
+        sites.append(s)
         return Wiring()
 
     def make(**_: object) -> nn.Module:
         return nn.Identity()
 
     Stack([(kind, make) for kind in kinds], DIM, scheme, side=side)
-    return seen
+    return sites
 
 
 def test_a_block_begins_where_the_first_kind_comes_again() -> None:
-    seen = sites_of(["attn", "cross", "mlp"] * 2 + ["attn", "mlp"])
-    assert [s.kind for s in seen] == ["embed", *["attn", "cross", "mlp"] * 2, "attn", "mlp", "head"]
-    inside = seen[1:-1]
+    sites = sites_of(["attn", "cross", "mlp"] * 2 + ["attn", "mlp"])
+    assert [s.kind for s in sites] == [
+        "embed",
+        *["attn", "cross", "mlp"] * 2,
+        "attn",
+        "mlp",
+        "head",
+    ]
+    inside = sites[1:-1]
     assert [s.block for s in inside] == [0, 0, 0, 1, 1, 1, 2, 2]
     assert [s.place for s in inside] == [0, 1, 2, 0, 1, 2, 0, 1]
     assert [s.index for s in inside] == list(range(8))
-    assert {(s.total, s.blocks, s.dim, s.side, s.depths) for s in seen} == {
+    assert {(s.total, s.blocks, s.dim, s.side, s.depths) for s in sites} == {
         (8, 3, DIM, "decoder", (0, 3))
     }
-    ends = [(s.index, s.block, s.place) for s in (seen[0], seen[-1])]
+    ends = [(s.index, s.block, s.place) for s in (sites[0], sites[-1])]
     assert ends == [(-1, -1, 0), (8, 3, 0)]
 
 
 def test_the_depths_of_both_stacks_reach_the_sites() -> None:
-    seen: list[Site] = []
+    sites: list[Site] = []
 
     def scheme(s: Site) -> Wiring:
-        seen.append(s)
+        sites.append(s)
         return Wiring()
 
     EncoderDecoder(DIM, 4, (3, 2), scheme)
-    assert {s.depths for s in seen} == {(3, 2)}
-    assert {s.side for s in seen} == {"encoder", "decoder"}
+    assert {s.depths for s in sites} == {(3, 2)}
+    assert {s.side for s in sites} == {"encoder", "decoder"}
     assert {s.depths for s in sites_of(["attn"], "encoder")} == {(1, 0)}
 
 
@@ -312,17 +320,17 @@ def test_ngpt_weights_are_back_on_the_sphere_after_a_step() -> None:
 @by_name
 def test_the_fp32_stream_stays_fp32_under_autocast(name: str) -> None:
     stack = build(name, DECODER_OF_BOTH)
-    seen: list[Stream] = []
+    streams: list[Stream] = []
     for sub in stack.sublayers():
-        seen_by_hooks(sub, seen)
+        seen_by_hooks(sub, streams)
     with torch.autocast("cpu", torch.bfloat16):
         stack(*inputs(DECODER_OF_BOTH, dtype=torch.float32))
-    assert len(seen) == 6
-    for s in seen:
+    assert len(streams) == 6
+    for s in streams:
         assert s.h.dtype == torch.float32
         assert (s.taps or {}).get("dual", s.h).dtype == torch.float32
     # ... while what waits to be added, where something waits, was computed in bfloat16
-    assert all(s.v is None or s.v.dtype == torch.bfloat16 for s in seen)
+    assert all(s.v is None or s.v.dtype == torch.bfloat16 for s in streams)
 
 
 @by_name
@@ -444,9 +452,9 @@ def _check_precision(name: str) -> None:
     """With branches in bfloat16 the stream and the norms' parameters stay in float32."""
     stack = build(name, decoder(2))
     shard(stack, dtype=torch.bfloat16)
-    seen: list[Stream] = []
+    streams: list[Stream] = []
     for sub in stack.sublayers():
-        seen_by_hooks(sub, seen)
+        seen_by_hooks(sub, streams)
     branch_dtypes, norm_dtypes = set(), set()
     for module in stack.modules():
         if isinstance(module, LayerNorm):
@@ -454,7 +462,7 @@ def _check_precision(name: str) -> None:
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda m, a, o: branch_dtypes.add(m.weight.dtype))
     stack(torch.randn(2, 7, DIM)).sum().backward()
-    assert {s.h.dtype for s in seen} == {torch.float32}
+    assert {s.h.dtype for s in streams} == {torch.float32}
     assert branch_dtypes == {torch.bfloat16}
     assert norm_dtypes <= {torch.float32}
 
@@ -463,8 +471,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     try:
         run_side_by_side(_worker, 2, str(tmp_path / "store"), str(tmp_path))
     except Exception:
-        told = [p.read_text() for p in sorted(tmp_path.glob("[01]"))]
-        raise AssertionError("\n".join(told) or "a process died without a word") from None
+        outputs = [p.read_text() for p in sorted(tmp_path.glob("[01]"))]
+        raise AssertionError("\n".join(outputs) or "a process died without a word") from None
 
 
 # --- norms over tokens ----------------------------------------------------------------------------
