@@ -18,11 +18,13 @@ from addnorm.cli.arguments import Positional, arg, option_values, optional
 from addnorm.cli.output import legible
 from addnorm.cli.refusal import Refusal
 from addnorm.errors import unknown_name
+from addnorm.progress import ProgressBar
 
 if TYPE_CHECKING:
     from addnorm.training.config import Config
 
 OUT = Path("out/run")
+PATIENCE, INTERVAL = 3.0, 15.0  # seconds: until there is a bar, between lines where there is none
 
 
 @final
@@ -53,6 +55,9 @@ class Options:
     """Replace the run that is in --out; only files that addnorm wrote are deleted."""
     prove_resume: bool = False
     """Only prove, in about a minute, that a killed run with these settings resumes bit for bit."""
+    overfit: Annotated[int | None, optional("N")] = None
+    """Only try, in about a minute, whether the model learns N rows of the data by heart, and say
+    what is in the way if it does not; try 8."""
     print_config: bool = False
     """Only print all settings, in the form of a file for --config."""
     listing: Annotated[bool, arg(name="list")] = False
@@ -98,6 +103,8 @@ def run(options: Options) -> int:
             proof = prove(config)
             print(proof)
             return 0 if proof.difference is None else 1
+        if options.overfit is not None:
+            return _overfit(config, options.overfit)
         result = train(
             config, out=folder, resume=options.resume is not None, overwrite=options.overwrite
         )
@@ -120,6 +127,15 @@ def run(options: Options) -> int:
     if first:
         _conclude(result.folder)
     return 0
+
+
+def _overfit(config: "Config", rows: int) -> int:
+    from addnorm.tasks.overfit import overfit
+
+    with ProgressBar("overfitting", patience=PATIENCE, interval=INTERVAL) as bar:
+        outcome = overfit(config, rows, progress=bar.update)
+    print(outcome)
+    return 1 if outcome.reason else 0
 
 
 def _config(options: Options) -> "Config":

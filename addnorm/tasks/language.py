@@ -160,6 +160,10 @@ class LanguageSettings(TaskSettings):
         """Not if what was trained is no part of the model's own weights."""
         return then.get("adapt.kind") not in ("prefix", "adapter")
 
+    def by_heart(self) -> Mapping[str, Any]:
+        """No dropout, and the loss alone."""
+        return {"dropout": 0.0, "z_loss": 0.0}
+
     def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         """What was read decides the tokenizer too, if that is learned from it."""
         keys = [SOURCES[fact]] if fact in SOURCES else []

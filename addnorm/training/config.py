@@ -51,6 +51,10 @@ class TaskSettings(ABC):
         ``init_from``."""
         return False
 
+    def by_heart(self) -> Mapping[str, Any]:
+        """Settings, by key, that leave out what keeps a model from learning rows by heart."""
+        return NOTHING
+
     def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Sequence[str]:
         """The settings that a fact of the task comes from, of which ``then`` and ``now`` are all
         facts of a run as it was recorded, and as it is."""
