@@ -609,6 +609,24 @@ def test_the_tests_mirror_the_package() -> None:
     assert others == OF_SEVERAL.keys(), "named after no file, or listed though it is"
 
 
+NAMESAKES = {
+    "Options": "each command has its own, and is found by it",
+}
+"""Name of several public classes -> why. It only gets shorter."""
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    """One name, one thing: what two rooms have is called after the room."""
+    homes: dict[str, list[str]] = {}
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(name)
+    several = {name: files for name, files in homes.items() if len(files) > 1}
+    assert several.keys() == NAMESAKES.keys(), several
+    assert {*map(room, several["Options"])} == {"cli"}
+
+
 # --- importing ------------------------------------------------------------------------------------
 
 

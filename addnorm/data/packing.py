@@ -14,7 +14,7 @@ import numpy as np
 
 from addnorm.data.cuts import ENCODING_LIMIT, WHITESPACE, harmless_cut
 from addnorm.data.sources import DataError
-from addnorm.data.split import Piece
+from addnorm.data.split import DocumentPart
 from addnorm.data.tokenizer import Tokenizer
 
 BATCH = 1 << 20  # characters tokenized at a time
@@ -29,7 +29,7 @@ WORD = re.compile(
 )
 
 
-def cuttable(pieces: Iterable[Piece], encoder: "Encoder") -> Iterator[Piece]:
+def cuttable(pieces: Iterable[DocumentPart], encoder: "Encoder") -> Iterator[DocumentPart]:
     """The text in pieces of ENCODING_LIMIT at most, cut where the ids do not show it."""
     rest, first = "", False
     for piece in pieces:
@@ -39,7 +39,7 @@ def cuttable(pieces: Iterable[Piece], encoder: "Encoder") -> Iterator[Piece]:
             at_end = start + len(some) == len(text)
             end = len(some) if at_end and piece.last else encoder.cut(some)
             if end:
-                yield Piece(piece.split, some[:end], first, piece.last)
+                yield DocumentPart(piece.split, some[:end], first, piece.last)
                 first = False
             start += end
             if at_end:
@@ -47,9 +47,9 @@ def cuttable(pieces: Iterable[Piece], encoder: "Encoder") -> Iterator[Piece]:
         rest = text[start:]
 
 
-def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+def batches(pieces: Iterable[DocumentPart]) -> Iterator[list[DocumentPart]]:
     """Pieces of BATCH characters together, or of a few more."""
-    batch: list[Piece] = []
+    batch: list[DocumentPart] = []
     size = 0
     for piece in pieces:
         batch.append(piece)
@@ -167,8 +167,11 @@ def encoder_for(tokenizer: Tokenizer) -> Encoder:
 
 
 def encoded(
-    batches: Iterable[list[Piece]], tokenizer: Tokenizer, encoder: Encoder, workers: int | None
-) -> Iterator[tuple[list[Piece], list[bytes]]]:
+    batches: Iterable[list[DocumentPart]],
+    tokenizer: Tokenizer,
+    encoder: Encoder,
+    workers: int | None,
+) -> Iterator[tuple[list[DocumentPart], list[bytes]]]:
     """Batches with their ids, in order."""
     if workers is None:
         for batch in batches:
@@ -176,7 +179,7 @@ def encoded(
         return
     # spawn: a process that has used threads, as torch and tokenizers do, must not be forked.
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer,)) as pool:
-        waiting: deque[tuple[list[Piece], Future[list[bytes]]]] = deque()
+        waiting: deque[tuple[list[DocumentPart], Future[list[bytes]]]] = deque()
         try:
             for batch in batches:
                 work = pool.submit(_work, [piece.text for piece in batch])

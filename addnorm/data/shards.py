@@ -30,7 +30,7 @@ from addnorm import disk
 from addnorm.data.packing import batches, cuttable, dtype_for, encoded, encoder_for
 from addnorm.data.prepared import FORMAT, META, SPLITS, Prepared, checksum, sample
 from addnorm.data.sources import DataError, Source
-from addnorm.data.split import Piece, Rule, Survey, pieces
+from addnorm.data.split import DocumentPart, Rule, Survey, pieces
 from addnorm.data.tokenizer import Tokenizer, TokenizerError
 from addnorm.progress import ProgressBar
 
@@ -174,7 +174,7 @@ class _Done(Exception):
 
 def _write(
     folder: Path,
-    texts: Iterable[Piece],
+    texts: Iterable[DocumentPart],
     tokenizer: Tokenizer,
     summary: dict[str, Any],
     size: int,

@@ -12,7 +12,7 @@ Rule = Literal["auto", "documents", "tail"]
 ENOUGH = 20  # documents, from which on "auto" keeps documents whole
 
 
-class Piece(NamedTuple):
+class DocumentPart(NamedTuple):
     """Text of one document that goes to one split.
 
     ``split``: "train" or "val"; ``text``: what goes there; ``first``, ``last``: whether it is the
@@ -88,23 +88,23 @@ class Survey:
         return min(max(int(self.val_fraction * HASHES), self._low + 1), self._high)
 
 
-def pieces(source: Source, survey: Survey, rule: str) -> Iterator[Piece]:
+def pieces(source: Source, survey: Survey, rule: str) -> Iterator[DocumentPart]:
     """The text of a source, each piece with the split that it goes to; ``rule`` is the survey's."""
     return _whole(source, survey) if rule == "documents" else _cut_off(source, survey)
 
 
-def _whole(source: Source, survey: Survey) -> Iterator[Piece]:
+def _whole(source: Source, survey: Survey) -> Iterator[DocumentPart]:
     """Documents as they are, to the side that their hash says."""
     index, first = 0, True
     for text, ends in source.parts():
         number = survey.hashes.get(index)
         if number is None:
             number = text_hash(text)
-        yield Piece("val" if number < survey.threshold else "train", text, first, ends)
+        yield DocumentPart("val" if number < survey.threshold else "train", text, first, ends)
         index, first = index + ends, ends
 
 
-def _cut_off(source: Source, survey: Survey) -> Iterator[Piece]:
+def _cut_off(source: Source, survey: Survey) -> Iterator[DocumentPart]:
     """The first characters of each document to train, the last to val."""
     index = before = 0  # documents, and characters of this one
     for text, ends in source.parts():
@@ -112,7 +112,7 @@ def _cut_off(source: Source, survey: Survey) -> Iterator[Piece]:
         cut = int(length * (1 - survey.val_fraction))  # as nanoGPT: int(len(text) * 0.9)
         here = min(max(cut - before, 0), len(text))
         if here:
-            yield Piece("train", text[:here], before == 0, before + here == cut)
+            yield DocumentPart("train", text[:here], before == 0, before + here == cut)
         if here < len(text):
-            yield Piece("val", text[here:], before <= cut, ends)
+            yield DocumentPart("val", text[here:], before <= cut, ends)
         index, before = (index + 1, 0) if ends else (index, before + len(text))

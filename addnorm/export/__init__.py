@@ -8,16 +8,23 @@ Nothing is believed: what was written is loaded by a program that is not ours an
 and only if they are the model's own does it get the name that was asked for. docs/export.md.
 """
 
-from addnorm.export.check import EXPORT_DTYPES, Check, CheckFailed, ExportError, Written, human
+from addnorm.export.check import (
+    EXPORT_DTYPES,
+    CheckFailed,
+    ExportError,
+    LogitsCheck,
+    Written,
+    human,
+)
 from addnorm.export.folder import to_hf
 from addnorm.export.gguf_file import to_gguf
 from addnorm.export.onnx_file import to_onnx
 
 __all__ = [
     "EXPORT_DTYPES",
-    "Check",
     "CheckFailed",
     "ExportError",
+    "LogitsCheck",
     "Written",
     "human",
     "to_gguf",

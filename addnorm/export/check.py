@@ -47,7 +47,7 @@ class CheckFailed(RuntimeError):
 
 @final
 @dataclass(frozen=True)
-class Check:
+class LogitsCheck:
     """Who computed logits from what was written, and how far they are from the model's.
 
     ``difference`` is the largest, relative to the largest logit if that is above 1.
@@ -73,7 +73,7 @@ class Written:
     path: Path
     what: str
     files: dict[str, int]
-    check: Check | None  # None: nobody could
+    check: LogitsCheck | None  # None: nobody could
     remarks: tuple[str, ...] = ()
 
 
@@ -122,9 +122,9 @@ class Comparison:
                 raise CheckFailed(f"{self.by}: the tokenizer splits {text!r} differently")
         self.inputs.append(f"{len(TEXTS)} texts")
 
-    def result(self) -> Check:
+    def result(self) -> LogitsCheck:
         """The result of the comparison."""
-        return Check(self.by, ", ".join(self.inputs), self.difference, self.tolerance)
+        return LogitsCheck(self.by, ", ".join(self.inputs), self.difference, self.tolerance)
 
 
 def apart(theirs: Tensor, ours: Tensor) -> float:

@@ -13,10 +13,10 @@ import torch
 from addnorm import disk
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.export.check import (
-    Check,
     CheckFailed,
     Comparison,
     ExportError,
+    LogitsCheck,
     Tell,
     Written,
     leave_alone,
@@ -74,7 +74,7 @@ def to_hf(
 
 def _compare(
     new: Path, ours: GPT, tokenizer: Tokenizer | None, tell: Tell
-) -> tuple[Check, tuple[str, ...]]:
+) -> tuple[LogitsCheck, tuple[str, ...]]:
     """By transformers, or else by ourselves; and what there is to say of that."""
     remarks: tuple[str, ...] = ()
     try:

@@ -17,10 +17,10 @@ from addnorm import disk
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.export.check import (
     EXPORT_DTYPES,
-    Check,
     CheckFailed,
     Comparison,
     ExportError,
+    LogitsCheck,
     Tell,
     Written,
     apart,
@@ -254,7 +254,7 @@ class _Vocabulary:
 
 def _compare(
     new: Path, ours: GPT, tokenizer: Tokenizer | None, tell: Tell
-) -> tuple[Check | None, tuple[str, ...]]:
+) -> tuple[LogitsCheck | None, tuple[str, ...]]:
     try:
         from addnorm import hf
 

@@ -6,7 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addnorm.export.check import Check, CheckFailed, Comparison, Tell, draw, logits, reason, shapes
+from addnorm.export.check import (
+    CheckFailed,
+    Comparison,
+    LogitsCheck,
+    Tell,
+    draw,
+    logits,
+    reason,
+    shapes,
+)
 from addnorm.export.onnx_graph import Graph
 
 ALLOWED = 1e-4
@@ -17,7 +26,7 @@ STEPS = 16
 """Tokens of the greedy continuation by which a cache is checked."""
 
 
-def compare(graph: Graph, file: Path, tell: Tell) -> Check:
+def compare(graph: Graph, file: Path, tell: Tell) -> LogitsCheck:
     """At all ``shapes``, padded where the graph has ``valid``, and in steps if it has a cache."""
     import onnxruntime
 

@@ -27,7 +27,7 @@ from addnorm.generation.automaton import (
 REMEMBERED = 512  # states whose tokens are kept; each costs a byte per token
 
 
-class Tokens(Protocol):
+class TokenBytes(Protocol):
     """What a constraint needs of a tokenizer."""
 
     @property
@@ -53,7 +53,7 @@ class Constraint:
     enough.
     """
 
-    def __init__(self, dfa: Dfa, tokenizer: Tokens) -> None:
+    def __init__(self, dfa: Dfa, tokenizer: TokenBytes) -> None:
         self.dfa = dfa
         self.eos = tokenizer.eos_id
         self.pieces = pieces(tokenizer)
@@ -134,7 +134,7 @@ class _Walk:
 
 
 @lru_cache(maxsize=4)
-def pieces(tokenizer: Tokens) -> tuple[bytes, ...]:
+def pieces(tokenizer: TokenBytes) -> tuple[bytes, ...]:
     """The bytes of every id; none where the tokenizer has a gap."""
     bytes_of_ids = []
     for id in range(tokenizer.vocab_size):
@@ -147,7 +147,7 @@ def pieces(tokenizer: Tokens) -> tuple[bytes, ...]:
 
 @lru_cache(maxsize=16)
 def constraint(
-    tokenizer: Tokens, pattern: str | None, banned: tuple[str, ...]
+    tokenizer: TokenBytes, pattern: str | None, banned: tuple[str, ...]
 ) -> Constraint | None:
     """What a regular expression and banned words say together."""
     rules = []

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from addnorm.errors import Mendable
 from addnorm.generation.decode import LanguageModel
-from addnorm.generation.text import Tokenizer, check_tokenizer
+from addnorm.generation.text import TokenizerLike, check_tokenizer
 from addnorm.ops.reference import accumulate_dtype
 from addnorm.temporary import evaluation_mode
 from addnorm.words import plural
@@ -94,7 +94,7 @@ def perplexity(
     model: LanguageModel,
     texts: str | Sequence[str],
     *,
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerLike,
     context: int | None = None,
     stride: int | None = None,
     batch_size: int = 1,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from addnorm.errors import Mendable
-from addnorm.generation.constraint import Constraint, Tokens, constraint
+from addnorm.generation.constraint import Constraint, TokenBytes, constraint
 from addnorm.generation.decode import Beyond, LanguageModel, check_max_new_tokens
 from addnorm.generation.stopping import StopStrings
 
@@ -43,7 +43,7 @@ class Limits:
             if not isinstance(word, str):
                 raise TypeError(f"a banned word or regex must be a str, got {word!r}")
 
-    def eos_id(self, model: LanguageModel, tokenizer: Tokens) -> int | None:
+    def eos_id(self, model: LanguageModel, tokenizer: TokenBytes) -> int | None:
         """The id that ends a text."""
         id = tokenizer.eos_id if self.eos == "tokenizer" else self.eos
         if id is not None and id not in range(model.config.vocab_size):
@@ -67,6 +67,6 @@ class Limits:
             raise Mendable("a regex says where the text ends: give either regex or stop")
         return strings
 
-    def constraint(self, tokenizer: Tokens) -> Constraint | None:
+    def constraint(self, tokenizer: TokenBytes) -> Constraint | None:
         """What ``regex`` and ``banned_words`` say together; None if nothing."""
         return constraint(tokenizer, self.regex, tuple(self.banned_words))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from addnorm.errors import Mendable, unknown_name
-from addnorm.generation.constraint import Tokens, pieces
+from addnorm.generation.constraint import TokenBytes, pieces
 from addnorm.generation.decode import (
     Beyond,
     Decoder,
@@ -29,7 +29,7 @@ FOREVER = 1 << 62  # tokens
 Finish = Literal["stop", "eos", "length"]
 
 
-class Characters(Protocol):
+class CharacterStream(Protocol):
     """Ids to text, one at a time: only whole characters come out."""
 
     def push(self, id: int) -> str: ...
@@ -37,7 +37,7 @@ class Characters(Protocol):
     def flush(self) -> str: ...
 
 
-class Tokenizer(Tokens, Protocol):
+class TokenizerLike(TokenBytes, Protocol):
     """What generation needs of a tokenizer; ``addnorm.data.tokenizer.Tokenizer`` has it."""
 
     @property
@@ -45,7 +45,7 @@ class Tokenizer(Tokens, Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
-    def stream(self) -> Characters: ...
+    def stream(self) -> CharacterStream: ...
 
 
 @final
@@ -92,7 +92,7 @@ class _Row:
     """One prompt and what has come of it so far."""
 
     def __init__(
-        self, prompt: str, prompt_ids: list[int], characters: Characters, stops: StopStrings
+        self, prompt: str, prompt_ids: list[int], characters: CharacterStream, stops: StopStrings
     ) -> None:
         self.prompt, self.prompt_ids = prompt, prompt_ids
         self.ids: list[int] = []
@@ -135,7 +135,7 @@ class _Row:
         )
 
 
-class Options(TypedDict, total=False):
+class WritingOptions(TypedDict, total=False):
     """What ``generate`` and ``stream_text`` take, for type checkers: the fields of ``Sampling`` and
     ``Limits``, which have the defaults, and the last two arguments of ``Writing``."""
 
@@ -174,7 +174,7 @@ class Writing:
         self,
         model: LanguageModel,
         prompts: Sequence[str],
-        tokenizer: Tokenizer,
+        tokenizer: TokenizerLike,
         sampling: Sampling,
         limits: Limits,
         *,
@@ -301,8 +301,8 @@ def stream_text(
     model: LanguageModel,
     prompts: str | Sequence[str],
     *,
-    tokenizer: Tokenizer,
-    **options: Unpack[Options],
+    tokenizer: TokenizerLike,
+    **options: Unpack[WritingOptions],
 ) -> Writing:
     """``generate``, but as the text comes: an iterator over ``Piece(row, text)``, with the
     ``results`` of ``generate``, or what there is of them.
@@ -311,8 +311,8 @@ def stream_text(
             print(piece.text, end="", flush=True)
     """
     for name in options:
-        if name not in Options.__annotations__:
-            raise TypeError(unknown_name("option", name, Options.__annotations__))
+        if name not in WritingOptions.__annotations__:
+            raise TypeError(unknown_name("option", name, WritingOptions.__annotations__))
     rest: dict[str, Any] = {**options}
     sampling = Sampling(**_taken_out(rest, Sampling))
     limits = Limits(**_taken_out(rest, Limits))
@@ -328,7 +328,11 @@ def _taken_out(options: dict[str, Any], kind: type[Sampling] | type[Limits]) -> 
 
 @overload
 def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] as well
-    model: LanguageModel, prompts: str, *, tokenizer: Tokenizer, **options: Unpack[Options]
+    model: LanguageModel,
+    prompts: str,
+    *,
+    tokenizer: TokenizerLike,
+    **options: Unpack[WritingOptions],
 ) -> Generated: ...
 
 
@@ -337,8 +341,8 @@ def generate(
     model: LanguageModel,
     prompts: Sequence[str],
     *,
-    tokenizer: Tokenizer,
-    **options: Unpack[Options],
+    tokenizer: TokenizerLike,
+    **options: Unpack[WritingOptions],
 ) -> list[Generated]: ...
 
 
@@ -346,8 +350,8 @@ def generate(
     model: LanguageModel,
     prompts: str | Sequence[str],
     *,
-    tokenizer: Tokenizer,
-    **options: Unpack[Options],
+    tokenizer: TokenizerLike,
+    **options: Unpack[WritingOptions],
 ) -> Generated | list[Generated]:
     """What a language model writes after a prompt, or after each of several.
 
@@ -369,7 +373,7 @@ def generate(
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def check_tokenizer(model: LanguageModel, tokenizer: Tokenizer) -> None:
+def check_tokenizer(model: LanguageModel, tokenizer: TokenizerLike) -> None:
     """Mendable for a tokenizer that is not the model's."""
     size = model.config.vocab_size
     if tokenizer.vocab_size > size:
@@ -385,7 +389,7 @@ def check_tokenizer(model: LanguageModel, tokenizer: Tokenizer) -> None:
         )
 
 
-def _encode(tokenizer: Tokenizer, prompt: str, row: int) -> list[int]:
+def _encode(tokenizer: TokenizerLike, prompt: str, row: int) -> list[int]:
     if not isinstance(prompt, str):
         raise TypeError(f"prompt {row} must be a str, got {prompt!r}")
     ids = tokenizer.encode(prompt)
@@ -399,7 +403,7 @@ def _encode(tokenizer: Tokenizer, prompt: str, row: int) -> list[int]:
     return [tokenizer.eos_id]  # what stood before every text in training
 
 
-def _decodable(model: LanguageModel, tokenizer: Tokenizer) -> Tensor | None:
+def _decodable(model: LanguageModel, tokenizer: TokenizerLike) -> Tensor | None:
     """(V,) False for ids that stand for nothing; None if there are none."""
     mask = torch.zeros(model.config.vocab_size, dtype=torch.bool)
     bytes_of_ids = pieces(tokenizer)

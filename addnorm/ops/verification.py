@@ -42,7 +42,7 @@ ROUNDINGS = 64
 after the other costs, sqrt(1024 / 9). Sums in blocks, and ten operations in a row, cost less."""
 
 EPS = 1e-3  # large enough to be seen where it is misplaced
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+VERIFIED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @final
@@ -179,7 +179,7 @@ def _look_at(
 ) -> tuple[list[VerificationRow], list[str]]:
     """One row for each dtype in which the kernel served, and its reasons where it did not."""
     rows, reasons = [], dict[str, None]()
-    for dtype in DTYPES:
+    for dtype in VERIFIED_DTYPES:
         calls, worst = 0, (0.0, 1.0, "")
         for about, call in operation.cases(dtype):
             try:

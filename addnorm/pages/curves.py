@@ -11,7 +11,7 @@ from addnorm.pages.svg import Frame, even_ticks, runs
 SMOOTH = 0.04  # the share of a curve that one place of a smooth line is the middle of
 
 
-class Place(NamedTuple):
+class Pixel(NamedTuple):
     """What one pixel stands for: the finite values of its steps."""
 
     share: float  # of the width
@@ -47,7 +47,7 @@ class Curve:
         """Where a step is."""
         return min(1.0, step / max(1, self.last))
 
-    def thinned(self, pixels: int) -> list[Place]:
+    def thinned(self, pixels: int) -> list[Pixel]:
         """One place per pixel that has steps, so that a single step that leapt is still seen; NaN
         where none of them has a number."""
         pixel: dict[int, list[tuple[int, float]]] = {}
@@ -57,11 +57,11 @@ class Curve:
         for points in pixel.values():
             share = self.share(sum(step for step, _ in points) / len(points))
             finite = [v for _, v in points if math.isfinite(v)] or [math.nan]
-            places.append(Place(share, min(finite), max(finite), statistics.median(finite)))
+            places.append(Pixel(share, min(finite), max(finite), statistics.median(finite)))
         return places
 
 
-def smooth(places: Sequence[Place]) -> list[tuple[float, float]]:
+def smooth(places: Sequence[Pixel]) -> list[tuple[float, float]]:
     """(share, value): the mean of the middle half of the places around, as many on either side, so
     that no single step moves it and the ends of a falling curve are where they are. A gap stays."""
     half = round(SMOOTH / 2 * len(places))
@@ -76,7 +76,7 @@ def smooth(places: Sequence[Place]) -> list[tuple[float, float]]:
     return line
 
 
-def band(frame: Frame, places: Sequence[Place]) -> str:
+def band(frame: Frame, places: Sequence[Pixel]) -> str:
     """From the lowest to the highest; a line where each pixel has one step."""
     least = 10.0**frame.low if frame.log else -math.inf
     over = runs(frame, [(p.share, max(p.high, least)) for p in places])

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import final
 
-from addnorm.pages.curves import Place, band
+from addnorm.pages.curves import Pixel, band
 from addnorm.pages.look import clean
 from addnorm.pages.svg import Frame, grid, spread, trace, value_labels
 
@@ -40,7 +40,7 @@ class Plot:
             style = f' style="{look}"'
         self.add(f'<path class="{kind}"{style} d="{trace(self.frame, points)}"/>')
 
-    def band(self, places: Sequence[Place], kind: str = "band") -> None:
+    def band(self, places: Sequence[Pixel], kind: str = "band") -> None:
         """From the lowest to the highest."""
         self.add(f'<path class="{kind}" d="{band(self.frame, places)}"/>')
 

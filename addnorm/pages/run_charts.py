@@ -11,7 +11,7 @@ from typing import final
 
 from addnorm.pages.curves import (
     Curve,
-    Place,
+    Pixel,
     evenly_chosen,
     last_value,
     smooth,
@@ -86,7 +86,7 @@ class MetricChart:
         return plot.svg(words)
 
     def _edges(
-        self, inside: Sequence[float], places: Sequence[Place], log: bool
+        self, inside: Sequence[float], places: Sequence[Pixel], log: bool
     ) -> tuple[float, float]:
         """All that is smooth, and of the single steps what is not too far from it."""
         if log:

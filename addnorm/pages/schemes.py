@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 from addnorm import disk, reading
-from addnorm.pages.curves import Place
+from addnorm.pages.curves import Pixel
 from addnorm.pages.look import document, figure
 from addnorm.pages.numbers import as_float, number, slope, with_minus
 from addnorm.pages.plot import Plot
@@ -163,12 +163,12 @@ class Charts:
         return labels
 
 
-def _band(curve: Sequence[Spread]) -> list[Place]:
+def _band(curve: Sequence[Spread]) -> list[Pixel]:
     """Nothing where not all of it can be drawn."""
     if not all(drawable(v) for s in curve for v in (s.low, s.high)):
         return []
     shares = (share for share, _ in evenly([s.median for s in curve]))
-    return [Place(share, s.low, s.high, s.median) for share, s in zip(shares, curve, strict=True)]
+    return [Pixel(share, s.low, s.high, s.median) for share, s in zip(shares, curve, strict=True)]
 
 
 def _ends(values: Sequence[float]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from addnorm.linting.report import Report
 from addnorm.testing import backward, conduct, precision, sums, values
-from addnorm.testing.kit import DTYPES, Kind, Kit, NormOfSum, as_module, reference
+from addnorm.testing.kit import TESTED_DTYPES, Kit, NormKind, NormOfSum, as_module, reference
 
 __all__ = ["check_add_norm", "check_norm", "reference"]
 
@@ -31,13 +31,13 @@ _NORM_CHECKS = (
 
 def check_norm(
     norm: Callable[..., Tensor] | nn.Module,
-    kind: Kind = "layer",
+    kind: NormKind = "layer",
     *,
     dim: int | Sequence[int] | None = None,
     eps: float | None = None,
     weight: Tensor | bool | None = None,
     bias: Tensor | bool | None = None,
-    dtypes: Sequence[torch.dtype] = DTYPES,
+    dtypes: Sequence[torch.dtype] = TESTED_DTYPES,
     device: str | torch.device = "cpu",
     backend: str | None = "inductor",
 ) -> Report:
@@ -57,13 +57,13 @@ def check_norm(
 
 def check_add_norm(
     fn: Callable[..., tuple[Tensor, Tensor]] | nn.Module,
-    kind: Kind = "layer",
+    kind: NormKind = "layer",
     *,
     dim: int | Sequence[int] | None = None,
     eps: float | None = None,
     weight: Tensor | bool | None = None,
     bias: Tensor | bool | None = None,
-    dtypes: Sequence[torch.dtype] = DTYPES,
+    dtypes: Sequence[torch.dtype] = TESTED_DTYPES,
     device: str | torch.device = "cpu",
     backend: str | None = "inductor",
 ) -> Report:

@@ -6,12 +6,22 @@ import torch
 from torch import Tensor
 
 from addnorm.linting.report import Unknown
-from addnorm.testing.kit import Checks, Kind, Kit, Said, Width, all_off_by, finding, off_by, unit
+from addnorm.testing.kit import (
+    Answers,
+    Checks,
+    Kit,
+    NormKind,
+    Width,
+    all_off_by,
+    finding,
+    off_by,
+    unit,
+)
 
 # Gradients ----------------------------------------------------------------------------------------
 
 
-def _gradients(kit: Kit) -> Said:
+def _gradients(kit: Kit) -> Answers:
     if not kit.right:
         yield Unknown(rule="gradient", module="", why="it is another function: so is its gradient")
         return
@@ -24,7 +34,7 @@ def _gradients(kit: Kit) -> Said:
                 yield from _gradients_at(kit, w, dtype)
 
 
-def _gradients_at(kit: Kit, w: Width, dtype: torch.dtype) -> Said:
+def _gradients_at(kit: Kit, w: Width, dtype: torch.dtype) -> Answers:
     module = kit.typed(w.module, dtype)
     for p in module.parameters():
         p.requires_grad_(True)
@@ -72,7 +82,7 @@ def _input_gradient(
     dy: Tensor,
     weight: Tensor | None,
     hat: Tensor,
-) -> Said:
+) -> Answers:
     r = reciprocal(kit, x.detach())
     family = gradients(dy if weight is None else dy * weight, hat, r, kit.kind)
     if weight is not None:
@@ -127,7 +137,7 @@ def reciprocal(kit: Kit, x: Tensor) -> Tensor:
     return ((x * x).mean(-1, keepdim=True) + eps).rsqrt()
 
 
-def gradients(g: Tensor, hat: Tensor, r: Tensor, kind: Kind) -> dict[str, Any]:
+def gradients(g: Tensor, hat: Tensor, r: Tensor, kind: NormKind) -> dict[str, Any]:
     """The right gradient of x and wrong ones, by what is wrong, as (rule, value); g = dy * weight.
 
     r is 1 / sqrt(variance + eps).
@@ -168,7 +178,7 @@ def gradients(g: Tensor, hat: Tensor, r: Tensor, kind: Kind) -> dict[str, Any]:
 
 def _parameter_gradient(
     role: str, grad: Tensor | None, terms: Tensor, dtype: torch.dtype, w: Width
-) -> Said:
+) -> Answers:
     """``terms`` (batch, positions, dim) summed over batch and positions."""
     right = terms.sum((0, 1))
     if grad is not None and grad.numel() != right.numel():

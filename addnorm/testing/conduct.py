@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from addnorm.anatomy.norms.probe import statistics_error
 from addnorm.linting.report import Unknown
 from addnorm.testing.kit import (
+    Answers,
     Checks,
     Function,
     Kit,
     NormOfSum,
-    Said,
     Width,
     bare_at,
     close,
@@ -26,7 +26,7 @@ from addnorm.words import first_line
 # Extremes -----------------------------------------------------------------------------------------
 
 
-def _extremes(kit: Kit) -> Said:
+def _extremes(kit: Kit) -> Answers:
     w = kit.first
     if not kit.right or w.dim == 1:
         return
@@ -69,7 +69,7 @@ def _extremes(kit: Kit) -> Said:
 
 def _flat_rows(
     kit: Kit, w: Width, dtype: torch.dtype, module: nn.Module, bias: Tensor | None
-) -> Said:
+) -> Answers:
     """Rows without a variance, forward and backward."""
     name = str(dtype).removeprefix("torch.")
     cases = {"zero-row": 0.0} | ({"constant-row": 3.3} if kit.kind == "layer" else {})
@@ -107,7 +107,7 @@ def _largest(t: Tensor | None) -> float:
     return 1.0 if t is None else float(t.abs().max())
 
 
-def _one_feature(kit: Kit) -> Said:
+def _one_feature(kit: Kit) -> Answers:
     """A row of one: LayerNorm gives the bias, RMSNorm the sign."""
     if not isinstance(kit.subject, Function | NormOfSum) or not kit.right:
         return
@@ -135,7 +135,7 @@ def _one_feature(kit: Kit) -> Said:
         )
 
 
-def _strides(kit: Kit) -> Said:
+def _strides(kit: Kit) -> Answers:
     """Inputs and gradients with the same numbers, but other strides."""
     w = kit.first
     if w.reach.axes != (-1,):
@@ -184,7 +184,7 @@ def _strides(kit: Kit) -> Said:
                 )
 
 
-def _same(module: nn.Module, x: Tensor, expected: Tensor, rule: str, what: str) -> Said:
+def _same(module: nn.Module, x: Tensor, expected: Tensor, rule: str, what: str) -> Answers:
     try:
         with torch.no_grad():
             y = module(x)
@@ -210,7 +210,7 @@ def _same(module: nn.Module, x: Tensor, expected: Tensor, rule: str, what: str) 
         )
 
 
-def _shapes(kit: Kit) -> Said:
+def _shapes(kit: Kit) -> Answers:
     w = kit.first
     if w.reach.axes != (-1,):
         return
@@ -228,7 +228,7 @@ def _shapes(kit: Kit) -> Said:
         yield from _same(module, nothing, nothing, "empty-batch", f"an empty batch {empty}")
 
 
-def _batch(kit: Kit) -> Said:
+def _batch(kit: Kit) -> Answers:
     """A row alone, and among others; and while training."""
     w = kit.first
     if w.reach.axes != (-1,):
@@ -256,7 +256,7 @@ def _batch(kit: Kit) -> Said:
         )
 
 
-def _writes(kit: Kit) -> Said:
+def _writes(kit: Kit) -> Answers:
     w = kit.first
     for dtype in kit.dtypes:
         if dtype in kit.dead:
@@ -285,7 +285,7 @@ def _writes(kit: Kit) -> Said:
                 return
 
 
-def _deterministic(kit: Kit) -> Said:
+def _deterministic(kit: Kit) -> Answers:
     w = kit.first
     module = kit.typed(w.module, torch.float32)
 
@@ -312,7 +312,7 @@ def _deterministic(kit: Kit) -> Said:
                 return
 
 
-def _autocast(kit: Kit) -> Said:
+def _autocast(kit: Kit) -> Answers:
     if not kit.right:
         return
     w = kit.first
@@ -350,7 +350,7 @@ def _autocast(kit: Kit) -> Said:
             )
 
 
-def _compiles(kit: Kit) -> Said:
+def _compiles(kit: Kit) -> Answers:
     if kit.backend is None:
         yield Unknown(rule="compile", module="", why="it was not asked for: backend=None")
         return

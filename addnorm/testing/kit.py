@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from addnorm.anatomy.norms.formulas import ACCEPT, Match
 from addnorm.anatomy.norms.probe import Probe, ProbeCall, Reach, claimed_eps
 from addnorm.anatomy.signature import parameters_of
+from addnorm.linting.check import Answers as Answers
 from addnorm.linting.report import Finding, Report, Severity, Unknown, gathered
 from addnorm.linting.rule import Undeclared
 from addnorm.temporary import undisturbed
 from addnorm.testing.mistakes import MISTAKES
 from addnorm.words import first_line
 
-Kind = Literal["layer", "rms"]
+NormKind = Literal["layer", "rms"]
 
 
-Said = Iterator[Finding | Unknown]
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TESTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _NAMES = {
     "weight": ("weight", "gamma", "scale", "gain", "w", "g"),
@@ -36,7 +35,7 @@ _NAMES = {
 
 
 def reference(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Kind, eps: float
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: NormKind, eps: float
 ) -> Tensor:
     """The equation, in float64 (Ba et al. 2016; Zhang & Sennrich 2019 with eps under the root)."""
     x = x.double()
@@ -115,7 +114,7 @@ def both(out: Any) -> tuple[Tensor, Tensor]:
 
 def as_module(
     norm: Callable[..., Any] | nn.Module,
-    kind: Kind,
+    kind: NormKind,
     dim: int | Sequence[int] | None,
     eps: float | None,
     weight: Tensor | bool | None,
@@ -196,7 +195,7 @@ class Kit:
     def __init__(
         self,
         module: nn.Module,
-        kind: Kind,
+        kind: NormKind,
         widths: tuple[int, ...],
         eps: float | None,
         dtypes: tuple[torch.dtype, ...],
@@ -218,7 +217,7 @@ class Kit:
         """Why nothing more can be compared."""
         self._eps: dict[torch.dtype, float] = {}
 
-    def report(self, checks: Sequence[tuple[str, Callable[["Kit"], Said]]]) -> Report:
+    def report(self, checks: Sequence[tuple[str, Callable[["Kit"], Answers]]]) -> Report:
         began = time.monotonic()
         answers: list[Finding | Unknown] = []
         with undisturbed():
@@ -459,5 +458,5 @@ def bare_at(kit: Kit, w: Width, dtype: torch.dtype) -> nn.Module:
     return module
 
 
-Checks = tuple[tuple[str, Callable[[Kit], Said]], ...]
+Checks = tuple[tuple[str, Callable[[Kit], Answers]], ...]
 """By name."""

@@ -5,11 +5,11 @@ from torch import Tensor
 
 from addnorm.anatomy.norms.probe import statistics_error
 from addnorm.linting.report import Unknown
-from addnorm.testing.kit import Checks, Kit, Said, Width, bare_at, finding, off_by, unit
+from addnorm.testing.kit import Answers, Checks, Kit, Width, bare_at, finding, off_by, unit
 from addnorm.words import error_in_a_line
 
 
-def _precision(kit: Kit) -> Said:
+def _precision(kit: Kit) -> Answers:
     if not kit.right:
         yield Unknown(
             rule="precision", module="", why="it is another function: precision has no meaning"
@@ -53,7 +53,7 @@ def rounding_bound(
     return 2 * (outputs + statistics) + 2 * tiny
 
 
-def _precision_at(kit: Kit, w: Width, dtype: torch.dtype) -> Said:
+def _precision_at(kit: Kit, w: Width, dtype: torch.dtype) -> Answers:
     module = kit.typed(w.module, dtype)
     name = str(dtype).removeprefix("torch.")
     x = kit.rows(64, w.dim, dtype, 5)
@@ -138,7 +138,7 @@ def _emulated(kit: Kit, w: Width, dtype: torch.dtype) -> float:
 
 def _cast_order(
     kit: Kit, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> Said:
+) -> Answers:
     hat = kit.answer(x)
     zero = 0.0 if bias is None else bias
     once = (hat * weight + zero).to(dtype)
@@ -161,7 +161,7 @@ def _cast_order(
         )
 
 
-def _large_mean(kit: Kit) -> Said:
+def _large_mean(kit: Kit) -> Answers:
     """Rows of deviation 1 around 1000 and 10000, where a difference of squares has no digits."""
     if not kit.right or kit.kind != "layer" or torch.float32 not in kit.dtypes:
         return

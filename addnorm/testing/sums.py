@@ -5,11 +5,11 @@ from torch import Tensor, nn
 
 from addnorm.testing.backward import RIGHT, gradients, reciprocal
 from addnorm.testing.kit import (
+    Answers,
     Checks,
     Function,
     Kit,
     NormOfSum,
-    Said,
     Width,
     all_off_by,
     both,
@@ -32,7 +32,7 @@ def _nearest_of(have: Tensor, family: dict[str, Tensor]) -> tuple[str, dict[str,
     return min(off, key=lambda k: off[k]), off
 
 
-def _sum(kit: Kit) -> Said:
+def _sum(kit: Kit) -> Answers:
     """The stream, and what it is that is normalized."""
     w = kit.first
     for dtype in kit.dtypes:
@@ -91,7 +91,7 @@ def _sum(kit: Kit) -> Said:
 
 def _of_the_sum(
     kit: Kit, w: Width, pair: nn.Module, x: Tensor, res: Tensor, y: Tensor, stream: Tensor
-) -> Said:
+) -> Answers:
     dtype = x.dtype
     outer = NormOfSum(pair)
     weight, bias = kit.affine(w, outer)
@@ -148,7 +148,7 @@ def _of_the_sum(
         )
 
 
-def _sum_gradients(kit: Kit) -> Said:
+def _sum_gradients(kit: Kit) -> Answers:
     """Through the normed output, through the stream, and through both at once."""
     if not kit.right:
         return

@@ -7,7 +7,16 @@ import torch
 
 from addnorm.anatomy.norms.formulas import ACCEPT, Match
 from addnorm.linting.report import Finding
-from addnorm.testing.kit import Checks, Function, Kit, NormOfSum, Said, Width, all_off_by, finding
+from addnorm.testing.kit import (
+    Answers,
+    Checks,
+    Function,
+    Kit,
+    NormOfSum,
+    Width,
+    all_off_by,
+    finding,
+)
 
 # Formula ------------------------------------------------------------------------------------------
 
@@ -45,12 +54,12 @@ _OTHERS = {
 """Of formulas that are no mistake in themselves: what is wrong, and what to do."""
 
 
-def _formula(kit: Kit) -> Said:
+def _formula(kit: Kit) -> Answers:
     for w in kit.measured:
         yield from _formula_at(kit, w)
 
 
-def _formula_at(kit: Kit, w: Width) -> Said:
+def _formula_at(kit: Kit, w: Width) -> Answers:
     if w.reach.axes != (-1,):
         yield from _axes_at(w)
         return
@@ -99,7 +108,7 @@ def _formula_at(kit: Kit, w: Width) -> Said:
     yield from _eps_at(kit, w, m, evidence)
 
 
-def _axes_at(w: Width) -> Said:
+def _axes_at(w: Width) -> Answers:
     """Statistics over nothing at all, or over more or other axes than the features."""
     if not w.reach.axes:
         yield finding(
@@ -123,7 +132,7 @@ def _axes_at(w: Width) -> Said:
         )
 
 
-def _mistakes_at(m: Match, evidence: dict[str, Any]) -> Said:
+def _mistakes_at(m: Match, evidence: dict[str, Any]) -> Answers:
     """A formula that is known to be wrong."""
     for mistake in m.formula.mistakes:
         if mistake in _RULES:
@@ -146,7 +155,7 @@ def _mistakes_at(m: Match, evidence: dict[str, Any]) -> Said:
     )
 
 
-def _kind_at(kit: Kit, m: Match, evidence: dict[str, Any]) -> Said:
+def _kind_at(kit: Kit, m: Match, evidence: dict[str, Any]) -> Answers:
     """A formula that may be right elsewhere, and is another than the one asked for."""
     rule: str | None = None
     if m.formula.kind not in (kit.kind, "other"):
@@ -160,7 +169,7 @@ def _kind_at(kit: Kit, m: Match, evidence: dict[str, Any]) -> Said:
         yield finding(rule, "error", evidence, message.format(formula=m.formula.name), remedy)
 
 
-def _eps_at(kit: Kit, w: Width, m: Match, evidence: dict[str, Any]) -> Said:
+def _eps_at(kit: Kit, w: Width, m: Match, evidence: dict[str, Any]) -> Answers:
     if m.formula.form == "bare" or "norm-not-normalizing" in m.formula.mistakes:
         return
     claimed = kit.claimed
@@ -185,7 +194,7 @@ def _eps_at(kit: Kit, w: Width, m: Match, evidence: dict[str, Any]) -> Said:
         )
 
 
-def _eps_by_dtype(kit: Kit) -> Said:
+def _eps_by_dtype(kit: Kit) -> Answers:
     if not kit.right:
         return
     for dtype in kit.dtypes:
@@ -202,7 +211,7 @@ def _eps_by_dtype(kit: Kit) -> Said:
             )
 
 
-def _affine(kit: Kit) -> Said:
+def _affine(kit: Kit) -> Answers:
     """Whether weight and bias are used as w * xhat + b."""
     w = kit.first
     if isinstance(w.module, Function | NormOfSum):

@@ -24,7 +24,7 @@ CHECKSUMS = "checksums.json"
 WHOLE, DIVIDED = 1, 2  # formats: whether some tensors are in parts
 SHARD = 2 * 1000**3  # bytes of tensors in one file; a larger tensor has a file to itself
 FLOAT = "$float"
-DTYPES = {
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -116,7 +116,7 @@ def write_plan(work: Path, plan: Plan) -> dict[str, Any]:
 
 
 def _owned(t: Tensor, where: str, copy: bool) -> Tensor:
-    if t.device.type != "cpu" or t.layout != torch.strided or t.dtype not in DTYPES:
+    if t.device.type != "cpu" or t.layout != torch.strided or t.dtype not in DTYPE_NAMES:
         kind = f"{t.dtype} on {t.device}, {t.layout}"
         raise CheckpointError(f"{where} is {kind}: give a dense CPU tensor of a plain dtype")
     t = t.detach()
@@ -149,7 +149,7 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     for name, t in tensors.items():
         begin, end = end, end + t.nbytes
         header[name] = {
-            "dtype": DTYPES[t.dtype],
+            "dtype": DTYPE_NAMES[t.dtype],
             "shape": list(t.shape),
             "data_offsets": [begin, end],
         }

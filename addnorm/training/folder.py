@@ -49,7 +49,7 @@ ADAPTER_FILES = tuple(f"{dot}{n}" for n in (adapters.CONFIG, adapters.TENSORS) f
 HEX = "[0-9a-f]" * 8
 
 
-class Kind(Enum):
+class FolderKind(Enum):
     """What a folder is to a run that wants it."""
 
     FREE = auto()
@@ -64,38 +64,38 @@ class Kind(Enum):
 
 @final
 @dataclass(frozen=True)
-class Place:
+class FolderState:
     """What a folder is, why it is no run where it is none, and what the run.json of a run says."""
 
-    kind: Kind
+    kind: FolderKind
     why: str = ""
     state: Mapping[str, Any] = field(default_factory=dict)
 
 
-def examine(folder: Path) -> Place:
+def examine(folder: Path) -> FolderState:
     """What the folder is; nothing is written."""
     try:
         names = {path.name for path in folder.iterdir()}
         if STATE in names:
             try:
-                return Place(Kind.RUN, state=read(folder))
+                return FolderState(FolderKind.RUN, state=read(folder))
             except SettingsError as error:
                 why = str(error)
         else:
             why = f"it has no {STATE}"
         if _has_checkpoints(folder):
-            return Place(Kind.DAMAGED, why)
+            return FolderState(FolderKind.DAMAGED, why)
         leftovers = names <= {CHECKPOINTS, f".{STATE}"} and all(
             path.name == LOCK or path.name.startswith(LEFT_BEHIND)
             for path in (folder / CHECKPOINTS).glob("*")
         )
     except FileNotFoundError:
-        return Place(Kind.FREE)
+        return FolderState(FolderKind.FREE)
     except NotADirectoryError:
         raise SettingsError(f"{folder} is a file: a run needs a folder") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
         raise SettingsError(f"cannot look into {folder}: {error}") from None
-    return Place(Kind.FREE) if leftovers else Place(Kind.FOREIGN, why)
+    return FolderState(FolderKind.FREE) if leftovers else FolderState(FolderKind.FOREIGN, why)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def read(folder: Path) -> dict[str, Any]:
     return state
 
 
-def claim(checkpoints: Checkpoints, *, resume: bool, overwrite: bool) -> Place:
+def claim(checkpoints: Checkpoints, *, resume: bool, overwrite: bool) -> FolderState:
     """Take the folder around the checkpoints for one run, locked against others, or raise why not.
 
     Nothing of what is there is changed: with ``overwrite`` that is for ``clear`` to do, once the
@@ -135,31 +135,31 @@ def claim(checkpoints: Checkpoints, *, resume: bool, overwrite: bool) -> Place:
     return place
 
 
-def _refuse(place: Place, folder: Path, resume: bool, overwrite: bool) -> None:
+def _refuse(place: FolderState, folder: Path, resume: bool, overwrite: bool) -> None:
     """Raise unless a run may begin, or go on, in such a folder."""
     if resume:
-        if place.kind not in (Kind.RUN, Kind.DAMAGED):
+        if place.kind not in (FolderKind.RUN, FolderKind.DAMAGED):
             raise SettingsError(
                 f"{folder} holds no run to go on with{place.why and ': '}{place.why}"
             )
-    elif place.kind is Kind.FOREIGN:
+    elif place.kind is FolderKind.FOREIGN:
         raise SettingsError(
             f"{folder} is not empty and no run of addnorm's: {place.why}. It holds "
             f"{_shown(folder.iterdir(), folder)}. Nothing was changed: choose a new folder, such "
             f"as --out {folder / 'run'}"
         )
-    elif place.kind is Kind.DAMAGED:
+    elif place.kind is FolderKind.DAMAGED:
         raise SettingsError(
             f"{folder} holds checkpoints of a run, but {place.why}. Nothing was changed: choose "
             "another --out, delete the folder yourself, or go on with it in Python "
             "(addnorm.train(..., resume=True))"
         )
-    elif place.kind is Kind.RUN and not overwrite:
+    elif place.kind is FolderKind.RUN and not overwrite:
         raise SettingsError(
             f"{folder} holds a run already: go on with it (--resume {folder}), choose another "
             "--out, or replace it (--overwrite)"
         )
-    elif place.kind is Kind.RUN and (wrong := _in_the_way(folder)):
+    elif place.kind is FolderKind.RUN and (wrong := _in_the_way(folder)):
         raise SettingsError(
             f"{folder} cannot be replaced: in the way is what addnorm did not write, "
             f"{_shown(wrong, folder)}. Nothing was changed: move it elsewhere, or choose another "

@@ -25,7 +25,7 @@ from addnorm.training.parallel import World, put, spread, sum_dtype, whole
 from addnorm.training.task import Batch, Task
 from addnorm.words import first_line
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RECENT = 64  # gradient norms that the spike guard compares with
 LOSS_SCALE = 2.0**16  # of float16 at the beginning (Micikevicius et al. 2018)
 GROWS_AFTER = 2000  # steps without overflow
@@ -222,7 +222,7 @@ class Trainer:
         """The precision that the forward computes in."""
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.world.device.type, DTYPES[self.precision])
+        return torch.autocast(self.world.device.type, PRECISIONS[self.precision])
 
     def _unsynchronized(self, yes: bool) -> AbstractContextManager[Any]:
         """Between micro-batches, processes need not exchange gradients."""

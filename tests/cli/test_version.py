@@ -14,7 +14,7 @@ from addnorm.ops import AttentionCall, AttentionKernel, attention, verification
 
 @pytest.fixture(autouse=True)
 def _one_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(verification, "VERIFIED_DTYPES", (torch.float32,))
 
 
 def test_verbose_says_what_computes_and_how_well(capsys: pytest.CaptureFixture[str]) -> None:

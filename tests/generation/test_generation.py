@@ -35,7 +35,7 @@ from addnorm.generation.constraint import Constraint
 from addnorm.generation.decode import Decoder, window_start
 from addnorm.generation.sampling import Sampling, distribution
 from addnorm.generation.stopping import StopStrings, looped
-from addnorm.generation.text import Options
+from addnorm.generation.text import WritingOptions
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import POSITIONS, GPTConfig
 from tests.nets import DECODER_OF_BOTH, TIME, build, inputs, stir
@@ -1195,10 +1195,10 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
 
 def test_an_option_has_its_default_in_one_place() -> None:
     """What the type checker reads is what the classes hold that have the defaults."""
-    listed = {kind: get_type_hints(kind) for kind in (Options, Sampling, Limits)}
+    listed = {kind: get_type_hints(kind) for kind in (WritingOptions, Sampling, Limits)}
     others = get_type_hints(Writing.__init__)
     others = {name: others[name] for name in ("seed", "top_logprobs")}
-    assert listed[Options] == listed[Sampling] | listed[Limits] | others
+    assert listed[WritingOptions] == listed[Sampling] | listed[Limits] | others
 
 
 def test_wrong_arguments_are_named() -> None:

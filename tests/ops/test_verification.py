@@ -68,7 +68,7 @@ def nothing_but(*kernels: Any) -> Iterator[None]:
 @pytest.fixture
 def two_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     """One in which errors of the formula show, and one in which errors of rounding do."""
-    monkeypatch.setattr(verification, "DTYPES", (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(verification, "VERIFIED_DTYPES", (torch.float32, torch.bfloat16))
 
 
 def judged(kernel: Any) -> dict[str, VerificationRow]:

@@ -3,7 +3,7 @@
 import math
 import re
 
-from addnorm.pages.curves import Place
+from addnorm.pages.curves import Pixel
 from addnorm.pages.plot import Plot
 from addnorm.pages.svg import Frame
 from tests.strict_html import Page
@@ -21,7 +21,7 @@ def test_a_chart_has_words() -> None:
 def test_what_is_said_later_lies_above() -> None:
     plot = Plot(LOG)
     plot.axes([(0.0, "0")])
-    plot.band([Place(0.0, 1.0, 10.0, 3.0), Place(1.0, 1.0, 10.0, 3.0)])
+    plot.band([Pixel(0.0, 1.0, 10.0, 3.0), Pixel(1.0, 1.0, 10.0, 3.0)])
     plot.line([(0.0, 1.0), (1.0, 100.0)], strength=0.5)
     plot.line([(0.0, 1.0)], "held")
     kinds = re.findall(r'path class="(\w+)"', plot.svg(""))

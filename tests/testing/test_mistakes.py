@@ -33,7 +33,7 @@ def test_a_name_that_is_not_declared_cannot_be_said() -> None:
 
 
 def test_a_mistake_in_a_check_is_no_fault_of_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(_: kit.Kit) -> kit.Said:
+    def wrong(_: kit.Kit) -> kit.Answers:
         yield kit.finding("wrong-axes", "error", {"axis": 0}, "It is wrong.", "Mend it.")
 
     monkeypatch.setattr(testing, "_NORM_CHECKS", (("axes", wrong),))

@@ -116,7 +116,7 @@ def test_what_is_saved_comes_back(tmp_path, background):
 
 
 @pytest.mark.parametrize("background", [True, False])
-@pytest.mark.parametrize("dtype", checkpoint_file.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", checkpoint_file.DTYPE_NAMES, ids=str)
 def test_every_dtype_and_shape_to_the_bit(tmp_path, dtype, background):
     """Random bytes: signalling nans, denormals and minus zero among them."""
     g = torch.Generator().manual_seed(1)

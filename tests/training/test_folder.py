@@ -18,7 +18,7 @@ from addnorm.training import folder as places
 from addnorm.training import parallel
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import Config
-from addnorm.training.folder import Kind, claim, clear, examine
+from addnorm.training.folder import FolderKind, claim, clear, examine
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.parallel import World
 from tests.training.test_training import Toy, loop, quiet, small
@@ -61,29 +61,29 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def test_a_folder_is_what_its_run_json_says(run: Path) -> None:
     """And not what its other names say: a project may have checkpoints and a model of its own."""
-    assert examine(run).kind is Kind.RUN
+    assert examine(run).kind is FolderKind.RUN
     state = json.loads((run / "run.json").read_text())
     odd = [{**state, "step": "two"}, {**state, "metrics": {"loss": "low"}}, [state], {}, "x", None]
     odd += [{k: v for k, v in state.items() if k != name} for name in places.KEYS]
     for told in odd:
         (run / "run.json").write_text(json.dumps(told))
-        assert examine(run).kind is Kind.DAMAGED, told
+        assert examine(run).kind is FolderKind.DAMAGED, told
     for text in ("", "{", '{"step": 2', "[" * 10**5, "\xff", "1" * 5000):
         (run / "run.json").write_text(text, encoding="latin-1")
-        assert examine(run).kind is Kind.DAMAGED, text[:10]
+        assert examine(run).kind is FolderKind.DAMAGED, text[:10]
     shutil.rmtree(run / "checkpoints")
-    assert examine(run).kind is Kind.FOREIGN
+    assert examine(run).kind is FolderKind.FOREIGN
 
 
 def test_what_a_start_leaves_that_fell_early_is_free(tmp_path: Path) -> None:
-    assert examine(tmp_path / "not" / "there").kind is Kind.FREE
-    assert examine(tmp_path).kind is Kind.FREE
+    assert examine(tmp_path / "not" / "there").kind is FolderKind.FREE
+    assert examine(tmp_path).kind is FolderKind.FREE
     Checkpoints(tmp_path / "checkpoints").lock()
     (tmp_path / ".run.json").write_text("{")
     (tmp_path / "checkpoints" / ".saving-step-00000001-0123abcd").mkdir()
-    assert examine(tmp_path).kind is Kind.FREE
+    assert examine(tmp_path).kind is FolderKind.FREE
     (tmp_path / "checkpoints" / "mine.pt").touch()
-    assert examine(tmp_path).kind is Kind.FOREIGN
+    assert examine(tmp_path).kind is FolderKind.FOREIGN
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -110,7 +110,7 @@ def test_a_run_whose_run_json_is_lost_is_left_alone_and_can_be_gone_on_with(tmp_
     assert files(tmp_path) == before
     longer = {**OPTIONS, "loop": loop(steps=3)}
     assert train(Toy(), out=tmp_path / "run", resume=True, **longer).step == 3
-    assert examine(tmp_path / "run").kind is Kind.RUN
+    assert examine(tmp_path / "run").kind is FolderKind.RUN
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_run_is_replaced_only_by_one_that_can_begin(
     with pytest.raises(ValueError, match=next(iter(wrong))):
         train(small(finished, **wrong), out=run, overwrite=True, display=quiet())
     assert files(run) == before
-    assert examine(run).kind is Kind.RUN
+    assert examine(run).kind is FolderKind.RUN
 
 
 def test_a_fall_between_two_deletions_leaves_a_run_that_can_be_replaced(
@@ -253,7 +253,7 @@ def test_of_two_starts_in_one_folder_one_is_refused(
     looked, may = threading.Event(), threading.Event()
     look = places.examine
 
-    def slowly(folder: Path) -> places.Place:
+    def slowly(folder: Path) -> places.FolderState:
         place = look(folder)
         if threading.current_thread().name == "second":
             looked.set()

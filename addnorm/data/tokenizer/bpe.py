@@ -21,14 +21,14 @@ from addnorm.data.tokenizer.bpe_files import (
     special_token,
     token_text,
 )
-from addnorm.data.tokenizer.kind import ENDOFTEXT, Kind, TokenizerError
+from addnorm.data.tokenizer.kind import ENDOFTEXT, TokenizerError, TokenizerKind
 
 PIECE = 1 << 14  # characters encoded at a time; more does not go faster, and needs more memory
 GROUP = 1 << 20  # characters the threads have at a time; an encoding has some 170 bytes for each
 
 
 @final
-class BytePairs(Kind):
+class BytePairs(TokenizerKind):
     """Byte-level BPE.
 
     ``data``: what a ``tokenizer.json`` holds; ``config``: what a ``tokenizer_config.json`` holds.

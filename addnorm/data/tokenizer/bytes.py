@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
-from addnorm.data.tokenizer.kind import CARD, ENDOFTEXT, Kind
+from addnorm.data.tokenizer.kind import CARD, ENDOFTEXT, TokenizerKind
 
 
 @final
-class Bytes(Kind):
+class Bytes(TokenizerKind):
     """The bytes of the text's UTF-8, and 256 for the end of a text."""
 
     name, file = "bytes", CARD

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, final
 
 from addnorm import disk, reading
-from addnorm.data.tokenizer.kind import Kind, TokenizerError, check_text
+from addnorm.data.tokenizer.kind import TokenizerError, TokenizerKind, check_text
 from addnorm.words import a_few
 
 
 @final
-class Characters(Kind):
+class Characters(TokenizerKind):
     """One id per character.
 
     ``characters``: all of them, in the order of their ids.

@@ -20,7 +20,7 @@ class TokenizerError(Mendable):
     message says why and what to do."""
 
 
-class Kind(ABC):
+class TokenizerKind(ABC):
     """What the three kinds of tokenizer have to say; the rest is the same for all.
 
     ``name``: what the kind is called; ``file``: the file of its ids, which the card vouches for.
@@ -37,7 +37,7 @@ class Kind(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, folder: Path) -> "Kind":
+    def load(cls, folder: Path) -> "TokenizerKind":
         """What ``save`` wrote; damage is a TokenizerError that names the file."""
 
     @abstractmethod

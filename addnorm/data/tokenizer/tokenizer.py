@@ -19,12 +19,12 @@ from addnorm.data.tokenizer.bpe_files import CONFIGS, PARTS
 from addnorm.data.tokenizer.bytes import Bytes
 from addnorm.data.tokenizer.characters import Characters
 from addnorm.data.tokenizer.corpus import documents, read_texts, size
-from addnorm.data.tokenizer.kind import CARD, Kind, TokenizerError, check_text
+from addnorm.data.tokenizer.kind import CARD, TokenizerError, TokenizerKind, check_text
 from addnorm.errors import unknown_name
 
 QUIET = 1 << 24  # bytes of text that take no more than a few seconds to learn from
 
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (BytePairs, Characters, Bytes)}
+KINDS: dict[str, type[TokenizerKind]] = {kind.name: kind for kind in (BytePairs, Characters, Bytes)}
 
 
 @final
@@ -34,7 +34,7 @@ class Tokenizer:
     ``kind``: what its tokens are and how they are found in a text.
     """
 
-    def __init__(self, kind: Kind):
+    def __init__(self, kind: TokenizerKind):
         self._kind = kind
         ordinary = {i: piece for i, piece in kind.pieces.items() if i not in kind.special.values()}
         self._byte_ids = {piece[0]: i for i, piece in ordinary.items() if len(piece) == 1}
