@@ -48,7 +48,7 @@ class AddnormConfig(transformers.PreTrainedConfig):  # type: ignore[misc]
     ``num_hidden_layers``, ...) read and write the same fields.
     """
 
-    model_type = config_json.MODEL_TYPE
+    model_type = config_json.GPT_TYPE
     keys_to_ignore_at_inference = ("past_key_values",)
     attribute_map = {  # noqa: RUF012 (its type is the parent's to say)
         "hidden_size": "dim",
@@ -118,7 +118,7 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
         folder = Path(path_or_id or "")
         elsewhere = {"subfolder", "variant", "gguf_file", "state_dict"} & kwargs.keys()
         here = path_or_id and (folder / folders.CONFIG).is_file() and not elsewhere
-        if here and gpt_files.check(folder).format != config_json.MODEL_TYPE:
+        if here and gpt_files.check(folder).format != config_json.GPT_TYPE:
             raise WeightsError(
                 f"{folder} is in GPT-2's format: AutoModelForCausalLM makes a GPT2LMHeadModel of "
                 "it; for this class, AddnormForCausalLM.of(GPT.from_pretrained(folder))"
@@ -420,5 +420,5 @@ def _quiet() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-AutoConfig.register(config_json.MODEL_TYPE, AddnormConfig)
+AutoConfig.register(config_json.GPT_TYPE, AddnormConfig)
 AutoModelForCausalLM.register(AddnormConfig, AddnormForCausalLM)

@@ -39,7 +39,7 @@ WORDS: Mapping[type, str] = {
 }
 """What JSON holds, in words."""
 
-Value = TypeVar("Value")
+FieldValue = TypeVar("FieldValue")
 
 
 @final
@@ -192,10 +192,10 @@ def json_object(file: Path, kind: type[Mendable] = Unreadable) -> dict[str, Any]
 def field(
     values: Mapping[str, Any],
     key: str,
-    value_type: type[Value],
+    value_type: type[FieldValue],
     where: object,
     kind: type[Mendable] = Unreadable,
-) -> Value:
+) -> FieldValue:
     """The value of a key that must be there, and of this type and no other."""
     if key not in values:
         raise kind(f"{where}: {key!r} is missing")

@@ -334,7 +334,7 @@ UNREAD = (
     *("layer_replication", "modules_to_save", "trainable_token_indices", "kasa_config"),
 )
 """Settings of peft's that make another function of the same tensors, or train more."""
-PLAIN = (True, False, "gaussian", "eva", "orthogonal")
+PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 """Beginnings that leave the model's own weights alone; pissa, olora and others move them."""
 
 
@@ -346,7 +346,7 @@ def _of_low_rank(card: Mapping[str, Any]) -> dict[str, Any]:
         short = value_in_short(card.get("peft_type"))
         raise WeightsError(f"peft_type is {short}, expected one of {types}")
     odd = [name for name in UNREAD if card.get(name)]
-    if card.get("init_lora_weights", True) not in PLAIN:
+    if card.get("init_lora_weights", True) not in PLAIN_INITS:
         odd.append(f"init_lora_weights={value_in_short(card['init_lora_weights'])}")
     if odd:
         raise WeightsError(f"{', '.join(odd)}: addnorm lacks this option of peft")

@@ -10,9 +10,9 @@ def main_output(out: Any) -> Tensor:
     """The tensor that a model's output is about: ``logits``, ``last_hidden_state``, else the first
     floating-point tensor in it."""
     for name in ("logits", "prediction_logits", "last_hidden_state"):
-        found = out.get(name) if isinstance(out, dict) else getattr(out, name, None)
-        if isinstance(found, Tensor):
-            return found
+        value = out.get(name) if isinstance(out, dict) else getattr(out, name, None)
+        if isinstance(value, Tensor):
+            return value
     for leaf in torch.utils._pytree.tree_leaves(out):
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return leaf

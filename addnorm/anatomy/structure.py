@@ -37,7 +37,7 @@ PRODUCTS = _names(
     "mm addmm bmm baddbmm addbmm convolution _convolution mkldnn_convolution mv addmv dot linear "
     "_addmm_activation"
 )
-NORMS = _names(
+NORM_OPS = _names(
     "native_layer_norm _fused_rms_norm rms_norm native_group_norm native_batch_norm "
     "_native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
     "_batch_norm_with_update _batch_norm_no_update"
@@ -149,7 +149,7 @@ class Structure:
             if norm is not None:
                 norms[norm.output] = norm  # of nested modules with one output the innermost
         for op in self.trace.ops:
-            if op.name in NORMS and op.outputs and op.outputs[0] not in norms:
+            if op.name in NORM_OPS and op.outputs and op.outputs[0] not in norms:
                 own = self.modules.get(op.module)
                 alone = own if own is not None and not list(own.children()) else None
                 names = frozenset(v.name for v in op.inputs if v.name)
@@ -172,7 +172,7 @@ class Structure:
         ops = self.trace.ops[call.first : call.last]
         if any(op.name in PRODUCTS or op.name in ("_softmax", "_safe_softmax") for op in ops):
             return None
-        if not any(op.name in REDUCTIONS or op.name in NORMS for op in ops):
+        if not any(op.name in REDUCTIONS or op.name in NORM_OPS for op in ops):
             return None
         last = output.op if output.op in self._order else ops[-1]
         assert last is not None

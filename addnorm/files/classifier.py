@@ -19,7 +19,7 @@ from addnorm.files.tensors import SAFETENSORS_DTYPES, entries
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
 from addnorm.uses.labels import Labels
 
-MODEL_TYPE = "addnorm_classifier"
+CLASSIFIER_TYPE = "addnorm_classifier"
 
 
 def write(
@@ -40,7 +40,7 @@ def write(
         state = {name: t.contiguous() for name, t in model.state_dict().items()}
         save_file(state, work / SAFETENSORS)
         card = {
-            "model_type": MODEL_TYPE,
+            "model_type": CLASSIFIER_TYPE,
             "classes_by_name": list(labels),
             **dataclasses.asdict(model.config),
         }
@@ -87,7 +87,7 @@ def _card(folder: Path) -> tuple[dict[str, Any], ClassifierConfig, tuple[str, ..
     """What the folder's config.json says: as it stands, the settings, the names of the classes."""
     file = folder / CONFIG
     card = folders.read_json(file)
-    if card.get("model_type") != MODEL_TYPE:
+    if card.get("model_type") != CLASSIFIER_TYPE:
         raise WeightsError(
             f"{folder} is not a text classifier: model_type is "
             f"{value_in_short(card.get('model_type'))}"
@@ -114,4 +114,4 @@ def use(loaded: Loaded) -> Labels:
     return Labels(partial(model.probabilities, tokenizer=tokenizer), labels)
 
 
-KIND = ModelKind((MODEL_TYPE,), TextClassifier, "a text classifier", read, write, use)
+KIND = ModelKind((CLASSIFIER_TYPE,), TextClassifier, "a text classifier", read, write, use)

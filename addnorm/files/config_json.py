@@ -15,7 +15,7 @@ from addnorm.files.folders import CARD, CONFIG, TOKENIZERS, WeightsError, read_j
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.version import __version__
 
-MODEL_TYPE = "addnorm_gpt"
+GPT_TYPE = "addnorm_gpt"
 IDENTITY = "addnorm_tokenizer"
 """Where config.json names the tokenizer that the model belongs to."""
 
@@ -80,7 +80,7 @@ def read(folder: Path, dropout: float | None) -> tuple[dict[str, Any], GPTConfig
     file = folder / CONFIG
     card = read_json(file)
     kind = card.get("model_type")
-    readers = {"gpt2": from_gpt2, MODEL_TYPE: from_own}
+    readers = {"gpt2": from_gpt2, GPT_TYPE: from_own}
     if not isinstance(kind, str) or kind not in readers:
         raise WeightsError(
             f"{file}: model_type is {value_in_short(kind)}, expected {' or '.join(readers)}"
@@ -170,7 +170,7 @@ def to_gpt2(config: GPTConfig, eos: int | None) -> dict[str, Any]:
 def to_own(config: GPTConfig, eos: int | None) -> dict[str, Any]:
     """What our config.json says of a model: every field by its own name."""
     return {
-        "model_type": MODEL_TYPE,
+        "model_type": GPT_TYPE,
         "architectures": ["AddnormForCausalLM"],
         "addnorm_version": __version__,
         **dataclasses.asdict(config),

@@ -380,7 +380,7 @@ def _write(
 
 
 KIND = ModelKind(
-    ("gpt2", config_json.MODEL_TYPE),
+    ("gpt2", config_json.GPT_TYPE),
     GPT,
     "a language model",
     _read,

@@ -163,14 +163,14 @@ class Quantity(NamedTuple):
         return within if self.coarsest == wide else self.times + within
 
 
-Case = tuple[str, Any]
+VerificationCase = tuple[str, Any]
 
 
 class Operation(NamedTuple):
     """An operation with the calls that its kernels get, and how what they give is compared."""
 
     offers: Offers[Any]
-    cases: Callable[[torch.dtype], list[Case]]
+    cases: Callable[[torch.dtype], list[VerificationCase]]
     compare: Callable[[Any, Any], Iterator[tuple[Quantity, float]]]
 
 
@@ -265,7 +265,7 @@ NORM_OPTIONS: dict[str, CallOptions] = {
 }
 
 
-def norm_cases(dtype: torch.dtype) -> list[Case]:
+def norm_cases(dtype: torch.dtype) -> list[VerificationCase]:
     """Calls of ``add_norm`` in a dtype, each with what it is."""
     return [
         (f"{kind}, {about}", _norm_call(dtype, kind, options))
@@ -369,7 +369,7 @@ def _mean(t: Tensor) -> Tensor:
 # --- attention ------------------------------------------------------------------------------------
 
 
-def attention_cases(dtype: torch.dtype) -> list[Case]:
+def attention_cases(dtype: torch.dtype) -> list[VerificationCase]:
     """Calls of ``attend`` in a dtype, each with what it is. Every query sees some key."""
 
     def call(

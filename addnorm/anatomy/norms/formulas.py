@@ -15,7 +15,7 @@ from torch import Tensor
 FormulaKind = Literal["layer", "rms", "other"]
 
 
-Spread = Literal["variance", "unbiased", "square", "unbiased square", "deviation", "absolute"]
+SpreadKind = Literal["variance", "unbiased", "square", "unbiased square", "deviation", "absolute"]
 
 
 Form = Literal["inside", "outside", "clamp", "no root", "times", "total", "bare"]
@@ -36,7 +36,7 @@ class Formula:
     name: str
     kind: FormulaKind
     centred: bool
-    spread: Spread
+    spread: SpreadKind
     form: Form
     summed: bool = False
     """The spread is a sum over the features, not their mean."""
@@ -141,14 +141,14 @@ def _family() -> Iterator[Formula]:
     around = "centred, but the spread is taken around zero"
     yield Formula(around, "other", True, "square", "inside", False, flat)
     forms: tuple[Form, ...] = ("inside", "outside")
-    spreads: tuple[Spread, ...] = ("variance", "unbiased")
+    spreads: tuple[SpreadKind, ...] = ("variance", "unbiased")
     for form in forms:
         for spread in spreads:
             name = f"divided by the deviation ({spread}, eps {form}), mean not subtracted"
             yield Formula(name, "other", False, spread, form, False, flat)
         name = f"LayerNorm with a sum of squares instead of their mean (eps {form})"
         yield Formula(name, "layer", True, "variance", form, True, flat)
-    names: dict[Spread, str] = {
+    names: dict[SpreadKind, str] = {
         "variance": "variance",
         "unbiased": "unbiased variance",
         "square": "mean square",

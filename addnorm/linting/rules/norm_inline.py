@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from addnorm.anatomy.norms.find import find_norms
-from addnorm.anatomy.structure import NORMS, Structure, TracedNorm, number, within
+from addnorm.anatomy.structure import NORM_OPS, Structure, TracedNorm, number, within
 from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.check import Answers, decides
 from addnorm.linting.report import Finding
@@ -34,7 +34,7 @@ def inline(subject: Subject) -> Answers:
             continue
         if any(path and within(norm.op.module, path) for path in modules):
             continue
-        yield from (_function(s, norm) if norm.op.name in NORMS else _by_hand(s, norm))
+        yield from (_function(s, norm) if norm.op.name in NORM_OPS else _by_hand(s, norm))
 
 
 def _function(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
