@@ -7,8 +7,10 @@ values of --context and --stride; docs/generation.md has the rule.
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, final
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, final
 
 from addnorm import reading
 from addnorm.cli import output
@@ -19,6 +21,7 @@ from addnorm.cli.output import json_line
 from addnorm.cli.refusal import Refusal
 from addnorm.errors import Mendable
 from addnorm.progress import ProgressBar
+from addnorm.words import plural
 
 if TYPE_CHECKING:
     from addnorm.pretrained import Loaded
@@ -34,10 +37,13 @@ class Options:
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
     """A folder with a model, a run's folder, or a name such as openai-community/gpt2."""
     data: Positional[
-        Annotated[tuple[str, ...], arg(metavar="DATA [DATA ...]", help_behavior_hint="(required)")]
-    ]
+        Annotated[tuple[str, ...], arg(metavar="[DATA ...]", help_behavior_hint="")]
+    ] = ()
     """Files of UTF-8 text, each scored as a document of its own; - is stdin. For other models, what
     they learn from: a folder, a .csv, .tsv or .jsonl file."""
+    choices: Annotated[Path | None, optional("FILE")] = None
+    """Instead of DATA, a .jsonl file of questions to a language model: context, choices, gold, the
+    place of the right one from 0. How often it finds that the most probable."""
     context: Annotated[int | None, optional("N")] = None
     """Tokens in a window; by default the model's context."""
     stride: Annotated[int | None, optional("N")] = None
@@ -52,12 +58,16 @@ class Options:
 
 def run(options: Options) -> int:
     """Returns the exit status."""
-    if not options.data:
+    if not options.data and options.choices is None:
         raise Refusal("no data: give at least one file, or - for stdin")
+    if options.data and options.choices is not None:
+        raise Refusal("--choices stands instead of DATA: leave out one of them")
     if options.batch_size is not None and options.batch_size < 1:
         raise Refusal(f"--batch-size must be at least 1, got {options.batch_size}")
     loaded = open_model(options.model, options.place)
     try:
+        if options.choices is not None:
+            return _choices(loaded, options)
         if kind_of_model(loaded).use is not None:
             return _answers(loaded, options)
         return _texts(loaded, options)
@@ -68,10 +78,7 @@ def run(options: Options) -> int:
 
 def _answers(loaded: "Loaded", options: Options) -> int:
     """What the answers of a model are worth."""
-    windows = {"--context": options.context, "--stride": options.stride}
-    for name, value in windows.items():
-        if value is not None:
-            raise Refusal(f"{name} has no effect: {options.model} is no language model")
+    _refuse_windows(options, f"{options.model} is not a language model")
     try:
         use = loaded.use()
         how = use.with_defaults(choices(**vars(options.search)))
@@ -80,20 +87,57 @@ def _answers(loaded: "Loaded", options: Options) -> int:
     with ProgressBar("evaluating") as bar:
         size = options.batch_size or ANSWERS
         figures = use.evaluate(options.data, how, batch_size=size, bar=bar)
+    _print_figures(figures, options)
+    return 0
+
+
+def _choices(loaded: "Loaded", options: Options) -> int:
+    """How often a language model finds the right choice the most probable."""
+    assert options.choices is not None
+    _refuse_windows(options, "with --choices each context is read whole")
+    _refuse_search(options)
+    model, tokenizer = as_writer(loaded, options.model)
+    from addnorm.generation.choices import read_questions, score_choices
+
+    questions = read_questions(reading.place(options.choices))
+    with ProgressBar("scoring") as bar:
+        size = options.batch_size or WINDOWS
+        scores = score_choices(
+            model, questions, tokenizer=tokenizer, batch_size=size, progress=bar.update
+        )
+    if scores.cut:
+        output.say(
+            f"{plural(scores.cut, 'choice')} {'does' if scores.cut == 1 else 'do'} not fit the "
+            f"model's context of {model.config.context_length} tokens: cut on the left"
+        )
+    _print_figures(scores.to_json(), options)
+    return 0
+
+
+def _refuse_windows(options: Options, why: str) -> None:
+    for name, value in (("--context", options.context), ("--stride", options.stride)):
+        if value is not None:
+            raise Refusal(f"{name} has no effect: {why}")
+
+
+def _refuse_search(options: Options) -> None:
+    if words := choices(**vars(options.search)):
+        name = next(iter(words)).replace("_", "-")
+        raise Refusal(f"--{name} has no effect: {options.model} is a language model")
+
+
+def _print_figures(figures: Mapping[str, Any], options: Options) -> None:
     if options.as_json:
         print(json_line(figures))
-        return 0
+        return
     for name, value in figures.items():
         if isinstance(value, int | float | str):
             print(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
-    return 0
 
 
 def _texts(loaded: "Loaded", options: Options) -> int:
     """How probable a language model finds texts."""
-    if words := choices(**vars(options.search)):
-        name = next(iter(words)).replace("_", "-")
-        raise Refusal(f"--{name} has no effect: {options.model} is a language model")
+    _refuse_search(options)
     texts = [_read(name) for name in options.data]
     model, tokenizer = as_writer(loaded, options.model)
     from addnorm.generation import perplexity

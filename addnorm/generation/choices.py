@@ -1,0 +1,201 @@
+"""Which of several continuations a language model finds most probable.
+
+The score of a choice is the log-probability of its tokens after its context. Context and choice are
+put together as they are and become ids together; the choice's are those beyond as many as the
+context has alone, which is how lm-evaluation-harness counts them (Gao et al. 2021). An empty
+context is the tokenizer's end-of-text token. What does not fit the model is cut on the left. Sums
+favour short choices, so the best one is also asked for per token and per byte.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import torch
+
+from addnorm import reading
+from addnorm.errors import Mendable, value_in_short
+from addnorm.generation.decode import LanguageModel
+from addnorm.generation.text import TokenizerLike, check_tokenizer
+from addnorm.ops.reference import accumulate_dtype
+from addnorm.temporary import evaluation_mode
+
+EXAMPLE = '{"context": "...", "choices": ["...", "..."], "gold": 0}'
+
+
+class Question(NamedTuple):
+    """A context, what may follow it, and which of that is right, counted from 0."""
+
+    context: str
+    choices: tuple[str, ...]
+    gold: int
+    where: str = ""
+    """Where it is from, for messages."""
+
+
+@final
+@dataclass(frozen=True)
+class Scores:
+    """What the choices of each question score.
+
+    ``loglikelihoods``, ``tokens``, ``bytes``: of each choice its log-probability and its length;
+    ``gold``: which is right; ``cut``: how many choices were cut on the left.
+    """
+
+    loglikelihoods: list[list[float]]
+    tokens: list[list[int]]
+    bytes: list[list[int]]
+    gold: list[int]
+    cut: int
+
+    def accuracy(self, lengths: Sequence[Sequence[int]] | None = None) -> float:
+        """How often the right one scores best, each score divided by its length, if given; of two
+        that are equal the first is taken."""
+        right = 0
+        for i, scores in enumerate(self.loglikelihoods):
+            values = [s / lengths[i][k] if lengths else s for k, s in enumerate(scores)]
+            right += values.index(max(values)) == self.gold[i]
+        return right / len(self.gold)
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures."""
+        return {
+            "accuracy": self.accuracy(),
+            "accuracy_per_token": self.accuracy(self.tokens),
+            "accuracy_per_byte": self.accuracy(self.bytes),
+            "questions": len(self.gold),
+            "cut": self.cut,
+            "loglikelihoods": self.loglikelihoods,
+        }
+
+
+def read_questions(file: Path) -> list[Question]:
+    """One object a line; a ``Mendable`` says which line is wrong, and how."""
+    questions = []
+    for number, line in enumerate(reading.lines(file), 1):
+        if line.strip():
+            where = f"{file}:{number}"
+            questions.append(_question(reading.json_value(line, where), where))
+    if not questions:
+        raise Mendable(f"{file} holds no question: a line is an object such as {EXAMPLE}")
+    return questions
+
+
+def _question(value: Any, where: str) -> Question:
+    if not isinstance(value, dict):
+        raise Mendable(f"{where}: expected an object, got {value_in_short(value)}")
+    for name in ("context", "choices", "gold"):
+        if name not in value:
+            raise Mendable(f"{where}: the object has no {name}; one looks like {EXAMPLE}")
+    context, choices, gold = value["context"], value["choices"], value["gold"]
+    if not isinstance(context, str):
+        raise Mendable(f"{where}: context must be a text, got {value_in_short(context)}")
+    texts = isinstance(choices, list) and all(isinstance(c, str) and c for c in choices)
+    if not texts or len(choices) < 2:
+        raise Mendable(
+            f"{where}: choices must be at least two texts that are not empty, got "
+            f"{value_in_short(choices)}"
+        )
+    if type(gold) is not int or not 0 <= gold < len(choices):
+        raise Mendable(
+            f"{where}: gold must be the place of a choice, 0 to {len(choices) - 1}, got "
+            f"{value_in_short(gold)}"
+        )
+    return Question(context, tuple(choices), gold, where)
+
+
+class _Row(NamedTuple):
+    """The ids of a context and a choice, of which the last ``scored`` are the choice's."""
+
+    ids: list[int]
+    scored: int
+
+
+def score_choices(
+    model: LanguageModel,
+    questions: Sequence[Question],
+    *,
+    tokenizer: TokenizerLike,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Scores:
+    """Score every choice; ``batch_size`` of them go through the model at once, and ``progress`` is
+    called with how many are done, and of how many."""
+    check_tokenizer(model, tokenizer)
+    if batch_size < 1:
+        raise Mendable(f"batch_size must be at least 1, got {batch_size}")
+    limit, cut = model.config.context_length + 1, 0
+    rows: list[_Row] = []
+    for question in questions:
+        for choice in question.choices:
+            row = _row(question, choice, tokenizer)
+            if row.scored >= limit:
+                raise Mendable(
+                    f"{question.where or 'a question'}: a choice of {row.scored} tokens does not "
+                    f"fit the model's context of {limit - 1}"
+                )
+            cut += len(row.ids) > limit
+            rows.append(_Row(row.ids[-limit:], row.scored))
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
+    sums = [0.0] * len(rows)
+    for first in range(0, len(rows), batch_size):
+        places = order[first : first + batch_size]
+        for place, value in zip(places, _sums(model, [rows[i] for i in places]), strict=True):
+            sums[place] = value
+        progress(first + len(places), len(rows))
+    rest = iter(zip(sums, rows, strict=True))
+    parts = [[next(rest) for _ in question.choices] for question in questions]
+    return Scores(
+        [[value for value, _ in part] for part in parts],
+        [[row.scored for _, row in part] for part in parts],
+        [[len(choice.encode()) for choice in question.choices] for question in questions],
+        [question.gold for question in questions],
+        cut,
+    )
+
+
+def _row(question: Question, choice: str, tokenizer: TokenizerLike) -> _Row:
+    before = tokenizer.encode(question.context)
+    ids = tokenizer.encode(question.context + choice)
+    scored = len(ids) - len(before)
+    if scored < 1:
+        raise Mendable(
+            f"{question.where or 'a question'}: the choice {choice!r} adds no token to its "
+            "context: begin it with a space, or end the context earlier"
+        )
+    if before:
+        return _Row(ids, scored)
+    if tokenizer.eos_id is None:
+        raise Mendable(
+            f"{question.where or 'a question'}: an empty context stands for the end of a text, and "
+            "the model's tokenizer has no such token"
+        )
+    return _Row([tokenizer.eos_id, *ids], scored)
+
+
+def _sums(model: LanguageModel, rows: Sequence[_Row]) -> list[float]:
+    """The log-probability of each row's choice; shorter rows are padded on the right, where a
+    causal model does not look."""
+    device = next(model.parameters()).device
+    longest = len(rows[0].ids) - 1
+    ids = torch.zeros(len(rows), longest + 1, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = torch.tensor(row.ids)
+    valid = torch.arange(longest) < torch.tensor([[len(row.ids) - 1] for row in rows])
+    most = longest - min(len(row.ids) - 1 - row.scored for row in rows)
+    ids, valid = ids.to(device), valid.to(device)
+    with evaluation_mode(model.modules()), torch.inference_mode():
+        logits = model(ids[:, :-1], valid, last=most)[:, -most:]
+        scores = logits.to(accumulate_dtype(logits)).log_softmax(-1)
+        scores = scores.gather(-1, ids[:, -most:, None])[..., 0].cpu().double()  # (B, most)
+    totals = []
+    for i, row in enumerate(rows):
+        end = len(row.ids) - 1 - (longest - most)
+        total = float(scores[i, end - row.scored : end].sum())
+        if total != total or abs(total) == float("inf"):
+            raise FloatingPointError(
+                "a likelihood is not finite: the weights or activations hold NaN or overflow"
+            )
+        totals.append(total)
+    return totals
