@@ -139,6 +139,7 @@ class Prepared:
 
     @classmethod
     def of(cls, folder: Path, meta: dict[str, Any], reused: bool) -> "Prepared":
+        """The data set of a folder whose meta.json is read already."""
         counts = ("documents", "tokens", "bytes")
         splits = {name: Split(*(meta["splits"][name][c] for c in counts)) for name in SPLITS}
         return cls(folder, Summary(**meta["summary"], splits=splits), reused, meta)

@@ -138,7 +138,7 @@ def _prepare(folder: Path, request: _Request, workers: int | None, bar: Progress
             workers,
             bar,
         )
-    except _Done:  # somebody else was faster
+    except _FinishedElsewhere:  # somebody else was faster
         return Prepared.open(folder)
     except TokenizerError as error:  # a character that it does not have
         raise DataError(f"{source.name}: {error}") from None
@@ -168,7 +168,7 @@ def training_texts(
 
 
 @final
-class _Done(Exception):
+class _FinishedElsewhere(Exception):
     """The folder was finished by somebody else."""
 
 
@@ -214,7 +214,7 @@ def _write(
             disk.show(part, folder)
         except OSError:
             if folder.exists():
-                raise _Done from None
+                raise _FinishedElsewhere from None
             raise
     finally:
         shutil.rmtree(part, ignore_errors=True)  # gone already, if all went well
