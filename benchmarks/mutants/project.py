@@ -38,7 +38,10 @@ class Project:
             "addnorm/ops/offers.py": ("tests/ops/test_dispatch.py", "tests/ops/test_attention.py"),
             "addnorm/models/gpt_config.py": ("tests/models/test_gpt.py",),
             "addnorm/training/parallel.py": ("tests/training/test_processes.py",),
+            "addnorm/generation/cache.py": ("tests/generation/test_decode.py",),
             "addnorm/training/checkpoint.py": ("tests/training/test_kill.py",),
+            "addnorm/training/checkpoint_file.py": ("tests/training/test_checkpoint.py",),
+            "addnorm/training/checkpoint_parts.py": ("tests/training/test_processes.py",),
         }
     )
     # They judge the text of the code, or are about this tool: no test of what the code does.
