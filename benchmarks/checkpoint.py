@@ -74,29 +74,29 @@ def part(rank: int, processes: int, layers: int, folder: Path, how: str) -> None
     trainer = Trainer(Noise(layers), settings, here(torch.device("cpu")))
     trainer.step()
     before = highest = resident()
-    done = threading.Event()
+    end_of_part = threading.Event()
 
     def watch() -> None:
         nonlocal highest
-        while not done.wait(0.005):
+        while not end_of_part.wait(0.005):
             highest = max(highest, resident())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     checkpoints = Checkpoints(folder / how)
     dist.barrier()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     if how == "divided":
         checkpoints.save_divided(Snapshot(1, trainer.parts(), {}), trainer.world)
     else:
         snapshot = Snapshot(1, trainer.tensors(), {})
         if trainer.world.first:
             checkpoints.save(snapshot)
-    goes_on = time.perf_counter() - begun
+    goes_on = time.perf_counter() - start
     checkpoints.close()
     dist.barrier()
-    there = time.perf_counter() - begun
-    done.set()
+    there = time.perf_counter() - start
+    end_of_part.set()
     watcher.join()
     count = sum(p.numel() for p in trainer.raw.parameters())
     print(
@@ -116,8 +116,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         for how in ("together", "divided"):
-            given = (args.processes, args.layers, Path(name), how)
-            torch.multiprocessing.spawn(part, args=given, nprocs=args.processes)
+            arguments = (args.processes, args.layers, Path(name), how)
+            torch.multiprocessing.spawn(part, args=arguments, nprocs=args.processes)
 
 
 if __name__ == "__main__":

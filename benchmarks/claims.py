@@ -171,8 +171,8 @@ def distance(scheme: Scheme, width: int, seed: int, eps: float) -> float:
     assert all(".join." in k for k in loaded.missing_keys)
     x, head = task.x.detach().double(), task.head.double()
     with torch.no_grad():
-        want, got = plain(x) @ head.T, other(x) @ head.T
-    return ((got - want).abs().max() / want.abs().max()).item()
+        want, actual = plain(x) @ head.T, other(x) @ head.T
+    return ((actual - want).abs().max() / want.abs().max()).item()
 
 
 def mixing(seed: int, sinkhorn: int) -> float:
@@ -273,7 +273,7 @@ def rows() -> list[Row]:
     def ratio_48_6(design: str) -> Callable[[int, int], float]:
         return lambda w, s: mean_square(design, w, 48, s) / mean_square(design, w, 6, s)
 
-    def moved(design: str, sign: bool) -> Callable[[int, int], float]:
+    def update_slope(design: str, sign: bool) -> Callable[[int, int], float]:
         return lambda w, s: slope(lambda depth: update(design, w, depth, s, sign))
 
     def scaled(design: str) -> Callable[[int, int], float]:
@@ -346,19 +346,19 @@ def rows() -> list[Row]:
             "0",
             -0.2,
             0.2,
-            moved("deepnorm", False),
+            update_slope("deepnorm", False),
         ),
-        Row("D5", "the same, post", "> 0", 1.0, INF, moved("post_norm", False)),
-        Row("D5", "the same, pre", "none stated", 0.3, 0.9, moved("pre", False)),
+        Row("D5", "the same, post", "> 0", 1.0, INF, update_slope("post_norm", False)),
+        Row("D5", "the same, pre", "none stated", 0.3, 0.9, update_slope("pre", False)),
         Row(
             "D5b",
             "change by one sign step, exponent, deepnorm",
             "not 0",
             0.3,
             0.65,
-            moved("deepnorm", True),
+            update_slope("deepnorm", True),
         ),
-        Row("D5b", "the same, post", "> 0", 1.1, INF, moved("post_norm", True)),
+        Row("D5b", "the same, post", "> 0", 1.1, INF, update_slope("post_norm", True)),
         Row(
             "D6",
             "mean square / (1 + 2L), sandwich, farthest from 1 over L",
@@ -525,10 +525,10 @@ def table(widths: Sequence[int], seeds: Sequence[int]) -> str:
             low, high = min(values), max(values)
             cells.append(f"{statistics.median(values):.3g} [{low:.3g}, {high:.3g}]")
         cells += ["the same"] * (len(widths) - len(cells))
-        told = "yes" if inside == total else f"**{inside} of {total}**"
+        verdict = "yes" if inside == total else f"**{inside} of {total}**"
         measured = " | ".join(cells)
         lines.append(
-            f"| {row.claim} | {row.what} | {row.theory} | {measured} | {row.band()} | {told} |"
+            f"| {row.claim} | {row.what} | {row.theory} | {measured} | {row.band()} | {verdict} |"
         )
     return "\n".join(lines)
 
@@ -539,13 +539,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103])
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--threads", type=int, default=2, help="1 on a machine with other work")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     started = time.perf_counter()
-    print(table(given.widths, given.seeds))
+    print(table(args.widths, args.seeds))
     seconds = time.perf_counter() - started
-    told = f"torch {torch.__version__}, seeds {given.seeds}, {given.threads} thread(s)"
-    print(f"\n{told}, {seconds:.0f} s")
+    line = f"torch {torch.__version__}, seeds {args.seeds}, {args.threads} thread(s)"
+    print(f"\n{line}, {seconds:.0f} s")
 
 
 if __name__ == "__main__":

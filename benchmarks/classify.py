@@ -42,20 +42,20 @@ def main() -> None:
         counts = write_functions(folder)
         print(f"{sum(counts.values())} functions: {counts}")
         config = classify_text().changed({"data": str(folder), **changes})
-        learn, held, _ = read_classes(folder, config.task.val_fraction)
-        print(f"TF-IDF + logistic regression: {baseline(learn, held):.4f}", flush=True)
-        found = []
+        learn, val_rows, _ = read_classes(folder, config.task.val_fraction)
+        print(f"TF-IDF + logistic regression: {baseline(learn, val_rows):.4f}", flush=True)
+        accuracies = []
         for seed in args.seeds:
             run = train(config, out=Path(name) / f"run{seed}", seed=seed)
-            found.append(run.metrics["accuracy"])
-            print(f"ours, seed {seed}: {found[-1]:.4f}", flush=True)
-        print(f"ours, median: {statistics.median(found):.4f}")
+            accuracies.append(run.metrics["accuracy"])
+            print(f"ours, seed {seed}: {accuracies[-1]:.4f}", flush=True)
+        print(f"ours, median: {statistics.median(accuracies):.4f}")
 
 
 def write_functions(folder: Path) -> dict[str, int]:
     """One file for each function, in a folder for each package; how many of each."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    found: dict[str, dict[str, None]] = defaultdict(dict)
+    bodies: dict[str, dict[str, None]] = defaultdict(dict)
     for file in sorted(root.rglob("*.py")):
         parts = file.relative_to(root).parts
         if {"test", "tests", "site-packages", "idle_test", "lib2to3"} & set(parts):
@@ -70,27 +70,27 @@ def write_functions(folder: Path) -> dict[str, int]:
             if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
                 body = lines[node.body[0].lineno - 1 : node.end_lineno]
                 if len(body) >= LEAST_LINES:
-                    found[parts[0].removesuffix(".py")]["\n".join(body)] = None
-    public = [name for name in found if not name.startswith("_")]  # others count as hidden folders
-    largest = sorted(public, key=lambda name: -len(found[name]))[:CLASSES]
+                    bodies[parts[0].removesuffix(".py")]["\n".join(body)] = None
+    public = [name for name in bodies if not name.startswith("_")]  # others count as hidden folders
+    largest = sorted(public, key=lambda name: -len(bodies[name]))[:CLASSES]
     for name in largest:
         (folder / name).mkdir(parents=True)
-        for i, text in enumerate(found[name]):
+        for i, text in enumerate(bodies[name]):
             (folder / name / f"{i}.py").write_text(text)
-    return {name: len(found[name]) for name in largest}
+    return {name: len(bodies[name]) for name in largest}
 
 
-def baseline(learn: list[tuple[str, int]], held: list[tuple[str, int]]) -> float:
+def baseline(learn: list[tuple[str, int]], val_rows: list[tuple[str, int]]) -> float:
     """The accuracy of TF-IDF with logistic regression, the best penalty of four."""
     cut = len(learn) * 4 // 5
     order = torch.randperm(len(learn), generator=torch.Generator().manual_seed(0)).tolist()
     shuffled = [learn[i] for i in order]
     scores = {p: fit(shuffled[:cut], shuffled[cut:], p) for p in (1e-6, 1e-5, 1e-4, 1e-3)}
-    return fit(learn, held, max(scores, key=lambda p: scores[p]))
+    return fit(learn, val_rows, max(scores, key=lambda p: scores[p]))
 
 
-def fit(learn: list[tuple[str, int]], held: list[tuple[str, int]], penalty: float) -> float:
-    """Accuracy on ``held``."""
+def fit(learn: list[tuple[str, int]], val_rows: list[tuple[str, int]], penalty: float) -> float:
+    """Accuracy on ``val_rows``."""
     terms = [words(text) for text, _ in learn]
     often = Counter(w for ws in terms for w in set(ws))
     vocabulary = {w: i for i, w in enumerate(w for w, n in often.items() if n >= 2)}
@@ -124,8 +124,9 @@ def fit(learn: list[tuple[str, int]], held: list[tuple[str, int]], penalty: floa
 
     optimizer.step(loss)
     with torch.no_grad():
-        found = (torch.sparse.mm(matrix([words(t) for t, _ in held]), weight) + bias).argmax(-1)
-    return float((found == torch.tensor([label for _, label in held])).float().mean())
+        counts = matrix([words(t) for t, _ in val_rows])
+        answers = (torch.sparse.mm(counts, weight) + bias).argmax(-1)
+    return float((answers == torch.tensor([label for _, label in val_rows])).float().mean())
 
 
 def words(text: str) -> list[str]:

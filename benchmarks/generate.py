@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 
 import torch
-from turns import in_turns, told
+from turns import in_turns, rates_in_words
 
 from addnorm.generation import lay_out_for_decoding
 from addnorm.models.gpt import GPT
@@ -73,12 +73,12 @@ def compare(
             pad_token_id=0,
         ),
     ]
-    made = [run() for run in runs]  # to warm up
-    assert made[0].shape == made[1].shape, "both write as much"
+    outputs = [run() for run in runs]  # to warm up
+    assert outputs[0].shape == outputs[1].shape, "both write as much"
     if name == "float32":
-        assert torch.equal(*made), "the same weights say the same"
+        assert torch.equal(*outputs), "the same weights say the same"
     tokens = args.new * len(ids)
-    line = told(in_turns(runs, args.rounds), tokens, digits=1)
+    line = rates_in_words(in_turns(runs, args.rounds), tokens, digits=1)
     print(f"{name:9} {len(ids):7} {line}", flush=True)
 
 

@@ -165,8 +165,8 @@ def dtypes() -> None:
         wide = "float64" if stream.dtype == double else "float32"
         gradients = [t.grad.dtype for t in (u, h, w) if t is not None and t.grad is not None]
         assert gradients == [t.dtype for t in (u, h, w) if t is not None]
-        given = (name(x), "-" if residual is None else name(residual), name(weight))
-        rows.append([*given, wide, name(y.dtype), name(stream.dtype)])
+        names = (name(x), "-" if residual is None else name(residual), name(weight))
+        rows.append([*names, wide, name(y.dtype), name(stream.dtype)])
     head = ["x", "residual", "weight", "statistics in", "y", "stream"]
     table("dtypes (each gradient has the dtype of what it belongs to)", head, rows)
 
@@ -183,9 +183,9 @@ def mean_and_spread() -> None:
     table("float32 LayerNorm (256, 768), largest error of y", head, rows)
 
     x = (1e4 + 1e-2 * randn(256, 768, seed=1)).float()
-    _, found, r = torch.native_layer_norm(x, (768,), None, None, EPS)
+    _, their_mean, r = torch.native_layer_norm(x, (768,), None, None, EPS)
     wide = x.double()
-    off = (found - wide.mean(-1, keepdim=True)).abs().max().item()
+    off = (their_mean - wide.mean(-1, keepdim=True)).abs().max().item()
     exact_r = (wide.var(-1, correction=0, keepdim=True) + EPS).rsqrt()
     print(
         f"\nAt mean 10000 and spread 0.01 the mean that F.layer_norm finds is off by {off:.1e}, "
@@ -272,11 +272,11 @@ def parameter_gradients() -> None:
     table("bfloat16 LayerNorm (20000, 256), gradients of the parameters", head, rows)
 
 
-def compared(found: Iterable[Tensor], want: Iterable[Array]) -> list[str]:
+def compared(tensors: Iterable[Tensor], want: Iterable[Array]) -> list[str]:
     """Largest errors beside the largest value."""
     return [
         f"{np.abs(a.double().numpy() - b).max():.2g} of {np.abs(b).max():.0f}"
-        for a, b in zip(found, want, strict=True)
+        for a, b in zip(tensors, want, strict=True)
     ]
 
 
@@ -305,12 +305,12 @@ def kernels() -> None:
 
     def seconds(x: Tensor, kind: str) -> float:
         leaf, dy = x.clone().requires_grad_(), torch.ones_like(x)
-        found = []
+        times = []
         for _ in range(50):
             before = time.perf_counter()
             ours(leaf, kind).backward(dy)
-            found.append(time.perf_counter() - before)
-        return statistics.median(found)
+            times.append(time.perf_counter() - before)
+        return statistics.median(times)
 
     rows = []
     for kind in ("layer", "rms"):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from turns import in_turns, told
+from turns import in_turns, rates_in_words
 
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.tasks.language import LanguageSettings
@@ -61,7 +61,7 @@ def compare(shape: str, precision: str, rounds: int) -> None:
         for run in runs:
             run()
         seconds = in_turns(runs, rounds)
-    print(f"{shape:7} {precision:9} {told(seconds, rows * context)}", flush=True)
+    print(f"{shape:7} {precision:9} {rates_in_words(seconds, rows * context)}", flush=True)
 
 
 def ours(shape: str, precision: str, folder: Path) -> Callable[[], object]:

@@ -10,13 +10,13 @@ def in_turns(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[flo
     seconds: list[list[float]] = [[], []]
     for i in range(rounds):
         for which in (0, 1) if i % 2 == 0 else (1, 0):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             runs[which]()
-            seconds[which].append(time.perf_counter() - begun)
+            seconds[which].append(time.perf_counter() - start)
     return seconds
 
 
-def told(seconds: Sequence[Sequence[float]], tokens: int, digits: int = 0) -> str:
+def rates_in_words(seconds: Sequence[Sequence[float]], tokens: int, digits: int = 0) -> str:
     """Tokens per second of both, medians over the rounds, and the ratio: the median of the rounds'
     ratios, with the lowest and the highest."""
     mine, other = (tokens / statistics.median(s) for s in seconds)

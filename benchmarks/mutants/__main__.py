@@ -42,12 +42,14 @@ def main(argv: Sequence[str] | None = None, project: Project | None = None) -> N
     if args.write:
         write(project.root / "docs" / "mutants.md", past, places)
         return
-    wanted = {f: ms for f, ms in places.items() if not args.only or f in args.only}
+    mutants_by_file = {f: ms for f, ms in places.items() if not args.only or f in args.only}
     if args.again:
         survivors = {key for key, lines in past.items() if lines[-1]["outcome"] == "survived"}
-        todo = [m for ms in wanted.values() for m in ms if m.key in survivors]
+        todo = [m for ms in mutants_by_file.values() for m in ms if m.key in survivors]
     else:
-        todo = [m for m in sample(wanted, sources, args.count, args.seed) if m.key not in past]
+        todo = [
+            m for m in sample(mutants_by_file, sources, args.count, args.seed) if m.key not in past
+        ]
     print(f"{len(todo)} mutants to run; {results} has {len(past)}", flush=True)
     if todo:
         with Bench(project, args.workers) as bench:

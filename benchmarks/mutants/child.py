@@ -103,19 +103,19 @@ class Slot:
         """What a child that ended has left in its notes."""
         notes = self.folder / "notes"
         started = notes / "started"
-        begun = started.read_text().splitlines() if started.exists() else []
-        last = begun[-1] if begun else ""
+        lines = started.read_text().splitlines() if started.exists() else []
+        last = lines[-1] if lines else ""
         if late or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
-            return Result("timeout", last, f"over {self.job.seconds:.0f} s", len(begun))
+            return Result("timeout", last, f"over {self.job.seconds:.0f} s", len(lines))
         if not (notes / "report.json").exists():
             output = (notes / "output").read_text(errors="replace").splitlines()
             why = output[-1] if output else f"status {status}"
-            return Result("killed", last, f"the process died: {why}", len(begun))
+            return Result("killed", last, f"the process died: {why}", len(lines))
         report = json.loads((notes / "report.json").read_text())
         if report["failed"] and not self.job.trace:
             test, message = report["failed"][0]
-            return Result("killed", test, message, len(begun))
-        return Result("survived", number=len(begun), report=report)
+            return Result("killed", test, message, len(lines))
+        return Result("survived", number=len(lines), report=report)
 
 
 # --- in the child ---------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ class Tracing(Runner):
         super().__init__(slot, job)
         self.tree, self.package = slot.tree, slot.package
         self.tracer = Tracer([str(slot.tree / f) for f in job.trace], str(self.notes))
-        self.begun = _seconds()
+        self.time_at_start = _seconds()
         self.report |= {"tests": {}, "fixtures": {}, "leans": {}, "collecting": 0.0}
         self.set_up: dict[int, str] = {}
         self.in_fixtures = 0.0
@@ -239,16 +239,16 @@ class Tracing(Runner):
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        self.report["collecting"] = _seconds() - self.begun
+        self.report["collecting"] = _seconds() - self.time_at_start
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         self._empty_caches()
-        self.in_fixtures, begun = 0.0, _seconds()
+        self.in_fixtures, start = 0.0, _seconds()
         self.tracer.switch(item.nodeid)
         result = yield
         self.tracer.switch("")
-        seconds = _seconds() - begun - self.in_fixtures
+        seconds = _seconds() - start - self.in_fixtures
         self.report["tests"][item.nodeid] = seconds
         return result
 
@@ -267,11 +267,11 @@ class Tracing(Runner):
             return (yield)
         name = f"fixture {fixturedef.baseid}::{fixturedef.argname} {len(self.report['fixtures'])}"
         self.set_up[id(fixturedef)] = name
-        before, begun, already = self.tracer.switch(name), _seconds(), self.in_fixtures
+        before, start, already = self.tracer.switch(name), _seconds(), self.in_fixtures
         try:
             return (yield)
         finally:
-            seconds = _seconds() - begun
+            seconds = _seconds() - start
             self.report["fixtures"][name] = seconds - (self.in_fixtures - already)
             self.in_fixtures = already + seconds
             self.tracer.switch(before)
@@ -300,5 +300,5 @@ class Tracing(Runner):
 def _seconds() -> float:
     """Processor time of this process and those it started and that ended: what else the machine
     does is not in it."""
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(u.ru_utime + u.ru_stime for u in used)
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(u.ru_utime + u.ru_stime for u in usages)

@@ -59,7 +59,7 @@ def _trial(
     source = reach.sources[m.file]
 
     def steps(slot: Slot) -> Steps[Outcome]:
-        begun, number, result = time.monotonic(), 0, Result("survived")
+        start, number, result = time.monotonic(), 0, Result("survived")
         for stage, seconds in zip(tests.stages, tests.seconds, strict=True):
             imports = sum(reach.collecting[file] for file in {t.file for t in stage})
             limit = 4 * (seconds + imports) + reach.project.patience
@@ -79,7 +79,7 @@ def _trial(
             number += result.number
             if result.outcome != "survived":
                 break
-        seconds = round(time.monotonic() - begun, 1)
+        seconds = round(time.monotonic() - start, 1)
         about = (result.outcome, result.test, result.message)
         return Outcome(m, *about, seconds, number, tests.cut, tests.reached)
 
@@ -91,7 +91,7 @@ def run(bench: Bench, reach: Reach, todo: Sequence[Mutation], budget: float, res
     command, root = ["git", "describe", "--always", "--dirty"], bench.project.root
     git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     results.parent.mkdir(parents=True, exist_ok=True)
-    witnesses, counts, begun = Witnesses(), Counter[str](), time.monotonic()
+    witnesses, counts, start = Witnesses(), Counter[str](), time.monotonic()
     trials = (_trial(m, reach.selection(m, budget), reach, witnesses) for m in todo)
     with results.open("a") as file:
         for outcome in bench.work(trials):
@@ -99,7 +99,7 @@ def run(bench: Bench, reach: Reach, todo: Sequence[Mutation], budget: float, res
             file.flush()
             counts[outcome.outcome] += 1
             count = counts.total()
-            left = (time.monotonic() - begun) / count * (len(todo) - count)
+            left = (time.monotonic() - start) / count * (len(todo) - count)
             minutes = f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s"
             _progress(outcome, f"[{count}/{len(todo)}] {figures(counts)}; {minutes} left")
 
