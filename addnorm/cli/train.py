@@ -115,8 +115,8 @@ def run(options: Options) -> int:
     except Diverged as error:
         raise Refusal(f"{error}\nThe checkpoints in {folder} are from before", status=1) from None
     except Stopped as stop:
-        told = f"{stop} at step {stop.step}: saved. To continue: addnorm train --resume {folder}"
-        raise Refusal(told, status=128 + stop.number) from None
+        message = f"{stop} at step {stop.step}: saved. To continue: addnorm train --resume {folder}"
+        raise Refusal(message, status=128 + stop.number) from None
     except torch.OutOfMemoryError as error:
         raise Refusal(
             f"{error}\nTry a smaller micro_rows=N, the rows at a time", status=1
@@ -161,9 +161,9 @@ def _config(options: Options) -> "Config":
     if name not in RECIPES:
         raise Refusal(unknown_name("recipe", name, RECIPES))
     config = RECIPES[name]()
-    told = {} if options.config is None else settings.from_toml(options.config)
-    if options.recipe is None and "task" in told:
-        config = Config.from_json({"task": told["task"]})
+    from_file = {} if options.config is None else settings.from_toml(options.config)
+    if options.recipe is None and "task" in from_file:
+        config = Config.from_json({"task": from_file["task"]})
     words = settings.from_assignments(options.settings)
     for key, value in (("data", options.data), ("adapt.kind", options.adapt)):
         if value is not None and words.setdefault(key, value) != value:
@@ -173,36 +173,36 @@ def _config(options: Options) -> "Config":
             )
     if options.adapt is not None:  # a file may have the clock of the run that wrote it
         words.setdefault("adapt.steps", "none")
-    return config.changed(told, words)
+    return config.changed(from_file, words)
 
 
 def _of_run(folder: Path) -> "Config":
     from addnorm.training.config import Config
     from addnorm.training.folder import read
 
-    told = read(folder)["config"]
-    if "task" not in told:
+    config = read(folder)["config"]
+    if "task" not in config:
         raise Refusal(
             f"{folder} is a run of a task written in Python: continue it there, with "
             "addnorm.train(task, loop=loop, out=..., resume=True)"
         )
-    return Config.from_json(told)
+    return Config.from_json(config)
 
 
 def _conclude(folder: Path) -> None:
     from addnorm.records import objects
     from addnorm.training.folder import SAMPLES, read
 
-    told = read(folder)
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in told["metrics"].items())
-    print(f"finished {told['step']} steps in {told['elapsed_s']:.0f} s: {metrics}")
-    if "compressed" in told:
-        others = ", ".join(f"{name} {bits:.3f}" for name, bits in told["compressed"].items())
+    state = read(folder)
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in state["metrics"].items())
+    print(f"finished {state['step']} steps in {state['elapsed_s']:.0f} s: {metrics}")
+    if "compressed" in state:
+        others = ", ".join(f"{name} {bits:.3f}" for name, bits in state["compressed"].items())
         print(
-            f"bits per byte on held-out text: {told['metrics']['bits_per_byte']:.3f}; "
+            f"bits per byte on held-out text: {state['metrics']['bits_per_byte']:.3f}; "
             f"on the same bytes {others}"
         )
-    samples = [told["samples"] for told in objects(folder / SAMPLES) if told.get("samples")]
+    samples = [state["samples"] for state in objects(folder / SAMPLES) if state.get("samples")]
     if samples:
         print(f"\n{legible(samples[-1][0].strip())}\n")
     print(f"model: {folder / 'model'}\nreport: {folder / 'report.html'}")

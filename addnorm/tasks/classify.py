@@ -209,7 +209,7 @@ class ClassifyTask(Task):
             for i, row in enumerate(rows)
             for part in windows(row.ids, self.config.context_length)
         ]
-        found = torch.zeros(len(rows), len(self.classes), dtype=torch.float64)
+        sums = torch.zeros(len(rows), len(self.classes), dtype=torch.float64)
         step = EVAL_ROWS * world.size
         with evaluation_mode(model.modules()), torch.no_grad():
             for first in range(0, len(parts), step):
@@ -219,8 +219,8 @@ class ClassifyTask(Task):
                 logits = model(batch["ids"].to(device), batch["valid"].to(device))
                 if mine:
                     which = torch.tensor([i for i, _ in mine])
-                    found.index_add_(0, which, logits.double().softmax(-1).cpu())
-        p = world.total(found)
+                    sums.index_add_(0, which, logits.double().softmax(-1).cpu())
+        p = world.total(sums)
         p /= p.sum(-1, keepdim=True)
         labels = torch.tensor([row.label for row in rows])
         right = (p.argmax(-1) == labels).double().mean()
@@ -235,19 +235,19 @@ class ClassifyTask(Task):
     def facts(self) -> dict[str, Any]:
         """The texts, the classes, the tokenizer and what the model is."""
         model = {key: value for key, value in asdict(self.config).items() if key != "dropout"}
-        told = hashlib.sha256()
+        content = hashlib.sha256()
         for name in ("train", "val"):
             for row in self.splits[name]:
-                told.update(row.ids.tobytes() + bytes((0xFF, row.label & 0xFF)))
+                content.update(row.ids.tobytes() + bytes((0xFF, row.label & 0xFF)))
         return {
-            "content": told.hexdigest()[:16],
+            "content": content.hexdigest()[:16],
             "classes": self.classes,
             "tokenizer": self.tokenizer.identity,
             "rows_per_step": self.settings.rows_per_step,
             "model": model,
         }
 
-    def told(self) -> list[str]:
+    def introduction(self) -> list[str]:
         """The data and the model."""
         parameters, _ = counted(self._empty, self.config.n_layers)
         train, val = (len(self.splits[name]) for name in ("train", "val"))

@@ -273,14 +273,16 @@ class LanguageTask(Task):
         self.rows = max(1, round(settings.tokens_per_step / config.context_length))
         self.tokens: dict[str, Tokens] = {name: data.split(name) for name in ("train", "val")}
         self._windows: dict[tuple[str, int], Windows] = {}
-        told = f"(model.context_length={config.context_length}, val_fraction="
-        told += f"{settings.val_fraction:g}, data={settings.data})"
+        where = f"(model.context_length={config.context_length}, val_fraction="
+        where += f"{settings.val_fraction:g}, data={settings.data})"
         try:
             self.windows("train", 0)
         except DataError as error:
-            raise DataError(f"{error} {told}") from None
+            raise DataError(f"{error} {where}") from None
         if len(self.tokens["val"]) < 2:  # the first is not predicted
-            raise DataError(f"the val split has one token: raise val_fraction, or give more {told}")
+            raise DataError(
+                f"the val split has one token: raise val_fraction, or give more {where}"
+            )
 
     def windows(self, split: str, seed: int) -> Windows:
         """The order in which a split is read."""
@@ -298,13 +300,13 @@ class LanguageTask(Task):
         tokens = min(micro_rows or own, own) * c.context_length
         batch = own * (c.context_length + 1) * 8
         batch += tokens * 4 * (2 * c.vocab_size + 2 * c.n_layers * c.dim)
-        told = {
+        fields = {
             "model": ("context_length", "dim", "n_layers", "hidden", "vocab_multiple"),
             "adapt": () if s.adapt.kind == "none" else ("rank", "init_rank", "length", "width"),
         }
         of = {"model": c, "adapt": s.adapt}
         words = [
-            f"{part}.{n}={getattr(of[part], n)}" for part, names in told.items() for n in names
+            f"{part}.{n}={getattr(of[part], n)}" for part, names in fields.items() for n in names
         ]
         because = ", ".join([*words, f"tokens_per_step={s.tokens_per_step}"])
         because += f", micro_rows={micro_rows}, a vocabulary of {c.vocab_size:,}"
@@ -336,10 +338,10 @@ class LanguageTask(Task):
         of the same shape if they are masked."""
         windows = self.windows(split, seed)
         mine = step * self.rows + rank, max(self.rows - rank, 0), world
-        found = {"ids": torch.from_numpy(windows.rows(*mine))}
+        batch = {"ids": torch.from_numpy(windows.rows(*mine))}
         if self.settings.document_mask:
-            found["documents"] = torch.from_numpy(windows.documents(*mine))
-        return found
+            batch["documents"] = torch.from_numpy(windows.documents(*mine))
+        return batch
 
     def row(self, split: str, seed: int, step: int) -> Batch:
         """One, as of a process among as many as there are rows."""
@@ -348,8 +350,8 @@ class LanguageTask(Task):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Cross-entropy of every next token, in float32, summed."""
         ids = batch["ids"]
-        seen = {"documents": batch["documents"][:, :-1]} if "documents" in batch else {}
-        logits = model(ids[:, :-1], **seen).float()  # (B, T, V)
+        documents = {"documents": batch["documents"][:, :-1]} if "documents" in batch else {}
+        logits = model(ids[:, :-1], **documents).float()  # (B, T, V)
         flat, targets = logits.flatten(0, 1), ids[:, 1:].flatten()
         nll = F.cross_entropy(flat, targets, reduction="sum")
         count = torch.tensor(targets.numel(), device=ids.device)
@@ -378,22 +380,24 @@ class LanguageTask(Task):
         last = min(len(tokens), limit + 1) - 1  # tokens 1 to last are predicted
         starts = list(range(0, last, context))
         rows = max(1, EVAL_TOKENS // context) * world.size
-        found = torch.zeros(2, dtype=torch.float64)
+        sums = torch.zeros(2, dtype=torch.float64)
         with evaluation_mode(model.modules()), torch.no_grad():
             for first in range(0, len(starts), rows):
                 mine = starts[first : first + rows][world.rank :: world.size]
                 # A process without a window computes one all the same, and the last window is as
                 # long as the others: a sharded model is the work of all processes at once.
                 ids, targets = self._rows(mine or starts[:1], last)
-                seen = {n: t.to(device) for n, t in self._seen(mine or starts[:1]).items()}
-                logits = model(ids.to(device), **seen).float()
+                documents = {
+                    n: t.to(device) for n, t in self._documents(mine or starts[:1]).items()
+                }
+                logits = model(ids.to(device), **documents).float()
                 nll = F.cross_entropy(
                     logits.flatten(0, 1), targets.flatten().to(device), reduction="none"
                 )
                 if mine:
-                    found[0] += nll.cpu().double().sum()
-                    found[1] += (targets != IGNORED).sum()
-        nats, count = world.total(found.to(sum_dtype(device))).tolist()
+                    sums[0] += nll.cpu().double().sum()
+                    sums[1] += (targets != IGNORED).sum()
+        nats, count = world.total(sums.to(sum_dtype(device))).tolist()
         return nats, round(count)
 
     def _rows(self, starts: Sequence[int], last: int) -> tuple[Tensor, Tensor]:
@@ -410,7 +414,7 @@ class LanguageTask(Task):
             targets[i, : stop - start - 1] = ids[i, 1 : stop - start]
         return ids[:, :-1], targets
 
-    def _seen(self, starts: Sequence[int]) -> dict[str, Tensor]:
+    def _documents(self, starts: Sequence[int]) -> dict[str, Tensor]:
         """``documents`` of validation windows, (rows, context), if training masks them too."""
         if not self.settings.document_mask:
             return {}
@@ -422,7 +426,7 @@ class LanguageTask(Task):
         if not isinstance(model, GPT) or not self.settings.samples:
             return []
         prompts = PROMPTS.get(self.settings.data) or [self._opening()]
-        found = generate(
+        results = generate(
             model,
             [prompts[i % len(prompts)] for i in range(self.settings.samples)],
             tokenizer=self.tokenizer,
@@ -431,7 +435,7 @@ class LanguageTask(Task):
             top_p=0.95,
             seed=0,
         )
-        return [f"{result.prompt}{result.text}" for result in found]
+        return [f"{result.prompt}{result.text}" for result in results]
 
     def _opening(self) -> str:
         """The first line of the held-out text, or what there is of it."""
@@ -459,11 +463,11 @@ class LanguageTask(Task):
             pieces[self.tokenizer.eos_id] = b""
         ids = tokens.read(0, len(tokens)).tolist()
         data = b"".join([pieces[i] for i in ids])
-        found = {
+        bits = {
             "gzip -9": 8 * len(gzip.compress(data, 9)) / max(len(data), 1),
             "xz -9": 8 * len(lzma.compress(data, preset=9)) / max(len(data), 1),
         }
-        return {"compressed": found}
+        return {"compressed": bits}
 
     def facts(self) -> dict[str, Any]:
         """The data, the tokenizer, the rows of a step, what the model is and which weights it
@@ -478,17 +482,17 @@ class LanguageTask(Task):
             **({} if self.start is None else {"start": self.start}),
         }
 
-    def told(self) -> list[str]:
+    def introduction(self) -> list[str]:
         """The data, and what follows from tokens_per_step."""
         c = self.config
         parameters, trained = counted(self._empty, c.n_layers)
         step = self.rows * c.context_length
         epoch = len(self.windows("train", 0)) / self.rows
         adapted = self.settings.adapt.kind
-        told = f"only an adapter is trained: {adapted}, {trained:,} parameters"
+        adapter = f"only an adapter is trained: {adapted}, {trained:,} parameters"
         return [
             str(self.data.summary),
-            *([] if adapted == "none" else [told]),
+            *([] if adapted == "none" else [adapter]),
             f"model: {parameters:,} parameters, {c.scheme}, {c.n_layers} layers of width {c.dim}, "
             f"context {c.context_length}, vocabulary {c.vocab_size:,}",
             f"step: {self.rows} rows of {c.context_length} tokens = {step:,} tokens; an epoch is "

@@ -150,11 +150,11 @@ def _two_processes(
     shutil.copytree(folder / "one", folder / "two")
     _train(command, folder, "one", base, resume=True, until=MIDDLE + 1)
     _train(command, folder, "two", base, resume=True, until=MIDDLE + 1, processes=2)
-    told = json.loads((folder / "two" / "loaded.json").read_text())
+    comparison = json.loads((folder / "two" / "loaded.json").read_text())
     line = "on two processes: what was loaded, the order of the data, the next loss"
-    if told["differs"]:
-        return f"two processes loaded something else: {told['differs']}", line
-    if told["rows"] != told["alone"]:
+    if comparison["differs"]:
+        return f"two processes loaded something else: {comparison['differs']}", line
+    if comparison["rows"] != comparison["alone"]:
         return "two processes read other data than one: some is replayed or skipped", line
     a, b = (
         next(r["loss"] for r in read(folder / n / "metrics.jsonl") if r["step"] == MIDDLE + 1)
@@ -192,9 +192,9 @@ def _train(
     die: tuple[int, int] | None = None,
     processes: int = 1,
 ) -> None:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     order = {
         "config": dict(config),
         "out": str(folder / name),
@@ -213,9 +213,9 @@ def _train(
                 [*command, str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
         )
-    told = [process.communicate()[0] for process in running]
+    outputs = [process.communicate()[0] for process in running]
     expected = -signal.SIGKILL if die else 0
-    for process, text in zip(running, told, strict=True):
+    for process, text in zip(running, outputs, strict=True):
         if process.returncode != expected:
             last = "\n".join(text.strip().split("\n")[-8:])
             raise SettingsError(

@@ -70,8 +70,8 @@ def chosen(
         return Tokenizer.characters(characters())
     size = _size(setting)
     if size is not None:
-        told = json.dumps([FORMAT, "bpe", size, *decides()])
-        key = hashlib.sha256(told.encode()).hexdigest()[:16]
+        card = json.dumps([FORMAT, "bpe", size, *decides()])
+        key = hashlib.sha256(card.encode()).hexdigest()[:16]
         return _learned_once(cache / f"tokenizer-{key}", texts, size)
     try:
         return Tokenizer.from_pretrained(setting)

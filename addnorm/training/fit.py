@@ -351,7 +351,7 @@ class Course:
         t, loop = self.trainer, self.loop
         rows = len(next(iter(t.batch().values())))
         micro = min(loop.micro_rows or rows, rows)
-        lines = self.task.told()
+        lines = self.task.introduction()
         if loop.parallel == "fsdp" and self.world.size == 1:
             lines.append("parallel=fsdp divides a model among processes: there is one")
         lines.append(

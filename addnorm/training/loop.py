@@ -229,8 +229,8 @@ class Trainer:
         if not yes or self.world.size == 1:
             return nullcontext()
         no_sync = getattr(self.model, "no_sync", None)  # DistributedDataParallel; FSDP2 has none
-        found: AbstractContextManager[Any] = nullcontext() if no_sync is None else no_sync()
-        return found
+        context: AbstractContextManager[Any] = nullcontext() if no_sync is None else no_sync()
+        return context
 
     def on_device(self, batch: Batch) -> Batch:
         """A batch where the model is."""
@@ -290,12 +290,12 @@ class Trainer:
     def weights(self, keep: bool = True) -> dict[str, Tensor]:
         """Whole, and under the names that the task's model has for them; every process must ask,
         and one that does not ``keep`` them has one tensor at a time."""
-        found: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
         for name, t in self._weights().items():
             together = whole(t)  # of which every process has a part
             if keep:
-                found[name] = together.cpu()
-        return found
+                weights[name] = together.cpu()
+        return weights
 
     def _weights(self) -> dict[str, Tensor]:
         return {n: t.detach() for n, t in self.raw.state_dict().items()}
@@ -386,15 +386,15 @@ class Trainer:
         """Name -> parameter, each once."""
         return dict(self.raw.named_parameters())
 
-    def _restore_optimizers(self, stored: Mapping[str, Tensor]) -> None:
+    def _restore_optimizers(self, states_then: Mapping[str, Tensor]) -> None:
         states: dict[str, dict[str, Tensor]] = {}
-        for full, t in stored.items():
+        for full, t in states_then.items():
             name, _, key = full.rpartition(".")
             states.setdefault(name, {})[key] = t
         for name, p in self.parameters().items():
             for optimizer in self.optimizers:
-                held = {id(q) for g in optimizer.param_groups for q in g["params"]}
-                if id(p) not in held or name not in states:
+                own = {id(q) for g in optimizer.param_groups for q in g["params"]}
+                if id(p) not in own or name not in states:
                     continue
                 optimizer.state[p] = {}
                 for key, value in states.pop(name).items():
@@ -417,14 +417,14 @@ class Trainer:
 
     def _maybe_compiled(self) -> tuple[nn.Module, str]:
         """The model as the loss calls it, and in one line why it is compiled or not."""
-        asked = self.loop.compile
-        if asked == "false":
+        wish = self.loop.compile
+        if wish == "false":
             return self.model, "not compiled: compile=false"
-        if asked == "auto" and self.world.device.type == "cpu":
+        if wish == "auto" and self.world.device.type == "cpu":
             return self.model, "not compiled: on a CPU only long runs gain (compile=true does it)"
         failure = compiler_failure(self.world.device)
         if failure is not None:
-            if asked == "true":
+            if wish == "true":
                 raise SettingsError(f"compile=true, but the compiler does not work here: {failure}")
             return self.model, f"not compiled: the compiler does not work here: {failure}"
         compiled: Any = torch.compile(self.model)
@@ -434,10 +434,10 @@ class Trainer:
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def resolved_precision(asked: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+def resolved_precision(wish: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
     """What "auto" is on this machine."""
-    if asked != "auto":
-        return asked
+    if wish != "auto":
+        return wish
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
@@ -458,10 +458,10 @@ def compiler_failure(device: torch.device) -> str | None:
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """The states of torch's random number generators: the CPU's and the device's."""
-    found = {"cpu": torch.get_rng_state()}
+    states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        found["cuda"] = torch.cuda.get_rng_state(device)
-    return found
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
 
 
 def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
@@ -473,23 +473,23 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
 
 def _marked(parts: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
     """Each part, and whether it is the last."""
-    held = next(parts)
+    waiting = next(parts)
     for part in parts:
-        yield held, False
-        held = part
-    yield held, True
+        yield waiting, False
+        waiting = part
+    yield waiting, True
 
 
-def _same_names(what: str, own: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    missing, extra = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
+def _same_names(what: str, own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    missing, extra = sorted(own.keys() - theirs.keys()), sorted(theirs.keys() - own.keys())
     if missing or extra:
         raise SettingsError(
             f"the checkpoint's {what} are not this model's: missing {missing[:3]}, not known "
             f"{extra[:3]}. The model's settings were changed"
         )
     for name, t in own.items():
-        if t.shape != stored[name].shape:
+        if t.shape != theirs[name].shape:
             raise SettingsError(
-                f"the checkpoint's {name} has shape {tuple(stored[name].shape)}, this model's "
+                f"the checkpoint's {name} has shape {tuple(theirs[name].shape)}, this model's "
                 f"{tuple(t.shape)}: the model's settings were changed"
             )

@@ -57,11 +57,11 @@ def check(needs: Needs, loop: LoopSettings, world: World) -> None:
     states = 1 if loop.optimizer == "muon" else 2
     divided = world.size if loop.parallel == "fsdp" else 1
     training = 4 * (needs.parameters + (1 + states) * needs.trained) // divided
-    built = 4 * needs.parameters + needs.modules  # whole, in the process's own memory first
+    model = 4 * needs.parameters + needs.modules  # whole, in the process's own memory first
     if world.device.type == "cpu":
-        required = {"this machine": max(training + needs.modules, built) + needs.batch}
+        required = {"this machine": max(training + needs.modules, model) + needs.batch}
     else:
-        required = {str(world.device): training + needs.batch, "this machine": built}
+        required = {str(world.device): training + needs.batch, "this machine": model}
     for place, need in required.items():
         there = _there(world.device if place != "this machine" else torch.device("cpu"))
         if there is not None and need > there:
@@ -79,11 +79,11 @@ def _there(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     try:
-        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on Windows
         return None
     try:
-        allowed = CGROUP.read_text().strip()
+        limit = CGROUP.read_text().strip()
     except OSError:
-        return found
-    return min(found, int(allowed)) if allowed.isdecimal() else found
+        return memory
+    return min(memory, int(limit)) if limit.isdecimal() else memory

@@ -23,15 +23,17 @@ Role = Literal["matrix", "table", "small"]
 def roles(model: nn.Module) -> dict[str, Role]:
     """Parameter -> role: "matrix" multiplies the stream, "table" holds a row per token or place,
     "small" is everything else. By the module that owns it, never by its name."""
-    found: dict[str, Role] = {}
+    role_by_name: dict[str, Role] = {}
     for path, owner in model.named_modules():
         for name, p in owner.named_parameters(recurse=False):
             full = f"{path}.{name}" if path else name
             if isinstance(owner, Norm | Join) or p.dim() < 2:
-                found[full] = "small"
+                role_by_name[full] = "small"
             else:
-                found[full] = "table" if isinstance(owner, nn.Embedding | Learned) else "matrix"
-    return found
+                role_by_name[full] = (
+                    "table" if isinstance(owner, nn.Embedding | Learned) else "matrix"
+                )
+    return role_by_name
 
 
 def groups(
@@ -67,18 +69,18 @@ def groups(
 def optimizers(model: nn.Module, loop: LoopSettings, *, fused: bool) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon beside it where it was asked for and there are matrices for it."""
     adamw, muon = groups(model, loop)
-    made: list[torch.optim.Optimizer] = []
+    every: list[torch.optim.Optimizer] = []
     if adamw:
-        made.append(
+        every.append(
             torch.optim.AdamW(adamw, lr=loop.lr, betas=(loop.beta1, loop.beta2), fused=fused)
         )
     if muon:
         # scaled to the size of AdamW's updates (Liu et al. 2025), so that one decay fits both
-        made.append(torch.optim.Muon(muon, lr=loop.muon_lr, adjust_lr_fn="match_rms_adamw"))
-    for one in made:
+        every.append(torch.optim.Muon(muon, lr=loop.muon_lr, adjust_lr_fn="match_rms_adamw"))
+    for one in every:
         for group in one.param_groups:
             group["peak"] = group["lr"]
-    return made
+    return every
 
 
 def factor(

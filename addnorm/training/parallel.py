@@ -45,19 +45,19 @@ class World:
         """What each process has, in the order of ranks; small things only."""
         if self.size == 1:
             return [value]
-        found: list[object] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def share(self, value: object) -> object:
         """What the first process has, for all; small things only."""
         if self.size == 1:
             return value
-        held = [value]
+        box = [value]
         dist.broadcast_object_list(
-            held, device=None if dist.get_backend() == "gloo" else self.device
+            box, device=None if dist.get_backend() == "gloo" else self.device
         )
-        return held[0]
+        return box[0]
 
     def wait(self) -> None:
         """Until all are here."""
@@ -101,18 +101,18 @@ def start(device: str = "auto") -> World:
     return World(dist.get_rank(), dist.get_world_size(), torch.device(kind))
 
 
-def _device(asked: str) -> str:
+def _device(wish: str) -> str:
     """The device's name, if it is one of this machine."""
-    found = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     there = ["cpu"]
-    if found is not None:
+    if accelerator is not None:
         count = torch.accelerator.device_count()
-        there = [found.type, *(f"{found.type}:{i}" for i in range(count)), "cpu"]
-    if asked == "auto":
+        there = [accelerator.type, *(f"{accelerator.type}:{i}" for i in range(count)), "cpu"]
+    if wish == "auto":
         return there[0]
-    if asked not in there:
-        raise SettingsError(f"device={asked} is not here: there are auto, {', '.join(there)}")
-    return asked
+    if wish not in there:
+        raise SettingsError(f"device={wish} is not here: there are auto, {', '.join(there)}")
+    return wish
 
 
 def here(device: torch.device) -> World:

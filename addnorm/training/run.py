@@ -198,19 +198,19 @@ def _leave_finished(course: Course, keeper: RunFolder, state: Mapping[str, Any])
 @contextmanager
 def _signals() -> Iterator[Callable[[], int]]:
     """The number of the signal that asked to stop, 0 if none did; a second one stops at once."""
-    got: list[int] = []
+    numbers: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
 
     def note(number: int, frame: Any) -> None:
-        if got:
+        if numbers:
             raise KeyboardInterrupt
-        got.append(number)
+        numbers.append(number)
 
     before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: got[0] if got else 0
+        yield lambda: numbers[0] if numbers else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

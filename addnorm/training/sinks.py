@@ -155,8 +155,8 @@ def open_sinks(
         "tensorboard": lambda: TensorBoard(folder, first),
         "wandb": lambda: WeightsAndBiases(folder, config),
     }
-    found = [kinds[name]() for name in dict.fromkeys(names)]
-    return [JSONLines(folder / "metrics.jsonl"), *found]
+    sinks = [kinds[name]() for name in dict.fromkeys(names)]
+    return [JSONLines(folder / "metrics.jsonl"), *sinks]
 
 
 def scalars(record: Record) -> Iterator[tuple[str, float]]:

@@ -96,6 +96,6 @@ class Task(ABC):
         """What to compare the result with, for the report; computed once, at the end."""
         return {}
 
-    def told(self) -> list[str]:
+    def introduction(self) -> list[str]:
         """Lines for the user before the first step: what the data is, what follows from it."""
         return []

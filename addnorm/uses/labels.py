@@ -76,8 +76,8 @@ class Labels(Use):
         confusion = torch.zeros(len(places), len(places), dtype=torch.long)
         for first in range(0, len(rows), batch_size):
             part = rows[first : first + batch_size]
-            said = self._finite([row.text for row in part]).argmax(-1)
-            for row, place in zip(part, said.tolist(), strict=True):
+            answers = self._finite([row.text for row in part]).argmax(-1)
+            for row, place in zip(part, answers.tolist(), strict=True):
                 confusion[places[row.label], place] += 1
             bar.update(first + len(part), len(rows))
         right, count = confusion.diagonal(), confusion.sum(1)

@@ -828,7 +828,10 @@ def test_the_parts_of_a_loss_add_up_to_it(tmp_path: Path) -> None:
 def test_what_a_step_is_is_told(tmp_path: Path) -> None:
     task = small(tmp_path).task.build()
     epoch = len(task.windows("train", 0)) / 8
-    assert f"step: 8 rows of 16 tokens = 128 tokens; an epoch is {epoch:,.0f} steps" in task.told()
+    assert (
+        f"step: 8 rows of 16 tokens = 128 tokens; an epoch is {epoch:,.0f} steps"
+        in task.introduction()
+    )
 
 
 def test_compressors_are_asked_for_their_best(
