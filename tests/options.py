@@ -75,17 +75,17 @@ def options(kind: Any) -> Iterator[Option]:
         if dataclasses.is_dataclass(bare):
             yield from options(bare)
             continue
-        shown = next((m.name for m in marks if getattr(m, "name", None)), name)
-        word = "" if positional in marks else f"--{shown.replace('_', '-')}"
+        word = next((m.name for m in marks if getattr(m, "name", None)), name)
+        word = "" if positional in marks else f"--{word.replace('_', '-')}"
         yield Option(word, name, bare, usual[name])
 
 
 def settings(recipe: str) -> list[Option]:
     """The keys of a recipe."""
     config = RECIPES[recipe]()
-    known = [known for part in (config.task, config.loop) for known in entries(part)]
+    keys = [key for part in (config.task, config.loop) for key in entries(part)]
     more = [("sinks", tuple[str, ...], ()), ("task", str, config.task.name)]
-    return [Option(f"{key}=", key, kind, value) for key, kind, value in [*known, *more]]
+    return [Option(f"{key}=", key, kind, value) for key, kind, value in [*keys, *more]]
 
 
 def forms(command: str) -> dict[str, list[Option]]:
@@ -158,17 +158,17 @@ def values(option: Option) -> list[str]:
     if option.name in BY_NAME:
         return BY_NAME[option.name]
     union = get_origin(option.kind) in (Union, types.UnionType)
-    found = []
+    texts = []
     for kind in get_args(option.kind) if union else (option.kind,):
         if get_origin(kind) is Literal:
-            found += [str(value) for value in get_args(kind)]
+            texts += [str(value) for value in get_args(kind)]
         else:
-            found += BY_TYPE[get_args(kind)[0] if get_origin(kind) is tuple else kind]
+            texts += BY_TYPE[get_args(kind)[0] if get_origin(kind) is tuple else kind]
     if type(option.usual) is int:
-        found += [str(option.usual), str(option.usual + 1)] * 2
+        texts += [str(option.usual), str(option.usual + 1)] * 2
     if type(option.usual) is float:
-        found += [f"{option.usual * by:g}" for by in (0.5, 0.9, 1)] * 2
-    return found
+        texts += [f"{option.usual * by:g}" for by in (0.5, 0.9, 1)] * 2
+    return texts
 
 
 def phrase(rng: random.Random, option: Option) -> tuple[str, ...]:
@@ -225,24 +225,26 @@ class Case:
 
     def __str__(self) -> str:
         plain = {"stdin": "text", "stdout": "utf-8", "stderr": "utf-8"}
-        told = [f"addnorm {shlex.join(self.words)}"]
-        told += [f"{n}: {getattr(self, n)}" for n in plain if getattr(self, n) != plain[n]]
-        told += [f"{signal.Signals(n).name} in its first step" for n in self.signals]
-        return "; ".join([*told, *(["in a process of its own"] if self.own_process else [])])
+        lines = [f"addnorm {shlex.join(self.words)}"]
+        lines += [f"{n}: {getattr(self, n)}" for n in plain if getattr(self, n) != plain[n]]
+        lines += [f"{signal.Signals(n).name} in its first step" for n in self.signals]
+        return "; ".join([*lines, *(["in a process of its own"] if self.own_process else [])])
 
 
 def case(seed: int, number: int) -> Case:
     """The one of that number."""
     rng = random.Random(f"{seed} {number}")
     command = rng.choices([*BASES], [weight for weight, _ in BASES.values()])[0]
-    form, known = rng.choice([*forms(command).items()])
+    form, form_options = rng.choice([*forms(command).items()])
     if form == "onnx" and rng.random() < 0.5:  # which takes seconds
-        form, known = "hf", forms(command)["hf"]
+        form, form_options = "hf", forms(command)["hf"]
     words, keys_of_it = BASES[command][1](rng)
     base = (command, *([form] if form else []), *words)
-    known = [o for o in known if o.word or (get_origin(o.kind) is tuple and o.name != "settings")]
+    form_options = [
+        o for o in form_options if o.word or (get_origin(o.kind) is tuple and o.name != "settings")
+    ]
     phrases = [
-        phrase(rng, rng.choice(keys_of_it if keys_of_it and rng.random() < 0.7 else known))
+        phrase(rng, rng.choice(keys_of_it if keys_of_it and rng.random() < 0.7 else form_options))
         for _ in range(rng.choices((1, 2, 3), (1, 4, 3))[0])
     ]
     phrases.sort(key=lambda words: "".join(words[:1]).startswith("--"))  # what stands alone first
@@ -250,17 +252,17 @@ def case(seed: int, number: int) -> Case:
     first, second = (rng.choice(likely if rng.random() < 0.8 else [*STATES]) for _ in range(2))
     second = "finished" if second.startswith("live") else second  # one at a time
     streams = ["utf-8"] * 14 + ["cp1252", "ascii", "closed", "full", "none"]
-    found = Case(
+    drawing = Case(
         *(seed, number, base, tuple(phrases), (("run", first), ("other", second))),
         stdin=rng.choice(("text", "text", "empty", "latin", "none")),
         stdout=rng.choice(streams),
         stderr=rng.choice(streams) if rng.random() < 0.3 else "utf-8",
     )
-    if rng.random() < 0.06 and not any("\0" in word for word in found.words):
-        return replace(found, own_process=True)
+    if rng.random() < 0.06 and not any("\0" in word for word in drawing.words):
+        return replace(drawing, own_process=True)
     if command == "train" and rng.random() < 0.08:
-        return replace(found, signals=rng.choice([(2,), (15,), (2, 2), (15, 2)]))
-    return found
+        return replace(drawing, signals=rng.choice([(2,), (15,), (2, 2), (15, 2)]))
+    return drawing
 
 
 Base = tuple[list[str], list[Option]]
@@ -286,8 +288,8 @@ def _train(rng: random.Random) -> Base:
     elif dice < 0.68:
         words, data = {**TINY, "cache": "cache", "tokenizer": "bytes"}, "texts"
         start, pool = [*start, "--recipe", "classify_text"], settings("classify_text")
-    told = [f"{key}={value}" for key, value in words.items()]
-    return [*start, "--data", data, "--out", "run", *told], pool
+    assignments = [f"{key}={value}" for key, value in words.items()]
+    return [*start, "--data", data, "--out", "run", *assignments], pool
 
 
 def _generate(rng: random.Random) -> Base:
@@ -402,8 +404,8 @@ def _of_the_user(error: BaseException) -> bool:
 @contextlib.contextmanager
 def _stream(name: str, kind: str, errors: str) -> Iterator[Callable[[], str]]:
     """Within it sys has such a stream; afterwards what was written to it can be asked."""
-    written = io.BytesIO()
-    raw: Any = written
+    buffer = io.BytesIO()
+    raw: Any = buffer
     if kind == "full":
         raw = io.FileIO("/dev/full", "w")
     elif kind == "closed":
@@ -419,7 +421,7 @@ def _stream(name: str, kind: str, errors: str) -> Iterator[Callable[[], str]]:
             stand_in.close()  # which a command of its own process keeps to its end
     with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
         file.flush()
-    texts.append("" if written.closed else written.getvalue().decode(encoding, "replace"))
+    texts.append("" if buffer.closed else buffer.getvalue().decode(encoding, "replace"))
     raw.close()
 
 
@@ -436,10 +438,10 @@ def _usual_warnings() -> Iterator[None]:
 @contextlib.contextmanager
 def _patience(seconds: float) -> Iterator[None]:
     """Ctrl-C after so many seconds of this process, however busy the machine is."""
-    done, until = threading.Event(), time.process_time() + seconds
+    end, until = threading.Event(), time.process_time() + seconds
 
     def watch() -> None:
-        while not done.wait(0.2):
+        while not end.wait(0.2):
             if time.process_time() > until:
                 os.kill(os.getpid(), signal.SIGINT)
                 return
@@ -449,7 +451,7 @@ def _patience(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
+        end.set()
         watcher.join()
 
 
@@ -477,7 +479,7 @@ def _by_process(case: Case, place: Path) -> Answer:
 
     words = [sys.executable, "-m", "tests.options", *case.words]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             words,
             cwd=place,
             env=environment,
@@ -490,8 +492,8 @@ def _by_process(case: Case, place: Path) -> Answer:
     finally:
         for number in set(streams.values()) - {subprocess.PIPE}:
             os.close(number)
-    out, err = ((text or b"").decode(errors="replace") for text in (done.stdout, done.stderr))
-    return Answer(done.returncode, out, err)
+    out, err = ((text or b"").decode(errors="replace") for text in (process.stdout, process.stderr))
+    return Answer(process.returncode, out, err)
 
 
 # --- what must hold -------------------------------------------------------------------------------
@@ -530,14 +532,14 @@ def complaints(case: Case, place: Path, holder: Holder) -> list[str]:
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     }
-    found = [f"status {answer.status}: {text}" for text in _of_words(case, answer)]
-    found += _of_files(case, place, answer, before, changes)
+    texts = [f"status {answer.status}: {text}" for text in _of_words(case, answer)]
+    texts += _of_files(case, place, answer, before, changes)
     now = _process()
-    found += [f"it leaves another {name}" for name in process if now[name] != process[name]]
+    texts += [f"it leaves another {name}" for name in process if now[name] != process[name]]
     if case.command == "train":
-        found += _of_settings(case, place, changes, answer)
-        found += [] if found else _of_resuming(case, place, answer)
-    return found
+        texts += _of_settings(case, place, changes, answer)
+        texts += [] if texts else _of_resuming(case, place, answer)
+    return texts
 
 
 def _process() -> dict[str, Any]:
@@ -554,37 +556,37 @@ def _process() -> dict[str, Any]:
 
 def _tree(place: Path) -> dict[str, str]:
     """Every file and link, what is in it, and whose it is."""
-    found = {}
+    tree = {}
     for folder, folders, names in os.walk(place):
         for path in (Path(folder, name) for name in [*names, *folders]):
             name = str(path.relative_to(place))
             if path.is_symlink():
-                found[name] = f"link to {os.readlink(path)}"
+                tree[name] = f"link to {os.readlink(path)}"
             elif not path.is_dir():
                 content = path.read_bytes()
                 theirs = content == SOMEBODYS.encode()
-                found[name] = SOMEBODYS if theirs else hashlib.sha1(content).hexdigest()
-    return found
+                tree[name] = SOMEBODYS if theirs else hashlib.sha1(content).hexdigest()
+    return tree
 
 
 def _of_words(case: Case, answer: Answer) -> Iterator[str]:
     """The status is a known one, and so is the reason; there is one message, and no traceback."""
     status, err = answer.status, answer.err
-    said = f"; stderr: {err.strip()[-1500:] or 'nothing'}"
+    ending = f"; stderr: {err.strip()[-1500:] or 'nothing'}"
     if "Traceback" in err + answer.out or "Exception ignored" in err:
-        yield f"a traceback{said}"
+        yield f"a traceback{ending}"
     if status not in (0, 1, 2, 128 + 2, 128 + 15):
-        yield f"not one that anyone knows{said}"
+        yield f"not one that anyone knows{ending}"
     if answer.cause is not None:
-        allowed = next((s for kind, s in STATUSES.items() if isinstance(answer.cause, kind)), ())
-        if status not in allowed:
-            yield f"the reason is {answer.cause!r}{said}"
+        statuses = next((s for kind, s in STATUSES.items() if isinstance(answer.cause, kind)), ())
+        if status not in statuses:
+            yield f"the reason is {answer.cause!r}{ending}"
     unheard = case.stderr in ("full", "closed", "none") or case.stdout == "closed"
     if status == 0 or unheard or (case.command, status) == ("lint", 1):
         return
     messages = sum(line.startswith("addnorm: ") for line in err.splitlines())
     if messages + ("For full helptext" in err) != 1:  # that of the library that reads the words
-        yield f"{messages} messages{said}"
+        yield f"{messages} messages{ending}"
 
 
 def _of_files(
@@ -595,17 +597,17 @@ def _of_files(
     roots = _roots(case, place)
     for name, what in changes.items():
         folder = name.partition("/")[0]
-        told = f"{name} is {what}, status {answer.status}, stderr: {answer.err.strip()[-300:]}"
+        text = f"{name} is {what}, status {answer.status}, stderr: {answer.err.strip()[-300:]}"
         beside = case.command != "train" and what == "new"  # the files of a run, as it was asked
         over = [root for root in roots if (place / name).resolve().is_relative_to(root)]
         if before.get(name) == SOMEBODYS:
-            yield f"somebody else's {told}"
+            yield f"somebody else's {text}"
         elif folder in case.live and not beside:
-            yield f"of a run that is alive {told}"
+            yield f"of a run that is alive {text}"
         elif not over or (over == [place.resolve()] and what != "new"):
-            yield f"where nothing was to be written {told}"
+            yield f"where nothing was to be written {text}"
         elif answer.status == 2 and not re.search(HARMLESS, name):
-            yield f"after a refusal {told}"
+            yield f"after a refusal {text}"
 
 
 def _roots(case: Case, place: Path) -> list[Path]:
@@ -617,11 +619,11 @@ def _roots(case: Case, place: Path) -> list[Path]:
         if mark in marks:
             names.append(value if sign else after)
     # Besides, what others write: onnxruntime, for one, into the home folder and the temporary one.
-    found = [place / ".cache", place / "tmp" / ".ses"]
+    roots = [place / ".cache", place / "tmp" / ".ses"]
     for name in [*names, *(f"{name}.data" for name in names)]:
         with contextlib.suppress(OSError, ValueError):  # no path at all
-            found.append((place / name).resolve())
-    return found
+            roots.append((place / name).resolve())
+    return roots
 
 
 def _of_settings(case: Case, place: Path, changes: dict[str, str], answer: Answer) -> Iterator[str]:

@@ -128,8 +128,12 @@ def material(folder: Path) -> None:
         train("classes", classes, "--recipe", "classify_text")
         shutil.copytree("runs/finished/model", "plain")
         train("adapted", {**adapter, "init_from": "plain"}, "--adapt", "lora")
-    begun = shutil.copytree(folder / "runs" / "unfinished", folder / "runs" / "begun")
-    for path in [*begun.glob("checkpoints/step-*"), begun / "model", begun / "best"]:
+    begun_run = shutil.copytree(folder / "runs" / "unfinished", folder / "runs" / "begun")
+    for path in [
+        *begun_run.glob("checkpoints/step-*"),
+        begun_run / "model",
+        begun_run / "best",
+    ]:
         shutil.rmtree(path)
 
 
@@ -182,15 +186,15 @@ def _with_notes(rng: random.Random, runs: Path, place: Path) -> str:
 
 def _strange(rng: random.Random, runs: Path, place: Path) -> str:
     """A project with names like ours."""
-    written = []
+    names = []
     for name in rng.sample(THEIRS, rng.randint(1, 4)):
         file = place / name
         with contextlib.suppress(OSError):  # a file where the folder should be
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("x") as new:
                 new.write(SOMEBODYS)
-            written.append(name)
-    return f" with {', '.join(written)}"
+            names.append(name)
+    return f" with {', '.join(names)}"
 
 
 def _damaged(rng: random.Random, runs: Path, place: Path) -> str:
@@ -209,7 +213,7 @@ def _damaged(rng: random.Random, runs: Path, place: Path) -> str:
 def damage(rng: random.Random, path: Path) -> str:
     """Something that happens to files and folders, and what it was."""
     if path.is_symlink() or path.is_dir():
-        return _gone(rng, path)
+        return _delete(rng, path)
     data = path.read_bytes()
     if path.suffix == ".json" and rng.random() < 0.6:
         with contextlib.suppress(ValueError):  # damaged already
@@ -230,12 +234,12 @@ def damage(rng: random.Random, path: Path) -> str:
     }
     what = rng.choice([*contents, "gone"])
     if what == "gone":
-        return _gone(rng, path)
+        return _delete(rng, path)
     path.write_bytes(contents[what])
     return what
 
 
-def _gone(rng: random.Random, path: Path) -> str:
+def _delete(rng: random.Random, path: Path) -> str:
     """Something else, or nothing, is where it was."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
