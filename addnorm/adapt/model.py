@@ -165,20 +165,20 @@ class _Pruning:
 
 
 @torch.no_grad()
-def _allocate(parts: Sequence[AdaLoRA], s: Adapt, step: int) -> None:
+def _allocate(parts: Sequence[AdaLoRA], settings: Adapt, step: int) -> None:
     """Keep the most important triplets of all updates together, fewer from time to time.
 
     Until ``last`` a triplet that was pruned goes on learning and can come back.
     """
-    assert s.steps is not None
-    last = s.steps - s.tfinal
+    assert settings.steps is not None
+    last = settings.steps - settings.tfinal
     if step <= last:
         for part in parts:
             part.weigh()
-    due = s.tinit < step <= last and (step == last or step % s.delta_t == 0)
+    due = settings.tinit < step <= last and (step == last or step % settings.delta_t == 0)
     if due:
-        left = 1 - (step - s.tinit) / (last - s.tinit)
-        mean = s.target_rank + (s.init_rank - s.target_rank) * left**3
+        part_left = 1 - (step - settings.tinit) / (last - settings.tinit)
+        mean = settings.target_rank + (settings.init_rank - settings.target_rank) * part_left**3
         scores = torch.cat([part.importance() for part in parts])
         mask = torch.zeros_like(scores, dtype=torch.bool)
         mask[scores.sort(descending=True, stable=True).indices[: int(mean * len(parts))]] = True

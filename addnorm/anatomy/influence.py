@@ -309,34 +309,34 @@ def output_in_training(model: nn.Module, inputs: Inputs, seed: int = 0) -> Tenso
         return main_output(inputs.call(model)).detach()
 
 
-def optional_arguments(s: Influence, pattern: re.Pattern[str]) -> list[str]:
+def optional_arguments(influence: Influence, pattern: re.Pattern[str]) -> list[str]:
     """Arguments of the signature that are not given and are called so."""
-    present = {*s.names.values(), *(s.inputs.kwargs or {})}
+    present = {*influence.names.values(), *(influence.inputs.kwargs or {})}
     return [
         name
-        for name, p in signature(s.model).items()
+        for name, p in signature(influence.model).items()
         if name not in present and p.default is not p.empty and pattern.search(name)
     ]
 
 
-def argument_values(s: Influence, name: str) -> list[Value]:
+def argument_values(influence: Influence, name: str) -> list[Value]:
     """The values of the trace that are this argument."""
-    trace = s.specimen.trace
-    names = list(s.specimen.inputs.tensors())
+    trace = influence.specimen.trace
+    names = list(influence.specimen.inputs.tensors())
     return [v for n, v in zip(names, trace.inputs, strict=False) if n == name]
 
 
-def _attention_reaches(s: Influence) -> list[AttentionReach]:
+def _attention_reaches(influence: Influence) -> list[AttentionReach]:
     reaches = []
-    structure = s.specimen.structure
-    own = structure.trace.descendants(*argument_values(s, s.arguments.main))
+    structure = influence.specimen.structure
+    own = structure.trace.descendants(*argument_values(influence, influence.arguments.main))
     for one in structure.attentions:
         q, k = factors(one.scores)
         weights = one.table()
         n = weights.shape[-1]
         if weights.shape[-2] != n or n < 3 or q not in own or k not in own:
             continue
-        if s.arguments.kind in ("ids", "features") and n != s.places:
+        if influence.arguments.kind in ("ids", "features") and n != influence.places:
             continue
         rows = weights.double().reshape(-1, n, n)
         weighted = (rows.abs() > 1e-12).any(0)  # -inf and -1e9 give zeros
@@ -361,21 +361,21 @@ def _unlike(rows: Tensor) -> float:
     return float((rows.amax(-1) - rows.amin(-1)).max() / rows.abs().max().clamp(min=1e-30))
 
 
-def _over_samples(s: Influence) -> list[TracedAttention]:
-    structure = s.specimen.structure
+def _over_samples(influence: Influence) -> list[TracedAttention]:
+    structure = influence.specimen.structure
     candidates = [
         (i, a)
         for i, a in enumerate(structure.attentions)
-        if a.table().shape[-2:] == (s.samples, s.samples)
+        if a.table().shape[-2:] == (influence.samples, influence.samples)
     ]
-    if s.samples < 2 or not candidates:
+    if influence.samples < 2 or not candidates:
         return []
-    fewer = s.specimen.inputs
+    fewer = influence.specimen.inputs
     for name, value in fewer.tensors().items():
-        axis = s.arguments.batch
-        if value.dim() > axis and value.shape[axis] == s.samples:
-            fewer = fewer.replaced(name, value.narrow(axis, 0, s.samples - 1))
-    model = s.specimen.model
+        axis = influence.arguments.batch
+        if value.dim() > axis and value.shape[axis] == influence.samples:
+            fewer = fewer.replaced(name, value.narrow(axis, 0, influence.samples - 1))
+    model = influence.specimen.model
     with undisturbed(model, gradients=False):
         try:
             trace = record(lambda: fewer.call(model), model)
@@ -384,20 +384,22 @@ def _over_samples(s: Influence) -> list[TracedAttention]:
     less = Structure(trace, model).attentions
     if len(less) != len(structure.attentions):
         return []
-    return [a for i, a in candidates if less[i].table().shape[-1] == s.samples - 1]
+    return [a for i, a in candidates if less[i].table().shape[-1] == influence.samples - 1]
 
 
 # --- from inside: every module by itself ----------------------------------------------------------
 
 
-def _lengths(s: Influence) -> list[int] | None:
+def _lengths(influence: Influence) -> list[int] | None:
     """How many places tensors inside have: those of the sequences, or a few more or fewer (a class
     token, a shift). None where a front end decides."""
-    r = s.arguments
-    if r.time is None:
+    arguments = influence.arguments
+    if arguments.time is None:
         return None
-    fed = [s.inputs.tensors()[n] for n in (r.main, r.memory) if n is not None]
-    if any(t.is_floating_point() for t in fed) and r.rows:
+    tensors = [
+        influence.inputs.tensors()[n] for n in (arguments.main, arguments.memory) if n is not None
+    ]
+    if any(t.is_floating_point() for t in tensors) and arguments.rows:
         return None
-    own = [t.shape[r.time] for t in fed if t.dim() > r.time]
+    own = [t.shape[arguments.time] for t in tensors if t.dim() > arguments.time]
     return [n + more for more in (0, 1, -1, 2) for n in own if n + more > 1]

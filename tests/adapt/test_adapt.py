@@ -1000,7 +1000,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     card = json.loads(config.read_text())
     for change, message in (
         ({"use_dora": True}, "use_dora: addnorm lacks this option of peft"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' of peft"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa': addnorm lacks"),
         (
             {"alpha_pattern": {"(": 3}},
             r"alpha_pattern '\(' is not a regular expression: missing \)",

@@ -174,25 +174,25 @@ def _saturates(probe: Probe) -> bool:
     return bool(large < 5.0 * small)
 
 
-def feature_axis(specimen: Specimen, k: MeasuredNorm) -> int:
+def feature_axis(specimen: Specimen, norm: MeasuredNorm) -> int:
     """The axis of the features: where the parameters lie; without them the axis that is neither
     batch nor sequence, where that could be seen; else the last."""
-    if k.probe is not None and k.probe.feature_axis is not None:
-        return k.probe.feature_axis
-    batch, time = batch_and_time(specimen, k.path)
+    if norm.probe is not None and norm.probe.feature_axis is not None:
+        return norm.probe.feature_axis
+    batch, time = batch_and_time(specimen, norm.path)
     if batch is not None and time is not None:
-        left = [a for a in range(-len(k.call.shape), 0) if a not in (batch, time)]
-        if len(k.reach.axes) == 1 and k.reach.axes[0] in left:
-            return k.reach.axes[0]
-        if left:
-            return left[-1]
+        axes_left = [a for a in range(-len(norm.call.shape), 0) if a not in (batch, time)]
+        if len(norm.reach.axes) == 1 and norm.reach.axes[0] in axes_left:
+            return norm.reach.axes[0]
+        if axes_left:
+            return axes_left[-1]
     return -1
 
 
-def over_features(specimen: Specimen, k: MeasuredNorm) -> bool:
+def over_features(specimen: Specimen, norm: MeasuredNorm) -> bool:
     """Whether the statistics run over the feature axis and no other."""
-    assert k.probe is not None
-    return k.reach.axes == (feature_axis(specimen, k),)
+    assert norm.probe is not None
+    return norm.reach.axes == (feature_axis(specimen, norm),)
 
 
 @final
@@ -229,23 +229,27 @@ def find_norms(specimen: Specimen) -> list[FoundNorm]:
     """
     modules = dict(specimen.model.named_modules())
     norms = []
-    for k in measured_norms(specimen):
-        axis = feature_axis(specimen, k)
+    for norm in measured_norms(specimen):
+        axis = feature_axis(specimen, norm)
         kind: FormulaKind = "other"
-        if k.match is not None and over_features(specimen, k) and k.match.distance < ACCEPT:
-            kind = k.match.formula.kind
+        if (
+            norm.match is not None
+            and over_features(specimen, norm)
+            and norm.match.distance < ACCEPT
+        ):
+            kind = norm.match.formula.kind
         norms.append(
             FoundNorm(
-                path=k.path,
-                module=modules[k.path],
+                path=norm.path,
+                module=modules[norm.path],
                 kind=kind,
-                dim=k.call.shape[axis],
+                dim=norm.call.shape[axis],
                 axis=axis,
-                normalizes=k.normalizes,
-                claims=k.claims,
-                formula="" if k.match is None else k.match.formula.name,
-                eps=0.0 if k.match is None else k.match.eps,
-                reach=k.reach.axes,
+                normalizes=norm.normalizes,
+                claims=norm.claims,
+                formula="" if norm.match is None else norm.match.formula.name,
+                eps=0.0 if norm.match is None else norm.match.eps,
+                reach=norm.reach.axes,
             )
         )
     return norms
@@ -257,7 +261,7 @@ def find_norms(specimen: Specimen) -> list[FoundNorm]:
 def batch_and_time(specimen: Specimen, path: str) -> tuple[int | None, int | None]:
     """The axes (from the end) that grow with the batch and shrink with the sequence, measured."""
     longer, shorter = _other_shapes(specimen)
-    shape = next(k for k in measured_norms(specimen) if k.path == path).call.shape
+    shape = next(norm for norm in measured_norms(specimen) if norm.path == path).call.shape
 
     def changed(new: tuple[int, ...] | None) -> int | None:
         if new is None or len(new) != len(shape):
