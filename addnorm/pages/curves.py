@@ -100,7 +100,7 @@ def step_labels(frame: Frame, last: int) -> list[tuple[float, str]]:
 
 
 def evenly_chosen(points: Sequence[Any], most: int) -> Sequence[Any]:
-    """At most so many, evenly chosen, the last one among them."""
+    """At most ``most`` of them, evenly chosen, the last one among them."""
     if len(points) <= most:
         return points
     return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]

@@ -25,7 +25,7 @@ from addnorm.pages.svg import Frame, even_extent, evenly, extent
 from addnorm.words import a_few, plural
 
 MOMENTS = (0.0, 0.05, 0.2, 0.5, 1.0)  # shares of a run at which the stream is drawn by layer
-EARLY, LONG = 0.05, 1000  # the share of a run of so many steps whose loss may be beyond the plot
+EARLY, LONG = 0.05, 1000  # the share of a run of LONG steps whose loss may be beyond the plot
 CROSS, WEDGE = "\u00d7", "▽"  # how marks in plots are told
 WIDE, NARROW, HALF = 1120, 358, (480, 260)  # width of the window's plots; size of one of a pair
 Size = tuple[int, int]

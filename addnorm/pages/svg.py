@@ -64,7 +64,7 @@ def drawable(value: float) -> bool:
 
 
 def extent(values: Iterable[float], most: float = 16.0) -> tuple[float, float]:
-    """log10 of the edges that hold all values, at least a decade apart, at ``most`` so many."""
+    """log10 of the edges that hold all values, at least one and at most ``most`` decades apart."""
     logs = [math.log10(v) for v in values if drawable(v)] or [0.0]
     low, high = min(logs) - 0.1, max(logs) + 0.1
     if high - low < 1.0:
@@ -94,7 +94,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def even_ticks(low: float, high: float, most: int = 5) -> tuple[list[float], float]:
-    """At ``most`` so many round numbers within the edges, and how far they are apart."""
+    """At most ``most`` round numbers within the edges, and how far they are apart."""
     rough = (high - low) / most
     base = 10.0 ** math.floor(math.log10(rough))
     step = next(m * base for m in (1, 2, 5, 10) if m * base >= rough * (1 - 1e-9))

@@ -148,7 +148,7 @@ class ClassifyTask(Task):
         return Needs(parameters, trained, c.n_layers * MODULES, batch, because)
 
     def _empty(self, layers: int) -> TextClassifier:
-        """The model without memory, with so many layers."""
+        """The model with ``layers`` layers, on the meta device."""
         with torch.device("meta"):
             return TextClassifier(replace(self.config, n_layers=layers))
 

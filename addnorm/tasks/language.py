@@ -313,7 +313,7 @@ class LanguageTask(Task):
         return Needs(parameters, trained, c.n_layers * MODULES, batch, because)
 
     def _empty(self, layers: int) -> GPT:
-        """The model without memory, with so many layers."""
+        """The model with ``layers`` layers, on the meta device."""
         with torch.device("meta"):
             model = GPT(replace(self.config, n_layers=layers))
             self._adapt(model)

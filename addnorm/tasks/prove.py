@@ -261,7 +261,7 @@ def child(order: Mapping[str, Any]) -> None:
 
 @final
 class Death(Observer):
-    """Kill -9 in one step, after so many of its micro-batches."""
+    """Kill -9 in one step, after ``parts`` of its micro-batches."""
 
     def __init__(self, step: int, parts: int) -> None:
         self.step, self.parts = step, parts

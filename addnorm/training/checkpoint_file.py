@@ -173,8 +173,8 @@ def write_file(file: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any
             while rest:
                 rest = rest[os.write(opened.fileno(), rest) :]
         os.fsync(opened.fileno())
-        # Out of the machine's memory, so that reading back asks the disk. A wish, not to be had on
-        # every system.
+        # Out of the machine's memory, so that reading back asks the disk. A request that
+        # not every system grants.
         with contextlib.suppress(AttributeError, OSError):
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return {"bytes": size, "sha256": sha.hexdigest()}

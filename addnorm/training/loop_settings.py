@@ -57,7 +57,7 @@ class LoopSettings:
     most_rollbacks: int = setting(3, FREELY, {"nonfinite": ("rollback",)})
     """Rollbacks after which the run stops all the same."""
     spike: float = setting(0.0, WITH_NOTICE)
-    """Leave out steps whose gradient norm exceeds so many times the recent median; 0: none."""
+    """Leave out steps whose gradient norm exceeds this many times the recent median; 0: none."""
     eval_every: int = setting(250, FREELY)
     """Steps between evaluations; 0: at the end only."""
     save_every: int = setting(500, FREELY)

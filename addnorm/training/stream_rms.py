@@ -13,7 +13,7 @@ from addnorm.training.parallel import whole
 
 @final
 class StreamRMS(Observer):
-    """Measures the residual stream every so many steps, before the step: ``stream_rms``."""
+    """Measures the residual stream before every ``every``-th step (0: never): ``stream_rms``."""
 
     def __init__(self, every: int) -> None:
         self.every = every

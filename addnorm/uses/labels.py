@@ -19,7 +19,7 @@ UNKNOWN = 5  # labels that are shown in a message
 class Labels(Use):
     """A model of which ``probabilities(texts)`` is (texts, labels), asked for the most probable.
 
-    The option ``top`` adds, as ``probabilities``, so many of the most probable labels.
+    The option ``top`` adds, as ``probabilities``, that number of the most probable labels.
     """
 
     options = MappingProxyType({"top": None})
