@@ -326,7 +326,7 @@ class LanguageTask(Task):
             raise SettingsError(f"adapt: {error}") from None
 
     def model(self) -> GPT:
-        """New, or what ``init_from`` names."""
+        """A new model, or the one that ``init_from`` names."""
         if self.settings.init_from is None:
             return GPT(self.config)
         model = GPT.from_pretrained(self.settings.init_from, dropout=self.settings.dropout)

@@ -62,19 +62,19 @@ class FewRows(Task):
         self.rows = {name: t[:rows] for name, t in batch.items()}
 
     def model(self) -> nn.Module:
-        """That of the task."""
+        """The model of the task."""
         return self.task.model()
 
     def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
-        """Always the same."""
+        """The same rows in every step."""
         return {name: t[rank::world] for name, t in self.rows.items()}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """That of the task."""
+        """The loss of the task."""
         return self.task.loss(model, batch)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """That of the task."""
+        """The evaluation of the task."""
         return self.task.evaluate(model)
 
 

@@ -20,7 +20,7 @@ class LoopSettings:
     steps: int = setting(1000, FREELY)
     """Optimizer steps."""
     seed: int = setting(0, BY_TUNING)
-    """Of the weights, of dropout, and of the order of the data."""
+    """Draws the weights, dropout, and the order of the data."""
     optimizer: Literal["adamw", "muon"] = setting("adamw", BY_TUNING)
     """muon: torch's, for the matrices of the stack; AdamW for the rest."""
     lr: float = setting(1e-3, WITH_NOTICE)
@@ -30,17 +30,17 @@ class LoopSettings:
     schedule: Schedule = setting("cosine", WITH_NOTICE)
     """How the learning rate falls; wsd stays, and falls over the last decay of the steps."""
     warmup: int = setting(100, WITH_NOTICE)
-    """Steps over which it rises."""
+    """Steps over which the learning rate rises at the start."""
     lr_floor: float = setting(0.1, WITH_NOTICE, {"schedule": ("cosine", "linear", "wsd")})
-    """Where it ends, as a share of the largest."""
+    """Where the learning rate ends, as a share of the largest."""
     decay: float = setting(0.2, WITH_NOTICE, {"schedule": ("wsd",)})
     """The last part of the steps, for wsd."""
     weight_decay: float = setting(0.1, WITH_NOTICE)
-    """Of matrices and tables, times the learning rate; never of norm gains and biases."""
+    """The decay of matrices and tables, times the learning rate; not of norm gains and biases."""
     beta1: float = setting(0.9, WITH_NOTICE)
     """AdamW's memory of the gradient."""
     beta2: float = setting(0.95, WITH_NOTICE)
-    """AdamW's memory of its square."""
+    """AdamW's memory of the gradient's square."""
     clip: float = setting(1.0, WITH_NOTICE)
     """The largest norm of the gradient; 0: any."""
     micro_rows: int | None = setting(None, WITH_NOTICE)

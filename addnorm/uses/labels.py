@@ -31,7 +31,7 @@ class Labels(Use):
         self.probabilities, self.labels = probabilities, tuple(labels)
 
     def question(self, item: str | Mapping[str, Any]) -> str:
-        """The text."""
+        """The text of an item."""
         return text_of(item, ("text", "sentence", "input"), self.example)
 
     def answers(self, questions: Sequence[str], options: Mapping[str, Any]) -> list[list[Answer]]:
