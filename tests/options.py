@@ -48,7 +48,7 @@ from addnorm.tasks.recipes import RECIPES
 from addnorm.training.fit import Stopped
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.loop_settings import LoopSettings
-from addnorm.training.run_files import Unwritten
+from addnorm.training.run_observers import Unwritten
 from tests.whole.test_mistakes import LANGUAGE, NUMBERS, TINY, WORDS, answer, fits
 from tests.workplaces import GOOD, SOMEBODYS, STATES, Holder, at, bounded, laid_out
 

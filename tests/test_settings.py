@@ -16,10 +16,10 @@ from addnorm.tasks.language import LanguageSettings
 from addnorm.tasks.recipes import RECIPES, classify_text
 from addnorm.training.config import Config
 from addnorm.training.display import Display
-from addnorm.training.folder import read
 from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.run import Run
+from addnorm.training.run_folder import read
 from tests.tasks import test_texts
 from tests.training import test_sinks, test_training
 from tests.training.test_training import ALONE, small

@@ -89,7 +89,7 @@ def run(options: Options) -> int:
     from addnorm.training.parallel import here
     from addnorm.training.parallel import stop as leave
     from addnorm.training.run import train
-    from addnorm.training.run_files import Unwritten
+    from addnorm.training.run_observers import Unwritten
 
     folder = options.resume or out
     try:
@@ -178,7 +178,7 @@ def _config(options: Options) -> "Config":
 
 def _of_run(folder: Path) -> "Config":
     from addnorm.training.config import Config
-    from addnorm.training.folder import read
+    from addnorm.training.run_folder import read
 
     config = read(folder)["config"]
     if "task" not in config:
@@ -191,7 +191,7 @@ def _of_run(folder: Path) -> "Config":
 
 def _conclude(folder: Path) -> None:
     from addnorm.records import objects
-    from addnorm.training.folder import SAMPLES, read
+    from addnorm.training.run_folder import SAMPLES, read
 
     state = read(folder)
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in state["metrics"].items())
@@ -210,7 +210,7 @@ def _conclude(folder: Path) -> None:
 
 def _list(folder: Path) -> int:
     from addnorm.settings import SettingsError
-    from addnorm.training.folder import STATE, read
+    from addnorm.training.run_folder import STATE, read
 
     rows: list[dict[str, Any]] = []
     complaints: list[str] = []

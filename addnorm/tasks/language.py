@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from addnorm import schemes
 from addnorm.adapt import Adapt, apply, export
+from addnorm.data.preparation import prepare, training_texts
 from addnorm.data.prepared import Prepared, Tokens
-from addnorm.data.shards import prepare, training_texts
 from addnorm.data.sources import DataError, Source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.windows import Windows, document_of

@@ -23,7 +23,7 @@ from typing import Any, final
 
 from addnorm import settings
 from addnorm.settings import SettingsError
-from addnorm.training import folder as places
+from addnorm.training import run_folder as places
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import Config, usual
 from addnorm.training.display import Display
@@ -32,7 +32,7 @@ from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World, by_the_first
 from addnorm.training.resume import Resume
-from addnorm.training.run_files import BestModel, Disk, Numbers, RunFolder, Samples
+from addnorm.training.run_observers import BestModel, Disk, Numbers, RunFolder, Samples
 from addnorm.training.sinks import installed
 from addnorm.training.stream_rms import StreamRMS
 from addnorm.training.task import Task

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from addnorm.data import shards
-from addnorm.data.shards import prepare
+from addnorm.data import preparation
+from addnorm.data.preparation import prepare
 from addnorm.data.sources import Texts
 from addnorm.data.tokenizer import Tokenizer
 from tests.data.samples import END, ODD, SAMPLE
@@ -88,5 +88,5 @@ def sample(tmp_path):
     """A prepared data set in several shards."""
     source = Texts([SAMPLE * (i + 1) for i in range(30)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD", 10_000)
+        patch.setattr(preparation, "SHARD", 10_000)
         return source, prepare(source, Tokenizer.bytes(), tmp_path / "cache")

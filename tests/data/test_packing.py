@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from addnorm.data import cuts, packing
-from addnorm.data.shards import prepare
+from addnorm.data.preparation import prepare
 from addnorm.data.sources import DataError, Texts
 from addnorm.data.tokenizer import Tokenizer
 from tests.data.samples import SAMPLE, Parts, quick, stored, texts

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from addnorm.data import preparation
 from addnorm.data import prepared as prepared_file
-from addnorm.data import shards
+from addnorm.data.preparation import prepare
 from addnorm.data.prepared import Prepared
-from addnorm.data.shards import prepare
 from addnorm.data.sources import DataError, Texts
 from addnorm.data.tokenizer import Tokenizer
 from tests.data.samples import SAMPLE, stored, write
@@ -48,7 +48,7 @@ def test_what_was_prepared_is_found_again(sample, monkeypatch, tmp_path):
         return prepare(source, tokenizer, prepared.folder.parent, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "encoder_for", lambda tokenizer: pytest.fail("tokenized again"))
+        patch.setattr(preparation, "encoder_for", lambda tokenizer: pytest.fail("tokenized again"))
         found = prepare_again(Texts(list(source.documents()), name="else"), Tokenizer.bytes())
     assert found.reused
     assert found.folder == prepared.folder

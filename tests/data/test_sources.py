@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from addnorm.data import sources
-from addnorm.data.shards import prepare
+from addnorm.data.preparation import prepare
 from addnorm.data.sources import DataError, Texts, open_source
 from addnorm.data.tokenizer import Tokenizer
 from tests.data.samples import END, quick, write

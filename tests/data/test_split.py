@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from addnorm.data.shards import prepare
+from addnorm.data.preparation import prepare
 from addnorm.data.sources import DataError, Texts, open_source
 from addnorm.data.tokenizer import Tokenizer
 from tests.data.samples import END, SAMPLE, SHARED, stored

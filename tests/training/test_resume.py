@@ -19,12 +19,12 @@ from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.training.config import Config
 from addnorm.training.display import Display
-from addnorm.training.folder import read
 from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.resume import Resume
+from addnorm.training.run_folder import read
 from tests.test_settings import OTHER, classes, language
-from tests.training.test_folder import files
+from tests.training.test_run_folder import files
 from tests.training.test_training import ALONE, Toy, loop
 
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"

@@ -20,11 +20,11 @@ from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import Config
 from addnorm.training.display import Display
 from addnorm.training.fit import Course
-from addnorm.training.folder import clear
 from addnorm.training.loop import Trainer
-from addnorm.training.run_files import Samples, Unwritten
+from addnorm.training.run_folder import clear
+from addnorm.training.run_observers import Samples, Unwritten
 from addnorm.training.sinks import JSONLines, open_sinks, scalars
-from tests.training.test_folder import LEFT, names
+from tests.training.test_run_folder import LEFT, names
 from tests.training.test_training import small
 
 

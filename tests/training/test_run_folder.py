@@ -14,13 +14,13 @@ from torch import nn
 from addnorm import train
 from addnorm.settings import SettingsError
 from addnorm.tasks.recipes import classify_text
-from addnorm.training import folder as places
 from addnorm.training import parallel
+from addnorm.training import run_folder as places
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import Config
-from addnorm.training.folder import FolderKind, claim, clear, examine
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.parallel import World
+from addnorm.training.run_folder import FolderKind, claim, clear, examine
 from tests.training.test_training import Toy, loop, quiet, small
 
 OPTIONS: dict[str, Any] = {"loop": loop(steps=2, save_every=1), "display": quiet()}

@@ -23,7 +23,7 @@ from addnorm.files import folders
 from addnorm.pages import run as page
 from addnorm.records import Record
 from addnorm.settings import SettingsError
-from addnorm.training import folder as places
+from addnorm.training import run_folder as places
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
 from addnorm.training.config import Config
 from addnorm.training.fit import Course, Keeper, Observer

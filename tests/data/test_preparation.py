@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from addnorm.data import packing, shards
-from addnorm.data.shards import prepare
+from addnorm.data import packing, preparation
+from addnorm.data.preparation import prepare
 from addnorm.data.sources import DataError, Texts
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.progress import ProgressBar
@@ -21,7 +21,7 @@ from tests.data.samples import SAMPLE, Parts, stored, write
 CRASH = """
 import os, sys
 from pathlib import Path
-from addnorm.data import shards
+from addnorm.data import preparation
 from addnorm.data.sources import Texts
 from addnorm.data.tokenizer import Tokenizer
 
@@ -35,7 +35,7 @@ def fsync(file):
 
 os.fsync = fsync
 source = Texts([f"document {i} of some" for i in range(50)])
-shards.prepare(source, Tokenizer.bytes(), Path(sys.argv[1]))
+preparation.prepare(source, Tokenizer.bytes(), Path(sys.argv[1]))
 """
 
 
@@ -92,13 +92,13 @@ def test_an_error_leaves_nothing(tmp_path):
 def test_two_at_once_both_end_well(tmp_path, monkeypatch):
     both = threading.Barrier(2, timeout=20)
     found = []
-    encoder = shards.encoder_for
+    encoder = preparation.encoder_for
 
     def together(tokenizer):
         both.wait()  # neither has finished
         return encoder(tokenizer)
 
-    monkeypatch.setattr(shards, "encoder_for", together)
+    monkeypatch.setattr(preparation, "encoder_for", together)
     source = Texts([SAMPLE])
     threads = [
         threading.Thread(target=lambda: found.append(prepare(source, Tokenizer.bytes(), tmp_path)))
@@ -155,7 +155,7 @@ def test_progress_is_told(tmp_path, capsys, monkeypatch):
 
     assert told() == "", "it was soon over"
     assert told(progress=False, stderr=Terminal()) == ""
-    monkeypatch.setattr(shards, "INTERVAL", 0.0)
+    monkeypatch.setattr(preparation, "INTERVAL", 0.0)
     assert "tokenizing book: 0 of 0 MB\n" in told()
     assert told(progress=False) == ""
     encode = packing._ByBytes.encode
@@ -173,9 +173,9 @@ def test_progress_is_told(tmp_path, capsys, monkeypatch):
         return encode(self, texts)
 
     monkeypatch.setattr(packing._ByBytes, "encode", slowly)
-    monkeypatch.setattr(shards, "PATIENCE", 1000)
+    monkeypatch.setattr(preparation, "PATIENCE", 1000)
     assert "tokenizing book" in told(stderr=Terminal(), progress=True)
-    monkeypatch.setattr(shards, "PATIENCE", 0.01)
+    monkeypatch.setattr(preparation, "PATIENCE", 0.01)
     shown.clear()
     assert "tokenizing book" in told(stderr=Terminal())
 
@@ -187,14 +187,14 @@ def test_what_a_tokenizer_may_learn_from(tmp_path, split):
     prepared = prepare(source, Tokenizer.bytes(), tmp_path, split=split, val_fraction=0.2)
     tokens = prepared.split("train")
     ids = [i for i in tokens.read(0, len(tokens)).tolist() if i != 256]
-    learned = "".join(shards.training_texts(source, split=split, val_fraction=0.2))
+    learned = "".join(preparation.training_texts(source, split=split, val_fraction=0.2))
     assert learned == Tokenizer.bytes().decode(ids)
 
 
 MEMORY = """
 import sys
 from pathlib import Path
-from addnorm.data.shards import prepare
+from addnorm.data.preparation import prepare
 from addnorm.data.sources import open_source
 from addnorm.data.tokenizer import Tokenizer
 
