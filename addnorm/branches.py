@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addnorm.checks import check_known
 from addnorm.context import Here
-from addnorm.errors import check_known
 from addnorm.init import PLAIN, InitRule
 from addnorm.masks import behind, split_bias, visible
 from addnorm.norms import as_norm

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from addnorm.branches import MLP, Attention
-from addnorm.errors import MOST, Mendable, unknown_name
+from addnorm.checks import MOST
+from addnorm.errors import Mendable, unknown_name
 from addnorm.norms import Norm
 from addnorm.stream import Scheme, Site, Stack, Sublayer, Wiring
 from addnorm.words import did_you_mean, plural

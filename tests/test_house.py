@@ -30,6 +30,7 @@ GROUND = {  # every room may import these, so no arrow shows it
     "version": "",
     "words": "",
     "errors": "words",
+    "checks": "errors",
     "reading": "errors",
     "records": "",
     "settings": "errors reading",

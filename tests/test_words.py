@@ -2,7 +2,8 @@
 
 import pytest
 
-from addnorm.errors import Mendable, check_known, unknown_name
+from addnorm.checks import check_known
+from addnorm.errors import Mendable, unknown_name
 from addnorm.words import a_few, did_you_mean, error_in_a_line, first_line, near_names, plural
 
 

@@ -24,7 +24,8 @@ from addnorm import disk, reading
 from addnorm.adapt.model import Adapted, folded, install, linears, required, state
 from addnorm.adapt.parts import Prefix
 from addnorm.adapt.settings import Adapt
-from addnorm.errors import MOST, Mendable, check_whole, is_number, value_in_short
+from addnorm.checks import MOST, check_whole, is_number
+from addnorm.errors import Mendable, value_in_short
 from addnorm.files import config_json, folders
 from addnorm.files.folders import WeightsError
 from addnorm.files.gpt import gpt2_rows

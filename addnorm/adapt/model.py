@@ -13,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from addnorm.adapt.parts import AdaLoRA, Bottleneck, LoRA, LowRank, Prefix
 from addnorm.adapt.settings import Adapt, AdapterKind
 from addnorm.branches import MultiHead
-from addnorm.errors import Mendable, check_known
+from addnorm.checks import check_known
+from addnorm.errors import Mendable
 from addnorm.positions import Learned
 from addnorm.stream import Stack, Sublayer
 

@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, final, get_args
 
-from addnorm.errors import Mendable, check_known, check_whole, is_number, value_in_short
+from addnorm.checks import check_known, check_whole, is_number
+from addnorm.errors import Mendable, value_in_short
 
 AdapterKind = Literal["none", "lora", "adalora", "prefix", "adapter"]
 

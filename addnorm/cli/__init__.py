@@ -6,19 +6,17 @@ options are imported when it is called, so that help comes at once.
 """
 
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, final
 
 from addnorm.cli import output
+from addnorm.cli.failures import reported
 from addnorm.cli.refusal import Refusal
 from addnorm.cli.threads import choose_waiting
-from addnorm.errors import Mendable, unknown_name
+from addnorm.errors import unknown_name
 from addnorm.version import __version__
-from addnorm.words import first_line
 
 
 @final
@@ -42,41 +40,9 @@ COMMANDS = (
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    The one place where errors are reported. What the user can mend is one message, a bug in addnorm
-    is reported as such, and no part of a command decides for itself which of the two an error is.
-    """
+    """Run the command line; returns the exit status."""
     output.prepare_streams()
-    try:
-        try:
-            return _run(list(sys.argv[1:] if args is None else args))
-        finally:
-            sys.stdout.flush()  # here, where it can be told if it fails
-    except BrokenPipeError:  # the reader, such as head, had enough
-        output.give_up(sys.stdout)
-        return 1
-    except KeyboardInterrupt:
-        output.say("interrupted")
-        return 130
-    except Mendable as error:
-        output.say(str(error))
-        if output.disk_is_full(error):
-            return 1
-        return error.status if isinstance(error, Refusal) else 2
-    except Exception as error:
-        if isinstance(error, OSError) and output.disk_is_full(error):
-            output.give_up(sys.stdout)
-            output.say(f"cannot write {error.filename or 'the output'}: {error.strerror}")
-            return 1
-        if output.memory_is_short(error):
-            output.say(f"there is not enough memory for this: {first_line(str(error))}")
-            return 1
-        output.say(
-            f"this is a bug in addnorm: {type(error).__name__}: {error}\n{_report(error)}; please "
-            "report it together with the command that you ran"
-        )
-        return 70
+    return reported(lambda: _run(list(sys.argv[1:] if args is None else args)))
 
 
 def _run(words: list[str]) -> int:
@@ -111,18 +77,6 @@ def _version(words: list[str]) -> int:
     choose_waiting()
     status: int = import_module("addnorm.cli.version").run()
     return status
-
-
-def _report(error: Exception) -> str:
-    """Where the traceback is: in a new file that nobody can have put there before, or here."""
-    text = "".join(traceback.format_exception(error))
-    try:
-        descriptor, name = tempfile.mkstemp(prefix="addnorm-error-", suffix=".txt")
-        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-    except OSError:
-        return f"{text}This is the traceback"
-    return f"The traceback is in {name}"
 
 
 def _help() -> str:

@@ -2,15 +2,10 @@
 
 Rows of different lengths stand flush right with padding before them, which the mask leaves out;
 what a row gets does not depend on the rows beside it, apart from rounding.
-
-Beyond the context. A row of n tokens sees all of them while n <= context_length. After that it
-sees a window that ends in the last one and begins at ``window_start(n, context_length)``: when the
-window would exceed the context, its older half is given up and the rest is read anew. This depends
-on n alone, so that going on from a text gives what not stopping would have given.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol, final, get_args
+from typing import Any, Protocol, final, get_args
 
 import numpy as np
 import torch
@@ -18,16 +13,13 @@ from torch import Tensor, nn
 
 from addnorm.context import Cache
 from addnorm.errors import Mendable
+from addnorm.generation.beyond_context import Beyond, window_start
 from addnorm.generation.cache import StaticCache
 from addnorm.generation.sampling import Sampling, Uniforms, choose, masked, penalized
 from addnorm.ops.reference import accumulate_dtype
 from addnorm.temporary import evaluation_mode
 
 SEEDS = range(-(2**63), 2**64)  # what torch's generators take
-
-Beyond = Literal["slide", "extend", "error"]
-"""What happens beyond the context: the window slides; or the row goes on growing, for a model that
-can; or it is refused beforehand."""
 
 
 class Shape(Protocol):
@@ -73,13 +65,6 @@ def lay_out_for_decoding(model: nn.Module) -> None:
         rows, columns = module.weight.shape
         if rows >= columns and module.weight.dtype == torch.float32:
             module.weight.data = module.weight.data.t().contiguous().t()
-
-
-def window_start(n: int, context: int) -> int:
-    """The first of n tokens that is still seen."""
-    rest = max(context // 2, 1)
-    step = context + 1 - rest
-    return 0 if n <= context else step * -(-(n - context) // step)
 
 
 @final

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from addnorm.errors import Mendable
+from addnorm.generation.beyond_context import Beyond
 from addnorm.generation.constraint import Constraint, TokenBytes, constraint
-from addnorm.generation.decode import Beyond, LanguageModel, check_max_new_tokens
+from addnorm.generation.decode import LanguageModel, check_max_new_tokens
 from addnorm.generation.stopping import StopStrings
 
 Stop = str | Sequence[str] | Sequence[Sequence[str]]

@@ -13,14 +13,9 @@ import torch
 from torch import Tensor
 
 from addnorm.errors import Mendable, unknown_name
+from addnorm.generation.beyond_context import Beyond
 from addnorm.generation.constraint import TokenBytes, pieces
-from addnorm.generation.decode import (
-    Beyond,
-    Decoder,
-    LanguageModel,
-    check_beyond,
-    row_seeds,
-)
+from addnorm.generation.decode import Decoder, LanguageModel, check_beyond, row_seeds
 from addnorm.generation.limits import Limits, Stop
 from addnorm.generation.sampling import Sampling
 from addnorm.generation.stopping import StopStrings, looped

@@ -8,7 +8,8 @@ What a measurement depends on is here, where it costs nothing to import.
 from dataclasses import dataclass
 from typing import Literal, final
 
-from addnorm.errors import Mendable, check_whole, value_in_short
+from addnorm.checks import check_whole
+from addnorm.errors import Mendable, value_in_short
 
 DEEPEST = 1000
 """Blocks: as many as the layers of DeepNet (Wang et al. 2022), the deepest that was published."""

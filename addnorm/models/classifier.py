@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addnorm import schemes
+from addnorm.checks import check_whole, is_number
 from addnorm.context import Context
 from addnorm.data.rows import padded, windows
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.errors import Mendable, check_whole, is_number, value_in_short
+from addnorm.errors import Mendable, value_in_short
 from addnorm.models.transformer import encoder
 from addnorm.positions import Learned
 from addnorm.temporary import evaluation_mode

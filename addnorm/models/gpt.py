@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from addnorm import schemes
 from addnorm.branches import Attention
+from addnorm.checks import check_known
 from addnorm.context import Cache, Context
-from addnorm.errors import Mendable, check_known
+from addnorm.errors import Mendable
 from addnorm.generation.decode import generate_ids
 from addnorm.init import InitRule
 from addnorm.models import storage

@@ -7,7 +7,8 @@ from typing import final
 
 from addnorm import schemes
 from addnorm.branches import ACTIVATIONS, MLP, GatedMLP
-from addnorm.errors import Mendable, check_known, check_whole, is_number, value_in_short
+from addnorm.checks import check_known, check_whole, is_number
+from addnorm.errors import Mendable, value_in_short
 from addnorm.norms import DyT, L2Norm, LayerNorm, Norm, RMSNorm, ScaleNorm
 
 NORMS: dict[str, Callable[..., Norm]] = {

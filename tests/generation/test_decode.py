@@ -18,7 +18,8 @@ from addnorm.generation import (
     generate,
     generate_ids,
 )
-from addnorm.generation.decode import Decoder, window_start
+from addnorm.generation.beyond_context import window_start
+from addnorm.generation.decode import Decoder
 from addnorm.generation.sampling import Sampling
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import POSITIONS
