@@ -729,7 +729,7 @@ def test_what_torch_cannot_export_is_refused(ort: Any, tmp_path: Path) -> None:
 
 
 def test_a_graph_is_a_file(ort: Any, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"is a folder: give the file .*, as .*/model\.onnx"):
+    with pytest.raises(ExportError, match=r"is a folder: give the file .*, such as .*/model\.onnx"):
         to_onnx(gpt(), tmp_path)
 
 
