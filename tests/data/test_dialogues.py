@@ -12,7 +12,7 @@ from addnorm.data.sources import DataError
 TALK = (Turn("user", "Hi\u2028there"), Turn("assistant", "Hello.\nYes?"))
 
 
-def said(role: str, content: Any) -> dict[str, Any]:
+def message(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
@@ -23,7 +23,7 @@ def jsonl(path: Path, *objects: Any) -> Path:
 
 def test_every_shape_is_the_same_conversation(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "Hello.\n"}, {"type": "text", "text": "Yes?"}]
-    openai = {"messages": [said("user", TALK[0].text), said("assistant", parts)], "id": 3}
+    openai = {"messages": [message("user", TALK[0].text), message("assistant", parts)], "id": 3}
     shared = {
         "conversations": [
             {"from": "system", "value": "Be kind."},
@@ -44,7 +44,7 @@ def test_every_shape_is_the_same_conversation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "error"),
     [
         ("{", "x.jsonl:2 is not valid JSON"),
         ("[1]", "x.jsonl:2: expected an object, got a list"),
@@ -52,23 +52,29 @@ def test_every_shape_is_the_same_conversation(tmp_path: Path) -> None:
         ('{"messages": "a"}', "x.jsonl:2: 'messages' is the text 'a', expected a list"),
         ('{"messages": [3]}', "x.jsonl:2: turn 1: expected an object, got the number 3"),
         ('{"messages": [{"content": "a"}]}', "x.jsonl:2: turn 1: 'role' is missing"),
-        ({"messages": [said("bot", "a")]}, "turn 1: 'role' is 'bot', expected one of system, "),
-        ({"messages": [said("user", None)]}, "turn 1: 'content' is null, expected a text"),
+        ({"messages": [message("bot", "a")]}, "turn 1: 'role' is 'bot', expected one of system, "),
+        ({"messages": [message("user", None)]}, "turn 1: 'content' is null, expected a text"),
         (
-            {"messages": [said("user", [{"type": "image"}])]},
+            {"messages": [message("user", [{"type": "image"}])]},
             "turn 1: a part of .* no text, but 'im",
         ),
-        ({"messages": [said("user", "a"), said("assistant", " ")]}, "x.jsonl:2: turn 2 is empty"),
-        ({"messages": [said("user", "a"), said("system", "b")]}, "turn 2 is the system's, which"),
-        ({"messages": [said("user", "a")]}, "x.jsonl:2: no turn is the assistant's"),
+        (
+            {"messages": [message("user", "a"), message("assistant", " ")]},
+            "x.jsonl:2: turn 2 is empty",
+        ),
+        (
+            {"messages": [message("user", "a"), message("system", "b")]},
+            "turn 2 is the system's, which",
+        ),
+        ({"messages": [message("user", "a")]}, "x.jsonl:2: no turn is the assistant's"),
         ({"conversations": [{"from": "gpt"}]}, "x.jsonl:2: turn 1: 'value' is missing"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: Any, message: str) -> None:
+def test_a_bad_line_is_named(tmp_path: Path, line: Any, error: str) -> None:
     file = tmp_path / "x.jsonl"
     text = line if isinstance(line, str) else json.dumps(line)
     file.write_text(f"{json.dumps(to_object(TALK))}\n{text}\n\n")
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=error):
         read_dialogues(file)
 
 
