@@ -106,7 +106,8 @@ class _ByCharacters(Encoder):
 
 @final
 class _ByPairs(Encoder):
-    """Any BPE. Where a long document may be cut depends on how it splits text into words."""
+    """BPE and WordPiece. Where a long document may be cut depends on how they split text into
+    words."""
 
     def __init__(self, tokenizer: Tokenizer, dtype: str):
         self._tokenizer, self._dtype = tokenizer, dtype

@@ -235,7 +235,7 @@ class LanguageSettings(TaskSettings):
     def _tokenizer(self, source: Source) -> Tokenizer:
         """What the setting names; what is learned is learned from the training text."""
         split, share = self.split, self.val_fraction
-        return chosen(
+        tokenizer = chosen(
             self.tokenizer,
             texts=lambda: training_texts(source, val_fraction=share, split=split),
             decides=lambda: [source.identity(), split, share],
@@ -243,6 +243,12 @@ class LanguageSettings(TaskSettings):
             # all there are: one that only the held-out text has is no secret
             characters=source.documents,
         )
+        if not tokenizer.exact:
+            raise SettingsError(
+                f"tokenizer={self.tokenizer}: {tokenizer.kind} loses case and spacing, which a "
+                "language model is to write: use bytes, characters or bpe:SIZE"
+            )
+        return tokenizer
 
 
 @final

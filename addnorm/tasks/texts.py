@@ -20,12 +20,15 @@ from addnorm.files.folders import WeightsError
 from addnorm.settings import SettingsError
 
 FORMAT = 1  # changes whenever the same text would give another tokenizer
-SIZES = range(257, (1 << 20) + 1)  # of a byte-level BPE: the bytes, the end of a text, merges
+LEARNED = {"bpe": 257, "wordpiece": 100}
+"""The kinds that are learned, to a size -> the fewest tokens: of a byte-level BPE the bytes and the
+end of a text."""
+MOST_TOKENS = 1 << 20
 
 
 def check(tokenizer: str, val_fraction: float, dropout: float) -> None:
     """What makes no sense is a ``SettingsError``."""
-    _size(tokenizer)
+    _learned(tokenizer)
     if not 0.0 < val_fraction < 1.0:
         raise SettingsError(
             f"val_fraction must be between 0 and 1, both excluded, got {val_fraction:g}"
@@ -59,24 +62,25 @@ def chosen(
     cache: Path,
     characters: Callable[[], Iterable[str]] | None = None,
 ) -> Tokenizer:
-    """What the setting names: "bytes", "bpe:SIZE", a folder or a hub id, and "characters" where the
-    task says which text has all of them.
+    """What the setting names: "bytes", "bpe:SIZE", "wordpiece:SIZE", a folder or a hub id, and
+    "characters" where the task says which text has all of them.
 
-    A BPE learns from ``texts``; ``decides``, as JSON, is what these depend on.
+    What is learned learns from ``texts``; ``decides``, as JSON, is what these depend on.
     """
     if setting == "bytes":
         return Tokenizer.bytes()
     if setting == "characters" and characters is not None:
         return Tokenizer.characters(characters())
-    size = _size(setting)
-    if size is not None:
-        card = json.dumps([FORMAT, "bpe", size, *decides()])
+    learned = _learned(setting)
+    if learned is not None:
+        card = json.dumps([FORMAT, *learned, *decides()])
         key = hashlib.sha256(card.encode()).hexdigest()[:16]
-        return _learned_once(cache / f"tokenizer-{key}", texts, size)
+        return _learned_once(cache / f"tokenizer-{key}", texts, *learned)
     try:
         return Tokenizer.from_pretrained(setting)
     except Mendable as error:
-        words = "bytes or bpe:SIZE" if characters is None else "bytes, characters or bpe:SIZE"
+        names = ["bytes", *([] if characters is None else ["characters"]), "bpe:SIZE"]
+        words = f"{', '.join(names)} or wordpiece:SIZE"
         raise SettingsError(
             f"tokenizer={setting} is not {words}, and not a folder or hub id with a tokenizer: "
             f"{error}"
@@ -85,28 +89,31 @@ def chosen(
 
 def fits(setting: str, tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer is one that the setting names; of one that is learned, whatever from."""
-    size = _size(setting)
-    if size is not None:
-        return tokenizer.kind == "bpe" and tokenizer.vocab_size == size
+    learned = _learned(setting)
+    if learned is not None:
+        return (tokenizer.kind, tokenizer.vocab_size) == learned
     if setting in ("bytes", "characters"):
         return tokenizer.kind == setting
     return chosen(setting, list, list, Path()).identity == tokenizer.identity
 
 
-def _size(setting: str) -> int | None:
-    """How many tokens a BPE is to have, if the setting asks for one."""
+def _learned(setting: str) -> tuple[str, int] | None:
+    """The kind of a tokenizer and its size, if the setting asks for one that is learned."""
     kind, _, size = setting.partition(":")
-    if kind != "bpe":
+    if kind not in LEARNED:
         return None
-    if not size.isdecimal() or len(size) > 7 or int(size) not in SIZES:
+    least = LEARNED[kind]
+    if not size.isdecimal() or len(size) > 7 or not least <= int(size) <= MOST_TOKENS:
         raise SettingsError(
-            f"tokenizer={setting}: say how many tokens, at least {SIZES[0]} and at most "
-            f"{SIZES[-1]:,}, as in bpe:4096"
+            f"tokenizer={setting}: say how many tokens, at least {least} and at most "
+            f"{MOST_TOKENS:,}, as in {kind}:4096"
         )
-    return int(size)
+    return kind, int(size)
 
 
-def _learned_once(folder: Path, texts: Callable[[], Iterable[str]], size: int) -> Tokenizer:
+def _learned_once(
+    folder: Path, texts: Callable[[], Iterable[str]], kind: str, size: int
+) -> Tokenizer:
     """The tokenizer that is kept in the folder, or a new one that is kept there."""
     if folder.exists():
         try:
@@ -114,9 +121,9 @@ def _learned_once(folder: Path, texts: Callable[[], Iterable[str]], size: int) -
         except Mendable as error:
             warnings.warn(f"{error}. The tokenizer is learned again", stacklevel=2)
     try:
-        made = Tokenizer.train(texts(), vocab_size=size)
+        made = Tokenizer.train(texts(), vocab_size=size, kind=kind)
     except TokenizerError as error:
-        raise DataError(f"tokenizer=bpe:{size} cannot be learned: {error}") from None
+        raise DataError(f"tokenizer={kind}:{size} cannot be learned: {error}") from None
     try:
         folders.write(folder, made.save)
     except OSError as error:

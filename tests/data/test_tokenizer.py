@@ -568,7 +568,7 @@ def test_training_says_what_is_wrong(tmp_path):
         Tokenizer.train("abc", vocab_size=256)
     with pytest.raises(ValueError, match="needs a vocab_size"):
         Tokenizer.train("abc")
-    with pytest.raises(ValueError, match=r"unknown kind 'character': 'bpe' and 'characters' are"):
+    with pytest.raises(ValueError, match=r"unknown kind 'character': 'bpe', 'wordpiece' and"):
         Tokenizer.train("abc", kind="character")
 
 
@@ -897,7 +897,7 @@ def test_a_tokenizer_like_llama_3(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"model": {"type": "WordPiece", "vocab": {"a": 0}}}, "model WordPiece"),
+        ({"model": {"type": "WordPiece", "vocab": {"a": 0}}}, "only BERT's WordPiece"),
         ({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}, "model Unigram"),
         ({"model": {"vocab": {"a": 0}}}, "model without a name"),
         ({"model": None}, "no model in it"),
@@ -1161,7 +1161,7 @@ def test_characters_that_are_none(tmp_path, content, said):
 def test_a_kind_from_the_future(tmp_path):
     write(tmp_path, addnorm_tokenizer__json={"kind": "unigram", "identity": ""})
     with pytest.raises(
-        ValueError, match="unknown kind 'unigram'; there are bpe, characters, bytes"
+        ValueError, match="unknown kind 'unigram'; there are bpe, wordpiece, characters, bytes"
     ):
         Tokenizer.from_pretrained(tmp_path)
 

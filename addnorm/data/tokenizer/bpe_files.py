@@ -18,7 +18,6 @@ ROLES = ("eos_token", "pad_token")
 FOREIGN = {
     "tokenizer.model": "SentencePiece or tiktoken, which is not read here",
     "spiece.model": "SentencePiece, which is not read here",
-    "vocab.txt": "WordPiece, which is not read here",
     "encoder.json": "OpenAI's name for vocab.json: rename it",
     "vocab.bpe": "OpenAI's name for merges.txt: rename it",
 }

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, final
 
 from addnorm.errors import Mendable
@@ -13,9 +14,6 @@ ENDOFTEXT = "<|endoftext|>"
 CARD = "addnorm_tokenizer.json"
 """Kind and identity of a saved tokenizer: what is loaded is compared with it."""
 
-SPECIAL = "special"
-"""Where our own formats list the special tokens that they do not have by themselves."""
-
 
 @final
 class TokenizerError(Mendable):
@@ -24,15 +22,19 @@ class TokenizerError(Mendable):
 
 
 class TokenizerKind(ABC):
-    """What the three kinds of tokenizer have to say; the rest is the same for all.
+    """What each kind of tokenizer has to say; the rest is the same for all.
 
     ``name``: what the kind is called; ``file``: the file of its ids, which the card vouches for.
     ``pieces``: id -> its bytes. ``special``: the tokens that no ordinary text gives -> ids.
     ``eos``, ``pad``: the names in ``special`` of the tokens that end a text and fill up a batch.
+    ``exact``: whether the ids of a text give it back; if not, each word begins with a space.
+    ``roles``: cls, sep and mask -> their names in ``special``, where there are such tokens.
     """
 
     name: ClassVar[str]
     file: ClassVar[str]
+    exact: ClassVar[bool] = True
+    roles: Mapping[str, str] = MappingProxyType({})
     pieces: dict[int, bytes]
     special: dict[str, int]
     eos: str | None = None
@@ -47,14 +49,6 @@ class TokenizerKind(ABC):
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of ordinary texts, each a valid str."""
 
-    def with_special(self, names: Sequence[str]) -> "TokenizerKind":
-        """The same with more special tokens, whose ids follow the others."""
-        raise TokenizerError(f"a tokenizer of kind {self.name!r} takes no more tokens")
-
-    def card(self) -> dict[str, Any]:
-        """What the card says besides kind and identity."""
-        return {}
-
     @abstractmethod
     def content(self) -> dict[str, Any]:
         """All that decides the ids, as JSON that is the same however it was stored."""
@@ -62,15 +56,6 @@ class TokenizerKind(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write everything but the card."""
-
-
-def special_names(card: Mapping[str, Any], where: Path) -> list[str]:
-    """The special tokens that a file of ours lists; none, where it lists none."""
-    names = card.get(SPECIAL, [])
-    texts = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
-    if not texts or len({*names}) < len(names):
-        raise TokenizerError(f"{where}: {SPECIAL!r} must be a list of different texts")
-    return list(names)
 
 
 def check_text(text: str) -> None:

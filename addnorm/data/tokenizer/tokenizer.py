@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from operator import index
 from pathlib import Path
@@ -20,11 +20,14 @@ from addnorm.data.tokenizer.bytes import Bytes
 from addnorm.data.tokenizer.characters import Characters
 from addnorm.data.tokenizer.corpus import documents, read_texts, size
 from addnorm.data.tokenizer.kind import CARD, TokenizerError, TokenizerKind, check_text
+from addnorm.data.tokenizer.wordpiece import VOCABULARY, WordPieces
 from addnorm.errors import unknown_name
 
 QUIET = 1 << 24  # bytes of text that take no more than a few seconds to learn from
 
-KINDS: dict[str, type[TokenizerKind]] = {kind.name: kind for kind in (BytePairs, Characters, Bytes)}
+KINDS: dict[str, type[TokenizerKind]] = {
+    kind.name: kind for kind in (BytePairs, WordPieces, Characters, Bytes)
+}
 
 
 @final
@@ -43,9 +46,9 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path) -> "Tokenizer":
-        """From a folder that holds ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``, or
-        what ``save`` wrote; or, if there is no such folder, from the Hugging Face hub or its cache.
-        """
+        """From a folder that holds ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``, or a
+        BERT's ``vocab.txt``, or what ``save`` wrote; or, if there is no such folder, from the
+        Hugging Face hub or its cache."""
         folder = _find(path_or_id)
         with reading.system_errors(folder, TokenizerError):
             return cls._of_folder(folder)
@@ -54,7 +57,7 @@ class Tokenizer:
     def _of_folder(cls, folder: Path) -> "Tokenizer":
         card_path = folder / CARD
         if not os.path.lexists(card_path):
-            return cls(BytePairs.load(folder))
+            return cls((WordPieces if WordPieces.is_in(folder) else BytePairs).load(folder))
         card = reading.json_object(card_path, TokenizerError)
         name = reading.field(card, "kind", str, card_path, TokenizerError)
         identity = reading.field(card, "identity", str, card_path, TokenizerError)
@@ -81,7 +84,8 @@ class Tokenizer:
         """Learn a tokenizer: a ``Path`` is a file of UTF-8, read piece by piece; a str is text.
 
         ``kind`` "bpe" learns merges until there are ``vocab_size`` tokens, fewer if no pair comes
-        twice any more; nothing is learned across or from ``<|endoftext|>``. "characters" takes all
+        twice any more; nothing is learned across or from ``<|endoftext|>``. "wordpiece" likewise,
+        with BERT's special tokens. "characters" takes all
         characters there are; more than ``vocab_size`` of them are an error. The same text gives the
         same tokenizer, whether read from a file or given as a str.
         """
@@ -95,17 +99,21 @@ class Tokenizer:
                     f"the text has {len(characters)} characters, vocab_size is {vocab_size}"
                 )
             return cls(Characters("".join(sorted(characters))))
-        if kind != "bpe":
+        learners: dict[str, Callable[[Iterator[str], int, bool], TokenizerKind]]
+        learners = {"bpe": BytePairs.train, "wordpiece": WordPieces.train}
+        if kind not in learners:
             raise TokenizerError(
-                f"unknown kind {kind!r}: 'bpe' and 'characters' are learned from text; for bytes "
-                "there is Tokenizer.bytes()"
+                f"unknown kind {kind!r}: 'bpe', 'wordpiece' and 'characters' are learned from "
+                "text; for bytes there is Tokenizer.bytes()"
             )
         if vocab_size is None:
-            raise TokenizerError("kind 'bpe' needs a vocab_size; GPT-2 has 50257")
+            raise TokenizerError(
+                f"kind {kind!r} needs a vocab_size; GPT-2 has 50257 tokens, BERT 30522"
+            )
         sources = list(sources) if isinstance(sources, Sequence) else sources
         # The bar of the training itself, which knows what is left to do; only where one can see it.
         progress = sys.stderr.isatty() and size(sources) > QUIET
-        return cls(BytePairs.train(documents(sources), vocab_size, progress))
+        return cls(learners[kind](documents(sources), vocab_size, progress))
 
     @classmethod
     def characters(cls, text: str | Path | Iterable[str | Path]) -> "Tokenizer":
@@ -116,16 +124,6 @@ class Tokenizer:
     def bytes(cls) -> "Tokenizer":
         """UTF-8 bytes, ids 0 to 255, and ``<|endoftext|>``, id 256."""
         return cls(Bytes())
-
-    def with_special(self, names: Iterable[str]) -> "Tokenizer":
-        """The same with these special tokens, those that it lacks with ids after all others; a text
-        has the ids that it had."""
-        lacking = [name for name in dict.fromkeys(names) if name not in self._kind.special]
-        if not lacking:
-            return self
-        if "" in lacking:
-            raise TokenizerError("a special token needs a name")
-        return Tokenizer(self._kind.with_special(lacking))
 
     # ------------------------------------------------------------------------------- what it is
 
@@ -139,8 +137,14 @@ class Tokenizer:
 
     @property
     def kind(self) -> str:
-        """ "bpe", "characters" or "bytes"."""
+        """ "bpe", "wordpiece", "characters" or "bytes"."""
         return self._kind.name
+
+    @property
+    def exact(self) -> bool:
+        """Whether ``decode(encode(text)) == text``; not for WordPiece, which loses case and
+        spacing."""
+        return self._kind.exact
 
     @cached_property
     def identity(self) -> str:
@@ -172,6 +176,15 @@ class Tokenizer:
     def pad_id(self) -> int | None:
         """The id that fills up a batch, if the tokenizer has one; GPT-2 has not."""
         return None if self._kind.pad is None else self._kind.special[self._kind.pad]
+
+    def role_id(self, role: str) -> int:
+        """The id of the token for cls (what begins a text), sep (what ends it) or mask."""
+        if role not in self._kind.roles:
+            raise TokenizerError(
+                f"a tokenizer of kind {self.kind!r} has no token for {role}: a BERT needs "
+                "WordPiece, its own or one that is learned, as by tokenizer=wordpiece:8192"
+            )
+        return self._kind.special[self._kind.roles[role]]
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.kind}, {self.vocab_size} tokens, identity {self.identity})"
@@ -241,7 +254,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, special tokens included; U+FFFD where the bytes are not UTF-8."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
+        text = self.decode_bytes(ids).decode("utf-8", "replace")
+        return text if self.exact else text.removeprefix(" ")
 
     def stream(self) -> "TextStream":
         """Decodes one id at a time."""
@@ -262,7 +276,7 @@ class Tokenizer:
                 "somewhere else"
             )
         self._kind.save(folder)
-        card = {"kind": self.kind, "identity": self.identity, **self._kind.card()}
+        card = {"kind": self.kind, "identity": self.identity}
         disk.write_text(folder / CARD, json.dumps(card, indent=2))
 
 
@@ -297,6 +311,7 @@ def _find(path_or_id: str | Path) -> Path:
         return folder
     name = str(path_or_id)
     files = [CARD, *(kind.file for kind in KINDS.values()), *CONFIGS, *PARTS, "added_tokens.json"]
+    files.append(VOCABULARY)
     advice = (
         "On a machine with a network, run\n"
         f"    hf download {name} {' '.join(PARTS)} --local-dir FOLDER\n"
