@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from addnorm.data.tokenizer import Tokenizer
     from addnorm.generation import generate, perplexity, stream_text
     from addnorm.linting import lint
+    from addnorm.models.bert import Bert
+    from addnorm.models.bert_config import BertConfig
     from addnorm.models.gpt import GPT
     from addnorm.models.gpt_config import GPTConfig
     from addnorm.models.transformer import EncoderDecoder, decoder, encoder
@@ -66,6 +68,8 @@ _PUBLIC = {
     **dict.fromkeys(("Context", "Memory"), "addnorm.context"),
     **dict.fromkeys(("AddNorm", "Stack"), "addnorm.stream"),
     **dict.fromkeys(("LayerNormGRU", "LayerNormLSTM"), "addnorm.recurrent"),
+    "Bert": "addnorm.models.bert",
+    "BertConfig": "addnorm.models.bert_config",
     "GPT": "addnorm.models.gpt",
     "GPTConfig": "addnorm.models.gpt_config",
     "Tokenizer": "addnorm.data.tokenizer",
@@ -80,6 +84,8 @@ __all__ = [
     "GPT",
     "AddNorm",
     "BatchNorm",
+    "Bert",
+    "BertConfig",
     "ChannelsFirstLayerNorm",
     "Context",
     "DyT",
@@ -122,7 +128,12 @@ def _storage_of_gpt() -> Any:
     return import_module("addnorm.files.gpt")
 
 
+def _storage_of_bert() -> Any:
+    return import_module("addnorm.files.bert")
+
+
 _storage.place("GPT", _storage_of_gpt)
+_storage.place("Bert", _storage_of_bert)
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from torch import nn
 from addnorm.adapt import adapted
 from addnorm.adapt import files as adapters
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.files import classifier, folders, gpt, register
+from addnorm.files import bert, classifier, folders, gpt, register
 from addnorm.files.folders import CONFIG, WeightsError
 from addnorm.files.register import Loaded, ModelKind, kind_of
 from addnorm.models.gpt import GPT
@@ -25,10 +25,12 @@ __all__ = ["Loaded", "ModelKind", "holds_run_or_adapter", "is_ours", "kind_of", 
 
 RUN = "model"
 """Where a run keeps the model that it made."""
+PUBLISHED = ("gpt2", "bert")
+"""What a config.json of others says as model_type."""
 BASE, ADAPTER = "base", "adapter"
 """Where a model and its adapter are that cannot be one, a prefix or a bottleneck."""
 
-for _kind in (gpt.KIND, classifier.KIND):
+for _kind in (gpt.KIND, classifier.KIND, bert.KIND):
     register.register(_kind)
 
 
@@ -90,8 +92,8 @@ def holds_run_or_adapter(folder: Path) -> bool:
 
 
 def is_ours(model_type: object) -> bool:
-    """Whether only addnorm writes this in a config.json, as it is not GPT-2's."""
-    return register.is_known(model_type) and model_type != "gpt2"
+    """Whether only addnorm writes this in a config.json, as it is no published format's."""
+    return register.is_known(model_type) and model_type not in PUBLISHED
 
 
 def _model_folder(folder: Path) -> Path:

@@ -95,7 +95,7 @@ def read(folder: Path, dropout: float | None) -> tuple[dict[str, Any], GPTConfig
 
 def from_gpt2(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
     """What a GPT2Config says."""
-    _refuse(card, {*FIELDS, *UNTOLD}, "GPT-2 as transformers defines it")
+    refuse_options(card, {*FIELDS, *UNTOLD}, "GPT-2 as transformers defines it")
     absent = [name for name in FIELDS if name not in card]
     if absent:
         raise WeightsError(f"{', '.join(absent)} missing")
@@ -126,7 +126,7 @@ def from_gpt2(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
 def from_own(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
     """What ``to_own`` or ``addnorm.hf`` wrote."""
     fields = [f.name for f in dataclasses.fields(GPTConfig)]
-    _refuse(card, fields, f"addnorm {__version__}")
+    refuse_options(card, fields, f"addnorm {__version__}")
     absent = [name for name in fields if name not in card]
     if absent:
         raise WeightsError(f"{', '.join(absent)} missing")
@@ -134,14 +134,19 @@ def from_own(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
     return config if dropout is None else dataclasses.replace(config, dropout=dropout)
 
 
-def _refuse(card: Mapping[str, Any], names: Iterable[str], whose: str) -> None:
+def refuse_options(
+    card: Mapping[str, Any],
+    names: Iterable[str],
+    whose: str,
+    exact: Mapping[str, tuple[Any, str]] = EXACT,
+) -> None:
     """Nothing that is set may be passed over: it might be part of the architecture."""
     for name, value in card.items():
-        if name in EXACT and value != EXACT[name][0]:
+        if name in exact and value != exact[name][0]:
             raise WeightsError(
-                f"{name}={value_in_short(value)} is not implemented: in addnorm {EXACT[name][1]}"
+                f"{name}={value_in_short(value)} is not implemented: in addnorm {exact[name][1]}"
             )
-        if name in names or name in EXACT or name in BOOKKEEPING:
+        if name in names or name in exact or name in BOOKKEEPING:
             continue
         if value not in (None, False, 0, "", [], {}):
             raise WeightsError(
@@ -231,7 +236,7 @@ def check_tokenizer(folder: Path, vocab_size: int, identity: str | None) -> None
         file = folder / name
         if not os.path.lexists(file):
             continue
-        size = max(_ids(file, read_json(file)), default=-1) + 1
+        size = max(_ids(file), default=-1) + 1
         if size > vocab_size:
             raise WeightsError(
                 f"{file} is the tokenizer of another model: it has {size} tokens, and the model's "
@@ -247,14 +252,15 @@ def check_tokenizer(folder: Path, vocab_size: int, identity: str | None) -> None
             )
 
 
-def _ids(file: Path, content: dict[str, Any]) -> Iterable[int]:
+def _ids(file: Path) -> Iterable[int]:
     """The ids in one of a tokenizer's files."""
-    more = content.get("special", [])
-    special = len(more) if isinstance(more, list) else 0
+    if file.name == "vocab.txt":
+        return range(len(reading.lines(file, WeightsError)))
+    content = read_json(file)
     if file.name == CARD:  # what is not said elsewhere: 256 bytes and the end of a text
-        return range(257 + special if content.get("kind") == "bytes" else 0)
+        return range(257 if content.get("kind") == "bytes" else 0)
     if file.name == "characters.json":
-        return range(len(reading.field(content, "characters", str, file, WeightsError)) + special)
+        return range(len(reading.field(content, "characters", str, file, WeightsError)))
     if file.name != "tokenizer.json":  # token -> id
         return [reading.field(content, token, int, file, WeightsError) for token in content]
     model = reading.field(content, "model", dict, file, WeightsError)

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 class Storage(Protocol):
     """Reads and writes the models of one class."""
 
-    def load(self, path_or_id: Any, *, dtype: Any, dropout: float | None) -> tuple[Any, Any]:
-        """The model, and a report of what was found."""
+    def load(self, path_or_id: Any, **options: Any) -> tuple[Any, Any]:
+        """The model, and a report of what was found; the options are the kind's."""
         ...
 
-    def save(self, model: Any, path: Any, *, format: str | None, tokenizer: Any) -> None:
+    def save(self, model: Any, path: Any, **options: Any) -> None:
         """Write the folder that ``load`` reads."""
         ...
 

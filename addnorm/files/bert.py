@@ -1,0 +1,465 @@
+"""A BERT's weights in and out: the published format, and our own for every other design.
+
+``load`` and ``save`` are ``Bert.from_pretrained`` and ``Bert.save_pretrained``. Nothing here needs
+transformers, whose folders are read as safetensors.
+"""
+
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from addnorm import reading
+from addnorm.data.rows import padded, windows
+from addnorm.data.tokenizer import Tokenizer
+from addnorm.errors import Mendable
+from addnorm.files import bert_json, folders
+from addnorm.files.bert_json import LABELLED, PUBLISHED, why_not_published
+from addnorm.files.config_json import IDENTITY, SavedTokenizer, check_tokenizer
+from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError
+from addnorm.files.register import Loaded, ModelKind, tokenizer_beside
+from addnorm.files.tensors import SAFETENSORS_DTYPES, StoredTensor, entries
+from addnorm.models.bert import Bert
+from addnorm.models.bert_config import BertConfig
+from addnorm.temporary import evaluation_mode
+from addnorm.uses.labels import Labels
+from addnorm.words import a_few
+
+__all__ = ["KIND", "BertReport", "load", "save", "why_not_published"]
+
+log = logging.getLogger(__name__)
+
+# --- the table ------------------------------------------------------------------------------------
+
+# Block i is the sublayers a = 2 i, attention, and m = 2 i + 1, the MLP.
+MODULES = {
+    "embeddings.word_embeddings": "tokens",
+    "embeddings.position_embeddings": "positions",
+    "embeddings.token_type_embeddings": "types",
+    "embeddings.LayerNorm": "norm",
+    "encoder.layer.{i}.attention.self.query": "stack.subs.{a}.branch.q",
+    "encoder.layer.{i}.attention.self.key": "stack.subs.{a}.branch.k",
+    "encoder.layer.{i}.attention.self.value": "stack.subs.{a}.branch.v",
+    "encoder.layer.{i}.attention.output.dense": "stack.subs.{a}.branch.out",
+    "encoder.layer.{i}.attention.output.LayerNorm": "stack.subs.{a}.post.norm",
+    "encoder.layer.{i}.intermediate.dense": "stack.subs.{m}.branch.up",
+    "encoder.layer.{i}.output.dense": "stack.subs.{m}.branch.down",
+    "encoder.layer.{i}.output.LayerNorm": "stack.subs.{m}.post.norm",
+    "pooler.dense": "pooler",
+    "cls.predictions": "decoder",
+    "cls.predictions.transform.dense": "decoder.transform",
+    "cls.predictions.transform.LayerNorm": "decoder.norm",
+}
+"""A module of transformers' -> ours; parameters have the same names in both."""
+HEADS = {"classify": "classifier", "tokens": "classifier", "answer": "qa_outputs"}
+"""What transformers calls the last layer."""
+WRAPPERS = {"bert", "module", "_orig_mod"}
+"""Names that the models with a head, DistributedDataParallel and torch.compile put around."""
+BUFFERS = re.compile(r"embeddings\.(position_ids|token_type_ids)")
+"""Numbers 0, 1, 2, ..., which transformers stored until 2023: nothing that was learned."""
+UNUSED = re.compile(r"cls\.seq_relationship\..*")
+"""What pre-training leaves and no head reads: whether one sentence follows the other."""
+COPIES = {
+    "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+"""Stored again -> what it must be equal to."""
+OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
+"""What TensorFlow called the parameters of a norm."""
+
+
+def published_name(ours: str, config: BertConfig) -> str:
+    """What transformers calls a parameter of ours, without what a wrapper puts in front."""
+    module, _, parameter = ours.rpartition(".")
+    match = re.fullmatch(r"stack\.subs\.(\d+)\.(.*)", module)
+    sub = 0 if match is None else int(match[1])
+    if match is not None:
+        module = f"stack.subs.{{{'m' if sub % 2 else 'a'}}}.{match[2]}"
+    theirs = HEADS[config.head] if module == "head" else _BY_OURS[module]
+    return f"{theirs.format(i=sub // 2)}.{parameter}"
+
+
+_BY_OURS = {ours: theirs for theirs, ours in MODULES.items()}
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@final
+@dataclass
+class BertReport:
+    """What was found in a folder."""
+
+    folder: Path
+    format: str
+    """ "bert" or "addnorm_bert"."""
+    files: list[str]
+    ignored: list[str]
+    """Stored tensors that no part of the model reads."""
+    new: list[str]
+    """Parameters of a new head, which the folder does not have."""
+    verified: bool
+    """Whether there are checksums, of every file that counts."""
+
+    def __str__(self) -> str:
+        words = [f"{self.folder}: {self.format}, {', '.join(self.files)}"]
+        words.append("checksums agree" if self.verified else "without checksums")
+        if self.ignored:
+            words.append(f"not read: {a_few(self.ignored)}")
+        if self.new:
+            words.append(f"new: {a_few(self.new)}")
+        return "; ".join(words)
+
+
+class Stored(NamedTuple):
+    """A folder that was checked, but for the values: they are read by ``value``."""
+
+    folder: Path
+    card: dict[str, Any]
+    config: BertConfig
+    labels: tuple[str, ...] | None
+    tensors: dict[str, StoredTensor]
+    """By the names of our parameters."""
+    report: BertReport
+
+    def value(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        """A tensor of its own, finite."""
+        entry = self.tensors[name]
+        t = folders.finite(entry.file, name, entry.read())
+        if dtype is not None:
+            t = folders.finite(entry.file, f"{name} as {dtype}", t.to(dtype))
+        return t.clone()
+
+
+def load(
+    path_or_id: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    dropout: float | None = None,
+    head: str | None = None,
+    labels: Sequence[str] | None = None,
+) -> tuple[Bert, BertReport]:
+    """A model in evaluation mode, whole and checked, or a ``WeightsError``.
+
+    ``dtype`` None keeps each tensor's own. ``dropout`` replaces what the folder says. With another
+    ``head`` than the folder's, or other ``labels``, the last layer is new, and what it shares with
+    the folder's model is read.
+    """
+    folder = folders.find(path_or_id)
+    with reading.system_errors(folder, WeightsError):
+        source = inspect(folder, dropout)
+        config, names = _target(source, head, labels)
+        same = (config.head, names) == (source.config.head, source.labels)
+        with torch.device("cpu" if not same else "meta"):
+            model = Bert(config)
+        state = model.state_dict()
+        shared = [n for n in state if n in source.tensors and (same or not n.startswith("head."))]
+        values = {name: source.value(name, dtype) for name in shared}
+        for name in state.keys() - values.keys():
+            values[name] = state[name] if dtype is None else state[name].to(dtype)
+        model.load_state_dict(values, strict=True, assign=True)
+    source.report.new = [name for name in state if name not in shared]
+    source.report.ignored += [name for name in source.tensors if name not in shared]
+    model.tokenizer_identity, model.labels = source.card.get(IDENTITY), names
+    log.info("%s", source.report)
+    return model.eval(), source.report
+
+
+def _target(
+    source: Stored, head: str | None, labels: Sequence[str] | None
+) -> tuple[BertConfig, tuple[str, ...] | None]:
+    """The model that is asked for, and the names of its labels."""
+    config = source.config
+    names = source.labels if labels is None else tuple(labels)
+    head = config.head if head is None else head
+    if labels is not None and head not in LABELLED:
+        raise WeightsError(f"the head {head} has no labels: leave them out")
+    if head not in LABELLED:
+        names = None
+    elif not names:
+        raise WeightsError(f"say what the new head {head} chooses from, with labels")
+    if head == config.head:
+        pooling = config.pooling
+    else:
+        pooling = "first" if config.pooling == "none" else config.pooling
+    changed = dataclasses.replace(
+        config, head=head, pooling=pooling, labels=config.labels if names is None else len(names)
+    )
+    return changed, names
+
+
+def inspect(folder: Path, dropout: float | None = None) -> Stored:
+    """All checks that need no values: what the model is, and where its values are."""
+    source = entries(folder)
+    pickles = sorted({e.file for e in source.values() if not e.file.endswith(".safetensors")})
+    if pickles:
+        raise WeightsError(
+            f"{folder} has its weights in {pickles[0]}, and a BERT is read from {SAFETENSORS} only:"
+            " open it once with transformers and save_pretrained"
+        )
+    pooler = any("pooler.dense.weight" in name for name in source)
+    card, config, labels = bert_json.read(folder, pooler, dropout)
+    with torch.device("meta"):
+        shapes = {name: tuple(t.shape) for name, t in Bert(config).state_dict().items()}
+    if card["model_type"] == PUBLISHED:
+        if reasons := why_not_published(config):
+            raise WeightsError(f"{folder / CONFIG}: {'; '.join(reasons)}")
+        if pooler:  # beside a head that does not read it, too: another may
+            shapes |= {"pooler.weight": (config.dim, config.dim), "pooler.bias": (config.dim,)}
+        tensors, ignored = _by_our_names(folder, source, shapes, config)
+    else:
+        tensors, ignored = dict(source), []
+        _check_names(folder, {name: name for name in shapes}, tensors)
+    for name, shape in shapes.items():
+        _check_one(folder, name, tensors[name], shape)
+    files = sorted({entry.file for entry in tensors.values()})
+    verified, _ = folders.seal(folder, files)
+    check_tokenizer(folder, config.vocab_size, card.get(IDENTITY))
+    report = BertReport(folder, card["model_type"], files, ignored, [], verified)
+    return Stored(folder, card, config, labels, tensors, report)
+
+
+def _bare(name: str) -> str:
+    """A stored name without wrappers, as transformers calls it now."""
+    name = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    for old, new in OLD_NAMES.items():
+        name = name.removesuffix(old) + new if name.endswith(old) else name
+    return name
+
+
+def _by_our_names(
+    folder: Path,
+    source: Mapping[str, StoredTensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    config: BertConfig,
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Our name -> entry, and the stored names that were left out."""
+    by_name: dict[str, tuple[str, StoredTensor]] = {}
+    ignored = []
+    for full, entry in source.items():
+        name = _bare(full)
+        if BUFFERS.fullmatch(name):
+            ignored.append(full)
+            continue
+        if name in by_name:
+            raise WeightsError(
+                f"{folder / entry.file}: {full} and {by_name[name][0]} are both {name}"
+            )
+        by_name[name] = full, entry
+    for copy, original in COPIES.items():
+        if copy not in by_name:
+            continue
+        full, entry = by_name.pop(copy)
+        if original not in by_name and config.head == "masked":
+            by_name[original] = full, entry
+            continue
+        ignored.append(full)
+        if original in by_name and not _equal(entry, by_name[original][1]):
+            raise WeightsError(
+                f"{folder / entry.file}: {full} is not {by_name[original][0]}, and in addnorm the "
+                "decoder of a BERT is its embedding"
+            )
+    names = {name: published_name(name, config) for name in shapes}
+    for name in [n for n in by_name if n not in names.values() and UNUSED.fullmatch(n)]:
+        ignored.append(by_name.pop(name)[0])
+    _check_names(folder, names, {name: entry for name, (_, entry) in by_name.items()})
+    return {ours: by_name[theirs][1] for ours, theirs in names.items()}, ignored
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    alike = (one.dtype, one.shape) == (other.dtype, other.shape)
+    return alike and torch.equal(one.read(), other.read())
+
+
+def _check_names(
+    folder: Path, names: Mapping[str, str], tensors: Mapping[str, StoredTensor]
+) -> None:
+    if missing := [theirs for theirs in names.values() if theirs not in tensors]:
+        raise WeightsError(
+            f"{folder}: {a_few(missing)} are missing from the weights: a file was cut, or is of "
+            f"another kind of model than {CONFIG} says"
+        )
+    if extra := sorted(tensors.keys() - set(names.values())):
+        raise WeightsError(
+            f"{folder / tensors[extra[0]].file} holds {a_few(extra)}, which the model of {CONFIG} "
+            "has no place for: it is of another model, or one with parts that addnorm lacks"
+        )
+
+
+def _check_one(folder: Path, name: str, entry: StoredTensor, shape: tuple[int, ...]) -> None:
+    where, dtypes = f"{folder / entry.file}: {name}", SAFETENSORS_DTYPES.values()
+    if entry.dtype not in dtypes:
+        raise WeightsError(
+            f"{where} is {entry.dtype}: weights are {', '.join(dtypes)}. Quantized or packed ones "
+            "are not read: use the original"
+        )
+    if entry.shape != shape:
+        raise WeightsError(f"{where} has shape {entry.shape}, expected {shape} by {CONFIG}")
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def save(
+    model: Bert,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    tokenizer: SavedTokenizer | None = None,
+    labels: Sequence[str] | None = None,
+) -> None:
+    """Write a model, and the tokenizer beside it if one is given.
+
+    ``format``: "bert", which transformers reads as it is, or "addnorm"; None takes BERT's where it
+    can say what the model is. ``labels``: the names of what the head chooses from; None: those that
+    the model was loaded with, else LABEL_0, LABEL_1, ...
+    """
+    config = model.config
+    reasons = why_not_published(config)
+    if format not in (None, PUBLISHED, "addnorm"):
+        raise WeightsError(f"format is 'bert', 'addnorm' or None, got {format!r}")
+    if format == PUBLISHED and reasons:
+        raise WeightsError(f"BERT's format cannot say what this model is: {'; '.join(reasons)}")
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise WeightsError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, and the model's vocabulary is "
+            f"{config.vocab_size}"
+        )
+    names = _names(model, labels)
+    tensors = _own(model)
+    if format == "addnorm" or reasons:
+        card = bert_json.to_own(config, names)
+    else:
+        card = bert_json.to_published(config, names)
+        prefix = "" if config.head == "none" else "bert."
+        by_theirs = {published_name(name, config): t for name, t in tensors.items()}
+        outside = ("cls.", *HEADS.values())
+        tensors = {n if n.startswith(outside) else prefix + n: t for n, t in by_theirs.items()}
+    for name, t in tensors.items():
+        tensors[name] = folders.finite("the model", name, t.detach()).cpu().contiguous()
+    card["dtype"] = str(model.tokens.weight.dtype).removeprefix("torch.")
+    identity = model.tokenizer_identity if tokenizer is None else tokenizer.identity
+    card |= {} if identity is None else {IDENTITY: identity}
+
+    def fill(folder: Path) -> None:
+        folders.write_json(folder / CONFIG, card)
+        save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
+        if tokenizer is not None:
+            tokenizer.save(folder)
+
+    folders.write(Path(path).expanduser(), fill)
+    model.tokenizer_identity, model.labels = identity, names
+
+
+def _names(model: Bert, labels: Sequence[str] | None) -> tuple[str, ...] | None:
+    config = model.config
+    if config.head not in LABELLED:
+        if labels is not None:
+            raise WeightsError(f"a BERT with the head {config.head} has no labels: leave them out")
+        return None
+    names = model.labels if labels is None else tuple(labels)
+    names = names or tuple(f"LABEL_{i}" for i in range(config.labels))
+    if len(names) != config.labels or len(set(names)) != len(names):
+        raise WeightsError(
+            f"the model chooses from {config.labels} labels: give as many names, all different, "
+            f"got {a_few(names, 5)}"
+        )
+    return names
+
+
+def _own(model: Bert) -> dict[str, Tensor]:
+    """The model's tensors by their names without wrappers, as its config says that they are."""
+    tensors = {name.replace("_orig_mod.", ""): t for name, t in model.state_dict().items()}
+    with torch.device("meta"):
+        shapes = {name: t.shape for name, t in Bert(model.config).state_dict().items()}
+    odd = [
+        n for n in tensors.keys() | shapes if n not in tensors or tensors[n].shape != shapes.get(n)
+    ]
+    if odd:
+        raise WeightsError(
+            f"{a_few(sorted(odd))} of the model are not what its config says: merge adapters and "
+            "undo other changes before saving"
+        )
+    return tensors
+
+
+# --- for the register -----------------------------------------------------------------------------
+
+
+def _read(folder: Path, dtype: torch.dtype | None) -> Loaded:
+    model, report = load(folder, dtype=dtype)
+    card = folders.read_json(report.folder / CONFIG)
+    return Loaded(model, tokenizer_beside(report.folder), model.labels, card)
+
+
+def _write(
+    model: Bert, folder: Path, tokenizer: SavedTokenizer | None, labels: Sequence[str] | None
+) -> None:
+    save(model, folder, tokenizer=tokenizer, labels=labels)
+
+
+USES: dict[str, Callable[[Loaded], Any]] = {}
+"""Head -> what one does with such a model; whoever has a use for a head puts it here."""
+
+
+def use(loaded: Loaded) -> Any:
+    """By its head; a ``Mendable`` where nothing is asked of such a model."""
+    model = loaded.model
+    assert isinstance(model, Bert)
+    if model.kind not in USES:
+        raise Mendable(
+            f"it is a BERT with the head {model.kind}, of which nothing is asked: train it for a "
+            "use first, such as addnorm train --recipe finetune_bert init_from=FOLDER"
+        )
+    if loaded.tokenizer is None:
+        raise Mendable("it has no tokenizer: put its tokenizer.json or vocab.txt beside the model")
+    return USES[model.kind](loaded)
+
+
+def _labels(loaded: Loaded) -> Labels:
+    """Asked for labels; of a text that is longer than the context, by the mean over windows."""
+    model, tokenizer, labels, card = loaded
+    assert isinstance(model, Bert)
+    assert tokenizer is not None
+    assert labels is not None
+    problem = card.get("problem_type")
+    if problem not in (None, "single_label_classification") or len(labels) < 2:
+        raise Mendable(
+            f"it answers with {len(labels)} numbers for problem_type={problem}, not with one of "
+            "several labels: call the model itself"
+        )
+    return Labels(partial(probabilities, model, tokenizer), labels)
+
+
+USES["classify"] = _labels
+
+
+def probabilities(model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
+    """(texts, labels) in float32 on the CPU: of each text the mean over its windows. They go
+    through the model together, however many they are."""
+    begin, end = tokenizer.role_id("cls"), tokenizer.role_id("sep")
+    room = model.config.context_length - 2
+    parts = [
+        [np.array([begin, *part, end]) for part in windows(np.array(ids, np.int64), room)]
+        for ids in tokenizer.encode_batch(texts)
+    ]
+    if not parts:
+        return torch.zeros(0, model.config.labels)
+    device = next(model.parameters()).device
+    batch = {n: t.to(device) for n, t in padded([w for rows in parts for w in rows]).items()}
+    with evaluation_mode(model.modules()), torch.inference_mode():
+        p = model(batch["ids"], batch["valid"]).float().softmax(-1).cpu()
+    return torch.stack([of_text.mean(0) for of_text in p.split([len(rows) for rows in parts])])
+
+
+KIND = ModelKind((PUBLISHED, bert_json.OWN), Bert, "a BERT", _read, _write, use)
