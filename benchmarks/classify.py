@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from addnorm.tasks.classify import read_classes
+from addnorm.tasks.labelled_texts import read_texts
 from addnorm.tasks.recipes import classify_text
 from addnorm.training.run import train
 
@@ -42,7 +42,10 @@ def main() -> None:
         counts = write_functions(folder)
         print(f"{sum(counts.values())} functions: {counts}")
         config = classify_text().changed({"data": str(folder), **changes})
-        learn, val_rows, _ = read_classes(folder, config.task.val_fraction)
+        texts = read_texts(folder, None, config.task.val_fraction)
+        learn, val_rows = (
+            [(row.text, row.labels[0]) for row in side] for side in (texts.train, texts.val)
+        )
         print(f"TF-IDF + logistic regression: {baseline(learn, val_rows):.4f}", flush=True)
         accuracies = []
         for seed in args.seeds:

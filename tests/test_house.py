@@ -68,7 +68,7 @@ ROAD = {
     "linting": "anatomy",  # never models: it must work on anybody's
     "testing": "anatomy linting",
     "training": "norms stream positions files adapt pages",
-    "tasks": "data schemes generation models files adapt training",
+    "tasks": "data schemes generation models uses files adapt training",
     "lab": "norms stream branches catalogue schemes",
     "cli": "ops data schemes models files pretrained hf generation export pages anatomy linting "
     "training tasks lab uses",
@@ -584,6 +584,7 @@ BESIDE = {"whole": None, "references": TESTS, "benchmarks": ROOT.parent}
 OF_SEVERAL = {  # neither named after one file nor after its whole folder
     "test_house.py": "the shape of all files",
     "cli/test_options.py": "the options of all commands",
+    "linting/rules/test_cases.py": "what rules of all families say, and no other test shows",
     "linting/rules/test_norms.py": "the families about one norm, from its axes to its precision",
     "linting/rules/test_wiring.py": "the seven families about how a model is wired",
     "tasks/test_register.py": "the set of tasks, with one from outside of the package",

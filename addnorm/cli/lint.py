@@ -149,7 +149,7 @@ def _reason(why: str) -> str:
     """Why none of the made-up inputs worked, and what to do; any other reason as it is."""
     if "kinds of call were tried" not in why:
         return why
-    calls, same = _each_once(why)
+    calls, same = _calls_by_error(why)
     doubt = "The error is the same with all inputs: it may be in forward itself.\n" if same else ""
     return (
         f"{calls}\n{doubt}"
@@ -158,9 +158,9 @@ def _reason(why: str) -> str:
     )
 
 
-def _each_once(why: str) -> tuple[str, bool]:
-    """The calls that were tried, those with one and the same error in one line; and whether there
-    is no other."""
+def _calls_by_error(why: str) -> tuple[str, bool]:
+    """The message of ``anatomy.make_inputs``, a head and then lines of ``call: error``, with the
+    calls of each error in one line; and whether it is one error, of several calls."""
     head, *lines = why.partition("\nGive a batch")[0].splitlines()
     calls: dict[str, list[str]] = {}
     for line in lines:

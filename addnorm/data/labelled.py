@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ TEXT, LABEL = ("text", "sentence"), ("label_desc", "label_des", "label")
 writes its labels as numbers beside what they mean."""
 TABLES = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".json")
+SEPARATOR = "|"
+"""Between the labels of a text that has several, in a table."""
 FORMATS = (
     "a folder with a sub-folder of texts per label, a .csv or .tsv with the columns text and "
     'label, or a .jsonl of objects such as {"text": "...", "label": "..."}'
@@ -28,8 +31,59 @@ class Labelled(NamedTuple):
     label: str
 
 
+class LabelSet(NamedTuple):
+    """A text, and its labels, each once; it may have none."""
+
+    text: str
+    labels: tuple[str, ...]
+
+
+class Entry(NamedTuple):
+    """A text with what a file says of its label, which may be anything."""
+
+    text: str
+    label: Any
+    where: str
+    """The file, and the line of it in which it ends; or the folder."""
+    table: bool
+    """Whether it is a cell of a table, where a list cannot be written."""
+
+    def one_label(self) -> Labelled:
+        """With the one label that it must have."""
+        if isinstance(self.label, list):
+            short = value_in_short(self.label)
+            raise DataError(
+                f"{self.where}: label must be a text, got {short}: each text has one label here"
+            )
+        name = _name(self.label, self.where)
+        if not name:
+            raise DataError(f"{self.where}: the label is empty")
+        return Labelled(self.text, name)
+
+    def label_set(self) -> LabelSet:
+        """With as many as there are: a list, or in a table a cell such as ``a|b``."""
+        several = self.label if isinstance(self.label, list) else [self.label]
+        if self.table:
+            several = str(self.label).split(SEPARATOR)
+        names = [_name(label, self.where) for label in several]
+        if not all(names) and names != [""]:
+            raise DataError(f"{self.where}: one of the labels is empty")
+        return LabelSet(self.text, tuple(dict.fromkeys(filter(None, names))))
+
+
 def read_labelled(path: str | Path) -> list[Labelled]:
-    """All texts of a file or folder, in their order; a ``DataError`` says which line is wrong."""
+    """All texts of a file or folder, in their order, each of one label; a ``DataError`` says which
+    line is wrong."""
+    return [entry.one_label() for entry in read_entries(path)]
+
+
+def read_label_sets(path: str | Path) -> list[LabelSet]:
+    """The same where a text may have several labels or none: a list in JSON, ``a|b`` in a table."""
+    return [entry.label_set() for entry in read_entries(path)]
+
+
+def read_entries(path: str | Path) -> list[Entry]:
+    """All texts of a file or folder, in their order, with what it says of their labels."""
     place = reading.place(path, DataError)
     if place.is_dir():
         return _folder(place)
@@ -42,46 +96,57 @@ def read_labelled(path: str | Path) -> list[Labelled]:
     return rows
 
 
-def _folder(folder: Path) -> list[Labelled]:
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[:1] not in "._")
+def _folder(folder: Path) -> list[Entry]:
+    names = class_folders(folder)
     if not names:
         raise DataError(f"{folder} has no sub-folders: there must be one of texts per label")
     return [
-        Labelled(text, name)
+        Entry(text, name, str(folder / name), table=False)
         for name in names
         for text in open_source(str(folder / name)).documents()
     ]
 
 
-def _table(file: Path, delimiter: str) -> Iterator[Labelled]:
+def class_folders(folder: Path) -> list[str]:
+    """The sub-folders of a folder, each of which holds the texts of one label."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[:1] not in "._")
+
+
+def _table(file: Path, delimiter: str) -> Iterator[Entry]:
     lines = csv.reader(io.StringIO(reading.text(file, DataError)), delimiter=delimiter, strict=True)
+    longest = csv.field_size_limit(sys.maxsize)  # a text may be a book
     try:
         header = [name.strip() for name in next(lines, [])]
-        text, label = (_column(header, names, file) for names in (TEXT, LABEL))
+        text, label = (_column(header, names, file, delimiter) for names in (TEXT, LABEL))
         for row in lines:
             if not row:
                 continue
+            where = f"{file}:{lines.line_num}"
             if len(row) != len(header):
                 raise DataError(
-                    f"{file}:{lines.line_num}: {len(row)} fields, and the first line names "
-                    f"{len(header)}: a field that holds a {delimiter!r} or a quote needs quotes"
+                    f"{where}: {len(row)} fields, and the first line names {len(header)}: a field "
+                    f"that holds a {delimiter!r} or a quote needs quotes"
                 )
-            yield _labelled(row[text], row[label], f"{file}:{lines.line_num}")
+            yield Entry(row[text], row[label], where, table=True)
     except csv.Error as error:
         raise DataError(f"{file}:{lines.line_num}: {error}") from None
+    finally:
+        csv.field_size_limit(longest)
 
 
-def _column(header: list[str], names: tuple[str, ...], file: Path) -> int:
+def _column(header: list[str], names: tuple[str, ...], file: Path, delimiter: str) -> int:
     for name in names:
         if name in header:
             return header.index(name)
+    other = next((c for c in ";\t," if c != delimiter and c in "".join(header)), None)
     raise DataError(
         f"{file} has no column {names[-1] if names is LABEL else names[0]}: its first line names "
         f"{', '.join(header) or 'nothing'}"
+        + (f". Between the fields there must be {delimiter!r}, not {other!r}" if other else "")
     )
 
 
-def _objects(file: Path) -> Iterator[Labelled]:
+def _objects(file: Path) -> Iterator[Entry]:
     for number, line in enumerate(reading.lines(file, DataError), 1):
         if not line.strip():
             continue
@@ -89,10 +154,13 @@ def _objects(file: Path) -> Iterator[Labelled]:
         value = reading.json_value(line, where, DataError)
         if not isinstance(value, dict):
             raise DataError(f"{where}: expected an object, got {value_in_short(value)}")
-        yield _labelled(_key(value, TEXT, where), _key(value, LABEL, where), where)
+        text = _key(value, TEXT, where)
+        if not isinstance(text, str):
+            raise DataError(f"{where}: text must be a text, got {value_in_short(text)}")
+        yield Entry(text, _key(value, LABEL, where), where, table=False)
 
 
-def _key(value: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
+def _key(value: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
     for name in names:
         if name in value:
             return value[name]
@@ -102,12 +170,7 @@ def _key(value: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
     )
 
 
-def _labelled(text: Any, label: Any, where: str) -> Labelled:
-    if not isinstance(text, str):
-        raise DataError(f"{where}: text must be a text, got {value_in_short(text)}")
+def _name(label: Any, where: str) -> str:
     if isinstance(label, bool) or not isinstance(label, str | int):
         raise DataError(f"{where}: label must be a text, got {value_in_short(label)}")
-    name = str(label).strip()
-    if not name:
-        raise DataError(f"{where}: the label is empty")
-    return Labelled(text, name)
+    return str(label).strip()

@@ -17,7 +17,9 @@ from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError
 from addnorm.files.register import Loaded, ModelKind
 from addnorm.files.tensors import SAFETENSORS_DTYPES, entries
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
+from addnorm.uses.label_sets import LabelSets
 from addnorm.uses.labels import Labels
+from addnorm.uses.use import Use
 
 CLASSIFIER_TYPE = "addnorm_classifier"
 
@@ -105,13 +107,14 @@ def _card(folder: Path) -> tuple[dict[str, Any], ClassifierConfig, tuple[str, ..
     return card, config, tuple(labels)
 
 
-def use(loaded: Loaded) -> Labels:
+def use(loaded: Loaded) -> Use:
     """Asked for labels."""
-    model, tokenizer, labels, _ = loaded
+    model, tokenizer, labels = loaded.model, loaded.tokenizer, loaded.labels
     assert isinstance(model, TextClassifier)
     assert tokenizer is not None
     assert labels is not None
-    return Labels(partial(model.probabilities, tokenizer=tokenizer), labels)
+    kind = LabelSets if model.config.several else Labels
+    return kind(partial(model.probabilities, tokenizer=tokenizer), labels)
 
 
 KIND = ModelKind((CLASSIFIER_TYPE,), TextClassifier, "a text classifier", read, write, use)

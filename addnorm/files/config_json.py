@@ -257,10 +257,12 @@ def _ids(file: Path) -> Iterable[int]:
     if file.name == "vocab.txt":
         return range(len(reading.lines(file, WeightsError)))
     content = read_json(file)
+    more = content.get("special", [])
+    special = len(more) if isinstance(more, list) else 0
     if file.name == CARD:  # what is not said elsewhere: 256 bytes and the end of a text
-        return range(257 if content.get("kind") == "bytes" else 0)
+        return range(257 + special if content.get("kind") == "bytes" else 0)
     if file.name == "characters.json":
-        return range(len(reading.field(content, "characters", str, file, WeightsError)))
+        return range(len(reading.field(content, "characters", str, file, WeightsError)) + special)
     if file.name != "tokenizer.json":  # token -> id
         return [reading.field(content, token, int, file, WeightsError) for token in content]
     model = reading.field(content, "model", dict, file, WeightsError)

@@ -33,7 +33,15 @@ TOKENIZERS = (
     *(CARD, "characters.json", "tokenizer.json", "vocab.json", "added_tokens.json"),
     "vocab.txt",
 )
-OF_TOKENIZERS = (*TOKENIZERS, "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+CHAT = ("chat.json", "chat_template.jinja")
+"""Marks between the turns of a conversation, which a tokenizer needs where it is used for those."""
+OF_TOKENIZERS = (
+    *TOKENIZERS,
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    *CHAT,
+)
 ADVICE = (
     f"Without a network, download {CONFIG} and {SAFETENSORS} elsewhere and use the folder that "
     "holds them"

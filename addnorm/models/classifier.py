@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,12 +22,11 @@ from torch import Tensor, nn
 from addnorm import schemes
 from addnorm.checks import check_whole, is_number
 from addnorm.context import Context
-from addnorm.data.rows import padded, windows
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable, value_in_short
+from addnorm.models import texts as judging
 from addnorm.models.transformer import encoder
 from addnorm.positions import Learned
-from addnorm.temporary import evaluation_mode
 
 
 @final
@@ -48,6 +46,8 @@ class ClassifierConfig:
     """Blocks of attention and MLP; at least 1."""
     n_heads: int = 4
     """Heads of each attention; at least 1."""
+    several: bool = False
+    """Whether a text may have several classes, or none; else they exclude each other."""
     pairs: int = 0
     """Rows of the table of neighbours; 0: there is none."""
     scheme: str = "pre_norm"
@@ -59,6 +59,8 @@ class ClassifierConfig:
         for name in ("vocab_size", "classes", "context_length", "dim", "n_layers", "n_heads"):
             check_whole(name, getattr(self, name))
         check_whole("pairs", self.pairs, least=0)
+        if type(self.several) is not bool:
+            raise Mendable(f"several must be true or false, got {value_in_short(self.several)}")
         if self.dim % self.n_heads:
             raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
         if not (is_number(self.dropout) and 0.0 <= self.dropout < 1.0):
@@ -131,14 +133,7 @@ class TextClassifier(nn.Module):
     def probabilities(self, texts: Sequence[str], tokenizer: Tokenizer) -> Tensor:
         """(texts, classes) in float32 on the CPU: of each text the mean over its windows. They go
         through the model together, however many they are."""
-        parts = [
-            windows(np.array(tokenizer.encode(text) or [0]), self.config.context_length)
-            for text in texts
-        ]
-        if not parts:
+        if not texts:
             return torch.zeros(0, self.config.classes)
-        device = next(self.parameters()).device
-        batch = {n: t.to(device) for n, t in padded([w for rows in parts for w in rows]).items()}
-        with evaluation_mode(self.modules()), torch.inference_mode():
-            p = self(batch["ids"], batch["valid"]).float().softmax(-1).cpu()
-        return torch.stack([of_text.mean(0) for of_text in p.split([len(rows) for rows in parts])])
+        frame = judging.TextFrame(self.config.context_length)
+        return judging.probabilities(self, texts, tokenizer, frame, self.config.several)

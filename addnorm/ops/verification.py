@@ -296,7 +296,12 @@ def _norm_call(dtype: torch.dtype, kind: NormKind, options: CallOptions) -> Norm
 
 
 def compare_norm(kernel: NormKernel | None, call: NormCall) -> Iterator[tuple[Quantity, float]]:
-    """Everything that one call gives, with its bound."""
+    """The outputs and gradients of one call by a kernel (None: by the definition), each beside its
+    float64 value, and the bound of its error.
+
+    The tensors of ``call`` are leaves that want gradients. A kernel that refuses the call raises
+    its ``Declined``.
+    """
     compute = dispatch.by_definition if kernel is None else lambda c: dispatch.by_kernel(kernel, c)
     normed, stream = compute(call)
     dy = (1 + random(*call.x.shape, seed=7)).to(normed)  # sums that are not near 0
@@ -307,10 +312,13 @@ def compare_norm(kernel: NormKernel | None, call: NormCall) -> Iterator[tuple[Qu
     exact, terms = _norm_exact(call, stream, dy, dstream)
     llama = call.spec.cast == "llama"
     x, s = call.x.dtype, (call.x if call.residual is None else call.residual).dtype
+    # How often each is rounded on its way, and to which dtypes besides its own. All that goes back
+    # through the sum is a gradient of the stream, rounded, added to that of the stream's other
+    # readers, rounded, and multiplied by a factor or by the other one, rounded.
     times: dict[str, tuple[int, tuple[torch.dtype, ...]]] = {
         "normed": (1 + llama, (x,)),
         "stream": (1, (s,)),
-        "x": (3, (s, x)),  # the gradient of the stream, with that of its other readers, of x
+        "x": (3, (s, x)),
         "residual": (3, (s,)),
         "weight": (1 + llama, (x,) if llama else ()),
         "bias": (1, ()),

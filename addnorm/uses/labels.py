@@ -1,6 +1,6 @@
 """Which of a few labels a text has."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, final
 
@@ -37,23 +37,14 @@ class Labels(Use):
     def answers(self, questions: Sequence[str], options: Mapping[str, Any]) -> list[list[Answer]]:
         """input, label, probability; of two that are equal the first label comes first."""
         rows, top = [], options["top"]
-        for text, row in zip(questions, self._finite(questions).tolist(), strict=True):
+        p = finite(self.probabilities(questions))
+        for text, row in zip(questions, p.tolist(), strict=True):
             ranked = sorted(zip(self.labels, row, strict=True), key=lambda pair: -pair[1])
             answer: Answer = {"input": text, "label": ranked[0][0], "probability": ranked[0][1]}
             if options["top"] is not None:
                 answer["probabilities"] = dict(ranked[:top])
             rows.append([answer])
         return rows
-
-    def _finite(self, texts: Sequence[str]) -> Tensor:
-        probabilities = self.probabilities(texts)
-        finite = probabilities.isfinite().all(-1).tolist()
-        if not all(finite):
-            raise FloatingPointError(
-                f"the probabilities of input {finite.index(False) + 1} are not finite: the weights "
-                "or the activations hold NaN or overflow"
-            )
-        return probabilities
 
     def line(self, answer: Answer) -> str:
         """Labels with their probabilities in percent, in columns."""
@@ -67,16 +58,12 @@ class Labels(Use):
         """The share of right labels, over all texts and of each label, and what was confused:
         ``confusion`` has a row for each label that is right and a column for each that was said."""
         rows = [row for name in data for row in read_labelled(name)]
-        if unknown := sorted({row.label for row in rows} - set(self.labels)):
-            raise Mendable(
-                f"the data has labels that the model does not know: {', '.join(unknown[:UNKNOWN])}"
-                f"{' ...' if len(unknown) > UNKNOWN else ''}; it knows {', '.join(self.labels)}"
-            )
+        check_labels({row.label for row in rows}, self.labels)
         places = {label: i for i, label in enumerate(self.labels)}
         confusion = torch.zeros(len(places), len(places), dtype=torch.long)
         for first in range(0, len(rows), batch_size):
             part = rows[first : first + batch_size]
-            answers = self._finite([row.text for row in part]).argmax(-1)
+            answers = finite(self.probabilities([row.text for row in part])).argmax(-1)
             for row, place in zip(part, answers.tolist(), strict=True):
                 confusion[places[row.label], place] += 1
             bar.update(first + len(part), len(rows))
@@ -90,3 +77,23 @@ class Labels(Use):
             "labels": list(self.labels),
             "confusion": confusion.tolist(),
         }
+
+
+def finite(probabilities: Tensor) -> Tensor:
+    """The same, if every value in it is a number."""
+    numbers = probabilities.isfinite().all(-1).tolist()
+    if not all(numbers):
+        raise FloatingPointError(
+            f"the probabilities of input {numbers.index(False) + 1} are not finite: the weights "
+            "or the activations hold NaN or overflow"
+        )
+    return probabilities
+
+
+def check_labels(names: Collection[str], labels: Collection[str]) -> None:
+    """Raise if one of the names in some data is no label of a model."""
+    if unknown := sorted(set(names) - set(labels)):
+        raise Mendable(
+            f"the data has labels that the model does not know: {', '.join(unknown[:UNKNOWN])}"
+            f"{' ...' if len(unknown) > UNKNOWN else ''}; it knows {', '.join(labels)}"
+        )

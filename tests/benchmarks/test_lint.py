@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+from addnorm.linting.check import rules_by_name
 from benchmarks import lint, lint_faults, lint_faults_more, lint_faults_unseen, lint_hosts
 from benchmarks.lint_controls import CONTROLS
 from benchmarks.lint_hosts import (
@@ -61,7 +62,7 @@ def test_names_are_unique() -> None:
 
 def test_every_rule_is_covered() -> None:
     counts = Counter(f.rule for f in SEEN + UNSEEN)
-    assert set(counts) == set(RULES)
+    assert set(counts) == set(RULES) == rules_by_name().keys()
     assert min(counts.values()) >= 2, counts.most_common()[-1]
     assert {f.rule for f in SEEN} == {f.rule for f in UNSEEN} == set(RULES)
     assert {a for f in SEEN + UNSEEN for a in f.also} <= set(RULES)

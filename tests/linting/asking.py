@@ -5,9 +5,15 @@ changed), which it must find and name, and their correct twins, of which it must
 """
 
 import copy
+import functools
 import math
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -17,6 +23,7 @@ from addnorm.anatomy.make_inputs import make_inputs
 from addnorm.anatomy.specimen import Specimen
 from addnorm.linting.check import CHECKS, Check
 from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.rule import Rule
 from addnorm.linting.rules import arguments, future, masks, modes, positions, samples
 from addnorm.linting.subject import Subject
 
@@ -28,6 +35,35 @@ def checks_of(*files: ModuleType) -> tuple[Check, ...]:
 
 
 CHECKS_ON_CHANGES = checks_of(future, samples, masks, arguments, positions, modes)
+
+
+SAID = Path(__file__).parent / "said.txt"
+"""A line for each case of each rule: ``rule | case | test in which it is said``."""
+
+
+@functools.cache
+def cases_by_test() -> dict[str, set[tuple[str, str]]]:
+    """The id of a test -> the rules and cases for which it is listed."""
+    cases: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for line in SAID.read_text().splitlines():
+        rule, case, test = line.split(" | ")
+        cases[test].add((rule, case))
+    return cases
+
+
+@contextmanager
+def cases_said() -> Iterator[set[tuple[str, str]]]:
+    """The rules and cases of all findings that are made meanwhile."""
+    pairs: set[tuple[str, str]] = set()
+    call = Rule.__call__
+
+    def listen(rule: Rule, case: str, module: str, /, **more: Any) -> Finding:
+        finding = call(rule, case, module, **more)
+        pairs.add((rule.name, case))
+        return finding
+
+    with mock.patch.object(Rule, "__call__", listen):
+        yield pairs
 
 
 def ask(

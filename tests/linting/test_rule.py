@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from addnorm.linting import run
-from addnorm.linting.check import Answers, decides
+from addnorm.linting.check import Answers, Check
 from addnorm.linting.rule import Case, Rule, Undeclared
 from addnorm.linting.subject import Subject
 
@@ -58,10 +58,9 @@ def test_a_rule_is_declared_rightly_or_not_at_all() -> None:
 
 
 def test_a_mistake_in_a_check_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    @decides(TOY)
     def wrong(subject: Subject) -> Answers:
         yield TOY("huge", "", weights=1)
 
-    monkeypatch.setattr(run, "CHECKS", (wrong,))
+    monkeypatch.setattr(run, "CHECKS", [Check((TOY,), wrong)])
     with pytest.raises(Undeclared, match="'huge'"):
         run.lint(torch.nn.Linear(2, 2))

@@ -1,5 +1,6 @@
 """Rules, checks and pages agree; every page's program has the mistake, and mended has it not."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from addnorm.linting import Report, run
 from addnorm.linting.check import CHECKS, UnknownRule, rules_by_name, rules_named
 from addnorm.linting.rule import FAMILIES, Rule
 from addnorm.linting.rules import norm_axes, norm_formula, norm_gradient, norm_precision
-from tests.linting.asking import checks_of
+from tests.linting.asking import cases_by_test, checks_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "addnorm" / "linting" / "pages"
@@ -88,6 +89,26 @@ def test_a_rule_is_declared_in_words(rule: Rule) -> None:
     for what in rule.evidence.values():
         assert what
         assert not what.endswith(".")
+
+
+def test_findings_are_made_by_rules_alone() -> None:
+    """Whoever made one by hand could misspell the rule."""
+    for path in (ROOT / "addnorm" / "linting" / "rules").glob("*.py"):
+        calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        names = {ast.unparse(function) for function in calls}
+        assert not names & {"Finding", "Unknown"}, path
+
+
+NEVER = {("mask-nan", "real positions"): "such NaN has always come with NaN gradients"}
+"""Case -> why no test says it. It only gets shorter."""
+
+
+def test_every_case_is_said_in_some_test() -> None:
+    """To list a new one: pytest tests/linting --write-said."""
+    listed = [case for cases in cases_by_test().values() for case in cases]
+    declared = {(rule.name, case) for rule in RULES.values() for case in rule.cases}
+    assert set(listed) == declared - NEVER.keys()
+    assert len(listed) == len(set(listed))
 
 
 def test_the_manual_lists_all_rules() -> None:

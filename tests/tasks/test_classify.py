@@ -1,5 +1,6 @@
 """A second task on the same loop: classifying texts of a folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from addnorm import load, train
+from addnorm.cli import main
 from addnorm.data.sources import DataError
 from addnorm.files.folders import WeightsError
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
 from addnorm.settings import SettingsError
-from addnorm.tasks.classify import ClassifySettings, ClassifyTask, read_classes
+from addnorm.tasks.classify import ClassifySettings, ClassifyTask
+from addnorm.tasks.targets import SeveralLabels
 from addnorm.training.checkpoint import Checkpoints
 from addnorm.training.config import Config
 from addnorm.training.display import Display
@@ -79,6 +82,49 @@ def test_it_learns_and_resumes(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a" / "report.html").exists()
 
 
+def test_it_learns_several_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a file of lines: which kinds of things a text names, in one run with its own rows to
+    hold out; it resumes, and is asked."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(160):
+        names = sorted(rng.choice(list(WORDS), rng.integers(0, 3), replace=False).tolist())
+        words = [str(rng.choice(WORDS[name].split())) for name in names]
+        rows.append(json.dumps({"text": " ".join([*words, str(i)]), "label": names}))
+    for name, part in (("train", rows[:128]), ("val", rows[128:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(part))
+    data = tmp_path / "train.jsonl"
+    several = config(data).changed(
+        {"val_data": str(tmp_path / "val.jsonl"), "steps": 80, "precision": "fp32"}
+    )
+    run = train(several, out=tmp_path / "a", display=Display(quiet=True))
+    assert list(run.metrics) == ["accuracy", "micro_f1", "macro_f1", "val_loss"]
+    assert run.metrics["micro_f1"] >= 0.9
+    loaded = load(run.folder)
+    (answer,) = loaded.predict(["oak 7 cat"])
+    assert set(answer["labels"]) == {"animals", "plants"}
+    assert main(["eval", str(run.folder), str(tmp_path / "val.jsonl"), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    for name in ("accuracy", "micro_f1", "macro_f1"):
+        assert figures[name] == pytest.approx(run.metrics[name])
+    train(several, out=tmp_path / "b", until=40, display=Display(quiet=True))
+    train(several, out=tmp_path / "b", resume=True, display=Display(quiet=True))
+    a, b = (Checkpoints(tmp_path / n / "checkpoints").load() for n in "ab")
+    assert same(a.tensors, b.tensors)
+    with pytest.raises(SettingsError, match=r"val_fraction=0.25 has no effect"):
+        several.changed({"val_fraction": 0.25})
+
+
+def test_the_loss_of_several_labels_by_the_definition() -> None:
+    targets, logits = SeveralLabels("abc"), torch.tensor([[2.0, -1.0, 0.0]], dtype=torch.double)
+    y = targets.tensor([(0, 2)]).double()
+    p = 1 / (1 + (-logits).exp())
+    smooth = y * 0.8 + 0.1
+    want = -(smooth * p.log() + (1 - smooth) * (1 - p).log()).sum() / 3
+    torch.testing.assert_close(targets.loss(logits, y, 0.2), want)
+    assert targets.right(logits, y) == 1  # a probability of one half is enough
+
+
 def test_every_epoch_has_every_text_once(folder: Path) -> None:
     task = config(folder).changed({"token_dropout": 0.0}).task.build()
     assert isinstance(task, ClassifyTask)
@@ -94,7 +140,7 @@ def test_every_epoch_has_every_text_once(folder: Path) -> None:
             (tuple(ids[valid].tolist()), int(label))
             for ids, valid, label in zip(alone["ids"], alone["valid"], alone["label"], strict=True)
         ]
-    want = sorted((tuple(row.ids.tolist()), row.label) for row in rows)
+    want = sorted((tuple(row.ids.tolist()), *row.labels) for row in rows)
     epochs = [seen[i : i + n] for i in range(0, len(seen), n)]
     assert len(epochs) == 16
     assert all(sorted(epoch) == want for epoch in epochs)
@@ -117,8 +163,9 @@ def test_evaluation_by_the_definition(folder: Path) -> None:
                 logits = model(ids, torch.ones_like(ids, dtype=torch.bool))
                 probabilities.append(logits.double().softmax(-1))
             p = torch.cat(probabilities).mean(0)
-            right += int(p.argmax()) == row.label
-            loss -= float(p[row.label].log())
+            (label,) = row.labels
+            right += int(p.argmax()) == label
+            loss -= float(p[label].log())
     found = task.evaluate(model)
     n = len(task.splits["val"])
     assert found["accuracy"] == right / n
@@ -223,22 +270,10 @@ def test_pairs_are_a_number(pairs: Any) -> None:
         ClassifierConfig(vocab_size=11, classes=3, pairs=pairs)
 
 
-def test_texts_are_held_out_by_what_they_are(folder: Path) -> None:
-    """Adding a text moves no other, and the same text twice stays on one side."""
-    train_, val, names = read_classes(folder, 0.25)
-    assert names == sorted(WORDS)
-    (folder / "animals" / "new.txt").write_text("a new one")
-    (folder / "plants" / "again.txt").write_text(val[0][0])
-    train2, val2, _ = read_classes(folder, 0.25)
-    assert set(train_) <= set(train2)
-    assert set(val) <= set(val2)
-    assert val[0][0] not in {text for text, _ in train2}
-
-
 def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="data is not set"):
         ClassifySettings().build()
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="is not a folder or file"):
         ClassifySettings(data=str(tmp_path / "none")).build()
     (tmp_path / "one").mkdir()
     with pytest.raises(DataError, match=r"has 1 sub-folder\(s\)"):

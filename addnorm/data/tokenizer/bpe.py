@@ -131,6 +131,11 @@ class BytePairs(TokenizerKind):
             "words": self._words(),
         }
 
+    def with_special(self, names: Sequence[str]) -> "BytePairs":
+        data, first = json.loads(self._engine.to_str()), max(self.pieces) + 1
+        more = [special_token(name, first + i) for i, name in enumerate(names)]
+        return BytePairs({**data, "added_tokens": [*data["added_tokens"], *more]}, self.config)
+
     def save(self, folder: Path) -> None:
         disk.write_text(folder / self.file, self._engine.to_str(pretty=True))
         config = {

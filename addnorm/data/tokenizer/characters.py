@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any, final
 
 from addnorm import disk, reading
-from addnorm.data.tokenizer.kind import TokenizerError, TokenizerKind, check_text
+from addnorm.data.tokenizer.kind import (
+    SPECIAL,
+    TokenizerError,
+    TokenizerKind,
+    check_text,
+    special_names,
+)
 from addnorm.words import a_few
 
 
@@ -15,12 +21,12 @@ from addnorm.words import a_few
 class Characters(TokenizerKind):
     """One id per character.
 
-    ``characters``: all of them, in the order of their ids.
+    ``characters``: all of them, in the order of their ids; ``special``: tokens after them.
     """
 
     name, file = "characters", "characters.json"
 
-    def __init__(self, characters: str):
+    def __init__(self, characters: str, special: Sequence[str] = ()):
         check_text(characters)
         if not characters:
             raise TokenizerError("there is no character in it")
@@ -28,8 +34,8 @@ class Characters(TokenizerKind):
         if twice:
             raise TokenizerError(f"{', '.join(map(repr, twice))} more than once")
         self.characters = characters
-        self.special = {}
-        self.pieces = {i: c.encode() for i, c in enumerate(characters)}
+        self.special = {name: len(characters) + i for i, name in enumerate(special)}
+        self.pieces = {i: c.encode() for i, c in enumerate([*characters, *special])}
         self._ids = {c: i for i, c in enumerate(characters)}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -53,7 +59,11 @@ class Characters(TokenizerKind):
         )
 
     def content(self) -> dict[str, Any]:
-        return {"characters": self.characters}
+        special = {SPECIAL: list(self.special)} if self.special else {}
+        return {"characters": self.characters, **special}
+
+    def with_special(self, names: Sequence[str]) -> "Characters":
+        return Characters(self.characters, [*self.special, *names])
 
     def save(self, folder: Path) -> None:
         disk.write_text(folder / self.file, json.dumps(self.content()))
@@ -64,6 +74,6 @@ class Characters(TokenizerKind):
         content = reading.json_object(path, TokenizerError)
         characters = reading.field(content, "characters", str, path, TokenizerError)
         try:
-            return cls(characters)
+            return cls(characters, special_names(content, path))
         except TokenizerError as error:
             raise TokenizerError(f"{path}: {error}") from None

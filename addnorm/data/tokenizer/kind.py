@@ -14,6 +14,9 @@ ENDOFTEXT = "<|endoftext|>"
 CARD = "addnorm_tokenizer.json"
 """Kind and identity of a saved tokenizer: what is loaded is compared with it."""
 
+SPECIAL = "special"
+"""Where our own formats list the special tokens that they do not have by themselves."""
+
 
 @final
 class TokenizerError(Mendable):
@@ -49,6 +52,14 @@ class TokenizerKind(ABC):
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of ordinary texts, each a valid str."""
 
+    def with_special(self, names: Sequence[str]) -> "TokenizerKind":
+        """The same with more special tokens, whose ids follow the others."""
+        raise TokenizerError(f"a tokenizer of kind {self.name!r} takes no more tokens")
+
+    def card(self) -> dict[str, Any]:
+        """What the card says besides kind and identity."""
+        return {}
+
     @abstractmethod
     def content(self) -> dict[str, Any]:
         """All that decides the ids, as JSON that is the same however it was stored."""
@@ -56,6 +67,15 @@ class TokenizerKind(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write everything but the card."""
+
+
+def special_names(card: Mapping[str, Any], where: Path) -> list[str]:
+    """The special tokens that a file of ours lists; none, where it lists none."""
+    names = card.get(SPECIAL, [])
+    texts = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    if not texts or len({*names}) < len(names):
+        raise TokenizerError(f"{where}: {SPECIAL!r} must be a list of different texts")
+    return list(names)
 
 
 def check_text(text: str) -> None:

@@ -125,6 +125,16 @@ class Tokenizer:
         """UTF-8 bytes, ids 0 to 255, and ``<|endoftext|>``, id 256."""
         return cls(Bytes())
 
+    def with_special(self, names: Iterable[str]) -> "Tokenizer":
+        """The same with these special tokens, those that it lacks with ids after all others; a text
+        has the ids that it had."""
+        lacking = [name for name in dict.fromkeys(names) if name not in self._kind.special]
+        if not lacking:
+            return self
+        if "" in lacking:
+            raise TokenizerError("a special token needs a name")
+        return Tokenizer(self._kind.with_special(lacking))
+
     # ------------------------------------------------------------------------------- what it is
 
     @property
@@ -276,7 +286,7 @@ class Tokenizer:
                 "somewhere else"
             )
         self._kind.save(folder)
-        card = {"kind": self.kind, "identity": self.identity}
+        card = {"kind": self.kind, "identity": self.identity, **self._kind.card()}
         disk.write_text(folder / CARD, json.dumps(card, indent=2))
 
 

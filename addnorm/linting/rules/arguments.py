@@ -99,7 +99,7 @@ def _inputs(s: Influence) -> Answers:
     for name, value in s.inputs.tensors().items():
         if name in others or FORMAT.search(s.name(name)) or not value.dim():
             continue
-        if _same(s, s.inputs.replaced(name, _changed(value))):
+        if _changes_nothing(s, s.inputs.replaced(name, _changed(value))):
             yield _ignored(s, "values", s.name(name), "other values")
 
 
@@ -130,7 +130,7 @@ def _token_types(s: Influence) -> Answers:
             ones = s.run(_with(s, name, torch.ones_like(main)))
         except Exception:  # one type only
             continue
-        if largest(zeros - ones) <= s.floor:
+        if _alike(s, zeros, ones):
             yield _ignored(s, "values", name, "ones instead of zeros")
 
 
@@ -141,7 +141,7 @@ def _switches(s: Influence) -> Answers:
             continue
         if name in s.names.values() or name in (s.inputs.kwargs or {}) or is_conditional(s, name):
             continue
-        if _same(s, _with(s, name, not parameter.default)):
+        if _changes_nothing(s, _with(s, name, not parameter.default)):
             yield _ignored(s, "switch", name, f"{not parameter.default}")
 
 
@@ -150,13 +150,21 @@ def _with(s: Influence, name: str, value: Any) -> Inputs:
     return Inputs(s.inputs.args, {**(s.inputs.kwargs or {}), name: value})
 
 
-def _same(s: Influence, call: Inputs) -> bool:
-    """Whether the output of a call is what it was; not so if it does not run."""
+def _changes_nothing(s: Influence, call: Inputs) -> bool:
+    """Whether a call runs, and its output is that of the plain call up to ``s.floor``, which is by
+    how much two plain calls differ."""
     try:
         new = s.run(call)
     except Exception:
         return False
-    return new.shape == s.base.shape and largest(new - s.base) <= s.floor
+    return _alike(s, new, s.base)
+
+
+def _alike(s: Influence, a: Tensor, b: Tensor) -> bool:
+    """Whether two outputs differ by no more than ``s.floor``, and are finite at the same places."""
+    if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
+        return False
+    return largest(a - b) <= s.floor
 
 
 def _changed(value: Tensor) -> Tensor:

@@ -159,9 +159,12 @@ class _Axes:
         return " and ".join(names.get(a, f"axis {a}") for a in axes)
 
 
-def _axes(subject: Subject, k: MeasuredNorm, trained: tuple[int, ...]) -> _Axes:
+def _measured_axes(subject: Subject, k: MeasuredNorm, trained: tuple[int, ...]) -> _Axes:
+    """What stands on each axis of the norm's input; ``trained``: over which it takes statistics in
+    training mode. Where no axis was seen to grow with the batch, the first one counts as the
+    samples, as is the custom, unless it is the positions."""
     batch, time = batch_and_time(subject.specimen, k.path)
-    if batch is None:  # the custom, where it could not be seen
+    if batch is None:
         batch = -len(k.call.shape) if len(k.call.shape) > 1 else None
         batch = None if batch == time else batch
     features = feature_axis(subject.specimen, k)
@@ -180,7 +183,7 @@ def _axis_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
     on_features = not evaluated or over_features(subject.specimen, k) or responds_globally(k)
     if on_features and not set(trained) - set(evaluated):
         return
-    a = _axes(subject, k, trained)
+    a = _measured_axes(subject, k, trained)
     name = class_of(subject, k)
     declared = _declares_it(subject.model.get_submodule(k.path))
     front = in_convolutions(subject.specimen, k.path)

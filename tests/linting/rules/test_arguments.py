@@ -93,3 +93,22 @@ def test_token_types_are_no_memory() -> None:
 def _held(forward: Any) -> Tensor:
     cells = dict(zip(forward.__code__.co_freevars, forward.__closure__, strict=True))
     return cells["args"].cell_contents[0]
+
+
+class Switched(nn.Module):
+    """With a switch of no effect, and one that spoils the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Padded(-1e9)
+
+    def forward(
+        self, ids: Tensor, valid: Tensor, idle: bool = False, spoil: bool = False
+    ) -> Tensor:
+        out: Tensor = self.inner(ids, valid)
+        return out * torch.nan if spoil else out
+
+
+def test_an_output_that_is_spoiled_is_an_effect() -> None:
+    findings = ask(built(Switched), "ignored-argument")
+    assert {one.evidence["argument"] for one in findings if isinstance(one, Finding)} == {"idle"}
