@@ -20,7 +20,7 @@ from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.run import Run
 from addnorm.training.run_folder import read
-from tests.tasks import test_texts
+from tests.tasks import test_classify, test_texts
 from tests.training import test_sinks, test_training
 from tests.training.test_training import ALONE, small
 
@@ -216,6 +216,7 @@ OTHER: dict[str, Any] = {
     "model.softcap": 0.1,
     "model.vocab_multiple": 64,
     "model.pairs": 7,
+    "labels": "several",
     "adapt.kind": "lora",
     "adapt.targets": "k",
     "adapt.rank": 2,
@@ -259,6 +260,7 @@ SEEN_ELSEWHERE = {
     "spike": test_training.test_spikes_are_left_out_and_do_not_count_as_usual,
     "nonfinite": test_training.test_skipping_is_as_if_the_step_had_not_been,
     "most_rollbacks": test_training.test_rollback_goes_back_and_past_the_data,
+    "val_data": test_classify.test_it_learns_several_labels,
     "cache": test_texts.test_a_second_start_and_a_resume_do_not_learn_again,
     "device": test_a_device_that_is_not_there,
     "adapt.positions": test_a_prefix_that_takes_positions_leaves_none_to_train_with,

@@ -127,7 +127,7 @@ def edited(rng: random.Random, recipe: str) -> tuple[str, str]:
     if key == "model.scheme":
         pool += [*catalogue.names()] * 3
     if key in kinds and rng.random() < 0.5:
-        pool = [value for value in pool if fits(key, kinds[key], value)]
+        pool = [value for value in pool if fits(key, kinds[key], value)] or pool
     value = rng.choice(pool)
     if rng.random() < 0.1:
         place = rng.randrange(len(key))
