@@ -15,13 +15,15 @@ from torch import Tensor
 from addnorm.errors import Mendable, unknown_name
 from addnorm.generation.beyond_context import Beyond
 from addnorm.generation.constraint import TokenBytes, pieces
-from addnorm.generation.decode import Decoder, LanguageModel, check_beyond, row_seeds
+from addnorm.generation.decode import Decoder, LanguageModel, check_beyond, row_seeds, whole
 from addnorm.generation.limits import Limits, Stop
 from addnorm.generation.sampling import Sampling
 from addnorm.generation.stopping import StopStrings, looped
 
 FOREVER = 1 << 62  # tokens
 Finish = Literal["stop", "eos", "length"]
+PromptInput = str | Sequence[int]
+"""What a text follows: a text, or the ids of one, which may be such as no text has."""
 
 
 class CharacterStream(Protocol):
@@ -48,7 +50,7 @@ class TokenizerLike(TokenBytes, Protocol):
 class Generated:
     """What was written after one prompt.
 
-    ``prompt``, ``prompt_ids``: the prompt, and its ids.
+    ``prompt``, ``prompt_ids``: the prompt, "" where it came as ids, and its ids.
     ``text``: what was written, without the prompt, the stop string and the end of text.
     ``ids``: every token that was chosen, those of the stop string and EOS included.
     ``logprobs``: of each of them, in the model's own distribution (temperature 1, no filter).
@@ -155,7 +157,8 @@ class WritingOptions(TypedDict, total=False):
 class Writing:
     """The pieces of text of all rows as they come; ``results`` at any time.
 
-    ``model``: what writes; ``prompts``: a text for each row; ``tokenizer``: the model's own.
+    ``model``: what writes; ``prompts``: for each row a text, or a list of ids; ``tokenizer``: the
+    model's own.
     ``sampling``: how a token is chosen; ``limits``: when a text ends, and which it may be.
     ``seed``: row i draws with ``seed + i``, or give one seed for each row; without it, the global
     generator decides.
@@ -168,7 +171,7 @@ class Writing:
     def __init__(
         self,
         model: LanguageModel,
-        prompts: Sequence[str],
+        prompts: Sequence[PromptInput],
         tokenizer: TokenizerLike,
         sampling: Sampling,
         limits: Limits,
@@ -188,7 +191,12 @@ class Writing:
         self._constraint = limits.constraint(tokenizer)
         self._base = _decodable(model, tokenizer)
         self._rows = [
-            _Row(prompt, _encode(tokenizer, prompt, i), tokenizer.stream(), stops[i])
+            _Row(
+                prompt if isinstance(prompt, str) else "",
+                _ids(model, tokenizer, prompt, i),
+                tokenizer.stream(),
+                stops[i],
+            )
             for i, prompt in enumerate(prompts)
         ]
         prompt_ids = [row.prompt_ids for row in self._rows]
@@ -294,7 +302,7 @@ class Writing:
 
 def stream_text(
     model: LanguageModel,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[PromptInput],
     *,
     tokenizer: TokenizerLike,
     **options: Unpack[WritingOptions],
@@ -334,7 +342,7 @@ def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] as w
 @overload
 def generate(
     model: LanguageModel,
-    prompts: Sequence[str],
+    prompts: Sequence[PromptInput],
     *,
     tokenizer: TokenizerLike,
     **options: Unpack[WritingOptions],
@@ -343,12 +351,13 @@ def generate(
 
 def generate(
     model: LanguageModel,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[PromptInput],
     *,
     tokenizer: TokenizerLike,
     **options: Unpack[WritingOptions],
 ) -> Generated | list[Generated]:
-    """What a language model writes after a prompt, or after each of several.
+    """What a language model writes after a prompt, or after each of several, of which each may be a
+    list of ids as well.
 
     ``options`` say how each token is chosen: temperature, top_k, top_p, min_p, repetition_penalty,
     presence_penalty and frequency_penalty, with the defaults of ``addnorm.generation.Sampling``;
@@ -384,9 +393,16 @@ def check_tokenizer(model: LanguageModel, tokenizer: TokenizerLike) -> None:
         )
 
 
-def _encode(tokenizer: TokenizerLike, prompt: str, row: int) -> list[int]:
+def _ids(
+    model: LanguageModel, tokenizer: TokenizerLike, prompt: PromptInput, row: int
+) -> list[int]:
     if not isinstance(prompt, str):
-        raise TypeError(f"prompt {row} must be a str, got {prompt!r}")
+        if not isinstance(prompt, Sequence) or not all(whole(id) for id in prompt):
+            raise TypeError(f"prompt {row} must be a str or a list of ids, got {prompt!r}")
+        size = model.config.vocab_size
+        if not prompt or not all(id in range(size) for id in prompt):
+            raise Mendable(f"prompt {row} must have at least one id, each of the {size} there are")
+        return [int(id) for id in prompt]
     ids = tokenizer.encode(prompt)
     if ids:
         return ids

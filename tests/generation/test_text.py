@@ -290,7 +290,7 @@ def test_wrong_arguments_are_named() -> None:
     model = tiny()
     with pytest.raises(TypeError, match=r"unknown option 'temprature'; did you mean temperature\?"):
         generate(model, "a", tokenizer=PAIRS, temprature=0.5)
-    with pytest.raises(TypeError, match="prompt 1 must be a str, got 7"):
+    with pytest.raises(TypeError, match="prompt 1 must be a str or a list of ids, got 7"):
         generate(model, ["a", 7], tokenizer=PAIRS)
     with pytest.raises(TypeError, match="a stop string must be a str, got 3"):
         generate(model, "a", tokenizer=PAIRS, stop=[[3]])
@@ -322,6 +322,18 @@ def test_wrong_arguments_are_named() -> None:
         model.generate(prompt(2, batch=2), 5, valid=nothing)
     with pytest.raises(Mendable, match="valid must be boolean, True = real token, of the shape"):
         model.generate(prompt(2), 5, valid=torch.ones(1, 3, dtype=torch.bool))
+
+
+def test_a_prompt_of_ids_is_the_prompt_of_its_text() -> None:
+    """Apart from ids that no text has."""
+    model, options = tiny(), {"tokenizer": BYTES, "max_new_tokens": 8}
+    text, ids = generate(model, ["abc", [97, 98, 99]], seed=[3, 3], **options)
+    assert (text.text, text.ids, text.prompt_ids) == (ids.text, ids.ids, ids.prompt_ids)
+    assert (text.prompt, ids.prompt) == ("abc", "")
+    assert generate(model, [[256, 97]], temperature=0, **options)[0].prompt_ids == [256, 97]
+    for wrong in ([], [-1], [999]):
+        with pytest.raises(Mendable, match="prompt 0 must have at least one id, each of the 300"):
+            generate(model, [wrong], **options)
 
 
 def test_ids_in_ids_out() -> None:
