@@ -3,7 +3,7 @@
 import gzip
 import lzma
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,35 +14,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addnorm import schemes
-from addnorm.adapt import Adapt, apply, export
+from addnorm.adapt import Adapt
 from addnorm.data.preparation import prepare, training_texts
 from addnorm.data.prepared import Prepared, Tokens
 from addnorm.data.sources import DataError, Source
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.windows import Windows, document_of
-from addnorm.errors import Mendable
-from addnorm.files import config_json, folders
 from addnorm.generation import generate
 from addnorm.models.gpt import GPT
-from addnorm.models.gpt_config import NORMS, GPTConfig
+from addnorm.models.gpt_config import GPTConfig
 from addnorm.settings import (
-    AT_RESUME,
-    ELSEWHERE,
-    HIDDEN,
-    INSIDE,
-    NEEDS,
     AtResume,
     SettingsError,
-    assignment,
-    changed,
     check_effect,
-    defaults,
     setting,
-    values_by_key,
-    without_effect,
 )
-from addnorm.tasks.texts import check, chosen, expanded, fits, opened
+from addnorm.tasks.beginnings import (
+    FROM_NOTHING,
+    OF_ADAPTER,
+    OF_GPT,
+    check_adapter,
+    compare,
+    opened_model,
+    owns_its_weights,
+    put_adapter,
+    save_model,
+    with_clock,
+)
+from addnorm.tasks.texts import check, chosen, expanded, opened
 from addnorm.temporary import evaluation_mode
 from addnorm.training.config import NOTHING, TaskSettings, register
 from addnorm.training.loop_settings import LoopSettings
@@ -54,24 +53,6 @@ IGNORED = -100  # what F.cross_entropy passes over
 EVAL_TOKENS = 1 << 14  # in one forward of an evaluation
 COMPRESSIBLE = 1 << 26  # bytes of held-out text up to which compressors are tried
 MOST_SAMPLES = 100  # each takes about a second of every evaluation
-FROM_NOTHING = {"init_from": (None,)}
-WITH_EPS = tuple(name for name in NORMS if name != "dyt")
-
-
-@final
-class _Normed:
-    """The schemes that have norms, to ask for with ``in``."""
-
-    def __contains__(self, scheme: str) -> bool:
-        try:
-            return schemes.has_norms(schemes.parse(scheme))
-        except schemes.SchemeError:
-            return True  # GPTConfig says what is wrong with the text
-
-    def __iter__(self) -> Iterator[str]:  # in words
-        return iter(["one that has norms"])
-
-
 SOURCES = {
     "content": "data",
     "tokenizer": "tokenizer",
@@ -120,19 +101,9 @@ class LanguageSettings(TaskSettings):
         default_factory=lambda: GPTConfig(
             vocab_size=1, context_length=256, dim=256, n_layers=4, n_heads=4
         ),
-        metadata={
-            HIDDEN: ("vocab_size", "dropout"),
-            AT_RESUME: AtResume.ANEW,
-            NEEDS: (FROM_NOTHING,),
-            ELSEWHERE: True,
-            INSIDE: {
-                "rope_base": ({"position": ("rope",)},),
-                "norm": ({"scheme": _Normed()},),
-                "eps": ({"scheme": _Normed(), "norm": WITH_EPS}, {"qk_norm": WITH_EPS}),
-            },
-        },
+        metadata=OF_GPT,
     )
-    adapt: Adapt = field(default_factory=Adapt, metadata={AT_RESUME: AtResume.BY_TUNING})
+    adapt: Adapt = field(default_factory=Adapt, metadata=OF_ADAPTER)
     """What is trained beside the model of init_from instead of all of it (docs/adapt.md)."""
 
     def __post_init__(self) -> None:
@@ -148,17 +119,11 @@ class LanguageSettings(TaskSettings):
 
     def beside(self, loop: LoopSettings) -> "LanguageSettings":
         """AdaLoRA's ranks fall by the clock of the run, where nothing else is said."""
-        if self.adapt.kind != "adalora":
-            return self
-        if loop.parallel == "fsdp":
-            raise SettingsError(
-                "adapt.kind=adalora compares whole matrices: parallel=ddp, not fsdp"
-            )
-        return self if self.adapt.steps else changed(self, {"adapt.steps": loop.steps})
+        return with_clock(self, self.adapt, loop)
 
     def begins_another(self, then: Mapping[str, Any]) -> bool:
         """Not if what was trained is no part of the model's own weights."""
-        return then.get("adapt.kind") not in ("prefix", "adapter")
+        return owns_its_weights(then)
 
     def by_heart(self) -> Mapping[str, Any]:
         """No dropout, and the loss alone."""
@@ -180,13 +145,9 @@ class LanguageSettings(TaskSettings):
         tokenizer: Tokenizer | None = None
         start: str | None = None
         config = replace(self.model, dropout=self.dropout)
-        if self.adapt.kind != "none" and self.init_from is None:
-            raise SettingsError(
-                f"adapt.kind={self.adapt.kind} trains beside a model that stays what it is: say "
-                "which with init_from"
-            )
+        check_adapter(self.adapt, self.init_from)
         if self.init_from is not None:
-            config, tokenizer, start = _start(self.init_from, self.dropout)
+            config, tokenizer, start = opened_model(self.init_from, self.dropout)
         if self.adapt.kind == "prefix" and self.adapt.positions == "shifted":
             raise SettingsError(
                 f"adapt.positions=shifted begins at position {self.adapt.length} of "
@@ -195,7 +156,7 @@ class LanguageSettings(TaskSettings):
             )
         source = opened(self.data)
         if tokenizer is not None:
-            self._compare(config, tokenizer, choices)
+            compare(self, self.init_from, config, tokenizer, choices)
         tokenizer = tokenizer or self._tokenizer(source)
         data = prepare(
             source,
@@ -207,30 +168,6 @@ class LanguageSettings(TaskSettings):
         if self.init_from is None:
             config = replace(config, vocab_size=tokenizer.vocab_size)
         return LanguageTask(self, config, tokenizer, data, start)
-
-    def _compare(self, config: GPTConfig, tokenizer: Tokenizer, choices: Mapping[str, Any]) -> None:
-        """Raise if what ``init_from`` brings is not what was asked for."""
-        usual = defaults(LanguageSettings)
-        values = values_by_key(self)
-        idle = without_effect(self).keys()
-        wishes = {
-            k: choices.get(k, values[k]) for k in idle if k in choices or values[k] != usual[k]
-        }
-        wrong = []
-        for key, value in wishes.items():
-            if key == "tokenizer" and not fits(value, tokenizer):
-                wrong.append(f"{assignment(key, value)} is not its tokenizer")
-            elif key.startswith("model."):
-                name = key.removeprefix("model.")
-                theirs = _spelled_out(name, config, getattr(config, name))
-                if _spelled_out(name, config, value) != theirs:
-                    wrong.append(f"{assignment(key, value)} is {theirs} there")
-        if wrong:
-            raise SettingsError(
-                f"init_from={self.init_from} comes with a model and a tokenizer, and "
-                f"{', '.join(wrong)}. Leave these settings out, or leave out init_from to start "
-                "from scratch"
-            )
 
     def _tokenizer(self, source: Source) -> Tokenizer:
         """What the setting names; what is learned is learned from the training text."""
@@ -322,21 +259,15 @@ class LanguageTask(Task):
         """The model with ``layers`` layers, on the meta device."""
         with torch.device("meta"):
             model = GPT(replace(self.config, n_layers=layers))
-            self._adapt(model)
+            put_adapter(self.settings.adapt, model)
         return model
-
-    def _adapt(self, model: GPT) -> None:
-        try:
-            apply(self.settings.adapt, model)
-        except Mendable as error:
-            raise SettingsError(f"adapt: {error}") from None
 
     def model(self) -> GPT:
         """A new model, or the one that ``init_from`` names."""
         if self.settings.init_from is None:
             return GPT(self.config)
         model = GPT.from_pretrained(self.settings.init_from, dropout=self.settings.dropout)
-        self._adapt(model)
+        put_adapter(self.settings.adapt, model)
         return model
 
     def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
@@ -451,13 +382,8 @@ class LanguageTask(Task):
         return text.strip().partition("\n")[0][:40] or "The"
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """For ``GPT.from_pretrained``, transformers and ``addnorm generate``; of an adapted model
-        what ``adapt.export`` says."""
-        assert isinstance(model, GPT)
-        if self.settings.adapt.kind == "none":
-            model.save_pretrained(folder, tokenizer=self.tokenizer)
-        else:
-            export(model, folder, tokenizer=self.tokenizer)
+        """For ``GPT.from_pretrained``, and for adapters too."""
+        save_model(model, self.settings.adapt, folder, self.tokenizer)
 
     def beside(self) -> dict[str, Any]:
         """``compressed``: bits per byte that general compressors need for the same bytes."""
@@ -504,19 +430,3 @@ class LanguageTask(Task):
             f"step: {self.rows} rows of {c.context_length} tokens = {step:,} tokens; an epoch is "
             f"{epoch:,.0f} steps",
         ]
-
-
-def _start(path_or_id: str, dropout: float) -> tuple[GPTConfig, Tokenizer, str]:
-    """What ``init_from`` names, of its weights only which they are."""
-    try:
-        folder = folders.find(path_or_id)
-        config = config_json.read(folder, dropout)[1]
-        return config, Tokenizer.from_pretrained(folder), folders.identity(folder)
-    except Mendable as error:
-        raise SettingsError(f"init_from={path_or_id}: {error}") from None
-
-
-def _spelled_out(name: str, config: GPTConfig, value: Any) -> Any:
-    """A setting of the model, where none stands for a number for that number."""
-    standing = {"hidden": 4 * config.dim, "n_kv_heads": config.n_heads}
-    return standing.get(name) if value is None else value
