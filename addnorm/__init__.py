@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from addnorm.models.bert_config import BertConfig
     from addnorm.models.gpt import GPT
     from addnorm.models.gpt_config import GPTConfig
+    from addnorm.models.seq2seq import Seq2Seq
+    from addnorm.models.seq2seq_config import Seq2SeqConfig
     from addnorm.models.transformer import EncoderDecoder, decoder, encoder
     from addnorm.norms import (
         BatchNorm,
@@ -72,6 +74,8 @@ _PUBLIC = {
     "BertConfig": "addnorm.models.bert_config",
     "GPT": "addnorm.models.gpt",
     "GPTConfig": "addnorm.models.gpt_config",
+    "Seq2Seq": "addnorm.models.seq2seq",
+    "Seq2SeqConfig": "addnorm.models.seq2seq_config",
     "Tokenizer": "addnorm.data.tokenizer",
     **dict.fromkeys(("generate", "perplexity", "stream_text"), "addnorm.generation"),
     "lint": "addnorm.linting",
@@ -99,6 +103,8 @@ __all__ = [
     "Memory",
     "RMSNorm",
     "ScaleNorm",
+    "Seq2Seq",
+    "Seq2SeqConfig",
     "Stack",
     "Tokenizer",
     "UnbiasedLayerNorm",
@@ -132,8 +138,13 @@ def _storage_of_bert() -> Any:
     return import_module("addnorm.files.bert")
 
 
+def _storage_of_seq2seq() -> Any:
+    return import_module("addnorm.files.seq2seq")
+
+
 _storage.place("GPT", _storage_of_gpt)
 _storage.place("Bert", _storage_of_bert)
+_storage.place("Seq2Seq", _storage_of_seq2seq)
 
 
 def __getattr__(name: str) -> Any:

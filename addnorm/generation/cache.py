@@ -62,9 +62,12 @@ class StaticCache:
             self._slot = torch.zeros((), dtype=torch.long, device=device)
         self._slot.fill_(self.filled)
 
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows of the batch, in this order."""
-        for store in (self._own, self._memory):
+    def keep(self, rows: Tensor, *, same_memory: bool = False) -> None:
+        """Only these rows of the batch, in this order, some perhaps several times.
+
+        ``same_memory``: the rows change places with rows of the same encoder's output only.
+        """
+        for store in (self._own,) if same_memory else (self._own, self._memory):
             for key, (k, v) in store.items():
                 store[key] = k.index_select(0, rows), v.index_select(0, rows)
 

@@ -117,7 +117,12 @@ class GPTConfig:
 
     def norm_rule(self, name: str) -> Callable[[int], Norm]:
         """dim -> Norm, with this config's eps where the norm has one."""
-        return NORMS[name] if name == "dyt" else partial(NORMS[name], eps=self.eps)
+        return norm_rule(name, self.eps)
+
+
+def norm_rule(name: str, eps: float) -> Callable[[int], Norm]:
+    """dim -> Norm, the one of this name in ``NORMS``, with ``eps`` where it has one."""
+    return NORMS[name] if name == "dyt" else partial(NORMS[name], eps=eps)
 
 
 PRESETS = {

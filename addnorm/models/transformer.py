@@ -29,10 +29,12 @@ class BlockOptions(TypedDict, total=False):
     bias: bool
     """Whether the linear layers have biases; True by default."""
     dropout: float
-    """On the outputs of branches and inside the MLP, in [0, 1); 0 by default."""
+    """On the outputs of branches, in [0, 1); 0 by default."""
     attention_dropout: float
     """On attention weights, that of ``dropout`` by default; above 0 it keeps CPUs from fused
     attention."""
+    hidden_dropout: float
+    """Inside the MLP, that of ``dropout`` by default."""
     position: AttentionPosition | None
     """A position code inside self-attention; None by default."""
 
@@ -176,7 +178,7 @@ def _makes(
         options.get("hidden") or 4 * dim,
         options.get("activation", "gelu"),
         bias=bias,
-        dropout=dropout,
+        dropout=options.get("hidden_dropout", dropout),
         out_dropout=dropout,
     )
     return attention, partial(CrossAttention, dim, n_heads, **heads), mlp
