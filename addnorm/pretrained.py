@@ -16,7 +16,7 @@ from torch import nn
 from addnorm.adapt import adapted
 from addnorm.adapt import files as adapters
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.files import bert, classifier, folders, gpt, register
+from addnorm.files import bert, classifier, folders, gpt, register, seq2seq
 from addnorm.files.folders import CONFIG, WeightsError
 from addnorm.files.register import Loaded, ModelKind, kind_of
 from addnorm.models.gpt import GPT
@@ -25,12 +25,12 @@ __all__ = ["Loaded", "ModelKind", "holds_run_or_adapter", "is_ours", "kind_of", 
 
 RUN = "model"
 """Where a run keeps the model that it made."""
-PUBLISHED = ("gpt2", "bert")
+PUBLISHED = ("gpt2", "bert", "marian")
 """What a config.json of others says as model_type."""
 BASE, ADAPTER = "base", "adapter"
 """Where a model and its adapter are that cannot be one, a prefix or a bottleneck."""
 
-for _kind in (gpt.KIND, classifier.KIND, bert.KIND):
+for _kind in (gpt.KIND, classifier.KIND, bert.KIND, seq2seq.KIND):
     register.register(_kind)
 
 

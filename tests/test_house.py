@@ -57,7 +57,7 @@ ROAD = {
     "generation": "ops context",
     "models": "data norms context init stream positions branches schemes generation",
     "uses": "data",
-    "files": "data schemes models uses",
+    "files": "data positions schemes generation models uses",
     "adapt": "stream positions branches models files",
     "pretrained": "data models files adapt",
     "hf": "context stream models files",

@@ -49,13 +49,16 @@ def kind_of_model(loaded: "Loaded") -> "ModelKind":
 
 def as_language_model(loaded: "Loaded", target: str) -> "tuple[GPT, Tokenizer | None]":
     """A language model and its tokenizer, if there is one; a ``Refusal`` of any other kind."""
+    from addnorm.data.tokenizer import Tokenizer
     from addnorm.models.gpt import GPT
 
     if not isinstance(loaded.model, GPT):
         kind = kind_of_model(loaded)
         way = f": use addnorm predict {target}" if kind.use is not None else ""
         raise Refusal(f"{target} is {kind.noun}, and this command needs a language model{way}")
-    return loaded.model, loaded.tokenizer
+    tokenizer = loaded.tokenizer
+    assert tokenizer is None or isinstance(tokenizer, Tokenizer)
+    return loaded.model, tokenizer
 
 
 def as_writer(loaded: "Loaded", target: str) -> "tuple[GPT, Tokenizer]":

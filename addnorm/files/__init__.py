@@ -2,5 +2,6 @@
 
 ``folders.py`` knows folders and no model, ``tensors.py`` lists the tensors in their files. One file
 for each kind of model: ``gpt.py`` reads and writes GPT-2's format and our own, by the settings of
-``config_json.py``; ``classifier.py`` a text classifier's.
+``config_json.py``; ``seq2seq.py`` Marian's and our own, by those of ``marian.py``;
+``classifier.py`` a text classifier's.
 """

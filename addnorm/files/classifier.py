@@ -111,7 +111,7 @@ def use(loaded: Loaded) -> Use:
     """Asked for labels."""
     model, tokenizer, labels = loaded.model, loaded.tokenizer, loaded.labels
     assert isinstance(model, TextClassifier)
-    assert tokenizer is not None
+    assert isinstance(tokenizer, Tokenizer)
     assert labels is not None
     kind = LabelSets if model.config.several else Labels
     return kind(partial(model.probabilities, tokenizer=tokenizer), labels)

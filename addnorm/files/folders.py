@@ -42,6 +42,9 @@ OF_TOKENIZERS = (
     "special_tokens_map.json",
     *CHAT,
 )
+GENERATION = "generation_config.json"
+OF_PAIRS = ("source.spm", "target.spm", "target_vocab.json")
+"""Of a model that reads one language and writes another."""
 ADVICE = (
     f"Without a network, download {CONFIG} and {SAFETENSORS} elsewhere and use the folder that "
     "holds them"
@@ -63,7 +66,7 @@ def find(path_or_id: str | os.PathLike[str]) -> Path:
         return folder
 
     def download(*weights: str) -> Path:
-        files = (CONFIG, CHECKSUMS, *OF_TOKENIZERS, *weights)
+        files = (CONFIG, GENERATION, CHECKSUMS, *OF_TOKENIZERS, *OF_PAIRS, *weights)
         return hub.download(str(path_or_id), files, WeightsError, ADVICE)
 
     folder = download("model*.safetensors", f"{SAFETENSORS}.index.json")
@@ -137,7 +140,8 @@ def seal(folder: Path, files: Sequence[str]) -> tuple[bool, list[str]]:
     intact = verify(folder)
     if intact is None:
         return False, []
-    beside = [n for n in OF_TOKENIZERS if os.path.lexists(folder / n)]
+    names = (*OF_TOKENIZERS, *OF_PAIRS, GENERATION)
+    beside = [n for n in names if os.path.lexists(folder / n)]
     unsealed = [name for name in (CONFIG, *files, *beside) if name not in intact]
     if not intact.issuperset((CONFIG, *files)):  # a tokenizer may be put there later
         log.warning(

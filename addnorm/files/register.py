@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from addnorm.data.tokenizer import Tokenizer
+from addnorm.data.tokenizer.pair import TokenizerPair
 from addnorm.errors import Mendable, value_in_short
 from addnorm.files import folders
 from addnorm.files.folders import CONFIG, WeightsError
@@ -28,8 +29,9 @@ class Loaded(NamedTuple):
 
     model: nn.Module
     """The model, in evaluation mode."""
-    tokenizer: Tokenizer | None
-    """The tokenizer beside the model; None: there is none."""
+    tokenizer: Tokenizer | TokenizerPair | None
+    """The tokenizer beside the model, or those of what it reads and what it writes; None: there is
+    none."""
     labels: tuple[str, ...] | None
     """What each place of the model's answer is called; None: a model that has no such places."""
     card: Mapping[str, Any]
