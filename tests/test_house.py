@@ -56,7 +56,7 @@ ROAD = {
     "schemes": "norms init stream joins catalogue",
     "generation": "ops context",
     "models": "data norms context init stream positions branches schemes generation",
-    "uses": "data",
+    "uses": "data generation",
     "files": "data positions schemes generation models uses",
     "adapt": "stream positions branches models files",
     "pretrained": "data models files adapt",

@@ -26,6 +26,7 @@ from addnorm.generation.search import SearchRules
 from addnorm.models.seq2seq import Seq2Seq
 from addnorm.models.seq2seq_config import Seq2SeqConfig
 from addnorm.positions import Sinusoidal
+from addnorm.uses.translation import Translation
 from addnorm.words import a_few
 
 MODEL_TYPE = "addnorm_seq2seq"
@@ -288,10 +289,23 @@ def write(
     save(model, folder, tokenizer=tokenizer)
 
 
+def use(loaded: Loaded) -> Translation:
+    """Asked for translations."""
+    model, both, _, _ = loaded
+    assert isinstance(model, Seq2Seq)
+    if not isinstance(both, TokenizerPair):
+        raise Mendable(
+            "there is no tokenizer beside the model, only ids can be translated: "
+            "Seq2Seq.from_pretrained(...).generate(ids)"
+        )
+    return Translation(model, both)
+
+
 KIND = ModelKind(
     (marian.MODEL_TYPE, MODEL_TYPE),
     Seq2Seq,
     "a sequence-to-sequence model",
     read,
     write,
+    use,
 )

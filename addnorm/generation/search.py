@@ -17,7 +17,8 @@ from typing import Literal, NamedTuple, Protocol, final
 import torch
 from torch import Tensor
 
-from addnorm.errors import Mendable, is_number, value_in_short
+from addnorm.checks import is_number
+from addnorm.errors import Mendable, value_in_short
 from addnorm.generation.cache import StaticCache
 from addnorm.generation.decode import LanguageModel, check_max_new_tokens, whole
 from addnorm.temporary import evaluation_mode

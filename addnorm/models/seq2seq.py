@@ -100,6 +100,11 @@ class Seq2Seq(nn.Module):
         """
         storage.of("Seq2Seq").save(self, path, format=format, tokenizer=tokenizer)
 
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a source, and of a target."""
+        return self.config.context_length
+
     def init_rules(self) -> dict[str, tuple[str, InitRule]]:
         """Parameter -> (role, the scheme's rule), for the tables; the stacks know their own."""
         encoder, decoder = self.body.encoder.inits, self.body.decoder.inits
@@ -121,36 +126,51 @@ class Seq2Seq(nn.Module):
         if self.logits_bias is not None:
             nn.init.zeros_(self.logits_bias)
 
-    def forward(self, source: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        source: Tensor | None,
+        target: Tensor | None,
+        valid: Tensor | None = None,
+        *,
+        memory: Tensor | None = None,
+        cache: Cache | None = None,
+        last: int | None = None,
+    ) -> Tensor:
         """Logits of what follows each token of the target, which begins with ``start_id``.
 
         ``valid`` (B, S) is True for real tokens of the source. Positions count padding too, as in
         Marian: let it stand at the end. What pads a target stands behind all that is real.
-        """
-        return self.decode(target, self.encode(source, valid), valid)
 
-    def encode(self, source: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, S) -> (B, S, D), what the decoder looks at."""
+        Without a target it returns the memory (B, S, D) of the source, and with that ``memory`` no
+        source is needed; then ``target`` may hold the new tokens behind a ``cache``. ``last``: only
+        the logits at so many places at the end.
+        """
+        if memory is None:
+            if source is None:
+                raise Mendable("there must be a source, or the memory of one")
+            memory = self._encode(source, valid)
+        if target is None:
+            return memory
+        return self._decode(target, memory, valid, cache, last)
+
+    def _encode(self, source: Tensor, valid: Tensor | None) -> Tensor:
         _check(source, self.config.vocab_size, self.config.context_length, "source")
         h = self._embedded(source, self.tokens, self.positions, 0)
         return self.body.encode(h, valid)
 
-    def decode(
+    def _decode(
         self,
         target: Tensor,
         memory: Tensor,
-        memory_valid: Tensor | None = None,
-        *,
-        cache: Cache | None = None,
-        last: int | None = None,
+        valid: Tensor | None,
+        cache: Cache | None,
+        last: int | None,
     ) -> Tensor:
-        """Logits at every place of the target, or only at the ``last`` of them; with a cache
-        ``target`` holds the new tokens only."""
         past = 0 if cache is None else cache.length(0)
         _check(target, self.config.targets, self.config.context_length, "target", past)
         table = self.tokens if self.target_tokens is None else self.target_tokens
         h = self._embedded(target, table, self.target_positions, past)
-        h = self.body.decode(h, memory, None, memory_valid, cache)
+        h = self.body.decode(h, memory, None, valid, cache)
         h = h if last is None else h[:, max(h.shape[1] - last, 0) :]
         weight = table.weight if self.head is None else self.head.weight
         bias = None if self.logits_bias is None else self.logits_bias.to(weight.dtype)
@@ -158,7 +178,7 @@ class Seq2Seq(nn.Module):
 
     def bind(self, source: Tensor, valid: Tensor | None = None) -> "TargetModel":
         """The language model of the targets of these sources, which are read once."""
-        return TargetModel(self, self.encode(source, valid), valid)
+        return TargetModel(self, self(source, None, valid), valid)
 
     def generate(
         self,
@@ -258,7 +278,10 @@ class TargetModel:
     ) -> Tensor:
         if valid is not None:
             raise Mendable("targets are not padded before their start")
-        return self.model.decode(ids, self.memory, self.valid, cache=cache, last=last)
+        logits: Tensor = self.model(
+            None, ids, self.valid, memory=self.memory, cache=cache, last=last
+        )
+        return logits
 
     def keep(self, rows: Tensor) -> None:
         """Only these rows of the sources, in this order, some of them several times."""

@@ -5,7 +5,8 @@ from typing import final
 
 from addnorm import schemes
 from addnorm.branches import ACTIVATIONS
-from addnorm.errors import Mendable, check_known, check_whole, is_number, value_in_short
+from addnorm.checks import check_known, check_whole, is_number
+from addnorm.errors import Mendable, value_in_short
 from addnorm.models.gpt_config import NORMS
 
 POSITIONS = ("learned", "sinusoidal", "halves")

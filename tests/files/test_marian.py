@@ -31,7 +31,7 @@ SIZES = {
     "scale_embedding": True,
     "pad_token_id": 36,
     "decoder_start_token_id": 36,
-    "init_std": 0.3,  # far from zero: what is found differs from row to row
+    "init_std": 0.3,  # far from zero: what is results differs from row to row
 }
 SEPARATE = {
     "share_encoder_decoder_embeddings": False,
@@ -89,8 +89,8 @@ def test_logits_are_theirs(both: Any) -> None:
     target = torch.randint(ours.config.targets, (4, 6))
     with torch.no_grad():
         want = other(ids, attention_mask=valid.long(), decoder_input_ids=target).logits
-        found = ours(ids, target, valid)
-    torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+        results = ours(ids, target, valid)
+    torch.testing.assert_close(results, want, atol=1e-5, rtol=1e-5)
     count = sum(p.numel() for p in other.parameters() if p.requires_grad)
     bias = ours.config.targets  # a buffer there
     assert sum(p.numel() for p in ours.parameters()) == count + bias
@@ -117,17 +117,17 @@ def test_what_is_generated_is_theirs(both: Any, beams: int, length: int) -> None
             if beams > 1:
                 with torch.no_grad():
                     bound = ours.bind(ids, valid)
-                found = search(bound, rows, ours.rules, max_new_tokens=length, **options)
-                scores = torch.tensor([of_row[0].score for of_row in found])
+                results = search(bound, rows, ours.rules, max_new_tokens=length, **options)
+                scores = torch.tensor([of_row[0].score for of_row in results])
                 torch.testing.assert_close(scores, want.sequences_scores, atol=1e-5, rtol=1e-5)
 
 
 def test_what_is_written_is_read_by_both(both: Any, tmp_path: Path) -> None:
     other, ours, folder = both
     ours.save_pretrained(tmp_path / "again", format="marian")
-    mine, stored = (load_file(f / SAFETENSORS) for f in (tmp_path / "again", folder))
-    assert mine.keys() == stored.keys()
-    assert all(torch.equal(mine[name], stored[name]) for name in mine)
+    mine, others = (load_file(f / SAFETENSORS) for f in (tmp_path / "again", folder))
+    assert mine.keys() == others.keys()
+    assert all(torch.equal(mine[name], others[name]) for name in mine)
     again = transformers.MarianMTModel.from_pretrained(tmp_path / "again").eval()
     ids, valid = batch(3, 7, 37)
     mask = valid.long()

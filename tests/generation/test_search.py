@@ -67,8 +67,8 @@ def every_target(longest: int) -> list[list[int]]:
 def test_with_enough_beams_it_is_an_exhaustive_search(model: Seq2Seq, penalty: float) -> None:
     """More beams than there are beginnings: nothing is given up, so the best are the best."""
     longest, beams = 3, 60
-    found = run(model, max_new_tokens=longest, beams=beams, length_penalty=penalty, n_best=beams)
-    for row, of_row in enumerate(found):
+    results = run(model, max_new_tokens=longest, beams=beams, length_penalty=penalty, n_best=beams)
+    for row, of_row in enumerate(results):
         scores = {
             tuple(ids): logprob(model, row, ids) / len(ids) ** penalty
             for ids in every_target(longest)
@@ -105,8 +105,8 @@ def test_a_row_is_not_changed_by_the_rows_beside_it(model: Seq2Seq, early: Any) 
 
 def test_a_forced_prefix_comes_first_and_is_not_counted(model: Seq2Seq) -> None:
     prefixes = [[], [3], [4, 2, 3]]
-    found = run(model, max_new_tokens=4, beams=3, n_best=3, prefixes=prefixes, length_penalty=1.3)
-    for row, (prefix, of_row) in enumerate(zip(prefixes, found, strict=True)):
+    results = run(model, max_new_tokens=4, beams=3, n_best=3, prefixes=prefixes, length_penalty=1.3)
+    for row, (prefix, of_row) in enumerate(zip(prefixes, results, strict=True)):
         assert len(of_row) == 3
         for ids, score in of_row:
             assert ids[: len(prefix)] == prefix

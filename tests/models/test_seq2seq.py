@@ -119,10 +119,10 @@ def test_dropout_is_where_it_is_asked_for() -> None:
 
 def test_generate_returns_rows_with_start_end_and_padding() -> None:
     model = tiny(logits_bias=True, start_id=2, pad_id=3)
-    found = model.generate(ids(3, 5), 6, beams=3)
-    assert found[:, 0].tolist() == [2, 2, 2]
-    assert found.shape[1] <= 7
-    for row in found.tolist():
+    results = model.generate(ids(3, 5), 6, beams=3)
+    assert results[:, 0].tolist() == [2, 2, 2]
+    assert results.shape[1] <= 7
+    for row in results.tolist():
         body = row[1:]
         assert 2 not in body
         if END in body:
@@ -133,7 +133,7 @@ def test_generate_returns_rows_with_start_end_and_padding() -> None:
     assert model.generate(ids(0, 5), 4).shape[0] == 0
     assert model.generate(ids(2, 5), 0).tolist() == [[2], [2]]
     # what generates may be learned from afterwards
-    model.train()(ids(3, 5), found.clamp(max=30)).sum().backward()
+    model.train()(ids(3, 5), results.clamp(max=30)).sum().backward()
     assert model.training
 
 
