@@ -430,7 +430,7 @@ def _labels(loaded: Loaded) -> Labels:
     """Asked for labels; of a text that is longer than the context, by the mean over windows."""
     model, tokenizer, labels, card = loaded
     assert isinstance(model, Bert)
-    assert tokenizer is not None
+    assert isinstance(tokenizer, Tokenizer)
     assert labels is not None
     problem = card.get("problem_type")
     if problem not in (None, "single_label_classification") or len(labels) < 2:
