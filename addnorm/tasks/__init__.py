@@ -5,7 +5,16 @@ Also the door to training with settings: importing it makes the tasks of this pa
 
 from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.language import LanguageSettings
+from addnorm.tasks.pretrain_bert import PretrainBertSettings
 from addnorm.training.config import Config, TaskSettings, register
 from addnorm.training.run import train
 
-__all__ = ["ClassifySettings", "Config", "LanguageSettings", "TaskSettings", "register", "train"]
+__all__ = [
+    "ClassifySettings",
+    "Config",
+    "LanguageSettings",
+    "PretrainBertSettings",
+    "TaskSettings",
+    "register",
+    "train",
+]

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
+from addnorm.models.bert_config import BertConfig
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.language import LanguageSettings
+from addnorm.tasks.pretrain_bert import PretrainBertSettings
 from addnorm.training.config import Config
 from addnorm.training.loop_settings import LoopSettings
 
@@ -115,6 +117,22 @@ def classify_text() -> Config:
     )
 
 
+def pretrain_bert() -> Config:
+    """A small BERT on text of one's own, masked tokens to be found, for a CPU."""
+    return Config(
+        task=PretrainBertSettings(
+            data="input.txt",
+            tokenizer="wordpiece:8192",
+            tokens_per_step=4096,
+            model=BertConfig(vocab_size=1, context_length=128, dim=192, n_layers=4, n_heads=4),
+        ),
+        loop=LoopSettings(
+            steps=2000, lr=1e-3, warmup=200, schedule="linear", eval_every=200, save_every=500
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
-    f.__name__: f for f in (stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2, classify_text)
+    f.__name__: f
+    for f in (stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2, classify_text, pretrain_bert)
 }

@@ -74,7 +74,7 @@ class WordPieces(TokenizerKind):
         if len({*self.vocab.values()}) < len(self.vocab):
             raise TokenizerError("two tokens have the same id")
         self.special = {token: self.vocab[token] for token in self.roles.values()}
-        self.pad = self.roles["pad"]
+        self.pad, self.eos = self.roles["pad"], self.roles["sep"]
         ordinary = {t: i for t, i in self.vocab.items() if t not in self.special}
         self.pieces = {i: _piece(token) for token, i in ordinary.items()}
         self.pieces |= {i: f" {token}".encode() for token, i in self.special.items()}

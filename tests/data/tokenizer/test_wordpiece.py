@@ -55,7 +55,7 @@ def test_what_is_learned(learned: Tokenizer, tmp_path: Path) -> None:
     assert not learned.exact
     assert learned.special == {token: i for i, token in enumerate(ROLES.values())}
     assert [learned.role_id(role) for role in ("cls", "sep", "mask")] == [2, 3, 4]
-    assert (learned.eos_id, learned.pad_id) == (None, 0)
+    assert (learned.eos_id, learned.pad_id) == (3, 0)
     ids = learned.encode("The CAT sat: 今天")
     assert learned.decode(ids) == "the cat sat [UNK] 今 天"
     assert learned.encode("[MASK]", allow_special=True) == [4]
