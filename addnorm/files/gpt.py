@@ -4,6 +4,7 @@
 transformers. docs/gpt2.md says what is read, what is refused, and how parity was measured.
 """
 
+import dataclasses
 import logging
 import os
 import re
@@ -20,9 +21,10 @@ from addnorm import reading
 from addnorm.files import config_json, folders
 from addnorm.files.config_json import IDENTITY, SavedTokenizer, why_not_gpt2
 from addnorm.files.folders import CONFIG, WeightsError, read_json
-from addnorm.files.register import Loaded, ModelKind, tokenizer_beside
+from addnorm.files.register import Beginning, Loaded, ModelKind, tokenizer_beside
 from addnorm.files.tensors import SAFETENSORS_DTYPES, StoredTensor, entries
 from addnorm.models.gpt import GPT
+from addnorm.models.gpt_classifier import GPTClassifier
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.words import a_few
 
@@ -119,21 +121,38 @@ def load(
 
     ``dtype`` None keeps each tensor's own. ``dropout`` replaces what the folder says.
     """
+    model, report, _ = load_with(path_or_id, dtype=dtype, dropout=dropout)
+    return model, report
+
+
+def load_with(
+    path_or_id: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None,
+    dropout: float | None,
+    head: str | None = None,
+) -> tuple[GPT, WeightsReport, Tensor | None]:
+    """The same of a model that has, if ``head`` names one, another head than that for tokens: its
+    weight comes beside the model."""
     folder = folders.find(path_or_id)
+    weight: Tensor | None = None
     with reading.system_errors(folder, WeightsError):
-        model, card, sources, report = _inspect(folder, dropout)
+        model, card, sources, report = _inspect(folder, dropout, head)
         state: dict[str, Tensor] = {}
         for row, entry in sources:
             t = folders.finite(entry.file, row.theirs, entry.read())
             if dtype is not None:
                 t = folders.finite(entry.file, f"{row.theirs} as {dtype}", t.to(dtype))
             t = t.T if row.transposed else t
+            if not row.ours:
+                weight = t.clone()
+                continue
             for name, part in zip(row.ours, t.chunk(len(row.ours)), strict=True):
                 state[name] = part.clone(memory_format=torch.contiguous_format)
     model.load_state_dict(state, strict=True, assign=True)
     model.tokenizer_identity = card.get(IDENTITY)
     log.info("%s", report)
-    return model.eval(), report
+    return model.eval(), report, weight
 
 
 def check(folder: Path) -> WeightsReport:
@@ -149,15 +168,17 @@ Sources = list[tuple[TensorNames, StoredTensor]]
 
 
 def _inspect(
-    folder: Path, dropout: float | None
+    folder: Path, dropout: float | None, head: str | None = None
 ) -> tuple[GPT, dict[str, Any], Sources, WeightsReport]:
     """All checks that need no values: a model without memory, and where its values are."""
     card, config = config_json.read(folder, dropout)
+    config = config if head is None else dataclasses.replace(config, tied=True)
     kind = card["model_type"]
     tensors, ignored = _tensors(folder, copies=kind == "gpt2" and config.tied)
     _check_depth(folder, config, tensors, kind)
     model, shapes = _empty(config)
     rows = gpt2_rows(config) if kind == "gpt2" else [TensorNames(name, (name,)) for name in shapes]
+    rows += [] if head is None else [TensorNames(head, ())]
     _check_names(folder, rows, tensors)
     for row in rows:
         _check_one(folder, row, tensors[row.theirs], shapes, config)
@@ -256,6 +277,9 @@ def _check_one(
             f"{where} is {entry.dtype}: weights are {', '.join(dtypes)}. Quantized or packed ones "
             "are not read: use the original"
         )
+    if not row.ours:
+        _check_head(where, entry, config)
+        return
     one = shapes[row.ours[0]]
     shape = (sum(shapes[name][0] for name in row.ours), *one[1:])
     shape = shape[::-1] if row.transposed else shape
@@ -270,6 +294,14 @@ def _check_one(
     turned = row.transposed and entry.shape == shape[::-1]
     hint = ": it is stored as nn.Linear has it, transposed" if turned else ""
     raise WeightsError(f"{where} has shape {entry.shape}, expected {shape}{hint}")
+
+
+def _check_head(where: str, entry: StoredTensor, config: GPTConfig) -> None:
+    """One that is not for tokens may have any number of rows."""
+    if len(entry.shape) != 2 or not entry.shape[0] or entry.shape[1] != config.dim:
+        raise WeightsError(
+            f"{where} has shape {entry.shape}, expected a row of {config.dim} for each label"
+        )
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -303,13 +335,17 @@ def save(
         raise WeightsError(f"format is 'gpt2', 'addnorm' or None, got {format!r}")
     if format == "gpt2" and reasons:
         raise WeightsError(f"GPT-2's format cannot say what this model is: {'; '.join(reasons)}")
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise WeightsError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, and the model's vocabulary is "
-            f"{config.vocab_size}"
-        )
-    tensors = _own(model)
-    shapes = _empty(config)[1]
+    tensors, eos = plain_tensors(model), id_of_end(config, tokenizer)
+    if format == "addnorm" or reasons:
+        card = config_json.to_own(config, eos)
+    else:
+        card, tensors = config_json.to_gpt2(config, eos), as_gpt2(config, tensors)
+    write_folder(model, path, card, tensors, tokenizer)
+
+
+def plain_tensors(model: GPT) -> dict[str, Tensor]:
+    """The model's tensors, which must be those of its config."""
+    tensors, shapes = _own(model), _empty(model.config)[1]
     odd = [
         n for n in tensors.keys() | shapes if n not in tensors or tensors[n].shape != shapes.get(n)
     ]
@@ -318,21 +354,34 @@ def save(
             f"{a_few(sorted(odd))} of the model are not what its config says: merge adapters and "
             "undo other changes before saving (peft: merge_and_unload)"
         )
-    eos = _eos(config, tokenizer)
-    if format == "addnorm" or reasons:
-        card = config_json.to_own(config, eos)
-    else:
-        card, tensors = config_json.to_gpt2(config, eos), _as_gpt2(config, tensors)
-    for name, t in tensors.items():
-        tensors[name] = folders.finite("the model", name, t.detach()).cpu().contiguous()
-    card["dtype"] = str(model.tokens.weight.dtype).removeprefix("torch.")
+    return tensors
+
+
+def write_folder(
+    model: GPT,
+    path: str | os.PathLike[str],
+    card: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    tokenizer: SavedTokenizer | None,
+) -> None:
+    """A folder of the tensors of a model, all of them finite, and of what is said beside them."""
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise WeightsError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, and the model's vocabulary is "
+            f"{model.config.vocab_size}"
+        )
+    values = {
+        name: folders.finite("the model", name, t.detach()).cpu().contiguous()
+        for name, t in tensors.items()
+    }
     identity = model.tokenizer_identity if tokenizer is None else tokenizer.identity
+    card = {**card, "dtype": str(model.tokens.weight.dtype).removeprefix("torch.")}
     card |= {} if identity is None else {IDENTITY: identity}
 
     def fill(folder: Path) -> None:
         folders.write_json(folder / CONFIG, card)
         # transformers asks for this mark of the framework
-        save_file(tensors, folder / folders.SAFETENSORS, metadata={"format": "pt"})
+        save_file(values, folder / folders.SAFETENSORS, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(folder)
 
@@ -340,7 +389,8 @@ def save(
     model.tokenizer_identity = identity
 
 
-def _as_gpt2(config: GPTConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def as_gpt2(config: GPTConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by GPT-2's names."""
     # what pads the vocabulary is ours alone
     ours = {**ours, "tokens.weight": ours["tokens.weight"][: config.vocab_size]}
     tensors = {}
@@ -350,7 +400,7 @@ def _as_gpt2(config: GPTConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]
     return tensors
 
 
-def _eos(config: GPTConfig, tokenizer: SavedTokenizer | None) -> int | None:
+def id_of_end(config: GPTConfig, tokenizer: SavedTokenizer | None) -> int | None:
     """Without a tokenizer: GPT-2's, if the vocabulary has GPT-2's size."""
     if tokenizer is not None:
         return tokenizer.eos_id
@@ -379,6 +429,17 @@ def _write(
     save(model, folder, tokenizer=tokenizer)
 
 
+def _beginning(folder: Path, classes: int, several: bool, dropout: float) -> Beginning:
+    """A classifier with the weights of the model there, but for its head, which is new."""
+    tokenizer = tokenizer_beside(folder)
+    if tokenizer is None:
+        raise WeightsError(f"{folder} has no tokenizer, which would make ids of the texts")
+    start, _ = load(folder, dropout=dropout)
+    model, weights = GPTClassifier(start.config, classes, several), start.state_dict()
+    model.gpt.load_state_dict({name: weights[name] for name in model.gpt.state_dict()})
+    return Beginning(model, model.head, tokenizer, model.frame)
+
+
 KIND = ModelKind(
     ("gpt2", config_json.GPT_TYPE),
     GPT,
@@ -387,4 +448,5 @@ KIND = ModelKind(
     _write,
     instead="addnorm generate continues a text with it, and addnorm eval measures how probable it "
     "finds one",
+    classifier=_beginning,
 )

@@ -21,6 +21,7 @@ from addnorm.data.tokenizer.pair import TokenizerPair
 from addnorm.errors import Mendable, value_in_short
 from addnorm.files import folders
 from addnorm.files.folders import CONFIG, WeightsError
+from addnorm.models.texts import TextFrame
 from addnorm.uses.use import Answer, Use
 
 
@@ -51,13 +52,27 @@ class Loaded(NamedTuple):
         return self.use().predict(inputs, **options)
 
 
+class Beginning(NamedTuple):
+    """A classifier that begins as a model of another kind."""
+
+    model: nn.Module
+    """``model(ids, valid)`` are logits; ``config`` has its choices."""
+    head: nn.Module
+    """The part of it that is new."""
+    tokenizer: Tokenizer
+    """The tokenizer beside the other model."""
+    frame: TextFrame
+    """How much of a text it reads at once."""
+
+
 @final
 @dataclass(frozen=True)
 class ModelKind:
     """What there is to know of one kind of models."""
 
     model_types: tuple[str, ...]
-    """What config.json may say as model_type; each is a format of its own."""
+    """What config.json may say as model_type, each a format of its own; as in
+    ``gpt2/GPT2ForSequenceClassification`` where it must name an architecture too."""
     model: type[nn.Module]
     """The class of the models."""
     noun: str
@@ -71,6 +86,9 @@ class ModelKind:
     """What one does with such a model; None: it is not asked for answers."""
     instead: str = ""
     """How a model that has no use is used, for messages."""
+    classifier: Callable[[Path, int, bool, float], Beginning] | None = None
+    """(folder, classes, several, dropout): a classifier that begins as the model in a folder;
+    ``several``: whether a text may have several classes. None: none can begin so."""
 
 
 _KINDS: dict[str, ModelKind] = {}
@@ -108,13 +126,22 @@ def kind_of(model: nn.Module) -> ModelKind:
 
 def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
     """The model in a folder, by what its config.json says that it is."""
-    name = folders.read_json(folder / CONFIG).get("model_type")
+    return kind_in(folder).read(folder, dtype)
+
+
+def kind_in(folder: Path) -> ModelKind:
+    """The kind of the model in a folder, by its config.json."""
+    card = folders.read_json(folder / CONFIG)
+    name, architectures = card.get("model_type"), card.get("architectures")
+    for architecture in architectures if isinstance(architectures, list) else []:
+        if is_known(full := f"{name}/{architecture}"):
+            return _KINDS[full]
     if not is_known(name):
         raise WeightsError(
             f"{folder / CONFIG}: model_type is {value_in_short(name)}, expected one of "
-            f"{', '.join(_KINDS)}"
+            f"{', '.join(known for known in _KINDS if '/' not in known)}"
         )
-    return _KINDS[name].read(folder, dtype)
+    return _KINDS[name]
 
 
 def tokenizer_beside(folder: Path) -> Tokenizer | None:

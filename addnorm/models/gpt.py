@@ -147,12 +147,24 @@ class GPT(nn.Module):
         may go on to tokens that are still to come. ``documents`` (B, T) numbers what each token is
         a part of: tokens of different documents do not see one another.
         """
+        if last is not None and last < 0:
+            raise Mendable(f"last must be the number of places at the end, at least 0, got {last}")
+        h = self.hidden(ids, valid, cache=cache, documents=documents)
+        return self.logits(h if last is None else h[:, max(h.shape[1] - last, 0) :])
+
+    def hidden(
+        self,
+        ids: Tensor,
+        valid: Tensor | None = None,
+        *,
+        cache: Cache | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T) -> (B, T, dim): what the head reads."""
         past = 0 if cache is None else cache.length(0)
         self._check(ids, past)
         if valid is not None and valid.dtype != torch.bool:  # positions are counted by it
             raise TypeError(f"valid must be boolean, True = real token, got {valid.dtype}")
-        if last is not None and last < 0:
-            raise Mendable(f"last must be the number of places at the end, at least 0, got {last}")
         h = self.tokens(ids)  # (B, T, D)
         if self.positions is not None:
             place = _places(ids, valid, past)
@@ -163,8 +175,8 @@ class GPT(nn.Module):
                 h = h + self.positions(place)
         h = F.dropout(h, self.config.dropout, self.training)
         attend = None if documents is None else documents[:, :, None] == documents[:, None, :]
-        h = self.stack(h, Context(valid=valid, attend=attend, cache=cache))
-        return self.logits(h if last is None else h[:, max(h.shape[1] - last, 0) :])
+        states: Tensor = self.stack(h, Context(valid=valid, attend=attend, cache=cache))
+        return states
 
     def generate(
         self,

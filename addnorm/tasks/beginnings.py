@@ -146,7 +146,7 @@ def check_adapter(adapt: Adapt, init_from: str | None) -> None:
         )
 
 
-def put_adapter(adapt: Adapt, model: GPT) -> None:
+def put_adapter(adapt: Adapt, model: nn.Module) -> None:
     """Adapt the model in place, or say what is wrong with the settings."""
     try:
         apply(adapt, model)

@@ -9,10 +9,15 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from addnorm.adapt import Adapt, folded
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.files import classifier
+from addnorm.errors import Mendable
+from addnorm.files import classifier, folders, register
+from addnorm.files.register import Beginning
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
 from addnorm.models.texts import TextFrame
+from addnorm.settings import SettingsError
+from addnorm.tasks.beginnings import put_adapter
 from addnorm.training.memory import counted
 
 
@@ -89,3 +94,63 @@ class OwnEncoder(Body):
     def because(self) -> str:
         """With the table of pairs."""
         return f"{super().because()}, model.pairs={self.config.pairs}"
+
+
+@final
+class Pretrained(Body):
+    """A model that others made, with a head of its own, all of it trained or an adapter in it.
+
+    ``init_from``: its folder or hub id. ``classes``: how many there are. ``several``: whether a
+    text may have several. ``dropout``: that of the model in training. ``adapt``: the adapter.
+    """
+
+    def __init__(
+        self, init_from: str, classes: int, several: bool, dropout: float, adapt: Adapt
+    ) -> None:
+        self.init_from, self.adapt = init_from, adapt
+        self.choices = classes, several, dropout
+        try:
+            self.folder = folders.find(init_from)
+            self.start = folders.identity(self.folder)
+            kind = register.kind_in(self.folder)
+            if kind.classifier is None:
+                raise Mendable(f"it is {kind.noun}, and a classifier cannot begin as one")
+            self._begin: Any = kind.classifier
+            beginning = self._adapted()
+        except Mendable as error:
+            raise SettingsError(f"init_from={init_from}: {error}") from None
+        self.tokenizer, self.frame = beginning.tokenizer, beginning.frame
+        self.config: Any = beginning.model.config
+        parameters = list(beginning.model.parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        self._counts = sum(p.numel() for p in parameters), trained
+
+    def _adapted(self) -> Beginning:
+        beginning: Beginning = self._begin(self.folder, *self.choices)
+        put_adapter(self.adapt, beginning.model)
+        beginning.head.requires_grad_(True)
+        return beginning
+
+    def model(self) -> nn.Module:
+        """With the weights there."""
+        return self._adapted().model
+
+    def counts(self) -> tuple[int, int]:
+        """Beside an adapter the head is trained."""
+        return self._counts
+
+    def save(
+        self, model: nn.Module, folder: Path, tokenizer: Tokenizer, labels: Sequence[str]
+    ) -> None:
+        """With an adapter in its weights."""
+        plain = model if self.adapt.kind == "none" else folded(model)
+        register.kind_of(plain).write(plain, folder, tokenizer, labels)
+
+    def facts(self) -> dict[str, Any]:
+        """Which weights it began with, and what it is."""
+        model = {k: v for k, v in asdict(self.config).items() if k != "dropout"}
+        return {"start": self.start, "model": model}
+
+    def because(self) -> str:
+        """The model decides."""
+        return f"init_from={self.init_from}"

@@ -11,26 +11,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from addnorm.adapt import Adapt
 from addnorm.data.labelled import FORMATS
 from addnorm.data.rows import padded
 from addnorm.data.sources import DataError, Texts
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.models.texts import text_ids
-from addnorm.settings import AT_RESUME, HIDDEN, AtResume, SettingsError, check_effect, setting
-from addnorm.tasks.bodies import Body, OwnEncoder
+from addnorm.settings import (
+    AT_RESUME,
+    HIDDEN,
+    NEEDS,
+    AtResume,
+    SettingsError,
+    check_effect,
+    setting,
+)
+from addnorm.tasks.beginnings import FROM_NOTHING, OF_ADAPTER, check_adapter, with_clock
+from addnorm.tasks.bodies import Body, OwnEncoder, Pretrained
 from addnorm.tasks.labelled_texts import LabelledTexts, Several, Text, read_texts
 from addnorm.tasks.targets import KINDS, Targets
 from addnorm.tasks.texts import check, chosen, expanded
 from addnorm.temporary import evaluation_mode
 from addnorm.training.config import NOTHING, TaskSettings, register
+from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.memory import MODULES, Needs
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Task
 
 EVAL_ROWS = 64
 SOURCES = {"content": ["data", "val_data"], "classes": ["data"], "tokenizer": ["tokenizer"]}
-SOURCES |= {"rows_per_step": ["rows_per_step"]}
+SOURCES |= {"rows_per_step": ["rows_per_step"], "start": ["init_from"], "model": ["init_from"]}
 """Fact of a task -> the settings that it comes from."""
 
 
@@ -49,7 +60,10 @@ class ClassifySettings(TaskSettings):
     labels: Several = setting("auto", AtResume.ANEW)
     """Whether a text has one label or several (in JSON a list, in a table a|b); auto: several, if
     there is a list."""
-    tokenizer: str = setting("bytes", AtResume.IF_SAME)
+    init_from: str | None = setting(None, AtResume.IF_SAME)
+    """A folder or hub id of a pretrained model, such as a GPT-2, to which a head is added; none:
+    a model of our own from scratch."""
+    tokenizer: str = setting("bytes", AtResume.IF_SAME, FROM_NOTHING)
     """bytes, bpe:SIZE or wordpiece:SIZE (learned from the training texts), or a folder or hub id
     with one."""
     val_fraction: float = setting(0.1, AtResume.ANEW, {"val_data": ("",)})
@@ -69,8 +83,14 @@ class ClassifySettings(TaskSettings):
         metadata={
             HIDDEN: ("vocab_size", "classes", "several", "dropout"),
             AT_RESUME: AtResume.ANEW,
+            NEEDS: (FROM_NOTHING,),
         },
     )
+    adapt: Adapt = field(
+        default_factory=Adapt,
+        metadata={**OF_ADAPTER, HIDDEN: ("length", "positions", "width")},
+    )
+    """What is trained, beside the head, instead of all of the model of init_from: lora, adalora."""
 
     def __post_init__(self) -> None:
         check_effect(self)
@@ -81,6 +101,16 @@ class ClassifySettings(TaskSettings):
             raise SettingsError(f"label_smoothing must be in [0, 1), got {self.label_smoothing:g}")
         if self.rows_per_step < 1:
             raise SettingsError(f"rows_per_step must be at least 1, got {self.rows_per_step}")
+        check_adapter(self.adapt, self.init_from)
+        if self.adapt.kind in ("prefix", "adapter"):
+            raise SettingsError(
+                f"adapt.kind={self.adapt.kind} is for language models: a classifier is adapted by "
+                "lora or adalora"
+            )
+
+    def beside(self, loop: LoopSettings) -> "ClassifySettings":
+        """AdaLoRA's ranks fall by the clock of the run."""
+        return with_clock(self, self.adapt, loop)
 
     def by_heart(self) -> Mapping[str, Any]:
         """Whole texts, no dropout, and targets that can be met."""
@@ -95,6 +125,10 @@ class ClassifySettings(TaskSettings):
         if not self.data:
             raise SettingsError(f"data is not set: {FORMATS}")
         texts = self._texts()
+        if self.init_from is not None:
+            classes = len(texts.classes)
+            body = Pretrained(self.init_from, classes, texts.several, self.dropout, self.adapt)
+            return ClassifyTask(self, body, body.tokenizer, texts)
         tokenizer = chosen(
             self.tokenizer,
             texts=lambda: [row.text for row in texts.train],

@@ -117,6 +117,28 @@ def classify_text() -> Config:
     )
 
 
+def classify_gpt2() -> Config:
+    """Which class a text is of, by published GPT-2 weights with a head."""
+    return Config(
+        task=ClassifySettings(
+            data="texts",
+            init_from="openai-community/gpt2",
+            rows_per_step=32,
+            token_dropout=0.0,
+            label_smoothing=0.0,
+        ),
+        loop=LoopSettings(
+            steps=300,
+            lr=5e-5,
+            warmup=30,
+            schedule="linear",
+            micro_rows=8,
+            eval_every=100,
+            save_every=100,
+        ),
+    )
+
+
 def pretrain_bert() -> Config:
     """A small BERT on text of one's own, masked tokens to be found, for a CPU."""
     return Config(
@@ -134,5 +156,8 @@ def pretrain_bert() -> Config:
 
 RECIPES: dict[str, Callable[[], Config]] = {
     f.__name__: f
-    for f in (stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2, classify_text, pretrain_bert)
+    for f in (
+        *(stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2),
+        *(classify_text, classify_gpt2, pretrain_bert),
+    )
 }

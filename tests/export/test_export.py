@@ -251,14 +251,14 @@ def test_a_folder_without_transformers(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def wrong_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """c_proj of the attention is square: written as nn.Linear has it, it has the right shape."""
-    right = gpt_files._as_gpt2
+    right = gpt_files.as_gpt2
 
     def turned(config: GPTConfig, ours: Any) -> dict[str, Tensor]:
         state = right(config, ours)
         name = "transformer.h.1.attn.c_proj.weight"
         return {**state, name: state[name].T}
 
-    monkeypatch.setattr(gpt_files, "_as_gpt2", turned)
+    monkeypatch.setattr(gpt_files, "as_gpt2", turned)
 
 
 def test_a_folder_that_is_wrong_is_thrown_away(
@@ -278,14 +278,14 @@ def test_a_folder_that_is_wrong_is_thrown_away(
 def test_a_folder_that_transformers_cannot_load(
     monkeypatch: pytest.MonkeyPatch, transformers: Any, tmp_path: Path
 ) -> None:
-    right = gpt_files._as_gpt2
+    right = gpt_files.as_gpt2
 
     def short(config: GPTConfig, ours: Any) -> dict[str, Tensor]:
         state = right(config, ours)
         del state["transformer.h.1.ln_2.bias"]  # transformers would make one up
         return state
 
-    monkeypatch.setattr(gpt_files, "_as_gpt2", short)
+    monkeypatch.setattr(gpt_files, "as_gpt2", short)
     with pytest.raises(CheckFailed, match=r"cannot load the folder: .*missing_keys.*ln_2\.bias"):
         to_hf(gpt(), tmp_path / "a")
     assert nothing_in(tmp_path)

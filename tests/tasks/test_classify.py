@@ -9,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from addnorm import load, train
+from addnorm import GPT, GPTConfig, Tokenizer, load, save, train
 from addnorm.cli import main
 from addnorm.data.sources import DataError
 from addnorm.files.folders import WeightsError
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
+from addnorm.models.gpt_classifier import GPTClassifier
+from addnorm.records import read as records
 from addnorm.settings import SettingsError
 from addnorm.tasks.classify import ClassifySettings, ClassifyTask
 from addnorm.tasks.targets import SeveralLabels
@@ -113,6 +115,67 @@ def test_it_learns_several_labels(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert same(a.tensors, b.tensors)
     with pytest.raises(SettingsError, match=r"val_fraction=0.25 has no effect"):
         several.changed({"val_fraction": 0.25})
+
+
+@pytest.fixture(scope="module", params=["pre_norm", "deepnorm"])
+def gpt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT with a head of its own for tokens, which the classifier leaves out."""
+    torch.manual_seed(0)
+    shape = {"context_length": 24, "dim": 16, "n_layers": 1, "n_heads": 2}
+    model = GPT(GPTConfig(vocab_size=257, scheme=request.param, tied=False, **shape))
+    path = tmp_path_factory.mktemp("gpt")
+    stir(model).save_pretrained(path, tokenizer=Tokenizer.bytes())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["none", "lora"])
+def test_a_gpt_learns_to_classify(folder: Path, tmp_path: Path, gpt: Path, kind: str) -> None:
+    """All of it, or a head and an adapter; a resumed run is the run, and what is saved is what was
+    measured."""
+    loop = LoopSettings(
+        steps=40, lr=1e-2, warmup=5, eval_every=20, save_every=20, threads=1, precision="fp32"
+    )
+    about = ClassifySettings(
+        data=str(folder), init_from=str(gpt), rows_per_step=16, val_fraction=0.25
+    )
+    settings = Config(task=about, loop=loop).changed({"adapt.kind": kind})
+    task = settings.build()
+    assert isinstance(task, ClassifyTask)
+    model, start = task.model(), GPT.from_pretrained(gpt)
+    assert isinstance(model, GPTClassifier)
+    assert torch.equal(model.gpt.tokens.weight, start.tokens.weight)
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert trained["head.weight"]
+    assert trained["gpt.tokens.weight"] == (kind == "none")
+    quiet = Display(quiet=True)
+    run = train(settings, out=tmp_path / "a", display=quiet)
+    train(settings, out=tmp_path / "b", until=20, display=quiet)
+    train(settings, out=tmp_path / "b", resume=True, display=quiet)
+    a, b = (Checkpoints(tmp_path / n / "checkpoints").load() for n in "ab")
+    assert same(a.tensors, b.tensors)
+    loaded = load(run.folder)
+    assert isinstance(loaded.model, GPTClassifier)
+    assert loaded.labels == tuple(sorted(WORDS))
+    loss = task.evaluate(loaded.model)["val_loss"]
+    assert loss == pytest.approx(run.metrics["val_loss"], rel=1e-4)
+    losses = [r["loss"] for r in records(run.folder / "metrics.jsonl") if "loss" in r]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_what_a_classifier_cannot_begin_as(folder: Path, tmp_path: Path, gpt: Path) -> None:
+    save(tiny(), tmp_path / "m", tokenizer=Tokenizer.bytes(), labels=list("abc"))
+    plain = Config(task=ClassifySettings(data=str(folder), val_fraction=0.25))
+    for changes, message in (
+        ({"init_from": str(tmp_path / "m")}, "it is a text classifier, and a classifier cannot"),
+        ({"init_from": str(tmp_path / "none")}, "init_from=.*none"),
+        ({"adapt.kind": "lora"}, "say which with init_from"),
+        ({"init_from": str(gpt), "adapt.kind": "prefix"}, "is adapted by lora or adalora"),
+        ({"init_from": str(gpt), "tokenizer": "bpe:300"}, "tokenizer=bpe:300 has no effect"),
+        ({"init_from": str(gpt), "model.dim": 8}, "model.dim=8 has no effect"),
+        ({"init_from": str(gpt), "adapt.kind": "lora", "adapt.targets": "x"}, "adapt: "),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            plain.changed(changes).build()
 
 
 def test_the_loss_of_several_labels_by_the_definition() -> None:
