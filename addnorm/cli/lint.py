@@ -222,7 +222,7 @@ def _list_rules() -> int:
 
 def _diff(options: Options) -> int:
     first, second = (open_target(t) for t in options.diff)
-    from addnorm.anatomy.diff import NotComparable, diff
+    from addnorm.anatomy.compare_models import NotComparable, diff
 
     try:
         with (

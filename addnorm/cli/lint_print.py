@@ -10,7 +10,7 @@ from rich.text import Text
 from addnorm.words import a_few, plural
 
 if TYPE_CHECKING:
-    from addnorm.anatomy.difference import Difference
+    from addnorm.anatomy.difference_report import Difference
     from addnorm.cli.target import Target
     from addnorm.linting import Finding, Report
 

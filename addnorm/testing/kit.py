@@ -17,7 +17,7 @@ from addnorm.linting.check import Answers as Answers
 from addnorm.linting.report import Finding, Report, Severity, Unknown, gathered
 from addnorm.linting.rule import Undeclared
 from addnorm.temporary import undisturbed
-from addnorm.testing.mistakes import MISTAKES
+from addnorm.testing.mistake_names import MISTAKES
 from addnorm.words import first_line
 
 NormKind = Literal["layer", "rms"]
@@ -394,7 +394,7 @@ def finding(
 ) -> Finding:
     """A mistake that is among the ``MISTAKES``, with evidence that JSON has numbers for."""
     if mistake not in MISTAKES:
-        raise Undeclared(f"{mistake!r} is none of the mistakes of testing/mistakes.py")
+        raise Undeclared(f"{mistake!r} is none of the mistakes of testing/mistake_names.py")
     return _finding(mistake, severity, evidence, message, remedy)
 
 

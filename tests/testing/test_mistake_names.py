@@ -10,7 +10,7 @@ import torch
 from addnorm import testing
 from addnorm.linting.rule import Undeclared
 from addnorm.testing import kit
-from addnorm.testing.mistakes import MISTAKES, Mistake
+from addnorm.testing.mistake_names import MISTAKES, Mistake
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(Path(testing.__file__).parent.glob("*.py"))
@@ -45,7 +45,7 @@ def test_every_name_is_used() -> None:
     texts = {
         node.value
         for path in FILES
-        if path.name != "mistakes.py"
+        if path.name != "mistake_names.py"
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addnorm.anatomy.diff import NotComparable, diff
+from addnorm.anatomy.compare_models import NotComparable, diff
 from addnorm.cli import main
 
 

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from addnorm.anatomy.difference import ALONE, Difference, Gradient, Parting, inside_any, outermost
+from addnorm.anatomy.difference_report import (
+    ALONE,
+    Difference,
+    Gradient,
+    Parting,
+    inside_any,
+    outermost,
+)
 from addnorm.anatomy.inputs import Inputs, inputs_from
 from addnorm.anatomy.make_inputs import CannotMakeInputs, make_inputs
 from addnorm.anatomy.signature import parameters_of
