@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from addnorm import LayerNorm, RMSNorm, Stack, schemes
 from addnorm.branches import MLP, Attention
 from addnorm.joins import Replace
-from addnorm.lab import Setup
 from addnorm.lab.profile import LabRun, LabTask, draw, exponent, follow, observe
+from addnorm.lab.setup import Setup
 from addnorm.stream import Scheme, Site, Wiring
 from addnorm.temporary import fixed_seed
 

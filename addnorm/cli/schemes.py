@@ -18,7 +18,7 @@ from rich.table import Table
 from addnorm import disk, reading
 from addnorm.cli.arguments import Positional, arg
 from addnorm.cli.refusal import Refusal
-from addnorm.lab import Setup
+from addnorm.lab.setup import Setup
 from addnorm.pages import schemes as page
 from addnorm.pages.numbers import digits, slope
 from addnorm.progress import ProgressBar

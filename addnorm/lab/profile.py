@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from addnorm import schemes
 from addnorm.branches import MLP, Attention
 from addnorm.catalogue import SchemeEntry, combinators, entry
-from addnorm.lab import Setup
+from addnorm.lab.setup import Setup
 from addnorm.norms import RMSNorm
 from addnorm.spread import Spread
 from addnorm.stream import Scheme, Stack, Stream

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 from addnorm import schemes
 from addnorm.branches import ACTIVATIONS
-from addnorm.lab import Setup
 from addnorm.lab.profile import (
     UNSCALED,
     LabDesign,
@@ -30,6 +29,7 @@ from addnorm.lab.profile import (
     observe,
     resolve,
 )
+from addnorm.lab.setup import Setup
 from addnorm.spread import Spread
 from addnorm.temporary import fixed_seed
 from benchmarks import claims

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from addnorm.lab import Setup
 from addnorm.lab.profile import UNSCALED, compare, conditions, everything
+from addnorm.lab.setup import Setup
 from addnorm.pages.numbers import number, slope, with_minus
 from addnorm.pages.schemes import NAME, NUMBERS, Strip, render, write
 from addnorm.spread import Spread
