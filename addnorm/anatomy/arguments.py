@@ -33,7 +33,12 @@ class NoSequence(ValueError):
 def perturbed(
     inputs: Inputs, name: str, where: Any, rows: int | None, special: set[int], seed: int = 0
 ) -> Inputs:
-    """The call with other values at ``where`` (an index) of one argument."""
+    """The call with other values at ``where`` (an index) of one argument, named as in
+    ``Inputs.tensors``.
+
+    Numbers get noise of their own size; ids become other words of a table with ``rows`` rows (None:
+    up to the largest id that is there), none of them ``special``.
+    """
     value = inputs.tensors()[name].clone()
     old = value[where]
     if value.is_floating_point():
@@ -57,20 +62,21 @@ def mask_reading(
 
     Everything is kept but one place: where that token is not seen and another is, 1 keeps; where
     it alone is seen, 1 drops. None: neither, the mask is without effect or not of that kind.
+    ``tables`` is what ``table_rows`` says of this call; None: it is measured.
     """
     value = inputs.tensors()[name]
     keys = value.shape[-1]
-    fed = [
+    maskable = [  # (argument, axis) that may be what the mask speaks of
         (other, axis)
         for other, tensor in inputs.tensors().items()
         if other != name and not is_mask(other, tensor)
         for axis in range(min(tensor.dim(), 2))
         if tensor.shape[axis] == keys and tensor.dim() >= 2
     ]
-    fed.sort(key=lambda pair: pair[1] != 1)
+    maskable.sort(key=lambda pair: pair[1] != 1)  # (batch, time) is more usual
     floats = floats_of(model)
     special = special_ids(model)
-    for other, axis in fed:
+    for other, axis in maskable:
         tables = table_rows(model, inputs) if tables is None else tables
         rows = tables.get(other)
         for reading in ("keep", "additive"):
@@ -85,7 +91,7 @@ def mask_reading(
                 for place in (0, 1):
                     where = tuple([slice(None)] * axis + [place])
                     new = main_output(perturbed(masked, other, where, rows, special).call(model))
-                    moves.append(_observed(base, new, keys))
+                    moves.append(_output_moved(base, new, keys))
             except Exception:  # foreign code that does not take this mask
                 continue
             if moves[1] and not moves[0]:
@@ -95,8 +101,9 @@ def mask_reading(
     return None
 
 
-def _observed(base: Tensor, new: Tensor, keys: int) -> bool:
-    """Whether the last place of the output, or all of it where it has no such axis, moved."""
+def _output_moved(base: Tensor, new: Tensor, keys: int) -> bool:
+    """Whether the last of ``keys`` places of the output moved, or any of it where no axis has as
+    many."""
     axes = [a for a in range(1, base.dim()) if base.shape[a] == keys]
     if axes:
         base, new = base.select(axes[0], keys - 1), new.select(axes[0], keys - 1)
@@ -158,6 +165,7 @@ def find_arguments(model: nn.Module, inputs: Inputs) -> Arguments:
 
 
 def _arguments(model: nn.Module, inputs: Inputs) -> Arguments:
+    """``find_arguments`` on the model itself. Raises NoSequence."""
     rows, out = lookups_of(model, inputs)
     base, special = main_output(out), special_ids(model)
     names = argument_names(model, inputs)
@@ -181,6 +189,8 @@ def _arguments(model: nn.Module, inputs: Inputs) -> Arguments:
     batch, time_ = (0, 1) if own.kind in ("ids", "features") else (0, None)
     if time_ is not None:
         positions = _position_axis(model, inputs, sequences, own)
+        # Tokens notice one another along axis 0. It is time if positions lie along it too, or if
+        # nothing is known of these and vectors come in; else the model has swapped the two axes.
         time_first = own.mixed == 0 and (
             positions == 0 or (positions is None and own.kind == "features" and not rows)
         )
@@ -237,12 +247,12 @@ def _candidates(
 def _main(
     inputs: Inputs, names: Mapping[str, str], sequences: "Mapping[str, _Sequence]", base: Tensor
 ) -> str:
-    """The argument whose places the output has."""
+    """The argument whose places the output has; ``base`` is that output."""
 
-    def weight(name: str) -> tuple[bool, float, bool]:
+    def rank(name: str) -> tuple[bool, float, bool]:
         return sequences[name].moves, sequences[name].score, _decoder_like(names, name)
 
-    main = max(sequences, key=weight)
+    main = max(sequences, key=rank)
     if sequences[main].axes[1] is None and base.dim() > 2:
         # Where the decoder's own input is without effect, the output has its places all the same.
         length = {n: inputs.tensors()[n].shape[1] for n, s in sequences.items() if s.kind == "ids"}
@@ -255,7 +265,11 @@ def _main(
 def _memory(
     model: nn.Module, names: Mapping[str, str], sequences: "Mapping[str, _Sequence]", main: str
 ) -> str | None:
-    """The argument that a decoder reads beside its own."""
+    """The argument that a decoder reads beside its own; None: there is none.
+
+    By what moves the output or is called a source, then by a decoder's names, then by the name of
+    a memory: one with which the output does not move may still be it.
+    """
     others = {n: names.get(n, n) for n in sequences if n != main}
     for name, label in others.items():
         if sequences[name].moves or SOURCE.search(label):
@@ -274,6 +288,7 @@ _CROSS = re.compile(
 
 
 _BESIDE = re.compile(r"type|segment|pos(ition)?s?(_|$)|label|mask|length|step")
+"""Names of what is said of a sequence beside it, and is no sequence itself."""
 
 
 def _reads_two(model: nn.Module) -> bool:
@@ -293,6 +308,7 @@ def _memory_like(name: str) -> bool:
 Change = tuple[tuple[int, int], Tensor]
 """The place that was changed, (index on axis 0, on axis 1), and by how much the output moved."""
 Axes = tuple[int | None, int | None]
+"""The axes of the output that are axis 0 and axis 1 of an argument; None: none is."""
 
 
 @final
@@ -318,10 +334,14 @@ def _sequence(
     rows: Mapping[str, int],
     special: set[int],
 ) -> _Sequence:
+    """What changes of a few of its places do to the output, which is ``base`` without them.
+
+    Raises ValueError if the output's shape changes, and lets through what the model raises.
+    """
     value = inputs.tensors()[name]
     sizes = value.shape[0], value.shape[1] if value.dim() > 1 else 1
     n0, n1 = sizes
-    single = kind in ("ids", "features")
+    single = kind in ("ids", "features")  # else a whole sample is changed: it has no tokens yet
     points = [(0, 1), (n0 - 1, n1 // 2), (n0 // 2, n1 - 2)] if single else [(0, -1), (n0 - 1, -1)]
     floor = 1e3 * torch.finfo(base.dtype).eps * (float(base.nan_to_num().abs().max()) + 1e-30)
     changes: list[Change] = []
@@ -366,6 +386,7 @@ def _axes(shares: Mapping[tuple[int, int], float], sizes: tuple[int, int], dims:
         homes = [(a, o) for a, o in enumerate(pair) if o is not None]
         if any(home not in shares for home in homes):
             continue
+        # Spread evenly, 1/size of a change is at any index: half of that is no home.
         total = sum(shares[a, o] - 0.5 / sizes[a] for a, o in homes)
         if total > top + 1e-9:
             best, top = pair, total
@@ -373,7 +394,10 @@ def _axes(shares: Mapping[tuple[int, int], float], sizes: tuple[int, int], dims:
 
 
 def _mixed(changes: Sequence[Change], axes: tuple[int, int], floor: float) -> int | None:
-    """The input's axis along which other places notice a change, if it is only one."""
+    """The input's axis along which other places notice a change; None: along none or both.
+
+    ``axes`` are the output's axes that stand for the input's two.
+    """
     along = [False, False]  # along axis 0, along axis 1
     for (i, j), change in changes:
         alone = change.movedim(axes, (0, 1)).flatten(2).amax(-1) > floor
@@ -417,6 +441,7 @@ def _position_axis(
 
 
 def _is_square(mask: Tensor) -> bool:
+    """Whether it speaks of pairs of places in its last two axes, and is no (batch, places)."""
     return (
         mask.dim() >= 2
         and mask.shape[-2] > 1
@@ -426,6 +451,7 @@ def _is_square(mask: Tensor) -> bool:
 
 
 def _mask_of(inputs: Inputs, mask: str, others: Sequence[str]) -> str:
+    """The first of ``others`` that has as many places as a mask has keys, else the first."""
     keys = inputs.tensors()[mask].shape[-1]
     for name in others:
         if keys in inputs.tensors()[name].shape[:2]:

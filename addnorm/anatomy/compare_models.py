@@ -65,7 +65,7 @@ def diff(
         for dtype in (torch.float64, torch.float32):
             # Hooks stay: they are part of what is compared.
             left, right = (copy.deepcopy(m).eval().to(dtype) for m in (a, b))
-            pairs, unpaired = _pairs(left, right)
+            pairs, unpaired = _paired_names(left, right)
             if weights == "copied":
                 enliven(left)
                 _copy_weights(left, right, pairs)
@@ -79,22 +79,22 @@ def diff(
                     continue  # something in it insists on float32
                 raise NotComparable(f"A does not run: {error_in_a_line(error)}") from None
             try:
-                two = _second(right, call)
+                two = _run_of_b(right, call)
             except Exception as error:
                 if dtype is torch.float64:
                     continue
                 raise NotComparable(
-                    f"B does not run on the inputs of A, which are {_shapes(call)}: its "
-                    f"{_signature(right)} ended in {error_in_a_line(error)}. Two models are "
+                    f"B does not run on the inputs of A, which are {_shapes_text(call)}: its "
+                    f"{_forward_text(right)} ended in {error_in_a_line(error)}. Two models are "
                     "compared on the same input, so both must accept it"
                 ) from None
             break
         _nudge(left)
         rounded = _Run(left, call)
-        return _compared(one, two, rounded, pairs, unpaired, weights)
+        return _difference(one, two, rounded, pairs, unpaired, weights)
 
 
-def _shapes(inputs: Inputs) -> str:
+def _shapes_text(inputs: Inputs) -> str:
     """Names, sizes and dtypes of what is passed."""
     shapes = (
         f"{'' if name.isdecimal() else name + ' '}{tuple(t.shape)} of "
@@ -104,7 +104,8 @@ def _shapes(inputs: Inputs) -> str:
     return ", ".join(shapes) or "no tensors"
 
 
-def _signature(model: nn.Module) -> str:
+def _forward_text(model: nn.Module) -> str:
+    """``forward(...)`` with the names of its first six parameters, for a message."""
     parameters = parameters_of(model.forward)
     names = ["..."] if parameters is None else list(parameters)
     return f"forward({', '.join(names[:6])}{', ...' if names[6:] else ''})"
@@ -113,16 +114,20 @@ def _signature(model: nn.Module) -> str:
 # --- the same weights -----------------------------------------------------------------------------
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers; what is shared stands under each of its names."""
     by_name = dict(model.named_parameters(remove_duplicate=False))
     return by_name | dict(model.named_buffers(remove_duplicate=False))
 
 
-def _pairs(
+def _paired_names(
     a: nn.Module, b: nn.Module
 ) -> tuple[dict[str, str], tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Name in A -> name in B, by name and shape, the rest by order and shape; and who is left."""
-    left, right = _tensors(a), _tensors(b)
+    """({name in A: name in B}, (names left in A, names left in B)).
+
+    By name and shape, then by order and shape; parameters and buffers.
+    """
+    left, right = _named_tensors(a), _named_tensors(b)
     pairs = {n: n for n, t in left.items() if n in right and right[n].shape == t.shape}
     rest_a = [n for n in left if n not in pairs]
     rest_b = [n for n in right if n not in pairs]
@@ -138,13 +143,14 @@ def _pairs(
 
 
 def _matching(a: Sequence[Hashable], b: Sequence[Hashable]) -> Sequence[tuple[int, int, int]]:
-    """(start in a, start in b, length) of what both have in the same order."""
+    """(start in a, start in b, length) of what both have in the same order; the last one, which
+    difflib adds, has length 0."""
     return difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
 
 
 def _copy_weights(a: nn.Module, b: nn.Module, pairs: dict[str, str]) -> None:
     """Parameters only: buffers are tables and masks, in which the two may differ on purpose."""
-    left, right = _tensors(a), dict(b.named_parameters(remove_duplicate=False))
+    left, right = _named_tensors(a), dict(b.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, other in pairs.items():
             if other in right and isinstance(left[name], nn.Parameter):
@@ -162,6 +168,8 @@ def _nudge(model: nn.Module) -> None:
 
 
 def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    """The call with its floating-point tensors in ``dtype``, and no tensor's autograd history."""
+
     def cast(t: Tensor) -> Tensor:
         return t.detach().to(dtype) if t.is_floating_point() else t
 
@@ -194,14 +202,18 @@ class _Tap:
 
 @final
 class _Run:
-    """One forward and backward, with what every module took and returned."""
+    """One forward and backward, with what every module took and returned.
+
+    Making one runs the model, and lets through whatever its forward raises.
+    """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.inputs = inputs
-        self.taps: list[_Tap] = []
+        self.taps: list[_Tap] = []  # in the order in which the calls end
+        # key of a tap -> key of the call around it; None for the model's own
         self.parents: dict[tuple[str, int], tuple[str, int] | None] = {}
         counts: Counter[str] = Counter()
-        stack: list[tuple[tuple[str, int], tuple[Tensor, ...]]] = []
+        stack: list[tuple[tuple[str, int], tuple[Tensor, ...]]] = []  # (key, inputs), outer first
 
         paths = {module: path for path, module in model.named_modules()}
 
@@ -221,7 +233,10 @@ class _Run:
         self.gradients = self._backward()
 
     def _backward(self) -> dict[str, Tensor]:
-        """Gradients of a random projection of all floating-point outputs."""
+        """Gradients of a random projection of all floating-point outputs, by parameter.
+
+        Zeros for a parameter that none of them depends on; {} if no output has a gradient.
+        """
         outs = [t for t in self.trace.outputs if t.is_floating_point() and t.requires_grad]
         trainable = {n: p for n, p in self.parameters.items() if p.requires_grad}
         if not outs or not trainable:
@@ -235,7 +250,8 @@ class _Run:
         }
 
     def operations(self, key: tuple[str, int]) -> "list[_Operation]":
-        """What ran in one call of one module, in order, its children's calls included."""
+        """What ran in one call of one module, in order, its children's calls included; [] if the
+        trace has no such call."""
         calls = [c for c in self.trace.calls if c.path == key[0]]
         if len(calls) <= key[1]:
             return []
@@ -287,31 +303,34 @@ class _Operation:
     module: str = field(default="", compare=False)
 
     def text(self, other: "_Operation | None" = None) -> str:
-        """The operation in words, so that it can be told apart from ``other``, of the same name."""
+        """The operation as ``name(constants)``, so that it can be told apart from ``other``, of
+        the same name: numbers have 17 digits where 6 would look alike."""
         options = dict(self.options)
         theirs = dict(other.options) if other is not None else options
         names = [n for n, v in self.options if n in self.explicit or theirs.get(n) != v]
         for digits in (6, 17):
-            parts = [_constant(a, digits) for a in self.args]
-            parts += [f"{n}={_constant(options[n], digits)}" for n in names]
+            parts = [_constant_text(a, digits) for a in self.args]
+            parts += [f"{n}={_constant_text(options[n], digits)}" for n in names]
             text = f"{self.name}({', '.join(parts)})"
             if other is None or digits == 17 or self.args == other.args:
                 break
-            if [_constant(a, digits) for a in other.args] != parts[: len(self.args)]:
+            if [_constant_text(a, digits) for a in other.args] != parts[: len(self.args)]:
                 break
         return text
 
 
-def _constant(value: Any, digits: int) -> str:
+def _constant_text(value: Any, digits: int) -> str:
+    """A constant of an operation; floats with so many significant digits."""
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_constant(v, digits) for v in value) + "]"
+        return "[" + ",".join(_constant_text(v, digits) for v in value) + "]"
     if isinstance(value, float):
         return f"{value:.{digits}g}"
     return str(value).removeprefix("torch.")
 
 
 def _operation(op: Op) -> _Operation:
-    """An operation with its numbers: eps, axes, factors, kinds."""
+    """An operation with its numbers: eps, axes, factors, kinds. A "·" stands for a tensor; one that
+    holds a single number and was not computed is a constant."""
 
     def constant(value: Any) -> Any:
         if isinstance(value, Value):
@@ -341,8 +360,8 @@ def _copies(tree: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _second(model: nn.Module, inputs: Inputs) -> _Run:
-    """B on the inputs of A, which may have other names in it."""
+def _run_of_b(model: nn.Module, inputs: Inputs) -> _Run:
+    """B on the inputs of A; by place where it does not know the names of A's keyword arguments."""
     try:
         return _Run(model, inputs)
     except TypeError:
@@ -354,8 +373,9 @@ def _second(model: nn.Module, inputs: Inputs) -> _Run:
 # --- comparing ------------------------------------------------------------------------------------
 
 
-def _apart(x: Tensor, y: Tensor) -> float:
-    """The largest difference, relative to the size of x."""
+def _distance(x: Tensor, y: Tensor) -> float:
+    """The largest difference over the largest finite value of x; infinite where the shapes, or the
+    places of NaN and infinities, are not the same."""
     if x.shape != y.shape:
         return math.inf
     if x.numel() == 0 or torch.equal(x, y):
@@ -372,16 +392,17 @@ def _apart(x: Tensor, y: Tensor) -> float:
     return float((x[real] - y[real]).abs().max()) / max(size, 1e-300)
 
 
-def _all_apart(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> float:
+def _largest_distance(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> float:
+    """Over pairs of tensors; infinite where one side has more of them."""
     if len(xs) != len(ys):
         return math.inf
-    return max((_apart(x, y) for x, y in zip(xs, ys, strict=True)), default=0.0)
+    return max((_distance(x, y) for x, y in zip(xs, ys, strict=True)), default=0.0)
 
 
 def _aligned(one: _Run, two: _Run) -> tuple[list[tuple[_Tap, _Tap]], Literal["path", "order"]]:
     """Pairs of taps, in the order of A: by path where most paths are the same, else by order."""
-    there = {tap.key: tap for tap in two.taps}
-    by_path = [(tap, there[tap.key]) for tap in one.taps if tap.key in there]
+    by_key = {tap.key: tap for tap in two.taps}
+    by_path = [(tap, by_key[tap.key]) for tap in one.taps if tap.key in by_key]
     if 2 * len(by_path) > min(len(one.taps), len(two.taps)):
         return by_path, "path"
     shapes = [[tap.shapes for tap in run.taps] for run in (one, two)]
@@ -391,7 +412,7 @@ def _aligned(one: _Run, two: _Run) -> tuple[list[tuple[_Tap, _Tap]], Literal["pa
     return pairs, "order"
 
 
-def _compared(
+def _difference(
     one: _Run,
     two: _Run,
     rounded: _Run,
@@ -399,10 +420,14 @@ def _compared(
     unpaired: tuple[tuple[str, ...], tuple[str, ...]],
     weights: Literal["copied", "own"],
 ) -> Difference:
+    """What the runs of A (``one``) and B (``two``) show.
+
+    ``rounded`` is A with its parameters nudged: how far a tap moved there is what rounding does.
+    """
     taps, by = _aligned(one, two)
     dtype = next((p.dtype for p in one.parameters.values() if p.is_floating_point()), torch.float32)
     floors = {
-        tap.key: _floor(_all_apart(tap.outputs, again.outputs), dtype)
+        tap.key: _floor(_largest_distance(tap.outputs, again.outputs), dtype)
         for tap, again in zip(one.taps, rounded.taps, strict=False)
         if tap.key == again.key
     }
@@ -413,7 +438,7 @@ def _compared(
         tuple(p for p in paths[0] if by_path and p not in paths[1]),
         tuple(p for p in paths[1] if by_path and p not in paths[0]),
     )
-    apart = [(a, b, _all_apart(a.outputs, b.outputs)) for a, b in taps]
+    apart = [(a, b, _largest_distance(a.outputs, b.outputs)) for a, b in taps]
     forward = None
     for agree, (a, b, distance) in enumerate(apart):
         if distance > floors.get(a.key, least):
@@ -422,7 +447,7 @@ def _compared(
             break
     return Difference(
         forward,
-        _gradient(one, two, rounded, pairs, dtype),
+        _first_gradient(one, two, rounded, pairs, dtype),
         len(taps),
         by,
         str(dtype).removeprefix("torch."),
@@ -436,6 +461,7 @@ def _compared(
 
 
 def _floor(rounding: float, dtype: torch.dtype) -> float:
+    """Up to which distance two tensors agree, if nudged parameters move one by ``rounding``."""
     worst = max(SLACK * rounding, LEAST * torch.finfo(dtype).eps)
     return worst if math.isfinite(worst) else math.inf
 
@@ -451,22 +477,27 @@ def _parting(
     agree: int,
     only: tuple[Sequence[str], Sequence[str]],
 ) -> Parting:
-    """Whose doing it is: the module's, if it was given the same, else that of the one around it."""
+    """Whose doing it is: the module's, if it was given the same, else that of the one around it.
+
+    ``a`` and ``b`` are the first taps that differ, after ``agree`` pairs that do not. ``floors`` is
+    by key of a tap, and ``least`` the floor of the others. ``only`` are the paths of modules that
+    were called only in A, only in B.
+    """
     floor = floors.get(a.key, least)
     key: tuple[str, int] | None = a.key
     x, y = a, b
     while key is not None:
         if key in taps:
             x, y = taps[key]
-            if _all_apart(x.inputs, y.inputs) <= floor or one.parents.get(key) is None:
+            if _largest_distance(x.inputs, y.inputs) <= floor or one.parents.get(key) is None:
                 break
         key = one.parents.get(key)
     return Parting(
         x.path,
         y.path,
         a.path,
-        _all_apart(x.inputs, y.inputs),
-        _all_apart(x.outputs, y.outputs),
+        _largest_distance(x.inputs, y.inputs),
+        _largest_distance(x.outputs, y.outputs),
         floor,
         agree,
         tuple(_changes(one.operations(x.key), two.operations(y.key), only)),
@@ -482,8 +513,8 @@ def _changes(
     """How two sequences of operations differ: the first few that only one of them has.
 
     What computes comes before what moves numbers about, and what only copies or reshapes them is
-    left out unless there is nothing else. A module that only one of the two calls is one line where
-    the rest is the same.
+    left out unless there is nothing else. ``only`` are the paths of modules that only A, only B
+    calls: where the rest is the same, each is one line. ``most`` is the number of lines per model.
     """
     tops = [outermost(paths) for paths in only]
     rest = [
@@ -520,23 +551,24 @@ def _changes(
 
 def _namesake(op: _Operation, place: int, others: Sequence[_Operation]) -> _Operation | None:
     """The operation at its place in the other model, if it is one of the same name."""
-    there = others[place] if place < len(others) else None
-    return there if there is not None and there.name == op.name else None
+    other = others[place] if place < len(others) else None
+    return other if other is not None and other.name == op.name else None
 
 
-def _gradient(
+def _first_gradient(
     one: _Run, two: _Run, rounded: _Run, pairs: dict[str, str], dtype: torch.dtype
 ) -> Gradient | None:
+    """The first parameter, from the outputs backwards, whose gradients differ; None: all agree."""
     agree = 0
     for name in reversed(one.uses()):
         other = pairs.get(name)
         if other is None or other not in two.gradients:
             continue
         mine = one.gradients[name]
-        distance = _apart(mine, two.gradients[other])
-        floor = _floor(_apart(mine, rounded.gradients[name]), dtype)
+        distance = _distance(mine, two.gradients[other])
+        floor = _floor(_distance(mine, rounded.gradients[name]), dtype)
         # A gradient of zero, such as that of a key's bias, is rounding through and through.
-        if _zero(mine, one, dtype) and _zero(two.gradients[other], one, dtype):
+        if _is_rounding(mine, one, dtype) and _is_rounding(two.gradients[other], one, dtype):
             continue
         if distance > floor:
             return Gradient(name, other, distance, floor, agree)
@@ -544,7 +576,8 @@ def _gradient(
     return None
 
 
-def _zero(grad: Tensor, run: _Run, dtype: torch.dtype) -> bool:
+def _is_rounding(grad: Tensor, run: _Run, dtype: torch.dtype) -> bool:
+    """Whether a gradient is nothing beside the largest of all gradients of a run."""
     largest = max((float(g.abs().max()) for g in run.gradients.values() if g.numel()), default=0.0)
     size = float(grad.abs().max()) if grad.numel() else 0.0
     return size < LEAST * torch.finfo(dtype).eps * largest

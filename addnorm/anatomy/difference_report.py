@@ -93,7 +93,7 @@ class Difference:
         return f"No difference in {self.taps} outputs of modules and {self.paired} parameters."
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """What there is to say, as (label, text)."""
+        """What there is to say, as (label, text); "" as the label continues the line before."""
         shapes = ", ".join(
             f"{'' if name.isdecimal() else name + ' '}{tuple(shape)}"
             for name, shape in self.inputs.items()
@@ -115,7 +115,7 @@ class Difference:
             yield "forward", f"{f.agree} outputs agree, then {place}{other}"
             yield (
                 "",
-                f"its inputs differ by {f.before:.2g}, its outputs by {_of(f.after)}",
+                f"its inputs differ by {f.before:.2g}, its outputs by {_size_text(f.after)}",
             )
             yield "", f"seen at {f.tap or 'the output'}; rounding gives at most {f.floor:.1g} there"
             for line in f.operations:
@@ -136,7 +136,7 @@ class Difference:
     def _backward(self, g: Gradient) -> str:
         """What a gradient that differs means, in a sentence or two."""
         other = f" ({g.parameter_b} in B)" if g.parameter_b != g.parameter else ""
-        size = f"{_of(g.difference)}, where rounding gives at most {g.floor:.1g}"
+        size = f"{_size_text(g.difference)}, where rounding gives at most {g.floor:.1g}"
         if self.forward is not None:
             return (
                 "the gradients differ as well, as they must with a different forward: from the "
@@ -155,10 +155,12 @@ class Difference:
 
 
 ALONE = ", a module with "
-"""In a line about a module that only one of the two calls."""
+"""Marks a line of ``Parting.operations`` about a module that only one of the two calls:
+``compare_models`` writes it, ``verdict`` looks for it."""
 
 
-def _of(difference: float) -> str:
+def _size_text(difference: float) -> str:
+    """A relative difference with two digits; an infinite one, as of two shapes, in words."""
     return f"{difference:.2g}" if math.isfinite(difference) else "more than a number says"
 
 

@@ -117,16 +117,17 @@ class Influence:
         return max(10 * self.noise, rounding)
 
     def name(self, argument: str) -> str:
-        """As its author calls it."""
+        """An argument, named as in ``Inputs.tensors``, as its author calls it."""
         return self.names.get(argument, argument)
 
     def change(self, name: str, where: Any, base: Inputs | None = None) -> Inputs:
-        """The call with other values at ``where`` of one argument."""
+        """The call, or ``base``, with other values at ``where`` (an index) of one argument."""
         rows, special = self.arguments.rows.get(name), set(self.arguments.special)
         return perturbed(base or self.inputs, name, where, rows, special)
 
     def grid(self, change: Tensor) -> Tensor:
-        """(samples, places) of a change in the output; the largest over the rest."""
+        """(samples, places) of a change in the output; the largest over the rest. Only for an
+        output with both axes."""
         batch, time = self.arguments.out_batch, self.arguments.out_time
         assert batch is not None
         assert time is not None
@@ -151,7 +152,10 @@ class Influence:
 
     @cached_property
     def matrix(self) -> Tensor | None:
-        """(changed place, place): the change of one sample's output; None without such axes."""
+        """(changed place, place): the change of one sample's output; None without such axes.
+
+        Of a long or large model only some places are changed; the rows of the others are zeros.
+        """
         batch, time = self.arguments.out_batch, self.arguments.out_time
         if time is None or batch is None or self.places < 2:
             return None
@@ -294,6 +298,7 @@ def _unpadded(
 
 
 def _runs(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the model takes the call, and a floating-point tensor comes out."""
     try:
         with undisturbed(model, gradients=False):
             main_output(inputs.call(model))
@@ -310,7 +315,7 @@ def output_in_training(model: nn.Module, inputs: Inputs, seed: int = 0) -> Tenso
 
 
 def optional_arguments(influence: Influence, pattern: re.Pattern[str]) -> list[str]:
-    """Arguments of the signature that are not given and are called so."""
+    """Arguments of the signature that are not given, have a default and a name with ``pattern``."""
     present = {*influence.names.values(), *(influence.inputs.kwargs or {})}
     return [
         name
@@ -320,13 +325,14 @@ def optional_arguments(influence: Influence, pattern: re.Pattern[str]) -> list[s
 
 
 def argument_values(influence: Influence, name: str) -> list[Value]:
-    """The values of the trace that are this argument."""
+    """The values of the specimen's trace that are this argument: one, or none that is recorded."""
     trace = influence.specimen.trace
     names = list(influence.specimen.inputs.tensors())
     return [v for n, v in zip(names, trace.inputs, strict=False) if n == name]
 
 
 def _attention_reaches(influence: Influence) -> list[AttentionReach]:
+    """Of every attention with as many queries as keys, at least three, both from the main input."""
     reaches = []
     structure = influence.specimen.structure
     own = structure.trace.descendants(*argument_values(influence, influence.arguments.main))
@@ -362,6 +368,8 @@ def _unlike(rows: Tensor) -> float:
 
 
 def _over_samples(influence: Influence) -> list[TracedAttention]:
+    """The attentions with a key for each sample, measured by a second trace with one sample less;
+    [] where the model does not run so, or has other attentions then."""
     structure = influence.specimen.structure
     candidates = [
         (i, a)

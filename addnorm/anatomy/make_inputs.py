@@ -29,7 +29,7 @@ from addnorm.words import error_in_a_line
 SECONDS = 30.0  # for all attempts together
 
 
-ATTEMPTS = 400
+ATTEMPTS = 400  # calls of the model, all together
 
 
 @final
@@ -74,9 +74,11 @@ _SKIP = {"args", "kwargs", "self"}
 
 
 _SQUARE = re.compile(r"tgt|trg|target|causal|look|future|attn_mask|decoder|dec_|subsequent|^tril")
+"""Names of masks that are (T, T) rather than (B, T)."""
 
 
 _IDS = re.compile(r"ids?$|idx|tok|^src$|^tgt$|^trg$|source|target|text|words|seq|^y$")
+"""Names of arguments that are token ids where the model has a table, whatever its first layer."""
 
 
 _IMAGE = re.compile(r"pixel|image|^imgs?$|picture|frames?$")
@@ -88,6 +90,7 @@ _WAVE = re.compile(r"input_values|wave|audio|speech|signal")
 _NOT_TRIED = re.compile(
     r"label|cache|past|return|output_|head_mask|loss|embeds|weights|inputs_embeds|encoder_outputs"
 )
+"""Names of arguments that are not given unless the signature requires them."""
 
 
 @final
@@ -98,10 +101,10 @@ class _Facts:
         self.model = model
         self.config = getattr(model, "config", None)
         parameters = parameters_of(model.forward)
-        if parameters is None:
+        if parameters is None:  # Python cannot tell: one argument is the best guess
             parameters = parameters_of(lambda x: x) or {}
         self.parameters = {name: p for name, p in parameters.items() if not gathers(p)}
-        self.open = len(self.parameters) < len(parameters)
+        self.open = len(self.parameters) < len(parameters)  # it takes *args or **kwargs
         self.required = [n for n, p in self.parameters.items() if p.default is p.empty]
         self.modules = list(model.named_modules())
         at = next(itertools.chain(model.parameters(), model.buffers()), torch.zeros(()))
@@ -111,7 +114,7 @@ class _Facts:
         sizes = self._sizes()
         self.batch = next((n for n in (3, 2, 5) if n not in sizes), 3)
         primes = [n for n in (7, 11, 13, 17, 19, 23) if n not in sizes and n != self.batch]
-        self.time, self.source = [*primes, 7, 11][:2]
+        self.time, self.source = [*primes, 7, 11][:2]  # lengths, see ``_Sizes``
         self.tables = [m for _, m in self.modules if isinstance(m, nn.Embedding)]
         lookups = [p for n, p in model.named_parameters() if p.dim() == 2 and _TABLE.search(n)]
         self.has_tables = bool(self.tables or lookups)
@@ -126,6 +129,8 @@ class _Facts:
         return None
 
     def _sizes(self) -> set[int]:
+        """Every size that the model has, by its parameters, its modules' settings and its config:
+        an axis of one of these would not be told from batch or time. Ids are no sizes."""
         sizes = {n for p in self.model.parameters() for n in p.shape}
         for _, module in self.modules:
             sizes |= {
@@ -161,7 +166,7 @@ class _Facts:
         return list(dict.fromkeys(pairs + [(n, n) for n in more]))
 
     def widths(self) -> list[int]:
-        """Feature widths, in the order in which modules would first eat them."""
+        """Up to six feature widths, in the order of the modules that take them."""
         widths: list[int] = []
         for _, m in self.modules:
             if isinstance(m, nn.Linear):
@@ -183,7 +188,7 @@ class _Facts:
         return list(dict.fromkeys(n for n in widths if n > 0))[:6] or [8]
 
     def images(self) -> list[tuple[int, int, int]]:
-        """(channels, height, width) to try."""
+        """Up to ten (channels, height, width) to try, those that the model fixes first."""
         conv = next((m for _, m in self.modules if isinstance(m, nn.Conv2d)), None)
         channels = [c for c in [self.claim("num_channels", "in_chans", "channels")] if c]
         steps: list[tuple[int, int]] = []  # (channels, patch)
@@ -204,8 +209,8 @@ class _Facts:
                     elif isinstance(value, tuple | list) and len(value) == 2:
                         sizes.append((c, int(value[0]), int(value[1])))
             for _, p in self.model.named_parameters():
-                if p.dim() in (2, 3) and step >= 4:
-                    for extra in (1, 0, 2):
+                if p.dim() in (2, 3) and step >= 4:  # a table with a position for each patch
+                    for extra in (1, 0, 2):  # class and distillation tokens
                         side = math.isqrt(max(p.shape[-2] - extra, 0))
                         if side > 1 and side * side + extra == p.shape[-2]:
                             sizes.append((c, side * step, side * step))
@@ -225,7 +230,7 @@ class _Facts:
 
     def waves(self) -> list[int]:
         """Numbers of samples that give a few dozen frames: as many as are masked in training."""
-        need = 23
+        need = 23  # frames that the last convolution gives
         convs = [
             (m.kernel_size[0], m.stride[0]) for _, m in self.modules if isinstance(m, nn.Conv1d)
         ]
@@ -268,10 +273,12 @@ class _Value:
     """One way to make one argument."""
 
     label: str
+    """What it is, for the list of failed attempts; two calls with equal labels are one attempt."""
     make: Callable[[_Sizes], Any]
 
 
 def _candidates(facts: _Facts) -> Iterator[tuple[str, Inputs]]:
+    """(label, call) of every call to try, made as it is asked for, the likeliest first."""
     for time_, source in facts.lengths():
         sizes = _Sizes(facts.batch, time_, source, facts.dtype)
         for names in _selections(facts):
@@ -282,7 +289,8 @@ def _candidates(facts: _Facts) -> Iterator[tuple[str, Inputs]]:
 
 
 def _selections(facts: _Facts) -> Iterator[list[str]]:
-    """Which arguments to give: the required ones; where there are none, what is claimed."""
+    """Lists of names of arguments to give: the required ones; where there are none, what is
+    claimed. A forward that only gathers gets one, by the name "args"."""
     usable = [n for n in facts.parameters if not _NOT_TRIED.search(n)]
     main = getattr(facts.model, "main_input_name", None)
     base = facts.required
@@ -312,7 +320,8 @@ def _selections(facts: _Facts) -> Iterator[list[str]]:
 
 
 def _by_rank(ways: Sequence[Sequence[_Value]]) -> Iterator[tuple[_Value, ...]]:
-    """Combinations, those of first choices first."""
+    """One way for each argument, combinations of first choices first; of a great many, only the
+    first 20000 are ranked."""
     places = itertools.product(*(range(len(w)) for w in ways))
     ranked = sorted(itertools.islice(places, 20000), key=lambda p: (sum(p), max(p, default=0)))
     for place in ranked[:ATTEMPTS]:
@@ -356,7 +365,10 @@ def _ways(name: str, facts: _Facts, names: Sequence[str]) -> list[_Value]:
 
 
 def _beside(low: str, source: bool) -> list[_Value]:
-    """For what is said of a sequence beside it (masks, positions, lengths); none for others."""
+    """For what is said of a sequence beside it (masks, positions, lengths); [] for others.
+
+    ``low`` is the argument's name in lower case; with ``source`` it belongs to the encoder's input.
+    """
     length = "S" if source else "T"
     nothing = _Value("None", lambda s: None)
     if MASK.search(low):
@@ -382,12 +394,15 @@ def _beside(low: str, source: bool) -> list[_Value]:
 
 
 def _contents(low: str, facts: _Facts, source: bool, *, first: bool) -> list[_Value]:
-    """For what is read itself: ids, features, images, waves."""
+    """For what is read itself: ids, features, images, waves; the arguments as in ``_beside``.
+
+    ``first``: it is the first argument of the call, and so rather the ids than what goes with them.
+    """
     length = "S" if source else "T"
     ids = [_Value("ids", lambda s: torch.randint(0, 2, (s.batch, s.of(length))))]
     widths = facts.widths()
     features = [_normal(f"features of {w}", "B", length, w) for w in widths]
-    if facts.has_tables and not first and SHOWN.search(low):  # no one for each token
+    if facts.has_tables and not first and SHOWN.search(low):  # not as many as there are tokens
         features = [_normal(f"{w} shown", "B", "S", w) for w in widths] + features
     second = [_normal(f"features of {w}, time first", length, "B", w) for w in widths[:2]]
     images = [_normal(f"image {size}", "B", *size) for size in facts.images()]
@@ -425,19 +440,23 @@ def _normal(label: str, *shape: int | str) -> _Value:
 
 
 def _masks(name: str, *, square: bool, source: bool) -> list[_Value]:
-    """Masks that keep everything or, where the name says so, the past; see ``_polarity`` for which
-    way round they are."""
+    """Masks that keep everything or, where the name says so, the past. True keeps; where the model
+    reads it the other way round, ``_masked_rightly`` turns it."""
 
     length = "S" if source else "T"
 
     def padding(*axes: int) -> Callable[[_Sizes], Tensor]:
+        """``axes`` are 0 for the batch, 1 for an axis of one, 2 for the keys."""
+
         def make(s: _Sizes) -> Tensor:
             shape = [{0: s.batch, 1: 1, 2: s.of(length)}[a] for a in axes]
             return torch.ones(shape, dtype=torch.bool)
 
         return make
 
-    def everything(*front: int) -> Callable[[_Sizes], Tensor]:
+    def pairs(*front: int) -> Callable[[_Sizes], Tensor]:
+        """(queries, keys), behind axes as in ``padding``."""
+
         def make(s: _Sizes) -> Tensor:
             keys = s.of(length)
             lead = [{0: s.batch, 1: 1}[a] for a in front]
@@ -454,17 +473,17 @@ def _masks(name: str, *, square: bool, source: bool) -> list[_Value]:
         _Value("mask (B, T)", padding(0, 2)),
     ]
     squares = [
-        _Value("mask (B, 1, T, T)", everything(0, 1)),
-        _Value("mask (B, T, T)", everything(0)),
-        _Value("mask (T, T)", everything()),
+        _Value("mask (B, 1, T, T)", pairs(0, 1)),
+        _Value("mask (B, T, T)", pairs(0)),
+        _Value("mask (T, T)", pairs()),
     ]
     if re.search("pad|valid|key", name):
         pads = [pads[2], *pads[:2]]
     ways = [*squares, *pads] if square else [*pads, *squares]
-    return [*ways, *map(_whole, ways)]
+    return [*ways, *map(_int_mask, ways)]
 
 
-def _whole(mask: _Value) -> _Value:
+def _int_mask(mask: _Value) -> _Value:
     """A mask of 1 and 0 instead of booleans, for models that compute 1 - mask."""
     return _Value(f"{mask.label} of int", lambda s: mask.make(s).long())
 
@@ -473,17 +492,23 @@ def _whole(mask: _Value) -> _Value:
 
 
 def _refusal(model: nn.Module, inputs: Inputs) -> str | None:
-    """Why this call does not do, or None."""
+    """Why this call does not do, or None.
+
+    Numbers that are not finite are a reason only if there is a mask and the model does not run with
+    its opposite: a broken model is to be looked at all the same.
+    """
     try:
         out = main_output(inputs.call(model))
     except Exception as error:  # any failure of foreign code means: try another call
         return error_in_a_line(error, 160)
     if out.numel() == 0:
         return "an empty output"
-    fed = inputs.tensors()
-    masks = [n for n, v in fed.items() if is_mask(n, v)]
+    tensors = inputs.tensors()
+    masks = [n for n, v in tensors.items() if is_mask(n, v)]
+    # The most axes that an output can have: ids become vectors. Without inputs but masks, any.
     axes = max(
-        (v.dim() + (not v.is_floating_point()) for n, v in fed.items() if n not in masks), default=9
+        (v.dim() + (not v.is_floating_point()) for n, v in tensors.items() if n not in masks),
+        default=9,
     )
     if masks and out.dim() > axes:
         return "the mask's axes were added to the output's"
@@ -498,6 +523,7 @@ def _refusal(model: nn.Module, inputs: Inputs) -> str | None:
 
 
 def _flipped(inputs: Inputs) -> Inputs:
+    """The call with the opposite of each mask of booleans, or of 0 and 1."""
     for name, value in inputs.tensors().items():
         if value.dtype is torch.bool:
             inputs = inputs.replaced(name, ~value)
@@ -513,6 +539,7 @@ def _fitted(model: nn.Module, inputs: Inputs, facts: _Facts) -> Inputs:
     generator = torch.Generator().manual_seed(1)
     for name, rows in table_rows(model, inputs).items():
         ids = inputs.tensors()[name]
+        # Tried in this order: a model may refuse ids that its table has rows for.
         limits = [rows, vocabulary if type(vocabulary) is int and vocabulary < rows else rows // 2]
         for limit in limits:
             words = torch.tensor(word_ids(max(limit, 2), special))

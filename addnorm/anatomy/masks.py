@@ -10,7 +10,8 @@ MASK = re.compile(r"mask|(^|_)(valid|keep|pad|padding|attend)(_|$)|padding")
 
 
 def is_mask(name: str, value: Tensor) -> bool:
-    """Whether an argument is a mask, by its type, its name or what it holds."""
+    """Whether an argument is a mask: booleans; what is called so and holds 0 and 1; or zeros and
+    large negative numbers, under such a name or without one ("0", "1": given by place)."""
     if value.dtype is torch.bool:
         return True
     low = name.lower()
@@ -26,7 +27,10 @@ MaskReading = Literal["keep", "drop", "additive"]
 
 
 def as_mask(keep: Tensor, reading: MaskReading, dtype: torch.dtype, floats: torch.dtype) -> Tensor:
-    """A mask of "may be seen" in the way the model reads it."""
+    """``keep``, which is True for what may be seen, as a mask that the model reads in this way.
+
+    ``dtype`` is the mask's; one that is added has the model's ``floats`` instead.
+    """
     if reading == "additive":
         return torch.zeros(keep.shape, dtype=floats).masked_fill(~keep, float("-inf"))
     marks = keep if reading == "keep" else ~keep

@@ -39,9 +39,11 @@ class ModuleInfluence:
 
     path: str
     order: int
+    """The how-manieth module it is that was measured; inner ones come before those around them."""
     place: int
     """The place that was changed."""
     places: int
+    """How many there are."""
     before: tuple[int, ...]
     """Places of the same sample before it that moved."""
     after: tuple[int, ...]
@@ -206,7 +208,8 @@ class _Watch:
             self.versions[module] = [t._version for t in tensors_in(args, kwargs)]
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        """A hook after every module but the model itself."""
+        """A hook after every module but the model itself. Each is measured twice at most, and one
+        that cannot be run by itself not at all."""
         path = self.paths.get(module)
         if self.busy or path is None or type(module) in POINTWISE or self.counts.get(path, 0) >= 2:
             return
@@ -231,7 +234,7 @@ class _Watch:
             self.busy = False
 
     def _rerun(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> _Rerun | None:
-        """The call, if it takes and gives back places."""
+        """The call, if it takes and gives back places; None otherwise."""
         placed = ((t, axes_of(t, self.samples, self.lengths)) for t in tensors_in(args, kwargs))
         places = next((t.shape[axes[1]] for t, axes in placed if axes is not None), None)
         if places is None:
@@ -242,9 +245,11 @@ class _Watch:
         return _Rerun(module, args, kwargs, self.samples, places, out_axes)
 
     def _influence(self, path: str, call: _Rerun, base: Tensor) -> ModuleInfluence | None:
+        """What one module lets through; ``base`` is its output as it was. None: the output of the
+        changed call has another shape."""
         n, number = call.places, len(self.influences)
         place, generator = n // 2, torch.Generator().manual_seed(number)
-        new = call.poked(place, generator)
+        new = call.poked(place, generator)  # the middle place of sample 0
         if new is None or new.shape != base.shape:
             return None
         scale = largest(base) + 1e-30

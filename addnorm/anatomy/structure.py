@@ -19,7 +19,7 @@ from addnorm.anatomy.trace import Call, Op, Trace, Value
 
 
 def _names(text: str) -> frozenset[str]:
-    """Operations, by aten's names without their overloads."""
+    """A set of operations from one line, by aten's names without their overloads."""
     return frozenset(text.split())
 
 
@@ -158,8 +158,8 @@ class Structure:
         return norms
 
     def _as_norm(self, call: Call) -> TracedNorm | None:
-        """The call of a module that takes one activation to another of its shape by statistics,
-        elementwise and with vectors only."""
+        """A call as a norm: it takes one activation to another of its shape by statistics,
+        elementwise and with vectors only. None: it is no norm."""
         module = call.module
         if any(p.squeeze().dim() > 1 for p in module.parameters()):
             return None
@@ -174,6 +174,7 @@ class Structure:
             return None
         if not any(op.name in REDUCTIONS or op.name in NORM_OPS for op in ops):
             return None
+        # A module may return what it did not compute.
         last = output.op if output.op in self._order else ops[-1]
         assert last is not None
         names = frozenset(v.name for op in ops for v in op.inputs if v.name)
@@ -200,6 +201,7 @@ class Structure:
         return self._steps[value]
 
     def _steps_into(self, value: Value) -> list[Step]:
+        """``steps_into``, measured. [] for what computes: the value carries nothing on."""
         norm = self.norms_by_output.get(value)
         if norm is not None:
             return [Step(norm.source, value, "norm", norm.op, norm)]
@@ -208,7 +210,7 @@ class Structure:
             return []
         moving = [v for v in op.inputs if v in self.activations]
         if op.name in VIEWS or op.name == "alias":
-            if op.name in ("where", "gather", "index", "index_select"):
+            if op.name in ("where", "gather", "index", "index_select"):  # not conditions and ids
                 moving = [v for v in moving if v.tensor.is_floating_point()]
             return [Step(v, value, "view", op) for v in moving]
         if op.name in LINEAR:
@@ -220,8 +222,8 @@ class Structure:
             return [Step(v, value, "add", op) for v in moving]
         if op.name in ("mul", "div"):
             if len(moving) == 1:
-                ok = op.name == "mul" or moving[0] is op.args[0]
-                return [Step(moving[0], value, "scale", op)] if ok else []
+                carries = op.name == "mul" or moving[0] is op.args[0]  # not as a divisor
+                return [Step(moving[0], value, "scale", op)] if carries else []
             return self._by_statistic(op, value, moving) or self._gated(op, value, moving)
         return []
 
@@ -337,6 +339,11 @@ class Structure:
         return tuple(residuals)
 
     def _residual(self, op: Op, stream: Value, branch: Value) -> Residual | None:
+        """An addition as a residual connection, with its operands in these roles; None: it is none.
+
+        The fork is the latest value that the stream carries and the branch was computed from, but
+        does not carry.
+        """
         before = self.carried(stream)
         mixed = self.ancestors(branch)
         own = self.carried(branch)
@@ -347,13 +354,13 @@ class Structure:
         inside = (self.trace.descendants(fork) & mixed) - {fork}
         if not any(v.op is not None and v.op.name in PRODUCTS for v in inside):
             return None
-        if fork.tensor.numel() != stream.tensor.numel() and not self._same_rows(fork, stream):
+        if fork.tensor.numel() != stream.tensor.numel() and not self._equal_width(fork, stream):
             return None
         return Residual(op, stream, branch, fork, frozenset(inside), self.way(fork, stream))
 
     @staticmethod
-    def _same_rows(fork: Value, stream: Value) -> bool:
-        """Equal widths: a stream may be cut or padded on its way."""
+    def _equal_width(fork: Value, stream: Value) -> bool:
+        """Whether the last axes are equal: a stream may be cut or padded along others."""
         return bool(fork.shape) and fork.shape[-1] == stream.shape[-1]
 
     @cached_property
@@ -400,13 +407,14 @@ class Structure:
     def own_norms(self, residual: Residual) -> list[TracedNorm]:
         """The norms through which the branch reads the fork, before its first product."""
         norms: dict[Value, TracedNorm] = {}
-        for value in self._read(residual.fork, residual.inside):
+        for value in self._carried_inside(residual.fork, residual.inside):
             for step in self.steps_into(value):
                 if step.norm is not None:
                     norms[value] = step.norm
         return list(norms.values())
 
-    def _read(self, fork: Value, inside: Iterable[Value]) -> list[Value]:
+    def _carried_inside(self, fork: Value, inside: Iterable[Value]) -> list[Value]:
+        """What the fork is carried into without leaving ``inside``; the fork is not among it."""
         limits = set(inside)
         values, todo = {fork}, [fork]
         reached = []
@@ -480,7 +488,11 @@ class Structure:
         return tuple(attentions)
 
     def _attention(self, mix: Op, weights: Value, right: bool) -> TracedAttention | None:
-        """Backwards from the weights, without products, to the product of two activations."""
+        """A product of activations as ``mix`` of an attention, with one factor as its weights.
+
+        Goes backwards from the weights, without products, to the product of two activations, which
+        are the scores. None: there are none. ``right``: the weights are the second factor.
+        """
         todo, values = [weights], {weights}
         scores = None
         for value in todo:
@@ -525,16 +537,13 @@ class Structure:
         parts = path.split(".")
         for n in range(len(parts), 0, -1):
             at = ".".join(parts[:n])
-            if parts[n - 1].isdecimal() and self._is_block(at):
+            if parts[n - 1].isdecimal() and at in self.block_paths:
                 return at
         for n in range(len(parts) - 1, 0, -1):
             at = ".".join(parts[:n])
-            if self._is_block(at):
+            if at in self.block_paths:
                 return at
         return ""
-
-    def _is_block(self, at: str) -> bool:
-        return at in self.block_paths
 
     @cached_property
     def block_paths(self) -> frozenset[str]:
@@ -564,7 +573,7 @@ class Structure:
 
 
 def factors(op: Op) -> tuple[Value, ...]:
-    """The two factors of a product."""
+    """The two factors of a product, without what is added to it; () if it is another operation."""
     args = [a for a in op.args if isinstance(a, Value)]
     if op.name in ("addmm", "baddbmm", "addbmm", "addmv", "_addmm_activation"):
         return tuple(args[1:3])

@@ -17,6 +17,7 @@ from addnorm.anatomy.masks import is_mask
 from addnorm.anatomy.outputs import tensors_in
 
 _FRESH = re.compile("_like$|^new_|^(eq|ne|lt|le|gt|ge|argsort|argmax|argmin|nonzero)$")
+"""Functions whose whole numbers are no ids, though ids went in."""
 
 
 @final
@@ -35,7 +36,8 @@ class Lookups(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "embedding" and len(args) >= 2:
             ids, table = args[:2]
-            if isinstance(ids, Tensor) and ids.is_floating_point():  # torch.embedding(table, ids)
+            # torch.embedding(table, ids), but F.embedding(ids, table)
+            if isinstance(ids, Tensor) and ids.is_floating_point():
                 ids, table = table, ids
             self._note(table, ids)
         elif name in ("__getitem__", "index_select", "take_along_dim") and len(args) >= 2:
@@ -48,6 +50,7 @@ class Lookups(TorchFunctionMode):
         return out
 
     def _source(self, value: Any) -> frozenset[str]:
+        """The arguments that a tensor was computed from; none if that is not known."""
         return self.sources.get(id(value), frozenset())
 
     def _follow(self, arguments: Any, out: Any) -> None:
@@ -60,6 +63,7 @@ class Lookups(TorchFunctionMode):
                 self.alive.append(t)
 
     def _note(self, table: Any, ids: Any) -> None:
+        """Write down a lookup, if it is one of whole numbers in a table of floating-point ones."""
         if isinstance(ids, tuple):  # table[ids, :]
             whole = [i for i in ids if isinstance(i, Tensor)]
             ids = whole[0] if len(whole) == 1 else None
@@ -84,16 +88,16 @@ class Lookups(TorchFunctionMode):
         ]
         if same:
             return min(same)
-        computed = [
+        computed = [  # a lookup with ids + 2 leaves two rows less
             max(rows - max(int((index - ids).max()), 0), 1)
             for rows, index, sources in self.lookups
-            if name in sources and index.shape == ids.shape and not _counts(index)
+            if name in sources and index.shape == ids.shape and not _holds_places(index)
         ]
         return min(computed, default=None)
 
 
-def _counts(index: Tensor) -> bool:
-    """Places, not ids: they differ along a line and every line is the same."""
+def _holds_places(index: Tensor) -> bool:
+    """Whether they are places, not ids: they differ along a line and every line is the same."""
     lines = index.reshape(index.shape[0], -1)
     return bool((lines == lines[:1]).all()) and bool((lines != lines[:, :1]).any())
 
@@ -149,7 +153,8 @@ def _ids_called(model: nn.Module, pattern: str) -> set[int]:
 
 
 def word_ids(rows: int, special: set[int]) -> list[int]:
-    """Ids below ``rows`` that are surely words: no special ones, nor the lowest, where it fits."""
+    """Ids below ``rows`` that are surely words: no special ones, nor the lowest four if at least
+    eight are left. Never empty: all ids where every one is special."""
     for low in (4, 1, 0):
         words = [i for i in range(low, rows) if i not in special]
         if len(words) >= 8 or low == 0:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 Key = tuple[int, int | torch.SymInt, tuple[int, ...], tuple[int, ...], torch.dtype]
+"""A piece of memory as a tensor looks at it: storage, offset, shape, strides, dtype."""
 
 
 @final
@@ -146,7 +147,12 @@ def altered(
     run: Callable[[], Any],
     change: Mapping[Op, Callable[[tuple[Any, ...]], tuple[Any, ...]]],
 ) -> Any:
-    """Run it again, with other arguments for some operations of its trace."""
+    """Run it again, with other arguments for some operations of its trace, and return what it does.
+
+    ``change`` is by operation of a ``record`` of the same run; each function gets the positional
+    arguments, with tensors, and returns as many. An operation counts by its place, so the run must
+    take the same way up to there.
+    """
     with _plain_attention(), _Altering(change):
         return run()
 
@@ -169,10 +175,14 @@ def _counted(func: Any) -> bool:
 
 
 def _attention(arguments: Mapping[str, Any], mask: Tensor | None) -> Tensor:
-    """softmax(scale q k^T + mask) v, operation by operation."""
+    """softmax(scale q k^T + mask) v, operation by operation.
+
+    ``arguments`` are those of torch's fused operation, by its schema's names; ``mask`` is boolean
+    (True is seen) or added.
+    """
     q, k, v = arguments["query"], arguments["key"], arguments["value"]
     scale, heads = arguments.get("scale"), q.shape[:-2]
-    if k.shape[:-2] != heads:
+    if k.shape[:-2] != heads:  # grouped queries
         k, v = (t.repeat_interleave(heads[-1] // t.shape[-3], -3) for t in (k, v))
     scaled = q * (q.shape[-1] ** -0.5 if scale is None else scale)
     scores = torch.bmm(scaled.flatten(0, -3), k.transpose(-2, -1).flatten(0, -3))
@@ -181,14 +191,16 @@ def _attention(arguments: Mapping[str, Any], mask: Tensor | None) -> Tensor:
         keep = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
         scores = scores.masked_fill(~keep, float("-inf"))
     if mask is not None:
-        masked = mask.dtype == torch.bool
-        scores = scores.masked_fill(~mask, float("-inf")) if masked else scores + mask
+        boolean = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, float("-inf")) if boolean else scores + mask
     weights = torch.ops.aten._softmax(scores, -1, False)  # below autograd softmax stays one word
     return torch.bmm(weights.flatten(0, -3), v.flatten(0, -3)).unflatten(0, heads)
 
 
 @final
 class _Altering(TorchDispatchMode):
+    """Counts operations as ``_Recorder`` does, and gives those in ``change`` other arguments."""
+
     def __init__(self, change: Mapping[Op, Callable[[tuple[Any, ...]], tuple[Any, ...]]]) -> None:
         super().__init__()
         self.change = {op.place: new for op, new in change.items()}
@@ -220,7 +232,7 @@ class _Recorder(TorchDispatchMode):
         self.latest: dict[Key, Value] = {}
         self.writes: dict[int, list[tuple[int, Value]]] = {}  # storage -> (when, what was written)
         self.counts: Counter[Any] = Counter()
-        self.alive: list[Tensor] = []  # so that no memory is used twice
+        self.alive: list[Tensor] = []  # so that no memory is used for a second tensor
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -232,6 +244,8 @@ class _Recorder(TorchDispatchMode):
             yield
 
     def _hooked(self, path: str, module: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
+        """Hooks that open and close a ``Call`` of a module."""
+
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             parent = self.stack[-1] if self.stack else None
             inputs = tuple(
@@ -242,7 +256,7 @@ class _Recorder(TorchDispatchMode):
             self.stack.append(call)
 
         def leave(module: nn.Module, args: Any, out: Any) -> None:
-            while self.stack:
+            while self.stack:  # a forward that raised inside, and was caught, left its call here
                 call = self.stack.pop()
                 call.last = len(self.ops)
                 if call.module is module:
@@ -282,6 +296,7 @@ class _Recorder(TorchDispatchMode):
         return new
 
     def _new(self, tensor: Tensor, op: Op | None, name: str = "") -> Value:
+        """A new value for what a tensor holds now, and from here on the latest of that memory."""
         new = Value(len(self.values), tensor, op, name)
         self.values.append(new)
         self.alive.append(tensor)
@@ -292,13 +307,13 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not _counted(func) or func is torch.ops.aten.detach.default:
-            return func(*args, **kwargs)  # the same value by another name
+            return func(*args, **kwargs)  # a question of size, or the same value by another name
         name = func._schema.name.split("::")[1].removesuffix("_")
         index = self.counts[func]
         self.counts[func] += 1
         value_args, value_kwargs = tree_map_only(Tensor, self.value, (args, kwargs))
         inputs = tuple(v for v in tree_leaves((value_args, value_kwargs)) if isinstance(v, Value))
-        targets = [
+        targets = [  # what the operation writes into, by its schema
             leaf
             for argument, value in zip(func._schema.arguments, args, strict=False)
             if argument.alias_info is not None and argument.alias_info.is_write

@@ -34,6 +34,7 @@ def twin_key(module: nn.Module) -> Hashable:
 
 
 def _hashable(value: Any) -> Hashable:
+    """Equal for settings that are equal, with tensors by their bytes; its id for anything else."""
     if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device):
         return type(value), value
     if isinstance(value, tuple | list | set | frozenset):

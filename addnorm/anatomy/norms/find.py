@@ -32,6 +32,7 @@ _TORCH_NORMS = tuple(
 
 
 _WORD = re.compile(r"norm|(?<![a-z])ln(?![a-z])|layernorm|rms")
+"""In the name of a class or an attribute, in lower case: its author calls it a norm."""
 
 
 @final
@@ -42,13 +43,18 @@ class MeasuredNorm:
     path: str
     call: ProbeCall
     claims: tuple[str, ...]
+    """Who calls it a norm: "class", "attribute"."""
     probe: Probe | None
-    """One for all modules that are alike."""
+    """One for all modules that are alike; None: it does not run on inputs of our own."""
     reach: Reach
     match: Match | None
+    """The nearest formula; None: it takes no statistics, or could not be probed."""
     normalizes: bool
+    """The output keeps its size where the input's changes."""
     saturates: bool
+    """The output is bounded, as that of tanh."""
     failed: str = ""
+    """Why there is no probe."""
 
 
 @once
@@ -76,6 +82,8 @@ def calls_of(model: nn.Module, inputs: Inputs) -> dict[str, ProbeCall]:
 
 
 def _measured(model: nn.Module, inputs: Inputs) -> Iterator[MeasuredNorm]:
+    """``measured_norms`` without its memory. Modules are probed from the innermost outwards, and
+    one that holds a norm is none itself; twins that are called alike share one probe."""
     calls = calls_of(model, inputs)
     modules = dict(model.named_modules())
     norms: dict[str, MeasuredNorm] = {}
@@ -91,7 +99,7 @@ def _measured(model: nn.Module, inputs: Inputs) -> Iterator[MeasuredNorm]:
         claims = _claims(path, module)
         key = (twin_key(module), call_key(call.args, call.kwargs), claims)
         if key not in alike:
-            alike[key] = _look(path, module, call, claims, matches)
+            alike[key] = _measured_norm(path, module, call, claims, matches)
         norm = alike[key]
         if norm is not None:
             norms[path] = replace(norm, path=path, call=call)
@@ -114,31 +122,35 @@ def _broadcasts(module: nn.Module, shape: tuple[int, ...]) -> bool:
 
 
 def _claims(path: str, module: nn.Module) -> tuple[str, ...]:
-    """Who calls it a norm."""
+    """Who calls it a norm: "class", "attribute", both or none."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(module).__name__).lower()
-    here = path.rpartition(".")[2].lower()
-    if here.isdecimal():  # an entry of a list is called as the list is
-        here = path.rpartition(".")[0].rpartition(".")[2].lower()
+    attribute = path.rpartition(".")[2].lower()
+    if attribute.isdecimal():  # an entry of a list is called as the list is
+        attribute = path.rpartition(".")[0].rpartition(".")[2].lower()
     by_class = isinstance(module, _TORCH_NORMS) or (
         _WORD.search(name) is not None and not isinstance(module, nn.Dropout)
     )
     # A library's own layer under such a name is what its class says: Dropout after a norm, GELU.
     own = type(module).__module__.startswith("torch.nn.")
-    by_attribute = _WORD.search(here) is not None and not own and not _container(module)
+    by_attribute = _WORD.search(attribute) is not None and not own and not _is_container(module)
     return tuple(n for n, yes in (("class", by_class), ("attribute", by_attribute)) if yes)
 
 
-def _container(module: nn.Module) -> bool:
+def _is_container(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential)
 
 
-def _look(
+def _measured_norm(
     path: str,
     module: nn.Module,
     call: ProbeCall,
     claims: tuple[str, ...],
     matches: dict[Any, Match],
 ) -> MeasuredNorm | None:
+    """One module under probes; None: it is no norm. ``matches`` is the memory of ``Probe.match``.
+
+    What is called a norm and cannot be probed is one, with the reason in ``failed``.
+    """
     try:
         probe = Probe(module, call)
         with undisturbed():
@@ -149,7 +161,7 @@ def _look(
             if claims == ("attribute",) and probe.idle():
                 return None  # a norm that was switched off
             match = probe.match(reach, matches) if reach.axes else None
-            if not claims and match is not None and _no_norm(match):
+            if not claims and match is not None and _follows_no_norm(match):
                 return None
             return MeasuredNorm(
                 path, call, claims, probe, reach, match, normalizes, _saturates(probe)
@@ -161,8 +173,9 @@ def _look(
         return MeasuredNorm(path, call, claims, None, Reach((), ()), None, False, False, why)
 
 
-def _no_norm(match: Match) -> bool:
-    """What nobody calls a norm is none if it follows no norm's formula (shares of a sum, say)."""
+def _follows_no_norm(match: Match) -> bool:
+    """Whether no norm's formula made the output (but shares of a sum, say): then what nobody calls
+    a norm is none."""
     return match.distance >= ACCEPT or "norm-not-normalizing" in match.formula.mistakes
 
 

@@ -19,6 +19,8 @@ SpreadKind = Literal["variance", "unbiased", "square", "unbiased square", "devia
 
 
 Form = Literal["inside", "outside", "clamp", "no root", "times", "total", "bare"]
+"""How the spread enters: eps inside or outside its root, or as its least value; without a root;
+as a factor; a plain sum in its place; or not at all."""
 
 ACCEPT = 2e-2
 """How far (relative, worst row) a formula may be off and still be the one that is meant: five
@@ -202,7 +204,8 @@ def nearest(x: Tensor, y: Tensor, claimed_eps: float | None = None) -> Match:
 
 
 def _nearest(x: Tensor, y: Tensor, claimed_eps: float | None, mode: str) -> Match:
-    fits: list[tuple[float, Formula, float, float]] = []
+    """``nearest`` with one kind of factor in front: "none", "constant" or "feature"."""
+    fits: list[tuple[float, Formula, float, float]] = []  # (distance, formula, eps, factor)
     for formula in FAMILY:
         factor: Tensor | float = 1.0
         if mode != "none":

@@ -33,7 +33,9 @@ class ProbeCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     place: int | str
+    """Where the main tensor is: an index of ``args`` or a name of ``kwargs``."""
     shape: tuple[int, ...]
+    """That of the main tensor, and of the output."""
 
     @staticmethod
     def of(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> "ProbeCall | None":
@@ -134,6 +136,7 @@ class Probe:
     def _separate(self) -> None:
         """Which parameter scales and which shifts, by moving them; then: gain 1, bias 0.
 
+        Sets ``gain``, ``shifts``, ``offset``, ``affine_known`` and ``feature_axis``.
         The module is affine in both, so that two steps of equal length move the output alike.
         """
         self.gain: nn.Parameter | Tensor | None = None
@@ -177,7 +180,8 @@ class Probe:
         self.affine_known = not odd
 
     def _axis_of(self, p: Tensor, x: Tensor) -> int | None:
-        """The axis along which a parameter's entries lie, from the end."""
+        """The axis along which a parameter's entries lie, from the end; None: it has one entry, or
+        a change of one is not felt at one index of any axis."""
         if p.numel() == 1:
             return None
         before = p.detach().clone()
@@ -194,7 +198,11 @@ class Probe:
         return axes[-1] if axes else None
 
     def _trivial_gain(self, x: Tensor) -> None:
-        """Set the gain so that it multiplies by 1, if it does so as w or as 1 + w."""
+        """Set the gain so that it multiplies by 1, if it does so as w or as 1 + w.
+
+        Sets ``offset`` (0 or 1: what is added to w) and ``bare_by_setting``; a gain that enters in
+        another way stays as it is, and ``bare`` takes it off.
+        """
         assert self.gain is not None
         before = self.gain.detach().clone()
         self.gain.data.fill_(0.0)
@@ -238,15 +246,16 @@ class Probe:
         return self._reaches[train]
 
     def _reach(self, train: bool) -> "Reach":
+        """``reach``, measured: one element is changed, in the middle and in the first place."""
         shape = self.shape
         x = self.normal(4)
         sizes: dict[int, int] = {}
         middle, first = tuple(s // 2 for s in shape), (0,) * len(shape)
         # Both ways: a row of two is +1 and -1 unless the larger of them changes.
         for at, by in ((middle, 30.0), (middle, -30.0), (first, -30.0), (first, 30.0)):
-            x_there = x.clone()
-            x_there[at] = x_there[at] + by
-            y0, y1 = self._fresh(x, train), self._fresh(x_there, train)
+            x_changed = x.clone()
+            x_changed[at] = x_changed[at] + by
+            y0, y1 = self._output(x, train), self._output(x_changed, train)
             touched = ((y1 - y0).abs() > 1e-7 * y0.abs().max().clamp(min=1e-30)).cpu()
             for a in range(len(shape)):
                 rest = tuple(i for i in range(len(shape)) if i != a)
@@ -258,7 +267,8 @@ class Probe:
         axes = tuple(sorted(sizes))
         return Reach(axes, tuple(sizes[a] for a in axes))
 
-    def _fresh(self, x: Tensor, train: bool) -> Tensor:
+    def _output(self, x: Tensor, train: bool) -> Tensor:
+        """``bare``, or in training mode the output of a copy, whose statistics are thrown away."""
         # The same seed each time: what is random inside is the same for all inputs.
         with undisturbed(gradients=False):
             if not train:
@@ -268,7 +278,8 @@ class Probe:
     # Which formula --------------------------------------------------------------------------------
 
     def rows(self, x: Tensor, reach: "Reach", most: int = 16) -> Tensor:
-        """(rows, n): the elements that share statistics, one set a row."""
+        """(rows, n): the elements that share statistics, one set a row; some of the rows, ``most``
+        at most and fewer if they are long."""
         axes = [a % x.dim() for a in reach.axes]
         for i, (a, size) in enumerate(zip(axes, reach.sizes, strict=True)):
             if size < x.shape[a] and size > 0 and x.shape[a] % size == 0:  # groups along this axis
@@ -296,6 +307,7 @@ class Probe:
         return matches[key]
 
     def _match(self, x: Tensor, y: Tensor) -> Match:
+        """The nearest formula of y from x, both (scales, rows, n)."""
         match = nearest(x, y, self.claimed_eps)
         if match.distance > ACCEPT:
             # Something inside of 16 bits: rows that are neither tiny nor huge still tell.
