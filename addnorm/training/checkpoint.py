@@ -101,9 +101,12 @@ class Checkpoints:
             for group, tensors in snapshot.tensors.items()
             if any(isinstance(t, DTensor) for t in tensors.values())
         }
-        shared = False  # the folder's name, with the others
+        # What goes from the first process to all: the hidden folder to write to, or None if it came
+        # to none; then what went wrong, "" if nothing did. Each is shared once, whatever happens.
+        shared = False  # whether the folder was
 
         def parts(work: Path) -> dict[str, tuple[dict[str, Any], Parts]]:
+            # Sorted: all processes write the groups in the same order, or they wait for ever.
             return {
                 group: write_parts(work, group, spread[group], world) for group in sorted(spread)
             }
@@ -144,10 +147,11 @@ class Checkpoints:
             raise CheckpointError(failure)
 
     def _begin(self, step: int) -> None:
-        """See that this step may be written here."""
+        """See that this step may be written here: the save before is done, which raises its error,
+        the folder is locked, and no later step is another run's."""
         self.wait()
         self.lock()
-        later = [there for there in self.steps() if there >= step]
+        later = [other for other in self.steps() if other >= step]
         if later and not self._follows:
             raise CheckpointError(
                 f"{self.folder} holds step {later[-1]} of another run, and this one saves step "
@@ -194,7 +198,7 @@ class Checkpoints:
         what is wrong with it and the one before is taken; if none is whole, CheckpointError says
         what is wrong with each.
         """
-        while True:
+        while True:  # again if the run that writes here replaced them all in the meantime
             checkpoints = self._checkpoints()
             wrong = []
             for (number, _), path in sorted(checkpoints.items(), reverse=True):
@@ -214,13 +218,13 @@ class Checkpoints:
                 raise CheckpointError("\n".join(["no checkpoint is whole:", *wrong]))
             if self._checkpoints() == checkpoints:
                 break
-        raise self._none(step)
+        raise self._missing(step)
 
     def verify(self, step: int) -> None:
         """Compare every byte of a checkpoint with its checksums; raises what is wrong."""
         savings = {n: path for (number, n), path in self._checkpoints().items() if number == step}
         if not savings:
-            raise self._none(step)
+            raise self._missing(step)
         checkpoint_file.examine(savings[max(savings)], step)
 
     def strangers(self) -> list[Path]:
@@ -251,7 +255,8 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"{self.folder} could not be cleared: {error}") from error
 
-    def _none(self, step: int | None) -> CheckpointError:
+    def _missing(self, step: int | None) -> CheckpointError:
+        """The error where there is no checkpoint of a step; None: where there is none at all."""
         steps = ", ".join(map(str, self.steps())) or "none"
         what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         return CheckpointError(f"{self.folder} has {what}; it has {steps}")
@@ -267,6 +272,8 @@ class Checkpoints:
         return {(int(m[1]), int(m[2] or 0)): path for m, path in matches if m}
 
     def _folders(self) -> list[Path]:
+        """All folders beside the checkpoints, hidden ones and strangers' too; none if the folder
+        around them is not there."""
         try:
             return [path for path in self.folder.iterdir() if path.is_dir()]
         except FileNotFoundError:
@@ -277,6 +284,8 @@ class Checkpoints:
     # --- writing ----------------------------------------------------------------------------------
 
     def _write_behind(self, plan: checkpoint_file.Plan) -> None:
+        """What the thread does. An error waits in ``_failure`` for the next ``wait``; its words, in
+        ``_untold``, for the end of this object, if nobody waits any more."""
         try:
             self._write_plan(plan)
         except Exception as error:
@@ -292,8 +301,11 @@ class Checkpoints:
         self._write(plan.step, plan.size, partial(checkpoint_file.write_plan, plan=plan))
 
     def _write(self, new: int, size: int, fill: Callable[[Path], dict[str, Any]]) -> None:
-        """Show a checkpoint of what ``fill`` writes into an empty folder, and tells of each file;
-        ``size`` is about how many bytes.
+        """Write step ``new``, read it back, and delete the older ones beyond ``keep``.
+
+        ``fill`` writes all files but checksums.json into the empty folder that it is given, and
+        returns file -> size and sha256, as ``checkpoint_file.write_file`` does. ``size``: about how
+        many bytes, for the message.
 
         By hand, and not by ``disk.scratch`` and ``disk.show``: the next save knows by its name what
         a crash left here, and what is shown is read again and taken back if it is wrong.
@@ -352,12 +364,13 @@ class Checkpoints:
 
 
 def _tell(untold: list[str]) -> None:
-    """The run is over and nobody has asked how its last save went."""
+    """Warn of a last save that failed when the run is over and nobody has asked how it went."""
     for text in untold:
         warnings.warn(f"the last checkpoint failed: {text}", stacklevel=2)
 
 
 def _free(folder: Path) -> str:
+    """The bytes that are free on a folder's disk, for a message."""
     try:
         return f"{shutil.disk_usage(folder).free:,}"
     except OSError:

@@ -65,16 +65,20 @@ class Snapshot:
 
 
 class Plan(NamedTuple):
-    """What is to be written, the caller's no more."""
+    """What is to be written. Once it is copied, nothing in it is the caller's any more."""
 
     step: int
     files: dict[str, dict[str, Tensor]]  # file -> name -> tensor
-    state: bytes
-    size: int
+    state: bytes  # of state.json
+    size: int  # bytes of all files together
 
 
 def plan(snapshot: Snapshot, *, copy: bool, parts: Mapping[str, Parts] | None = None) -> Plan:
-    """``parts``: of the groups that are written already, where the parts of each tensor are."""
+    """Which files a snapshot becomes, and what state.json says of them.
+
+    ``copy``: of every tensor, so that the caller may go on changing its own. ``parts``: of the
+    groups that are written already, where the parts of each tensor are.
+    """
     step, parts = snapshot.step, parts or {}
     if step < 0:
         raise CheckpointError(f"step {step} is below 0")
@@ -110,12 +114,13 @@ def plan(snapshot: Snapshot, *, copy: bool, parts: Mapping[str, Parts] | None = 
 
 
 def write_plan(work: Path, plan: Plan) -> dict[str, Any]:
-    """The plan's files; returns what is recorded of each."""
+    """Write the plan's files into the folder ``work``; returns file -> size and sha256."""
     sums = {name: write_file(work / name, _safetensors(ts)) for name, ts in plan.files.items()}
     return sums | {STATE: write_file(work / STATE, [plan.state])}
 
 
 def _owned(t: Tensor, where: str, copy: bool) -> Tensor:
+    """The tensor, or a copy of it, that can be written; ``where`` names it in the error if not."""
     if t.device.type != "cpu" or t.layout != torch.strided or t.dtype not in DTYPE_NAMES:
         kind = f"{t.dtype} on {t.device}, {t.layout}"
         raise CheckpointError(f"{where} is {kind}: give a dense CPU tensor of a plain dtype")
@@ -124,7 +129,8 @@ def _owned(t: Tensor, where: str, copy: bool) -> Tensor:
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> list[list[str]]:
-    """The names, file by file. The widest dtypes first, so that every tensor is aligned."""
+    """The names, file by file, of SHARD bytes at most. The widest dtypes first, so that every
+    tensor is aligned."""
     shards: list[list[str]] = []
     room = 0
     for name in sorted(tensors, key=lambda name: -tensors[name].element_size()):
@@ -187,7 +193,8 @@ def sealed(sums: Any) -> bytes:
 
 
 def examine(path: Path, step: int) -> dict[str, Any]:
-    """What state.json says, if every byte of the checkpoint is the one that was written."""
+    """What the state.json of a checkpoint says, which is of step ``step`` by its name; a
+    CheckpointError unless every byte of it is the one that was written."""
     try:
         raw = (path / CHECKSUMS).read_bytes()
         sums = json.loads(raw)["files"]
@@ -213,7 +220,8 @@ def examine(path: Path, step: int) -> dict[str, Any]:
 
 
 def _compare(file: Path, want: Mapping[str, Any]) -> str | None:
-    """What is wrong with a file, if anything."""
+    """What is wrong with a file, in words that begin with its name; None if nothing. ``want`` are
+    its "bytes" and "sha256" in checksums.json."""
     try:
         wrong = difference(file, want["bytes"], want["sha256"])
         if wrong is not None:
@@ -265,7 +273,8 @@ def _read_group(path: Path, group: str, places: Mapping[str, Any]) -> dict[str, 
 
 
 def _encoded(value: Any, where: str) -> Any:
-    """As JSON knows it. Numbers that it does not know become objects of one key."""
+    """A fact as JSON knows it; nan and the infinities, which it does not, become {FLOAT: "nan"} and
+    so on. ``where`` names it in the error if JSON cannot hold it."""
     if isinstance(value, float) and not math.isfinite(value):
         return {FLOAT: repr(float(value))}
     if value is None or isinstance(value, bool | int | float | str):
@@ -281,6 +290,7 @@ def _encoded(value: Any, where: str) -> Any:
 
 
 def _decoded(value: Any) -> Any:
+    """What ``_encoded`` was given, but that a tuple is a list now."""
     if isinstance(value, list):
         return [_decoded(item) for item in value]
     if isinstance(value, dict):

@@ -53,7 +53,8 @@ def write_parts(
 
 @final
 class _Disk(FileSystem):
-    """Where the writer writes: one file, under a name of ours."""
+    """Where the writer writes: one file, under a name of ours. ``files`` and ``parts`` tell
+    afterwards what was written, as ``write_parts`` returns it, of this process."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -78,6 +79,7 @@ class _File(io.BufferedWriter):
     def write(self, data: Any) -> int:
         """All of it: the writer gives a safetensors file at once, and then asks for it on disk."""
         disk, name = self._disk, self._disk.name
+        # A safetensors file: 8 bytes with the length of its header, the header, the values.
         disk.files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         offsets = json.loads(header.pop("__metadata__")[OFFSETS])

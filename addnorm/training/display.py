@@ -32,13 +32,13 @@ class Display(Observer):
         self._bar = Progress(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(None), TimeRemainingColumn()
         )
-        self._last: dict[str, Any] = {}
-        self._stream: Sequence[float] = ()
-        self._first_stream: Sequence[float] = ()
+        self._last: dict[str, Any] = {}  # the record of the last step that had targets
+        self._stream: Sequence[float] = ()  # the stream's RMS, sublayer by sublayer
+        self._first_stream: Sequence[float] = ()  # the same when it was first measured
         self._losses: list[float] = []
         self._evaluation = ""
         self._sample = ""
-        self._spoke = 0.0
+        self._last_line = 0.0  # when it was printed, by time.monotonic
         self._steps = 0
 
     def said(self, text: str) -> None:
@@ -73,9 +73,9 @@ class Display(Observer):
         if self._live is not None:
             self._bar.update(self._row, completed=record["step"])
             self._live.update(self._panel() if self._last else self._bar)
-        elif time.monotonic() - self._spoke >= EVERY or record["step"] in (1, self._steps):
-            self._spoke = time.monotonic()
-            self.said(line(record, self._steps, self._unit))
+        elif time.monotonic() - self._last_line >= EVERY or record["step"] in (1, self._steps):
+            self._last_line = time.monotonic()
+            self.said(step_line(record, self._steps, self._unit))
 
     def evaluated(self, course: Course, record: Record) -> None:
         """What an evaluation measured."""
@@ -88,6 +88,8 @@ class Display(Observer):
         self._sample = texts[0]
 
     def _panel(self) -> Panel:
+        """What a terminal shows: the bar, the numbers of ``_last``, and what was last measured and
+        written beside."""
         r = self._last
         table = Table.grid(padding=(0, 2))
         table.add_row("loss", f"{r['loss']:.4f}", sparkline(thinned(self._losses, CURVE)))
@@ -108,8 +110,8 @@ class Display(Observer):
         return Panel(Group(*parts), title="addnorm train", title_align="left")
 
 
-def line(record: Record, steps: int, unit: str) -> str:
-    """A step in one line; one without targets has no loss."""
+def step_line(record: Record, steps: int, unit: str) -> str:
+    """A step of ``steps`` in one line; one without targets has no loss. ``unit``: the task's."""
     numbers = "no targets"
     if "loss" in record:
         numbers = f"loss {record['loss']:.4f}  gradient {record['grad_norm']:.3g}"

@@ -26,7 +26,7 @@ from addnorm.version import __version__
 
 @final
 class Stopped(Exception):
-    """A signal asked the training to end; it was saved."""
+    """A signal, by its ``number``, asked the training to end; it was saved after ``step``."""
 
     def __init__(self, number: int, step: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -89,7 +89,8 @@ class Keeper(ABC):
 
     @abstractmethod
     def save(self, course: "Course") -> bool:
-        """Save the state as it is; False: it went wrong, was told, and training goes on."""
+        """Save the state as it is; False: it went wrong, the user was told, and training goes on.
+        All processes call it."""
 
     @abstractmethod
     def load(self, course: "Course") -> Snapshot | None:
@@ -104,7 +105,7 @@ class InMemory(Keeper):
         self.snapshot: Snapshot | None = None
 
     def save(self, course: "Course") -> bool:
-        """A copy: the tensors go on changing."""
+        """A copy, since the tensors go on changing; none where no rollback can ask for it."""
         if course.loop.nonfinite != "rollback":
             return True
         snapshot = course.snapshot(course.trainer.tensors())
@@ -151,7 +152,8 @@ def fit(
 
 
 def joined(loop: LoopSettings) -> World:
-    """The processes of a training, this one with the threads that the settings give it."""
+    """The processes of a training, among which this one takes its place, with the number of threads
+    that the settings give it: torch's own is changed, for good."""
     world = start(loop.device)
     if loop.threads is not None:
         torch.set_num_threads(loop.threads)
@@ -163,6 +165,8 @@ class Course:
     """One process's part in a training, as far as this call takes it.
 
     ``stop`` is asked after each step: the number of a signal that wants the training to end, or 0.
+    ``metrics`` are of the last evaluation, ``best`` is the best value of the task's metric so far,
+    ``failure`` what ended the training other than its last step, in words.
     """
 
     def __init__(
@@ -183,7 +187,11 @@ class Course:
         self.failure = ""
 
     def run(self, until: int | None = None) -> None:
-        """Until the last step, ``until`` one before it, or a signal."""
+        """Train until the last step, or until step ``until`` if that is earlier.
+
+        Raises ``Stopped`` at a signal and ``Diverged`` where numbers broke, once the observers were
+        told that it ended; what goes wrong while they are told does not hide it.
+        """
         self._announce()
         try:
             for observer in self.observers:
@@ -193,13 +201,14 @@ class Course:
             self.failure = str(error) if isinstance(error, Diverged | Stopped) else repr(error)
             try:
                 self.end()
-            except CheckpointError as other:  # of the save before; what ended the run is told
+            except CheckpointError as other:  # of the save before: what ended the run is raised
                 self.say(str(other))
             raise
         self.end()
 
     def end(self) -> None:
-        """Tell the observers that no step follows: all of them, whatever goes wrong with one."""
+        """Tell the observers that no step follows, the last one first: all of them, whatever goes
+        wrong with one; the first error is raised then."""
         failures: list[Exception] = []
         for observer in reversed(self.observers):
             try:
@@ -215,6 +224,8 @@ class Course:
             observer.said(text)
 
     def _steps(self, until: int | None) -> None:
+        """Steps, each with the evaluation and the save that are due after it; None: to the last.
+        The order matters: a save holds what the evaluation found."""
         trainer, loop = self.trainer, self.loop
         while trainer.done < min(loop.steps, until or loop.steps):
             record = self._step()
@@ -231,14 +242,16 @@ class Course:
                 raise Stopped(number, trainer.done)
 
     def _signal(self) -> int:
-        """One that any process got."""
+        """The number of a signal that any process got, else 0: all ask after each step, so that all
+        end at the same."""
         numbers = self.world.gather(self.stop())
         return max(number for number in numbers if isinstance(number, int))
 
     # --- a step -----------------------------------------------------------------------------------
 
     def _step(self) -> Record:
-        """One step, and its record; goes back to the last save where that is asked for."""
+        """Take one step; returns its record. With nonfinite=rollback, a step whose numbers broke
+        goes back to the last save, and the step taken is the one after that."""
         numbers = {k: v for o in self.observers for k, v in o.before_step(self).items()}
         begin = perf_counter()
         try:
@@ -255,9 +268,11 @@ class Course:
             observer.before_part(self, index)
 
     def _numbers(self, o: Outcome, seconds: float) -> dict[str, Any]:
+        """The record of a step, without what observers add. Sinks, display and page read its keys;
+        a step without targets has no loss, and only one that was left out has "skipped"."""
         of_targets = {"loss": o.loss, **o.parts, "grad_norm": o.grad_norm} if o.count else {}
         record: dict[str, Any] = {
-            **self._place(),
+            **self._record_head(),
             **of_targets,
             "lr": o.lr,
             "tokens_per_s": o.count / max(seconds, 1e-9),
@@ -270,7 +285,8 @@ class Course:
         """Seconds of training, those of earlier calls too."""
         return self.earlier + perf_counter() - self.begin
 
-    def _place(self) -> dict[str, Any]:
+    def _record_head(self) -> dict[str, Any]:
+        """What every record begins with."""
         return {
             "step": self.trainer.done,
             "tokens": self.trainer.seen,
@@ -278,6 +294,8 @@ class Course:
         }
 
     def _roll_back(self, error: Diverged) -> None:
+        """Take up the last save, past the data at which ``error`` arose; raises ``Diverged`` if
+        there is none or this was done too often."""
         trainer, times = self.trainer, self.trainer.rollbacks + 1
         snapshot = self.keeper.load(self)
         if snapshot is None:
@@ -295,7 +313,8 @@ class Course:
     # --- evaluations ------------------------------------------------------------------------------
 
     def _evaluate(self, last: bool) -> None:
-        """A glance, or at the end everything; the glance decides which weights are the best."""
+        """Evaluate on a glance, and after the last step on everything too. Which weights are the
+        best is always decided by the glance: values of the two cannot be compared."""
         with self.trainer.looking() as model:
             glance = self.task.glance(model)
             metrics = self.task.evaluate(model) if last else glance
@@ -305,14 +324,16 @@ class Course:
             for observer in self.observers:
                 observer.improved(self)
         self.metrics = metrics
-        record = {**self._place(), **metrics, "whole": last}
+        record = {**self._record_head(), **metrics, "whole": last}
         for observer in self.observers:
             observer.evaluated(self, record)
 
     # --- state ------------------------------------------------------------------------------------
 
     def snapshot(self, tensors: Any) -> Snapshot:
-        """The state at this moment, of which ``tensors`` are the groups of tensors."""
+        """The state at this moment, of which ``tensors`` are the groups of tensors, as
+        ``Trainer.tensors`` or ``Trainer.parts`` has them. The facts are JSON; ``restore``,
+        ``run.py`` and ``tasks/prove.py`` read them by these keys."""
         facts = {
             "trainer": self.trainer.facts(),
             "task": self.task.facts(),
@@ -342,12 +363,14 @@ class Course:
             observer.restored(self, snapshot)
 
     def _save(self) -> None:
+        """Once for each step, however many reasons there are."""
         if self.last_save != self.trainer.done and self.keeper.save(self):
             self.last_save = self.trainer.done
 
     # --- words ------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
+        """Say what is about to be trained, and which settings could not be taken as they are."""
         t, loop = self.trainer, self.loop
         rows = len(next(iter(t.batch().values())))
         micro = min(loop.micro_rows or rows, rows)
@@ -366,5 +389,5 @@ class Course:
 
 
 def versions() -> dict[str, str]:
-    """What a run was made with, where another version may give other numbers."""
+    """Package -> version, of those by which the numbers may differ."""
     return {"addnorm": __version__, "torch": str(torch.__version__)}

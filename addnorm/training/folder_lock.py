@@ -19,6 +19,9 @@ class FolderLock:
 
     ``flock``, since the kernel gives it back however a process ends: a number in a file would have
     to be asked for, may be another process by now, and means nothing on another machine.
+
+    ``sure``: whether the lock keeps others out; False where the system cannot lock a file, which a
+    warning has said. ``release`` gives it back, at the latest at the end of the process.
     """
 
     def __init__(self, file: Path) -> None:
@@ -36,7 +39,8 @@ class FolderLock:
         self.release = weakref.finalize(self, _unlock, self._descriptor)
 
     def is_held(self) -> bool:
-        """Whether it is still open, as after a fork it is not, and the file that others try."""
+        """Whether it still keeps others out: the descriptor is open, as after a fork it is not, and
+        the file that others would lock is still this one, not a new one of that name."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), self._file.stat())
         except OSError:
@@ -44,7 +48,8 @@ class FolderLock:
 
 
 def _flock(descriptor: int, file: Path) -> bool:
-    """Lock it or raise; False where files cannot be locked."""
+    """Lock the file or raise a CheckpointError that says who has it; False, with a warning, where
+    files cannot be locked."""
     try:
         import fcntl
 

@@ -1,4 +1,5 @@
-"""The loop: batches, gradients, steps; evaluations, checkpoints, and what to do when numbers break.
+"""The trainer: batches, gradients, optimizer steps, all state that these have, and what to do when
+numbers break. ``fit.py`` says when it evaluates and saves.
 
 One optimizer step is one unit: micro-batches of all processes add up sums of the loss and of its
 gradients, which are divided once by the number of targets. Everything that a step depends on is in
@@ -21,12 +22,12 @@ from addnorm.temporary import evaluation_mode, hooked
 from addnorm.training import memory
 from addnorm.training.loop_settings import LoopSettings, Precision
 from addnorm.training.optim import factor, gradients, optimizers
-from addnorm.training.parallel import World, put, spread, sum_dtype, whole
+from addnorm.training.parallel import World, distributed_model, put, sum_dtype, whole
 from addnorm.training.task import Batch, Task
 from addnorm.words import first_line
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-RECENT = 64  # gradient norms that the spike guard compares with
+RECENT = 64  # gradient norms that the spike guard compares with; it begins at a quarter of them
 LOSS_SCALE = 2.0**16  # of float16 at the beginning (Micikevicius et al. 2018)
 GROWS_AFTER = 2000  # steps without overflow
 
@@ -39,21 +40,25 @@ class Diverged(RuntimeError):
 @final
 @dataclass(frozen=True)
 class Outcome:
-    """What one optimizer step was; of no targets (``count`` 0) there is no mean, and it is NaN."""
+    """What one optimizer step was, over all processes; of no targets (``count`` 0) there is no
+    mean, and it is NaN."""
 
-    loss: float
-    parts: dict[str, float]
-    count: int
-    grad_norm: float
-    lr: float
-    skipped: bool
+    loss: float  # the mean over targets
+    parts: dict[str, float]  # of the sums that the task told, the means over targets
+    count: int  # targets
+    grad_norm: float  # of the mean loss, before clipping
+    lr: float  # AdamW's
+    skipped: bool  # the weights are as they were
 
 
 @final
 class Trainer:
     """Model, optimizers and position of one run: ``step`` takes one optimizer step.
 
-    ``done`` steps are behind it; ``shift`` is how much further the data is, after rollbacks.
+    ``done`` steps are behind it; ``shift`` is how much further the data is, after rollbacks;
+    ``seen`` are the targets of all steps. ``raw`` is the task's model, ``model`` the same as it is
+    called over several processes, ``compiled`` that as the loss calls it, and ``why`` says in a
+    line why it is compiled or not. ``divided``: each process has only a part of every parameter.
     """
 
     def __init__(self, task: Task, loop: LoopSettings, world: World) -> None:
@@ -65,7 +70,7 @@ class Trainer:
             memory.check(needs, loop, world)
         torch.manual_seed(loop.seed)
         self.raw = task.model().to(world.device).train()
-        self.model = spread(self.raw, world, loop.parallel)
+        self.model = distributed_model(self.raw, world, loop.parallel)
         self.compiled, self.why = self._maybe_compiled()
         self.divided = world.size > 1 and loop.parallel == "fsdp"
         self.optimizers = optimizers(self.raw, loop, fused=not self.divided)
@@ -73,7 +78,7 @@ class Trainer:
         self.done = self.shift = self.seen = self.skipped = self.rollbacks = 0
         self.scale = LOSS_SCALE if self.precision == "fp16" else 1.0
         self.good = 0  # steps since the scale last changed
-        self.nominal = 0.0
+        self.nominal = 0.0  # see _nominal; 0: no micro-batch was seen yet
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.next_batch: tuple[int, Batch] | None = None  # and its position
 
@@ -83,7 +88,7 @@ class Trainer:
         """One optimizer step; ``Diverged`` if its numbers broke and that is not to be survived.
 
         ``before_part`` is called with the index of each micro-batch before it goes through the
-        model.
+        model. After ``Diverged`` neither the weights nor ``done`` have changed.
         """
         loop, nominal = self.loop, self.nominal
         batch = self.batch()
@@ -95,15 +100,15 @@ class Trainer:
         else:
             norm = self._norm(count)
             finite = math.isfinite(total) and math.isfinite(norm)
-        lr = factor(self.done, loop.steps, self.warmup, loop.schedule, loop.lr_floor, loop.decay)
+        share = factor(self.done, loop.steps, self.warmup, loop.schedule, loop.lr_floor, loop.decay)
         skipped = empty or not finite or self._spikes(norm)
         if not skipped:
             self._divide(count, loop.clip / norm if 0 < loop.clip < norm else 1.0)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = lr * group["peak"]
+                    group["lr"] = share * group["peak"]
                 optimizer.step()
-            after = getattr(self.raw, "after_step", None)
+            after = getattr(self.raw, "after_step", None)  # a model's own, as nGPT's
             if after is not None:
                 after(self.done + 1)
             self.recent.append(norm)
@@ -111,9 +116,10 @@ class Trainer:
             self._rescale(finite)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+        # Below 1 it is no longer the scale that overflows.
         overflow = not finite and self.precision == "fp16" and self.scale >= 1.0
         if not finite and not overflow and loop.nonfinite != "skip":
-            raise Diverged(self._where(batch, total, norm))
+            raise Diverged(self._divergence(batch, total, norm))
         self.done += 1
         self.seen += int(count)
         self.skipped += skipped
@@ -122,7 +128,7 @@ class Trainer:
             parts={name: value / (count or math.nan) for name, value in parts.items()},
             count=int(count),
             grad_norm=norm,
-            lr=lr * loop.lr,
+            lr=share * loop.lr,
             skipped=skipped,
         )
 
@@ -147,7 +153,8 @@ class Trainer:
                 self.next_batch = self.position + 1, self._rows(self.position + 1)
 
     def micro(self, batch: Batch) -> Iterator[Batch]:
-        """The batch in parts that go through the model at once."""
+        """The batch in parts that go through the model at once, on the device. A batch without
+        rows is one part without rows: gradients are exchanged by all processes or none."""
         rows = len(next(iter(batch.values())))
         size = self.loop.micro_rows or max(rows, 1)
         for first in range(0, max(rows, 1), size):
@@ -156,14 +163,15 @@ class Trainer:
     def _accumulate(
         self, batch: Batch, before_part: Callable[[int], None] = lambda index: None
     ) -> tuple[float, float, dict[str, float]]:
-        """Gradients of the sum, times the scale; (sum, count, parts) over all processes.
+        """Add up the gradients of this process's micro-batches, those of the summed loss times
+        ``scale / nominal``; returns (loss, targets, parts), summed over all processes.
 
         The sums stay on the device until all is on its way: to read one waits for the device.
         """
         dtype = sum_dtype(self.world.device)
         zero = torch.zeros((), dtype=dtype, device=self.world.device)
         sums, sums_of_parts = [zero, zero], dict[str, Tensor]()
-        for index, (part, last) in enumerate(_marked(self.micro(batch))):
+        for index, (part, last) in enumerate(_with_last(self.micro(batch))):
             before_part(index)
             with self._unsynchronized(not last), self.autocast():
                 loss, count, parts = self.task.loss(self.compiled, part)
@@ -182,11 +190,14 @@ class Trainer:
         return total, number, dict(zip(sums_of_parts, totals, strict=True))
 
     def _nominal(self, count: Tensor) -> float:
+        """About how many targets a micro-batch has, as a power of two: from the ``count`` of this
+        process's first one and those of the others, who all must ask."""
         counts = [c for c in self.world.gather(float(count)) if isinstance(c, float)]
         return 2.0 ** round(math.log2(max(*counts, 1.0)))
 
-    def _share(self, count: float) -> float:
-        """From gradients as they add up to those of the mean over targets."""
+    def _mean_factor(self, count: float) -> float:
+        """What gradients as they add up are to be multiplied by to be those of the mean loss over
+        ``count`` targets."""
         # DDP and FSDP take the mean over processes: times their number it is the sum again.
         return self.nominal * self.world.size / (self.scale * count)
 
@@ -195,15 +206,17 @@ class Trainer:
         grads = list(gradients(self.raw))
         if not grads:
             return 0.0
-        return float(whole(torch.nn.utils.get_total_norm(grads))) * self._share(count)
+        return float(whole(torch.nn.utils.get_total_norm(grads))) * self._mean_factor(count)
 
-    def _divide(self, count: float, clipped: float = 1.0) -> None:
-        """To gradients of the mean, ``clipped`` to so much of it: one multiplication for both."""
+    def _divide(self, count: float, clip_factor: float = 1.0) -> None:
+        """Make the gradients, in place, those of the mean loss, times ``clip_factor``: one
+        multiplication for both."""
         grads = list(gradients(self.raw))
         if grads:
-            torch._foreach_mul_(grads, clipped * self._share(count))
+            torch._foreach_mul_(grads, clip_factor * self._mean_factor(count))
 
     def _spikes(self, norm: float) -> bool:
+        """Whether a step is to be left out for its gradient norm (the setting ``spike``)."""
         if not self.loop.spike or len(self.recent) < RECENT // 4:
             return False
         return norm > self.loop.spike * statistics.median(self.recent)
@@ -224,9 +237,10 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.world.device.type, PRECISIONS[self.precision])
 
-    def _unsynchronized(self, yes: bool) -> AbstractContextManager[Any]:
-        """Between micro-batches, processes need not exchange gradients."""
-        if not yes or self.world.size == 1:
+    def _unsynchronized(self, more_follow: bool) -> AbstractContextManager[Any]:
+        """A context for a micro-batch, in which processes do not exchange gradients if more
+        micro-batches of the step follow: the last one's exchange is of the sum."""
+        if not more_follow or self.world.size == 1:
             return nullcontext()
         no_sync = getattr(self.model, "no_sync", None)  # DistributedDataParallel; FSDP2 has none
         context: AbstractContextManager[Any] = nullcontext() if no_sync is None else no_sync()
@@ -255,8 +269,9 @@ class Trainer:
         with self.looking() as model:
             self.task.loss(model, self.on_device(batch))
 
-    def _where(self, batch: Batch, total: float, norm: float) -> str:
-        """The first module whose output is not finite, or the parameter whose gradient is not."""
+    def _divergence(self, batch: Batch, total: float, norm: float) -> str:
+        """The message of a ``Diverged``: it names the first parameter that is not finite, or else
+        the first module whose output is not. Runs the batch again; all processes must ask."""
         names = {id(m): n or "the model" for n, m in self.raw.named_modules()}
         first: list[str] = []
 
@@ -308,7 +323,12 @@ class Trainer:
         }
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
-        """Weights, optimizer and random state; of a divided model, this process's part only."""
+        """Weights, optimizer and random state, by the groups "model", "optimizer" and "random"; of
+        a divided model, this process's part only. All processes must ask.
+
+        Names in "optimizer" are PARAMETER.STATE, in "random" RANK.GENERATOR; ``restore`` reads
+        them.
+        """
         states: dict[str, Tensor] = {}
         for name, p in self.parameters().items():
             for optimizer in self.optimizers:
@@ -347,9 +367,15 @@ class Trainer:
     def restore(
         self, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]
     ) -> list[str]:
-        """Take up a state; returns what is not the same as then, in words."""
+        """Take up a state of this or another call, as ``tensors`` or ``parts`` and ``facts`` gave
+        it; returns what is not the same as then, in words, and goes on all the same.
+
+        Weights of another shape, or of an optimizer that is not there, are a ``SettingsError``. In
+        another precision the loss scale begins anew, on another device or number of processes the
+        random numbers do.
+        """
         own = self.raw.state_dict(keep_vars=True)
-        _same_names("weights", own, tensors["model"])
+        _check_names_and_shapes("weights", own, tensors["model"])
         for name, t in own.items():
             put(t, tensors["model"][name])
         self._restore_optimizers(tensors["optimizer"])
@@ -387,6 +413,8 @@ class Trainer:
         return dict(self.raw.named_parameters())
 
     def _restore_optimizers(self, states_then: Mapping[str, Tensor]) -> None:
+        """``states_then``: PARAMETER.STATE -> whole tensor. A parameter that has none keeps none:
+        it was never stepped."""
         states: dict[str, dict[str, Tensor]] = {}
         for full, t in states_then.items():
             name, _, key = full.rpartition(".")
@@ -398,10 +426,10 @@ class Trainer:
                     continue
                 optimizer.state[p] = {}
                 for key, value in states.pop(name).items():
-                    if value.shape == p.shape:
+                    if value.shape == p.shape:  # for each weight one: divided as the weights are
                         mine = torch.zeros_like(p.detach(), dtype=value.dtype)
                         put(mine, value)
-                    else:
+                    else:  # the number of steps: fused AdamW has it where the weights are
                         on = (
                             value.device
                             if optimizer.defaults.get("fused") is not True
@@ -435,7 +463,8 @@ class Trainer:
 
 
 def resolved_precision(wish: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-    """What "auto" is on this machine."""
+    """What "auto" is on this machine: bf16 where the processor multiplies it itself. Elsewhere it
+    is emulated, and slower than fp32."""
     if wish != "auto":
         return wish
     if device.type == "cuda":
@@ -471,8 +500,8 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _marked(parts: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """Each part, and whether it is the last."""
+def _with_last(parts: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """(part, whether it is the last) of at least one part; the part after is read ahead."""
     waiting = next(parts)
     for part in parts:
         yield waiting, False
@@ -480,7 +509,8 @@ def _marked(parts: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
     yield waiting, True
 
 
-def _same_names(what: str, own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+def _check_names_and_shapes(what: str, own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Raise if the checkpoint's tensors (``theirs``) do not go into this model's (``own``)."""
     missing, extra = sorted(own.keys() - theirs.keys()), sorted(theirs.keys() - own.keys())
     if missing or extra:
         raise SettingsError(

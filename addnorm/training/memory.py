@@ -17,7 +17,7 @@ from addnorm.settings import SettingsError
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World
 
-COUNTED = 64  # layers up to which a model is counted as it is
+COUNTED = 64  # layers up to which a model is built to be counted; a deeper one is extrapolated
 MODULES = 100_000  # bytes of a layer's modules, without parameters: 125,000 measured
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may have
 
@@ -25,24 +25,25 @@ CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may have
 class Needs(NamedTuple):
     """What one process needs that holds the whole model."""
 
-    parameters: int
-    trained: int  # parameters that have a gradient
-    modules: int  # bytes
+    parameters: int  # how many numbers
+    trained: int  # how many of them have a gradient
+    modules: int  # bytes of the modules themselves, without their parameters
     batch: int  # bytes, of the rows that it has and those that go through the model at once
-    because: str  # the settings that decide it, as one writes them
+    because: str  # the settings that decide it, as one writes them: the end of the message
 
 
 def counted(make: Callable[[int], nn.Module], layers: int) -> tuple[int, int]:
-    """(parameters, those that are trained) of ``make(layers)``, which is built without memory; of a
-    deep model from two shallow ones, since its modules alone would take long."""
+    """(numbers in all parameters, those in the trained ones) of the model that ``make`` builds with
+    so many layers, on the meta device. A deep model's follow from two shallow ones, since all
+    layers have as many and its modules alone would take long."""
     try:
         if layers <= COUNTED:
             return _count(make(layers))
         few, more = _count(make(COUNTED - 1)), _count(make(COUNTED))
-    except RuntimeError as error:  # more bytes than there are numbers for
+    except RuntimeError as error:
         if "overflow" not in str(error):
             raise
-        return 1 << 62, 1 << 62
+        return 1 << 62, 1 << 62  # a size that torch cannot count: more than any machine has
     first, second = (b + (layers - COUNTED) * (b - a) for a, b in zip(few, more, strict=True))
     return first, second
 
@@ -54,8 +55,9 @@ def _count(model: nn.Module) -> tuple[int, int]:
 
 def check(needs: Needs, loop: LoopSettings, world: World) -> None:
     """Raise a ``SettingsError`` if that is more than there is."""
-    states = 1 if loop.optimizer == "muon" else 2
+    states = 1 if loop.optimizer == "muon" else 2  # of the optimizer, for each trained number
     divided = world.size if loop.parallel == "fsdp" else 1
+    # Of 4 bytes each: the weights, and for the trained ones the gradient and the states.
     training = 4 * (needs.parameters + (1 + states) * needs.trained) // divided
     model = 4 * needs.parameters + needs.modules  # whole, in the process's own memory first
     if world.device.type == "cpu":
@@ -63,17 +65,18 @@ def check(needs: Needs, loop: LoopSettings, world: World) -> None:
     else:
         required = {str(world.device): training + needs.batch, "this machine": model}
     for place, need in required.items():
-        there = _there(world.device if place != "this machine" else torch.device("cpu"))
-        if there is not None and need > there:
+        total = _total_memory(world.device if place != "this machine" else torch.device("cpu"))
+        if total is not None and need > total:
             raise SettingsError(
                 f"this training needs at least {need / 1e9:,.0f} GB of memory "
                 f"({needs.parameters:,} parameters, {needs.batch / 1e9:,.1f} GB for the rows at "
-                f"once), and {place} has {there / 1e9:,.0f}. What decides it: {needs.because}"
+                f"once), and {place} has {total / 1e9:,.0f}. What decides it: {needs.because}"
             )
 
 
-def _there(device: torch.device) -> int | None:
-    """Bytes of memory; None where nobody says."""
+def _total_memory(device: torch.device) -> int | None:
+    """Bytes of memory that a device has, whether free or not: of a CPU the machine's, or less where
+    the container may have less. None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type != "cpu":

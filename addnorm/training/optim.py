@@ -39,7 +39,8 @@ def roles(model: nn.Module) -> dict[str, Role]:
 def groups(
     model: nn.Module, loop: LoopSettings
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Parameter groups for AdamW, and those for Muon. Parameters that are frozen are in none."""
+    """(groups for AdamW, groups for Muon), as torch's optimizers take them; none is empty, and
+    parameters that are frozen are in none."""
     role = roles(model)
     inside = {
         id(p) for stack in model.modules() if isinstance(stack, Stack) for p in stack.parameters()
@@ -67,7 +68,12 @@ def groups(
 
 
 def optimizers(model: nn.Module, loop: LoopSettings, *, fused: bool) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon beside it where it was asked for and there are matrices for it."""
+    """AdamW, and Muon beside it where it was asked for and there are matrices for it.
+
+    Each group keeps under "peak" the learning rate that it begins with: the loop sets its "lr" to
+    ``factor`` times that before every step. ``fused``: AdamW in one kernel of torch's; False
+    where FSDP2 divides the parameters.
+    """
     adamw, muon = groups(model, loop)
     every: list[torch.optim.Optimizer] = []
     if adamw:
@@ -79,14 +85,15 @@ def optimizers(model: nn.Module, loop: LoopSettings, *, fused: bool) -> list[tor
         every.append(torch.optim.Muon(muon, lr=loop.muon_lr, adjust_lr_fn="match_rms_adamw"))
     for one in every:
         for group in one.param_groups:
-            group["peak"] = group["lr"]
+            group["peak"] = group["lr"]  # read by Trainer.step
     return every
 
 
 def factor(
     step: int, steps: int, warmup: int, schedule: Schedule, floor: float, decay: float
 ) -> float:
-    """The learning rate of a step, 0 to steps - 1, as a share of the largest.
+    """The learning rate of a step, 0 to steps - 1, as a share of the largest; ``steps`` is how many
+    the run has.
 
     All rise linearly over ``warmup`` steps. Then "constant" stays; "linear" and "cosine" fall to
     ``floor`` at the end; "wsd" (warmup, stable, decay; Hu et al. 2024) stays and falls linearly

@@ -71,7 +71,11 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 
 def by_the_first(world: World, work: Callable[[], Result]) -> Result:
-    """What the first process does while the others wait, for all of them; so is its failure."""
+    """The result of ``work``, which the first process does while the others wait; all must call.
+
+    If it fails, all fail: the first with its own error, the others with a ``SettingsError`` if a
+    user can mend that, else with a ``RuntimeError``.
+    """
     result, failure = None, None
     if world.first:
         try:
@@ -88,7 +92,11 @@ def by_the_first(world: World, work: Callable[[], Result]) -> Result:
 
 
 def start(device: str = "auto") -> World:
-    """Join the others, if torchrun started this process, and choose a device."""
+    """Join the others, if torchrun started this process, and choose a device.
+
+    ``device`` is as in the settings: "auto", or what torch calls it. A process group that exists
+    already is used as it is; "cuda" is this process's own of the machine's GPUs.
+    """
     kind = _device(device)
     if not dist.is_initialized() and dist.is_torchelastic_launched():
         dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
@@ -102,21 +110,22 @@ def start(device: str = "auto") -> World:
 
 
 def _device(wish: str) -> str:
-    """The device's name, if it is one of this machine."""
+    """The name of the device that a setting asks for, with "auto" resolved; a ``SettingsError`` if
+    this machine does not have it."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    there = ["cpu"]
+    names = ["cpu"]
     if accelerator is not None:
         count = torch.accelerator.device_count()
-        there = [accelerator.type, *(f"{accelerator.type}:{i}" for i in range(count)), "cpu"]
+        names = [accelerator.type, *(f"{accelerator.type}:{i}" for i in range(count)), "cpu"]
     if wish == "auto":
-        return there[0]
-    if wish not in there:
-        raise SettingsError(f"device={wish} is not here: there are auto, {', '.join(there)}")
+        return names[0]
+    if wish not in names:
+        raise SettingsError(f"device={wish} is not here: there are auto, {', '.join(names)}")
     return wish
 
 
 def here(device: torch.device) -> World:
-    """This process as it is."""
+    """This process among those that are joined already, computing on ``device``."""
     if not dist.is_initialized():
         return World(0, 1, device)
     return World(dist.get_rank(), dist.get_world_size(), device)
@@ -128,8 +137,9 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def spread(model: nn.Module, world: World, how: Parallel) -> nn.Module:
-    """The model over all processes; itself if there is only one."""
+def distributed_model(model: nn.Module, world: World, how: Parallel) -> nn.Module:
+    """The module to call in training: the model itself if there is only one process; with "ddp" a
+    wrapper around it, with "fsdp" the model again, its parameters divided in place."""
     if world.size == 1:
         return model
     if how == "fsdp":
@@ -145,7 +155,8 @@ def whole(t: Tensor) -> Tensor:
 
 
 def put(target: Tensor, value: Tensor) -> None:
-    """A whole value into a tensor that may be spread over processes."""
+    """Copy a whole value into ``target``, in place; of one that is spread over processes, each
+    takes its part, and all must call."""
     with torch.no_grad():
         if isinstance(target, DTensor):
             value = distribute_tensor(

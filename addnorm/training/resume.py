@@ -52,6 +52,7 @@ class Resume:
         return {key: (then, now) for key, (then, now) in both.items() if then != now}
 
     def _then(self, key: str) -> Any:
+        """What a setting was; an older addnorm may not have had it, and then did the usual."""
         return self.then.get(key, self.usual.get(key))
 
     def notices(self) -> list[str]:
@@ -60,6 +61,8 @@ class Resume:
         notices = []
         for key, (then, now) in self.changes().items():
             mark = self.marks.get(key, AtResume.ANEW)
+            # Whether renamed data is the same ``compare`` finds out; with or without weights to
+            # start from is never the same.
             if mark is AtResume.IF_SAME and None in (then, now):
                 raise SettingsError(
                     f"{assignment(key, now)}, and the run in {self.folder} has "
@@ -80,7 +83,8 @@ class Resume:
         return notices
 
     def compare(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Raise if what a task says of itself is not what it was."""
+        """Raise if a fact of the task, ``then`` as it was recorded, is another one ``now``. One
+        that the task no longer states decides nothing."""
         for name, value in then.items():
             if name not in now or now[name] == value:
                 continue
@@ -92,12 +96,14 @@ class Resume:
             )
 
     def _values(self, keys: Sequence[str]) -> str:
+        """Of these settings, those that differ, in parentheses, for the middle of a message."""
         both = [(key, self._then(key), self.now[key]) for key in keys]
         words = [f"{assignment(k, a)} then, {assignment(k, b)} now" for k, a, b in both if a != b]
         return f" ({'; '.join(words)})" if words else ""
 
     def _way(self, keys: Sequence[str]) -> str:
-        """How to have a new run with what this one may not have."""
+        """The end of a message: how to have a new run with what these settings are now, which this
+        one may not have; by the command, and from its weights where these fit."""
         if self.task is None:
             return "For that, begin a new run in another folder"
         folder = shlex.quote(str(self.folder))

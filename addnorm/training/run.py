@@ -33,7 +33,7 @@ from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World, by_the_first
 from addnorm.training.resume import Resume
 from addnorm.training.run_observers import BestModel, Disk, Numbers, RunFolder, Samples
-from addnorm.training.sinks import installed
+from addnorm.training.sinks import check_installed
 from addnorm.training.stream_rms import StreamRMS
 from addnorm.training.task import Task
 
@@ -85,7 +85,7 @@ def train(
     checkpoints = Checkpoints(Path(out) / places.CHECKPOINTS, keep=loop.keep)
 
     def claim() -> Mapping[str, Any]:
-        installed(config.sinks if config else ())
+        check_installed(config.sinks if config else ())
         state = places.claim(checkpoints, resume=resume, overwrite=overwrite).state
         if resume and state:  # before anything takes long
             Resume.of(Path(out), state["config"], config, loop).notices()
@@ -112,7 +112,8 @@ def train(
 
 
 def built(config: Config, world: World) -> Task:
-    """The task; the first process reads and tokenizes, the others find it done."""
+    """The task of a configuration. The first process builds it alone, and so reads, learns and
+    tokenizes into the cache; the others then build their own, and find all that there."""
     tasks: list[Task] = []
     by_the_first(world, lambda: tasks.append(config.build()))
     return tasks[0] if tasks else config.build()
@@ -121,8 +122,8 @@ def built(config: Config, world: World) -> Task:
 def _run(
     course: Course, keeper: RunFolder, state: Mapping[str, Any] | None, until: int | None
 ) -> Run:
-    """Until the last step, ``until`` one before it, or a signal; ``state`` is the run.json of a run
-    to go on with."""
+    """Train, or leave a finished run as it is. ``state`` is the run.json of a run to go on with,
+    empty if that was lost; None: the run is a new one. ``until``: as in ``train``."""
     if state is not None:
         keeper.resumes = _take_up(course, keeper, state)
     if keeper.resumes and course.trainer.done >= course.loop.steps:
@@ -136,7 +137,8 @@ def _run(
 
 
 def _take_up(course: Course, keeper: RunFolder, state: Mapping[str, Any]) -> bool:
-    """The newest checkpoint; False if the run had come to none."""
+    """Restore the newest checkpoint, if the settings allow it, and say what is not the same as
+    then; False if the run had come to none, and begins anew."""
     snapshot = keeper.load(course)
     if snapshot is None:
         if state.get("finished"):
@@ -165,7 +167,8 @@ def _take_up(course: Course, keeper: RunFolder, state: Mapping[str, Any]) -> boo
 
 
 def _check_steps(course: Course, keeper: RunFolder, facts: Mapping[str, Any]) -> None:
-    """Raise if the run is past the steps it is to have, as an unfinished one is at its last."""
+    """Raise if ``steps`` was changed to a number that leaves no step to take. At its last step, and
+    with the number it had, a run is finished and no error."""
     done, steps, before = facts["trainer"]["done"], course.loop.steps, facts["config"]["steps"]
     if steps < done or (steps == done and steps != before):
         raise SettingsError(
@@ -175,7 +178,8 @@ def _check_steps(course: Course, keeper: RunFolder, facts: Mapping[str, Any]) ->
 
 
 def _leave_finished(course: Course, keeper: RunFolder, state: Mapping[str, Any]) -> None:
-    """A finished run is left as it is, unless it fell before it could say that it is done."""
+    """Say that the run is finished; other settings are an error, since no step follows to use them.
+    If it was killed between its last save and the end, its run.json and report are written now."""
     resume = (
         Resume.of(keeper.folder, state["config"], keeper.config, course.loop) if state else None
     )
@@ -197,7 +201,9 @@ def _leave_finished(course: Course, keeper: RunFolder, state: Mapping[str, Any])
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], int]]:
-    """The number of the signal that asked to stop, 0 if none did; a second one stops at once."""
+    """Within this context SIGINT and SIGTERM only ask to stop: what is yielded returns the number
+    of the one that did, 0 if none. A second one raises KeyboardInterrupt. Python takes signals on
+    the main thread alone; on another nothing is changed."""
     numbers: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0

@@ -105,6 +105,7 @@ def read(folder: Path) -> dict[str, Any]:
         state = reading.json_object(file, SettingsError)
     except SettingsError as error:
         raise SettingsError(f"{folder} is not the folder of a run: {error}") from None
+    # By type and not isinstance: True is no number here.
     odd = [key for key, kinds in KEYS.items() if type(state.get(key, ...)) not in kinds]
     if "metrics" not in odd:
         odd += [f"metrics.{n}" for n, v in state["metrics"].items() if type(v) not in NUMBER]
@@ -136,7 +137,7 @@ def claim(checkpoints: Checkpoints, *, resume: bool, overwrite: bool) -> FolderS
 
 
 def _refuse(place: FolderState, folder: Path, resume: bool, overwrite: bool) -> None:
-    """Raise unless a run may begin, or go on, in such a folder."""
+    """Raise unless a run may begin, or go on, in such a folder; the message says what to do."""
     if resume:
         if place.kind not in (FolderKind.RUN, FolderKind.DAMAGED):
             raise SettingsError(
@@ -168,6 +169,7 @@ def _refuse(place: FolderState, folder: Path, resume: bool, overwrite: bool) -> 
 
 
 def _shown(paths: Iterable[Path], folder: Path) -> str:
+    """A few of the paths, as seen from the folder, for a message."""
     return a_few(sorted(str(path.relative_to(folder)) for path in paths), 5)
 
 
@@ -179,7 +181,8 @@ def _has_checkpoints(folder: Path) -> bool:
 
 
 def _in_the_way(folder: Path) -> list[Path]:
-    """What is none of ours, where a run must have a place to itself."""
+    """What is not addnorm's, though a run writes to its place: files where it needs folders,
+    folders where it needs files, or else what lies inside of checkpoints and is none of theirs."""
     parts = [folder / name for name in (CHECKPOINTS, *MODELS, TENSORBOARD, WANDB)]
     wrong = [path for path in parts if path.exists() and not path.is_dir()]
     wrong += [path for name in (*FILES, SETTINGS) if (path := folder / name).is_dir()]

@@ -40,14 +40,16 @@ class Unwritten(Exception):
 
 @final
 class Disk:
-    """A run's folder, which may be full: ``unwritten`` are the names of what found no room."""
+    """A run's folder, whose disk may be full: ``unwritten`` are the names in it that found no room
+    when they were last written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.unwritten: set[str] = set()
 
     def write(self, name: str, work: Callable[[], object], course: Course) -> None:
-        """Do the work that writes ``name``; a full disk is told, once until it works again."""
+        """Do ``work``, which writes ``name``. A full disk, or weights that cannot be written, is
+        told, once until it works again, and raises nothing."""
         try:
             work()
         except (OSError, folders.WeightsError) as error:
@@ -133,7 +135,11 @@ class BestModel(Observer):
 
 
 def write_model(disk: Disk, name: str, course: Course, weights: Mapping[str, Tensor]) -> None:
-    """The model in its users' format; where it is spread over processes, from whole tensors."""
+    """Write the model in its users' format into ``name`` of the folder, on the first process only.
+
+    ``weights`` are its whole tensors. With several processes they go into a new model, since the
+    one that is trained may have only a part of each; the random numbers that drew it are put back.
+    """
     if not course.world.first:
         return
     model = course.trainer.raw
@@ -149,8 +155,10 @@ def write_model(disk: Disk, name: str, course: Course, weights: Mapping[str, Ten
 class RunFolder(Observer, Keeper):
     """The folder of a run: settings, run.json, checkpoints, the model, the report.
 
-    Where a run is gone on with, nothing in it changes before the first step went well: ``resumes``.
-    ``anew``: what an earlier run left goes.
+    ``config`` is None for a task that was written in Python, of which ``loop`` are the settings
+    known. ``anew``: what an earlier run left in the folder is deleted. ``resumes``, which
+    ``run.py`` sets: the run is gone on with, and nothing in the folder changes before its first
+    step went well. ``comparison`` is what the task has to compare the result with.
     """
 
     def __init__(
@@ -205,7 +213,8 @@ class RunFolder(Observer, Keeper):
             self.comparison = course.task.beside()
 
     def _take(self, course: Course) -> None:
-        """From here on the folder is this training's."""
+        """Make the folder this training's: clear it of an earlier run if that is wished, write the
+        settings and a first run.json, open the sinks."""
 
         def take() -> None:
             if self.anew:
@@ -224,7 +233,8 @@ class RunFolder(Observer, Keeper):
     # --- saving -----------------------------------------------------------------------------------
 
     def load(self, course: Course) -> Snapshot | None:
-        """The newest checkpoint, once the last save is done; the first process reads it first."""
+        """The newest checkpoint. The first process waits for its save in the background and reads
+        first; the others wait for that, and read then."""
         self.checkpoints.wait()
         if not self.checkpoints.steps():
             return None
@@ -253,6 +263,7 @@ class RunFolder(Observer, Keeper):
         return went_well
 
     def _save_whole(self, snapshot: Snapshot, course: Course) -> bool:
+        """The first process writes all; whether it went well, as far as is known yet."""
         try:
             self.checkpoints.save(snapshot)
         except CheckpointError as error:  # of the save before, which was written behind
@@ -260,7 +271,7 @@ class RunFolder(Observer, Keeper):
             try:
                 self.checkpoints.save(snapshot)
             except CheckpointError as again:
-                self._let_go(again, course)
+                self._survive(again, course)
                 return False
         return True
 
@@ -269,16 +280,19 @@ class RunFolder(Observer, Keeper):
         try:
             self.checkpoints.save_divided(snapshot, course.world)
         except CheckpointError as error:
-            self._let_go(error, course)
+            self._survive(error, course)
             return False
         return True
 
-    def _let_go(self, error: CheckpointError, course: Course) -> None:
+    def _survive(self, error: CheckpointError, course: Course) -> None:
+        """Tell that a save failed; after the last step, where none follows, raise it."""
         if course.trainer.done >= course.loop.steps:
             raise error
         course.say(f"{error}\ntraining goes on; the next save is in its turn")
 
     def _write_state(self, course: Course) -> None:
+        """run.json. ``run_folder.KEYS`` are what makes it one of ours; a resume reads "config" and
+        "finished", the page (``pages/run.py``) shows the rest."""
         trainer, task = course.trainer, course.task
         state = {
             "addnorm": __version__,

@@ -33,7 +33,7 @@ class Sink(Protocol):
 @final
 class JSONLines:
     """A file of one object a line, appended to at once. What the system does not take, because the
-    disk is full, is kept and goes before the next line."""
+    disk is full, raises an OSError, is kept and goes before the next line."""
 
     def __init__(self, file: Path) -> None:
         self.name = file.name
@@ -132,13 +132,14 @@ def check_names(names: tuple[str, ...]) -> None:
             raise SettingsError(f"sinks: {unknown_name('sink', name, MODULES)}")
 
 
-def installed(names: tuple[str, ...]) -> None:
+def check_installed(names: tuple[str, ...]) -> None:
     """Raise if what one of them needs is not there: to be asked before anything takes long."""
     for name in names:
         _imported(name)
 
 
 def _imported(name: str) -> Any:
+    """The module that a sink writes with; a SettingsError if it is not installed."""
     try:
         return import_module(MODULES[name])
     except ImportError as error:

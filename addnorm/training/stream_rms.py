@@ -27,7 +27,8 @@ class StreamRMS(Observer):
 
 
 def stream_rms(course: Course) -> list[float]:
-    """Root mean square of the residual stream after each sublayer, on one row of the next step."""
+    """Root mean square of the residual stream after each sublayer, stack after stack, on one row of
+    the next step; empty for a model without a Stack. All processes must ask."""
     trainer = course.trainer
     values: list[Tensor] = []
 

@@ -28,7 +28,7 @@ class Best(NamedTuple):
     direction: Literal["min", "max"]
 
     def better(self, new: float, old: float | None) -> bool:
-        """NaN is never better."""
+        """Whether ``new`` is better than the best so far; None: there is none yet. NaN never is."""
         if old is None:
             return new == new
         return new < old if self.direction == "min" else new > old

@@ -30,7 +30,7 @@ from addnorm.training import checkpoint_file, parallel
 from addnorm.training import loop as loop_module
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
 from addnorm.training.config import Config
-from addnorm.training.display import Display, line
+from addnorm.training.display import Display, step_line
 from addnorm.training.fit import Course, InMemory, Observer, Stopped
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.loop_settings import LoopSettings
@@ -475,8 +475,8 @@ def test_a_step_without_targets_is_told_so() -> None:
     """In a line, and on a terminal by the last step that had some, if there was one."""
     empty = {"step": 1, "tokens": 0, "lr": 1e-3, "tokens_per_s": 0.0, "elapsed_s": 1.0}
     empty["skipped"] = True
-    assert "no targets" in line(empty, 12, "words")
-    assert line(empty, 12, "words").endswith("SKIPPED")
+    assert "no targets" in step_line(empty, 12, "words")
+    assert step_line(empty, 12, "words").endswith("SKIPPED")
     display = Display()
     display._console = Console(file=StringIO(), force_terminal=True, width=80)
     course = Course(Trainer(Toy(), loop(steps=12), ALONE), InMemory())
