@@ -1,4 +1,6 @@
-"""What all formats share: a place to write where nobody looks, and the comparison of logits."""
+"""What all formats share: the comparison of logits and of tokenizers, and which paths may be
+written to. Until it is compared, a file stands in a folder of ``disk.scratch``.
+"""
 
 import copy
 import dataclasses
@@ -71,10 +73,10 @@ class Written:
     """One export: the files and their sizes, and what is known of them."""
 
     path: Path
-    what: str
-    files: dict[str, int]
+    what: str  # as "a folder for transformers", for the line that says what was written
+    files: dict[str, int]  # name -> bytes
     check: LogitsCheck | None  # None: nobody could
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # what else a user has to know, a line each
 
 
 # --- comparing ------------------------------------------------------------------------------------
@@ -82,9 +84,10 @@ class Written:
 
 @final
 class Comparison:
-    """Collects the largest difference over several inputs; raises at the first that is too large.
+    """Collects the largest difference over several inputs; raises ``CheckFailed`` at the first that
+    is more than ``tolerance``.
 
-    NaN on either side is a difference.
+    ``by`` is who computes the other logits, for messages. NaN on either side is a difference.
     """
 
     def __init__(self, by: str, tolerance: float) -> None:
@@ -92,7 +95,7 @@ class Comparison:
         self.inputs: list[str] = []
 
     def add_all(self, ours: GPT, theirs: Callable[[Tensor], Tensor], tell: Tell) -> None:
-        """ids -> logits of somebody else, at all ``shapes``."""
+        """Compare at all ``shapes``; ``theirs`` are somebody else's logits as a function of ids."""
         for batch, length in shapes(ours):
             name = f"{batch} x {length}"
             tell(f"checking with {self.by}: {name}")
@@ -100,7 +103,7 @@ class Comparison:
             self.add(name, theirs(ids), logits(ours, ids))
 
     def add(self, name: str, theirs: Tensor, ours: Tensor) -> None:
-        """``name`` is the input's, such as "3 x 7"."""
+        """Compare the logits for one input; ``name`` is what messages call it, such as "3 x 7"."""
         if theirs.shape != ours.shape:
             raise CheckFailed(
                 f"{self.by}, {name}: logits of shape {tuple(theirs.shape)} instead of "
@@ -128,7 +131,7 @@ class Comparison:
 
 
 def apart(theirs: Tensor, ours: Tensor) -> float:
-    """The largest difference, relative to the largest wanted value where that is above 1."""
+    """The largest difference, relative to the largest of ``ours`` where that is above 1."""
     scale = max(1.0, ours.abs().max().item())
     return (theirs.double() - ours.double()).abs().max().item() / scale
 
@@ -141,7 +144,8 @@ def shapes(model: GPT) -> list[tuple[int, int]]:
 
 
 def draw(model: GPT, batch: int, length: int) -> Tensor:
-    """Ids (B, T) from the whole vocabulary, its two ends among them where there is room."""
+    """Ids (B, T) from the whole vocabulary, its two ends among them where there is room; the same
+    for the same model and shape."""
     size = model.config.vocab_size
     ids = torch.randint(size, (batch, length), generator=torch.Generator().manual_seed(length))
     ends = torch.tensor([size - 1, 0])[: ids.numel()]
@@ -172,7 +176,7 @@ def measured_copy(model: GPT) -> GPT:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what everything else followed from."""
+    """An error in one line for a message: that of the error from which all others were raised."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error_in_a_line(error)
@@ -183,7 +187,8 @@ def reason(error: BaseException) -> str:
 
 def file_path(path: Path, suffix: str, begins: bytes) -> Path:
     """The path of a file to write, refused where it cannot be one, and where a file of another kind
-    would be lost: one that does not begin as all of this kind do."""
+    would be lost: one that does not begin with the bytes ``begins``, as all of this kind do.
+    ``suffix``, as ".onnx", is only for messages: the path stays what it is, but for a ~."""
     path = path.expanduser()
     if path.is_dir():
         raise ExportError(
@@ -218,7 +223,8 @@ def leave_alone(folder: Path, files: Iterable[Path]) -> None:
 
 
 def needs(package: str, what: str) -> Any:
-    """An optional package, or an ``ExportError`` of one line that names the extra."""
+    """An optional package, imported, or an ``ExportError`` of one line that names the extra;
+    ``what`` needs it, as a user calls that."""
     try:
         return import_module(package)
     except ImportError as error:

@@ -75,13 +75,16 @@ def to_hf(
 def _compare(
     new: Path, ours: GPT, tokenizer: Tokenizer | None, tell: Tell
 ) -> tuple[LogitsCheck, tuple[str, ...]]:
-    """By transformers, or else by ourselves; and what there is to say of that."""
+    """The comparison of the folder ``new`` with the model, by transformers, or else by ourselves;
+    and what there is to say of that."""
     remarks: tuple[str, ...] = ()
+    with_transformers = True
     try:
         from addnorm import hf
 
         by, theirs = hf.VERSION, hf.reader(new)
     except ImportError as error:
+        with_transformers = False
         again = GPT.from_pretrained(new)
         by, theirs = "addnorm", lambda ids: logits(again, ids)
         remarks = (f"NOT CHECKED with transformers, only read back by addnorm itself: {error}",)
@@ -89,11 +92,12 @@ def _compare(
         raise CheckFailed(f"transformers cannot load the folder: {reason(error)}") from error
     comparison = Comparison(by, ALLOWED)
     comparison.add_all(ours, theirs, tell)
-    if tokenizer is not None and tokenizer.kind == "bpe" and not remarks:
+    if tokenizer is not None and tokenizer.kind == "bpe" and with_transformers:
         comparison.add_texts(tokenizer, hf.encoder(new))  # transformers has no other kind
     return comparison.result(), remarks
 
 
 def _move(files: list[Path], to: Path) -> None:
+    """Move files into a folder, under their names."""
     for file in files:
         file.replace(to / file.name)

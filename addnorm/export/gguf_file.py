@@ -98,7 +98,7 @@ def to_gguf(
         check, remarks = _compare(new, rounded, tokenizer, tell)
         disk.publish(new, to=path.parent)
     if dtype != "f32":
-        ids = draw(exact, *shapes(exact)[-2])
+        ids = draw(exact, *shapes(exact)[-2])  # a few tokens in three rows
         difference = apart(logits(rounded, ids), logits(exact, ids))
         remarks += (f"rounding the matrices to {dtype} moved the logits by {difference:.1e}",)
     without = "" if tokenizer is not None else ", without a tokenizer"
@@ -136,7 +136,8 @@ def _tensors(model: GPT) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_narrow(name: str, t: Tensor) -> bool:
-    """Whether a tensor is stored in the file's dtype; llama.cpp's own rule."""
+    """Whether a tensor is stored in the file's dtype, and not in f32: llama.cpp's own rule.
+    ``name`` is the file's; ``_rounded`` has the same rule by our names."""
     return t.dim() == 2 and name != "position_embd.weight"
 
 
@@ -157,6 +158,8 @@ def _rounded(model: GPT, dtype: torch.dtype) -> GPT:
 def _write(
     gguf: Any, writer: Any, model: GPT, dtype: Dtype, name: str, vocabulary: "_Vocabulary | None"
 ) -> None:
+    """Write the whole file: what it says of the model, the vocabulary, the tensors. ``gguf`` is the
+    package, ``writer`` its GGUFWriter, ``name`` what the file calls the model."""
     c, kinds = model.config, gguf.LlamaFileType
     files = {"f32": kinds.ALL_F32, "f16": kinds.MOSTLY_F16, "bf16": kinds.MOSTLY_BF16}
     writer.add_name(name)
@@ -189,7 +192,8 @@ def _write(
 
 @final
 class _Vocabulary:
-    """A tokenizer as GGUF stores it, refused where llama.cpp would split a text otherwise."""
+    """A tokenizer as GGUF stores it, refused where llama.cpp would split a text otherwise. ``size``
+    is the model's vocabulary, up to which the table is filled."""
 
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
         if tokenizer.kind != "bpe":
@@ -225,6 +229,7 @@ class _Vocabulary:
 
     @staticmethod
     def _refuse_other_words(content: dict[str, Any]) -> None:
+        """Raise if the tokenizer.json splits a text into other words than GPT-2's does."""
         words = dict(content["pre_tokenizer"])
         split = {k: words.get(k) for k in ("type", "add_prefix_space", "use_regex")}
         usual = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
@@ -255,6 +260,8 @@ class _Vocabulary:
 def _compare(
     new: Path, ours: GPT, tokenizer: Tokenizer | None, tell: Tell
 ) -> tuple[LogitsCheck | None, tuple[str, ...]]:
+    """(check, remarks) of the file ``new`` as transformers reads it; no check where that is not
+    installed, since nothing of ours reads GGUF."""
     try:
         from addnorm import hf
 

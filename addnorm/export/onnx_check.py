@@ -27,7 +27,9 @@ STEPS = 16
 
 
 def compare(graph: Graph, file: Path, tell: Tell) -> LogitsCheck:
-    """At all ``shapes``, padded where the graph has ``valid``, and in steps if it has a cache."""
+    """Compare the file with the model that ``graph`` is made of: at all ``shapes``, padded where
+    the graph has ``valid``, and in steps if it has a cache. ``CheckFailed`` if it cannot be
+    loaded."""
     import onnxruntime
 
     by = f"onnxruntime {onnxruntime.__version__}"
@@ -56,7 +58,7 @@ def compare(graph: Graph, file: Path, tell: Tell) -> LogitsCheck:
 def _run(
     graph: Graph, session: Any, ids: Tensor, valid: Tensor | None, past: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits, and the past of the next call."""
+    """Run the graph once; returns the logits, and the past of the next call by its names."""
     feed = {"ids": ids.numpy(), **{name: t.numpy() for name, t in past.items()}}
     if valid is not None:
         feed["valid"] = valid.numpy()
@@ -91,8 +93,9 @@ def _compare_steps(graph: Graph, session: Any, comparison: Comparison) -> None:
         ours = logits(graph.gpt, so_far, mask)[:, -ids.shape[1] :]
         comparison.add(f"cached step {step}", theirs, ours)
         ids = ours[:, -1:].argmax(-1)
-        if step == steps - 1:
+        if step == steps - 1:  # the last call gets two, the same token twice
             ids = ids.repeat(1, 2)
         so_far = torch.cat((so_far, ids), 1)
+    # One entry in the report for all steps, in place of one for each.
     comparison.inputs = [name for name in comparison.inputs if not name.startswith("cached")]
     comparison.inputs.append(f"{steps} greedy steps of 3 rows with the cache")

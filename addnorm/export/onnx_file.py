@@ -86,6 +86,8 @@ def to_onnx(
 
 
 def _exported(graph: Graph) -> Any:
+    """The graph as a program of torch.onnx, which ``_save`` writes: sizes named, the head's table
+    once, and no path of this machine in it."""
     inputs, dynamic = graph.example()
     input_names = ["ids", *(["valid"] if graph.with_valid else []), *graph.names("past")]
     output_names = ["logits", *graph.names("present")]
@@ -113,7 +115,8 @@ def _exported(graph: Graph) -> Any:
 
 
 def _without_bits(program: torch.export.ExportedProgram) -> None:
-    """The power of two below a number, which norms take from its bits, in plain operations.
+    """Rewrite, in place, how norms take the power of two below a number: from its bits, which
+    becomes log2, floor and exp2.
 
     ``safe_unit`` masks all but the exponent; ONNX has no view of a float as an integer. Nothing
     depends on the last bit: numerator and denominator are divided by the same number.
@@ -139,7 +142,8 @@ def _without_bits(program: torch.export.ExportedProgram) -> None:
 
 
 def _name_axes(exported: Any, graph: Graph) -> None:
-    """Sizes by name instead of by number in the order of tracing."""
+    """Call the sizes that may be any number "batch", "length" and "past", in place: the exporter
+    numbers them in the order of tracing."""
     axes: dict[str, tuple[str, ...]] = {"ids": ("batch", "length")}
     axes |= dict.fromkeys(graph.names("past"), ("batch", "", "past", ""))
     by_size = {}
@@ -151,8 +155,8 @@ def _name_axes(exported: Any, graph: Graph) -> None:
 
 
 def _tie(exported: Any, gpt: GPT) -> None:
-    """The exporter turns the head's table once and for all; where that is the embedding it is
-    turned in the graph instead, so that the file holds it once."""
+    """Where the head is the embedding, turn the table in the graph, in place, so that the file
+    holds it once: the exporter stores a turned copy for the head."""
     import onnx_ir
 
     if gpt.head is not None:
@@ -173,8 +177,9 @@ def _tie(exported: Any, gpt: GPT) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter warns of its own deprecations and of packages that it does without. What is
-    wrong with the graph is an error, or shows when it is compared."""
+    """Within it nothing is warned of: torch's exporter tells of its own deprecations and of
+    packages that it does without. What is wrong with the graph is an error, or shows when it is
+    compared."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -198,6 +203,7 @@ def _properties(model: GPT) -> dict[str, str]:
 
 
 def _save(program: Any, file: Path) -> None:
+    """Write the graph; with more than INLINE bytes of weights, these go to FILE.data beside it."""
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
     with _quiet():
         program.save(file, external_data=weights > INLINE)

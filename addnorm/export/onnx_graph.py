@@ -18,7 +18,8 @@ Past = list[tuple[Tensor, Tensor]]
 
 @final
 class _PastCache:
-    """Keys and values that come in as tensors, for ``context.Cache``.
+    """Keys and values that come in as tensors, for ``context.Cache``. ``layers``: the cache's key
+    of an attention -> its place in ``past``; ``present``: what each has seen after the call.
 
     The length is a tensor: then attention neither takes it for a constant nor asks whether it is 0.
     """
@@ -44,7 +45,9 @@ class _PastCache:
 
 @final
 class Graph(nn.Module):
-    """The model as a function of tensors alone, and what they are called."""
+    """The model as a function of tensors alone, and what they are called. ``with_cache``: it takes
+    a past and returns it grown; ``with_valid``: it takes a mask of the tokens that are no
+    padding."""
 
     def __init__(self, gpt: GPT, with_cache: bool, with_valid: bool) -> None:
         super().__init__()
@@ -76,7 +79,8 @@ class Graph(nn.Module):
         return {name: torch.zeros(shape) for name in self.names("past")}
 
     def example(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Inputs to trace with, and which of their sizes may be any number."""
+        """Inputs of ``forward`` to trace with, and which of their sizes may be any number, as
+        torch.export takes both."""
         # sizes of 0 and 1 would be taken for constants; longer than the context is refused
         batch, past, new = 2, 3 if self.with_cache else 0, min(5, self.gpt.config.context_length)
         anything = torch.export.Dim.DYNAMIC

@@ -94,7 +94,8 @@ def read(folder: Path, dropout: float | None) -> tuple[dict[str, Any], GPTConfig
 
 
 def from_gpt2(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
-    """What a GPT2Config says."""
+    """What a GPT2Config says, as ours. ``dropout`` None takes its dropout, which must be the same
+    in all three places."""
     refuse_options(card, {*FIELDS, *UNTOLD}, "GPT-2 as transformers defines it")
     absent = [name for name in FIELDS if name not in card]
     if absent:
@@ -124,7 +125,7 @@ def from_gpt2(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
 
 
 def from_own(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
-    """What ``to_own`` or ``addnorm.hf`` wrote."""
+    """The configuration that ``to_own`` or ``addnorm.hf`` wrote; ``dropout`` None takes its own."""
     fields = [f.name for f in dataclasses.fields(GPTConfig)]
     refuse_options(card, fields, f"addnorm {__version__}")
     absent = [name for name in fields if name not in card]
@@ -140,7 +141,9 @@ def refuse_options(
     whose: str,
     exact: Mapping[str, tuple[Any, str]] = EXACT,
 ) -> None:
-    """Nothing that is set may be passed over: it might be part of the architecture."""
+    """Raise at the first entry that is set and is not read, since it might be part of the
+    architecture. ``names`` are those that are read, ``whose`` says in the message what they are the
+    options of."""
     for name, value in card.items():
         if name in exact and value != exact[name][0]:
             raise WeightsError(
@@ -148,7 +151,7 @@ def refuse_options(
             )
         if name in names or name in exact or name in BOOKKEEPING:
             continue
-        if value not in (None, False, 0, "", [], {}):
+        if value not in (None, False, 0, "", [], {}):  # these turn nothing on
             raise WeightsError(
                 f"{name}={value_in_short(value)} is not an option of {whose}. If the model does "
                 "not depend on it, remove the line; otherwise this is another model"
@@ -156,7 +159,9 @@ def refuse_options(
 
 
 def to_gpt2(config: GPTConfig, eos: int | None) -> dict[str, Any]:
-    """What transformers reads as a GPT2Config. ``eos`` is the id that ends a text, if one does."""
+    """What transformers reads as a GPT2Config, of a model of which ``why_not_gpt2`` says nothing.
+    ``eos`` is the id that ends a text, if one does."""
+    # Of several names for one activation the first is taken.
     spoken = {ours: theirs for theirs, ours in reversed(GPT2_ACTIVATIONS.items())}
     return {
         "model_type": "gpt2",
@@ -231,7 +236,8 @@ class SavedTokenizer(Protocol):
 
 
 def check_tokenizer(folder: Path, vocab_size: int, identity: str | None) -> None:
-    """What makes ids beside the weights must be the model's own, and make none that it lacks."""
+    """Raise if the tokenizer in the folder is another model's: it makes ids beyond the vocabulary,
+    or has another identity than the one that config.json names (None: it names none)."""
     for name in TOKENIZERS:
         file = folder / name
         if not os.path.lexists(file):
@@ -253,7 +259,7 @@ def check_tokenizer(folder: Path, vocab_size: int, identity: str | None) -> None
 
 
 def _ids(file: Path) -> Iterable[int]:
-    """The ids in one of a tokenizer's files."""
+    """The ids in one of a tokenizer's files, of which ``content`` is the JSON."""
     if file.name == "vocab.txt":
         return range(len(reading.lines(file, WeightsError)))
     content = read_json(file)
@@ -263,7 +269,7 @@ def _ids(file: Path) -> Iterable[int]:
         return range(257 + special if content.get("kind") == "bytes" else 0)
     if file.name == "characters.json":
         return range(len(reading.field(content, "characters", str, file, WeightsError)) + special)
-    if file.name != "tokenizer.json":  # token -> id
+    if file.name != "tokenizer.json":  # vocab.json, added_tokens.json: token -> id
         return [reading.field(content, token, int, file, WeightsError) for token in content]
     model = reading.field(content, "model", dict, file, WeightsError)
     vocab, added = model.get("vocab") or {}, content.get("added_tokens") or []

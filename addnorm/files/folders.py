@@ -101,7 +101,8 @@ def identity(folder: Path) -> str:
 
 
 def finite(file: str, name: str, t: Tensor) -> Tensor:
-    """The tensor itself, if every value in it is a number."""
+    """The tensor itself, if every value in it is finite; ``file`` and ``name`` say in the error
+    where it is from."""
     wrong = ~torch.isfinite(t)
     if wrong.any():
         raise WeightsError(
@@ -154,7 +155,7 @@ def seal(folder: Path, files: Sequence[str]) -> tuple[bool, list[str]]:
 
 
 def _compare(file: Path, size: int, sha: str) -> None:
-    """With what was written."""
+    """Raise unless a file has the size and sha256 that CHECKSUMS names."""
     with reading.system_errors(file, WeightsError):
         if not file.exists():
             raise WeightsError(f"{file} is missing, and {CHECKSUMS} says that it was written")
@@ -195,7 +196,7 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
             fill(work)
             write_checksums(work, [file.name for file in work.iterdir()])
             names = {file.name for file in work.iterdir()}
-            if SAFETENSORS in names:  # which safetensors writes for one's own eyes
+            if SAFETENSORS in names:  # safetensors lets nobody but the owner read it
                 shutil.copymode(work / CHECKSUMS, work / SAFETENSORS)
             other = [n for n in TOKENIZERS if n not in names and (folder / n).exists()]
             if CARD in names and other:

@@ -156,7 +156,7 @@ def load_with(
 
 
 def check(folder: Path) -> WeightsReport:
-    """Everything that ``load`` checks, the values included, without making a model."""
+    """Everything that ``load`` checks, the values included, without a model in memory."""
     with reading.system_errors(folder, WeightsError):
         _, _, sources, report = _inspect(folder, None)
         for row, entry in sources:
@@ -170,7 +170,8 @@ Sources = list[tuple[TensorNames, StoredTensor]]
 def _inspect(
     folder: Path, dropout: float | None, head: str | None = None
 ) -> tuple[GPT, dict[str, Any], Sources, WeightsReport]:
-    """All checks that need no values: a model without memory, and where its values are."""
+    """All checks that need no values. Returns a model on the meta device, what config.json says,
+    the row of the table and the stored tensor for each of its values, and the report."""
     card, config = config_json.read(folder, dropout)
     config = config if head is None else dataclasses.replace(config, tied=True)
     kind = card["model_type"]
@@ -198,6 +199,7 @@ def _empty(config: GPTConfig) -> tuple[GPT, dict[str, tuple[int, ...]]]:
 
 
 def _bare(name: str) -> str:
+    """A tensor's name without what wrappers of the model put into it."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
@@ -233,10 +235,12 @@ def _tensors(folder: Path, copies: bool) -> tuple[dict[str, StoredTensor], list[
 def _check_depth(
     folder: Path, config: GPTConfig, tensors: Mapping[str, StoredTensor], kind: str
 ) -> None:
+    """Raise if the weights have another number of blocks than config.json says: first, since it
+    says more than a long list of missing names."""
     pattern = r"h\.(\d+)\." if kind == "gpt2" else r"stack\.subs\.(\d+)\."
     places = [int(m[1]) for name in tensors if (m := re.match(pattern, name))]
     blocks = max(places, default=-1) + 1
-    blocks = blocks if kind == "gpt2" else -(-blocks // 2)
+    blocks = blocks if kind == "gpt2" else -(-blocks // 2)  # of two sublayers each, in ours
     if blocks != config.n_layers:
         raise WeightsError(
             f"{folder / CONFIG} is of a model of {config.n_layers} blocks, and the weights beside "
@@ -270,7 +274,8 @@ def _check_one(
     shapes: Mapping[str, tuple[int, ...]],
     config: GPTConfig,
 ) -> None:
-    """The dtype and shape of one tensor, from the header."""
+    """Raise if one stored tensor has another dtype or shape than ``row`` and the model need, from
+    its header. ``shapes``: of the model's own tensors."""
     where, dtypes = f"{folder / entry.file}: {row.theirs}", SAFETENSORS_DTYPES.values()
     if entry.dtype not in dtypes:
         raise WeightsError(
@@ -291,7 +296,7 @@ def _check_one(
             f"{config.vocab_size}"
             + (f", padded to {shape[0]}" if shape[0] != config.vocab_size else "")
         )
-    turned = row.transposed and entry.shape == shape[::-1]
+    turned = row.transposed and entry.shape == shape[::-1]  # a common mistake of converters
     hint = ": it is stored as nn.Linear has it, transposed" if turned else ""
     raise WeightsError(f"{where} has shape {entry.shape}, expected {shape}{hint}")
 
@@ -327,7 +332,8 @@ def save(
     """Write a model, and the tokenizer beside it if one is given.
 
     ``format``: "gpt2", which transformers reads as it is, or "addnorm"; None takes GPT-2's where
-    it can say what the model is.
+    it can say what the model is. If a tokenizer is given, the model belongs to it from then on:
+    its ``tokenizer_identity`` is set, in memory too.
     """
     config = model.config
     reasons = why_not_gpt2(config)
@@ -390,7 +396,7 @@ def write_folder(
 
 
 def as_gpt2(config: GPTConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by GPT-2's names."""
+    """The model's tensors as a GPT2LMHeadModel names, joins and turns them."""
     # what pads the vocabulary is ours alone
     ours = {**ours, "tokens.weight": ours["tokens.weight"][: config.vocab_size]}
     tensors = {}
@@ -401,7 +407,8 @@ def as_gpt2(config: GPTConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def id_of_end(config: GPTConfig, tokenizer: SavedTokenizer | None) -> int | None:
-    """Without a tokenizer: GPT-2's, if the vocabulary has GPT-2's size."""
+    """The id that ends a text, for config.json; None: there is none. Without a tokenizer it is
+    GPT-2's, if the vocabulary has GPT-2's size."""
     if tokenizer is not None:
         return tokenizer.eos_id
     return 50256 if config.vocab_size == 50257 else None
@@ -411,7 +418,8 @@ def id_of_end(config: GPTConfig, tokenizer: SavedTokenizer | None) -> int | None
 
 
 def refuse_labels(labels: Sequence[str] | None) -> None:
-    """A language model answers with tokens, and its tokenizer has their names."""
+    """Raise if there are labels: a language model answers with tokens, and its tokenizer has their
+    names."""
     if labels is not None:
         raise WeightsError("a language model has no labels: leave them out")
 

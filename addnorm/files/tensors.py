@@ -69,6 +69,8 @@ def entries(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _open(file: Path) -> dict[str, StoredTensor]:
+    """The tensors in one file of either format. A pointer of Git LFS, which is what a clone without
+    it has instead of the file, is refused by that name."""
     with reading.system_errors(file, WeightsError), file.open("rb") as opened:
         start = opened.read(len(reading.POINTER)).decode(errors="replace")
     reading.check_no_pointer(file, start, WeightsError)
@@ -76,7 +78,8 @@ def _open(file: Path) -> dict[str, StoredTensor]:
 
 
 def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
-    """8 bytes: the header's length; the header, JSON; the values."""
+    """The tensors in a safetensors file, which is 8 bytes with the header's length, the header in
+    JSON, and the values; one that is cut off is refused before safetensors maps it."""
     with reading.system_errors(file, WeightsError), file.open("rb") as opened:
         size = file.stat().st_size
         length = int.from_bytes(opened.read(8), "little")
@@ -124,6 +127,7 @@ def _ends(file: Path, header: bytes) -> list[int]:
 
 
 def _damaged_header(file: Path, why: object) -> WeightsError:
+    """The error for a header that cannot be used; ``why`` stands in it in parentheses."""
     return WeightsError(f"{file} has a damaged header ({why}): get the file again")
 
 
@@ -156,7 +160,8 @@ def _open_pickle(file: Path) -> dict[str, StoredTensor]:
 
 
 def _why_refused(file: Path, error: Exception) -> str:
-    """In our words where torch advises to read the file without its guard."""
+    """The message for what torch.load raised, in our words: torch's own advise to read the file
+    without its guard."""
     match = re.search(r"GLOBAL (\S+)", str(error))
     if match is not None:
         return (
