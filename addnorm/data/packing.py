@@ -30,7 +30,9 @@ WORD = re.compile(
 
 
 def cuttable(pieces: Iterable[DocumentPart], encoder: "Encoder") -> Iterator[DocumentPart]:
-    """The text in pieces of ENCODING_LIMIT at most, cut where the ids do not show it."""
+    """The same text in pieces that the encoder can take by themselves: of ENCODING_LIMIT characters
+    at most, and cut where the ids do not show it. Text without such a place waits for what follows
+    in its document, so that a piece may have text of several of ``pieces``."""
     rest, first = "", False
     for piece in pieces:
         text, first, start = rest + piece.text, first or piece.first, 0
@@ -78,7 +80,7 @@ class Encoder(ABC):
 
 @final
 class _ByBytes(Encoder):
-    """Ids are bytes."""
+    """The tokenizer whose ids are the bytes of UTF-8."""
 
     def encode(self, texts: Sequence[str]) -> list[bytes]:
         return [np.frombuffer(text.encode(), np.uint8).astype("<u2").tobytes() for text in texts]
@@ -86,7 +88,8 @@ class _ByBytes(Encoder):
 
 @final
 class _ByCharacters(Encoder):
-    """Ids from a table over all code points."""
+    """The tokenizer of characters: ids from a table over all code points. A character that it does
+    not have is a TokenizerError."""
 
     def __init__(self, tokenizer: Tokenizer, dtype: str):
         self._tokenizer, self._dtype = tokenizer, dtype
@@ -173,7 +176,8 @@ def encoded(
     encoder: Encoder,
     workers: int | None,
 ) -> Iterator[tuple[list[DocumentPart], list[bytes]]]:
-    """Batches with their ids, in order."""
+    """(batch, the bytes of the ids of each piece in it), in order. ``workers``: how many processes
+    encode; None: this one does, by ``encoder``."""
     if workers is None:
         for batch in batches:
             yield batch, encoder.encode([piece.text for piece in batch])
@@ -185,7 +189,7 @@ def encoded(
             for batch in batches:
                 work = pool.submit(_work, [piece.text for piece in batch])
                 waiting.append((batch, work))
-                if len(waiting) > workers + 1:
+                if len(waiting) > workers + 1:  # enough that nobody waits, and no more in memory
                     batch, work = waiting.popleft()
                     yield batch, work.result()
             for batch, work in waiting:
@@ -203,6 +207,7 @@ _worker: list[Encoder] = []  # of a process that only tokenizes: one
 
 
 def _start_worker(tokenizer: Tokenizer) -> None:
+    """What a process does first: make its own encoder, which cannot be sent."""
     _worker.append(encoder_for(tokenizer))
 
 

@@ -122,7 +122,8 @@ class _Request:
 
 
 def _prepare(folder: Path, request: _Request, workers: int | None, bar: ProgressBar) -> Prepared:
-    """Count the text, and tokenize it into a folder that is not there yet."""
+    """Count the text, and tokenize it into a folder that is not there yet; if somebody else has
+    finished it in the meantime, theirs is taken."""
     source = request.source
     bar.begin(f"counting {source.name}")
     survey = Survey(source, request.val_fraction, bar)
@@ -181,7 +182,11 @@ def _write(
     workers: int | None,
     bar: ProgressBar,
 ) -> dict[str, Any]:
-    """Write all files into a folder of another name, which is renamed when they are on the disk."""
+    """Write all files into a folder of another name, which is renamed when they are on the disk.
+
+    ``size``: the bytes of text that the survey counted; if now it is another number, the source was
+    changed. ``bar`` advances with them. Returns what meta.json says, but for its checksum.
+    """
     dtype, encoder = dtype_for(tokenizer), encoder_for(tokenizer)
     eos = b"" if tokenizer.eos_id is None else np.array([tokenizer.eos_id], dtype).tobytes()
     part = _part(folder)
@@ -238,6 +243,7 @@ def _part(folder: Path) -> Path:
 
 
 def _unwritten(cache: Path, error: OSError) -> DataError:
+    """The error for a cache that cannot be written to, a full disk as well."""
     return DataError(f"cannot write to {cache}: {error.strerror}")
 
 
@@ -281,7 +287,8 @@ class _Out:
 
 @final
 class _Writer:
-    """The files of one split."""
+    """The files of one split, ``name``, in ``folder``. ``files``: name -> what is recorded of it,
+    of all of them once the block that this was opened for is left."""
 
     def __init__(self, folder: Path, name: str, dtype: str):
         self._folder, self._name, self._width = folder, name, np.dtype(dtype).itemsize
@@ -294,7 +301,7 @@ class _Writer:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        outs = (self._starts, self._shards[-1])
+        outs = (self._starts, self._shards[-1])  # the shards before are finished
         try:
             if kind is None:
                 self.files |= {out.path.name: out.finish() for out in outs}

@@ -92,6 +92,7 @@ class Tokens:
         self._shards = [
             np.memmap(folder / file, meta["dtype"], mode="r") for file in record["shards"]
         ]
+        # The index of each shard's first token, and the number of all.
         self._firsts = np.cumsum([0, *map(len, self._shards)]).tolist()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -160,6 +161,8 @@ class Prepared:
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
+    """What the meta.json of a folder says, but for its checksum; a DataError unless it is as
+    ``prepare`` wrote it, in this format."""
     path = folder / META
     if not path.exists():
         raise DataError(f"{folder} is not a prepared data set: it has no {META}")
@@ -180,6 +183,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _check(folder: Path, meta: dict[str, Any], full: bool) -> None:
+    """Raise unless the files are as meta.json says: by every byte, or (not ``full``) by their sizes
+    and the pieces of ``sample``."""
     for name, expected in meta["files"].items():
         path, size = folder / name, expected["bytes"]
         if full:
@@ -193,7 +198,7 @@ def _check(folder: Path, meta: dict[str, Any], full: bool) -> None:
 
 
 def sample(path: Path, size: int) -> str:
-    """A hash of pieces of a file, the first and the last among them."""
+    """A hash of pieces of a file of ``size`` bytes, the first and the last among them."""
     hash = hashlib.sha256()
     with path.open("rb") as file:
         for place in np.linspace(0, max(0, size - SAMPLE), SAMPLES, dtype=np.int64).tolist():

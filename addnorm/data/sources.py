@@ -156,12 +156,16 @@ class Texts(Source):
 
 @final
 class _File:
-    """One file of text or JSON lines, in a folder or alone."""
+    """One file of text or JSON lines, in a folder or alone.
+
+    ``name``: what it is called in its folder, which is part of the folder's identity. ``key``: of
+    the text in each JSON object; nothing if the file is no .jsonl.
+    """
 
     def __init__(self, path: Path, name: str, key: str = "text"):
-        self.path, self.name = path, name  # name: relative to the folder
+        self.path, self.name = path, name
         self.key = key if path.suffix.lower() == ".jsonl" else None
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, int] | None = None  # size and time of the first look
 
     @cached_property
     def hash(self) -> str:
@@ -211,12 +215,14 @@ class _File:
             self._check(file.fileno())
 
     def _decoder(self) -> reading.Utf8Decoder:
+        """A new decoder, for one pass; it raises _NotUtf8, with advice by the file's suffix."""
         suffix = self.path.suffix.lower()
         hint = f"a {suffix} file is not text: unpack or convert it first"
         usual = "convert the file first"
         return reading.Utf8Decoder(self.path, _NotUtf8, hint if suffix in BINARY else usual)
 
     def _check(self, file: int) -> None:
+        """Raise if the file, by its descriptor, has changed since the first look."""
         status = os.fstat(file)
         stamp = (status.st_size, status.st_mtime_ns)
         if self._stamp not in (None, stamp):
@@ -243,6 +249,7 @@ class _File:
         yield "".join(begin)
 
     def _record(self, number: int, line: str) -> str:
+        """The text of one line of JSON, whose number is for messages."""
         where = f"{self.path}, line {number}"
         record = reading.json_value(line, where, DataError)
         if not isinstance(record, dict):
@@ -271,7 +278,7 @@ class _Single(Source):
 
 @final
 class _Folder(Source):
-    """All text below a folder."""
+    """All text below a folder; ``stdlib``: only what belongs to Python's standard library."""
 
     def __init__(self, name: str, folder: Path, stdlib: bool = False):
         self.name, self._folder, self._stdlib = name, folder, stdlib
@@ -306,7 +313,7 @@ class _Folder(Source):
         files = []
         leave_out = NOT_STDLIB if self._stdlib else ()
         with reading.system_errors(self._folder, DataError):
-            # by default, what is in a folder that may not be listed is left out in silence
+            # onerror: by default a folder that may not be listed is left out in silence
             for folder, below, names in os.walk(self._folder, onerror=_raise):
                 below[:] = [b for b in below if not b.startswith(".") and b not in leave_out]
                 for name in names:
@@ -319,7 +326,8 @@ class _Folder(Source):
 
 
 def _split(chunks: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Parts of documents from the text of a file, wherever its chunks begin and end."""
+    """The ``parts`` of a file of text, from its text in chunks of any size. A document that is
+    nothing but whitespace is left out, unless it is so long that its beginning is out already."""
     texts: list[str] = []
     size, in_parts = 0, False  # of the document that is not at its end yet, and if parts are out
     for text in _between_separators(chunks):
@@ -421,6 +429,7 @@ class _Hub(Source):
                 yield text, True
 
     def _read(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The rows; an error of the network in between is a DataError."""
         try:
             yield from rows
         except Exception as error:
@@ -437,11 +446,12 @@ class _Hub(Source):
 
 
 def _raise(error: OSError) -> None:
+    """For os.walk, which else goes on."""
     raise error
 
 
 def _missing(path: Path) -> str:
-    """What is said of a path that is not there: what is there instead."""
+    """The message for a path that is not there, with the nearest name that is."""
     if not path.parent.is_dir():
         return f"there is no {path}: not even the folder {path.parent}"
     with reading.system_errors(path.parent, DataError):
@@ -451,7 +461,7 @@ def _missing(path: Path) -> str:
 
 
 def _valid(value: Any, where: str) -> str:
-    """The value, if it is Unicode text."""
+    """The value, if it is Unicode text; ``where`` names it in the DataError if not."""
     if not isinstance(value, str):
         raise DataError(f"{where} is {_in_short(value)}, not a text")
     try:
@@ -465,6 +475,7 @@ def _valid(value: Any, where: str) -> str:
 
 
 def _in_short(value: Any) -> str:
+    """A value as JSON, for a message, in 40 characters at most."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 40 else text[:37] + "..."
 

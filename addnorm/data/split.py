@@ -53,7 +53,8 @@ class Survey:
         self.documents = self.bytes = 0
         self.lengths: dict[int, int] = {}  # characters of the documents that come in several parts
         self.hashes: dict[int, int] = {}  # and their hashes
-        self._name, self._low, self._high = source.name, HASHES, -1
+        self._name = source.name
+        self._low, self._high = HASHES, -1  # the lowest and the highest hash of a document
         hash, characters, parts = _new_hash(), 0, 0
         for text, ends in source.parts():
             data = text.encode()
@@ -73,7 +74,11 @@ class Survey:
             raise DataError(f"{source.name}: no text in it")
 
     def rule(self, wish: Rule) -> str:
-        """ "documents" or "tail"."""
+        """ "documents" or "tail": what the setting ``wish`` comes to for this text.
+
+        Documents that are all alike, a single one among them, have one hash, and so cannot be
+        divided by it: "auto" is then "tail", and "documents" a ``DataError``.
+        """
         same = self._low == self._high
         if wish == "auto":
             return "documents" if self.documents >= ENOUGH and not same else "tail"
@@ -90,23 +95,23 @@ class Survey:
 
 def pieces(source: Source, survey: Survey, rule: str) -> Iterator[DocumentPart]:
     """The text of a source, each piece with the split that it goes to; ``rule`` is the survey's."""
-    return _whole(source, survey) if rule == "documents" else _cut_off(source, survey)
+    return _by_documents(source, survey) if rule == "documents" else _by_tail(source, survey)
 
 
-def _whole(source: Source, survey: Survey) -> Iterator[DocumentPart]:
+def _by_documents(source: Source, survey: Survey) -> Iterator[DocumentPart]:
     """Documents as they are, to the side that their hash says."""
     index, first = 0, True
     for text, ends in source.parts():
         number = survey.hashes.get(index)
-        if number is None:
+        if number is None:  # the document is this one part
             number = text_hash(text)
         yield DocumentPart("val" if number < survey.threshold else "train", text, first, ends)
         index, first = index + ends, ends
 
 
-def _cut_off(source: Source, survey: Survey) -> Iterator[DocumentPart]:
+def _by_tail(source: Source, survey: Survey) -> Iterator[DocumentPart]:
     """The first characters of each document to train, the last to val."""
-    index = before = 0  # documents, and characters of this one
+    index = before = 0  # documents, and characters of this one, that are behind us
     for text, ends in source.parts():
         length = survey.lengths.get(index, len(text))
         cut = int(length * (1 - survey.val_fraction))  # as nanoGPT: int(len(text) * 0.9)
