@@ -41,8 +41,9 @@ Settings = TypeVar("Settings", bound=TaskSettings)
 
 
 @final
-class _Normed:
-    """The schemes that have norms, to ask for with ``in``."""
+class _SchemesWithNorms:
+    """The schemes that have norms, to ask for with ``in``: the values of ``scheme`` beside which a
+    setting of the norms has an effect."""
 
     def __contains__(self, scheme: str) -> bool:
         try:
@@ -64,8 +65,8 @@ OF_GPT = {
     ELSEWHERE: True,
     INSIDE: {
         "rope_base": ({"position": ("rope",)},),
-        "norm": ({"scheme": _Normed()},),
-        "eps": ({"scheme": _Normed(), "norm": WITH_EPS}, {"qk_norm": WITH_EPS}),
+        "norm": ({"scheme": _SchemesWithNorms()},),
+        "eps": ({"scheme": _SchemesWithNorms(), "norm": WITH_EPS}, {"qk_norm": WITH_EPS}),
     },
 }
 """Metadata of the field that holds a new model's choices."""
@@ -91,7 +92,8 @@ def owns_its_weights(then: Mapping[str, Any]) -> bool:
 
 
 def opened_model(path_or_id: str, dropout: float) -> tuple[GPTConfig, Tokenizer, str]:
-    """What ``init_from`` names, of its weights only which they are."""
+    """(configuration, tokenizer, a hash of the weights) of what ``init_from`` names; the weights
+    themselves are not loaded yet. ``dropout`` replaces what the configuration says."""
     try:
         folder = folders.find(path_or_id)
         config = config_json.read(folder, dropout)[1]
@@ -107,7 +109,8 @@ def compare(
     tokenizer: Tokenizer,
     choices: Mapping[str, Any],
 ) -> None:
-    """Raise if what ``init_from`` brings is not what was asked for."""
+    """Raise if what ``init_from`` brings, ``config`` and ``tokenizer``, is not what was asked for:
+    by ``choices``, as in ``TaskSettings.build``, or by a setting that is not the usual."""
     usual = defaults(type(settings))
     values = values_by_key(settings)
     idle = without_effect(settings).keys()
@@ -129,7 +132,8 @@ def compare(
 
 
 def _spelled_out(name: str, config: GPTConfig, value: Any) -> Any:
-    """A setting of the model, where none stands for a number for that number."""
+    """The value of one of the model's settings; None is replaced where it stands for a number that
+    follows from ``config``, so that two ways to say the same are equal."""
     standing = {"hidden": 4 * config.dim, "n_kv_heads": config.n_heads}
     return standing.get(name) if value is None else value
 

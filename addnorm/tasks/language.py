@@ -247,16 +247,18 @@ class LanguageTask(Task):
             "model": ("context_length", "dim", "n_layers", "hidden", "vocab_multiple"),
             "adapt": () if s.adapt.kind == "none" else ("rank", "init_rank", "length", "width"),
         }
-        of = {"model": c, "adapt": s.adapt}
+        groups = {"model": c, "adapt": s.adapt}
         words = [
-            f"{part}.{n}={getattr(of[part], n)}" for part, names in fields.items() for n in names
+            f"{group}.{n}={getattr(groups[group], n)}"
+            for group, names in fields.items()
+            for n in names
         ]
         because = ", ".join([*words, f"tokens_per_step={s.tokens_per_step}"])
         because += f", micro_rows={micro_rows}, a vocabulary of {c.vocab_size:,}"
         return Needs(parameters, trained, c.n_layers * MODULES, batch, because)
 
     def _empty(self, layers: int) -> GPT:
-        """The model with ``layers`` layers, on the meta device."""
+        """The model with ``layers`` layers, on the meta device, with its adapter if it has one."""
         with torch.device("meta"):
             model = GPT(replace(self.config, n_layers=layers))
             put_adapter(self.settings.adapt, model)
@@ -311,7 +313,8 @@ class LanguageTask(Task):
         return {"val_loss": nats / count}
 
     def _score(self, model: nn.Module, limit: int) -> tuple[float, int]:
-        """(nats, tokens): side by side windows, each token but the first predicted once."""
+        """(nats, tokens) over all processes, of the first ``limit`` tokens of the validation split
+        that are predicted: windows side by side, so that each token but the first is, once."""
         device = next(model.parameters()).device
         world, tokens, context = here(device), self.tokens["val"], self.config.context_length
         last = min(len(tokens), limit + 1) - 1  # tokens 1 to last are predicted
@@ -338,8 +341,8 @@ class LanguageTask(Task):
         return nats, round(count)
 
     def _rows(self, starts: Sequence[int], last: int) -> tuple[Tensor, Tensor]:
-        """(ids, targets) of validation windows, both (rows, context); beyond ``last`` nothing is
-        asked for."""
+        """(ids, targets) of the validation windows that begin at ``starts``, both (rows, context).
+        What is beyond token ``last`` is 0 as an id and IGNORED as a target."""
         context = self.config.context_length
         ids = torch.zeros(len(starts), context + 1, dtype=torch.long)
         targets = torch.full((len(starts), context), IGNORED)
@@ -352,7 +355,8 @@ class LanguageTask(Task):
         return ids[:, :-1], targets
 
     def _documents(self, starts: Sequence[int]) -> dict[str, Tensor]:
-        """``documents`` of validation windows, (rows, context), if training masks them too."""
+        """``documents`` of the validation windows that begin at ``starts``, (rows, context), as the
+        model's keyword; empty if training does not mask them either."""
         if not self.settings.document_mask:
             return {}
         indices = np.array(starts)[:, None] + np.arange(self.config.context_length)

@@ -32,7 +32,8 @@ FALLING = 0.9  # a loss that is below this share of what it was a fifth of the s
 @final
 @dataclass(frozen=True)
 class Overfit:
-    """What came of it; ``reason`` is empty where the rows were learned."""
+    """What came of it: the loss of the rows at the ``first`` and the ``last`` step, and the
+    ``reason`` why they were not learned, empty where they were."""
 
     rows: int
     steps: int
@@ -53,11 +54,11 @@ class FewRows(Task):
     def __init__(self, task: Task, rows: int, seed: int) -> None:
         self.task, self.best, self.unit = task, task.best, task.unit
         batch = task.batch("train", seed, 0, 0, 1)
-        there = len(next(iter(batch.values())))
-        if there < rows:
+        available = len(next(iter(batch.values())))
+        if available < rows:
             raise SettingsError(
-                f"--overfit {rows}: a step has {there} rows. Ask for at most as many, or for more "
-                "in a step"
+                f"--overfit {rows}: a step has {available} rows. Ask for at most as many, or for "
+                "more in a step"
             )
         self.rows = {name: t[:rows] for name, t in batch.items()}
 
@@ -99,7 +100,7 @@ def overfit(
             return Overfit(rows, step, first, math.nan, str(error))
         losses.append(outcome.loss)
         progress(step + 1, steps, f"loss {outcome.loss:.4f}")
-        if reason := _hopeless(outcome, trainer):
+        if reason := _dead_end(outcome, trainer):
             return Overfit(rows, step + 1, losses[0], losses[-1], reason)
         if max(losses[-STEADY:]) < _goal(losses[0]) and len(losses) >= STEADY:
             return Overfit(rows, step + 1, losses[0], losses[-1])
@@ -107,11 +108,12 @@ def overfit(
 
 
 def _goal(first: float) -> float:
+    """The loss below which rows are learned whose first loss was ``first``."""
     return max(LEARNED, SHARE * first)
 
 
-def _hopeless(outcome: Outcome, trainer: Trainer) -> str:
-    """What no further step can mend."""
+def _dead_end(outcome: Outcome, trainer: Trainer) -> str:
+    """Why no further step can help; empty if one may."""
     if not outcome.count:
         return f"None of these rows has {trainer.task.unit} to learn: look at the data"
     if outcome.grad_norm == 0.0:

@@ -37,7 +37,7 @@ from addnorm.training.task import Batch
 
 STEPS, SAVE_EVERY = 6, 2
 KILLS = ((3, 0), (5, 1))  # (step, how many of its micro-batches are done)
-MIDDLE = 4
+MIDDLE = 4  # the step after which the number of processes changes
 LOST = {"random": "the random numbers", "optimizer": "the optimizer", "model": "the weights"}
 LOSS_TOLERANCE = 1e-5  # relative: float32 sums in another order
 COMMAND = (sys.executable, "-m", "addnorm.tasks.prove")
@@ -61,7 +61,8 @@ class Proof:
 def prove(
     config: Config, say: Callable[[str], None] = print, command: Sequence[str] = COMMAND
 ) -> Proof:
-    """Run the proof; ``command`` is what trains, given the name of a file."""
+    """Run the proof. ``say`` is told what is next; ``command`` is what trains, given the name of a
+    file with an order, as ``_train`` writes it and ``child`` reads it."""
     compared: list[str] = []
     with tempfile.TemporaryDirectory(prefix="addnorm-proof-") as name:
         folder = Path(name)
@@ -94,7 +95,7 @@ def prove(
 
 
 def compare(a: Snapshot, b: Snapshot) -> str | None:
-    """The first thing in which two checkpoints differ."""
+    """The first thing in which two checkpoints differ, in words; None: they are the same."""
     if a.step != b.step:
         return f"one run ended at step {a.step}, the other at {b.step}"
     for group in a.tensors:
@@ -121,6 +122,7 @@ def compare(a: Snapshot, b: Snapshot) -> str | None:
 
 
 def _by(a: Tensor, b: Tensor) -> str:
+    """The end of a sentence: by how much two tensors differ, if that can be said."""
     if a.shape != b.shape:
         return f": shape {tuple(a.shape)} and {tuple(b.shape)}"
     if not a.is_floating_point():
@@ -129,6 +131,7 @@ def _by(a: Tensor, b: Tensor) -> str:
 
 
 def _losses(folder: Path) -> str | None:
+    """The first step whose loss was another one in the killed run, in words; None: all agree."""
     a, b = (
         {r["step"]: r["loss"] for r in read(folder / n / "metrics.jsonl") if "loss" in r}
         for n in ("straight", "killed")
@@ -144,6 +147,8 @@ def _losses(folder: Path) -> str | None:
 def _two_processes(
     command: Sequence[str], folder: Path, base: dict[str, Any]
 ) -> tuple[str | None, str]:
+    """Train one step after MIDDLE on one process and, from a copy of its folder, on two. Returns
+    (what differs or None, the line of the report). ``base`` are the settings."""
     # Dropout is another on another number of processes, and bfloat16 rounds a sum by its order.
     base = base | {"dropout": 0.0, "precision": "fp32"}
     _train(command, folder, "one", base, until=MIDDLE)
@@ -166,7 +171,7 @@ def _two_processes(
 
 
 def _shortened(config: Config) -> dict[str, Any]:
-    """The settings of the proof: the user's, without what only takes time."""
+    """The settings of the proof, as JSON: the user's, without what only takes time."""
     loop = config.loop
     changes: dict[str, Any] = {
         "steps": max(loop.steps, STEPS + 1),
@@ -192,6 +197,11 @@ def _train(
     die: tuple[int, int] | None = None,
     processes: int = 1,
 ) -> None:
+    """Train in the folder ``name``, in processes of their own, and wait for them.
+
+    ``die``: (step, micro-batches done) at which the only process kills itself, which is expected
+    then; any other end than the expected one is a ``SettingsError`` with its last lines.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -227,7 +237,9 @@ def _train(
 
 
 def child(order: Mapping[str, Any]) -> None:
-    """Train as the order says, and die as it says."""
+    """Train as the order of ``_train`` says, and die as it says. Beside the run it leaves
+    next.json, the batch after the last step, or with several processes loaded.json, of
+    ``LoadedState``."""
     out = Path(order["out"])
     observers: list[Observer] = []
     if order["processes"] > 1:
@@ -274,7 +286,9 @@ class Death(Observer):
 
 @final
 class LoadedState(Observer):
-    """Writes whether what a resume took up is what the file holds, and what is to be read next."""
+    """Writes to ``file`` whether what a resume took up is what the checkpoint holds ("differs": the
+    first tensor that is not, or ""), and the rows that all processes together read next ("rows"),
+    beside those that a single one would ("alone")."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -1,4 +1,7 @@
-"""Recipes for common wishes: whole configurations, to be changed key by key."""
+"""Recipes for common wishes: whole configurations, to be changed key by key.
+
+``vocab_size=1`` and ``classes=1`` only stand where a number must: the data says what they are.
+"""
 
 from collections.abc import Callable
 

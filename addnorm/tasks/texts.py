@@ -27,7 +27,8 @@ MOST_TOKENS = 1 << 20
 
 
 def check(tokenizer: str, val_fraction: float, dropout: float) -> None:
-    """What makes no sense is a ``SettingsError``."""
+    """Raise a ``SettingsError`` if one of these settings, which all tasks on texts have, makes no
+    sense; whether a tokenizer is where one is named is not looked at."""
     _learned(tokenizer)
     if not 0.0 < val_fraction < 1.0:
         raise SettingsError(
@@ -65,7 +66,9 @@ def chosen(
     """What the setting names: "bytes", "bpe:SIZE", "wordpiece:SIZE", a folder or a hub id, and
     "characters" where the task says which text has all of them.
 
-    What is learned learns from ``texts``; ``decides``, as JSON, is what these depend on.
+    What is learned learns from ``texts``, unless ``cache`` holds one that learned from the same:
+    ``decides`` is what they depend on, as JSON can hold it. ``characters`` are all texts that a
+    tokenizer of characters has to be able to write. Each is called only where it is needed.
     """
     if setting == "bytes":
         return Tokenizer.bytes()
@@ -94,11 +97,13 @@ def fits(setting: str, tokenizer: Tokenizer) -> bool:
         return (tokenizer.kind, tokenizer.vocab_size) == learned
     if setting in ("bytes", "characters"):
         return tokenizer.kind == setting
+    # Nothing is learned any more, so that texts and cache do not matter.
     return chosen(setting, list, list, Path()).identity == tokenizer.identity
 
 
 def _learned(setting: str) -> tuple[str, int] | None:
-    """The kind of a tokenizer and its size, if the setting asks for one that is learned."""
+    """(kind, size) of the tokenizer, if the setting asks for one that is learned; None: it does
+    not. A size that cannot be is a ``SettingsError``."""
     kind, _, size = setting.partition(":")
     if kind not in LEARNED:
         return None
@@ -114,26 +119,28 @@ def _learned(setting: str) -> tuple[str, int] | None:
 def _learned_once(
     folder: Path, texts: Callable[[], Iterable[str]], kind: str, size: int
 ) -> Tokenizer:
-    """The tokenizer that is kept in the folder, or a new one that is kept there."""
+    """The tokenizer that is stored in the folder; if there is none, or it is damaged, a new one of
+    ``size`` tokens is learned and stored first."""
     if folder.exists():
         try:
-            return _kept(folder)
+            return _stored(folder)
         except Mendable as error:
             warnings.warn(f"{error}. The tokenizer is learned again", stacklevel=2)
     try:
-        made = Tokenizer.train(texts(), vocab_size=size, kind=kind)
+        tokenizer = Tokenizer.train(texts(), vocab_size=size, kind=kind)
     except TokenizerError as error:
         raise DataError(f"tokenizer={kind}:{size} cannot be learned: {error}") from None
     try:
-        folders.write(folder, made.save)
+        folders.write(folder, tokenizer.save)
     except OSError as error:
         if not folder.is_dir():  # else somebody else was faster
             raise DataError(f"cannot write to {folder.parent}: {error.strerror}") from None
-    return _kept(folder)
+    return _stored(folder)
 
 
-def _kept(folder: Path) -> Tokenizer:
-    """What was written there, to the byte."""
+def _stored(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder; a ``Mendable`` unless it is what was written there, to the
+    byte."""
     if not folders.verify(folder):
         raise WeightsError(f"{folder / folders.CHECKSUMS} is missing")
     return Tokenizer.from_pretrained(folder)
