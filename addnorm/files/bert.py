@@ -14,25 +14,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from addnorm import reading
-from addnorm.data.rows import padded, windows
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable
 from addnorm.files import bert_json, folders
-from addnorm.files.bert_json import LABELLED, PUBLISHED, why_not_published
+from addnorm.files.bert_json import LABELLED, ONE, PUBLISHED, SEVERAL, why_not_published
 from addnorm.files.config_json import IDENTITY, SavedTokenizer, check_tokenizer
 from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError
-from addnorm.files.register import Loaded, ModelKind, tokenizer_beside
+from addnorm.files.register import Beginning, Loaded, ModelKind, tokenizer_beside
 from addnorm.files.tensors import SAFETENSORS_DTYPES, StoredTensor, entries
 from addnorm.models.bert import Bert
 from addnorm.models.bert_config import BertConfig
-from addnorm.temporary import evaluation_mode
+from addnorm.models.texts import TextFrame, probabilities
+from addnorm.uses.label_sets import LabelSets
 from addnorm.uses.labels import Labels
+from addnorm.uses.use import Use
 from addnorm.words import a_few
 
 __all__ = ["KIND", "BertReport", "load", "save", "why_not_published"]
@@ -148,17 +148,21 @@ def load(
     dropout: float | None = None,
     head: str | None = None,
     labels: Sequence[str] | None = None,
+    several: bool | None = None,
 ) -> tuple[Bert, BertReport]:
     """A model in evaluation mode, whole and checked, or a ``WeightsError``.
 
     ``dtype`` None keeps each tensor's own. ``dropout`` replaces what the folder says. With another
     ``head`` than the folder's, or other ``labels``, the last layer is new, and what it shares with
-    the folder's model is read.
+    the folder's model is read. ``several``: whether a text may have several labels; None: as the
+    folder says.
     """
     folder = folders.find(path_or_id)
     with reading.system_errors(folder, WeightsError):
         source = inspect(folder, dropout)
         config, names = _target(source, head, labels)
+        if several is not None:
+            config = dataclasses.replace(config, several=several)
         same = (config.head, names) == (source.config.head, source.labels)
         with torch.device("cpu" if not same else "meta"):
             model = Bert(config)
@@ -408,11 +412,11 @@ def _write(
     save(model, folder, tokenizer=tokenizer, labels=labels)
 
 
-USES: dict[str, Callable[[Loaded], Any]] = {}
+USES: dict[str, Callable[[Loaded], Use]] = {}
 """Head -> what one does with such a model; whoever has a use for a head puts it here."""
 
 
-def use(loaded: Loaded) -> Any:
+def use(loaded: Loaded) -> Use:
     """By its head; a ``Mendable`` where nothing is asked of such a model."""
     model = loaded.model
     assert isinstance(model, Bert)
@@ -426,40 +430,48 @@ def use(loaded: Loaded) -> Any:
     return USES[model.kind](loaded)
 
 
-def _labels(loaded: Loaded) -> Labels:
+def _labels(loaded: Loaded) -> Use:
     """Asked for labels; of a text that is longer than the context, by the mean over windows."""
     model, tokenizer, labels, card = loaded
     assert isinstance(model, Bert)
     assert isinstance(tokenizer, Tokenizer)
     assert labels is not None
-    problem = card.get("problem_type")
-    if problem not in (None, "single_label_classification") or len(labels) < 2:
+    problem, several = card.get("problem_type"), model.config.several
+    if problem not in (None, ONE, SEVERAL) or (len(labels) < 2 and not several):
         raise Mendable(
             f"it answers with {len(labels)} numbers for problem_type={problem}, not with one of "
             "several labels: call the model itself"
         )
-    return Labels(partial(probabilities, model, tokenizer), labels)
+    frame = frame_of(model.config, tokenizer)
+    shares = partial(probabilities, model, tokenizer=tokenizer, frame=frame, several=several)
+    return (LabelSets if several else Labels)(shares, labels)
 
 
 USES["classify"] = _labels
 
 
-def probabilities(model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
-    """(texts, labels) in float32 on the CPU: of each text the mean over its windows. They go
-    through the model together, however many they are."""
-    begin, end = tokenizer.role_id("cls"), tokenizer.role_id("sep")
-    room = model.config.context_length - 2
-    parts = [
-        [np.array([begin, *part, end]) for part in windows(np.array(ids, np.int64), room)]
-        for ids in tokenizer.encode_batch(texts)
-    ]
-    if not parts:
-        return torch.zeros(0, model.config.labels)
-    device = next(model.parameters()).device
-    batch = {n: t.to(device) for n, t in padded([w for rows in parts for w in rows]).items()}
-    with evaluation_mode(model.modules()), torch.inference_mode():
-        p = model(batch["ids"], batch["valid"]).float().softmax(-1).cpu()
-    return torch.stack([of_text.mean(0) for of_text in p.split([len(rows) for rows in parts])])
+def frame_of(config: BertConfig, tokenizer: Tokenizer) -> TextFrame:
+    """What a BERT reads of a text at once: [CLS], a part of it, [SEP]."""
+    around = (tokenizer.role_id("cls"),), (tokenizer.role_id("sep"),)
+    frame = TextFrame(config.context_length, *around)
+    if frame.room < 1:
+        raise WeightsError(f"a context of {config.context_length} has no room for a text")
+    return frame
 
 
-KIND = ModelKind((PUBLISHED, bert_json.OWN), Bert, "a BERT", _read, _write, use)
+def _beginning(folder: Path, classes: int, several: bool, dropout: float) -> Beginning:
+    """A classifier with the weights of the model there, but for its head, which is new."""
+    tokenizer = tokenizer_beside(folder)
+    if tokenizer is None:
+        raise WeightsError(f"{folder} has no tokenizer, which would make ids of the texts")
+    # names that no folder has, so that the head is new
+    names = [f"class {i}" for i in range(classes)]
+    model, _ = load(folder, dropout=dropout, head="classify", labels=names, several=several)
+    model.labels = None
+    assert model.head is not None
+    return Beginning(model, model.head, tokenizer, frame_of(model.config, tokenizer))
+
+
+KIND = ModelKind(
+    (PUBLISHED, bert_json.OWN), Bert, "a BERT", _read, _write, use, classifier=_beginning
+)

@@ -25,6 +25,8 @@ ARCHITECTURES = {
 """What config.json says as architectures -> the head."""
 LABELLED = ("classify", "tokens")
 """The heads whose places have names."""
+ONE, SEVERAL = "single_label_classification", "multi_label_classification"
+"""What transformers calls it where a text has one label, and where it may have several."""
 NAMES = "label_names"
 """Where our config.json has them."""
 FIELDS = {
@@ -107,12 +109,14 @@ def from_published(
             f"{', '.join(GPT2_ACTIVATIONS)}"
         )
     labels = _labels(card) if head in LABELLED else None
+    several = head == "classify" and card.get("problem_type") == SEVERAL
     before_head = card["classifier_dropout"]
     config = BertConfig(
         **{ours: card[theirs] for theirs, ours in FIELDS.items()},
         types=card["type_vocab_size"],
         head=head,
         labels=2 if labels is None else len(labels),
+        several=several,
         pooling="none" if head == "none" and not pooler else "first",
         eps=card["layer_norm_eps"],
         activation=GPT2_ACTIVATIONS[activation],
@@ -184,6 +188,8 @@ def to_published(config: BertConfig, labels: Sequence[str] | None) -> dict[str, 
         "classifier_dropout": config.head_dropout,
         "tie_word_embeddings": True,
     }
+    if config.head == "classify":
+        card["problem_type"] = SEVERAL if config.several else ONE
     if labels is not None:
         card["id2label"] = {str(i): name for i, name in enumerate(labels)}
         card["label2id"] = {name: i for i, name in enumerate(labels)}

@@ -34,6 +34,8 @@ class BertConfig:
     """What is computed from the hidden states, one of ``HEADS``; none: they are the output."""
     labels: int = 2
     """What the heads classify and tokens choose from; at least 1."""
+    several: bool = False
+    """With the head classify: whether a text may have several labels, each for itself."""
     pooling: str = "first"
     """What stands for a whole text, with the heads classify and none: its first token or the mean
     over its tokens, through a linear layer and tanh; none: no such layer, and no head classify."""
@@ -64,6 +66,8 @@ class BertConfig:
             value = getattr(self, name)
             if not (is_number(value) and 0.0 <= value < 1.0):
                 raise Mendable(f"{name} must be in [0, 1), got {value_in_short(value)}")
+        if type(self.several) is not bool:
+            raise Mendable(f"several must be true or false, got {value_in_short(self.several)}")
         check_known("head", self.head, HEADS)
         check_known("pooling", self.pooling, POOLINGS)
         check_known("norm", self.norm, NORMS)

@@ -4,6 +4,7 @@ Also the door to training with settings: importing it makes the tasks of this pa
 """
 
 from addnorm.tasks.classify import ClassifySettings
+from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.tasks.pretrain_bert import PretrainBertSettings
 from addnorm.training.config import Config, TaskSettings, register
@@ -12,6 +13,7 @@ from addnorm.training.run import train
 __all__ = [
     "ClassifySettings",
     "Config",
+    "FinetuneBertSettings",
     "LanguageSettings",
     "PretrainBertSettings",
     "TaskSettings",

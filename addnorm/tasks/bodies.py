@@ -148,7 +148,7 @@ class Pretrained(Body):
 
     def facts(self) -> dict[str, Any]:
         """Which weights it began with, and what it is."""
-        model = {k: v for k, v in asdict(self.config).items() if k != "dropout"}
+        model = {k: v for k, v in asdict(self.config).items() if not k.endswith("dropout")}
         return {"start": self.start, "model": model}
 
     def because(self) -> str:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 import torch
@@ -95,12 +95,7 @@ class ClassifySettings(TaskSettings):
     def __post_init__(self) -> None:
         check_effect(self)
         check(self.tokenizer, self.val_fraction, self.dropout)
-        if not 0.0 <= self.token_dropout <= 0.5:
-            raise SettingsError(f"token_dropout must be in [0, 0.5], got {self.token_dropout:g}")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise SettingsError(f"label_smoothing must be in [0, 1), got {self.label_smoothing:g}")
-        if self.rows_per_step < 1:
-            raise SettingsError(f"rows_per_step must be at least 1, got {self.rows_per_step}")
+        check_rows(self)
         check_adapter(self.adapt, self.init_from)
         if self.adapt.kind in ("prefix", "adapter"):
             raise SettingsError(
@@ -122,9 +117,7 @@ class ClassifySettings(TaskSettings):
 
     def build(self, choices: Mapping[str, Any] = NOTHING) -> "ClassifyTask":
         """Read and tokenize the texts, and make the task of them; all ``choices`` count."""
-        if not self.data:
-            raise SettingsError(f"data is not set: {FORMATS}")
-        texts = self._texts()
+        texts = texts_of(self)
         if self.init_from is not None:
             classes = len(texts.classes)
             body = Pretrained(self.init_from, classes, texts.several, self.dropout, self.adapt)
@@ -144,17 +137,54 @@ class ClassifySettings(TaskSettings):
         )
         return ClassifyTask(self, OwnEncoder(config), tokenizer, texts)
 
-    def _texts(self) -> LabelledTexts:
-        data, held_out = (
-            expanded(key, value) if value else None
-            for key, value in (("data", self.data), ("val_data", self.val_data))
-        )
-        assert data is not None
-        words = f"data={self.data}" + (f", val_data={self.val_data}" if self.val_data else "")
-        try:
-            return read_texts(data, held_out, self.val_fraction, self.labels)
-        except DataError as error:
-            raise DataError(f"{words}: {error}") from None
+
+class RowSettings(Protocol):
+    """What a task on texts with labels has to know of its settings, whatever reads the texts."""
+
+    @property
+    def data(self) -> str: ...
+
+    @property
+    def val_data(self) -> str: ...
+
+    @property
+    def labels(self) -> Several: ...
+
+    @property
+    def val_fraction(self) -> float: ...
+
+    @property
+    def rows_per_step(self) -> int: ...
+
+    @property
+    def token_dropout(self) -> float: ...
+
+    @property
+    def label_smoothing(self) -> float: ...
+
+
+def check_rows(settings: RowSettings) -> None:
+    """What makes no sense is a ``SettingsError``."""
+    if not 0.0 <= settings.token_dropout <= 0.5:
+        raise SettingsError(f"token_dropout must be in [0, 0.5], got {settings.token_dropout:g}")
+    if not 0.0 <= settings.label_smoothing < 1.0:
+        raise SettingsError(f"label_smoothing must be in [0, 1), got {settings.label_smoothing:g}")
+    if settings.rows_per_step < 1:
+        raise SettingsError(f"rows_per_step must be at least 1, got {settings.rows_per_step}")
+
+
+def texts_of(settings: RowSettings) -> LabelledTexts:
+    """The texts that the settings name."""
+    if not settings.data:
+        raise SettingsError(f"data is not set: {FORMATS}")
+    held_out = expanded("val_data", settings.val_data) if settings.val_data else None
+    words = f"data={settings.data}"
+    words += f", val_data={settings.val_data}" if settings.val_data else ""
+    try:
+        data = expanded("data", settings.data)
+        return read_texts(data, held_out, settings.val_fraction, settings.labels)
+    except DataError as error:
+        raise DataError(f"{words}: {error}") from None
 
 
 class Row(NamedTuple):
@@ -176,7 +206,7 @@ class ClassifyTask(Task):
     unit = "texts"
 
     def __init__(
-        self, settings: ClassifySettings, body: Body, tokenizer: Tokenizer, texts: LabelledTexts
+        self, settings: RowSettings, body: Body, tokenizer: Tokenizer, texts: LabelledTexts
     ) -> None:
         self.settings, self.body, self.tokenizer, self.texts = settings, body, tokenizer, texts
         self.targets: Targets = KINDS[texts.several](texts.classes)

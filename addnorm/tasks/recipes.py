@@ -10,6 +10,7 @@ from addnorm.models.classifier import ClassifierConfig
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.tasks.classify import ClassifySettings
+from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.tasks.pretrain_bert import PretrainBertSettings
 from addnorm.training.config import Config
@@ -157,10 +158,25 @@ def pretrain_bert() -> Config:
     )
 
 
+def finetune_bert() -> Config:
+    """Which labels a text has, by a BERT: that of init_from (lr=3e-5 for one of the published
+    size), or a small one from scratch."""
+    return Config(
+        task=FinetuneBertSettings(
+            data="texts",
+            tokenizer="wordpiece:8192",
+            model=BertConfig(vocab_size=1, context_length=128, dim=192, n_layers=4, n_heads=4),
+        ),
+        loop=LoopSettings(
+            steps=1000, lr=2e-4, warmup=100, schedule="linear", eval_every=200, save_every=200
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     f.__name__: f
     for f in (
         *(stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2),
-        *(classify_text, classify_gpt2, pretrain_bert),
+        *(classify_text, classify_gpt2, pretrain_bert, finetune_bert),
     )
 }

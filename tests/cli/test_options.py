@@ -18,10 +18,22 @@ import pytest
 
 from addnorm import settings
 from addnorm.cli import COMMANDS, main
-from addnorm.tasks import ClassifySettings, Config, LanguageSettings
+from addnorm.tasks import (
+    ClassifySettings,
+    Config,
+    FinetuneBertSettings,
+    LanguageSettings,
+    PretrainBertSettings,
+)
 from addnorm.training.loop_settings import LoopSettings
 
-KINDS = {"language": LanguageSettings, "classify": ClassifySettings, "loop": LoopSettings}
+KINDS = {
+    "language": LanguageSettings,
+    "classify": ClassifySettings,
+    "pretrain_bert": PretrainBertSettings,
+    "finetune_bert": FinetuneBertSettings,
+    "loop": LoopSettings,
+}
 FILE = Path(__file__).with_name("options.txt")
 
 
