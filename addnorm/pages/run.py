@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from addnorm import disk
+from addnorm.pages import run_pictures
 from addnorm.pages.curves import Curve, evenly_chosen
 from addnorm.pages.look import clean, document
 from addnorm.pages.numbers import DASH, as_float, duration, exact, large, number
@@ -180,6 +181,16 @@ def _evaluations(story: Story) -> str:
     )
 
 
+def _output(story: Story) -> str:
+    """What the model wrote, and what its task shows of its answers."""
+    step, content = story.pictures
+    tables = run_pictures.pictures(content)
+    parts = [f"<h2>Answers after step {step:,}</h2>{tables}"] if tables else []
+    if story.samples or not tables:
+        parts.append(f"<h2>What it wrote</h2>{_samples(story)}")
+    return "".join(parts)
+
+
 def _samples(story: Story) -> str:
     """Samples of the first and the last evaluation."""
     if not story.samples:
@@ -345,8 +356,7 @@ def render(story: Story) -> str:
 {stream(story)}
 <h2>Throughput</h2>
 {throughput(story)}
-<h2>What it wrote</h2>
-{_samples(story)}
+{_output(story)}
 <h2>Settings</h2>
 {_settings(story)}
 <h2>Environment</h2>
@@ -356,7 +366,7 @@ def render(story: Story) -> str:
 <p class="small">All numbers are in metrics.jsonl beside this page, the samples in samples.jsonl,
 the settings in config.toml.</p>
 </main>"""
-    return document(story.name, body, STYLE)
+    return document(story.name, body, STYLE + run_pictures.STYLE)
 
 
 STYLE = """

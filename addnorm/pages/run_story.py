@@ -23,6 +23,7 @@ class Story:
     state: Mapping[str, Any] = field(default_factory=dict)  # run.json
     records: Sequence[Mapping[str, Any]] = ()  # metrics.jsonl
     samples: Sequence[tuple[int, Sequence[str]]] = ()  # step, texts
+    pictures: tuple[int, Sequence[Any]] = (0, ())  # pictures.json: step, objects
     models: Sequence[str] = ()  # of "model" and "best", those that are there
 
     @classmethod
@@ -33,6 +34,7 @@ class Story:
             _object(folder / "run.json"),
             read(folder / "metrics.jsonl"),
             _samples(folder / "samples.jsonl"),
+            _pictures(folder / "pictures.json"),
             [name for name in ("model", "best") if (folder / name).is_dir()],
         )
 
@@ -124,6 +126,13 @@ def _object(file: Path) -> dict[str, Any]:
         return reading.json_object(file)
     except Mendable:
         return {}
+
+
+def _pictures(file: Path) -> tuple[int, list[Any]]:
+    """The step, and what was shown after it."""
+    content = _object(file)
+    objects = content.get("pictures")
+    return as_count(content.get("step")) or 0, objects if isinstance(objects, list) else []
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:

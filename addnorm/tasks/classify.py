@@ -27,6 +27,7 @@ from addnorm.settings import (
     check_effect,
     setting,
 )
+from addnorm.tasks import mistakes
 from addnorm.tasks.beginnings import FROM_NOTHING, OF_ADAPTER, check_adapter, with_clock
 from addnorm.tasks.bodies import Body, OwnEncoder, Pretrained
 from addnorm.tasks.labelled_texts import LabelledTexts, Several, Text, read_texts
@@ -213,6 +214,7 @@ class ClassifyTask(Task):
         self.best = self.targets.best
         sides = {"train": texts.train, "val": texts.val}
         self.splits = {name: _rows(side, tokenizer) for name, side in sides.items()}
+        self._shares: Tensor | None = None  # probabilities (texts, classes) of the last evaluation
         self._orders: dict[tuple[int, int, int], NDArray[np.int64]] = {}
 
     def needs(self, micro_rows: int | None, processes: int) -> Needs:
@@ -294,7 +296,14 @@ class ClassifyTask(Task):
                     sums.index_add_(0, which, self.targets.probabilities(logits.double()).cpu())
         windows = torch.tensor([i for i, _ in parts]).bincount(minlength=len(rows))
         p = self.targets.mean(world.total(sums), windows)
+        self._shares = p
         return self.targets.metrics(p, [row.labels for row in rows])
+
+    def pictures(self) -> list[dict[str, Any]]:
+        """What is taken for what, and the worst errors."""
+        if self._shares is None:
+            return []
+        return mistakes.pictures(self.targets, self.texts.val, self._shares)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """For ``addnorm.load`` and ``addnorm predict``."""

@@ -7,6 +7,7 @@ DIR/checkpoints/     to go on from
 DIR/model/           for ``addnorm.load`` and the commands, as of the last save
 DIR/best/            the same where an evaluation was better than the last
 DIR/samples.jsonl    what the model wrote at evaluations
+DIR/pictures.json    what the last of them showed, if the task has pictures of it
 DIR/report.html
 
 ``train`` is ``fit`` with such a folder: whose it is, what a resume takes up, who watches.
@@ -32,7 +33,7 @@ from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World, by_the_first
 from addnorm.training.resume import Resume
-from addnorm.training.run_observers import BestModel, Disk, Numbers, RunFolder, Samples
+from addnorm.training.run_observers import BestModel, Disk, Numbers, Pictures, RunFolder, Samples
 from addnorm.training.sinks import check_installed
 from addnorm.training.stream_rms import StreamRMS
 from addnorm.training.task import Task
@@ -100,8 +101,8 @@ def train(
             Trainer(task, loop, world),
             keeper,
             (
-                *(keeper, numbers, Samples(numbers.disk), BestModel(numbers.disk)),
-                *(StreamRMS(loop.watch_every), *observers),
+                *(keeper, numbers, Samples(numbers.disk), Pictures(numbers.disk)),
+                *(BestModel(numbers.disk), StreamRMS(loop.watch_every), *observers),
                 display or Display(quiet=not world.first),
             ),
         )

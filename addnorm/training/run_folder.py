@@ -22,7 +22,7 @@ from addnorm.training.checkpoint import LEFT_BEHIND, LOCK, CheckpointError, Chec
 from addnorm.words import a_few
 
 STATE, SETTINGS, CHECKPOINTS = "run.json", "config.toml", "checkpoints"
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+METRICS, SAMPLES, PICTURES = "metrics.jsonl", "samples.jsonl", "pictures.json"
 MODELS = ("model", "best")
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 NUMBER = (int, float)
@@ -38,7 +38,9 @@ KEYS: dict[str, tuple[type, ...]] = {
 }
 """What a ``run.json`` of ours has, and of which types."""
 
-FILES = (METRICS, SAMPLES, page.NAME, *(f".{n}" for n in (STATE, SETTINGS, page.NAME)))
+HIDDEN = tuple(f".{name}" for name in (STATE, SETTINGS, PICTURES, page.NAME))
+"""What a file is called while it is written."""
+FILES = (METRICS, SAMPLES, PICTURES, page.NAME, *HIDDEN)
 """What lies in the folder itself and belongs to one run; ``run.json`` and ``config.toml`` are not
 deleted but replaced, so that at every moment it can be seen whose the folder is."""
 MODEL_FILES = (

@@ -123,6 +123,21 @@ class Samples(Observer):
 
 
 @final
+class Pictures(Observer):
+    """What the last evaluation showed, into pictures.json."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+
+    def evaluated(self, course: Course, record: Record) -> None:
+        """If the task shows something."""
+        if course.world.first and (pictures := course.task.pictures()):
+            text = json.dumps({"step": record["step"], "pictures": pictures}, ensure_ascii=False)
+            file = self.disk.folder / places.PICTURES
+            self.disk.write(places.PICTURES, partial(disk.write_text, file, text + "\n"), course)
+
+
+@final
 class BestModel(Observer):
     """The model of the best evaluation, into best/."""
 

@@ -84,6 +84,11 @@ class Task(ABC):
         """What the model does, in words, for whoever watches; nothing, if there is nothing."""
         return []
 
+    def pictures(self) -> list[dict[str, Any]]:
+        """What the last evaluation showed, for the report: tables as ``pages.run_pictures`` has
+        them."""
+        return []
+
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write a model for its users; nothing, if it has no format of its own."""
         return None

@@ -1,0 +1,61 @@
+"""What a task shows, on the page of its run; whatever the file holds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from addnorm.pages.run import write
+from addnorm.pages.run_pictures import pictures
+from tests.strict_html import Page
+
+MATRIX = {
+    "kind": "matrix",
+    "title": "Mixed up",
+    "caption": "3 of 4",
+    "rows": ["<a>", "b"],
+    "columns": ["<a>", "b"],
+    "values": [[1, 1], [0, 1234]],
+}
+TABLE = {
+    "kind": "table",
+    "title": "Errors",
+    "caption": "worst",
+    "heads": ["text", "n", "p"],
+    "rows": [["<b>x</b>", 3, 0.25], ["y" * 700, 4000, 0.5]],
+}
+
+
+def test_a_matrix_and_a_table() -> None:
+    page = Page(f"<main>{pictures([MATRIX, TABLE])}</main>")
+    for words in ("Mixed up", "<a>", "1,234", "<b>x</b>", "4,000", "0.25", "3 of 4", "worst"):
+        assert words in page.words
+    assert "y" * 601 not in page.words
+    assert not page.all("b")
+    shades = [cell["class"] for cell in page.all("td")[:4]]
+    assert shades == ["num shade2", "num shade2", "num shade0", "num shade4"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(None, 3, "x", {}, {"kind": "film"}, {"kind": ["matrix"]}, {**MATRIX, "values": [[1, 2]]}),
+        *({**MATRIX, "columns": None}, {**MATRIX, "values": [[1], [2]]}, {**TABLE, "heads": []}),
+        *({**TABLE, "rows": [[1]]}, {**TABLE, "rows": 7}, {"kind": "matrix"}, {"kind": "table"}),
+    ],
+)
+def test_what_is_not_understood_is_left_out(wrong: Any) -> None:
+    assert pictures([wrong]) == ""
+    assert pictures([wrong, TABLE]) == pictures([TABLE])
+
+
+def test_they_stand_on_the_page(tmp_path: Path) -> None:
+    content = {"step": 1200, "pictures": [MATRIX]}
+    (tmp_path / "pictures.json").write_text(json.dumps(content))
+    page = Page(write(tmp_path).read_text())
+    assert "Answers after step 1,200" in page.words
+    assert "no samples yet" not in page.words
+    for broken in ("[1", '{"pictures": 3}', '{"pictures": [1]}', "null"):
+        (tmp_path / "pictures.json").write_text(broken)
+        assert "no samples yet" in Page(write(tmp_path).read_text()).words
