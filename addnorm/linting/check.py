@@ -79,6 +79,8 @@ def on_optimizer(*rules: Rule) -> Callable[[Callable[[Optimizer, Subject], Answe
 
 
 def _registered(check: Check) -> Check:
+    """The check itself, which from now on is among ``CHECKS``; ValueError if the name of one of its
+    rules is taken by another rule."""
     for rule in check.rules:
         other = rules_by_name().get(rule.name, rule)
         if other is not rule:

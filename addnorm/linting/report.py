@@ -103,6 +103,8 @@ def gathered(
 
 
 def _merged(group: Sequence[Finding]) -> Finding:
+    """The first finding of a group, with the other modules as the evidence ``also_in``, which no
+    rule declares."""
     first = group[0]
     others = list(dict.fromkeys(f.module for f in group[1:] if f.module != first.module))
     if not others:

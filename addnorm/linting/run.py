@@ -20,6 +20,7 @@ from addnorm.temporary import isolated
 from addnorm.words import error_in_a_line
 
 Progress = Callable[[int, int, str], None]
+"""Told (checks done, checks in all, the first rule of the next); "" at the end."""
 
 
 def lint(
@@ -83,6 +84,8 @@ def _run(check: Check, subject: Subject) -> list[Finding | Unknown]:
 def _subject(
     model: nn.Module, inputs: Any, causal: bool | None, optimizer: torch.optim.Optimizer | None
 ) -> Subject | Unknown:
+    """A copy to probe with a call that was tried on it; Unknown, of the rule "lint", says why there
+    is none. The arguments are those of ``lint``."""
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         why = "the model has no values (meta device): build it on the CPU"
         return Unknown(rule="lint", module="", why=why)
@@ -109,7 +112,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def _widened(inputs: Inputs, model: nn.Module) -> Inputs:
-    """For the copy of a 16-bit model, which is in float32."""
+    """The inputs for the copy of a 16-bit model, which is in float32: their 16-bit tensors too."""
     if not any(p.dtype in HALVES for p in model.parameters()):
         return inputs
     for name, t in inputs.tensors().items():

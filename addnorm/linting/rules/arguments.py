@@ -74,7 +74,7 @@ FORMAT = re.compile(
 
 @on_influence(IGNORED, MEMORY)
 def arguments(s: Influence, _: Subject) -> Answers:
-    """What the output says of other values of each."""
+    """What the output says of other values of each argument."""
     if s.arguments.memory is not None and s.memory_moves <= s.floor:
         yield MEMORY(
             "not read",
@@ -86,24 +86,26 @@ def arguments(s: Influence, _: Subject) -> Answers:
     for mask in paddings(s):
         if not mask.works:
             yield _ignored(s, "mask", mask.name, "a mask that hides places")
-    yield from _inputs(s)
+    yield from _other_inputs(s)
     yield from _square_masks(s)
     yield from _token_types(s)
     yield from _switches(s)
 
 
-def _inputs(s: Influence) -> Answers:
-    """Those of the call about which nothing is known."""
+def _other_inputs(s: Influence) -> Answers:
+    """Arguments of the call that are no main input, memory or mask."""
     r = s.arguments
     others = {r.main, r.memory, *(m.name for m in r.masks)}
     for name, value in s.inputs.tensors().items():
         if name in others or FORMAT.search(s.name(name)) or not value.dim():
             continue
-        if _changes_nothing(s, s.inputs.replaced(name, _changed(value))):
+        if _changes_nothing(s, s.inputs.replaced(name, _other_value(value))):
             yield _ignored(s, "values", s.name(name), "other values")
 
 
 def _square_masks(s: Influence) -> Answers:
+    """Masks of pairs of places with which the output stays the same when the first key's entries
+    are turned round."""
     for role in s.arguments.masks:
         if not role.square:
             continue
@@ -121,6 +123,7 @@ def _square_masks(s: Influence) -> Answers:
 
 
 def _token_types(s: Influence) -> Answers:
+    """Optional token types or segments with which ones give what zeros give."""
     main = s.inputs.tensors()[s.arguments.main]
     if main.dim() != 2 or s.arguments.kind != "ids":
         return
@@ -167,11 +170,14 @@ def _alike(s: Influence, a: Tensor, b: Tensor) -> bool:
     return largest(a - b) <= s.floor
 
 
-def _changed(value: Tensor) -> Tensor:
+def _other_value(value: Tensor) -> Tensor:
+    """Other values of the same kind; ids stay ids that the table has."""
     if value.dtype is torch.bool:
         return ~value
     return value.flip(-1) + 1.0 if value.is_floating_point() else value.flip(-1)
 
 
 def _ignored(s: Influence, case: str, name: str, value: str) -> Finding:
+    """The finding of an argument by its author's ``name``; ``value`` says in words what it was
+    given."""
     return IGNORED(case, "", argument=name, given=value, noise_floor=s.floor, change=0.0)

@@ -14,7 +14,7 @@ from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 
 NEAR = 1e-3  # relative: constants are exact, and float32 has 1e-7
-SUM = 1e-3
+SUM = 1e-3  # by more than this a sum of weights is not 1
 
 # --- the words ------------------------------------------------------------------------------------
 
@@ -165,9 +165,13 @@ class Factor:
     """What one side is multiplied by on its way."""
 
     constant: float = 1.0
+    """The product of all constants."""
     applied: tuple[float, ...] = ()
+    """Each of them."""
     learned: bool = False
+    """A parameter is among the factors, so that the constant alone says nothing."""
     normed: bool = False
+    """The side comes out of a norm."""
 
     def __mul__(self, other: "Factor") -> "Factor":
         return Factor(
@@ -235,7 +239,8 @@ def _scale(s: Structure, attention: TracedAttention, subject: Subject) -> Findin
 
 
 def _factors(s: Structure, attention: TracedAttention) -> tuple[Factor, Factor]:
-    """What the logits are multiplied by, and what the weights are after the softmax."""
+    """(what the logits are multiplied by, what the weights are after the softmax); without a
+    softmax all of it counts as before."""
     q, k = factors(attention.scores)
     scores, soft = attention.scores.outputs[0], _softmax(attention)
     before, after = _along(s, q, None) * _along(s, k, None), Factor()
@@ -251,8 +256,11 @@ def _factors(s: Structure, attention: TracedAttention) -> tuple[Factor, Factor]:
 
 
 def _merged(applied: tuple[float, ...]) -> list[float]:
-    """Torch's attention gives the root of its scale to each of queries and keys: that is one. A
-    soft cap divides and multiplies by the same: that is none."""
+    """The constants that were meant, of those that were applied.
+
+    Torch's attention gives the root of its scale to each of queries and keys: that is one. A soft
+    cap divides and multiplies by the same: that is none.
+    """
     constants: list[float] = []
     for a in applied:
         inverse = next((b for b in constants if abs(a * b - 1.0) < NEAR), None)
@@ -270,6 +278,7 @@ def _close(a: float, b: float) -> bool:
 
 
 def _softmax(attention: TracedAttention) -> Op | None:
+    """The last softmax from the scores to the weights; None: nothing normalizes them."""
     softmaxes = [op for op in attention.between if op.name in ("_softmax", "_safe_softmax")]
     if attention.weights.op is not None and attention.weights.op.name.endswith("softmax"):
         softmaxes.append(attention.weights.op)
@@ -277,10 +286,11 @@ def _softmax(attention: TracedAttention) -> Op | None:
 
 
 def _along(s: Structure, value: Value, start: Value | None) -> Factor:
-    """The factors on the way back from a value, to ``start`` or to whatever computed it."""
-    total, seen = Factor(), set()
-    while value is not start and value not in seen:
-        seen.add(value)
+    """The factors on the way back from a value, to ``start``; None: to whatever computed it. Norms
+    count on the latter way only."""
+    total, way = Factor(), set()
+    while value is not start and value not in way:
+        way.add(value)
         op = value.op
         steps = s.steps_into(value)
         if start is not None:
@@ -303,6 +313,7 @@ def _along(s: Structure, value: Value, start: Value | None) -> Factor:
 
 
 def _factor(s: Structure, op: Op, carried: Value) -> Factor:
+    """What a mul or div multiplies ``carried`` by; 1 where that is not one number throughout."""
     others = [a for a in op.args if a is not carried]
     if not others:
         return Factor()
@@ -325,7 +336,8 @@ def _factor(s: Structure, op: Op, carried: Value) -> Factor:
 
 
 def _weights_ratio(s: Structure, attention: TracedAttention, subject: Subject) -> float | None:
-    """std of the queries' weights over that of the keys', as the user's model has them."""
+    """std of the queries' weights over that of the keys', as the user's model has them; None where
+    one of the two is made without weights, or all of its weights are zeros."""
     parameters = dict(subject.original.named_parameters())
 
     def std(value: Value) -> float | None:
@@ -362,7 +374,7 @@ def sums(subject: Subject) -> Answers:
             continue
         down = bool(((weights.sum(-2) - 1.0).abs() <= SUM).all())
         yield NOT_NORMALIZED(
-            _why(s, attention, soft, down, weights),
+            _sum_case(s, attention, soft, down, weights),
             attention.path,
             smallest_sum=float(total[used].min()),
             largest_sum=float(total[used].max()),
@@ -370,10 +382,11 @@ def sums(subject: Subject) -> Answers:
         )
 
 
-def _why(
+def _sum_case(
     s: Structure, attention: TracedAttention, soft: Op | None, down: bool, weights: Tensor
 ) -> str:
-    """The case of weights that do not sum to one; those of each key do if ``down``."""
+    """The case of weights that do not sum to one; those of each key do if ``down``. ``soft`` is the
+    softmax that made them, None if there is none."""
     sinks = soft is not None and soft.outputs[0].shape[-1] > attention.weights.shape[-1]
     decayed = soft is None and any(
         op.name == "mul" and sum(v in s.activations for v in op.inputs) > 1
@@ -391,6 +404,7 @@ def _why(
 
 
 def _masked_after(soft: Op, weights: Tensor) -> bool:
+    """Whether weights are zero that were not when they came out of the softmax."""
     before = soft.outputs[0].tensor
     if before.numel() != weights.numel():
         return False

@@ -105,7 +105,7 @@ def _is_claimed(model: nn.Module, table: Tensor, head: Tensor) -> bool:
 
 
 def _heads(s: Structure) -> set[str]:
-    """The weights of products that are carried to a result."""
+    """The names of the weights of products that are carried to a result."""
     names: set[str] = set()
     for result in s.results:
         for value in s.carried(result):
@@ -134,7 +134,8 @@ def positions(subject: Subject) -> Answers:
 
 
 def _lookups(s: Structure) -> Iterator[tuple[Op, Value]]:
-    """Where something computed picks rows of a table, or multiplies a matrix; and what."""
+    """(operation, what picks) of each place where something computed picks rows of a table, or
+    multiplies a matrix, as one-hot vectors do."""
     for op in s.trace.ops:
         if op.name in LOOKUPS and op.inputs[0] not in s.activations:
             if len(op.inputs) > 1:
@@ -146,7 +147,7 @@ def _lookups(s: Structure) -> Iterator[tuple[Op, Value]]:
 
 
 def _varying(step: Step) -> Value | None:
-    """What is added, or multiplied, and not one number throughout."""
+    """What a step adds or multiplies, if that is not one number throughout; else None."""
     if step.op is None or step.op.name not in ("add", "sub", "mul"):
         return None
     others = [v for v in step.op.inputs if v is not step.source]
@@ -154,6 +155,8 @@ def _varying(step: Step) -> Value | None:
 
 
 def _added(reader: str, at: str, source: Value, other: Value) -> Finding:
+    """The finding: the module ``at`` adds ``other`` to the ids ``source``, and the module
+    ``reader`` looks up the sum."""
     t = other.tensor.detach().double()
     return ON_IDS(
         "added",

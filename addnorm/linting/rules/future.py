@@ -129,7 +129,7 @@ def future(s: Influence, subject: Subject) -> Answers:
     if leaks is None:
         return
     unmasked = _unmasked(s, leaks)
-    claim = _claims(s) or _own_flag(s, [*leaks.full, *leaks.partial])
+    claim = _model_claim(s) or _module_claim(s, [*leaks.full, *leaks.partial])
     if subject.causal:
         claim = "you said that the model is causal (causal=True)"
     elif claim is None:
@@ -200,6 +200,7 @@ def _looks_causal(leaks: _Leaks) -> bool:
 
 
 def _evidence(s: Influence, leaks: _Leaks) -> dict[str, Any]:
+    """What both rules have as evidence."""
     evidence: dict[str, Any] = {
         "share_of_earlier_positions_that_move": round(leaks.share, 4),
         "positions_reached_back": leaks.reach,
@@ -217,6 +218,8 @@ def _evidence(s: Influence, leaks: _Leaks) -> dict[str, Any]:
 
 
 def _no_mask(s: Influence, leaks: _Leaks, claim: str, unmasked: Sequence[str]) -> Finding:
+    """The finding of a model none of whose attentions has a mask: ``unmasked`` are their paths.
+    ``claim`` says why it counts as causal, in words that begin a sentence."""
     evidence = _evidence(s, leaks)
     mask = _with_causal_mask(s)
     if mask is not None:
@@ -233,6 +236,7 @@ def _no_mask(s: Influence, leaks: _Leaks, claim: str, unmasked: Sequence[str]) -
 
 
 def _leak(s: Influence, leaks: _Leaks, claim: str) -> Finding:
+    """The finding of a model in which only some parts look ahead; ``claim`` as in ``_no_mask``."""
     words = {"claim": claim}
     if leaks.upside_down:
         case, modules = "upside down", leaks.partial
@@ -261,8 +265,8 @@ def _leak(s: Influence, leaks: _Leaks, claim: str) -> Finding:
     )
 
 
-def _claims(s: Influence) -> str | None:
-    """What the model itself says of being causal, if it does."""
+def _model_claim(s: Influence) -> str | None:
+    """What the model says of being causal, in words that begin a sentence; None: nothing."""
     model = s.specimen.model
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False) is True and s.arguments.memory is None:
@@ -279,8 +283,8 @@ def _claims(s: Influence) -> str | None:
     return None
 
 
-def _own_flag(s: Influence, inside: Sequence[ModuleInfluence]) -> str | None:
-    """A module on the way to one of these that says it is causal."""
+def _module_claim(s: Influence, inside: Sequence[ModuleInfluence]) -> str | None:
+    """What one of these modules, or one around it, says of being causal; None: nothing."""
     modules = dict(s.model.named_modules())
     for one in inside:
         parts = one.path.split(".")
@@ -293,7 +297,7 @@ def _own_flag(s: Influence, inside: Sequence[ModuleInfluence]) -> str | None:
 
 
 def _multiplies(s: Influence, path: str) -> bool:
-    """Whether two results are multiplied in it, as queries and keys are."""
+    """Whether two activations are multiplied in a module, as queries and keys are."""
     structure = s.specimen.structure
     return any(
         within(op.module, path) and all(v in structure.activations for v in factors(op))

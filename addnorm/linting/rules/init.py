@@ -22,7 +22,7 @@ from addnorm.words import error_in_a_line
 SUBLAYERS = 4  # below that no rule of depth can be told from another
 ALIKE = 0.12  # relative error of a std from 64 weights is 1/sqrt(2 * 64) = 9 %
 LOUDER = 1.6  # Xavier's rule on a packed q, k, v makes 1.4
-EXPLODES = 1e3
+EXPLODES = 1e3  # from the first sublayer to the last: an error; from GROWS on a warning
 SURE = 0.95  # of one key, where four and more are to be seen; nothing is known yet
 GROWS = 30.0
 LOUD = 4.0  # nats: uniform guessing has logits of std 0, a good start below 1
@@ -215,11 +215,12 @@ def _scaling(s: Structure, chain: Sequence[Residual]) -> Iterator[Finding]:
 
 
 def _near(ratio: float, expected: float) -> bool:
+    """Equal up to what a std from few weights is off by."""
     return abs(ratio - expected) <= ALIKE * expected
 
 
 def _scaling_case(writers: Sequence[_Writer]) -> str | None:
-    """None: as it should be, or by another rule that is known."""
+    """The case of ``RESIDUAL_SCALE``; None: as it should be, or by another rule that is known."""
     ratios = [w.ratio for w in writers]
     usual = 1 / math.sqrt(len(writers))
     if min(ratios) == 0.0:
@@ -258,6 +259,7 @@ def _writers(s: Structure, chain: Sequence[Residual]) -> list[_Writer]:
 
 
 def _writer(s: Structure, residual: Residual) -> _Writer | None:
+    """The last matrix of a branch, against its others; None where the two cannot be compared."""
     parameters = dict(s.model.named_parameters())
     last: list[str] = []
     others: list[str] = []
@@ -279,11 +281,13 @@ def _writer(s: Structure, residual: Residual) -> _Writer | None:
     if max(stds) > (1 + 2 * ALIKE) * min(stds):
         return None  # stds by width (Xavier, Kaiming): a smaller one need not be for depth
     ratio = float(w.std()) / statistics.median(stds)
+    # Torch's rule makes the ratio sqrt(outputs / inputs) of this matrix, which is taken out here.
     return _Writer(last[0], ratio, ratio * math.sqrt(w.numel()) / residual.output.shape[-1])
 
 
 def _after(s: Structure, residual: Residual) -> Iterator[Step]:
-    """The steps from the branch's last product to the stream; a learned factor counts as a gate."""
+    """The steps from the stream back to the branch's last product; a learned factor counts as a
+    gate."""
     value = residual.branch
     while steps := s.steps_into(value):
         step = steps[0]
@@ -333,7 +337,8 @@ def _depth(s: Structure, chain: Sequence[Residual]) -> Iterator[Finding]:
 
 
 def _gradients(s: Structure, at: list[Value]) -> list[float]:
-    """RMS of the gradient of a random projection of the outputs; nothing where none flows."""
+    """RMS of the gradient of a random projection of the outputs, at each of ``at``; [] if it does
+    not reach all of them."""
     outs = [t for t in s.trace.outputs if t.requires_grad and t.is_floating_point()]
     streams = [v.tensor for v in at if v.tensor.requires_grad]
     if not outs or len(streams) != len(at):
@@ -381,22 +386,22 @@ def _logits(s: Structure) -> Iterator[Finding]:
         if t.dim() < 2 or t.shape[-1] not in rows or not t.is_floating_point():
             continue
         products = [v.op for v in s.carried(leaf) if v.op is not None and v.op.name in PRODUCTS]
-        std = float(_centred(t.double()).std()) if leaf.op is not None and products else 0.0
+        std = float(_centred_rows(t.double()).std()) if leaf.op is not None and products else 0.0
         if std > LOUD:
             yield UNSTABLE(
                 "large logits",
                 products[0].module,
-                words={"loss": _expected(t)},
+                words={"loss": _expected_loss(t)},
                 std_of_the_logits=std,
                 classes=t.shape[-1],
                 uniform_loss=math.log(t.shape[-1]),
             )
 
 
-def _centred(t: Tensor) -> Tensor:
+def _centred_rows(t: Tensor) -> Tensor:
     return t - t.mean(-1, keepdim=True)
 
 
-def _expected(t: Tensor) -> float:
-    """The mean loss for targets drawn uniformly."""
+def _expected_loss(t: Tensor) -> float:
+    """The mean cross-entropy of logits for targets drawn uniformly."""
     return float((t.double().logsumexp(-1) - t.double().mean(-1)).mean())

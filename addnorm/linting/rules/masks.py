@@ -128,11 +128,12 @@ def padding(s: Influence, _: Subject) -> Answers:
 
 
 def _inverted(s: Influence, mask: Padding) -> Finding | None:
-    """The mask is read against the inputs, or against what its name means everywhere."""
+    """The finding of a mask that is read against the inputs, or against what its name means
+    everywhere; None: it is not, or nothing says how it should be read."""
     reading = mask.role.reading
     if reading not in ("keep", "drop"):
         return None
-    keeps, sure = _expected(s, mask)
+    keeps, sure = _keeping_value(s, mask)
     if keeps is None or keeps == (reading == "keep"):
         return None
     return PADDING_LEAK(
@@ -145,8 +146,9 @@ def _inverted(s: Influence, mask: Padding) -> Finding | None:
     )
 
 
-def _expected(s: Influence, mask: Padding) -> tuple[bool | None, bool]:
-    """The value that should keep a token, and whether the inputs show it; None: nothing says."""
+def _keeping_value(s: Influence, mask: Padding) -> tuple[bool | None, bool]:
+    """(the value that should keep a token, whether the inputs show it); (None, False): nothing
+    says."""
     value = s.padded_inputs.tensors().get(mask.role.name)
     if value is not None and not value.is_floating_point():
         lines = value.bool().flatten(1)
@@ -159,6 +161,8 @@ def _expected(s: Influence, mask: Padding) -> tuple[bool | None, bool]:
 
 
 def _leak(s: Influence, mask: Padding) -> Finding | Unknown | None:
+    """What real places do when a place that the mask hides is changed; None: nothing, or there are
+    too few places to hide some."""
     of = mask.role.of
     value = s.inputs.tensors()[of]
     axis = 1 if s.arguments.batch == 0 else 0
@@ -180,7 +184,7 @@ def _leak(s: Influence, mask: Padding) -> Finding | Unknown | None:
     else:
         real = [t for t in range(n) if t not in hidden]
         change = float(s.grid(new - base)[0][real].max())
-    if change <= s.floor or _together(s, mask, hidden, where):
+    if change <= s.floor or _hidden_by_all(s, mask, hidden, where):
         return None
     return PADDING_LEAK(
         "not obeyed by all" if mask.works else "no effect",
@@ -195,16 +199,19 @@ def _leak(s: Influence, mask: Padding) -> Finding | Unknown | None:
 
 
 def _hidden_places(s: Influence, n: int, pooled: bool) -> list[int]:
-    """The last two of n places; the first as well, where nothing can be read from it alone."""
+    """The last two of n places, and in a causal model the first: later ones could read it there.
+
+    ``pooled``: the output has no places of this argument.
+    """
     one_way = s.matrix is not None and not bool((s.matrix.tril(-1) > s.floor).any())
     if one_way and not pooled:
         return [0, n - 2, n - 1]
     return [n - 2, n - 1]  # what pools at the first place is not asked to do without
 
 
-def _together(s: Influence, mask: Padding, hidden: list[int], where: tuple[Any, ...]) -> bool:
-    """Nothing leaks if all masks of this argument are given: one for the encoder, say, and one for
-    those who read it."""
+def _hidden_by_all(s: Influence, mask: Padding, hidden: list[int], where: tuple[Any, ...]) -> bool:
+    """Whether nothing leaks if all masks of this argument are given: one for the encoder, say, and
+    one for those who read it. ``where`` is the index of the hidden places."""
     others = [p for p in paddings(s) if p.role.of == mask.role.of and p is not mask]
     if not others or mask.role.of == s.arguments.main:
         return False
@@ -244,7 +251,12 @@ def nan(s: Influence, _: Subject) -> Answers:
 def _nan_cases(
     s: Influence, name: str, hide: Callable[..., Inputs], cases: dict[str, list[int]], n: int
 ) -> Answers:
-    """The first of them that gives NaN."""
+    """The first case that gives NaN, as a finding; cases that do not run are an Unknown or, where
+    everything is hidden, nothing.
+
+    ``hide`` makes the call with places of sample 0 hidden; ``cases`` are these places by what is
+    said of them; ``n`` is how many there are.
+    """
     for case, hidden in cases.items():
         try:
             own, elsewhere, gradients, first = _count_nan(s, hide(hidden), [hidden], n)
@@ -286,8 +298,12 @@ def _all_finite(
 def _count_nan(
     s: Influence, inputs: Inputs, hidden: Sequence[list[int]], n: int
 ) -> tuple[int, int, int, str]:
-    """NaN at hidden places (by sample), at real ones, parameters with NaN gradients; the first
-    module."""
+    """(NaN at hidden places, at real ones, parameters with a NaN gradient, the path of the first
+    module that gives NaN, "" for none).
+
+    ``hidden`` are the places that ``inputs`` hide in sample 0 and those after it. Gradients are
+    those of the outputs at real places.
+    """
     model = s.specimen.model  # in the type it will run in: the float64 copy may overflow otherwise
     if s.exact:
         inputs = cast_floats(inputs, floats_of(model))

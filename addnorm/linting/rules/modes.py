@@ -80,7 +80,7 @@ def dropout(s: Influence, subject: Subject) -> Answers:
 
 def _never_applied(s: Influence) -> Answers:
     """Dropout that is set, in a model whose outputs in training mode are all the same."""
-    configured = _configured(s.model)
+    configured = _dropout_places(s.model)
     if not configured:
         return
     try:
@@ -101,8 +101,9 @@ def _never_applied(s: Influence) -> Answers:
         )
 
 
-def _configured(model: nn.Module) -> dict[str, tuple[str, float]]:
-    """Where dropout is set, by name: the module and the probability."""
+def _dropout_places(model: nn.Module) -> dict[str, tuple[str, float]]:
+    """{place: (path of its module, probability)} of where dropout is set: a dropout's own path, or
+    that of an attribute called so."""
     places: dict[str, tuple[str, float]] = {}
     for path, module in model.named_modules():
         if isinstance(module, _DropoutNd):
@@ -116,6 +117,7 @@ def _configured(model: nn.Module) -> dict[str, tuple[str, float]]:
 
 
 def _mixed_modes(original: nn.Module) -> Answers:
+    """Modules of the user's model that are in another mode than the whole."""
     odd = [p for p, m in original.named_modules() if m.training != original.training]
     if odd:
         tops = [p for p in odd if not any(p.startswith(o + ".") for o in odd)]
@@ -131,7 +133,8 @@ def _mixed_modes(original: nn.Module) -> Answers:
 
 
 def _first_random(s: Influence) -> str:
-    """The first module whose output differs between two RNG states though its inputs do not."""
+    """The path of the first module whose output differs between two RNG states though its inputs
+    do not; "" if there is none, or none but the model."""
     runs: list[list[tuple[str, list[Tensor], list[Tensor]]]] = []
     paths = {module: path for path, module in s.model.named_modules()}
 

@@ -87,6 +87,7 @@ def _outside(s: Structure) -> dict[str, Op]:
 
 
 def _between_attentions(s: Structure, op: Op, mixes: set[Value]) -> bool:
+    """Whether an operation reads one of the attentions' results, ``mixes``, and feeds another."""
     out = op.outputs[0]
     return bool(s.ancestors(out) & mixes) and bool(s.trace.descendants(out) & (mixes - {out}))
 

@@ -179,6 +179,10 @@ def _declares_it(module: nn.Module) -> bool:
 
 
 def _axis_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
+    """What is wrong with the axes of one norm: samples among them, or others than features.
+
+    A norm whose class says what it is (BatchNorm, GroupNorm) is told once, and by the first.
+    """
     evaluated, trained = k.reach.axes, reach_in_training(k).axes
     on_features = not evaluated or over_features(subject.specimen, k) or responds_globally(k)
     if on_features and not set(trained) - set(evaluated):
@@ -189,18 +193,19 @@ def _axis_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
     front = in_convolutions(subject.specimen, k.path)
     case = "declared by its class" if declared else "unexpected"
     case = "among convolutions" if front else case
-    every = a.evaluated or a.more
+    statistics_axes = a.evaluated or a.more
     if a.more or a.over_samples:
         yield _batch_case(k, a, name, case)
         if declared or not a.evaluated:
             return
-    if on_features or (declared and a.batch in every):
+    if on_features or (declared and a.batch in statistics_axes):
         return
     if not declared or not front or a.evaluated:
         yield _axis_case(k, a, name, case)
 
 
 def _batch_case(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
+    """The finding of a norm of class ``name`` whose statistics take in other samples."""
     only = bool(a.more) and not a.over_samples
     words = {
         "norm": name,
@@ -214,6 +219,8 @@ def _batch_case(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
 
 
 def _axis_case(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
+    """The finding of a norm of class ``name`` whose statistics run over more or other axes than
+    that of the features."""
     words = {
         "norm": name,
         "what": a.in_words(a.evaluated),

@@ -45,7 +45,8 @@ class NormCase:
 def measured_once(
     k: MeasuredNorm, measure: Callable[[MeasuredNorm], T], results: dict[int, T]
 ) -> T:
-    """What is measured of a module, on the first only of those that are alike."""
+    """What is measured of a module, on the first only of those that are alike: these share a probe,
+    whose id is the key in ``results``. Lets through what ``measure`` raises."""
     key = id(k.probe)
     if key not in results:
         results[key] = measure(k)

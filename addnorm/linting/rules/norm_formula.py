@@ -182,7 +182,8 @@ EPS_OUTSIDE_SQRT = Rule(
 # --- how it is measured ---------------------------------------------------------------------------
 
 
-def _numbers(k: MeasuredNorm) -> dict[str, Any]:
+def _fit_evidence(k: MeasuredNorm) -> dict[str, Any]:
+    """How well the norm follows its nearest formula: the evidence that ``FIT`` declares."""
     assert k.match is not None
     m = k.match
     return {
@@ -209,6 +210,8 @@ def formula(subject: Subject) -> Answers:
 
 
 def _formula_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
+    """What is wrong with the formula of one norm; nothing if its statistics run over other axes
+    than the features, of which other rules speak."""
     assert k.probe is not None
     name = class_of(subject, k)
     m = k.match
@@ -267,31 +270,32 @@ def _formula_case(k: MeasuredNorm, mistake: str, name: str) -> NormCase:
     words: dict[str, Any] = {"norm": name}
     if mistake == UNBIASED_VARIANCE.name:
         factor = math.sqrt((n - 1) / n)
-        numbers = _numbers(k) | {"output_factor": factor}
+        numbers = _fit_evidence(k) | {"output_factor": factor}
         finding = UNBIASED_VARIANCE("module", k.path, words=words, **numbers)
     elif mistake == EPS_OUTSIDE_SQRT.name:
-        finding = EPS_OUTSIDE_SQRT("module", k.path, words=words, **_numbers(k))
+        finding = EPS_OUTSIDE_SQRT("module", k.path, words=words, **_fit_evidence(k))
     elif m.formula.summed and m.formula.form in ("inside", "outside"):
         words["factor"] = 1 / math.sqrt(n)
-        finding = NOT_NORMALIZING("a sum for a mean", k.path, words=words, **_numbers(k))
+        finding = NOT_NORMALIZING("a sum for a mean", k.path, words=words, **_fit_evidence(k))
     else:
-        finding = NOT_NORMALIZING("another formula", k.path, words=words, **_numbers(k))
+        finding = NOT_NORMALIZING("another formula", k.path, words=words, **_fit_evidence(k))
     return NormCase(finding, (name, m.formula.name))
 
 
 def _growth(probe: Probe) -> float:
+    """How much larger outputs are for inputs ten times as large."""
     with torch.no_grad():
         x = probe.normal(5)
         return float(probe.bare(10.0 * x).norm() / probe.bare(x).norm().clamp(min=1e-300))
 
 
 def _eps_cases(k: MeasuredNorm, name: str) -> Iterator[NormCase]:
-    """A row of zeros: what padding gives."""
+    """Whether a row of zeros, such as padding gives, comes out finite."""
     assert k.probe is not None
     with torch.no_grad():
         bad = int((~k.probe.bare(torch.zeros_like(k.probe.normal(0))).isfinite()).sum())
     if bad:
-        numbers = _numbers(k) | {"not_finite_of_zero_rows": bad}
+        numbers = _fit_evidence(k) | {"not_finite_of_zero_rows": bad}
         finding = NOT_NORMALIZING("no eps", k.path, words={"norm": name}, **numbers)
         yield NormCase(finding, (name, "no eps"))
 
@@ -300,7 +304,7 @@ def _pointwise_cases(k: MeasuredNorm, name: str) -> Iterator[NormCase]:
     """A module that is called a norm and takes no statistics."""
     assert k.probe is not None
     if k.saturates or reach_in_training(k).axes:
-        return
+        return  # a bounded one stands in for a norm (DyT); BatchNorm takes its statistics then
     ratio = _growth(k.probe)
     buffers = [n for n, b in k.probe.module.named_buffers() if b.numel() in k.call.shape]
     if buffers:

@@ -80,9 +80,11 @@ def gradient(subject: Subject) -> Answers:
 @final
 @dataclass(frozen=True)
 class _Errors:
-    """Where a gradient is wrong."""
+    """Where a gradient is wrong; directions are called as in ``_directions``."""
 
     by_direction: Mapping[str, float]
+    """The relative error in each direction in which it is more than rounding; {"input": 1.0} if the
+    output has no gradient at all."""
     parameters: tuple[str, ...]
     """The directions in which only a parameter is varied."""
 
@@ -131,7 +133,7 @@ def _errors(k: MeasuredNorm) -> _Errors:
 def _directions(
     k: MeasuredNorm, x: Tensor, parameters: Mapping[str, Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """What is varied, and how, by name."""
+    """{name: (the tensor that is varied, the direction)}; the names are read by ``_case``."""
     base = x.detach()
     axes = [a % x.dim() for a in k.reach.axes] or [x.dim() - 1]
     directions = {
@@ -146,7 +148,8 @@ def _directions(
 
 
 def _case(errors: _Errors) -> str:
-    """What the gradient forgets, from the directions in which it is off."""
+    """The case of ``BAD_GRADIENT``: what the gradient forgets, from the directions in which it is
+    off. There is at least one."""
     names = set(errors.by_direction)
     if names == {"input"}:
         return "detached"
@@ -162,7 +165,9 @@ def _case(errors: _Errors) -> str:
 def _slope(
     probe: Probe, variable: Tensor, v: Tensor, cotangent: Tensor, base: Tensor, step: float
 ) -> float:
-    """The central difference of ``sum(cotangent * f)`` along ``v``."""
+    """The central difference of ``sum(cotangent * f)`` along ``v``, where ``f`` is the probe's
+    output. ``base`` is the input; ``variable`` is it or a parameter, which is put back. ``step`` is
+    relative to the variable's size."""
     h = step * float(variable.detach().norm().clamp(min=1e-2) / v.norm())
     ends = []
     is_input = variable.shape == base.shape and not isinstance(variable, nn.Parameter)
@@ -182,6 +187,7 @@ def _slope(
 
 
 def _gradient_case(k: MeasuredNorm, name: str, errors: _Errors) -> NormCase:
+    """The finding of a norm of class ``name``."""
     case, words = _case(errors), {"norm": name}
     if case == "of parameters":
         words["parameters"] = ", ".join(sorted(errors.by_direction))

@@ -59,7 +59,7 @@ def _function(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
 
 def _by_hand(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
     """x / sqrt(mean(x^2) + eps) and its like."""
-    statistic = next((v for v in norm.op.inputs if _derived(v, norm.source)), None)
+    statistic = next((v for v in norm.op.inputs if _is_smaller(v, norm.source)), None)
     if statistic is None:
         return
     chain = _chain(statistic, norm.source)
@@ -78,9 +78,9 @@ def _by_hand(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
                 "by hand", norm.path, words=_where(norm), **_shape(norm), axes=dims
             )
         return
-    yield from _biased(norm, moments)
-    yield from _eps(norm, chain)
-    yield from _sizes(s, norm)
+    yield from _unbiased_moments(norm, moments)
+    yield from _eps_behind_root(norm, chain)
+    yield from _row_sizes(s, norm)
 
 
 def _of_the_inputs(s: Structure, norm: TracedNorm) -> bool:
@@ -88,23 +88,26 @@ def _of_the_inputs(s: Structure, norm: TracedNorm) -> bool:
     return not set(s.trace.inputs).isdisjoint(s.carried(norm.source))
 
 
-def _derived(value: Value, source: Value) -> bool:
+def _is_smaller(value: Value, source: Value) -> bool:
+    """Whether it can be a statistic of ``source``: it holds fewer numbers."""
     return value is not source and value.tensor.numel() < source.tensor.numel()
 
 
 def _chain(statistic: Value, source: Value) -> list[Op]:
-    """The operations from the rows to the statistic, the last first."""
+    """The operations from the rows to the statistic, the last first: backwards while values are
+    smaller than ``source``, so that what is done to whole rows is not among them."""
     ops: list[Op] = []
     todo = [statistic]
     for value in todo:
         op = value.op
         if op is not None and op not in ops:
             ops.append(op)
-            todo.extend(v for v in op.inputs if _derived(v, source))
+            todo.extend(v for v in op.inputs if _is_smaller(v, source))
     return ops
 
 
 def _dims(op: Op) -> list[int] | None:
+    """The axes over which a reduction goes, as it was given them; None: none were given."""
     for argument in (*op.args[1:], op.kwargs.get("dim")):
         if isinstance(argument, list | tuple) and argument:
             if all(isinstance(d, int) for d in argument):
@@ -127,7 +130,8 @@ def _wrong_axis(norm: TracedNorm, dims: list[int], sizes: list[int]) -> Finding:
     return WRONG_AXIS("by hand", norm.path, words=words, **_shape(norm), axes=dims)
 
 
-def _biased(norm: TracedNorm, moments: list[Op]) -> Iterator[Finding]:
+def _unbiased_moments(norm: TracedNorm, moments: list[Op]) -> Iterator[Finding]:
+    """The first variance or deviation that divides by n - 1, which is what torch does by itself."""
     for op in moments:
         if op.name not in ("var", "std", "var_mean", "std_mean"):
             continue
@@ -141,8 +145,8 @@ def _biased(norm: TracedNorm, moments: list[Op]) -> Iterator[Finding]:
             return
 
 
-def _eps(norm: TracedNorm, chain: list[Op]) -> Iterator[Finding]:
-    """An addition of a constant behind the root."""
+def _eps_behind_root(norm: TracedNorm, chain: list[Op]) -> Iterator[Finding]:
+    """An addition of a constant behind the root; ``chain`` has the last operation first."""
     roots = [op for op in chain if op.name in ("sqrt", "std", "linalg_vector_norm", "norm")]
     roots += [op for op in chain if op.name == "pow" and number(op.args[1]) == 0.5]
     if not roots:
@@ -158,7 +162,7 @@ def _eps(norm: TracedNorm, chain: list[Op]) -> Iterator[Finding]:
             return
 
 
-def _sizes(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
+def _row_sizes(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
     """Whether the rows come out of one size, whatever gain they are multiplied by."""
     y = norm.output.tensor.detach().double()
     before = norm.source.op

@@ -92,14 +92,15 @@ def norms_on_the_way(subject: Subject) -> Answers:
 
 
 def _double(s: Structure) -> Answers:
+    """A norm that reads what another norm gave, by views alone, if nothing else reads that."""
     outputs = {n.output: n for n in s.norms}
     forks = {r.fork for r in s.residuals} | {r.stream for r in s.residuals}
     for second in outputs.values():
-        value, widest = second.source, second.source.shape
+        value, shape = second.source, second.source.shape
         while value not in outputs:
             steps = s.steps_into(value)
             how = steps[0].op if len(steps) == 1 and steps[0].kind == "view" else None
-            if how is None or how.name in ("cat", "stack") or value.shape != widest:
+            if how is None or how.name in ("cat", "stack") or value.shape != shape:
                 break
             value = steps[0].source
         first = outputs.get(value)
@@ -107,7 +108,7 @@ def _double(s: Structure) -> Answers:
             continue
         if _inside(first, second) or _inside(second, first):
             continue
-        if value in forks or len(_uses(s, value, second)) > 0:
+        if value in forks or len(_other_readers(s, value, second)) > 0:
             continue
         x, y = (n.output.tensor.detach().double() for n in (first, second))
         change = float((y - x).norm() / x.norm().clamp(min=1e-300)) if x.shape == y.shape else 1.0
@@ -124,7 +125,7 @@ def _inside(a: TracedNorm, b: TracedNorm) -> bool:
     return b.module is not None and within(a.path, b.path)
 
 
-def _uses(s: Structure, value: Value, besides: TracedNorm) -> list[Op]:
+def _other_readers(s: Structure, value: Value, besides: TracedNorm) -> list[Op]:
     """Who reads a value, apart from one norm and from views on the way to it."""
     way = s.ancestors(besides.output)
     return [
@@ -185,7 +186,7 @@ def _shared(s: Structure) -> Answers:
         whole = bool(around) and min(around) >= len(calls) // 2 and max(around) >= 2
         if not block:  # a recurrence calls its norm and its weights at every step
             whole = any(n >= len(calls) for n in times.values())
-        if _same_role(s, calls):
+        if _inside_one_branch(s, calls):
             continue
         yield SHARED_NORM(
             "with its layer" if whole else "alone",
@@ -208,16 +209,18 @@ def _gains(s: Structure, norm: TracedNorm) -> frozenset[str]:
     return frozenset(gains)
 
 
-def _same_role(s: Structure, calls: list[TracedNorm]) -> bool:
-    """Norms of queries and keys, or of one projection's parts, inside one branch."""
+def _inside_one_branch(s: Structure, calls: list[TracedNorm]) -> bool:
+    """Whether none of these norms reads a stream: they are norms of queries and keys, or of one
+    projection's parts, inside the branches that the first of them is in."""
     first = [r for r in s.residuals if calls[0].output in r.inside]
     return bool(first) and all(
-        any(n.output in r.inside for r in first) and n.source not in _read_of(s, first)
+        any(n.output in r.inside for r in first) and n.source not in _stream_values(s, first)
         for n in calls
     )
 
 
-def _read_of(s: Structure, residuals: list[Residual]) -> set[Value]:
+def _stream_values(s: Structure, residuals: list[Residual]) -> set[Value]:
+    """What is carried into the forks of these, or on from there."""
     return {v for r in residuals for v in s.carried(r.fork)} | {
         v for r in residuals for v in s.carried_on(r.fork)
     }

@@ -100,6 +100,7 @@ def precision(subject: Subject) -> Answers:
 
 
 def _imprecisions(subject: Subject, k: MeasuredNorm) -> list[_Imprecision]:
+    """The ways in which one norm loses digits; [] where its affine part could not be taken off."""
     probe, m = k.probe, k.match
     assert probe is not None
     assert m is not None
@@ -120,7 +121,7 @@ def _imprecisions(subject: Subject, k: MeasuredNorm) -> list[_Imprecision]:
 
 
 def _cancellation(k: MeasuredNorm) -> _Imprecision | None:
-    """Digits that are lost where the mean is large.
+    """Digits that are lost where the mean is large; None: no more than must be.
 
     Rounding the mean costs mean/std * u, the difference of squares (mean/std)^2 * u, with
     u = 2^-24; the bound is half way between the two on a logarithmic scale.
@@ -140,7 +141,7 @@ def _cancellation(k: MeasuredNorm) -> _Imprecision | None:
 
 
 def _rounded_statistics(k: MeasuredNorm) -> _Imprecision | None:
-    """Whole rows that are off in bfloat16.
+    """Whole rows that are off in bfloat16; None: they are not.
 
     A rounded statistic is off by up to u, evenly: u / sqrt(3), and half of that where it is its
     square that is rounded. With float32 statistics a few outputs fall to the other side of a

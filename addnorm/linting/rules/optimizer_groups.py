@@ -112,6 +112,7 @@ class _Groups:
     """How many tensors are not of the model."""
     frozen: list[str] = field(default_factory=list)
     decay: float = 0.0
+    """The weight decay of the last group that has any."""
     decayed_norms: list[str] = field(default_factory=list)
     decayed_biases: list[str] = field(default_factory=list)
     """Those of other modules than norms."""
@@ -148,6 +149,8 @@ def groups_and_model(optimizer: Optimizer, subject: Subject) -> Answers:
 
 
 def _groups(optimizer: Optimizer, names: dict[int, str], norms: set[str]) -> _Groups:
+    """What the optimizer holds; ``names`` are the model's parameters by id, ``norms`` those of
+    norms."""
     groups = _Groups()
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -168,6 +171,8 @@ def _groups(optimizer: Optimizer, names: dict[int, str], norms: set[str]) -> _Gr
 
 
 def _missing(subject: Subject, groups: _Groups) -> Iterator[Finding]:
+    """Trainable parameters in no group, and tensors in groups that are not the model's. Where most
+    are missing, it may be meant: only a part is trained."""
     trainable = {n: p for n, p in subject.original.named_parameters() if p.requires_grad}
     missing = [n for n, p in trainable.items() if id(p) not in groups.times]
     if not missing and not groups.foreign:

@@ -26,12 +26,12 @@ class Padding:
     role: MaskArgument
     inputs: Inputs
     name: str
-    """In the signature."""
+    """As its author calls it, while ``role.name`` is as in ``Inputs.tensors``."""
     works: bool
     """Hiding a place with it has an effect."""
 
     def hiding(self, s: Influence, *hidden: list[int]) -> Inputs:
-        """The call with places of sample 0, and of those after it, hidden."""
+        """The call with places of sample 0, and of those after it, hidden: a list for each."""
         value = self.inputs.tensors()[self.role.name]
         keep = torch.ones(value.shape, dtype=torch.bool)
         for sample, places in enumerate(hidden):
@@ -52,14 +52,17 @@ class Padding:
 
 
 _PADDING = re.compile(r"mask|valid|padding|^pad_|^keep$")
+"""Names of optional arguments that may be padding masks."""
 
 
 _PLAIN = {"attention", "attn", "mask", "key", "padding", "pad", "src", "tgt", "valid", "decoder"}
+"""Words in such a name that are no other argument."""
 
 
 _NO_PADDING = re.compile(
     r"head|causal|look|bool_masked|mask_time|loss|pixel|token_mask|memory_mask|position|prefix"
 )
+"""Names of masks of something else."""
 
 
 @once
@@ -89,7 +92,8 @@ def _owner(s: Influence, name: str) -> str:
 
 
 def is_conditional(s: Influence, name: str) -> bool:
-    """It speaks of another argument that is not given either: ``context_mask`` of ``context``."""
+    """Whether an argument speaks of another that is not given either: ``context_mask`` of
+    ``context``. By names alone; a switch is no such other."""
     words = [w for w in name.split("_") if w not in _PLAIN and len(w) > 2]
     return any(
         word in other.split("_") and not _PADDING.search(other)
@@ -100,7 +104,8 @@ def is_conditional(s: Influence, name: str) -> bool:
 
 
 def _optional_mask(s: Influence, name: str, of: str) -> Padding | None:
-    """The first value that has an effect, otherwise the first with which the model runs."""
+    """An optional mask ``name`` for the argument ``of``, given the first value that has an effect,
+    otherwise the first with which the model runs; None: it runs with none, or cannot be asked."""
     tensor = s.inputs.tensors()[of]
     if tensor.dim() < 2 or (s.arguments.kind in ("image", "wave") and of == s.arguments.main):
         return None
@@ -129,7 +134,8 @@ def _optional_mask(s: Influence, name: str, of: str) -> Padding | None:
 
 
 def _hides(s: Influence, role: MaskArgument, inputs: Inputs, name: str) -> bool:
-    """Whether the mask has any effect."""
+    """Whether the mask has any effect; numbers that are not finite are one. False: it does not
+    run."""
     padding = Padding(role, inputs, name, True)
     last = inputs.tensors()[role.name].shape[-1] - 1
     try:
@@ -179,6 +185,8 @@ def padded_ids(s: Influence, pad: int, *hidden: list[int]) -> Inputs:
 
 
 def _own_padding(s: Influence, pad: int) -> OwnPadding:
+    """What the model does with the id ``pad`` in the last two places of sample 0: its embedding is
+    changed on the way, and the modules that mix places and the output are looked at."""
     n = s.places
     hidden = [n - 2, n - 1]
     call = padded_ids(s, pad, hidden)

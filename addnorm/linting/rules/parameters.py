@@ -115,7 +115,7 @@ IN_FORWARD = Rule(
 def unused(subject: Subject) -> Answers:
     """What the forward never reads, and what gets no gradient."""
     model, read = subject.model, subject.structure.trace.parameters()
-    shared = {id(p) for n, p in model.named_parameters() if n in read}  # read by another name
+    shared = {id(p) for n, p in model.named_parameters() if n in read}  # a tied one has two names
     missing = [n for n, p in model.named_parameters() if n not in read and id(p) not in shared]
     in_training = _read_in_training(subject) if missing else set()
     for owner, names in _by_owner(missing).items():
@@ -143,7 +143,7 @@ def _by_owner(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _read_in_training(subject: Subject) -> set[str]:
-    """The parameters that a forward in training mode reads."""
+    """The names of parameters that a forward in training mode reads; none where it does not run."""
     model = copy.deepcopy(subject.model).train()
     try:
         with fixed_seed():
@@ -153,7 +153,8 @@ def _read_in_training(subject: Subject) -> set[str]:
 
 
 def _normalizes(module: nn.Module, parameters: list[nn.Parameter]) -> bool:
-    """Whether a module that was never called would normalize rows of its width."""
+    """Whether a module that was never called would normalize rows of its width, by calling a copy.
+    ``parameters`` are its own; False where it cannot be told."""
     if any(p.dim() != 1 for p in parameters) or list(module.children()):
         return False
     width = max(p.numel() for p in parameters)
@@ -210,7 +211,7 @@ def copies(subject: Subject) -> Answers:
         same = [
             path
             for path, module in members[1:]
-            if module is not model and _same_numbers(model, module)
+            if module is not model and _has_equal_weights(model, module)
         ]
         if same:
             yield IDENTICAL(
@@ -223,7 +224,9 @@ def copies(subject: Subject) -> Answers:
             )
 
 
-def _same_numbers(a: nn.Module, b: nn.Module) -> bool:
+def _has_equal_weights(a: nn.Module, b: nn.Module) -> bool:
+    """Whether the two have the same random numbers in parameters of their own; those that are one
+    number throughout, and tied ones, show nothing."""
     left, right = dict(a.named_parameters()), dict(b.named_parameters())
     random = [n for n, p in left.items() if p.numel() > 1 and not uniform(p)]
     return (

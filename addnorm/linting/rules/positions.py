@@ -90,6 +90,8 @@ def positions(s: Influence, _: Subject) -> Answers:
 
 
 def _side(s: Influence, name: str) -> _Side:
+    """An argument as ``_Side``; vectors beside token ids that a convolution reads are no sequence,
+    but cut into frames inside."""
     rows = s.arguments.rows
     value = s.inputs.tensors()[name]
     axis = 1 if s.arguments.batch == 0 else 0
@@ -101,6 +103,8 @@ def _side(s: Influence, name: str) -> _Side:
 
 
 def _side_positions(s: Influence, side: _Side) -> Answers:
+    """The finding of one argument whose order means nothing, if nothing speaks against it: equal
+    tokens that come out different, outputs that follow the order, modules that do."""
     varied, observed = _varied(s, side.name, side.places)
     if varied:
         return
@@ -124,7 +128,7 @@ def _side_positions(s: Influence, side: _Side) -> Answers:
 
 def _permuted(s: Influence, side: _Side) -> float | None:
     """How far the output is from its own permutation when all positions but the last are turned
-    round; for a side that is not the main one, from what it was."""
+    round; for a side that is not the main one, from what it was. None: it was not measured."""
     r = s.arguments
     if not side.sequence or side.places is None or side.places <= 2:
         return None
@@ -138,15 +142,17 @@ def _permuted(s: Influence, side: _Side) -> float | None:
 
 
 def _order_matters(s: Influence, side: _Side) -> bool:
-    """To some module in which positions see one another."""
+    """Whether the order of positions matters to some module in which they see one another."""
     limit = 1e-12 if s.exact else 1e-4  # of sums in another order
-    here = [m for m in s.module_influences if m.mixes and side.places in (None, m.places)]
-    return any((m.order_matters or 0.0) > limit for m in here)
+    mixers = [m for m in s.module_influences if m.mixes and side.places in (None, m.places)]
+    return any((m.order_matters or 0.0) > limit for m in mixers)
 
 
 def _blind(
     s: Influence, side: _Side, first: ModuleInfluence | None, permuted: float | None
 ) -> Finding:
+    """The finding; ``first`` is the first module in which positions see one another, ``permuted``
+    as ``_permuted`` has it."""
     by_mask = _one_way(s) and side.name == s.arguments.main
     if side.features:
         case = "of vectors, by the mask only" if by_mask else "of vectors"
@@ -194,13 +200,15 @@ def _rounding(s: Influence) -> float:
 
 
 def _one_way(s: Influence) -> bool:
+    """Whether no position sees what comes after it, as under a causal mask."""
     if s.matrix is not None:
         return not bool((s.matrix.tril(-1) > s.floor).any())
     return bool(s.mixers) and not any(m.before for m in s.mixers)
 
 
 def _varied(s: Influence, side: str, places: int | None) -> tuple[bool, bool]:
-    """(some module holds different vectors where all tokens are equal, one was seen)."""
+    """(some module holds different vectors where all tokens are equal, some module holds vectors
+    of as many places); (False, False) where the model does not run on equal tokens."""
     verdicts: list[bool] = []
     samples = s.samples
 

@@ -16,6 +16,7 @@ from addnorm.linting.subject import Subject
 from addnorm.temporary import hooked
 
 FAR = 1e-3  # relative: float32 noise is 1e-6, a norm moves a random vector by several tenths
+"""By more than this a block without its branches does not return its input."""
 
 # --- the words ------------------------------------------------------------------------------------
 
@@ -149,10 +150,12 @@ def _without_branches(norm: TracedNorm, block: tuple[Tensor, Tensor] | None) -> 
 
 
 def _blocks_without_branches(subject: Subject) -> dict[str, tuple[Tensor, Tensor]]:
-    """Path -> what a block took and gave when every branch of the model wrote zeros."""
+    """{path: (what a block took, what it gave)} when every branch of the model wrote zeros; its
+    first floating-point tensors, of its first call. {} where the model does not run so."""
     s = subject.structure
 
     def zero(residual: Residual) -> Any:
+        """A change for ``altered``: the branch's operands of the addition become zeros."""
         at = [i for i, a in enumerate(residual.add.args) if a is residual.branch]
 
         def change(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -204,8 +207,8 @@ def _apart(a: Tensor, b: Tensor) -> float:
 
 
 def _normed_streams(s: Structure) -> Iterator[tuple[Call, TracedNorm]]:
-    """Blocks that begin by normalizing the stream, or whose later sublayers do without a norm of
-    their own although the block is not post-norm."""
+    """(call, norm) of blocks that begin by normalizing the stream, or whose later sublayers do
+    without a norm of their own although the block is not post-norm."""
     for call in s.block_calls():
         inside = [r for r in s.residuals if _in_call(s, r.add, call)]
         if not inside:
@@ -268,6 +271,7 @@ def _now_and_then(s: Structure) -> Answers:
 
 
 def _in_call(s: Structure, op: Op, call: Call) -> bool:
+    """Whether an operation ran in this call of a module, or deeper in it."""
     return call.first <= s.order(op) < call.last
 
 
@@ -366,8 +370,9 @@ def _twice(s: Structure) -> Answers:
         moving = [v for v in op.inputs if v in s.activations]
         if len(moving) != 2 or moving[0].shape != moving[1].shape:
             continue
-        left, right = (_plainly(s, v) for v in moving)
+        left, right = (_unscaled_sources(s, v) for v in moving)
         both = left & right & points
+        # Before any sublayer has written there is no stream yet, only embeddings.
         if not both or not (left | right) & {r.output for r in s.residuals}:
             continue
         at = max(both, key=lambda v: v.number)
@@ -381,8 +386,8 @@ def _twice(s: Structure) -> Answers:
         return
 
 
-def _plainly(s: Structure, value: Value) -> set[Value]:
-    """What is carried into it by views and sums alone."""
+def _unscaled_sources(s: Structure, value: Value) -> set[Value]:
+    """What is carried into a value, itself included, by views and sums alone: in full."""
     sources, todo = {value}, [value]
     while todo:
         for step in s.steps_into(todo.pop()):
@@ -393,7 +398,11 @@ def _plainly(s: Structure, value: Value) -> set[Value]:
 
 
 def _not_the_input(s: Structure, path: str, x: Tensor, y: Tensor) -> Answers:
-    """A block whose branches are zeroed must return its input, through its own stream norms."""
+    """A block whose branches are zeroed must return its input, through its own stream norms.
+
+    ``x`` and ``y`` are what it took and gave then. Says nothing where what it should give cannot
+    be computed, as behind a gate.
+    """
     call = next(c for c in s.block_calls() if c.path == path)
     inside = [r for r in s.residuals if _in_call(s, r.add, call)]
     heads = [v for v in call.inputs if v.shape == tuple(x.shape)]

@@ -114,13 +114,13 @@ def samples(s: Influence, subject: Subject) -> Answers:
     if swapped is not None:
         yield swapped
     else:
-        yield from _over_samples(s)
+        yield from _attention_over_samples(s)
         yield from _leaks(s)
-    yield from _memory_samples(s)
+    yield from _memory_leaks(s)
 
 
 def _swapped(s: Influence, subject: Subject) -> Finding | None:
-    """A token sees the other samples, and not its own."""
+    """The finding of a model in which a token sees the other samples, and not its own."""
     r = s.arguments
     if r.time is None or r.batch != 0:
         return None
@@ -146,9 +146,9 @@ def _swapped(s: Influence, subject: Subject) -> Finding | None:
     )
 
 
-def _over_samples(s: Influence) -> Answers:
+def _attention_over_samples(s: Influence) -> Answers:
     """Some attentions run over the samples, others may not."""
-    across = [a for a in _across(s, memory=False) if a.path]
+    across = [a for a in _attentions_across(s, memory=False) if a.path]
     crossing = [m for m in s.module_influences if m.other_same or m.other_else]
     paths = [a.path for a in across if any(within(a.path, m.path) for m in crossing)]
     if paths:
@@ -162,9 +162,9 @@ def _over_samples(s: Influence) -> Answers:
         )
 
 
-def _across(s: Influence, *, memory: bool) -> list[TracedAttention]:
-    """Those over the samples, of the encoder (their queries do not come from the main input), or
-    the others."""
+def _attentions_across(s: Influence, *, memory: bool) -> list[TracedAttention]:
+    """The attentions over the samples: with ``memory`` those of the encoder, whose queries do not
+    come from the main input, else the others."""
     own = s.specimen.trace.descendants(*argument_values(s, s.arguments.main))
     return [
         a
@@ -173,7 +173,7 @@ def _across(s: Influence, *, memory: bool) -> list[TracedAttention]:
     ]
 
 
-def _memory_samples(s: Influence) -> Answers:
+def _memory_leaks(s: Influence) -> Answers:
     """Whether samples see each other where the encoder's input is read."""
     r = s.arguments
     if r.memory is None or r.out_batch is None or s.base.dim() == 0:
@@ -186,10 +186,10 @@ def _memory_samples(s: Influence) -> Answers:
     if size <= s.floor:
         return
     places = value.shape[1 - r.batch]
-    here = [m for m in s.module_influences if m.places == places]
-    crossing = [m for m in here if m.other_same and not m.mixes and not m.other_else]
-    across = _across(s, memory=True)
-    if r.batch == 0 and crossing and (across or not any(m.mixes for m in here)):
+    as_long = [m for m in s.module_influences if m.places == places]
+    crossing = [m for m in as_long if m.other_same and not m.mixes and not m.other_else]
+    across = _attentions_across(s, memory=True)
+    if r.batch == 0 and crossing and (across or not any(m.mixes for m in as_long)):
         inner = s.innermost(lambda m: m in crossing)
         yield SWAPPED(
             "in cross-attention",
@@ -200,10 +200,12 @@ def _memory_samples(s: Influence) -> Answers:
             modules=[m.path for m in inner[:6]],
         )
         return
-    yield _leak(s, s.innermost(lambda m: m in here and (m.other_same or m.other_else)), size)
+    yield _leak(s, s.innermost(lambda m: m in as_long and (m.other_same or m.other_else)), size)
 
 
 def _leaks(s: Influence) -> Answers:
+    """Whether other samples move when all of sample 0 in the main input is changed, in evaluation
+    or, if not there, in training."""
     r = s.arguments
     crossing = s.innermost(lambda m: m.other_same or m.other_else)
     if r.out_batch is None and r.time is not None:
@@ -219,12 +221,13 @@ def _leaks(s: Influence) -> Answers:
         yield LEAK.unknown("the output has no axis as long as the batch")
         return
     changed = s.change(r.main, tuple([slice(None)] * r.batch + [0]))
-    size = _others(s.base, s.run(changed), axis)
-    if size > s.floor or _across(s, memory=False):  # the output may be read where nothing arrives
+    size = _other_change(s.base, s.run(changed), axis)
+    # The output may be read where nothing arrives.
+    if size > s.floor or _attentions_across(s, memory=False):
         yield _leak(s, crossing, size / (largest(s.base) + 1e-30))
         return
     try:
-        size = _others(s.training_base, output_in_training(s.training_copy, changed), axis)
+        size = _other_change(s.training_base, output_in_training(s.training_copy, changed), axis)
     except Exception as error:  # a model that does not run in training mode has no such mistake
         why = f"in training mode the model does not run on these inputs: {error}"
         yield LEAK.unknown(why[:300])
@@ -232,15 +235,16 @@ def _leaks(s: Influence) -> Answers:
     yield from _leaks_in_training(s, size)
 
 
-def _others(base: Tensor, new: Tensor, axis: int) -> float:
-    """How much the samples after the first moved."""
+def _other_change(base: Tensor, new: Tensor, axis: int) -> float:
+    """How much the samples after the first, along ``axis``, moved."""
     if new.shape != base.shape:
         return 0.0
     return largest((new - base).nan_to_num().abs().movedim(axis, 0)[1:])
 
 
 def _leaks_in_training(s: Influence, size: float) -> Answers:
-    """If they moved by more than they do by themselves."""
+    """A finding if the other samples moved by ``size``, and that is far more than they move from
+    one run in training mode to the next without a change."""
     if size <= 1e3 * s.floor:
         return
     again = output_in_training(s.training_copy, s.inputs)
@@ -260,6 +264,8 @@ def _leaks_in_training(s: Influence, size: float) -> Answers:
 
 
 def _leak(s: Influence, modules: Sequence[ModuleInfluence], size: float) -> Finding:
+    """The finding in evaluation, in these modules; ``size`` is the change in the output, 0 where
+    only the modules show it."""
     listed = a_few(dict.fromkeys(repr(m.path) for m in modules))
     return LEAK(
         "in evaluation",

@@ -100,7 +100,7 @@ def branches(subject: Subject) -> Answers:
         rows = b.reshape(-1, b.shape[-1])
         spread = float((rows - rows.mean(0)).norm() / rows.norm().clamp(min=1e-300))
         if relative < DEAD or (spread < DEAD and _varies(residual.fork)):
-            yield DEAD_BRANCH(
+            yield DEAD_BRANCH(  # the copy's weights are not zero, see ``Specimen``
                 "nothing" if relative < DEAD else "one vector",
                 _branch_module(s, residual),
                 branch_over_stream=relative,
@@ -120,6 +120,7 @@ def branches(subject: Subject) -> Answers:
 
 
 def _varies(value: Value) -> bool:
+    """Whether its vectors differ from token to token: only then must those of a branch."""
     rows = value.tensor.detach().double().reshape(-1, value.shape[-1])
     return len(rows) > 1 and float((rows - rows.mean(0)).norm()) > DEAD * float(rows.norm())
 
@@ -183,7 +184,7 @@ def _linear(s: Structure) -> Answers:
         in_branch = out in s.inside_branches and second.outputs[0] in s.inside_branches
         yield LINEAR_MLP(
             "in a branch" if in_branch else "elsewhere",
-            _common(op.module, second.module),
+            _common_path(op.module, second.module),
             widths=[start, hidden, end],
             first=op.module,
             second=second.module,
@@ -194,7 +195,8 @@ _CARRYING = PRODUCTS | LINEAR | VIEWS | {"mul", "div", "alias"}
 
 
 def _widths(s: Structure, op: Op) -> tuple[int, int] | None:
-    """(in, out) of a product with weights, rows first."""
+    """(in, out) of a product with weights; None: it is no plain matrix, such as a convolution over
+    several places."""
     pair = factors(op)
     if op.name.endswith("convolution"):
         weight = pair[1]
@@ -207,9 +209,10 @@ def _widths(s: Structure, op: Op) -> tuple[int, int] | None:
     return pair[0].shape[-1], pair[0].shape[-2]
 
 
-def _common(a: str, b: str) -> str:
+def _common_path(a: str, b: str) -> str:
+    """The path of the innermost module around both."""
     left, right = a.split("."), b.split(".")
-    same = 0
-    while same < min(len(left), len(right)) and left[same] == right[same]:
-        same += 1
-    return ".".join(left[:same])
+    depth = 0
+    while depth < min(len(left), len(right)) and left[depth] == right[depth]:
+        depth += 1
+    return ".".join(left[:depth])
