@@ -60,6 +60,10 @@ class TokenizerKind(ABC):
         """What the card says besides kind and identity."""
         return {}
 
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of an ordinary text, and the characters at which each token begins and ends."""
+        raise TokenizerError(f"a tokenizer of kind {self.name!r} does not say where its tokens are")
+
     @abstractmethod
     def content(self) -> dict[str, Any]:
         """All that decides the ids, as JSON that is the same however it was stored."""

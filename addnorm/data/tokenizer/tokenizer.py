@@ -225,6 +225,12 @@ class Tokenizer:
                 ids[-1] += next(ordinary)
         return ids
 
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text, and the characters (first, last + 1) of it that each stands for; only
+        WordPiece says so."""
+        check_text(text)
+        return self._kind.encode_with_places(text)
+
     def encode_bytes(self, data: builtins.bytes) -> list[int]:
         """The ids of bytes that may not be UTF-8: those that are not get the ids of single bytes,
         so that ``decode_bytes`` gives ``data`` back."""

@@ -111,6 +111,19 @@ class WordPieces(TokenizerKind):
             ids[i] += encoding.ids
         return ids
 
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        pieces = [*_cut(text)]
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        first = 0
+        for piece, encoding in zip(
+            pieces, self._engine.encode_batch(pieces, add_special_tokens=False), strict=True
+        ):
+            ids += encoding.ids
+            places += [(first + start, first + end) for start, end in encoding.offsets]
+            first += len(piece)
+        return ids, places
+
     def content(self) -> dict[str, Any]:
         return {"vocab": self.vocab, "normalizer": self.normalizer, "roles": self.roles}
 
