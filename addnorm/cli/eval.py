@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 
 from addnorm import reading
 from addnorm.cli import output
-from addnorm.cli.answering import Search, choices
+from addnorm.cli.answering import Search, Spans, choices
 from addnorm.cli.arguments import Positional, arg, optional
 from addnorm.cli.models import Place, as_writer, kind_of_model, open_model
 from addnorm.cli.output import json_line
@@ -40,15 +40,17 @@ class Options:
         Annotated[tuple[str, ...], arg(metavar="[DATA ...]", help_behavior_hint="")]
     ] = ()
     """Files of UTF-8 text, each scored as a document of its own; - is stdin. For other models, what
-    they learn from: a folder, a .csv, .tsv or .jsonl file."""
+    they learn from: a folder, a .csv, .tsv or .jsonl file, SQuAD's .json."""
     choices: Annotated[Path | None, optional("FILE")] = None
     """Instead of DATA, a .jsonl file of questions to a language model: context, choices, gold, the
     place of the right one from 0. How often it finds that the most probable."""
     context: Annotated[int | None, optional("N")] = None
     """Tokens in a window; by default the model's context."""
     stride: Annotated[int | None, optional("N")] = None
-    """Tokens by which the window moves; by default half the context. 1 is slowest and fairest."""
+    """Tokens by which the window moves; by default half of what it holds. Of language models 1 is
+    slowest and fairest."""
     search: Search = field(default_factory=Search)
+    spans: Spans = field(default_factory=Spans)
     batch_size: Annotated[int | None, optional("N")] = None
     """Windows that go through the model at once, 4 by default; of answers 32."""
     as_json: Annotated[bool, arg(name="json")] = False
@@ -78,10 +80,14 @@ def run(options: Options) -> int:
 
 def _answers(loaded: "Loaded", options: Options) -> int:
     """What the answers of a model are worth."""
-    _refuse_windows(options, f"{options.model} is not a language model")
     try:
         use = loaded.use()
-        how = use.with_defaults(choices(**vars(options.search)))
+        windows = {"context": options.context, "stride": options.stride}
+        for name in ({*windows} - {*use.options}) & {*choices(**windows)}:
+            raise Refusal(f"--{name} has no effect: {options.model} is not a language model")
+        how = use.with_defaults(
+            choices(**vars(options.search), **vars(options.spans), stride=options.stride)
+        )
     except Mendable as error:
         raise Refusal(f"{options.model}: {error}") from None
     with ProgressBar("evaluating") as bar:
@@ -121,7 +127,7 @@ def _refuse_windows(options: Options, why: str) -> None:
 
 
 def _refuse_search(options: Options) -> None:
-    if words := choices(**vars(options.search)):
+    if words := choices(**vars(options.search), **vars(options.spans)):
         name = next(iter(words)).replace("_", "-")
         raise Refusal(f"--{name} has no effect: {options.model} is a language model")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, final
 
 from addnorm import disk, reading
 from addnorm.cli import output
-from addnorm.cli.answering import Search, choices
+from addnorm.cli.answering import Search, Spans, choices
 from addnorm.cli.arguments import Positional, arg, optional
 from addnorm.cli.models import Place, open_model
 from addnorm.cli.output import json_line, legible
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PATIENCE = 2.0  # seconds, from which on it is worth a bar
 SHOWN = 60  # characters of an input beside its answer
 STDIN = "-"
+ANY_NUMBER = ("length_penalty", "threshold")
 TEXTS, OBJECTS = ".txt", ".jsonl"
 
 
@@ -54,6 +55,9 @@ class Options:
     n_best: Annotated[int | None, optional("N")] = None
     """Translations: give the N best of each, one after the other; 1 by default."""
     search: Search = field(default_factory=Search)
+    spans: Spans = field(default_factory=Spans)
+    stride: Annotated[int | None, optional("N")] = None
+    """Answers in passages: tokens by which the window moves; by default half of what it holds."""
     as_json: Annotated[bool, arg(name="json")] = False
     """Print one JSON object per answer, such as input, label, probability."""
     out: Annotated[Path | None, optional("FILE")] = None
@@ -64,7 +68,8 @@ class Options:
 
     def choices(self) -> dict[str, Any]:
         """What was chosen of how the model answers."""
-        return choices(top=self.top, n_best=self.n_best, **vars(self.search))
+        others = {**vars(self.search), **vars(self.spans)}
+        return choices(top=self.top, n_best=self.n_best, stride=self.stride, **others)
 
 
 @final
@@ -150,7 +155,7 @@ def _check(options: Options) -> None:
         raise Refusal("no input: give at least one text, or - for the lines of stdin")
     numbers = {**options.choices(), "batch_size": options.batch_size}
     for name, value in numbers.items():
-        if name != "length_penalty" and value < 1:
+        if name not in ANY_NUMBER and value < 1:
             raise Refusal(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if options.inputs.count(STDIN) > 1:
         raise Refusal("stdin can be read once: give - once")

@@ -30,6 +30,8 @@ from addnorm.files.tensors import SAFETENSORS_DTYPES, StoredTensor, entries
 from addnorm.models.bert import Bert
 from addnorm.models.bert_config import BertConfig
 from addnorm.models.texts import TextFrame, probabilities
+from addnorm.temporary import evaluation_mode
+from addnorm.uses.answers import Answers
 from addnorm.uses.label_sets import LabelSets
 from addnorm.uses.labels import Labels
 from addnorm.uses.use import Use
@@ -448,6 +450,25 @@ def _labels(loaded: Loaded) -> Use:
 
 
 USES["classify"] = _labels
+
+
+def _spans(loaded: Loaded) -> Answers:
+    """Asked for answers to questions on passages."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    assert isinstance(model, Bert)
+    assert isinstance(tokenizer, Tokenizer)
+    return Answers(partial(span_logits, model), tokenizer, model.config.context_length)
+
+
+USES["answer"] = _spans
+
+
+def span_logits(model: Bert, ids: Tensor, valid: Tensor, types: Tensor) -> Tensor:
+    """(B, T, 2) in float32 on the CPU: how well an answer begins, and ends, with each token."""
+    device = next(model.parameters()).device
+    types = types.clamp(max=model.config.types - 1)  # a model may have one type only
+    with evaluation_mode(model.modules()), torch.inference_mode():
+        return model(ids.to(device), valid.to(device), types.to(device)).float().cpu()
 
 
 def frame_of(config: BertConfig, tokenizer: Tokenizer) -> TextFrame:

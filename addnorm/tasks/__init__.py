@@ -3,6 +3,7 @@
 Also the door to training with settings: importing it makes the tasks of this package known.
 """
 
+from addnorm.tasks.answer import AnswerSettings
 from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
@@ -11,6 +12,7 @@ from addnorm.training.config import Config, TaskSettings, register
 from addnorm.training.run import train
 
 __all__ = [
+    "AnswerSettings",
     "ClassifySettings",
     "Config",
     "FinetuneBertSettings",

@@ -9,6 +9,7 @@ from addnorm.models.bert_config import BertConfig
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
+from addnorm.tasks.answer import AnswerSettings
 from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
@@ -173,10 +174,18 @@ def finetune_bert() -> Config:
     )
 
 
+def answer() -> Config:
+    """Where in a passage the answer to a question stands, from SQuAD's json."""
+    return Config(
+        task=AnswerSettings(data="squad.json"),
+        loop=LoopSettings(steps=4000, lr=5e-4, warmup=400, eval_every=500, save_every=500),
+    )
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     f.__name__: f
     for f in (
         *(stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2),
-        *(classify_text, classify_gpt2, pretrain_bert, finetune_bert),
+        *(classify_text, classify_gpt2, pretrain_bert, finetune_bert, answer),
     )
 }

@@ -299,8 +299,8 @@ def answers(articles: Sequence[dict[str, object]]) -> list[str]:
 
 def shared_five_grams(train: Iterable[str], others: Iterable[str]) -> float:
     """How many of the runs of five words in ``others`` are in ``train`` too, each counted once."""
-    known, new = ({g for text in texts for g in five_grams(text)} for texts in (train, others))
-    return len(new & known) / max(len(new), 1)
+    first, new = ({g for text in texts for g in five_grams(text)} for texts in (train, others))
+    return len(new & first) / max(len(new), 1)
 
 
 def five_grams(text: str) -> Iterator[tuple[str, ...]]:

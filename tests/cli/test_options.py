@@ -19,6 +19,7 @@ import pytest
 from addnorm import settings
 from addnorm.cli import COMMANDS, main
 from addnorm.tasks import (
+    AnswerSettings,
     ClassifySettings,
     Config,
     FinetuneBertSettings,
@@ -32,6 +33,7 @@ KINDS = {
     "classify": ClassifySettings,
     "pretrain_bert": PretrainBertSettings,
     "finetune_bert": FinetuneBertSettings,
+    "answer": AnswerSettings,
     "loop": LoopSettings,
 }
 FILE = Path(__file__).with_name("options.txt")
