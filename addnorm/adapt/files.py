@@ -131,6 +131,7 @@ def _table(model: GPT) -> tuple[str, dict[str, tuple[str, ...]]]:
 
 
 def _common(kind: str, **more: Any) -> dict[str, Any]:
+    """An adapter_config.json of peft's: what all have, and ``more``."""
     return {
         "peft_type": TYPES[kind],
         "task_type": "CAUSAL_LM",
@@ -141,7 +142,7 @@ def _common(kind: str, **more: Any) -> dict[str, Any]:
 
 
 def _stacked(model: GPT, adapter: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and configuration of low-rank updates as peft has them."""
+    """(tensors, adapter_config.json) of low-rank updates as peft has them."""
     before, table = _table(model)
     updates, s = adapter.low_rank(), adapter.settings
     ada = s.kind == "adalora"
@@ -194,7 +195,8 @@ def _stacked(model: GPT, adapter: Adapted) -> tuple[dict[str, Tensor], dict[str,
 
 
 def _prompt(model: GPT, adapter: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A prefix as peft has it: key and value of the first layer, of the second, ..., in a row."""
+    """(tensors, adapter_config.json) of a prefix as peft has it: in one table the key and value of
+    the first layer, of the second, ..., in a row."""
     c = model.config
     tables = [
         table.weight
@@ -240,12 +242,13 @@ def load(model: nn.Module, folder: str | os.PathLike[str]) -> Adapted:
         strange = updates.keys() - dict(linears(model))
         if strange:
             raise WeightsError(f"the adapter is of another model: no matrix is {min(strange)}")
+        # Tried on a copy without memory: what does not fit leaves the model as it was.
         trial = copy.deepcopy(model, {id(p): _on_meta(p) for p in model.parameters()})
         install(trial, settings, updates)
         shapes = {name: _shape(t) for name, t in state(trial).items()}
         if card is not None:  # peft does not keep what adalora has measured
             shapes = {n: s for n, s in shapes.items() if n in dict(trial.named_parameters())}
-        _same(shapes, {name: _shape(t) for name, t in values.items()})
+        _check_shapes(shapes, {name: _shape(t) for name, t in values.items()})
     except Mendable as error:  # ours, or what the settings say of a value
         raise WeightsError(f"{path}: {error}") from None
     adapter = install(model, settings, updates)
@@ -293,10 +296,12 @@ def _checked(file: Path, record: str) -> dict[str, Any]:
 
 
 def _shape(t: Tensor) -> str:
+    """The shape of a tensor in words, and whether it is of whole numbers, to be compared."""
     return f"{tuple(t.shape)}{'' if t.is_floating_point() else ' of whole numbers'}"
 
 
-def _same(want: Mapping[str, str], have: Mapping[str, str]) -> None:
+def _check_shapes(want: Mapping[str, str], have: Mapping[str, str]) -> None:
+    """Raise at the first name whose shapes differ, or that only one of the two has."""
     for name in sorted(want.keys() | have.keys()):
         if want.get(name) != have.get(name):
             raise WeightsError(
@@ -306,6 +311,7 @@ def _same(want: Mapping[str, str], have: Mapping[str, str]) -> None:
 
 
 def _settings(record: Mapping[str, Any], otherwise: Mapping[str, Any]) -> Adapt:
+    """The settings of our record, or where there is none ``otherwise``, those that peft's say."""
     values = dict(record.get("settings", otherwise))
     strange = values.keys() - {f.name for f in dataclasses.fields(Adapt)}
     if strange:
@@ -324,6 +330,7 @@ def _setting(card: Mapping[str, Any], name: str) -> Any:
 
 
 def _number(card: Mapping[str, Any], name: str) -> float:
+    """One of peft's settings that must be a number: it is used before ``Adapt`` checks it."""
     value = _setting(card, name)
     if not is_number(value):
         raise WeightsError(f"{CONFIG}: {name} is {value_in_short(value)}, not a number")
@@ -375,8 +382,8 @@ def _unstacked(
     updates: Mapping[str, tuple[int, float]],
     card: Mapping[str, Any],
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, float]]]:
-    """Ours from peft's: the blocks that ``updates`` name, or else each of q, k and v reads by
-    the whole A."""
+    """(our tensors, our name -> rank and scale) from peft's: the blocks that ``updates``, of our
+    record, name, or without one each of q, k and v reads by the whole A."""
     table = {_bare(theirs): ours for theirs, ours in _table(model)[1].items()}
     modules: dict[str, dict[str, Tensor]] = {}
     places: dict[tuple[str, str], str] = {}
@@ -416,7 +423,8 @@ def _unstacked(
 
 
 def _scale(card: Mapping[str, Any], name: str, rank: int) -> float:
-    """What peft multiplies an update by."""
+    """What peft multiplies the update of a module by: alpha, which patterns of its ``card`` may
+    give for the module, by the rank or its root."""
     if card["peft_type"] == TYPES["adalora"]:
         check_whole("init_r", _setting(card, "init_r"))
         return _number(card, "lora_alpha") / (card["init_r"] + PEFT_EPS)
@@ -439,6 +447,7 @@ def _scale(card: Mapping[str, Any], name: str, rank: int) -> float:
 
 
 def _of_prefix(card: Mapping[str, Any]) -> dict[str, Any]:
+    """peft's settings of a prefix as ours: in peft tokens begin behind it."""
     return {
         "kind": "prefix",
         "length": _setting(card, "num_virtual_tokens"),

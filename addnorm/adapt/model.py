@@ -90,9 +90,11 @@ def adapted(model: nn.Module) -> Adapted | None:
 
 
 def install(model: nn.Module, settings: Adapt, updates: Mapping[str, tuple[int, float]]) -> Adapted:
-    """Put the parts in: those of ``updates`` (Linear -> rank, scale), or prefixes, bottlenecks."""
-    if (there := adapted(model)) is not None:
-        raise Mendable(f"the model has an adapter already: {there}")
+    """Freeze the model and put the parts in, in place: those of ``updates`` (name of a Linear ->
+    rank, scale), or prefixes, bottlenecks. What was put in stands in ``model.adapted`` too, as a
+    plain attribute, where ``adapted`` looks."""
+    if (present := adapted(model)) is not None:
+        raise Mendable(f"the model has an adapter already: {present}")
     subs = _sublayers(model)
     heads = {
         f"{name}.branch.{inner}".rstrip("."): module
@@ -167,7 +169,9 @@ class _Pruning:
 
 @torch.no_grad()
 def _allocate(parts: Sequence[AdaLoRA], settings: Adapt, step: int) -> None:
-    """Keep the most important triplets of all updates together, fewer from time to time.
+    """Keep the most important triplets of all updates together, fewer from time to time: by a
+    cubic schedule from ``init_rank`` to ``target_rank`` a matrix, as in the paper (Zhang et al.
+    2023, arXiv 2303.10512).
 
     Until ``last`` a triplet that was pruned goes on learning and can come back.
     """
@@ -191,6 +195,7 @@ def _allocate(parts: Sequence[AdaLoRA], settings: Adapt, step: int) -> None:
 
 
 def _sublayers(model: nn.Module) -> dict[str, Sublayer]:
+    """Name -> sublayer; a ``Mendable`` for a model that is not built of ours."""
     sublayers = {name: m for name, m in model.named_modules() if isinstance(m, Sublayer)}
     if not sublayers or not _stacks(model):
         raise Mendable(
@@ -226,6 +231,7 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module into the place of the one of this name."""
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
 
@@ -281,6 +287,7 @@ def required(model: nn.Module) -> Adapted:
 
 
 def _foldable(model: nn.Module) -> list[LowRank]:
+    """The updates that can be put into weights; a ``Mendable`` if the adapter has none."""
     adapter = required(model)
     parts = list(adapter.low_rank().values())
     if not parts:

@@ -101,6 +101,10 @@ class LoRA(LowRank):
 @final
 class AdaLoRA(LowRank):
     """W + scale * B diag(E) A: E begins at 0; a triplet (column of B, value, row of A) may go.
+    Zhang et al. 2023, arXiv 2303.10512.
+
+    ``kept`` (rank,) is True for the triplets that the last pruning left. ``orthogonality`` is the
+    weight of |A A' - 1|^2 + |B' B - 1|^2, whose gradient ``pull`` adds before each step.
 
     Importance of an entry: running means of |w * gradient|, and of how far it is from that mean;
     their product. Of a triplet: its value's, and the means over its row and its column.
@@ -127,8 +131,8 @@ class AdaLoRA(LowRank):
 
     def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
         """The triplets that the last pruning kept, and those that have grown again since."""
-        there = self.kept | (self.lora_E != 0)
-        return self.lora_A[there], self.lora_E[there], self.lora_B[:, there]
+        mask = self.kept | (self.lora_E != 0)
+        return self.lora_A[mask], self.lora_E[mask], self.lora_B[:, mask]
 
     def reset_parameters(self) -> None:
         """The Linear's and the adapter's."""
@@ -147,7 +151,7 @@ class AdaLoRA(LowRank):
 
     @torch.no_grad()
     def weigh(self) -> None:
-        """Take the last gradients into the running means."""
+        """Take the last gradients into the running means; after the step and before they go."""
         for name in "ABE":
             w = self._factor(name)
             if w.grad is None:
@@ -170,7 +174,8 @@ class AdaLoRA(LowRank):
 
     @torch.no_grad()
     def pull(self, weights: set[int]) -> None:
-        """Add the gradient of the orthogonality to those of A and B that an optimizer moves."""
+        """Add the gradient of the orthogonality to those of A and B, if they are among ``weights``,
+        the ids of the parameters that an optimizer is about to move."""
         for w, rows in ((self.lora_A, True), (self.lora_B, False)):
             if id(w) in weights and w.grad is not None:
                 # here, since it takes half a second, and whoever loads a model imports this file
@@ -181,6 +186,7 @@ class AdaLoRA(LowRank):
                 square = (w @ w.T if rows else w.T @ w) - torch.eye(
                     len(self.lora_E), dtype=w.dtype, device=w.device
                 )
+                # The gradient of |A A' - 1|^2 is 4 (A A' - 1) A, that of |B' B - 1|^2 alike.
                 w.grad.add_(square @ w if rows else w @ square, alpha=4 * self.orthogonality)
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # a copy is held orthogonal too
