@@ -39,9 +39,9 @@ from addnorm.errors import Mendable
 MOST_STATES = 10_000  # of an automaton; each costs a kilobyte, and time to find its tokens
 MOST_WORK = 2_000_000  # places of an expression that are looked at until its states are found
 MOST_NESTED = 50  # groups in groups: reading one takes five calls, and Python has some 1000
+LAST = 0x10FFFF  # the highest code point
 Ranges = tuple[tuple[int, int], ...]  # of code points, inclusive, ascending, apart
-LAST = 0x10FFFF
-NEVER = np.iinfo(np.int64).max
+NEVER = np.iinfo(np.int64).max  # a number of steps that no automaton has
 
 
 @final
@@ -79,7 +79,8 @@ class Dfa:
 def steps_to_the_end(
     source: NDArray[np.int64], target: NDArray[np.int64], accepting: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """The fewest steps source -> target from each state to an accepting one; NEVER if none lead."""
+    """The fewest steps from each state to an accepting one, (states,); NEVER if none lead there.
+    ``source`` and ``target``, of one length, are the ends of every single step."""
     order = np.argsort(target, kind="stable")
     source, target = source[order], target[order]
     begins = np.searchsorted(target, np.arange(len(accepting) + 1))
@@ -93,7 +94,8 @@ def steps_to_the_end(
 
 
 def trimmed(table: NDArray[np.int32], accepting: NDArray[np.bool_]) -> Dfa:
-    """Without the states from which no text can be finished."""
+    """A ``Dfa`` without the states from which no text can be finished; its arguments are as there.
+    A ``RegexError`` if that is all of them."""
     source, byte = np.nonzero(table >= 0)
     alive = steps_to_the_end(source, table[source, byte].astype(np.int64), accepting) != NEVER
     if not alive[0]:
@@ -124,6 +126,7 @@ def both(a: Dfa, b: Dfa) -> Dfa:
 
 
 def _check_size(states: int) -> None:
+    """Raise if an automaton of so many states is too large."""
     if states > MOST_STATES:
         raise RegexError(
             f"it needs more than {MOST_STATES} states: shorten its repetitions, and write "
@@ -199,7 +202,8 @@ def without(words: Sequence[str]) -> Dfa:
 
 
 def regex(pattern: str) -> Dfa:
-    """The texts that ``re.fullmatch(pattern, text)`` matches."""
+    """The texts that ``re.fullmatch(pattern, text)`` matches; a ``RegexError`` that begins with the
+    expression if it is wrong, or more than an automaton can."""
     try:
         depth = _depth(pattern)
         if depth > MOST_NESTED:
@@ -218,6 +222,7 @@ def in_short(pattern: str) -> str:
 
 
 def _check_syntax(pattern: str) -> None:
+    """Raise if ``re`` does not read it: ``_Parser`` then need not look for what is ill-formed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # that [[a] may come to mean something else
         try:
@@ -251,7 +256,8 @@ def _depth(pattern: str) -> int:
 @final
 class _Nfa:
     """A nondeterministic automaton in the making. A piece of it is (where it begins, where it
-    ends); pieces are used once."""
+    ends); pieces are used once. ``start`` and ``end`` are of the whole, once it is there; ``work``
+    is what was looked at so far, which MOST_WORK bounds."""
 
     def __init__(self) -> None:
         self.edges: list[list[tuple[int, int, int]]] = []  # state -> (first byte, last byte, to)
@@ -260,6 +266,7 @@ class _Nfa:
         self.work = 0
 
     def state(self) -> int:
+        """The number of a new state."""
         self.edges.append([])
         self.free.append([])
         if len(self.edges) > 20 * MOST_STATES:
@@ -267,7 +274,7 @@ class _Nfa:
         return len(self.edges) - 1
 
     def characters(self, ranges: Ranges) -> tuple[int, int]:
-        """One character of a set. Equal ends of the byte sequences are shared."""
+        """A piece that reads one character of a set. Its byte sequences share equal ends."""
         start, end = self.state(), self.state()
         shared: dict[Ranges, int] = {(): end}
         for sequence in _utf8(ranges):
@@ -305,7 +312,7 @@ class _Nfa:
             )
 
     def determined(self) -> Dfa:
-        """The subset construction."""
+        """The same texts as a ``Dfa``, by the subset construction."""
         begin = self.closure([self.start])
         numbers = {begin: 0}
         sets = [begin]
@@ -326,7 +333,8 @@ class _Nfa:
         return trimmed(np.stack(rows), np.array(accepting))
 
     def moves(self, states: Sequence[int]) -> Iterator[tuple[int, int, set[int]]]:
-        """Bytes from low to below high lead from some of the states to the same others."""
+        """(low, high, others): each byte from low to below high leads from these states to the same
+        others; bytes that lead nowhere are left out."""
         edges = [edge for s in states for edge in self.edges[s]]
         cuts = sorted({first for first, _, _ in edges} | {last + 1 for _, last, _ in edges})
         edges.sort(reverse=True)
@@ -376,6 +384,8 @@ class _Parser:
         return start, end
 
     def repeated(self) -> tuple[int, int]:
+        """An atom as often as what stands behind it says: that many copies in a row, of which those
+        beyond the least may be left out; without a most, the last one may come again."""
         begin = self.at
         first, stop = self.atom()
         end = self.at
@@ -471,6 +481,7 @@ class _Parser:
         return ((ord(c), ord(c)),)
 
     def set(self) -> Ranges:
+        """What stands between brackets; the [ is read already."""
         negated = self.took("^")
         parts: list[tuple[int, int]] = []
         first = True
@@ -490,6 +501,7 @@ class _Parser:
         return complement(ranges) if negated else ranges
 
     def member(self) -> Ranges:
+        """One character of a set, or a class of them such as \\d."""
         c = self.pattern[self.at]
         self.at += 1
         return self.escape() if c == "\\" else ((ord(c), ord(c)),)
@@ -509,7 +521,7 @@ class _Parser:
 
 
 def union(parts: Iterable[tuple[int, int]]) -> Ranges:
-    """Ascending and apart."""
+    """The characters of all parts, which may overlap, as ranges ascending and apart."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(parts):
         if merged and low <= merged[-1][1] + 1:
@@ -552,6 +564,8 @@ def _utf8(ranges: Ranges) -> tuple[Ranges, ...]:
 
 
 def _same_length(low: int, high: int) -> Iterator[Ranges]:
+    """``_utf8`` of the characters from low to high, whose UTF-8 has one length. Where their last
+    bytes do not run through all values, the range is cut until they do."""
     a, b = chr(low).encode(), chr(high).encode()
     for i in range(1, len(a)):
         mask = (1 << 6 * i) - 1  # the bits of the last i bytes

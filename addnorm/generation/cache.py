@@ -31,7 +31,7 @@ class StaticCache:
         self.filled = 0
         self.capacity = 0
         self.traced = False  # whether a compiler has seen it: shapes should then stay what they are
-        self._fresh = True
+        self._fresh = True  # no forward is done yet
         self._slot: Tensor | None = None  # `filled`, for a compiler
         self._own: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self._memory: dict[Hashable, tuple[Tensor, Tensor]] = {}
@@ -83,7 +83,11 @@ class StaticCache:
         return self.filled
 
     def update(self, key: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, Hkv, T, D) and return all; under a compiler with the slots not yet filled."""
+        """Append (B, Hkv, T, D) and return all; under a compiler with the slots not yet filled.
+
+        ``filled`` stays until ``advance``: all sublayers write to the same slots. The first forward
+        gets back what it gave, since there is nothing before it.
+        """
         if torch.compiler.is_compiling():
             self.traced = True
         if self._fresh:
@@ -110,7 +114,8 @@ class StaticCache:
         return self._memory[key]
 
     def _widened(self, t: Tensor) -> Tensor:
-        """On the left of a buffer of zeros: 0 * what is masked must not be NaN."""
+        """A tensor (B, Hkv, S, D) at the beginning of a buffer of ``capacity`` slots. The others
+        are 0: attention multiplies what is masked by 0, which must not give NaN."""
         wide = t.new_zeros(*t.shape[:2], self.capacity, t.shape[-1])
         wide[:, :, : t.shape[-2]] = t
         return wide

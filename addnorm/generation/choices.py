@@ -83,6 +83,7 @@ def read_questions(file: Path) -> list[Question]:
 
 
 def _question(value: Any, where: str) -> Question:
+    """The question that the JSON of a line says; ``where`` names the line if it says none."""
     if not isinstance(value, dict):
         raise Mendable(f"{where}: expected an object, got {value_in_short(value)}")
     for name in ("context", "choices", "gold"):
@@ -125,7 +126,7 @@ def score_choices(
     check_tokenizer(model, tokenizer)
     if batch_size < 1:
         raise Mendable(f"batch_size must be at least 1, got {batch_size}")
-    limit, cut = model.config.context_length + 1, 0
+    limit, cut = model.config.context_length + 1, 0  # the last token is not read, only scored
     rows: list[_Row] = []
     for question in questions:
         for choice in question.choices:
@@ -156,6 +157,7 @@ def score_choices(
 
 
 def _row(question: Question, choice: str, tokenizer: TokenizerLike) -> _Row:
+    """A question's context with one of its choices, however long."""
     before = tokenizer.encode(question.context)
     ids = tokenizer.encode(question.context + choice)
     scored = len(ids) - len(before)
@@ -175,14 +177,15 @@ def _row(question: Question, choice: str, tokenizer: TokenizerLike) -> _Row:
 
 
 def _sums(model: LanguageModel, rows: Sequence[_Row]) -> list[float]:
-    """The log-probability of each row's choice; shorter rows are padded on the right, where a
-    causal model does not look."""
+    """The log-probability of each row's choice. ``rows``: the longest first, as they come; shorter
+    ones are padded on the right, where a causal model does not look."""
     device = next(model.parameters()).device
     longest = len(rows[0].ids) - 1
     ids = torch.zeros(len(rows), longest + 1, dtype=torch.long)
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)] = torch.tensor(row.ids)
     valid = torch.arange(longest) < torch.tensor([[len(row.ids) - 1] for row in rows])
+    # From the longest row's end, how far back the first token is that is scored in any row.
     most = longest - min(len(row.ids) - 1 - row.scored for row in rows)
     ids, valid = ids.to(device), valid.to(device)
     with evaluation_mode(model.modules()), torch.inference_mode():

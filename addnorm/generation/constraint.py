@@ -73,6 +73,7 @@ class Constraint:
         self.missing = steps_to_the_end(source, target, dfa.accepting)
         if self.missing[0] == NEVER:
             raise RegexError("the tokenizer has no tokens for any text that satisfies it")
+        # With more tokens left than this, no budget forbids anything.
         self._most_missing = self.missing.max(initial=0, where=self.missing < NEVER)
 
     def step(self, state: int, id: int) -> int:
@@ -80,7 +81,8 @@ class Constraint:
         return self.dfa.step(state, self.pieces[id])
 
     def candidates(self, state: int, budget: int) -> Tensor:
-        """(tokens,) True for what may come next, EOS apart; there is nothing where a text ends."""
+        """(tokens,) True for what may come next, if ``budget`` tokens are left with it, EOS apart;
+        there is nothing where a text ends."""
         if state not in self._candidates:
             if len(self._candidates) >= REMEMBERED:
                 self._candidates.clear()
@@ -96,6 +98,8 @@ class Constraint:
         return bool(self.dfa.accepting[state])
 
     def _missing_after(self, state: int) -> NDArray[np.int64]:
+        """For each token how many more are needed after it to finish a text, NEVER where it does
+        not lead on."""
         to = self._walk(self.dfa, state)
         return np.where(to >= 0, self.missing[to], NEVER)
 
@@ -107,6 +111,7 @@ class _Walk:
     def __init__(self, pieces: Sequence[bytes]) -> None:
         lengths = np.array([len(piece) for piece in pieces])
         self._order = np.argsort(-lengths, kind="stable")  # the longest first
+        # At place i: how many tokens have a byte there.
         self._count = [int((lengths > i).sum()) for i in range(lengths.max(initial=0))]
         width = max(len(self._count), 1)
         padded = b"".join(pieces[i].ljust(width, b"\0") for i in self._order)
@@ -135,7 +140,8 @@ class _Walk:
 
 @lru_cache(maxsize=4)
 def pieces(tokenizer: TokenBytes) -> tuple[bytes, ...]:
-    """The bytes of every id; none where the tokenizer has a gap."""
+    """The bytes of every id; b"" where the tokenizer has a gap. Remembered for a few tokenizers:
+    it takes a call for each id."""
     bytes_of_ids = []
     for id in range(tokenizer.vocab_size):
         try:

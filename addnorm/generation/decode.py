@@ -94,7 +94,7 @@ class Decoder:
         self.logits = torch.empty(0)  # of the last step, as the model gave them: (rows, V)
         self._modules = list(model.modules())
         self._device = next(model.parameters()).device
-        self._unheeded: set[int] = set()
+        self._unheeded: set[int] = set()  # rows that were dropped, still computed or not
         self._steps = 0
         # Sums of probabilities are taken in float64, which Apple's accelerator does not have.
         self._choosing = torch.device("cpu") if self._device.type == "mps" else self._device
@@ -178,7 +178,8 @@ class Decoder:
         ]
 
     def _forward(self) -> tuple[StaticCache, int, Tensor]:
-        """The cache, how many tokens were read into it, and the next token's logits (rows, V)."""
+        """(cache, how many tokens were read into it, the next token's logits (rows, V)). Neither
+        the decoder nor the cache has changed for good: ``step`` makes it so, once all went well."""
         cache = self._cache
         if cache is None or cache.filled == self.limit:
             return self._read_anew()
@@ -189,7 +190,8 @@ class Decoder:
         return cache, 1, self.model(self._last, self._valid, cache=cache, last=1)[:, -1]
 
     def _read_anew(self) -> tuple[StaticCache, int, Tensor]:
-        """At the beginning, and when the context is full."""
+        """``_forward`` into a new cache: at the beginning, and when the context is full, where each
+        row begins again with what ``window_start`` leaves of it."""
         windows = [self.ids[row] for row in self.rows]
         if self.limit is not None:
             windows = [ids[window_start(len(ids), self.limit) :] for ids in windows]
@@ -208,7 +210,8 @@ class Decoder:
         return cache, longest, self.model(x, self._valid, cache=cache, last=1)[:, -1]
 
     def _without_the_broken(self, ids: list[int], scores: Tensor) -> tuple[list[int], Tensor]:
-        """Any id for rows that nobody reads any more; the others' are an error."""
+        """Ids and choices, where an id of -1 says that a row's logits are not finite: 0 instead for
+        rows that nobody reads any more; of another row it is a FloatingPointError."""
         cause = "The weights or the activations hold NaN or overflow"
         if self.sampling.penalizes:
             cause += ", or a penalty takes them beyond what a float32 holds"
@@ -227,7 +230,8 @@ class Decoder:
 
 
 def check_beyond(beyond: str, model: LanguageModel, longest: int, max_new_tokens: int) -> None:
-    """``longest`` is the longest prompt's length."""
+    """Raise if ``beyond`` is no way to go on, or the context is too short where it is to be an
+    error; ``longest`` is the length of the longest prompt in tokens."""
     if beyond not in get_args(Beyond):
         raise Mendable(f"beyond must be one of {', '.join(get_args(Beyond))}, got {beyond!r}")
     context = model.config.context_length
@@ -239,7 +243,7 @@ def check_beyond(beyond: str, model: LanguageModel, longest: int, max_new_tokens
 
 
 def check_max_new_tokens(value: int) -> None:
-    """A whole number, 0 included."""
+    """Raise unless it is a whole number, 0 included."""
     if not whole(value) or value < 0:
         raise Mendable(f"max_new_tokens must be a whole number of at least 0, got {value!r}")
 

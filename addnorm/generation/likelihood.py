@@ -143,7 +143,8 @@ def token_logprobs(
 def _scores(
     model: LanguageModel, ids: Sequence[int], context: int, stride: int, batch_size: int
 ) -> Iterator[Tensor]:
-    """Log-probabilities of all tokens but the first, a batch of windows at a time."""
+    """Log-probabilities of all tokens but the first in their order, in float64 on the CPU, (rows *
+    scored,) for each batch of windows. ``FloatingPointError`` if one is not finite."""
     if batch_size < 1:
         raise Mendable(f"batch_size must be at least 1, got {batch_size}")
     x = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
@@ -169,6 +170,7 @@ def _exp(x: float) -> float:
 
 
 def _window(model: LanguageModel, context: int | None, stride: int | None) -> tuple[int, int]:
+    """(context, stride), checked; None: the model's context, and half of it."""
     context = model.config.context_length if context is None else context
     stride = max(context // 2, 1) if stride is None else stride
     if context < 1:
@@ -184,7 +186,8 @@ def _window(model: LanguageModel, context: int | None, stride: int | None) -> tu
 def _batches(
     n: int, context: int, stride: int, batch_size: int
 ) -> Iterator[list[tuple[int, int, int]]]:
-    """Windows (first token, length, how many are scored) of one shape, at most ``batch_size``."""
+    """The windows of a text of ``n`` tokens in their order, in batches of one shape: of each the
+    (first token, length, how many are scored), and at most ``batch_size`` together."""
     windows = []
     begin = last = 0  # tokens 1 to last are scored
     while last < n - 1:

@@ -45,7 +45,7 @@ class Limits:
                 raise TypeError(f"a banned word or regex must be a str, got {word!r}")
 
     def eos_id(self, model: LanguageModel, tokenizer: TokenBytes) -> int | None:
-        """The id that ends a text."""
+        """The id that ends a text, None: there is none; a ``Mendable`` if the model lacks it."""
         id = tokenizer.eos_id if self.eos == "tokenizer" else self.eos
         if id is not None and id not in range(model.config.vocab_size):
             raise Mendable(
@@ -54,7 +54,7 @@ class Limits:
         return id
 
     def stop_strings(self, rows: int) -> list[StopStrings]:
-        """Those of each row."""
+        """The stop strings of each of so many rows."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence):
             raise TypeError(f"stop must be a str or a list, () for none, got {stop!r}")

@@ -162,7 +162,8 @@ def _filtered(x: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _nucleus(p: Tensor, top_p: float) -> Tensor:
-    """Which tokens are among the fewest most probable that reach ``top_p``."""
+    """Which tokens are among the fewest most probable that reach ``top_p``, boolean (B, V). Only
+    ENOUGH are looked at first: a whole row is sorted where these do not reach it."""
     values = p.topk(min(ENOUGH, p.shape[-1])).values
     total = values.double().cumsum(-1)  # (B, n)
     if (total[..., -1] < top_p).any():

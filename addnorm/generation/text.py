@@ -20,7 +20,7 @@ from addnorm.generation.limits import Limits, Stop
 from addnorm.generation.sampling import Sampling
 from addnorm.generation.stopping import StopStrings, looped
 
-FOREVER = 1 << 62  # tokens
+FOREVER = 1 << 62  # tokens: a budget in which every text can be finished that can be at all
 Finish = Literal["stop", "eos", "length"]
 PromptInput = str | Sequence[int]
 """What a text follows: a text, or the ids of one, which may be such as no text has."""
@@ -86,7 +86,8 @@ class Piece(NamedTuple):
 
 @final
 class _Row:
-    """One prompt and what has come of it so far."""
+    """One prompt and what has come of it so far. ``texts`` are the parts that were passed on; what
+    may yet become a stop string, or half a character, waits in between."""
 
     def __init__(
         self, prompt: str, prompt_ids: list[int], characters: CharacterStream, stops: StopStrings
@@ -105,17 +106,20 @@ class _Row:
         return self._pass_on(self._watch.push(self._characters.push(id)))
 
     def end(self) -> str:
-        """The text that was waiting for more."""
+        """The text that was waiting for more, of a row that is over: it is text after all, unless a
+        stop string was in it."""
         text = self._watch.push(self._characters.flush())
         return self._pass_on(text + ("" if self._watch.hit else self._watch.tail))
 
     def _pass_on(self, text: str) -> str:
+        """Note a text that is certain, and that the row is over if a stop string came behind it."""
         if self._watch.hit:
             self.finish = "stop"
         self.texts.append(text)
         return text
 
     def result(self, seed: int | None) -> Generated:
+        """What there is so far, copied; of a row that is not over with the text that waits."""
         waiting = "" if self.finish else self._watch.tail
         of_text = self.ids[:-1] if self.finish == "eos" else self.ids
         return Generated(
@@ -233,6 +237,7 @@ class Writing:
         return sum(self._most - len(row.ids) for row in self._rows if not row.finish)
 
     def _step(self) -> None:
+        """One token for every row that is not over; pieces that are certain go to ``_ready``."""
         places = list(self._decoder.rows)
         ids = self._decoder.step(self._candidates(places))
         for i, id, (logprob, top) in zip(
