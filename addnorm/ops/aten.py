@@ -23,7 +23,8 @@ MEAN = 4.0  # of a row, in its standard deviations
 
 
 def forward(call: NormCall) -> NormOutput:
-    """Saves a few numbers for each row, from which it is seen whether the rows were fit for it."""
+    """A ``NormKernel.forward``. The statistics, r and with LayerNorm the mean before it, are one
+    number for each row; by them it is seen whether the rows were fit for this kernel."""
     _check(call)
     x, spec = call.x, call.spec
     stream = settle(x, call.residual, call.keep, call.gain)
@@ -50,7 +51,8 @@ def forward(call: NormCall) -> NormOutput:
 
 
 def _check(call: NormCall) -> None:
-    """Declines what needs more than values that can be looked at and a first derivative."""
+    """Raises ``Declined`` for a call that needs more than values that can be looked at and a first
+    derivative."""
     tensors = [t for t in call if isinstance(t, Tensor)]
     if any(t.device.type != "cpu" for t in tensors):
         raise Declined("for CPUs")
@@ -78,7 +80,7 @@ def backward(
     bias: Tensor | None,
     spec: NormSpec,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of the stream, the weight and the bias."""
+    """A ``NormKernel.backward``: gradients of the stream, the weight and the bias."""
     s = stream.to(accumulate_dtype(stream))
     w = _factor(weight, spec, s.dtype)
     dy = dy.to(s.dtype)
@@ -108,6 +110,7 @@ def _as(dtype: torch.dtype, t: Tensor | None) -> Tensor | None:
 
 
 def _factor(weight: Tensor | None, spec: NormSpec, dtype: torch.dtype) -> Tensor | None:
+    """The weight with its offset, in a dtype."""
     if weight is None or spec.weight_offset == 0.0:
         return _as(dtype, weight)
     return weight.to(dtype) + spec.weight_offset

@@ -77,6 +77,7 @@ def by_definition(call: NormCall) -> tuple[Tensor, Tensor]:
 
 
 def _check(call: NormCall) -> None:
+    """Raise a TypeError or ValueError if the arguments of ``add_norm`` do not fit together."""
     x, spec = call.x, call.spec
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"add_norm: nothing to normalize over in x of shape {tuple(x.shape)}")
@@ -163,6 +164,7 @@ class _Fused(torch.autograd.Function):
         stream = x if stream is None else stream
         if dy is None:
             dy = torch.zeros_like(stream, dtype=ctx.dtype)
+        # With create_graph the gradients are recorded, and a kernel's could not be.
         gradients = _differentiated if torch.is_grad_enabled() else ctx.kernel.backward
         with without_autocast(stream):
             d, dweight, dbias = gradients(
@@ -187,10 +189,11 @@ class _Fused(torch.autograd.Function):
         )
 
 
-def _summed(d: Tensor, factor_of: Tensor, like: Tensor) -> Tensor:
-    """The gradient of a learned factor, accumulated in float32 or better."""
-    wide = accumulate_dtype(d, factor_of)
-    return (d.to(wide) * factor_of.to(wide)).sum_to_size(like.shape).to(like.dtype)
+def _summed(d: Tensor, operand: Tensor, factor: Tensor) -> Tensor:
+    """The gradient of a learned factor on ``operand``, ``d`` being that of the stream, accumulated
+    in float32 or better over all to which it was broadcast."""
+    wide = accumulate_dtype(d, operand)
+    return (d.to(wide) * operand.to(wide)).sum_to_size(factor.shape).to(factor.dtype)
 
 
 def _differentiated(

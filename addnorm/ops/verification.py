@@ -203,7 +203,7 @@ def _look_at(
 
 
 def _on(device: str, call: Any) -> Any:
-    """The call with its tensors on a device, as leaves; those of floats want gradients."""
+    """The call with its tensors on a device, new leaves; those of floats want gradients."""
     return call._replace(
         **{
             name: t.to(device).requires_grad_(t.is_floating_point())
@@ -237,8 +237,12 @@ def random(*shape: int, seed: int) -> Tensor:
 
 
 class CallOptions(NamedTuple):
-    """What makes one call of add_norm different from another; ``stream`` is the residual's dtype
-    (none, that of x, or the statistics'), ``mean`` that of a row in its deviations."""
+    """What makes one call of add_norm different from another.
+
+    ``stream`` is the residual's dtype: "as x", "wide" (that of the statistics), or "none" for no
+    residual. ``keep`` and ``gain`` are numbers, or shapes of learned factors. ``offset`` is the
+    weight's, ``mean`` that of a row in its deviations; ``huge``: one row is.
+    """
 
     shape: tuple[int, ...]
     stream: str = "as x"
@@ -276,6 +280,7 @@ def norm_cases(dtype: torch.dtype) -> list[VerificationCase]:
 
 
 def _norm_call(dtype: torch.dtype, kind: NormKind, options: CallOptions) -> NormCall:
+    """A call on random tensors, always the same. Weights and learned factors are around 1."""
     shape, width = options.shape, options.shape[-1:]
     x = random(*shape, seed=1) + options.mean
     wide = accumulate_dtype(x.to(dtype))
@@ -338,7 +343,8 @@ def compare_norm(kernel: NormKernel | None, call: NormCall) -> Iterator[tuple[Qu
 def _norm_exact(
     call: NormCall, stream: Tensor, dy: Tensor, dstream: Tensor | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Everything that a call gives in float64, from the stream as it was stored; and its terms."""
+    """(values, terms), by the names of ``compare_norm``: everything that a call gives in float64,
+    from the stream as it was stored, and the sums of its absolute terms."""
     x, residual, weight, bias, keep, gain = (_exact(t) for t in call[:-1])
     s, dy, dstream = _exact(stream), _exact(dy), _exact(dstream)
     spec = call.spec._replace(cast="fp32")._asdict()
