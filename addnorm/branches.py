@@ -115,11 +115,11 @@ class FeedForward(nn.Module, ABC):
         """(B, T, dim) -> (B, T, hidden)."""
 
     def forward(self, u: Tensor, here: Here | None = None) -> Tensor:
-        a = self.hidden(_for(self.up, u))
+        a = self.hidden(_cast(self.up, u))
         a = F.dropout(a, self.dropout, self.training)
         if self.inner is not None:
             a = self.inner(a, valid=None if here is None else here.ctx.valid)
-        return F.dropout(self.down(_for(self.down, a)), self.out_dropout, self.training)
+        return F.dropout(self.down(_cast(self.down, a)), self.out_dropout, self.training)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"
@@ -282,17 +282,17 @@ class MultiHead(nn.Module, ABC):
 
     def queries(self, u: Tensor) -> Tensor:
         """(B, T, dim) -> (B, H, T, head_dim), normed."""
-        q = self.q(_for(self.q, u)).unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)
+        q = self.q(_cast(self.q, u)).unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)
         return q if self.q_norm is None else self.q_norm(q)
 
     def keys(self, u: Tensor) -> Tensor:
         """(B, S, dim) -> (B, Hkv, S, head_dim), normed."""
-        k = self.k(_for(self.k, u)).unflatten(-1, (self.n_kv_heads, self.head_dim)).transpose(1, 2)
+        k = self.k(_cast(self.k, u)).unflatten(-1, (self.n_kv_heads, self.head_dim)).transpose(1, 2)
         return k if self.k_norm is None else self.k_norm(k)
 
     def values(self, u: Tensor) -> Tensor:
         """(B, S, dim) -> (B, Hkv, S, head_dim)."""
-        v = self.v(_for(self.v, u))
+        v = self.v(_cast(self.v, u))
         return v.unflatten(-1, (self.n_kv_heads, self.head_dim)).transpose(1, 2)
 
     def look(
@@ -320,7 +320,7 @@ class MultiHead(nn.Module, ABC):
         y = attend(call).transpose(1, 2).flatten(2)
         if self.inner is not None:
             y = self.inner(y, valid=valid)
-        return F.dropout(self.out(_for(self.out, y)), self.out_dropout, self.training)
+        return F.dropout(self.out(_cast(self.out, y)), self.out_dropout, self.training)
 
     def extra_repr(self) -> str:
         kv = "" if self.n_kv_heads == self.n_heads else f", n_kv_heads={self.n_kv_heads}"
@@ -378,7 +378,9 @@ class Attention(MultiHead):
         total = k.shape[-2]
         shape = (batch, self.n_heads, new, total)
         ahead = isinstance(past, Tensor)  # there are slots of tokens to come, which none may see
-        fresh = not isinstance(past, Tensor) and past == 0
+        fresh = not isinstance(past, Tensor) and past == 0  # no token is before those of u
+        # ``order``: what comes later must be hidden; a single new token has nothing after it.
+        # ``plain``: that is all there is to hide, which a kernel does without a mask.
         order = self.causal and (new > 1 or self.window is not None or ahead)
         plain = order and fresh and self.window is None
         plain = plain and ctx.valid is None and ctx.attend is None and ctx.bias is None
@@ -405,6 +407,8 @@ class Attention(MultiHead):
         return self.look(q, k, v, mask, bias, ctx.valid, causal=plain)
 
     def _with_first_values(self, v: Tensor, here: Here) -> Tensor:
+        """The values mixed with those of the stack's first attention, which travel as the tap "v0";
+        the first one itself offers them and keeps its own."""
         assert self.value_residual is not None
         first, own = self.value_residual
         if here.taps is not None and "v0" in here.taps:
@@ -445,12 +449,14 @@ class CrossAttention(MultiHead):
 
 
 def _reset(init: InitRule, **layers: nn.Linear) -> None:
+    """Fill role -> layer in place: the weights by the rule, the biases with 0."""
     for role, layer in layers.items():
         init(role, layer.weight)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
 
 
-def _for(layer: nn.Linear, u: Tensor) -> Tensor:
-    """A branch casts its own input: the stream may be wider than the weights."""
+def _cast(layer: nn.Linear, u: Tensor) -> Tensor:
+    """The input of a layer in the dtype of its weights: a branch casts its own, since the stream
+    may be wider. Autocast does it by itself."""
     return u if autocast_applies(u) else u.to(layer.weight.dtype)

@@ -139,6 +139,7 @@ def parse(text: str) -> Scheme:
 
 
 def _tree(text: str) -> ast.expr:
+    """The syntax tree of a scheme's text, of which ``_scheme`` takes a small part."""
     if not isinstance(text, str):
         raise SchemeError(f"a scheme is named by text, got {type(text).__name__}: {text!r}")
     if len(text) > 1000:
@@ -153,6 +154,7 @@ def _tree(text: str) -> ast.expr:
 
 
 def _scheme(node: ast.expr, text: str) -> Scheme:
+    """The scheme that a node of the tree stands for; ``text`` is the whole, for messages."""
     if isinstance(node, ast.Name):
         design, by_place, by_name = entry(node.id), [], []
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -189,6 +191,8 @@ def _scheme(node: ast.expr, text: str) -> Scheme:
 
 
 def _value(owner: str, name: str, value_type: Any, node: ast.expr, text: str) -> Any:
+    """The value of an argument: a scheme, or a constant of the type that the function of ``owner``
+    is annotated with; a whole number does where a float is wanted."""
     if value_type is Scheme or value_type == Scheme:
         return _scheme(node, text)
     try:
@@ -291,7 +295,7 @@ def explain(
         equations=[f"{p.name}: {p.equation}" for p in parts],
         papers=[f"{p.paper} ({p.year})" for p in parts],
         notes=[" ".join(inspect.getdoc(p.function).split()) for p in parts],  # type: ignore[union-attr]
-        normalized=_where(stack),
+        normalized=_normalized_sites(stack),
         init=getattr(rule, "text", "custom"),
         final_norm=stack.final is not None or _has_norm(stack.exit),
         shape={"dim": dim, "heads": n_heads, "blocks": blocks, "tokens": tokens},
@@ -303,8 +307,8 @@ def explain(
     )
 
 
-def _where(stack: Stack) -> list[str]:
-    """Where the stream is normalized, a line for each run of blocks that agree."""
+def _normalized_sites(stack: Stack) -> list[str]:
+    """Where the stream is normalized, a line for each run of blocks that agree, then the ends."""
     lines: list[str] = []
     runs: list[tuple[int, int, str]] = []  # first block, last block, what is said
     for block in range(stack.sublayers()[-1].site.block + 1):
@@ -330,6 +334,7 @@ def _where(stack: Stack) -> list[str]:
 
 
 def _places(sub: Sublayer) -> str:
+    """Where a sublayer has a norm, in words."""
     places = [
         "before the branch" if sub.pre is not None else "",
         "inside the branch" if getattr(sub.branch, "inner", None) is not None else "",

@@ -107,10 +107,10 @@ Masks = tuple[Tensor | None, Tensor | None, bool | None]
 batch; and the hint that the first is causal. True = may *not* look; numbers are added."""
 
 
-def _read(
+def _context_masks(
     masks: Masks, batch: int, heads: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """torch.nn's masks as ``valid``, ``attend`` and ``bias`` of a ``Context``."""
+    """torch.nn's masks as the ``valid``, ``attend`` and ``bias`` of a ``Context`` or ``Memory``."""
     mask, padding, is_causal = masks
     if is_causal and mask is None:
         raise RuntimeError("is_causal is a hint about the mask: give the mask itself as well")
@@ -123,16 +123,16 @@ def _read(
         mask = mask.unflatten(0, (batch, heads))  # (B, H, T, S)
     if padding is not None and padding.dim() == 1:
         padding = padding.unsqueeze(0)  # (B, S)
-    attend, bias = _split(mask)
-    valid, more = _split(padding)
+    attend, bias = _split_mask(mask)
+    valid, more = _split_mask(padding)
     if more is not None:
         more = more[:, None, None, :]  # (B, 1, 1, S)
         bias = more if bias is None else bias + more
     return valid, attend, bias
 
 
-def _split(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """What may be looked at, and what is added; -inf is of the first kind."""
+def _split_mask(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """(what may be looked at, what is added there), None: all, nothing; -inf says the first."""
     if mask is None:
         return None, None
     if mask.dtype == torch.bool:
@@ -166,10 +166,12 @@ class Uniform:
 
 
 def _transformer(role: str, n_in: int, n_out: int) -> float:
+    """Xavier as nn.Transformer has it, where q, k and v are one matrix of 3 * n_out rows."""
     return xavier(role, n_in, 3 * n_out if role in ("q", "k", "v") else n_out)
 
 
 def _layers(role: str, n_in: int, n_out: int) -> float:
+    """As a layer alone has it: all but q, k and v as nn.Linear, uniform up to 1 / sqrt(n_in)."""
     return _transformer(role, n_in, n_out) if role in ("q", "k", "v") else (3.0 * n_in) ** -0.5
 
 
@@ -267,8 +269,9 @@ class _Coder(nn.Module, ABC):
         memory: Tensor | None = None,
         memory_masks: Masks = (None, None, None),
     ) -> Tensor:
+        """The stack, and the norm after it, on tensors and masks of PyTorch's shapes."""
         u, heads = self._batched(x), self.block.heads
-        ctx = Context(*_read(masks, len(u), heads))
+        ctx = Context(*_context_masks(masks, len(u), heads))
         if memory is not None:
             m = self._batched(memory)
             if x.dim() != memory.dim() or len(u) != len(m):
@@ -276,7 +279,7 @@ class _Coder(nn.Module, ABC):
                     f"tgt and memory must be of one batch, got {tuple(x.shape)} and "
                     f"{tuple(memory.shape)} with batch_first={self.block.batch_first}"
                 )
-            ctx = ctx._replace(memory=Memory(m, *_read(memory_masks, len(u), heads)))
+            ctx = ctx._replace(memory=Memory(m, *_context_masks(memory_masks, len(u), heads)))
         y: Tensor = self.stack(u, ctx)
         if x.dim() == 2:
             y = y.squeeze(0)

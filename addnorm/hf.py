@@ -268,8 +268,8 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
         for sub in self.gpt.stack.sublayers():
             vars(sub).pop("forward", None)
             if enable and sub.site.block % every_n_layers == 0:
-                made_again = partial(_recomputed, sub.forward, gradient_checkpointing_func)
-                sub.forward = made_again  # type: ignore[method-assign]
+                recomputation = partial(_recomputed, sub.forward, gradient_checkpointing_func)
+                sub.forward = recomputation  # type: ignore[method-assign]
         self.gradient_checkpointing = enable
 
 
@@ -328,6 +328,7 @@ def _valid(mask: Tensor | None) -> Tensor | None:
 
 
 def _refuse_nonfinite(logits: Tensor) -> None:
+    """Raise if logits (B, vocab_size) are not finite, naming the rows."""
     bad = ~torch.isfinite(logits).all(-1)
     if bad.any():
         raise FloatingPointError(
@@ -337,7 +338,8 @@ def _refuse_nonfinite(logits: Tensor) -> None:
 
 
 def _recomputed(forward: Any, checkpoint: Any, s: Stream, ctx: Context) -> Stream:
-    """A sublayer's forward, done again in backward. Replaying would write a cache twice."""
+    """A sublayer's forward, done again in backward by ``checkpoint``; as it is where a cache is
+    around, which would be written twice, and outside of training."""
     again = forward.__self__.training and ctx.cache is None
     stream: Stream = checkpoint(forward, s, ctx) if again else forward(s, ctx)
     return stream

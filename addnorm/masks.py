@@ -120,6 +120,8 @@ def check_masks(
 
 
 def _check_padding(name: str, valid: Tensor) -> None:
+    """Raise if ``valid`` is what an inverted mask of right-padded rows of unlike length looks like:
+    the longest row has no real token, and the others begin with padding and end in tokens."""
     if valid.dim() != 2 or valid.numel() == 0:
         return  # the branch names what is wrong with the shape
     some, every = valid.any(-1), valid.all(-1)

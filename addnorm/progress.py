@@ -89,12 +89,15 @@ class ProgressBar:
         self.update(self._amount + count, note=self._note)
 
     def _line(self) -> str:
+        """How far it is, in a line for where there is no terminal."""
         amounts = [self._amount] if self._total is None else [self._amount, self._total]
         if self._in_bytes:
             return f"{self._title}: {' of '.join(f'{n / 1e6:,.0f}' for n in amounts)} MB"
         return f"{self._title}: {' of '.join(f'{n:,}' for n in amounts)}"
 
     def _start(self) -> None:
+        """Show the bar, unless all is done already: after the patience this runs in the timer's
+        thread."""
         from rich.console import Console
         from rich.progress import (
             BarColumn,

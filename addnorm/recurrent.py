@@ -261,6 +261,8 @@ class Recurrent(nn.Module, ABC):
         return data, tuple(torch.stack(s) for s in zip(*last, strict=True))
 
     def _check_input(self, x: Tensor, dims: tuple[int, ...], expected: str) -> None:
+        """Raise unless x has as many axes as one of ``dims``, and ``input_size`` features;
+        ``expected`` says that in words."""
         name, shape = type(self).__name__, tuple(x.shape)
         if x.dim() not in dims:
             raise ValueError(f"{name}: the input must be {expected}, got shape {shape}")

@@ -114,7 +114,7 @@ def values_by_key(settings: Any) -> dict[str, Any]:
 
 
 def changed(settings: Settings, *layers: Mapping[str, Any]) -> Settings:
-    """The settings with some keys changed; values are of their type, or text that says one.
+    """New settings with some keys changed; values are of their type, or text that says one.
 
     Later layers win. A setting that has no effect any more has its default again, unless the layer
     that says it is as late as what takes its effect: then it is an error.
@@ -408,6 +408,7 @@ def _as(kind: Any, value: Any) -> tuple[bool, Any]:
 
 
 def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:
+    """``_as`` for numbers: whole ones of up to 63 bits, as in TOML, and finite floats."""
     if isinstance(value, bool):
         return False, None
     if isinstance(value, str):
@@ -423,6 +424,7 @@ def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:
 
 
 def _fields(settings: Any) -> Iterator[tuple[dataclasses.Field[Any], Any, Any]]:
+    """(field, type, value) of an object of settings itself, those ``ASIDE`` left out."""
     kind: Any = type(settings)
     hints = _types(kind)
     for f in dataclasses.fields(settings):
@@ -448,6 +450,9 @@ def _paths(settings: Any, prefix: str = "") -> Iterator[tuple[str, tuple[str, ..
 def _replaced(
     settings: Any, tree: Mapping[str, Any], prefix: str, changes: Mapping[str, Any]
 ) -> Any:
+    """The settings with the values of ``tree``: field -> value, or again a tree where the field
+    holds settings. Their keys begin with ``prefix``; what a class refuses becomes a
+    ``SettingsError`` that names those of ``changes``, as the user gave them, that it is about."""
     new = {}
     for f, _, old in _fields(settings):
         if f.name in tree:
@@ -469,6 +474,7 @@ def _replaced(
 
 
 def _toml(value: Any) -> str:
+    """A value as TOML writes it; JSON's strings are TOML's too."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):

@@ -351,7 +351,7 @@ class Stack(nn.Module):
             refuse_crossing(self)
         self.followers: list[Callable[[int], None]] = []
         """An adapter's: called with the step in ``after_step``."""
-        self.overdue = False
+        self.overdue = False  # whether an optimizer stepped since after_step was called
         self._await_steps()
 
     def sublayers(self) -> list[Sublayer]:
@@ -432,7 +432,7 @@ def _wire(scheme: Scheme, site: Site) -> Wiring:
     return wiring
 
 
-_careful: "weakref.WeakSet[Stack]" = weakref.WeakSet()
+_careful: "weakref.WeakSet[Stack]" = weakref.WeakSet()  # all that need their after_step
 
 
 def _note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
