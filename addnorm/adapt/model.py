@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from addnorm.adapt.parts import AdaLoRA, Bottleneck, LoRA, LowRank, Prefix
+from addnorm.adapt.adalora import AdaLoRA
+from addnorm.adapt.parts import Bottleneck, LoRA, LowRank, Prefix
 from addnorm.adapt.settings import Adapt, AdapterKind
 from addnorm.branches import MultiHead
 from addnorm.checks import check_known

@@ -1,18 +1,12 @@
 """The modules of an adapter. None of them changes what it is put beside."""
 
-import weakref
 from abc import ABC, abstractmethod
-from functools import cache
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from addnorm.errors import Mendable
-
-BETA = 0.85  # of both running means of importance, as in the paper
 STD = 0.02  # of what does not begin at 0
 
 
@@ -96,123 +90,6 @@ class LoRA(LowRank):
         bound = self.in_features**-0.5
         nn.init.uniform_(self.lora_A, -bound, bound)
         nn.init.zeros_(self.lora_B)
-
-
-@final
-class AdaLoRA(LowRank):
-    """W + scale * B diag(E) A: E begins at 0; a triplet (column of B, value, row of A) may go.
-    Zhang et al. 2023, arXiv 2303.10512.
-
-    ``kept`` (rank,) is True for the triplets that the last pruning left. ``orthogonality`` is the
-    weight of |A A' - 1|^2 + |B' B - 1|^2, whose gradient ``pull`` adds before each step.
-
-    Importance of an entry: running means of |w * gradient|, and of how far it is from that mean;
-    their product. Of a triplet: its value's, and the means over its row and its column.
-    """
-
-    kept: Tensor
-
-    def __init__(
-        self, linear: nn.Linear, rank: int, scale: float, dropout: float, orthogonality: float
-    ) -> None:
-        super().__init__(linear, rank, scale, dropout)
-        self.orthogonality = orthogonality
-        self.lora_E = nn.Parameter(self.weight.new_empty(rank))  # a vector: it is not decayed
-        self.register_buffer("kept", torch.ones_like(self.lora_E, dtype=torch.bool))
-        for name in "ABE":
-            for what in ("sensitivity", "uncertainty"):
-                self.register_buffer(f"{what}_{name}", torch.empty_like(self._factor(name)))
-        self._begin()
-        self._await_steps()
-
-    def reading(self) -> Tensor:
-        """The product E A: (rank, in_features)."""
-        return self.lora_A * self.lora_E[:, None]
-
-    def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The triplets that the last pruning kept, and those that have grown again since."""
-        mask = self.kept | (self.lora_E != 0)
-        return self.lora_A[mask], self.lora_E[mask], self.lora_B[:, mask]
-
-    def reset_parameters(self) -> None:
-        """The Linear's and the adapter's."""
-        super().reset_parameters()
-        self._begin()
-
-    def _begin(self) -> None:
-        nn.init.normal_(self.lora_A, std=STD)
-        nn.init.normal_(self.lora_B, std=STD)
-        nn.init.zeros_(self.lora_E)
-        for name, t in self.named_buffers():
-            t.fill_(name == "kept")
-
-    def _factor(self, name: str) -> Tensor:
-        return self.get_parameter(f"lora_{name}")
-
-    @torch.no_grad()
-    def weigh(self) -> None:
-        """Take the last gradients into the running means; after the step and before they go."""
-        for name in "ABE":
-            w = self._factor(name)
-            if w.grad is None:
-                raise RuntimeError(
-                    "adalora weighs by gradients and there are none: call model.after_step(step) "
-                    "after the optimizer's step and before zero_grad"
-                )
-            now = (w * w.grad).abs()
-            mean, far = (self.get_buffer(f"{s}_{name}") for s in ("sensitivity", "uncertainty"))
-            mean.lerp_(now, 1 - BETA)
-            far.lerp_((now - mean).abs(), 1 - BETA)
-
-    def importance(self) -> Tensor:
-        """The importance of each triplet: (rank,)."""
-        a, b, e = (
-            self.get_buffer(f"sensitivity_{name}") * self.get_buffer(f"uncertainty_{name}")
-            for name in "ABE"
-        )
-        return e + a.mean(1) + b.mean(0)
-
-    @torch.no_grad()
-    def pull(self, weights: set[int]) -> None:
-        """Add the gradient of the orthogonality to those of A and B, if they are among ``weights``,
-        the ids of the parameters that an optimizer is about to move."""
-        for w, rows in ((self.lora_A, True), (self.lora_B, False)):
-            if id(w) in weights and w.grad is not None:
-                # here, since it takes half a second, and whoever loads a model imports this file
-                from torch.distributed.tensor import DTensor
-
-                if isinstance(w, DTensor):
-                    raise Mendable("adalora compares whole tensors: parallel=ddp, not fsdp")
-                square = (w @ w.T if rows else w.T @ w) - torch.eye(
-                    len(self.lora_E), dtype=w.dtype, device=w.device
-                )
-                # The gradient of |A A' - 1|^2 is 4 (A A' - 1) A, that of |B' B - 1|^2 alike.
-                w.grad.add_(square @ w if rows else w @ square, alpha=4 * self.orthogonality)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:  # a copy is held orthogonal too
-        super().__setstate__(state)
-        self._await_steps()
-
-    def _await_steps(self) -> None:
-        _orthogonal.add(self)
-        _watch_optimizers()
-
-
-_orthogonal: "weakref.WeakSet[AdaLoRA]" = weakref.WeakSet()
-
-
-def _before_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Before any optimizer steps: here gradients are those of a mean loss, however it was summed,
-    split and clipped."""
-    weights = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for part in _orthogonal:
-        part.pull(weights)
-
-
-@cache
-def _watch_optimizers() -> None:
-    """Once, for the first AdaLoRA: torch calls the hook before every optimizer's step."""
-    register_optimizer_step_pre_hook(_before_step)
 
 
 @final

@@ -32,7 +32,8 @@ from addnorm.adapt import (
     unmerge,
     why_not_peft,
 )
-from addnorm.adapt.parts import AdaLoRA, LoRA
+from addnorm.adapt.adalora import AdaLoRA
+from addnorm.adapt.parts import LoRA
 from addnorm.context import Here
 from addnorm.files.folders import WeightsError
 from addnorm.models.transformer import EncoderDecoder

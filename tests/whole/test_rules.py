@@ -289,14 +289,14 @@ def register(**hooks):
     forks.extend(h for h in hooks.values() if "addnorm" in (getattr(h, "__module__", "") or ""))
 os.register_at_fork = register
 before, after = optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks
-import addnorm.training.run, addnorm.adapt.parts
+import addnorm.training.run, addnorm.adapt.adalora
 from addnorm import decoder, schemes
 from addnorm.training import folder_lock
 decoder(8, 2, 1, schemes.pre_norm)
 assert (len(before), len(after), len(forks)) == (0, 0, 0)
 for _ in range(2):
     decoder(8, 2, 1, schemes.ngpt)
-    addnorm.adapt.parts.AdaLoRA(torch.nn.Linear(4, 4), 2, 1.0, 0.0, 0.1)
+    addnorm.adapt.adalora.AdaLoRA(torch.nn.Linear(4, 4), 2, 1.0, 0.0, 0.1)
     folder_lock.FolderLock(pathlib.Path(sys.argv[1], "lock"))
 assert (len(before), len(after), len(forks)) == (1, 1, 1)
 """
