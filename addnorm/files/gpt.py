@@ -171,7 +171,8 @@ def _inspect(
     folder: Path, dropout: float | None, head: str | None = None
 ) -> tuple[GPT, dict[str, Any], Sources, WeightsReport]:
     """All checks that need no values. Returns a model on the meta device, what config.json says,
-    the row of the table and the stored tensor for each of its values, and the report."""
+    the row of the table and the stored tensor for each of its values, and the report. ``head``: the
+    name of a stored head that is not for tokens, and is left to the caller."""
     card, config = config_json.read(folder, dropout)
     config = config if head is None else dataclasses.replace(config, tied=True)
     kind = card["model_type"]

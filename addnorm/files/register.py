@@ -125,7 +125,8 @@ def kind_of(model: nn.Module) -> ModelKind:
 
 
 def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
-    """The model in a folder, by what its config.json says that it is."""
+    """The model in a folder, by what its config.json says that it is; ``dtype`` None leaves the
+    tensors as they are stored."""
     return kind_in(folder).read(folder, dtype)
 
 
@@ -145,7 +146,7 @@ def kind_in(folder: Path) -> ModelKind:
 
 
 def tokenizer_beside(folder: Path) -> Tokenizer | None:
-    """The tokenizer in a model's folder, if there is one."""
+    """The tokenizer in a model's folder; None: there is none. A damaged one is an error."""
     if not any(os.path.lexists(folder / name) for name in folders.TOKENIZERS):
         return None
     try:

@@ -32,6 +32,9 @@ class BytePairs(TokenizerKind):
     """Byte-level BPE.
 
     ``data``: what a ``tokenizer.json`` holds; ``config``: what a ``tokenizer_config.json`` holds.
+
+    ``added`` are the tokens that are looked for before words are, special or not; ``may_cut``:
+    whether a text may be encoded in parts that ``CUT`` finds, as ``packing`` and ``encode`` do.
     """
 
     name, file = "bpe", FILE
@@ -47,7 +50,7 @@ class BytePairs(TokenizerKind):
             name = token_text(config.get(role))
             if name is None or any(t["content"] == name and t["special"] for t in added):
                 continue
-            ids = {**model["vocab"], **{t["content"]: t["id"] for t in added}}
+            ids = {**model["vocab"], **{t["content"]: t["id"] for t in added}}  # of all tokens
             if name not in ids:
                 raise TokenizerError(
                     f"the configuration names {role} {name!r}: no token is called so"
@@ -110,6 +113,8 @@ class BytePairs(TokenizerKind):
         return ids
 
     def _cut(self, text: str) -> Iterator[str]:
+        """The text in pieces of about PIECE characters whose ids, joined, are its own; whole where
+        no such cut is known."""
         start = 0
         while self.may_cut and (place := CUT.search(text, start + PIECE)):
             yield text[start : place.end()]
@@ -196,6 +201,7 @@ def _groups(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]
 
 
 def _engine(text: str) -> tokenizers.Tokenizer:
+    """The tokenizer of the package ``tokenizers`` for the text of a ``tokenizer.json``."""
     try:
         engine = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # what the package raises has no class of its own

@@ -24,10 +24,10 @@ FOREIGN = {
 
 
 def expect_files(folder: Path) -> None:
-    """The files of a BPE, or a FileNotFoundError that says what is there instead."""
-    there = sorted(path.name for path in folder.iterdir())
-    parts = [name for name in PARTS if name in there]
-    if FILE in there or len(parts) == len(PARTS):
+    """Raise a TokenizerError that says what is there instead unless the files of a BPE are."""
+    names = sorted(path.name for path in folder.iterdir())
+    parts = [name for name in PARTS if name in names]
+    if FILE in names or len(parts) == len(PARTS):
         return
     if parts:
         (missing,) = {*PARTS} - {*parts}
@@ -35,11 +35,11 @@ def expect_files(folder: Path) -> None:
             f"{folder} has {parts[0]}, but not {missing}: both come from one download, and neither "
             "can be made from the other"
         )
-    foreign = [f"{name} is {what}" for name, what in FOREIGN.items() if name in there]
+    foreign = [f"{name} is {what}" for name, what in FOREIGN.items() if name in names]
     raise TokenizerError(
         f"no tokenizer in {folder}: expected {FILE}, or {' and '.join(PARTS)}, or what "
         f"Tokenizer.save wrote, with its {CARD}. "
-        + (f"There is: {a_few(there, 20)}" if there else "The folder is empty")
+        + (f"There is: {a_few(names, 20)}" if names else "The folder is empty")
         + (f" ({'; '.join(foreign)})" if foreign else "")
     )
 
@@ -118,6 +118,7 @@ def special_token(token: str, id: int) -> dict[str, Any]:
 
 
 def _unknown_token(pair: Sequence[str], vocab: dict[str, int]) -> str | None:
+    """Of two tokens and what they are merged to, the first that is not in the vocabulary."""
     for token in (*pair, "".join(pair)):
         if token not in vocab:
             return token
@@ -125,8 +126,8 @@ def _unknown_token(pair: Sequence[str], vocab: dict[str, int]) -> str | None:
 
 
 def alphabet() -> dict[str, int]:
-    """GPT-2's way of writing bytes as characters: those that print as themselves, and the others as
-    the characters from U+0100."""
+    """Character -> byte, in GPT-2's way of writing bytes: those that print as themselves, and the
+    others as the characters from U+0100."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = sorted({*range(256)} - {*visible})
     return {chr(b): b for b in visible} | {chr(256 + n): b for n, b in enumerate(others)}
@@ -147,7 +148,8 @@ def flat_steps(step: dict[str, Any] | None, members: str) -> list[dict[str, Any]
 
 
 def check_bpe(data: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Model and added tokens of a ``tokenizer.json``; ValueError for what ``BytePairs`` is not."""
+    """(model, added tokens) of a ``tokenizer.json``, each token with all of its flags; a
+    TokenizerError that lists what is not byte-level BPE of GPT-2's family, or is damaged."""
     model = data.get("model")
     if not isinstance(model, dict):
         raise TokenizerError("no model in it: not a tokenizer.json")
@@ -197,6 +199,8 @@ def _objects(value: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _check_vocabulary(model: dict[str, Any], added: dict[str, int]) -> None:
+    """Raise unless ids are numbers, one for each token, every single byte has one, and each merge
+    makes a token of two. ``added``: the other tokens and their ids."""
     vocab, in_bytes = model["vocab"], alphabet()
     tokens = {**vocab, **added}
     if bad := [t for t, i in tokens.items() if type(i) is not int or i < 0]:

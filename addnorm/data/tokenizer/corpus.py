@@ -26,6 +26,8 @@ def read_texts(sources: Iterable[str | Path]) -> Iterator[str]:
 
 
 def _chunks(source: str | Path) -> Iterator[str]:
+    """The text of one source, cut anywhere. A str that is the path of a file is refused: it would
+    silently be learned from as a text."""
     if isinstance(source, Path):
         yield from _read_file(source)
         return
@@ -39,6 +41,7 @@ def _chunks(source: str | Path) -> Iterator[str]:
 
 
 def _read_file(path: Path) -> Iterator[str]:
+    """The text of a file of UTF-8, cut anywhere between two characters."""
     if path.is_dir():
         raise TokenizerError(f"{path} is a folder: give its files, as sorted(folder.rglob('*'))")
     decoder = reading.Utf8Decoder(path, TokenizerError, "convert it first, or pass its text")
@@ -49,7 +52,8 @@ def _read_file(path: Path) -> Iterator[str]:
 
 
 def documents(sources: Iterable[str | Path]) -> Iterator[str]:
-    """What a BPE learns from."""
+    """What a BPE learns from: the text between the ends of text, in pieces; no text is an error,
+    once all was read."""
     empty = True
     for text in read_texts(sources):
         for part in text.split(ENDOFTEXT):

@@ -39,6 +39,7 @@ class Tokenizer:
 
     def __init__(self, kind: TokenizerKind):
         self._kind = kind
+        # Of single bytes, for encode_bytes; a special token is none, whatever it is called.
         ordinary = {i: piece for i, piece in kind.pieces.items() if i not in kind.special.values()}
         self._byte_ids = {piece[0]: i for i, piece in ordinary.items() if len(piece) == 1}
         longest_first = sorted(kind.special, key=len, reverse=True)
@@ -55,6 +56,7 @@ class Tokenizer:
 
     @classmethod
     def _of_folder(cls, folder: Path) -> "Tokenizer":
+        """By the card, where ``save`` wrote one, compared with it; else by what files there are."""
         card_path = folder / CARD
         if not os.path.lexists(card_path):
             return cls((WordPieces if WordPieces.is_in(folder) else BytePairs).load(folder))
@@ -285,9 +287,9 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         others = {kind.file for kind in KINDS.values()} - {self._kind.file, CARD}
-        if there := sorted(name for name in others if (folder / name).exists()):
+        if strange := sorted(name for name in others if (folder / name).exists()):
             raise TokenizerError(
-                f"{folder} holds a tokenizer of another kind ({', '.join(there)}), which other "
+                f"{folder} holds a tokenizer of another kind ({', '.join(strange)}), which other "
                 f"programs would take for this one, of kind {self.kind!r}: delete it, or save "
                 "somewhere else"
             )
