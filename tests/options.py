@@ -288,6 +288,11 @@ def _train(rng: random.Random) -> Base:
     elif dice < 0.68:
         words, data = {**TINY, "cache": "cache", "tokenizer": "bytes"}, "texts"
         start, pool = [*start, "--recipe", "classify_text"], settings("classify_text")
+    elif dice < 0.76:
+        sizes = {**TINY, "model.encoder_layers": "1", "model.decoder_layers": "1"}
+        words, data = {**sizes, "cache": "cache", "tokenizer": "bytes"}, "pairs.tsv"
+        del words["model.n_layers"]
+        start, pool = [*start, "--recipe", "translate"], settings("translate")
     assignments = [f"{key}={value}" for key, value in words.items()]
     return [*start, "--data", data, "--out", "run", *assignments], pool
 

@@ -101,6 +101,7 @@ FILES: dict[str, bytes] = {
     "noise.bin": random.Random(0).randbytes(3000),
     "lines.jsonl": json.dumps({"text": TEXT[:200]}).encode() + b"\n" + b'{"text": "more"}\n' * 20,
     "deep.jsonl": b'{"text": ' + b"[" * 20_000,
+    "pairs.tsv": "".join(f"{i} and {i}\t{i}\n" for i in range(40)).encode(),
     "good.toml": b"steps = 3\n[model]\ndim = 8\n",
     "bom.toml": b"\xef\xbb\xbfsteps = 3\n",
     "bad.toml": b"steps = = 3\n",

@@ -46,10 +46,11 @@ class Seq2SeqConfig:
     """The norm of the streams, such as layer or rms."""
     eps: float = 1e-5
     """Of every norm that has one; at least 0."""
-    position: str = "sinusoidal"
+    position: str = "learned"
     """The position code of both sides, one of ``POSITIONS``."""
-    scale_embedding: bool = True
-    """Whether tokens are multiplied by the root of ``dim``."""
+    scale_embedding: bool = False
+    """Whether tokens are multiplied by the root of ``dim``: beside sines, which are as large as 1,
+    and a scheme that begins with small tokens, they are lost for long without it."""
     activation: str = "gelu"
     """The MLP's, a key of ``branches.ACTIVATIONS``."""
     tied: bool = True

@@ -8,6 +8,7 @@ from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.tasks.pretrain_bert import PretrainBertSettings
+from addnorm.tasks.translate import TranslateSettings
 from addnorm.training.config import Config, TaskSettings, register
 from addnorm.training.run import train
 
@@ -19,6 +20,7 @@ __all__ = [
     "LanguageSettings",
     "PretrainBertSettings",
     "TaskSettings",
+    "TranslateSettings",
     "register",
     "train",
 ]

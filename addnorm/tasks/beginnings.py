@@ -41,7 +41,7 @@ Settings = TypeVar("Settings", bound=TaskSettings)
 
 
 @final
-class _SchemesWithNorms:
+class SchemesWithNorms:
     """The schemes that have norms, to ask for with ``in``: the values of ``scheme`` beside which a
     setting of the norms has an effect."""
 
@@ -65,8 +65,8 @@ OF_GPT = {
     ELSEWHERE: True,
     INSIDE: {
         "rope_base": ({"position": ("rope",)},),
-        "norm": ({"scheme": _SchemesWithNorms()},),
-        "eps": ({"scheme": _SchemesWithNorms(), "norm": WITH_EPS}, {"qk_norm": WITH_EPS}),
+        "norm": ({"scheme": SchemesWithNorms()},),
+        "eps": ({"scheme": SchemesWithNorms(), "norm": WITH_EPS}, {"qk_norm": WITH_EPS}),
     },
 }
 """Metadata of the field that holds a new model's choices."""

@@ -9,11 +9,13 @@ from addnorm.models.bert_config import BertConfig
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
+from addnorm.models.seq2seq_config import Seq2SeqConfig
 from addnorm.tasks.answer import AnswerSettings
 from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.tasks.pretrain_bert import PretrainBertSettings
+from addnorm.tasks.translate import TranslateSettings
 from addnorm.training.config import Config
 from addnorm.training.loop_settings import LoopSettings
 
@@ -182,10 +184,22 @@ def answer() -> Config:
     )
 
 
+def translate() -> Config:
+    """A translator from pairs of a source and its target, for a CPU."""
+    return Config(
+        task=TranslateSettings(
+            data="pairs.tsv",
+            tokenizer="bpe:8192",
+            model=Seq2SeqConfig(vocab_size=2, dim=256, encoder_layers=3, decoder_layers=3),
+        ),
+        loop=LoopSettings(steps=3000, lr=1e-3, warmup=200, eval_every=500, save_every=500),
+    )
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     f.__name__: f
     for f in (
         *(stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2),
-        *(classify_text, classify_gpt2, pretrain_bert, finetune_bert, answer),
+        *(classify_text, classify_gpt2, pretrain_bert, finetune_bert, answer, translate),
     )
 }

@@ -25,6 +25,7 @@ from addnorm.tasks import (
     FinetuneBertSettings,
     LanguageSettings,
     PretrainBertSettings,
+    TranslateSettings,
 )
 from addnorm.training.loop_settings import LoopSettings
 
@@ -34,6 +35,7 @@ KINDS = {
     "pretrain_bert": PretrainBertSettings,
     "finetune_bert": FinetuneBertSettings,
     "answer": AnswerSettings,
+    "translate": TranslateSettings,
     "loop": LoopSettings,
 }
 FILE = Path(__file__).with_name("options.txt")

@@ -63,16 +63,24 @@ def every_target(longest: int) -> list[list[int]]:
     return targets + [list(body) for body in product(letters, repeat=longest)]
 
 
+@pytest.fixture(scope="module")
+def sums(model: Seq2Seq) -> list[dict[tuple[int, ...], float]]:
+    """For each source every target of at most 3 tokens, and the log-probability of it."""
+    return [
+        {tuple(ids): logprob(model, row, ids) for ids in every_target(3)}
+        for row in range(len(SOURCE))
+    ]
+
+
 @pytest.mark.parametrize("penalty", [1.0, 0.0, 2.0, -0.5])
-def test_with_enough_beams_it_is_an_exhaustive_search(model: Seq2Seq, penalty: float) -> None:
+def test_with_enough_beams_it_is_an_exhaustive_search(
+    model: Seq2Seq, sums: list[dict[tuple[int, ...], float]], penalty: float
+) -> None:
     """More beams than there are beginnings: nothing is given up, so the best are the best."""
     longest, beams = 3, 60
     results = run(model, max_new_tokens=longest, beams=beams, length_penalty=penalty, n_best=beams)
     for row, of_row in enumerate(results):
-        scores = {
-            tuple(ids): logprob(model, row, ids) / len(ids) ** penalty
-            for ids in every_target(longest)
-        }
+        scores = {ids: total / len(ids) ** penalty for ids, total in sums[row].items()}
         ranked = sorted(scores.items(), key=lambda pair: -pair[1])
         assert [tuple(h.ids) for h in of_row] == [ids for ids, _ in ranked]
         for hypothesis in of_row:  # float32 sums of at most 3 log-probabilities
@@ -117,8 +125,10 @@ def test_a_forced_prefix_comes_first_and_is_not_counted(model: Seq2Seq) -> None:
 
 
 def test_banned_ids_and_runs_of_ids_do_not_come(model: Seq2Seq) -> None:
-    free = run(model, SearchRules(start=START, end=END, pad=START), max_new_tokens=6, beams=4)
-    second = next(best.ids[:2] for best, *_ in free if len(best.ids) > 1)
+    free = run(
+        model, SearchRules(start=START, end=END, pad=START), max_new_tokens=6, beams=4, n_best=4
+    )
+    second = next(h.ids[:2] for of_row in free for h in of_row if len(h.ids) > 1)
     rules = SearchRules(
         start=START, end=END, pad=START, banned=((START,), (END,), tuple(second), (START, 4))
     )
@@ -128,7 +138,7 @@ def test_banned_ids_and_runs_of_ids_do_not_come(model: Seq2Seq) -> None:
             assert ids[0] != 4, "with the start before it, it is a run"
             assert second not in [ids[i : i + 2] for i in range(len(ids))]
             assert END in ids or len(ids) == 6
-    best = run(model, rules, max_new_tokens=6, beams=4)
+    best = run(model, rules, max_new_tokens=6, beams=4, n_best=4)
     assert any(END in of_row[0].ids for of_row in best), "and the end cannot be banned"
 
 

@@ -64,9 +64,12 @@ def test_a_target_by_a_cache_is_as_at_once(scheme: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "tables"),
     [
-        ({}, {"tokens": "embed"}),
-        ({"tied": False}, {"tokens": "embed", "head": "head"}),
-        ({"target_vocab_size": 9}, {"tokens": "embed", "target_tokens": "embed"}),
+        ({"position": "sinusoidal"}, {"tokens": "embed"}),
+        ({"position": "sinusoidal", "tied": False}, {"tokens": "embed", "head": "head"}),
+        (
+            {"position": "sinusoidal", "target_vocab_size": 9},
+            {"tokens": "embed", "target_tokens": "embed"},
+        ),
         (
             {"position": "learned", "logits_bias": True},
             {"tokens": "embed", "positions": "embed", "target_positions": "embed"},
@@ -97,7 +100,7 @@ def test_its_tables(changes: dict[str, Any], tables: dict[str, str]) -> None:
 
 def test_positions_far_out_are_as_exact_as_float32_holds() -> None:
     """At place 400 an angle in float32 is wrong by 400 * 2**-24, 2e-5: a float64 is taken."""
-    model = tiny(context_length=512, position="halves", scale_embedding=False)
+    model = tiny(context_length=512, position="halves")
     with torch.no_grad():
         model.tokens.weight.zero_()
     place = 397

@@ -84,6 +84,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "texts" / name).mkdir(parents=True)
         for i in range(20):
             (folder / "texts" / name / f"{i}.txt").write_text(f"{name} and {name}, {i} times.")
+    (folder / "pairs.tsv").write_text("".join(f"{i} and {i}\t{i}\n" for i in range(40)))
     words = [f"{key}={value}" for key, value in {**TINY, **LANGUAGE}.items()]
     words += [f"data={folder / 'text.txt'}", f"cache={folder / 'cache'}"]
     assert main(["train", "--recipe", "char_cpu", "--out", str(folder / "first"), *words]) == 0
@@ -112,6 +113,11 @@ def base(recipe: str, material: Path) -> dict[str, str]:
     settings_ = {**TINY, "cache": str(material / "cache")}
     if recipe == "classify_text":
         return {**settings_, "data": str(material / "texts"), "tokenizer": "bytes"}
+    if recipe == "translate":
+        del settings_["model.n_layers"]
+        layers = {"model.encoder_layers": "1", "model.decoder_layers": "1"}
+        pairs = {"data": str(material / "pairs.tsv"), "tokenizer": "bytes", "score_pairs": "2"}
+        return {**settings_, **layers, **pairs}
     settings_ |= {**LANGUAGE, "data": str(material / "text.txt")}
     if recipe == "finetune_gpt2":
         settings_["init_from"] = str(material / "first" / "model")
@@ -244,6 +250,7 @@ def edits(
         ("finetune_gpt2", ["adapt.kind=prefix", "adapt.length=200000000"]),
         ("classify_text", ["model.context_length=200000000"]),
         ("classify_text", ["rows_per_step=10000000000"]),
+        ("translate", ["model.decoder_layers=200000000"]),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1],
 )
