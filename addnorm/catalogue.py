@@ -85,6 +85,9 @@ def combinator(equation: str, paper: str, year: int) -> Callable[[F], F]:
 def _register(
     where: dict[str, SchemeEntry], equation: str, paper: str, year: int
 ) -> Callable[[F], F]:
+    """A decorator that puts a function into ``where`` by its name. One that returns a Wiring is a
+    scheme itself; any other returns a scheme, and comes back guarded by ``_family``."""
+
     def add(function: F) -> F:
         plain = get_type_hints(function)["return"] is Wiring
         name = function.__name__
@@ -380,6 +383,7 @@ class _Saved(saved_tensors_hooks):
         self._alive: list[Tensor] = []  # a freed storage's address must not come again
 
     def _pack(self, t: Tensor) -> Tensor:
+        """Called with each tensor that autograd keeps; counts it, and returns it as it is."""
         storage = t.untyped_storage()
         if storage._cdata not in self._storages:
             self._storages.add(storage._cdata)

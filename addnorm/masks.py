@@ -135,6 +135,7 @@ def _check_padding(name: str, valid: Tensor) -> None:
 
 
 def _check_bool(name: str, mask: Tensor, meaning: str) -> None:
+    """Raise unless a mask is boolean; ``meaning`` says in the message what True is."""
     if mask.dtype != torch.bool:
         raise TypeError(
             f"{name} must be boolean, True = {meaning}, got {mask.dtype}; numbers to add to the "

@@ -10,7 +10,7 @@ from typing import final
 @final
 @dataclass(frozen=True)
 class Spread:
-    """Median and extremes over the seeds; NaN where there is no number."""
+    """Median and extremes over several seeds or repetitions; NaN where there is no number."""
 
     median: float
     low: float

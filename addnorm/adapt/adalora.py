@@ -56,6 +56,7 @@ class AdaLoRA(LowRank):
         self._begin()
 
     def _begin(self) -> None:
+        """The adapter as it begins: no update, all triplets kept, nothing measured."""
         nn.init.normal_(self.lora_A, std=STD)
         nn.init.normal_(self.lora_B, std=STD)
         nn.init.zeros_(self.lora_E)

@@ -147,6 +147,7 @@ def _prepare(folder: Path, request: _Request, workers: int | None, bar: Progress
 
 
 def _check_options(val_fraction: float, split: str, workers: int | None) -> None:
+    """Raise a DataError if one of the options of ``prepare`` makes no sense."""
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction}: more than 0 and less than 1")
     if split not in get_args(Rule):

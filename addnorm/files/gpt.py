@@ -252,6 +252,7 @@ def _check_depth(
 def _check_names(
     folder: Path, rows: list[TensorNames], tensors: Mapping[str, StoredTensor]
 ) -> None:
+    """Raise unless the files hold a tensor for each row of the table, and no other."""
     expected = [row.theirs for row in rows]
     files = ", ".join(sorted({e.file for e in tensors.values()}))
     missing = [name for name in expected if name not in tensors]

@@ -364,6 +364,7 @@ class _Parser:
     # Every method from here on reads a part of the pattern and returns the piece that it means.
 
     def choice(self) -> tuple[int, int]:
+        """Sequences with | between, up to the end or the ) of a group, which stays unread."""
         fork, join = self.nfa.state(), self.nfa.state()
         while True:
             start, end = self.sequence()
@@ -373,6 +374,8 @@ class _Parser:
                 return fork, join
 
     def sequence(self) -> tuple[int, int]:
+        """What stands up to a | or ), or up to the $ at the end, which is read and means
+        nothing."""
         start = end = self.nfa.state()
         while self.at < len(self.pattern) and self.pattern[self.at] not in "|)":
             if self.pattern[self.at] == "$" and self.at == len(self.pattern) - 1:
@@ -428,6 +431,7 @@ class _Parser:
         return least, int(bounds[3]) if bounds[3] else None
 
     def atom(self) -> tuple[int, int]:
+        """A character, a set of them, or a group, without what repeats it."""
         place = self.at
         c = self.pattern[self.at]
         self.at += 1
@@ -444,6 +448,7 @@ class _Parser:
         return self.nfa.characters(((ord(c), ord(c)),))
 
     def group(self, place: int) -> tuple[int, int]:
+        """What stands up to the ) of a group; its ( is read already, and stood at ``place``."""
         if self.took("?"):
             name = re.compile(r"P<\w+>").match(self.pattern, self.at)
             if name:

@@ -401,6 +401,8 @@ def check_tokenizer(model: LanguageModel, tokenizer: TokenizerLike) -> None:
 def _ids(
     model: LanguageModel, tokenizer: TokenizerLike, prompt: PromptInput, row: int
 ) -> list[int]:
+    """The ids of a prompt, at least one; of ids those themselves, checked. ``row`` is its number,
+    for messages."""
     if not isinstance(prompt, str):
         if not isinstance(prompt, Sequence) or not all(whole(id) for id in prompt):
             raise TypeError(f"prompt {row} must be a str or a list of ids, got {prompt!r}")
