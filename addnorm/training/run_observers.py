@@ -250,8 +250,8 @@ class RunFolder(Observer, Keeper):
     def load(self, course: Course) -> Snapshot | None:
         """The newest checkpoint. The first process waits for its save in the background and reads
         first; the others wait for that, and read then."""
-        self.checkpoints.wait()
-        if not self.checkpoints.steps():
+        self.checkpoints.wait()  # the first process alone has one under way
+        if not by_the_first(course.world, lambda: bool(self.checkpoints.steps())):
             return None
         if not course.world.first:
             course.world.wait()
