@@ -41,6 +41,7 @@ from addnorm.version import __version__
 
 VOCABULARY = 65
 UNSCALED = "fan_in(pre_norm, factors=False)"
+"""Pre-norm as it was before GPT-2 divided the std of what writes to the stream."""
 LABELS = {UNSCALED: "pre_norm, writers unscaled"}
 
 # --- one run --------------------------------------------------------------------------------------
@@ -132,6 +133,7 @@ def observe(stack: Stack, task: LabTask, seed: int = 0) -> LabRun:
     y, points = follow(stack, task.x)
     loss = task.loss(y)
     subs = stack.sublayers()
+    # of the points: where a block begins, and the end of the last
     ends = [0, *(i for i, sub in enumerate(subs) if i and sub.site.place == 0), len(subs)]
     down: list[Tensor] = [s.branch.down.weight for s in subs if s.site.kind == "mlp"]  # type: ignore[misc,union-attr]
     grads = torch.autograd.grad(loss, [*(points[i].h for i in ends), *down])
@@ -154,6 +156,7 @@ def measure(scheme: Scheme, setup: Setup, depth: int, seed: int) -> LabRun:
 
 
 def _rms(x: Tensor) -> Tensor:
+    """The root mean square, as a tensor of no axes: read all at once, by ``_numbers``."""
     return torch.linalg.vector_norm(x.detach()) / math.sqrt(x.numel())
 
 
@@ -356,6 +359,8 @@ def compare(
 
 
 def _design(text: str, scheme: Scheme, setup: Setup, runs: list[LabRun]) -> LabDesign:
+    """The runs of a design with what a reader must know of it; every name in ``text``, which
+    ``parse`` can read, has an equation and a paper."""
     parts = [entry(n.id) for n in ast.walk(ast.parse(text.strip())) if isinstance(n, ast.Name)]
     with torch.device("meta"):
         stack = build(scheme, setup, max(setup.depths))

@@ -22,6 +22,7 @@ from addnorm.testing.kit import (
 
 
 def _gradients(kit: Kit) -> Answers:
+    """The gradients of input, weight and bias, in every dtype and width."""
     if not kit.right:
         yield Unknown(rule="gradient", module="", why="it is another function: so is its gradient")
         return
@@ -35,6 +36,8 @@ def _gradients(kit: Kit) -> Answers:
 
 
 def _gradients_at(kit: Kit, w: Width, dtype: torch.dtype) -> Answers:
+    """The gradients at one width in one dtype. A parameter's is told once: ``kit.wrong`` gets its
+    role, so that another dtype does not repeat it."""
     module = kit.typed(w.module, dtype)
     for p in module.parameters():
         p.requires_grad_(True)
@@ -83,10 +86,15 @@ def _input_gradient(
     weight: Tensor | None,
     hat: Tensor,
 ) -> Answers:
-    r = reciprocal(kit, x.detach())
-    family = gradients(dy if weight is None else dy * weight, hat, r, kit.kind)
+    """The gradient of x against the right one and wrong ones.
+
+    ``name`` is the dtype's; ``grad`` is what backward gave, None for nothing; ``dy`` is what came
+    from above, in float64; ``hat`` is the output of the reference without weight and bias.
+    """
+    r = reciprocal_deviation(kit, x.detach())
+    family = input_gradient_candidates(dy if weight is None else dy * weight, hat, r, kit.kind)
     if weight is not None:
-        right = gradients(dy, hat, r, kit.kind)[RIGHT]
+        right = input_gradient_candidates(dy, hat, r, kit.kind)[RIGHT]
         family["the weight is left out"] = ("norm-bad-gradient", right)
     have = torch.zeros_like(x) if grad is None else grad
     off = all_off_by(have, {what: value for what, (_, value) in _pairs(family).items()})
@@ -122,14 +130,16 @@ def _input_gradient(
 
 
 RIGHT = "right"
+"""The key of the right one among candidates."""
 
 
 def _pairs(family: dict[str, Any]) -> dict[str, tuple[str, Tensor]]:
+    """Every candidate as (rule, value); the right one breaks no rule, ""."""
     return {k: v if isinstance(v, tuple) else ("", v) for k, v in family.items()}
 
 
-def reciprocal(kit: Kit, x: Tensor) -> Tensor:
-    """One over the root, (..., 1), in float64."""
+def reciprocal_deviation(kit: Kit, x: Tensor) -> Tensor:
+    """1 / sqrt(variance + eps) of each row, for RMSNorm of its mean square; (..., 1), float64."""
     eps = kit.eps_in(x.dtype)
     x = x.double()
     if kit.kind == "layer":
@@ -137,10 +147,11 @@ def reciprocal(kit: Kit, x: Tensor) -> Tensor:
     return ((x * x).mean(-1, keepdim=True) + eps).rsqrt()
 
 
-def gradients(g: Tensor, hat: Tensor, r: Tensor, kind: NormKind) -> dict[str, Any]:
-    """The right gradient of x and wrong ones, by what is wrong, as (rule, value); g = dy * weight.
+def input_gradient_candidates(g: Tensor, hat: Tensor, r: Tensor, kind: NormKind) -> dict[str, Any]:
+    """What a gradient of x may be: the right one, under ``RIGHT`` and first, and wrong ones by what
+    is wrong, as (mistake of ``mistake_names``, value).
 
-    r is 1 / sqrt(variance + eps).
+    g = dy * weight; ``hat`` is the normalized x; r is 1 / sqrt(variance + eps).
     """
     n = hat.shape[-1]
     mean = g.mean(-1, keepdim=True)
@@ -179,7 +190,8 @@ def gradients(g: Tensor, hat: Tensor, r: Tensor, kind: NormKind) -> dict[str, An
 def _parameter_gradient(
     role: str, grad: Tensor | None, terms: Tensor, dtype: torch.dtype, w: Width
 ) -> Answers:
-    """``terms`` (batch, positions, dim) summed over batch and positions."""
+    """The gradient of weight or bias (``role``) against ``terms`` (batch, positions, dim) summed
+    over batch and positions, and against wrong sums of them."""
     right = terms.sum((0, 1))
     if grad is not None and grad.numel() != right.numel():
         yield finding(
@@ -191,14 +203,14 @@ def _parameter_gradient(
         )
         return
     have = torch.zeros_like(right) if grad is None else grad.reshape(-1)
-    off = all_off_by(have, _sums(terms))
+    off = all_off_by(have, _parameter_gradient_candidates(terms))
     bound = _sum_bound(terms, dtype, w)
     if off[RIGHT] <= bound:
         return
     best = min(off, key=lambda k: off[k])
     name = str(dtype).removeprefix("torch.")
     low = dtype in (torch.bfloat16, torch.float16)
-    running = _running(terms, right, dtype) if low else 0.0
+    running = _running_sum_error(terms, right, dtype) if low else 0.0
     if low and (best == RIGHT or off[RIGHT] <= 2 * running):
         rows = terms.shape[0] * terms.shape[1]
         yield finding(
@@ -227,8 +239,9 @@ def _parameter_gradient(
     )
 
 
-def _sums(terms: Tensor) -> dict[str, Tensor]:
-    """The right gradient of a parameter and wrong ones, by what is wrong."""
+def _parameter_gradient_candidates(terms: Tensor) -> dict[str, Tensor]:
+    """The right gradient of a parameter, under ``RIGHT`` and first, and wrong ones by what is
+    wrong; ``terms`` as in ``_parameter_gradient``."""
     right = terms.sum((0, 1))
     return {
         RIGHT: right,
@@ -258,8 +271,8 @@ def _sum_bound(terms: Tensor, dtype: torch.dtype, w: Width) -> float:
     return bound
 
 
-def _running(terms: Tensor, right: Tensor, dtype: torch.dtype) -> float:
-    """The error of adding the rows one after the other in a dtype."""
+def _running_sum_error(terms: Tensor, right: Tensor, dtype: torch.dtype) -> float:
+    """The error of adding the rows one after the other in a dtype, relative to ``right``."""
     total = torch.zeros_like(right).to(dtype)
     for row in terms.flatten(0, 1).to(dtype):
         total = total + row

@@ -27,6 +27,7 @@ from addnorm.words import first_line
 
 
 def _extremes(kit: Kit) -> Answers:
+    """Rows of very large and very small values, and rows without a variance."""
     w = kit.first
     if not kit.right or w.dim == 1:
         return
@@ -70,7 +71,8 @@ def _extremes(kit: Kit) -> Answers:
 def _flat_rows(
     kit: Kit, w: Width, dtype: torch.dtype, module: nn.Module, bias: Tensor | None
 ) -> Answers:
-    """Rows without a variance, forward and backward."""
+    """Rows without a variance, forward and backward: the output must be the bias. ``module`` is the
+    norm in that dtype."""
     name = str(dtype).removeprefix("torch.")
     cases = {"zero-row": 0.0} | ({"constant-row": 3.3} if kit.kind == "layer" else {})
     for rule, value in cases.items():
@@ -93,17 +95,18 @@ def _flat_rows(
         near = finite and float((y.detach().double() - expected).abs().max()) <= slack + 1e-30
         if finite and back and near:
             continue
-        what = "NaN" if not finite else "NaN in backward" if not back else "not the bias"
+        result = "NaN" if not finite else "NaN in backward" if not back else "not the bias"
         yield finding(
             rule,
             "error",
             {"dtype": name, "value": value, "finite": finite, "finite_backward": back},
-            f"A row of {value:g} ({name}) gives {what}.",
+            f"A row of {value:g} ({name}) gives {result}.",
             "Put eps under the root, in float32: sqrt(variance + eps); sqrt(0) has no gradient.",
         )
 
 
 def _largest(t: Tensor | None) -> float:
+    """The largest absolute value of a weight or bias; 1 where there is none."""
     return 1.0 if t is None else float(t.abs().max())
 
 
@@ -156,7 +159,7 @@ def _strides(kit: Kit) -> Answers:
         ),
     }
     for what, (view, expected) in views.items():
-        yield from _same(module, view, expected, "strides", f"an input that is {what}")
+        yield from _unequal_output(module, view, expected, "strides", f"an input that is {what}")
     # An expanded gradient is what y.sum().backward() sends.
     leaf = x.clone().requires_grad_()
     y = module(leaf)
@@ -184,13 +187,17 @@ def _strides(kit: Kit) -> Answers:
                 )
 
 
-def _same(module: nn.Module, x: Tensor, expected: Tensor, rule: str, what: str) -> Answers:
+def _unequal_output(
+    module: nn.Module, x: Tensor, expected: Tensor, mistake: str, what: str
+) -> Answers:
+    """A finding if ``x`` does not give the output that is expected: a warning if it is refused.
+    ``what`` names the input in the middle of a sentence."""
     try:
         with torch.no_grad():
             y = module(x)
     except Exception as e:
         yield finding(
-            rule,
+            mistake,
             "warning",
             {"exception": type(e).__name__, "says": first_line(str(e))},
             f"It refuses {what}.",
@@ -198,12 +205,11 @@ def _same(module: nn.Module, x: Tensor, expected: Tensor, rule: str, what: str) 
         )
         return
     if y.shape != expected.shape or not (y.numel() == 0 or close(y, expected)):
-        same = y.shape == expected.shape
         yield finding(
-            rule,
+            mistake,
             "error",
             {"case": what, "difference": float((y - expected).abs().max())}
-            if same
+            if y.shape == expected.shape
             else {"case": what, "shape": list(y.shape), "expected": list(expected.shape)},
             f"{what[0].upper()}{what[1:]} gives another result than the same numbers in rows.",
             "Address elements by their strides, and flatten all axes but the last.",
@@ -211,6 +217,7 @@ def _same(module: nn.Module, x: Tensor, expected: Tensor, rule: str, what: str) 
 
 
 def _shapes(kit: Kit) -> Answers:
+    """More and fewer axes than the usual two, and empty batches."""
     w = kit.first
     if w.reach.axes != (-1,):
         return
@@ -221,11 +228,13 @@ def _shapes(kit: Kit) -> Answers:
     for shape in ((24,), (4, 6), (2, 3, 4)):
         what = f"an input of {len(shape) + 1} axes"
         expected = base.view(*shape, w.dim)
-        yield from _same(module, x.view(*shape, w.dim), expected, "leading-shapes", what)
-    yield from _same(module, x[0], base[0], "leading-shapes", "an input of 1 axis")
+        view = x.view(*shape, w.dim)
+        yield from _unequal_output(module, view, expected, "leading-shapes", what)
+    yield from _unequal_output(module, x[0], base[0], "leading-shapes", "an input of 1 axis")
     for empty in ((0,), (2, 0)):
         nothing = x.new_zeros(*empty, w.dim)
-        yield from _same(module, nothing, nothing, "empty-batch", f"an empty batch {empty}")
+        what = f"an empty batch {empty}"
+        yield from _unequal_output(module, nothing, nothing, "empty-batch", what)
 
 
 def _batch(kit: Kit) -> Answers:
@@ -257,6 +266,8 @@ def _batch(kit: Kit) -> Answers:
 
 
 def _writes(kit: Kit) -> Answers:
+    """Whether it writes into its input, its parameters or the gradient that it is given; then
+    ``kit.spoilt`` ends all further checks."""
     w = kit.first
     for dtype in kit.dtypes:
         if dtype in kit.dead:
@@ -286,10 +297,11 @@ def _writes(kit: Kit) -> Answers:
 
 
 def _deterministic(kit: Kit) -> Answers:
+    """Gradients that differ from call to call; ``Kit.report`` has compared outputs before."""
     w = kit.first
     module = kit.typed(w.module, torch.float32)
 
-    def once() -> list[Tensor]:
+    def grads_of_a_run() -> list[Tensor]:
         x = kit.rows(512, w.dim, torch.float32, 15).requires_grad_()
         y = module(x)
         if not y.requires_grad:
@@ -298,9 +310,9 @@ def _deterministic(kit: Kit) -> Answers:
         grads = torch.autograd.grad(y, variables, torch.ones_like(y), allow_unused=True)
         return [g for g in grads if g is not None]
 
-    first = once()
+    first = grads_of_a_run()
     for _ in range(2):
-        for i, (a, b) in enumerate(zip(first, once(), strict=True)):
+        for i, (a, b) in enumerate(zip(first, grads_of_a_run(), strict=True)):
             if not torch.equal(a, b) and not bool(a.isnan().any()):
                 yield finding(
                     "nondeterministic",
@@ -313,6 +325,7 @@ def _deterministic(kit: Kit) -> Answers:
 
 
 def _autocast(kit: Kit) -> Answers:
+    """Under autocast to bfloat16: that it runs, and takes its statistics in float32."""
     if not kit.right:
         return
     w = kit.first
@@ -351,6 +364,8 @@ def _autocast(kit: Kit) -> Answers:
 
 
 def _compiles(kit: Kit) -> Answers:
+    """Output and gradient compiled as one graph, against those without; Unknown where the compiler
+    itself does not run."""
     if kit.backend is None:
         yield Unknown(rule="compile", module="", why="it was not asked for: backend=None")
         return

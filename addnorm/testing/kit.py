@@ -61,10 +61,10 @@ class Function(nn.Module):
         self.bias: nn.Parameter | None
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
-        self.fixed: dict[str, Tensor] = {}
+        self.fixed: dict[str, Tensor] = {}  # role -> the user's own value, for its width
 
     def at(self, dim: int) -> "Function":
-        """A copy with parameters of another width."""
+        """A copy with parameters of a width: random ones, but the user's own where they fit."""
         other = copy.copy(self)
         other._parameters = {}
         for i, name in enumerate(("weight", "bias")):
@@ -122,7 +122,8 @@ def as_module(
     device: str | torch.device,
     pair: bool = False,
 ) -> tuple[nn.Module, float | None, tuple[int, ...]]:
-    """Norm or function as a module of one (or two) tensors, its eps and the widths to try."""
+    """(norm or function as a module of one tensor, or of two with ``pair``; the eps that it claims,
+    None where nothing says; the widths to try). The arguments are those of ``check_norm``."""
     if kind not in ("layer", "rms"):
         raise ValueError(f"kind must be 'layer' or 'rms', got {kind!r}")
     if isinstance(norm, nn.Module):
@@ -149,7 +150,7 @@ def as_module(
 
 
 def _roles(parameters: Iterable[str]) -> dict[str, str]:
-    """Which argument after the first is the weight, the bias, eps, the residual."""
+    """{role: the argument after the first that has it}; the roles are the keys of ``_NAMES``."""
     others = list(parameters)[1:]
     first = {role: next((n for n in names if n in others), None) for role, names in _NAMES.items()}
     return {role: name for role, name in first.items() if name is not None}
@@ -161,7 +162,7 @@ def _widths(dim: int | Sequence[int] | None, default: int | Sequence[int]) -> tu
 
 
 def _width_of(norm: nn.Module) -> int | None:
-    """How many features a module is for, from its parameters, else as it says."""
+    """How many features a module is for, from its parameters, else as it says; None: unknown."""
     for p in norm.parameters():
         if p.numel() > 1:
             return p.numel()
@@ -209,6 +210,7 @@ class Kit:
         self.eps = eps
         self.measured: list[Width] = []
         self.dead: set[torch.dtype] = set()
+        """Those in which it does not run."""
         self.wrong: set[str] = set()
         """The parameters whose gradients were found wrong."""
         self.misused = False
@@ -218,6 +220,10 @@ class Kit:
         self._eps: dict[torch.dtype, float] = {}
 
     def report(self, checks: Sequence[tuple[str, Callable[["Kit"], Answers]]]) -> Report:
+        """Measure, then run the checks in order; once something is ``spoilt``, the rest is unknown.
+
+        What the norm raises becomes a finding by the name of the check.
+        """
         began = time.monotonic()
         answers: list[Finding | Unknown] = []
         with undisturbed():
@@ -227,7 +233,7 @@ class Kit:
                 answers.append(raised("call", e, f"an input of shape (3, 5, {self.widths[0]})"))
                 return gathered(answers, ("call",), self._facts(began))
             # What differs from call to call cannot be compared with anything.
-            if self._moves():
+            if self._is_random():
                 self.spoilt = "the output differs from call to call: nothing can be compared"
                 answers.append(
                     finding(
@@ -251,6 +257,7 @@ class Kit:
         return gathered(answers, [name for name, _ in checks], self._facts(began))
 
     def _facts(self, began: float) -> dict[str, Any]:
+        """What the report says besides findings."""
         first = next((w for w in self.measured if w.match is not None), None)
         return {
             "kind": self.kind,
@@ -268,10 +275,12 @@ class Kit:
         return self.subject
 
     def _measure(self) -> None:
+        """Fill ``measured``, a ``Width`` for each; an eps that nobody claims is what is measured."""
         for dim in self.widths:
             module = self.of_width(dim)
             x = torch.zeros(3, 5, dim, device=self.device)
             if not any(p.is_floating_point() for p in module.parameters()):
+                # The probe learns the device from it.
                 module.register_buffer("_device", torch.zeros(1, device=self.device))
             probe = Probe(module, ProbeCall((x,), {}, 0, (3, 5, dim)))
             probe.claimed_eps = self.claimed
@@ -282,7 +291,8 @@ class Kit:
             if self.eps is None and match is not None and match.distance < ACCEPT:
                 self.eps = match.eps
 
-    def _moves(self) -> bool:
+    def _is_random(self) -> bool:
+        """Whether three calls give outputs that are not equal to the bit; NaN counts as equal."""
         module = self.typed(self.first.module, torch.float32)
         with torch.no_grad():
             ys = [module(self.rows(512, self.first.dim, torch.float32, 15)) for _ in range(3)]
@@ -331,6 +341,8 @@ class Kit:
         return self._eps[dtype]
 
     def _read_eps(self, dtype: torch.dtype) -> float:
+        """``eps_in``, measured on rows so small that eps rules; ``used_eps`` where it is the same up
+        to rounding, or cannot be measured."""
         w = self.first
         assert w.match is not None
         if not w.probe.is_bare or w.dim < 2:
@@ -401,6 +413,7 @@ def finding(
 def _finding(
     name: str, severity: Severity, evidence: dict[str, Any], message: str, remedy: str
 ) -> Finding:
+    """``finding`` by any name; what is not finite in the evidence becomes text."""
     finite = {
         key: str(v) if isinstance(v, float) and not math.isfinite(v) else v
         for key, v in evidence.items()
@@ -411,7 +424,8 @@ def _finding(
 
 
 def raised(check: str, e: Exception, on: str) -> Finding:
-    """A check that the norm broke, by the check's name."""
+    """The finding that the norm raised ``e`` in a check, by the check's name; ``on`` says for which
+    input."""
     return _finding(
         check,
         "error",

@@ -21,7 +21,7 @@ class Mistake:
 
     name: str
     finds: str
-    """What is found, in a line."""
+    """What is wrong, in a line, as a clause."""
     rule: Rule | None = None
     """The rule by which lint finds it, in a model; none if it does not."""
 

@@ -10,6 +10,7 @@ from addnorm.words import error_in_a_line
 
 
 def _precision(kit: Kit) -> Answers:
+    """The error of the outputs, in every dtype and width."""
     if not kit.right:
         yield Unknown(
             rule="precision", module="", why="it is another function: precision has no meaning"
@@ -54,6 +55,8 @@ def rounding_bound(
 
 
 def _precision_at(kit: Kit, w: Width, dtype: torch.dtype) -> Answers:
+    """The error at one width in one dtype. A dtype in which the norm does not run goes into
+    ``kit.dead``, and later checks leave it out."""
     module = kit.typed(w.module, dtype)
     name = str(dtype).removeprefix("torch.")
     x = kit.rows(64, w.dim, dtype, 5)
@@ -83,7 +86,7 @@ def _precision_at(kit: Kit, w: Width, dtype: torch.dtype) -> Answers:
     u = unit(dtype)
     # A rounded statistic moves whole rows, by u / sqrt(3) and more; float32 ones by next to 0.
     if shared is not None and shared > 0.25 * u:
-        emulated = _emulated(kit, w, dtype)
+        emulated = _rounded_statistics_error(kit, w, dtype)
         yield finding(
             "norm-low-precision",
             "error",
@@ -100,7 +103,7 @@ def _precision_at(kit: Kit, w: Width, dtype: torch.dtype) -> Answers:
         )
         return
     excess = float(((y.double() - ref).abs() / rounding_bound(x, ref, weight, bias, kit)).max())
-    if not excess <= 1.0:
+    if not excess <= 1.0:  # NaN as well
         yield finding(
             "precision",
             "error",
@@ -114,6 +117,8 @@ def _precision_at(kit: Kit, w: Width, dtype: torch.dtype) -> Answers:
 
 
 def _shared_error(kit: Kit, w: Width, dtype: torch.dtype) -> float | None:
+    """By how much rows as a whole are off, see ``statistics_error``; None where weight and bias
+    cannot be taken off."""
     if not w.probe.is_bare:
         return None
     module = bare_at(kit, w, dtype)
@@ -124,8 +129,9 @@ def _shared_error(kit: Kit, w: Width, dtype: torch.dtype) -> float | None:
     return statistics_error(y, ref)
 
 
-def _emulated(kit: Kit, w: Width, dtype: torch.dtype) -> float:
-    """The error of a norm that rounds mean and variance to the dtype."""
+def _rounded_statistics_error(kit: Kit, w: Width, dtype: torch.dtype) -> float:
+    """What ``_shared_error`` is, on the same rows, for a norm that rounds mean and variance to the
+    dtype."""
     x = kit.rows(256, w.dim, dtype, 6, mean=0.3)
     xd = x.double()
     if kit.kind == "layer":
@@ -139,22 +145,23 @@ def _emulated(kit: Kit, w: Width, dtype: torch.dtype) -> float:
 def _cast_order(
     kit: Kit, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Answers:
+    """A note if the outputs ``y`` are those of a norm that rounds before it multiplies by weight."""
     hat = kit.answer(x)
     zero = 0.0 if bias is None else bias
     once = (hat * weight + zero).to(dtype)
     first = (hat.to(dtype).double() * weight).to(dtype)
     twice = first if bias is None else (first.double() + zero).to(dtype)
-    same = {
+    equal_shares = {
         "rounded once, at the end": float((y == once).double().mean()),
         "rounded before the weight": float((y == twice).double().mean()),
     }
     # A product of two 8-bit numbers is exact in float32: all are equal under one of the orders but
     # for the ties that float32 statistics decide otherwise.
-    if same["rounded before the weight"] > 0.98 > same["rounded once, at the end"]:
+    if equal_shares["rounded before the weight"] > 0.98 > equal_shares["rounded once, at the end"]:
         yield finding(
             "cast-order",
             "note",
-            {"dtype": str(dtype).removeprefix("torch."), **same},
+            {"dtype": str(dtype).removeprefix("torch."), **equal_shares},
             "The normalized value is cast back before the weight is multiplied (Llama's and T5's "
             "order; torch casts once, at the end): up to one unit in the last place.",
             "Nothing, if it is for weights that were trained so.",

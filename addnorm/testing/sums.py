@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from addnorm.testing.backward import RIGHT, gradients, reciprocal
+from addnorm.testing.backward import RIGHT, input_gradient_candidates, reciprocal_deviation
 from addnorm.testing.kit import (
     Answers,
     Checks,
@@ -22,12 +22,14 @@ from addnorm.testing.precision import rounding_bound
 
 
 def _pair_at(kit: Kit, dim: int, dtype: torch.dtype) -> nn.Module:
+    """The fused addition and norm itself, at a width and in a dtype."""
     assert kit.pair is not None
     pair = kit.pair.at(dim).to(kit.device) if isinstance(kit.pair, Function) else kit.pair
     return kit.typed(pair, dtype)
 
 
 def _nearest_of(have: Tensor, family: dict[str, Tensor]) -> tuple[str, dict[str, float]]:
+    """(the name of the nearest of a family, the distance to each); the right one is its first."""
     off = all_off_by(have, family)
     return min(off, key=lambda k: off[k]), off
 
@@ -92,6 +94,8 @@ def _sum(kit: Kit) -> Answers:
 def _of_the_sum(
     kit: Kit, w: Width, pair: nn.Module, x: Tensor, res: Tensor, y: Tensor, stream: Tensor
 ) -> Answers:
+    """Whether ``y`` is the norm of the stored stream, and how precisely. Findings if it is the norm
+    of something else, or of the sum before it was rounded."""
     dtype = x.dtype
     outer = NormOfSum(pair)
     weight, bias = kit.affine(w, outer)
@@ -164,7 +168,7 @@ def _sum_gradients(kit: Kit) -> Answers:
     total = (x + res).detach()
     hat = kit.answer(total)
     g = dy.double() if weight is None else dy.double() * weight
-    through = gradients(g, hat, reciprocal(kit, total), kit.kind)[RIGHT]
+    through = input_gradient_candidates(g, hat, reciprocal_deviation(kit, total), kit.kind)[RIGHT]
     bound = 1e-4 if dtype == torch.float32 else 1e-6 + 10 * (w.match.distance if w.match else 0.0)
     for what, a, b in (("normed", 1.0, 0.0), ("stream", 0.0, 1.0), ("both outputs", 1.0, 1.0)):
         y, stream = both(pair(x, res))

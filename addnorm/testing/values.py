@@ -20,7 +20,7 @@ from addnorm.testing.kit import (
 
 # Formula ------------------------------------------------------------------------------------------
 
-_RULES = {
+_KNOWN_MISTAKES = {
     "norm-unbiased-variance": (
         "It divides by n - 1 (unbiased variance) instead of n: outputs are sqrt((n-1)/n) of what "
         "they should be, and one feature gives NaN.",
@@ -33,7 +33,7 @@ _RULES = {
     ),
 }
 
-_OTHERS = {
+_OTHER_KINDS = {
     "mean-not-removed": (
         "The mean is not subtracted: this is RMSNorm, not LayerNorm.",
         "Subtract x.mean(-1, keepdim=True), or check it with kind='rms'.",
@@ -55,11 +55,14 @@ _OTHERS = {
 
 
 def _formula(kit: Kit) -> Answers:
+    """Which formula it follows, at every width."""
     for w in kit.measured:
         yield from _formula_at(kit, w)
 
 
 def _formula_at(kit: Kit, w: Width) -> Answers:
+    """The formula at one width, and what is wrong with it; ends at the first thing that makes all
+    further comparison senseless."""
     if w.reach.axes != (-1,):
         yield from _axes_at(w)
         return
@@ -135,10 +138,10 @@ def _axes_at(w: Width) -> Answers:
 def _mistakes_at(m: Match, evidence: dict[str, Any]) -> Answers:
     """A formula that is known to be wrong."""
     for mistake in m.formula.mistakes:
-        if mistake in _RULES:
-            message, remedy = _RULES[mistake]
+        if mistake in _KNOWN_MISTAKES:
+            message, remedy = _KNOWN_MISTAKES[mistake]
             yield finding(mistake, "error", evidence, message, remedy)
-    if set(m.formula.mistakes) <= set(_RULES):
+    if set(m.formula.mistakes) <= set(_KNOWN_MISTAKES):
         return
     rule = "norm-not-normalizing"
     if not m.formula.centred and m.formula.spread in ("variance", "unbiased"):
@@ -165,11 +168,12 @@ def _kind_at(kit: Kit, m: Match, evidence: dict[str, Any]) -> Answers:
     elif not m.formula.mistakes and m.formula.kind == "other":
         rule = "unknown-formula"
     if rule is not None:
-        message, remedy = _OTHERS[rule]
+        message, remedy = _OTHER_KINDS[rule]
         yield finding(rule, "error", evidence, message.format(formula=m.formula.name), remedy)
 
 
 def _eps_at(kit: Kit, w: Width, m: Match, evidence: dict[str, Any]) -> Answers:
+    """An eps that is missing, or another than the one claimed. ``evidence`` is that of the formula."""
     if m.formula.form == "bare" or "norm-not-normalizing" in m.formula.mistakes:
         return
     claimed = kit.claimed
@@ -195,6 +199,8 @@ def _eps_at(kit: Kit, w: Width, m: Match, evidence: dict[str, Any]) -> Answers:
 
 
 def _eps_by_dtype(kit: Kit) -> Answers:
+    """An eps that is another one in another dtype; a note where none was claimed, since torch's
+    RMSNorm does the same."""
     if not kit.right:
         return
     for dtype in kit.dtypes:
@@ -212,7 +218,8 @@ def _eps_by_dtype(kit: Kit) -> Answers:
 
 
 def _affine(kit: Kit) -> Answers:
-    """Whether weight and bias are used as w * xhat + b."""
+    """Whether weight and bias are used as w * xhat + b; if not, ``kit.misused`` says so to checks
+    that compare with the reference."""
     w = kit.first
     if isinstance(w.module, Function | NormOfSum):
         inner = w.module.pair if isinstance(w.module, NormOfSum) else w.module
@@ -257,6 +264,7 @@ def _affine(kit: Kit) -> Answers:
 
 
 def _ignored(name: str) -> Finding:
+    """The finding of a "weight" or "bias" that does not enter the output."""
     return finding(
         f"{name}-ignored",
         "error",
