@@ -121,18 +121,22 @@ def _choices(loaded: "Loaded", options: Options) -> int:
 
 
 def _refuse_windows(options: Options, why: str) -> None:
+    """Refuse the options of a sliding window; ``why`` says in a clause why they have no effect."""
     for name, value in (("--context", options.context), ("--stride", options.stride)):
         if value is not None:
             raise Refusal(f"{name} has no effect: {why}")
 
 
 def _refuse_search(options: Options) -> None:
+    """Refuse the options of how answers are found, which a language model does not give."""
     if words := choices(**vars(options.search), **vars(options.spans)):
         name = next(iter(words)).replace("_", "-")
         raise Refusal(f"--{name} has no effect: {options.model} is a language model")
 
 
 def _print_figures(figures: Mapping[str, Any], options: Options) -> None:
+    """Print all of them as JSON, or a line for each that is a number or a word; lists and tables
+    are in the JSON only."""
     if options.as_json:
         print(json_line(figures))
         return
@@ -144,7 +148,7 @@ def _print_figures(figures: Mapping[str, Any], options: Options) -> None:
 def _texts(loaded: "Loaded", options: Options) -> int:
     """How probable a language model finds texts."""
     _refuse_search(options)
-    texts = [_read(name) for name in options.data]
+    texts = [_content(name) for name in options.data]
     model, tokenizer = as_writer(loaded, options.model)
     from addnorm.generation import perplexity
 
@@ -162,7 +166,8 @@ def _texts(loaded: "Loaded", options: Options) -> int:
     return 0
 
 
-def _read(name: str) -> str:
+def _content(name: str) -> str:
+    """The text in a file; "-" is stdin."""
     if name != "-":
         return reading.text(reading.place(name))
     if sys.stdin is None:

@@ -124,6 +124,8 @@ def run(options: Options) -> int:
 
 
 def _prompts(options: Options) -> list[str]:
+    """The prompts, from the file, the command line or stdin; a Refusal of options that do not fit
+    together. At a terminal nobody is asked: the prompt is empty."""
     if options.samples < 1:
         raise Refusal(f"--samples must be at least 1, got {options.samples}")
     if options.top_logprobs and not options.as_json:
@@ -150,7 +152,8 @@ def _prompts(options: Options) -> list[str]:
 
 
 def _write_as_it_comes(writing: "Writing", prompt: str, shown: list[str]) -> None:
-    """What was written of the text is in ``shown`` when this is interrupted."""
+    """Print the prompt and each piece when it is there. Pieces are added to ``shown``, which says
+    what is on the screen when this is interrupted."""
     print(legible(prompt), end="", flush=True)
     for piece in writing:
         print(legible(piece.text), end="", flush=True)
@@ -158,14 +161,16 @@ def _write_as_it_comes(writing: "Writing", prompt: str, shown: list[str]) -> Non
 
 
 def _wait(writing: "Writing", rows: int, most: int) -> None:
-    """A bar that counts tokens; rows that end early are counted as done."""
+    """Run to the end behind a bar that counts tokens, of ``rows`` texts at ``most`` each; rows that
+    end early are counted as done."""
     with ProgressBar(f"writing {plural(rows, 'text')}", rows * most) as bar:
         for _ in writing:
             bar.update(rows * most - writing.remaining)
 
 
 def _conclude(options: Options, writing: "Writing", shown: str, seconds: float) -> None:
-    """Print the rest of the texts, then the remarks about them."""
+    """Print the rest of the texts, then the remarks about them. ``shown`` is what is on the screen
+    of a single text."""
     results = writing.results
     if options.as_json:
         for result in results:
@@ -193,6 +198,7 @@ def _end(result: "Generated") -> str:
 
 
 def _remarks(results: "list[Generated]", seconds: float) -> list[str]:
+    """What is worth saying of the texts together: loops, and the speed if it took long."""
     looped = sum(result.looped for result in results)
     remarks = []
     if looped:

@@ -121,6 +121,7 @@ def run(options: Options) -> int:
 
 
 def _lint(options: Options) -> int:
+    """Examine one model and print the report; the exit status, 1 if there is an error in it."""
     target = open_target(options.target)
     from addnorm.linting import lint
 
@@ -132,6 +133,7 @@ def _lint(options: Options) -> int:
     ):
         report = lint(target.model, target.inputs, causal=causal, progress=bar.update)
     report = report.without(options.ignore)
+    # Under this name ``lint`` says that nothing could be examined at all.
     reason = next((u.why for u in report.unknown if u.rule == "lint"), None)
     if options.as_json:
         print(json.dumps(json.loads(report.to_json()) | {"target": options.target}, indent=2))
@@ -140,17 +142,19 @@ def _lint(options: Options) -> int:
             report, target, terminal_console(), notes=options.notes, ignored=options.ignore
         )
     if reason is not None:
-        fault = _inputs_fault(target) or _reason(reason)
+        fault = _inputs_fault(target) or _reason_in_full(reason)
         raise Refusal(f"{target.name} cannot be examined: {fault}")
     return 0 if report.ok else 1
 
 
-def _reason(why: str) -> str:
-    """Why none of the made-up inputs worked, and what to do; any other reason as it is."""
+def _reason_in_full(why: str) -> str:
+    """Why none of the made-up inputs worked, and what to do; any other reason as it is. Goes by the
+    words of ``CannotMakeInputs`` in ``anatomy.make_inputs``."""
     if "kinds of call were tried" not in why:
         return why
-    calls, same = _calls_by_error(why)
-    doubt = "The error is the same with all inputs: it may be in forward itself.\n" if same else ""
+    calls, one_error = _calls_by_error(why)
+    doubt = "The error is the same with all inputs: it may be in forward itself.\n"
+    doubt = doubt if one_error else ""
     return (
         f"{calls}\n{doubt}"
         "To use your own inputs, let a function return (model, inputs), with a tensor, a tuple of\n"
@@ -201,7 +205,8 @@ def _inputs_fault(target: Target) -> str | None:
 
 
 def _work(*targets: Target) -> tuple[str, int]:
-    """What is being done to these models, and how large they are together."""
+    """(what is being done to these models, how many parameters they have together), the arguments
+    of ``line_if_slow``."""
     count = sum(p.numel() for target in targets for p in target.model.parameters())
     names = " and ".join(target.name for target in targets)
     return f"running {names} ({count:,} parameters) many times; this may take minutes", count
@@ -221,6 +226,7 @@ def _list_rules() -> int:
 
 
 def _diff(options: Options) -> int:
+    """Print where two models first differ; the exit status, 1 if they do."""
     first, second = (open_target(t) for t in options.diff)
     from addnorm.anatomy.compare_models import NotComparable, diff
 
@@ -232,7 +238,7 @@ def _diff(options: Options) -> int:
             difference = diff(first.model, second.model, first.inputs, weights=options.weights)
     except NotComparable as error:
         fault = _inputs_fault(first)
-        reason = f"{first.name}: {fault}" if fault else _reason(str(error))
+        reason = f"{first.name}: {fault}" if fault else _reason_in_full(str(error))
         raise Refusal(f"{first.name} and {second.name} cannot be compared: {reason}") from None
     if options.as_json:
         names = {"a": options.diff[0], "b": options.diff[1]}

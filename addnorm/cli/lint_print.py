@@ -24,8 +24,8 @@ ITEMS = 4  # of a list in the evidence
 def terminal_console() -> Console:
     """For lines as wide as the terminal, within limits."""
     console = Console(highlight=False, markup=False, emoji=False)
-    here = shutil.get_terminal_size((WIDTH, 0)).columns  # COLUMNS counts in a pipe as well
-    console.width = max(min(here, WIDTH), NARROWEST)
+    columns = shutil.get_terminal_size((WIDTH, 0)).columns  # COLUMNS counts in a pipe as well
+    console.width = max(min(columns, WIDTH), NARROWEST)
     return console
 
 
@@ -37,11 +37,15 @@ def print_report(
     notes: bool = False,
     ignored: Sequence[str] = (),
 ) -> None:
-    """For a reader who is tired and knows nothing of this program."""
+    """For a reader who is tired and knows nothing of this program.
+
+    ``notes`` prints notes in full instead of a line each at the end; ``ignored`` are rules that the
+    user left out, which the last line repeats.
+    """
     _print_wrapped(_header(report.facts, target), console)
     folded = []
-    under = _under(report.findings)
-    inside = {id(f) for group in under.values() for f in group}
+    consequences = _unused_by_cause(report.findings)
+    inside = {id(f) for group in consequences.values() for f in group}
     for finding in report.findings:
         if id(finding) in inside:
             continue
@@ -49,7 +53,7 @@ def print_report(
             folded.append(finding)
         else:
             console.print()
-            _print_finding(finding, console, under.get(id(finding), ()))
+            _print_finding(finding, console, consequences.get(id(finding), ()))
     if folded:
         console.print()
         for finding in folded:
@@ -67,13 +71,15 @@ _CAUSES = ("dead-branch", "ignores-memory", "no-residual")
 
 
 def _modules(finding: "Finding") -> list[str]:
+    """The paths of all modules with this finding, see ``_OTHERS``."""
     others = next((finding.evidence[n] for n in _OTHERS if n in finding.evidence), ())
     return [finding.module, *(others if isinstance(others, list | tuple) else ())]
 
 
-def _under(findings: "Sequence[Finding]") -> "dict[int, list[Finding]]":
-    """id of an error -> the unused parameters that are all inside its modules."""
-    under: dict[int, list[Finding]] = {}
+def _unused_by_cause(findings: "Sequence[Finding]") -> "dict[int, list[Finding]]":
+    """{id of an error: warnings of unused parameters}, where the error is one of ``_CAUSES`` and
+    all modules of the warning are its modules or inside them. A warning has one cause at most."""
+    consequences: dict[int, list[Finding]] = {}
     causes = [f for f in findings if f.rule in _CAUSES and f.severity == "error" and f.module]
     for finding in findings:
         for cause in causes:
@@ -81,13 +87,18 @@ def _under(findings: "Sequence[Finding]") -> "dict[int, list[Finding]]":
                 any(m == c or m.startswith(f"{c}.") for c in _modules(cause))
                 for m in _modules(finding)
             ):
-                under.setdefault(id(cause), []).append(finding)
+                consequences.setdefault(id(cause), []).append(finding)
                 break
-    return under
+    return consequences
 
 
-def _unused(findings: "Sequence[Finding]") -> str:
-    """How many parameters are unused inside a module that has an error."""
+def _unused_clause(findings: "Sequence[Finding]") -> str:
+    """A clause, "and 2 parameters inside it are never read", to follow the message of an error.
+
+    Counts the parameters of these findings, which are the warnings of ``unused-parameter`` that
+    ``_unused_by_cause`` has for that error, once for every module with the finding: those that are
+    never read, and those that are read and never trained.
+    """
     phrases = []
     for read, what in ((False, "never read"), (True, "read and never trained")):
         count = 0
@@ -103,6 +114,7 @@ def _unused(findings: "Sequence[Finding]") -> str:
 
 
 def _header(facts: Mapping[str, Any], target: "Target") -> Text:
+    """What was looked at, in a line; ``facts`` are those of ``lint``'s report."""
     parts = [
         plural(facts["parameters"], "parameter"),
         plural(facts.get("residual_connections", 0), "residual connection"),
@@ -115,9 +127,9 @@ def _header(facts: Mapping[str, Any], target: "Target") -> Text:
         f"{name + ' ' if not name.isdecimal() else ''}({f',{GLUE}'.join(map(str, shape))})"
         for name, shape in inputs.items()
     )
-    took = f"{facts['seconds']:.1f}s on {source} {shapes}"
+    duration = f"{facts['seconds']:.1f}s on {source} {shapes}"
     header = Text(str(facts["model"]), style="bold")
-    header.append(f": {', '.join(parts)}; {took}", style="not bold")
+    header.append(f": {', '.join(parts)}; {duration}", style="not bold")
     if target.note:
         header.append(f"\n{target.note}", style="not bold")
     return header
@@ -132,7 +144,8 @@ def _title(finding: "Finding") -> Text:
 
 
 _OTHERS = ("also_in", "also")
-"""Evidence that lists the other modules with the same finding."""
+"""Evidence that lists the other modules with the same finding: ``report.gathered`` writes the
+first, ``rules.norm_cases.joined`` the second, with five of them and the number as ``modules``."""
 
 
 def _place(finding: "Finding") -> str:
@@ -144,6 +157,7 @@ def _place(finding: "Finding") -> str:
 
 
 def _print_finding(finding: "Finding", console: Console, inside: "Sequence[Finding]" = ()) -> None:
+    """Print a finding in full; ``inside`` are the unused parameters that it causes."""
     console.print(_title(finding), soft_wrap=False)
     evidence = "  ".join(
         f"{name}={_short(value)}" for name, value in finding.evidence.items() if name not in _OTHERS
@@ -151,7 +165,7 @@ def _print_finding(finding: "Finding", console: Console, inside: "Sequence[Findi
     _print_indented(Text(_sentence(finding)), console)
     _print_indented(Text(evidence, style="dim"), console, "seen")
     if inside:
-        _print_indented(Text(_unused(inside)), console)
+        _print_indented(Text(_unused_clause(inside)), console)
     _print_indented(Text(finding.remedy, style="green"), console, "fix")
 
 
@@ -184,6 +198,7 @@ def _folded_line(finding: "Finding") -> Text:
 
 
 def _print_unknown(report: "Report", console: Console) -> None:
+    """Print what could not be decided, a line for each reason."""
     console.print(Text("could not decide", style="bold magenta"))
     whys: dict[str, list[str]] = {}
     for unknown in report.unknown:
@@ -196,6 +211,7 @@ def _print_unknown(report: "Report", console: Console) -> None:
 
 
 def _verdict(report: "Report", ignored: Sequence[str]) -> Text:
+    """How many findings there are of each severity, by how many rules, and where to read more."""
     from addnorm.linting.report import SEVERITIES
 
     counts = [(severity, len(report.of(severity))) for severity in SEVERITIES]

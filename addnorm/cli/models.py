@@ -73,12 +73,14 @@ def as_writer(loaded: "Loaded", target: str) -> "tuple[GPT, Tokenizer]":
 
 
 def _device(name: str) -> str:
+    """The device that torch is to be given: ``name``, or for auto the accelerator, if there is one.
+    A Refusal of a kind that is not here; whether there is a cuda:7, torch says."""
     import torch
 
-    found = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        return "cpu" if found is None else found.type
-    there = ("cpu",) if found is None else ("cpu", found.type)
-    if name.partition(":")[0] not in there:
-        raise Refusal(f"there is no device {name!r} here, only {' and '.join(there)}")
+        return "cpu" if accelerator is None else accelerator.type
+    kinds = ("cpu",) if accelerator is None else ("cpu", accelerator.type)
+    if name.partition(":")[0] not in kinds:
+        raise Refusal(f"there is no device {name!r} here, only {' and '.join(kinds)}")
     return name

@@ -75,10 +75,10 @@ class Options:
 @final
 @dataclass(frozen=True)
 class Input:
-    """What is asked about, a text or an object; ``wrong``: why it is neither."""
+    """What is asked about, a text or an object; ``wrong``: why it is neither, "" if it is one."""
 
     name: str
-    """What stands beside the answer: the text itself, or its file."""
+    """What stands beside the answer: the text itself, or its file; "" for an object."""
     item: str | Mapping[str, Any]
     wrong: str = ""
 
@@ -94,11 +94,11 @@ def run(options: Options) -> int:
         raise Refusal(f"{options.model}: {error}") from None
     # on a terminal the answers themselves show how far it is
     shown = options.out is None and sys.stdout.isatty()
-    total = None if options.files is False and _streams(options) else len(options.inputs)
+    total = None if options.files is False and _count_is_unknown(options) else len(options.inputs)
     failures = 0
     try:
         with ExitStack() as stack:
-            stream = _opened(options.out, stack)
+            stream = _answer_stream(options.out, stack)
             bar = stack.enter_context(
                 ProgressBar("predicting", total, patience=PATIENCE, hidden=shown)
             )
@@ -115,7 +115,8 @@ def run(options: Options) -> int:
     return 1 if failures else 0
 
 
-def _opened(out: Path | None, stack: ExitStack) -> TextIO:
+def _answer_stream(out: Path | None, stack: ExitStack) -> TextIO:
+    """Where answers go: a file that is there once ``stack`` closes without an error, or stdout."""
     if out is None:
         return sys.stdout
     stack.enter_context(reading.system_errors(out, doing="write"))
@@ -123,12 +124,14 @@ def _opened(out: Path | None, stack: ExitStack) -> TextIO:
     return stack.enter_context(work.open("w", encoding="utf-8"))
 
 
-def _streams(options: Options) -> bool:
+def _count_is_unknown(options: Options) -> bool:
     """Whether how many inputs there are is known at their end only."""
     return any(word == STDIN or Path(word).suffix in (TEXTS, OBJECTS) for word in options.inputs)
 
 
 def _answers(use: "Use", batch: list[Input], how: Mapping[str, Any]) -> "Iterator[list[Answer]]":
+    """The answers of each input, in order; ``how`` as ``Use.with_defaults`` gives it. One that is
+    wrong has an answer with an "error"; an "input" in an answer is what the user knows it by."""
     usable = iter(use.batch([one.item for one in batch if not one.wrong], how))
     for one in batch:
         if one.wrong:
@@ -142,6 +145,7 @@ def _answers(use: "Use", batch: list[Input], how: Mapping[str, Any]) -> "Iterato
 
 
 def _line(use: "Use", one: Input, answer: "Answer", options: Options) -> str:
+    """An answer as it is printed: JSON, or the answer with the beginning of its input."""
     if options.as_json:
         return json_line(answer)
     if "error" in answer:
@@ -177,18 +181,19 @@ def _inputs(options: Options) -> Iterator[Input]:
     """One after the other, read when it is their turn."""
     for word in options.inputs:
         if word == STDIN:
-            yield from _lines()
+            yield from _stdin_inputs()
         elif options.files:
             yield Input(word, reading.text(reading.place(word)))
         elif _names_a_file(word):
-            yield from _of_file(reading.place(word))
+            yield from _file_inputs(reading.place(word))
         else:
             if _looks_like_a_file(word):
                 output.say(f"{word} was taken for a text; --files reads the file of this name")
             yield Input(word, word)
 
 
-def _of_file(file: Path) -> Iterator[Input]:
+def _file_inputs(file: Path) -> Iterator[Input]:
+    """The lines of a .txt file, empty ones too; the objects of a .jsonl file, one for a line."""
     for number, line in enumerate(reading.lines(file), 1):
         if file.suffix.lower() == TEXTS:
             yield Input(line, line)
@@ -197,6 +202,8 @@ def _of_file(file: Path) -> Iterator[Input]:
 
 
 def _object(line: str, where: str) -> Input:
+    """A line of JSON as an input, which is wrong if it is neither an object nor a string; ``where``
+    is its file and number."""
     try:
         value = reading.json_value(line, where)
     except Mendable as error:
@@ -206,7 +213,7 @@ def _object(line: str, where: str) -> Input:
     return Input(value if isinstance(value, str) else "", value)
 
 
-def _lines() -> Iterator[Input]:
+def _stdin_inputs() -> Iterator[Input]:
     """Those of stdin, the empty ones as well: each line has its answer."""
     decoder = reading.Utf8Decoder("stdin", hint="convert it first")
     with reading.system_errors("stdin"):
@@ -218,6 +225,7 @@ def _lines() -> Iterator[Input]:
 
 
 def _looks_like_a_file(word: str) -> bool:
+    """Whether there is a file of this name."""
     try:
         return Path(word).is_file()
     except (OSError, ValueError):  # too long for a name

@@ -105,6 +105,8 @@ def _print_explanation(name: str, setup: Setup) -> None:
 
 
 def _measure(options: Options) -> None:
+    """Measure the designs, print a table and write page and numbers; a name that cannot be built is
+    refused before anything is measured."""
     from addnorm.lab.profile import compare, everything, resolve
 
     setup, names = options.setup, tuple(dict.fromkeys(options.names))
@@ -158,5 +160,5 @@ def _print_report(report: "LabReport") -> None:
 
 
 def _exponent(e: "Spread | None") -> str:
-    """With its extremes over the seeds."""
+    """An exponent with its extremes over the seeds; a hyphen where there is none."""
     return "-" if e is None else f"{slope(e.median)} [{slope(e.low)}, {slope(e.high)}]"

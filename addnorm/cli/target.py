@@ -59,6 +59,8 @@ def open_target(target: str) -> Target:
 
 
 def _open(target: str) -> Target:
+    """``open_target``, tried in this order: a file of Python, a folder or a name of the hub, a
+    module. A folder wins over a module of its name."""
     place, _, name = target.rpartition(":")
     if target.endswith(".py"):
         place, name = target, ""
@@ -87,6 +89,8 @@ def _open(target: str) -> Target:
 
 
 def _run_file(file: Path) -> ModuleType:
+    """A file as a module of a new name, which stays in ``sys.modules``; raises what it raises. Its
+    folder is on the path while it runs, as when Python runs it."""
     name = f"linted_{file.stem}_{sum(m.startswith('linted_') for m in sys.modules)}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -103,7 +107,10 @@ def _run_file(file: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _users_code(target: str, file: Path) -> Iterator[None]:
-    """Runs code of the user's: what it prints goes to stderr, and its errors name that code."""
+    """Runs code of the user's: what it prints goes to stderr, and its errors name that code.
+
+    Meanwhile ``file`` is all that is in ``sys.argv``. What the code raises becomes a Refusal.
+    """
     words = sys.argv
     sys.argv = [str(file)]
     try:
@@ -154,22 +161,25 @@ def _of_a_library(filename: str) -> bool:
 
 
 def _named_model(target: str, module: ModuleType, name: str, file: Path) -> Target:
-    """The model that a name of a module stands for."""
+    """The model that a name of a module stands for; "": the one that it must be.
+
+    ``file`` is the file of the module, or the folder in which it was looked for.
+    """
     from torch import nn
 
     if not name:
-        there = _candidates(module)
-        if len(there) > 1 and set(there.values()) == {"a class"}:
-            whole = _holder(target, {n: getattr(module, n) for n in there}, file)
+        kinds = _candidates(module)
+        if len(kinds) > 1 and set(kinds.values()) == {"a class"}:
+            whole = _outermost_model(target, {n: getattr(module, n) for n in kinds}, file)
             if whole is not None:
                 return whole
-        name = _only(target, there)
+        name = _only_candidate(target, kinds)
         target = f"{target}:{name}"
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
             near = did_you_mean(part, [n for n in dir(value) if n[0] != "_"])
-            hint = near or _content(value)
+            hint = near or _content_clause(value)
             raise Refusal(f"{target}: there is no {part!r} in it; {hint}")
         value = getattr(value, part)
     if isinstance(value, nn.Module):
@@ -178,9 +188,9 @@ def _named_model(target: str, module: ModuleType, name: str, file: Path) -> Targ
         raise Refusal(
             f"{target} is {_with_article(type(value).__name__)}, neither a model nor a function"
         )
-    if needs := _needs(value):
+    if names := _required_arguments(value):
         raise Refusal(
-            f"{target} needs arguments ({', '.join(needs)}): give a function without any, such as "
+            f"{target} needs arguments ({', '.join(names)}): give a function without any, such as "
             f"def make(): return {name}(...)"
         )
     with _users_code(target, file):
@@ -200,8 +210,9 @@ def _with_article(noun: str) -> str:
     return f"a{'n' if noun[:1].lower() in 'aeiou' else ''} {noun}"
 
 
-def _content(holder: Any) -> str:
-    """What of its own is in a module, a class or a model: models, functions and classes."""
+def _content_clause(holder: Any) -> str:
+    """A clause, "there are A, B", of what is in a module, a class or a model: models, functions
+    and classes."""
     from torch import nn
 
     home = getattr(holder, "__module__", getattr(holder, "__name__", None))
@@ -219,8 +230,8 @@ def _content(holder: Any) -> str:
     return f"there {'are' if names[1:] else 'is'} {', '.join(names)}"
 
 
-def _needs(function: Any) -> list[str]:
-    """Arguments without which it cannot be called."""
+def _required_arguments(function: Any) -> list[str]:
+    """The names of arguments without which it cannot be called; [] where Python cannot tell."""
     from addnorm.anatomy.signature import gathers, parameters_of
 
     parameters = (parameters_of(function) or {}).values()
@@ -228,8 +239,9 @@ def _needs(function: Any) -> list[str]:
 
 
 def _candidates(module: ModuleType) -> dict[str, str]:
-    """Names that may stand for a model, and what they are: models, else functions that return
-    something and need nothing, else classes of models that need nothing."""
+    """{name: "a model", "a function" or "a class"} of what may stand for a model, all of one kind:
+    models, else functions that return something and need nothing, else classes of models that need
+    nothing. What was imported is left out, but for models."""
     from torch import nn
 
     models: dict[int, str] = {}
@@ -241,15 +253,19 @@ def _candidates(module: ModuleType) -> dict[str, str]:
             models.setdefault(id(value), name)
         elif getattr(value, "__module__", None) != module.__name__:
             continue
-        elif inspect.isfunction(value) and not _needs(value) and _returns(value):
+        elif inspect.isfunction(value) and not _required_arguments(value) and _returns(value):
             functions[name] = "a function"
-        elif inspect.isclass(value) and issubclass(value, nn.Module) and not _needs(value):
+        elif (
+            inspect.isclass(value)
+            and issubclass(value, nn.Module)
+            and not _required_arguments(value)
+        ):
             classes[name] = "a class"
     return dict.fromkeys(models.values(), "a model") or functions or classes
 
 
 def _returns(function: Callable[..., Any]) -> bool:
-    """Whether it returns a value."""
+    """Whether it returns a value, by its source; True where there is no source."""
     try:
         tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(function)))
     except (OSError, SyntaxError):
@@ -257,8 +273,11 @@ def _returns(function: Callable[..., Any]) -> bool:
     return any(isinstance(n, ast.Return) and n.value is not None for n in ast.walk(tree))
 
 
-def _holder(target: str, classes: "dict[str, type[nn.Module]]", file: Path) -> Target | None:
-    """The model of the one class that has all the others in it, if there is one."""
+def _outermost_model(
+    target: str, classes: "dict[str, type[nn.Module]]", file: Path
+) -> Target | None:
+    """The model of the one class that has all the others in it, if there is one; classes are called
+    to see."""
     for name, kind in reversed(classes.items()):  # what is made of parts stands below them
         others = [c for n, c in classes.items() if n != name]
         try:
@@ -275,16 +294,17 @@ def _holder(target: str, classes: "dict[str, type[nn.Module]]", file: Path) -> T
     return None
 
 
-def _only(target: str, there: Mapping[str, str]) -> str:
-    """The one thing in a file that may be meant."""
-    if len(there) == 1:
-        return next(iter(there))
-    if not there:
+def _only_candidate(target: str, kinds: Mapping[str, str]) -> str:
+    """The name of the one candidate in a file; a Refusal if there is none or more than one.
+    ``kinds`` is as ``_candidates`` has it."""
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    if not kinds:
         raise Refusal(
             f"{target} has no model and no function without arguments that returns one: add "
             f"def make(): return Model(...), and call lint with {target}:make"
         )
-    listed = "\n".join(f"  {target}:{name}  ({kind})" for name, kind in there.items())
+    listed = "\n".join(f"  {target}:{name}  ({kind})" for name, kind in kinds.items())
     raise Refusal(f"{target} has several models; choose one of\n{listed}")
 
 
@@ -292,6 +312,8 @@ def _only(target: str, there: Mapping[str, str]) -> str:
 
 
 def _from_folder(target: str) -> Target:
+    """The model in a folder, or of a name of the hub: one of ours, or one that transformers knows,
+    whose weights may be missing."""
     from addnorm.files import folders
     from addnorm.pretrained import holds_run_or_adapter, is_ours
 
@@ -301,7 +323,8 @@ def _from_folder(target: str) -> Target:
     try:
         folder = folders.find(target)
     except folders.WeightsError as error:
-        raise Refusal(str(error) if path.exists() else _nowhere(target, error.__cause__)) from None
+        message = str(error) if path.exists() else _not_there(target, error.__cause__)
+        raise Refusal(message) from None
     config = folders.read_json(folder / folders.CONFIG)
     weights = any((folder / name).exists() for name in folders.WEIGHTS)
     ours = (folder / folders.CHECKSUMS).exists() or is_ours(config.get("model_type"))
@@ -310,8 +333,9 @@ def _from_folder(target: str) -> Target:
     return _from_transformers(target, folder, weights)
 
 
-def _nowhere(target: str, error: BaseException | None) -> str:
-    """That there is nothing of this name, and what the hub said if it was asked."""
+def _not_there(target: str, error: BaseException | None) -> str:
+    """The message that there is nothing of this name, with what may be meant; ``error`` is what the
+    hub said, None if it was not asked."""
     hub = ""
     if error is not None:
         hub = (
@@ -321,9 +345,9 @@ def _nowhere(target: str, error: BaseException | None) -> str:
         )
     file = Path(f"{target}.py").expanduser()
     inner = Path(target.replace(".", "/") + ".py")
-    for there in (file, inner):
-        if there.is_file():
-            return f"{target} is not a folder; did you mean {there}?"
+    for near_file in (file, inner):
+        if near_file.is_file():
+            return f"{target} is not a folder; did you mean {near_file}?"
     first = target.partition(".")[0]
     if target.replace(".", "").isidentifier() and _is_module(first):
         return (
@@ -337,6 +361,7 @@ def _nowhere(target: str, error: BaseException | None) -> str:
 
 
 def _is_module(name: str) -> bool:
+    """Whether Python could import it; nothing is imported."""
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):  # a module without a spec, as __main__ is
@@ -344,7 +369,8 @@ def _is_module(name: str) -> bool:
 
 
 def _from_transformers(target: str, folder: Path, weights: bool) -> Target:
-    """The class that the configuration names, by transformers."""
+    """A model of the class that the configuration names, by transformers; without ``weights`` as it
+    is initialized."""
     try:
         from addnorm import hf
     except ImportError as error:

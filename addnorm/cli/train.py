@@ -131,6 +131,7 @@ def run(options: Options) -> int:
 
 
 def _overfit(config: "Config", rows: int) -> int:
+    """Try to learn so many rows by heart and print the outcome; the exit status, 1 if it failed."""
     from addnorm.tasks.overfit import overfit
 
     with ProgressBar("overfitting", patience=PATIENCE, interval=INTERVAL) as bar:
@@ -140,6 +141,8 @@ def _overfit(config: "Config", rows: int) -> int:
 
 
 def _config(options: Options) -> "Config":
+    """The settings of the run to begin or resume, from all that was given: words of the command
+    line override the file, and this the recipe. A Refusal of options that contradict each other."""
     from addnorm import settings
     from addnorm.tasks.recipes import RECIPES
     from addnorm.training.config import Config
@@ -157,7 +160,7 @@ def _config(options: Options) -> "Config":
                 f"--resume continues {options.resume}, --overwrite would replace it: leave out "
                 "one of them"
             )
-        return _of_run(options.resume).changed(settings.from_assignments(options.settings))
+        return _run_config(options.resume).changed(settings.from_assignments(options.settings))
     name = options.recipe or "stdlib_cpu"
     if name not in RECIPES:
         raise Refusal(unknown_name("recipe", name, RECIPES))
@@ -177,7 +180,8 @@ def _config(options: Options) -> "Config":
     return config.changed(from_file, words)
 
 
-def _of_run(folder: Path) -> "Config":
+def _run_config(folder: Path) -> "Config":
+    """The settings of the run in a folder; a Refusal of one that no command began."""
     from addnorm.training.config import Config
     from addnorm.training.run_folder import read
 
@@ -191,6 +195,7 @@ def _of_run(folder: Path) -> "Config":
 
 
 def _conclude(folder: Path) -> None:
+    """Print what the run in a folder reached, its last sample, and where its files are."""
     from addnorm.records import objects
     from addnorm.training.run_folder import SAMPLES, read
 
@@ -210,6 +215,8 @@ def _conclude(folder: Path) -> None:
 
 
 def _list(folder: Path) -> int:
+    """Print a line for every run directly in a folder; a Refusal if there is none. Runs whose state
+    cannot be read are told on stderr."""
     from addnorm.settings import SettingsError
     from addnorm.training.run_folder import STATE, read
 

@@ -275,7 +275,7 @@ class Kit:
         return self.subject
 
     def _measure(self) -> None:
-        """Fill ``measured``, a ``Width`` for each; an eps that nobody claims is what is measured."""
+        """Fill ``measured``, a ``Width`` for each; an eps that nobody claims is measured, too."""
         for dim in self.widths:
             module = self.of_width(dim)
             x = torch.zeros(3, 5, dim, device=self.device)
@@ -341,8 +341,8 @@ class Kit:
         return self._eps[dtype]
 
     def _read_eps(self, dtype: torch.dtype) -> float:
-        """``eps_in``, measured on rows so small that eps rules; ``used_eps`` where it is the same up
-        to rounding, or cannot be measured."""
+        """``eps_in``, measured on rows so small that eps rules; ``used_eps`` where it is the same
+        up to rounding, or cannot be measured."""
         w = self.first
         assert w.match is not None
         if not w.probe.is_bare or w.dim < 2:

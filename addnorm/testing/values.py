@@ -173,7 +173,7 @@ def _kind_at(kit: Kit, m: Match, evidence: dict[str, Any]) -> Answers:
 
 
 def _eps_at(kit: Kit, w: Width, m: Match, evidence: dict[str, Any]) -> Answers:
-    """An eps that is missing, or another than the one claimed. ``evidence`` is that of the formula."""
+    """An eps that is missing, or another than the one claimed; ``evidence`` is the formula's."""
     if m.formula.form == "bare" or "norm-not-normalizing" in m.formula.mistakes:
         return
     claimed = kit.claimed

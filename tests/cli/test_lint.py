@@ -198,7 +198,7 @@ def test_each_error_of_made_up_calls_is_told_once() -> None:
         "them\n  x=ids (T=7): TypeError: a\n  x=image (1, 2, 2) (T=7): ValueError: b: c\n"
         "  x=ids (T=3): TypeError: a\nGive a batch of your own: lint(model, inputs=tensor)"
     )
-    _, first, second, advice, *_ = command._reason(why).splitlines()
+    _, first, second, advice, *_ = command._reason_in_full(why).splitlines()
     assert first == "  x=ids (T=7) and 1 more: TypeError: a"
     assert second == "  x=image (1, 2, 2) (T=7): ValueError: b: c"
     assert advice.startswith("To use your own inputs")

@@ -246,7 +246,7 @@ def test_what_there_is_when_interrupted(
         yield predict.Input("a", "a")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "_lines", lines)
+    monkeypatch.setattr(predict, "_stdin_inputs", lines)
     assert main(["predict", run, "-", "--batch-size", "1"]) == 130
     told = capsys.readouterr()
     assert told.out.endswith(" a\n")
@@ -266,7 +266,7 @@ def test_a_reader_that_has_enough(run: str, monkeypatch: pytest.MonkeyPatch) -> 
         def flush(self) -> None:
             raise BrokenPipeError
 
-    monkeypatch.setattr(predict, "_lines", lines)
+    monkeypatch.setattr(predict, "_stdin_inputs", lines)
     monkeypatch.setattr(sys, "stdout", Closed())
     assert main(["predict", run, "-", "--batch-size", "1"]) == 1
     assert read == ["a"]
