@@ -9,6 +9,8 @@ def clean(value: object) -> str:
 
 
 def _letter(c: str) -> str:
+    """A character, or the sign for one that HTML does not allow: controls, surrogates and
+    noncharacters."""
     code = ord(c)
     if code < 32 and c not in "\n\t":
         return chr(0x2400 + code)  # the sign for this control character

@@ -57,8 +57,8 @@ def _title(metric: str) -> str:
     return TITLES.get(metric, f"held-out {metric}")
 
 
-def _what(story: Story) -> str:
-    """What is trained, on what."""
+def _subject_clause(story: Story) -> str:
+    """What is trained, on what: "A model of 4 layers ..., on my.txt"."""
     c = story.config
     words = str(story.state.get("noun", "A model"))
     if c.get("init_from"):
@@ -71,8 +71,8 @@ def _what(story: Story) -> str:
     return words + (f", on {name}" if name else "")
 
 
-def _how(story: Story) -> str:
-    """How it ended, or how far it is."""
+def _outcome_clause(story: Story) -> str:
+    """How it ended, or how far it is: "finished after 500 steps"."""
     so_far = f"{story.step:,} of {story.steps:,} steps" if story.steps else f"{story.step:,} steps"
     at = f"step {story.step:,}" + (f" of {story.steps:,}" if story.steps else "")
     if story.finished:
@@ -111,7 +111,7 @@ def _facts(story: Story) -> str:
         facts.append((_title(metric), DASH, "no evaluation yet"))
     bits = evaluations.points("bits_per_byte")
     if bits:
-        facts.append(("bits per byte", exact(bits[-1][1]), _beside(state.get("compressed"))))
+        facts.append(("bits per byte", exact(bits[-1][1]), _compressors(state.get("compressed"))))
     counts = [as_float(state.get("tokens")), *train.values("tokens")[-1:]]
     tokens = max((c for c in counts if math.isfinite(c)), default=0.0)
     facts.append(
@@ -131,8 +131,8 @@ def _facts(story: Story) -> str:
 
 
 def _where_best(story: Story, best: float) -> str:
-    """The step of the best value. An evaluation of everything is not compared: what is, at that
-    step too, is the part that all evaluations see."""
+    """The step of the best value, in words; "" if no record has it. An evaluation of everything is
+    not compared: what is, at that step too, is the part that all evaluations see."""
     for record in story.evaluations.records:
         if record.get(story.metric) == best:
             return f"step {record['step']:,}"
@@ -140,8 +140,9 @@ def _where_best(story: Story, best: float) -> str:
     return f"step {whole[-1]:,}, on what every evaluation sees" if whole else ""
 
 
-def _beside(compressed: object) -> str:
-    """What general compressors need for the same bytes."""
+def _compressors(compressed: object) -> str:
+    """The bits per byte that general compressors need for the same bytes, by their names, from
+    ``compressed`` in run.json."""
     if not isinstance(compressed, dict) or not compressed:
         return "on all that is held out"
     return ", ".join(f"{name}: {exact(as_float(bits))}" for name, bits in compressed.items())
@@ -160,6 +161,7 @@ def _curves(story: Story) -> str:
 
 
 def _evaluations(story: Story) -> str:
+    """A folded table of the evaluations, ``ROWS`` of them at most; "" where there is none."""
     names, records = story.metrics, story.evaluations.records
     if not records or not names:
         return ""
@@ -204,7 +206,7 @@ def _samples(story: Story) -> str:
 
 
 def _sample(text: str) -> str:
-    """Its beginning, and more of it on demand."""
+    """A sample as HTML: its beginning, and more of it, up to ``MOST`` letters, on demand."""
     head = "\n".join(text.split("\n")[:LINES])[:LETTERS]
     rest = text[len(head) : MOST]
     block = f'<pre class="sample" tabindex="0">{clean(head)}</pre>'
@@ -247,6 +249,7 @@ def _settings(story: Story) -> str:
 
 
 def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of code: the first cell of a row is its head. ``heads`` are HTML, all else text."""
     top = "".join(f'<th scope="col">{h}</th>' for h in heads)
     body = "".join(
         f'<tr><th scope="row"><code>{clean(row[0])}</code></th>'
@@ -275,6 +278,7 @@ ENVIRONMENT = {
 
 
 def _environment(story: Story) -> str:
+    """What the run ran on, by the keys of run.json that ``ENVIRONMENT`` has."""
     rows = [(name, as_text(story.state[k])) for k, name in ENVIRONMENT.items() if k in story.state]
     if not rows:
         return "<p>There is no run.json yet, or it cannot be read.</p>"
@@ -282,7 +286,8 @@ def _environment(story: Story) -> str:
 
 
 def _onward(story: Story) -> str:
-    """Commands that go on from here."""
+    """Commands that go on from here: to resume, in the way that fits how it ended, and those that
+    the run itself names for its model, with ``{model}`` for the folder."""
     folder, config = shlex.quote(str(story.folder)), story.config
     several = as_count(story.state.get("processes")) or 1
     start = f"torchrun --standalone --nproc-per-node {several} -m " if several > 1 else ""
@@ -339,7 +344,9 @@ def render(story: Story) -> str:
         mishaps.append(f"{plural(skipped, 'step')} left out")
     if rollbacks := as_count(story.state.get("rollbacks")):
         mishaps.append(f"{plural(rollbacks, 'time')} back to a checkpoint")
-    lead = f"{_what(story)}: {_how(story)}" + "".join(f"; {what}" for what in mishaps)
+    lead = f"{_subject_clause(story)}: {_outcome_clause(story)}" + "".join(
+        f"; {what}" for what in mishaps
+    )
     body = f"""<main>
 <header>
 <p class="kicker">addnorm train</p>

@@ -29,10 +29,12 @@ EARLY, LONG = 0.05, 1000  # the share of a run of LONG steps whose loss may be b
 CROSS, WEDGE = "\u00d7", "▽"  # how marks in plots are told
 WIDE, NARROW, HALF = 1120, 358, (480, 260)  # width of the window's plots; size of one of a pair
 Size = tuple[int, int]
-Line = Sequence[tuple[float, float]]  # share, value
+Line = Sequence[tuple[float, float]]  # share of the width, value
 
 
 def _plot(size: Size, edges: tuple[float, float], log: bool, right: int = 12) -> Plot:
+    """An empty plot; ``edges`` as ``extent`` or, of an even axis, ``even_extent`` gives them, and
+    ``right`` the room for names in pixels."""
     measure: Callable[[float], float] = math.log10 if log else float
     return Plot(Frame(*size, 56, right, *edges, top=16, measure=measure))
 
@@ -58,6 +60,7 @@ class MetricChart:
         self.train = Curve(story.train.points(column), self.last)
         records = story.evaluations.records
         values = [(r["step"], as_float(r[metric]), r.get("whole")) for r in records if metric in r]
+        # evaluations of a part of what is held out, and of all of it
         self.glances = Curve([(s, v) for s, v, whole in values if whole is not True], self.last)
         self.whole = Curve([(s, v) for s, v, whole in values if whole is True], self.last)
 
@@ -88,7 +91,8 @@ class MetricChart:
     def _edges(
         self, inside: Sequence[float], places: Sequence[Pixel], log: bool
     ) -> tuple[float, float]:
-        """All that is smooth, and of the single steps what is not too far from it."""
+        """The edges of the axis of values: they hold ``inside``, which is smooth, and of the single
+        steps in ``places`` what is not too far from it."""
         if log:
             return extent(inside, most=math.inf)
         low, high = min(inside, default=0.0), max(inside, default=1.0)
@@ -99,12 +103,12 @@ class MetricChart:
 
 
 def _inside(frame: Frame, line: Line) -> Line:
-    """With gaps where it is beyond the edges."""
+    """The line with gaps (NaN) where it is beyond the edges."""
     return [(share, v if frame.holds(v) else math.nan) for share, v in line]
 
 
 def metric_chart(story: Story, metric: str, column: str, title: str) -> str:
-    """A metric of the evaluations and the training's own ``column``."""
+    """A metric of the evaluations and the training's own ``column``, as HTML."""
     chart = MetricChart(story, metric, column)
     words = _in_words(chart)
     label = f"{title} over the steps. {words}"
@@ -113,7 +117,7 @@ def metric_chart(story: Story, metric: str, column: str, title: str) -> str:
 
 
 def _in_words(chart: MetricChart) -> str:
-    """A curve in words."""
+    """What a chart shows, in sentences; under it, and for those who cannot see it."""
     words = []
     line = smooth(chart.train.thinned(1000))
     finite = chart.train.finite_points
@@ -160,6 +164,7 @@ def steering(story: Story) -> str:
 
 
 def _rate(story: Story) -> str:
+    """The chart of the learning rate."""
     curve = Curve(story.train.points("lr"), story.step)
     plot = _plot(HALF, (0.0, even_extent([0.0, *curve.values])[1]), log=False)
     plot.axes(step_labels(plot.frame, story.step))
@@ -176,6 +181,8 @@ def _rate(story: Story) -> str:
 
 
 def _gradient(story: Story) -> str:
+    """The chart of the gradient's norm; a step that was left out has a wedge over it, or a cross if
+    its gradient was not finite."""
     curve = Curve(story.train.points("grad_norm"), story.step)
     places = curve.thinned(HALF[0] - 112)
     clip = as_float(story.config.get("clip"))
@@ -195,6 +202,8 @@ def _gradient(story: Story) -> str:
 
 
 def _gradient_in_words(curve: Curve, clip: float, wedged: Sequence[int]) -> str:
+    """``wedged`` are the steps that were left out though their gradient was finite; ``clip`` is NaN
+    or 0 where nothing is clipped."""
     words = []
     if points := curve.finite_points:
         top = max(points, key=_second)
@@ -232,6 +241,8 @@ def stream(story: Story) -> str:
 
 
 def _by_layer(rows: Sequence[tuple[int, list[float]]]) -> str:
+    """The chart of the stream over the layers, at the steps nearest to ``MOMENTS``; ``rows`` are
+    (step, RMS after each sublayer)."""
     last = rows[-1][0]
     nearest = [
         min((abs(step - m * last), step, values) for step, values in rows)[1:] for m in MOMENTS
@@ -257,6 +268,7 @@ def _by_layer(rows: Sequence[tuple[int, list[float]]]) -> str:
 
 
 def _over_steps(rows: Sequence[tuple[int, list[float]]], last: int) -> str:
+    """The chart of three layers over the steps up to ``last``; ``rows`` as in ``_by_layer``."""
     size = len(rows[0][1])
     layers = sorted({0, (size - 1) // 2, size - 1})
     curves = {i: Curve([(step, values[i]) for step, values in rows], last) for i in layers}

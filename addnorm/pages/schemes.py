@@ -48,7 +48,7 @@ class Design:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> "Design":
-        """One that was read."""
+        """From an entry of "designs" in schemes.json, which ``lab.profile.LabReport`` writes."""
         return cls(
             **{name: entry[name] for name in WORDS},
             curves={
@@ -164,7 +164,8 @@ class Charts:
 
 
 def _band(curve: Sequence[Spread]) -> list[Pixel]:
-    """Nothing where not all of it can be drawn."""
+    """From the lowest to the highest seed at each place of a curve; [] where not all of it can be
+    drawn."""
     if not all(drawable(v) for s in curve for v in (s.low, s.high)):
         return []
     shares = (share for share, _ in evenly([s.median for s in curve]))
@@ -172,6 +173,7 @@ def _band(curve: Sequence[Spread]) -> list[Pixel]:
 
 
 def _ends(values: Sequence[float]) -> str:
+    """The first and the last value, in words."""
     return f"{number(values[0])} to {number(values[-1])}"
 
 
@@ -228,6 +230,7 @@ class Strip:
 
 
 def _slope(e: Spread | None) -> str:
+    """An exponent with its extremes over the seeds, as HTML."""
     if e is None:
         return '<span class="muted">not defined</span>'
     median, low, high = (with_minus(slope(v)) for v in (e.median, e.low, e.high))
@@ -235,6 +238,7 @@ def _slope(e: Spread | None) -> str:
 
 
 def _table(designs: Sequence[Design], depths: Sequence[int]) -> str:
+    """The table of all designs: values at the largest depth, and how they grow with depth."""
     deep = depths[-1]
     columns = {
         "stream_mean_square": ("Stream", "mean square"),
@@ -288,6 +292,8 @@ def _paper(text: str) -> str:
 
 
 def _card(i: int, design: Design, charts: Sequence[Charts], deep: int) -> str:
+    """The section of one design, the ``i``-th, to which the table links; ``deep`` is the largest
+    depth."""
     equations = "".join(f'<p class="equation">{_equation(e)}</p>' for e in design.equations)
     papers = "".join(f"<p>{_paper(p)}</p>" for p in dict.fromkeys(design.papers))
     note = f"<p><strong>{escape(design.note)}</strong></p>" if design.note else ""
