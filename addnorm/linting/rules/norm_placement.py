@@ -184,8 +184,9 @@ def _shared(s: Structure) -> Answers:
         block = s.block(calls[0].path)
         around = [n for name, n in times.items() if block and within(name, block)]
         whole = bool(around) and min(around) >= len(calls) // 2 and max(around) >= 2
-        if not block:  # a recurrence calls its norm and its weights at every step
-            whole = any(n >= len(calls) for n in times.values())
+        if not block:  # a recurrence calls its norm and its weights at every step, but its weights
+            # not at the first, where the state is zeros
+            whole = any(n >= max(len(calls) - 1, 2) for n in times.values())
         if _inside_one_branch(s, calls):
             continue
         yield SHARED_NORM(
