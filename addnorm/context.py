@@ -23,6 +23,19 @@ class Cache(Protocol):
         """The keys and values of the encoder's output, made at the first call and kept."""
 
 
+class StateCache(Protocol):
+    """What a recurrent model needs of a cache. ``key`` names the layers that ask."""
+
+    def length(self, key: Hashable) -> int | Tensor:
+        """How many tokens were read, as of ``Cache``."""
+
+    def state(self, key: Hashable) -> tuple[Tensor, ...] | None:
+        """What the forwards before this one have left, rows first; None: there were none."""
+
+    def leave(self, key: Hashable, state: tuple[Tensor, ...]) -> None:
+        """The state after this forward's tokens, rows first."""
+
+
 class Memory(NamedTuple):
     """The encoder's output, for cross-attention, and who may look at it."""
 

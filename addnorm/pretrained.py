@@ -16,7 +16,16 @@ from torch import nn
 from addnorm.adapt import adapted
 from addnorm.adapt import files as adapters
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.files import bert, classifier, folders, gpt, gpt_classifier, register, seq2seq
+from addnorm.files import (
+    bert,
+    classifier,
+    folders,
+    gpt,
+    gpt_classifier,
+    recurrent,
+    register,
+    seq2seq,
+)
 from addnorm.files.folders import CONFIG, WeightsError
 from addnorm.files.register import Loaded, ModelKind, kind_of
 from addnorm.models.gpt import GPT
@@ -30,7 +39,8 @@ PUBLISHED = ("gpt2", "bert", "marian")
 BASE, ADAPTER = "base", "adapter"
 """Where a model and its adapter are that cannot be one, a prefix or a bottleneck."""
 
-for _kind in (gpt.KIND, gpt_classifier.KIND, classifier.KIND, bert.KIND, seq2seq.KIND):
+KINDS = (gpt.KIND, gpt_classifier.KIND, classifier.KIND, bert.KIND, seq2seq.KIND, recurrent.KIND)
+for _kind in KINDS:
     register.register(_kind)
 
 

@@ -55,7 +55,7 @@ ROAD = {
     "catalogue": "norms stream branches",
     "schemes": "norms init stream joins catalogue",
     "generation": "ops context",
-    "models": "data norms context init stream positions branches schemes generation",
+    "models": "data norms context init stream positions recurrent branches schemes generation",
     "uses": "data generation",
     "files": "data positions schemes generation models uses",
     "adapt": "stream positions branches models files",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, final
 from addnorm import reading
 from addnorm.cli import output
 from addnorm.cli.arguments import Positional, arg, optional
-from addnorm.cli.models import as_language_model, open_model
+from addnorm.cli.models import as_gpt, open_model
 from addnorm.cli.refusal import Refusal
 from addnorm.progress import ProgressBar
 
@@ -110,7 +110,7 @@ Options = Hf | Onnx | Gguf
 
 def run(options: Options) -> int:
     """Returns the exit status."""
-    model, tokenizer = as_language_model(open_model(options.model), options.model)
+    model, tokenizer = as_gpt(open_model(options.model), options.model)
     from addnorm.export import CheckFailed, ExportError
 
     with ProgressBar() as bar:

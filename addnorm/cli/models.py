@@ -1,12 +1,13 @@
 """What a command's MODEL may be: a folder, a run's folder, a model of the Hugging Face hub."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Literal, cast, final
 
 from addnorm.cli.refusal import Refusal
 
 if TYPE_CHECKING:
     from addnorm.data.tokenizer import Tokenizer
+    from addnorm.generation.decode import LanguageModel
     from addnorm.models.gpt import GPT
     from addnorm.pretrained import Loaded, ModelKind
 
@@ -47,29 +48,44 @@ def kind_of_model(loaded: "Loaded") -> "ModelKind":
     return kind_of(loaded.model)
 
 
-def as_language_model(loaded: "Loaded", target: str) -> "tuple[GPT, Tokenizer | None]":
-    """A language model and its tokenizer, if there is one; a ``Refusal`` of any other kind."""
+def as_writer(loaded: "Loaded", target: str) -> "tuple[LanguageModel, Tokenizer]":
+    """A language model of any kind and its tokenizer; a ``Refusal`` if it is none, or if there is
+    no tokenizer beside it."""
     from addnorm.data.tokenizer import Tokenizer
-    from addnorm.models.gpt import GPT
 
-    if not isinstance(loaded.model, GPT):
-        kind = kind_of_model(loaded)
-        way = f": use addnorm predict {target}" if kind.use is not None else ""
-        raise Refusal(f"{target} is {kind.noun}, and this command needs a language model{way}")
-    tokenizer = loaded.tokenizer
-    assert tokenizer is None or isinstance(tokenizer, Tokenizer)
-    return loaded.model, tokenizer
-
-
-def as_writer(loaded: "Loaded", target: str) -> "tuple[GPT, Tokenizer]":
-    """A language model and its tokenizer; a ``Refusal`` if there is none beside it."""
-    model, tokenizer = as_language_model(loaded, target)
-    if tokenizer is None:
+    if not kind_of_model(loaded).writes:
+        raise _no_writer(loaded, target)
+    if loaded.tokenizer is None:
         raise Refusal(
             f"{target} has no tokenizer: put its tokenizer.json there, or GPT-2's vocab.json and "
             "merges.txt, or save the model with tokenizer=..."
         )
-    return model, tokenizer
+    assert isinstance(loaded.tokenizer, Tokenizer)
+    return cast("LanguageModel", loaded.model), loaded.tokenizer
+
+
+def as_gpt(loaded: "Loaded", target: str) -> "tuple[GPT, Tokenizer | None]":
+    """A ``GPT`` and its tokenizer, if there is one; a ``Refusal`` of any other kind."""
+    from addnorm.data.tokenizer import Tokenizer
+    from addnorm.models.gpt import GPT
+
+    kind = kind_of_model(loaded)
+    if not kind.writes:
+        raise _no_writer(loaded, target)
+    if not isinstance(loaded.model, GPT):
+        raise Refusal(
+            f"{target} is {kind.noun}, and what this command writes is read by programs for "
+            "Transformers only: it stays in addnorm's own format, for addnorm.load"
+        )
+    assert loaded.tokenizer is None or isinstance(loaded.tokenizer, Tokenizer)
+    return loaded.model, loaded.tokenizer
+
+
+def _no_writer(loaded: "Loaded", target: str) -> Refusal:
+    """What a command for language models says to any other, with the one that serves it."""
+    kind = kind_of_model(loaded)
+    way = f": use addnorm predict {target}" if kind.use is not None else ""
+    return Refusal(f"{target} is {kind.noun}, and this command needs a language model{way}")
 
 
 def _device(name: str) -> str:

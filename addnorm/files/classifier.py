@@ -15,7 +15,7 @@ from addnorm.errors import Mendable, value_in_short
 from addnorm.files import folders
 from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError
 from addnorm.files.register import Loaded, ModelKind
-from addnorm.files.tensors import SAFETENSORS_DTYPES, entries
+from addnorm.files.tensors import state_of
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
 from addnorm.uses.label_sets import LabelSets
 from addnorm.uses.labels import Labels
@@ -59,22 +59,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
         with torch.device("meta"):
             model = TextClassifier(config)
         shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        tensors = entries(folder)
-        for name in sorted(shapes.keys() | tensors.keys()):
-            want, shape = shapes.get(name), tensors[name].shape if name in tensors else None
-            if want != shape or tensors[name].dtype not in SAFETENSORS_DTYPES.values():
-                raise WeightsError(
-                    f"{folder}: the weights and {CONFIG} belong to different models: {name} is "
-                    f"{shape and tensors[name].dtype} {shape}, expected {want}"
-                )
-        files = sorted({entry.file for entry in tensors.values()})
-        folders.seal(folder, files)
-        state = {}
-        for name, entry in tensors.items():
-            t = folders.finite(entry.file, name, entry.read())
-            if dtype is not None:
-                t = folders.finite(entry.file, f"{name} as {dtype}", t.to(dtype))
-            state[name] = t.clone()
+        state = state_of(folder, shapes, dtype)
         model.load_state_dict(state, strict=True, assign=True)
     tokenizer = Tokenizer.from_pretrained(folder)
     if tokenizer.vocab_size > config.vocab_size:

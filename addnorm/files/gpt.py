@@ -459,4 +459,5 @@ KIND = ModelKind(
     instead="addnorm generate continues a text with it, and addnorm eval measures how probable it "
     "finds one",
     classifier=_beginning,
+    writes=True,
 )

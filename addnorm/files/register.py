@@ -86,6 +86,8 @@ class ModelKind:
     """What one does with such a model; None: it is not asked for answers."""
     instead: str = ""
     """How a model that has no use is used, for messages."""
+    writes: bool = False
+    """Whether it continues texts: a ``generation.LanguageModel``."""
     classifier: Callable[[Path, int, bool, float], Beginning] | None = None
     """(folder, classes, several, dropout): a classifier that begins as the model in a folder;
     ``several``: whether a text may have several classes. None: none can begin so."""

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from addnorm import reading
-from addnorm.files.folders import SAFETENSORS, WEIGHTS, WeightsError, content, read_json
+from addnorm.files.folders import (
+    CONFIG,
+    SAFETENSORS,
+    WEIGHTS,
+    WeightsError,
+    content,
+    finite,
+    read_json,
+    seal,
+)
 from addnorm.words import first_line
 
 
@@ -66,6 +75,29 @@ def entries(folder: Path) -> dict[str, StoredTensor]:
                 raise WeightsError(f"{folder / shard} holds {tensor}, which {name} does not say")
             by_name[tensor] = entry
     return by_name
+
+
+def state_of(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """The values of a model whose tensors are stored by their own names: all of them, checked, and
+    nothing besides; ``dtype`` None keeps what is stored."""
+    tensors = entries(folder)
+    for name in sorted(shapes.keys() | tensors.keys()):
+        want, shape = shapes.get(name), tensors[name].shape if name in tensors else None
+        if want != shape or tensors[name].dtype not in SAFETENSORS_DTYPES.values():
+            raise WeightsError(
+                f"{folder}: the weights and {CONFIG} belong to different models: {name} is "
+                f"{shape and tensors[name].dtype} {shape}, expected {want}"
+            )
+    seal(folder, sorted({entry.file for entry in tensors.values()}))
+    state = {}
+    for name, entry in tensors.items():
+        t = finite(entry.file, name, entry.read())
+        if dtype is not None:
+            t = finite(entry.file, f"{name} as {dtype}", t.to(dtype))
+        state[name] = t.clone()
+    return state
 
 
 def _open(file: Path) -> dict[str, StoredTensor]:

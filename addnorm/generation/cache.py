@@ -1,4 +1,5 @@
 """A key-value cache in memory that is set aside beforehand: ``context.Cache`` for generation.
+Of a recurrent model it has the state instead: ``context.StateCache``.
 
 Buffers (B, heads, capacity, head_dim) are made at the first forward and filled from the left. When
 they are full they are replaced by larger ones; capacities are 256, 1024, 4096, ..., so that this is
@@ -18,7 +19,7 @@ FIRST, FACTOR = 256, 4  # of the capacities; 512 tokens then cost a compiler thr
 
 @final
 class StaticCache:
-    """Keys and values of all sublayers, whose lengths are the same.
+    """Keys and values of all sublayers, whose lengths are the same; or a state.
 
     Around every forward the caller says ``reserve(new)`` before and ``advance(new)`` after it. A
     forward that was interrupted has then changed nothing: the next one writes to the same slots.
@@ -35,6 +36,8 @@ class StaticCache:
         self._slot: Tensor | None = None  # `filled`, for a compiler
         self._own: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self._memory: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self._states: dict[Hashable, tuple[Tensor, ...]] = {}
+        self._left: dict[Hashable, tuple[Tensor, ...]] = {}  # by the last forward
 
     # --- for the caller ---------------------------------------------------------------------------
 
@@ -57,8 +60,10 @@ class StaticCache:
         """What the last forward wrote is there from now on."""
         self.filled += new
         self._fresh = False
+        self._states |= self._left
+        self._left = {}
         if self._slot is None:
-            device = next(iter(self._own.values()))[0].device
+            device = next(iter((self._own | self._states).values()))[0].device
             self._slot = torch.zeros((), dtype=torch.long, device=device)
         self._slot.fill_(self.filled)
 
@@ -70,6 +75,8 @@ class StaticCache:
         for store in (self._own,) if same_memory else (self._own, self._memory):
             for key, (k, v) in store.items():
                 store[key] = k.index_select(0, rows), v.index_select(0, rows)
+        for key, state in self._states.items():
+            self._states[key] = tuple(s.index_select(0, rows) for s in state)
 
     # --- for attention ----------------------------------------------------------------------------
 
@@ -112,6 +119,18 @@ class StaticCache:
         if key not in self._memory:
             self._memory[key] = make()
         return self._memory[key]
+
+    # --- for a recurrent model --------------------------------------------------------------------
+
+    def state(self, key: Hashable) -> tuple[Tensor, ...] | None:
+        """That of the last forward which ``advance`` followed."""
+        return self._states.get(key)
+
+    def leave(self, key: Hashable, state: tuple[Tensor, ...]) -> None:
+        """Counts from the next ``advance`` on."""
+        self._left[key] = state
+
+    # --- buffers ----------------------------------------------------------------------------------
 
     def _widened(self, t: Tensor) -> Tensor:
         """A tensor (B, Hkv, S, D) at the beginning of a buffer of ``capacity`` slots. The others

@@ -52,7 +52,7 @@ class LanguageModel(Protocol):
     def modules(self) -> Iterator[nn.Module]: ...
 
 
-def lay_out_for_decoding(model: nn.Module) -> None:
+def lay_out_for_decoding(model: LanguageModel) -> None:
     """Store wide float32 matrices column by column, in place: names, shapes and values stay.
 
     A step of one row is a matrix times a vector, which CPUs compute faster if the matrix is laid

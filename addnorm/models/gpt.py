@@ -27,6 +27,7 @@ from addnorm.generation.decode import generate_ids
 from addnorm.init import InitRule
 from addnorm.models import storage
 from addnorm.models.gpt_config import MLPS, PRESETS, GPTConfig
+from addnorm.models.ids import check_ids
 from addnorm.positions import ALiBi, AttentionPosition, Learned, RoPE, Sinusoidal
 from addnorm.stream import Stack
 
@@ -223,11 +224,7 @@ class GPT(nn.Module):
 
     def _check(self, ids: Tensor, past: int | Tensor) -> None:
         c = self.config
-        if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
-            raise Mendable(
-                "ids must be whole numbers of shape (B, T) in int64 or int32, got "
-                f"{tuple(ids.shape)} in {ids.dtype}"
-            )
+        check_ids(ids, c.vocab_size)
         if not isinstance(past, Tensor) and c.position == "learned":  # a tensor: while compiling
             length = past + ids.shape[1]
             if length > c.context_length:
@@ -235,11 +232,6 @@ class GPT(nn.Module):
                     f"a sequence of {length} tokens is longer than the context of "
                     f"{c.context_length}"
                 )
-        if not torch.compiler.is_compiling() and ids.numel():
-            low, high = (int(v) for v in ids.aminmax())
-            if low < 0 or high >= c.vocab_size:
-                wrong = high if high >= c.vocab_size else low
-                raise Mendable(f"id {wrong} is outside the vocabulary of {c.vocab_size}")
 
 
 def _positions(c: GPTConfig) -> Learned | Sinusoidal | None:
