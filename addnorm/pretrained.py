@@ -30,7 +30,16 @@ from addnorm.files.folders import CONFIG, WeightsError
 from addnorm.files.register import Loaded, ModelKind, kind_of
 from addnorm.models.gpt import GPT
 
-__all__ = ["Loaded", "ModelKind", "holds_run_or_adapter", "is_ours", "kind_of", "load", "save"]
+__all__ = [
+    "Loaded",
+    "ModelKind",
+    "holds_run_or_adapter",
+    "is_ours",
+    "kind_of",
+    "load",
+    "model_folder",
+    "save",
+]
 
 RUN = "model"
 """Where a run keeps the model that it made."""
@@ -54,7 +63,7 @@ def load(
     keeps what is stored. What is damaged or not understood is a ``WeightsError``, which says where
     and what to do.
     """
-    folder = _model_folder(folders.find(path_or_id))
+    folder = model_folder(path_or_id)
     if not _has_adapter_beside(folder):
         return register.read(folder, dtype)
     loaded = register.read(folder / BASE, dtype)
@@ -106,8 +115,10 @@ def is_ours(model_type: object) -> bool:
     return register.is_known(model_type) and model_type not in PUBLISHED
 
 
-def _model_folder(folder: Path) -> Path:
-    """Where the model is: in the folder itself, or in that of a run in it."""
+def model_folder(path_or_id: str | os.PathLike[str]) -> Path:
+    """Where the model is that a folder or an id of the hub names: there, or in that of a run in
+    it."""
+    folder = folders.find(path_or_id)
     run = folder / RUN
     return run if not (folder / CONFIG).exists() and run.is_dir() else folder
 

@@ -68,7 +68,7 @@ ROAD = {
     "linting": "anatomy",  # never models: it must work on anybody's
     "testing": "anatomy linting",
     "training": "norms stream positions files adapt pages",
-    "tasks": "data schemes generation models uses files adapt training",
+    "tasks": "data schemes generation models uses files adapt pretrained training",
     "lab": "norms stream branches catalogue schemes",
     "cli": "ops data schemes models files pretrained hf generation export pages anatomy linting "
     "training tasks lab uses",

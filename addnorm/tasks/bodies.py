@@ -16,6 +16,7 @@ from addnorm.files import classifier, folders, register
 from addnorm.files.register import Beginning
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
 from addnorm.models.texts import TextFrame
+from addnorm.pretrained import model_folder
 from addnorm.settings import SettingsError
 from addnorm.tasks.beginnings import put_adapter
 from addnorm.training.memory import counted
@@ -110,7 +111,7 @@ class Pretrained(Body):
         self.init_from, self.adapt = init_from, adapt
         self.choices = classes, several, dropout
         try:
-            self.folder = folders.find(init_from)
+            self.folder = model_folder(init_from)
             self.start = folders.identity(self.folder)
             kind = register.kind_in(self.folder)
             if kind.classifier is None:
