@@ -1,0 +1,201 @@
+"""Which section a man page is of, from its text: csv files with text, label, package.
+
+Source: the man pages of the Debian 12 packages in ``manpages.txt``, taken with apt-get at the
+versions and with the SHA-256 there (amd64). Licences: those of the packages, most of them GPL,
+LGPL, BSD or MIT, others Apache-2.0, the curl, OpenSSL, PostgreSQL and X11 licences; each stands in
+/usr/share/doc/PACKAGE/copyright of its package. Nothing of them is in this repository, and what
+this script writes is under the same licences.
+
+    python benchmarks/datasets/manpages.py out/manpages
+
+writes train.csv, val.csv and test.csv. The labels are 1 commands, 3 functions, 5 files, 7 overviews
+and 8 administration; section 2 is left out, since it has but one package. A text is the first 3,000
+characters of a page as a terminal shows it, without the lines that say its section, and of
+references such as ls(1) the name alone. All pages of a package are on one side, which a hash of its
+name decides. Of a section and package at most 40 pages are taken, chosen by a hash; a held-out page
+of which more than half of the runs of five words stand in the pages to learn from is left out. It
+needs groff (apt-get install groff-base), and about four minutes.
+"""
+
+import argparse
+import csv
+import gzip
+import hashlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+LIST = Path(__file__).with_suffix(".txt")
+SECTIONS = ("1", "3", "5", "7", "8")
+SIDES = {"test": 0.2, "val": 0.1, "train": 0.7}
+"""Side -> its share of the packages."""
+MOST = 40
+"""Pages of a section in a package."""
+LETTERS = 3000
+"""Of a page."""
+LEAST = 200
+"""Characters below which a page says nothing, as one that refers to another."""
+NEAR = 0.5
+"""The share of a page's runs of words from which on it is known already."""
+REFERENCE = re.compile(r"(?<=[\w.+-])\s?\([1-9][a-zA-Z]{0,6}\)")
+
+
+class Package(NamedTuple):
+    """A line of the list."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+class Page(NamedTuple):
+    """A row of a table."""
+
+    text: str
+    label: str
+    package: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Take, clean, split, write; print what there is."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
+    parser.add_argument("out", type=Path, help="the folder for train.csv, val.csv, test.csv")
+    parser.add_argument("--debs", type=Path, help="where the packages are, or are put [out/debs]")
+    parser.add_argument("--packages", type=int, help="only the first N of the list, for a trial")
+    args = parser.parse_args(arguments)
+    debs = args.debs or args.out / "debs"
+    pages = [
+        page
+        for package in read_list(LIST)[: args.packages]
+        for page in pages_of(deb(package, debs), package.name)
+    ]
+    sides = split(pages)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for side, rows in sides.items():
+        with (args.out / f"{side}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([Page._fields, *rows])
+        counts = Counter(page.label for page in rows)
+        words = ", ".join(f"{counts[section]} of section {section}" for section in SECTIONS)
+        packages = len({page.package for page in rows})
+        print(f"{side}: {len(rows)} pages of {packages} packages, {words}")
+    learned = runs(page.text for page in sides["train"])
+    for side in ("val", "test"):
+        other = runs(page.text for page in sides[side])
+        print(f"{side}: {share(other, learned):.1%} of its runs of five words are in train")
+    return 0
+
+
+# --- from the packages to their pages -------------------------------------------------------------
+
+
+def read_list(file: Path) -> list[Package]:
+    """name, version, SHA-256 in each line."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [Package(*line.split()) for line in lines if line and not line.startswith("#")]
+
+
+def deb(package: Package, folder: Path) -> Path:
+    """The package's file, from the folder or by apt-get, with the checksum of the list."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pattern = f"{package.name}_{package.version.replace(':', '%3a')}_*.deb"
+    if not any(folder.glob(pattern)):
+        command = ["apt-get", "download", f"{package.name}={package.version}"]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if result.returncode:
+            sys.exit(
+                f"apt-get has no {package.name} {package.version}: {result.stderr.strip()}\n"
+                f"After `apt-get update`, write the version that `apt-cache show {package.name}` "
+                f"names, and its SHA256, into {LIST.name}"
+            )
+    file = next(iter(folder.glob(pattern)))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != package.sha256:
+        sys.exit(f"{file} has the SHA-256 {digest}, and {LIST.name} has {package.sha256}")
+    return file
+
+
+def pages_of(file: Path, package: str) -> list[Page]:
+    """Some pages of each section, each text once; of two sections with one text, neither."""
+    with tempfile.TemporaryDirectory() as name:
+        subprocess.run(["dpkg-deb", "-x", str(file.resolve()), name], check=True)
+        root = Path(name) / "usr" / "share" / "man"
+        files = [
+            (section, path)
+            for section in SECTIONS
+            for path in sorted(
+                (p for p in (root / f"man{section}").glob("*.gz") if not p.is_symlink()),
+                key=lambda p: fraction(p.name),
+            )[:MOST]
+        ]
+        with ThreadPoolExecutor(2) as pool:
+            texts = list(pool.map(lambda pair: cleaned(rendered(pair[1])), files))
+    labels: dict[str, set[str]] = {}
+    for (section, _), text in zip(files, texts, strict=True):
+        labels.setdefault(text, set()).add(section)
+    return [
+        Page(text, min(sections), package)
+        for text, sections in sorted(labels.items())
+        if len(text) >= LEAST and len(sections) == 1
+    ]
+
+
+def rendered(file: Path) -> str:
+    """A page as a terminal shows it."""
+    command = ["groff", "-mandoc", "-Tutf8", "-P-cbou", "-rLL=100n", "-rHY=0", "-Kutf8"]
+    source = gzip.decompress(file.read_bytes())
+    result = subprocess.run(command, input=source, capture_output=True, check=False)
+    return result.stdout.decode("utf-8", "replace")
+
+
+def cleaned(text: str) -> str:
+    """Without the lines at the top and the bottom, which name the section, and without the section
+    in references; white space of a page says little, and is one space or one end of a line."""
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return REFERENCE.sub("", "\n".join(lines[1:-1]))[:LETTERS].strip()
+
+
+# --- from pages to sides --------------------------------------------------------------------------
+
+
+def split(pages: Iterable[Page]) -> dict[str, list[Page]]:
+    """Side -> its pages; a package is on one side, and what is learned is not asked for."""
+    sides: dict[str, list[Page]] = {side: [] for side in SIDES}
+    for page in pages:
+        place, ends = fraction(page.package), accumulate(SIDES.values())
+        side = next((s for s, end in zip(SIDES, ends, strict=True) if place < end), "train")
+        sides[side].append(page)
+    learned = runs(page.text for page in sides["train"])
+    for side in ("val", "test"):
+        sides[side] = [p for p in sides[side] if share(runs([p.text]), learned) <= NEAR]
+    return sides
+
+
+def runs(texts: Iterable[str]) -> set[tuple[str, ...]]:
+    """All runs of five words."""
+    every: set[tuple[str, ...]] = set()
+    for text in texts:
+        words = text.lower().split()
+        every.update(tuple(words[i : i + 5]) for i in range(len(words) - 4))
+    return every
+
+
+def share(some: set[tuple[str, ...]], others: set[tuple[str, ...]]) -> float:
+    """How many of some are among others, 0 to 1."""
+    return len(some & others) / max(len(some), 1)
+
+
+def fraction(key: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / (1 << 48)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
