@@ -46,6 +46,7 @@ from addnorm.settings import (
     check_effect,
     setting,
 )
+from addnorm.tasks.beginnings import FROM_NOTHING
 from addnorm.tasks.texts import check, chosen, expanded
 from addnorm.temporary import evaluation_mode
 from addnorm.training.config import NOTHING, TaskSettings, register
@@ -58,7 +59,7 @@ EVAL_ROWS = 64
 MOST_SAMPLES = 20
 ENOUGH = 5  # articles, from which on whole ones are held out
 AROUND = 200  # characters of a passage on either side of an answer, in a sample
-FROM_NOTHING = {"init_from": (None,)}
+
 SOURCES = {
     "content": "data",
     "tokenizer": "tokenizer",
