@@ -132,7 +132,7 @@ BY_NAME: dict[str, list[str]] = {
     "ignore": [*[*rules_by_name()][:3], "decay", ""],
     "device": ["cpu", "auto", "cuda", "cuda:99", "meta", "cpu:0", ""],
     "sinks": ["tensorboard", "wandb", "", "tensorbord"],
-    "task": ["language", "classify", "vision"],
+    "task": ["language", "classify", "chat", "vision"],
     "model.scheme": [*catalogue.names()],
     "model.norm": [*NORMS],
     "model.qk_norm": [*NORMS, "none"],
@@ -293,6 +293,9 @@ def _train(rng: random.Random) -> Base:
         words, data = {**sizes, "cache": "cache", "tokenizer": "bytes"}, "pairs.tsv"
         del words["model.n_layers"]
         start, pool = [*start, "--recipe", "translate"], settings("translate")
+    elif dice < 0.82:
+        words, data = {**TINY, "cache": "cache", "tokenizer": "bytes"}, "talk.jsonl"
+        start, pool = [*start, "--recipe", "chat"], settings("chat")
     assignments = [f"{key}={value}" for key, value in words.items()]
     return [*start, "--data", data, "--out", "run", *assignments], pool
 

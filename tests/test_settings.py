@@ -1,6 +1,7 @@
 """Settings: what is set is what counts, what is wrong is named, and nothing else happens."""
 
 import hashlib
+import json
 import random
 import string
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 from addnorm import settings, train
+from addnorm.data.dialogues import Turn, to_object
 from addnorm.records import objects
 from addnorm.settings import SettingsError
 from addnorm.tasks.language import LanguageSettings
-from addnorm.tasks.recipes import RECIPES, classify_text
+from addnorm.tasks.recipes import RECIPES, chat, classify_text
 from addnorm.training.config import Config
 from addnorm.training.display import Display
 from addnorm.training.loop import Trainer
@@ -152,6 +154,7 @@ def test_every_setting_is_told() -> None:
     import ast
     import inspect
 
+    from addnorm.tasks import chat as conversations
     from addnorm.tasks import classify, language
     from addnorm.training import loop_settings
 
@@ -159,6 +162,7 @@ def test_every_setting_is_told() -> None:
         (loop_settings, "LoopSettings"),
         (language, "LanguageSettings"),
         (classify, "ClassifySettings"),
+        (conversations, "ChatSettings"),
     ):
         tree = ast.parse(inspect.getsource(module))
         node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
@@ -195,7 +199,7 @@ OTHER: dict[str, Any] = {
     "init_from": "run/model",
     "samples": 2,
     "glance_tokens": 20,
-    "model.context_length": 4,
+    "model.context_length": 12,
     "model.dim": 16,
     "model.n_layers": 2,
     "model.n_heads": 1,
@@ -217,6 +221,7 @@ OTHER: dict[str, Any] = {
     "model.vocab_multiple": 64,
     "model.pairs": 7,
     "labels": "several",
+    "template": "words",
     "adapt.kind": "lora",
     "adapt.targets": "k",
     "adapt.rank": 2,
@@ -277,6 +282,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Texts, classes of texts, and a model to start from."""
     folder = tmp_path_factory.mktemp("settings")
     train(language(folder), out=folder / "run", display=Display(quiet=True))
+    train(talks(folder), out=folder / "chat", display=Display(quiet=True))
     (folder / "other.txt").write_text("another text, of which more is said below. " * 40)
     for texts, names in (("texts", ("one", "two")), ("more", ("one", "two", "three"))):
         for name in names:
@@ -303,6 +309,24 @@ def classes(folder: Path, **changes: Any) -> Config:
         {f"model.{key}": value for key, value in shape.items()},
     )
     return config.changed({"steps": 3, "warmup": 1, "precision": "fp32", "eval_every": 0}, changes)
+
+
+def talks(folder: Path, **changes: Any) -> Config:
+    shape = {"dim": 8, "n_layers": 1, "n_heads": 2, "context_length": 64}
+    for name, word in (("talk", "is"), ("other", "was")):
+        lines = [
+            to_object([Turn("user", f"Which {word} {i}?"), Turn("assistant", f"That {word} {i}.")])
+            for i in range(30)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = chat().changed(
+        {"data": str(folder / "talk.jsonl"), "tokenizer": "bpe:260", "val_fraction": 0.4},
+        {"cache": folder / "cache", "dropout": 0.1, "threads": 1, "rows_per_step": 4},
+        {f"model.{key}": value for key, value in shape.items()},
+        {"model.norm": "layer", "model.position": "learned", "model.bias": True},
+    )
+    few = {"samples": 1, "eval_every": 0, "precision": "fp32", "optimizer": "adamw"}
+    return config.changed({"steps": 3, "warmup": 1, **few}, changes)
 
 
 def trace_of(config: Config) -> Any:
@@ -353,20 +377,21 @@ def awake(key: str, config: Config, model: Path) -> dict[str, Any]:
     return {name: value for name, value in changes.items() if value is not None}
 
 
-@pytest.mark.parametrize("make", [language, classes])
+@pytest.mark.parametrize("make", [language, classes, talks])
 def test_every_setting_has_an_effect(make: Any, place: Path, tmp_path: Path) -> None:
     """With what it says that it needs; whoever adds a setting gives it another value here, and is
     told if nothing reads it."""
-    start = make(place)
+    start, model = make(place), place / ("chat" if make is talks else "run") / "model"
     groups: dict[Any, dict[str, Any]] = {}  # of keys that are seen at the same place
     for part in (start.task, start.loop) if make is language else (start.task,):
         for key, _, value in settings.entries(part):
             if key not in SEEN_ELSEWHERE:
                 other = OTHER[key]
                 if key in ("data", "init_from"):
-                    other = str(place / ("more" if key == "data" and make is classes else other))
+                    data = {classes: "more", talks: "other.jsonl"}.get(make, other)
+                    other = str(place / data if key == "data" else model)
                 assert settings.json_value(value) != other, key
-                base = awake(key, start, place / "run" / "model")
+                base = awake(key, start, model)
                 group = key in OF_A_RUN, *sorted(base.items())
                 groups.setdefault(group, {})[key] = other
     idle = []

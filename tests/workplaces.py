@@ -22,7 +22,7 @@ import huggingface_hub
 from addnorm import cli
 from addnorm.training import loop as loop_module
 from addnorm.training import run as run_module
-from tests.whole.test_mistakes import LANGUAGE, TEXT, TINY
+from tests.whole.test_mistakes import LANGUAGE, TALKS, TEXT, TINY
 
 UNTIL = 6  # steps after which a training ends, whatever was asked for
 SOMEBODYS = "somebody else's\n"
@@ -100,6 +100,7 @@ FILES: dict[str, bytes] = {
     "marks.txt": "\u0085 def \u2028 x. \u2029\r\n".encode() * 200,
     "noise.bin": random.Random(0).randbytes(3000),
     "lines.jsonl": json.dumps({"text": TEXT[:200]}).encode() + b"\n" + b'{"text": "more"}\n' * 20,
+    "talk.jsonl": "".join(f"{json.dumps(talk, ensure_ascii=False)}\n" for talk in TALKS).encode(),
     "deep.jsonl": b'{"text": ' + b"[" * 20_000,
     "pairs.tsv": "".join(f"{i} and {i}\t{i}\n" for i in range(40)).encode(),
     "good.toml": b"steps = 3\n[model]\ndim = 8\n",

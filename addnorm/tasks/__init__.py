@@ -4,6 +4,7 @@ Also the door to training with settings: importing it makes the tasks of this pa
 """
 
 from addnorm.tasks.answer import AnswerSettings
+from addnorm.tasks.chat import ChatSettings
 from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
@@ -14,6 +15,7 @@ from addnorm.training.run import train
 
 __all__ = [
     "AnswerSettings",
+    "ChatSettings",
     "ClassifySettings",
     "Config",
     "FinetuneBertSettings",

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, final
 
+import torch
 from torch import nn
 
 from addnorm import schemes
@@ -136,6 +137,24 @@ def _spelled_out(name: str, config: GPTConfig, value: Any) -> Any:
     follows from ``config``, so that two ways to say the same are equal."""
     standing = {"hidden": 4 * config.dim, "n_kv_heads": config.n_heads}
     return standing.get(name) if value is None else value
+
+
+def with_more_tokens(model: GPT, config: GPTConfig, first: int) -> GPT:
+    """The model with a vocabulary of ``config``'s size, whose tokens from ``first`` on are new.
+
+    Their rows are the mean of those that are there, and a tenth of the spread of these at random:
+    so they are as probable as any at first, and no two are alike.
+    """
+    grown = GPT(config)
+    state = model.state_dict()
+    for name in state.keys() & {"tokens.weight", "head.weight"}:
+        rows = state[name][:first]
+        table = grown.state_dict()[name].to(rows)
+        table[:first] = rows
+        table[first:] = rows.mean(0) + 0.1 * rows.std(0) * torch.randn_like(table[first:])
+        state[name] = table
+    grown.load_state_dict(state, assign=True)
+    return grown.train(model.training)
 
 
 # --- with an adapter ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.models.seq2seq_config import Seq2SeqConfig
 from addnorm.tasks.answer import AnswerSettings
+from addnorm.tasks.chat import ChatSettings
 from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
@@ -196,10 +197,34 @@ def translate() -> Config:
     )
 
 
+def chat() -> Config:
+    """A small model that answers as the conversations of a file do."""
+    return Config(
+        task=ChatSettings(
+            data="chat.jsonl",
+            tokenizer="bpe:2048",
+            dropout=0.1,
+            model=GPTConfig(
+                vocab_size=1,
+                context_length=256,
+                dim=192,
+                n_layers=4,
+                n_heads=6,
+                norm="rms",
+                position="rope",
+                bias=False,
+            ),
+        ),
+        loop=LoopSettings(
+            steps=400, optimizer="muon", lr=3e-3, muon_lr=2e-3, warmup=40, eval_every=100
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     f.__name__: f
     for f in (
         *(stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2),
-        *(classify_text, classify_gpt2, pretrain_bert, finetune_bert, answer, translate),
+        *(classify_text, classify_gpt2, pretrain_bert, finetune_bert, answer, translate, chat),
     )
 }

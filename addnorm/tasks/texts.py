@@ -91,10 +91,13 @@ def chosen(
 
 
 def fits(setting: str, tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer is one that the setting names; of one that is learned, whatever from."""
+    """Whether a tokenizer is one that the setting names; of one that is learned, whatever from, and
+    with special tokens that came later or without."""
     learned = _learned(setting)
     if learned is not None:
-        return (tokenizer.kind, tokenizer.vocab_size) == learned
+        later = max(len(tokenizer.special) - 1, 0)
+        sizes = tokenizer.vocab_size, tokenizer.vocab_size - later
+        return tokenizer.kind == learned[0] and learned[1] in sizes
     if setting in ("bytes", "characters"):
         return tokenizer.kind == setting
     # Nothing is learned any more, so that texts and cache do not matter.

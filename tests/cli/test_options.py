@@ -20,6 +20,7 @@ from addnorm import settings
 from addnorm.cli import COMMANDS, main
 from addnorm.tasks import (
     AnswerSettings,
+    ChatSettings,
     ClassifySettings,
     Config,
     FinetuneBertSettings,
@@ -36,6 +37,7 @@ KINDS = {
     "finetune_bert": FinetuneBertSettings,
     "answer": AnswerSettings,
     "translate": TranslateSettings,
+    "chat": ChatSettings,
     "loop": LoopSettings,
 }
 FILE = Path(__file__).with_name("options.txt")

@@ -75,11 +75,23 @@ WORDS += ["adapter", "adalora", "tensorboard", "wandb,x", "parallel(", "mix_ln(2
 WORDS += ["drop_path(pre_norm, p=0.5)", "drop_path(pre_norm, p=7)", "shifted", "text.txt", "."]
 
 
+TALKS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {i}?"},
+            {"role": "assistant", "content": f"It is {i}."},
+        ]
+    }
+    for i in range(40)
+]
+
+
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text, a folder of classes, and a model to start from."""
     folder = tmp_path_factory.mktemp("material")
     (folder / "text.txt").write_text(TEXT)
+    (folder / "talk.jsonl").write_text("\n".join(map(json.dumps, TALKS)))
     for name in ("one", "two"):
         (folder / "texts" / name).mkdir(parents=True)
         for i in range(20):
@@ -118,6 +130,8 @@ def base(recipe: str, material: Path) -> dict[str, str]:
         layers = {"model.encoder_layers": "1", "model.decoder_layers": "1"}
         pairs = {"data": str(material / "pairs.tsv"), "tokenizer": "bytes", "score_pairs": "2"}
         return {**settings_, **layers, **pairs}
+    if recipe == "chat":
+        return {**settings_, "data": str(material / "talk.jsonl"), "tokenizer": "bytes"}
     settings_ |= {**LANGUAGE, "data": str(material / "text.txt")}
     if recipe == "finetune_gpt2":
         settings_["init_from"] = str(material / "first" / "model")
