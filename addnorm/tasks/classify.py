@@ -325,12 +325,13 @@ class ClassifyTask(Task):
 
     def introduction(self) -> list[str]:
         """The data and the model."""
-        c, (parameters, _) = self.body.config, self.body.counts()
+        c, (parameters, trained) = self.body.config, self.body.counts()
         train, val = len(self.texts.train), len(self.texts.val)
         return [
             f"{self.settings.data}: {len(self.targets.classes)} classes, {train:,} texts to learn "
             f"from, {val:,} held out; {self.targets.without_a_model(self.texts.val)}",
             *self.texts.remarks,
+            *([] if trained == parameters else [f"only {trained:,} parameters are trained"]),
             f"model: {parameters:,} parameters, {c.scheme}, {c.n_layers} layers of width {c.dim}, "
             f"{self.body.frame.room} tokens at a time",
         ]
