@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from addnorm import settings, train
+import addnorm
+from addnorm import GPT, GPTConfig, Tokenizer, settings, train
 from addnorm.data.dialogues import Turn, to_object
 from addnorm.records import objects
 from addnorm.settings import SettingsError
@@ -283,6 +284,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("settings")
     train(language(folder), out=folder / "run", display=Display(quiet=True))
     train(talks(folder), out=folder / "chat", display=Display(quiet=True))
+    plain = GPTConfig(vocab_size=257, context_length=16, dim=8, n_layers=1, n_heads=2)
+    addnorm.save(GPT(plain), folder / "plain", tokenizer=Tokenizer.bytes())
     (folder / "other.txt").write_text("another text, of which more is said below. " * 40)
     for texts, names in (("texts", ("one", "two")), ("more", ("one", "two", "three"))):
         for name in names:
@@ -381,7 +384,8 @@ def awake(key: str, config: Config, model: Path) -> dict[str, Any]:
 def test_every_setting_has_an_effect(make: Any, place: Path, tmp_path: Path) -> None:
     """With what it says that it needs; whoever adds a setting gives it another value here, and is
     told if nothing reads it."""
-    start, model = make(place), place / ("chat" if make is talks else "run") / "model"
+    models = {classes: "plain", talks: "chat/model"}
+    start, model = make(place), place / models.get(make, "run/model")
     groups: dict[Any, dict[str, Any]] = {}  # of keys that are seen at the same place
     for part in (start.task, start.loop) if make is language else (start.task,):
         for key, _, value in settings.entries(part):

@@ -169,7 +169,9 @@ def finetune_bert() -> Config:
         task=FinetuneBertSettings(
             data="texts",
             tokenizer="wordpiece:8192",
-            model=BertConfig(vocab_size=1, context_length=128, dim=192, n_layers=4, n_heads=4),
+            model=BertConfig(
+                vocab_size=1, context_length=128, dim=192, n_layers=4, n_heads=4, head="classify"
+            ),
         ),
         loop=LoopSettings(
             steps=1000, lr=2e-4, warmup=100, schedule="linear", eval_every=200, save_every=200
