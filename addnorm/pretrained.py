@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from addnorm.adapt import adapted
-from addnorm.adapt import files as adapters
+from addnorm.adapt import peft_files as adapters
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.files import (
     bert,

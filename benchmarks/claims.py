@@ -4,7 +4,7 @@
 
 prints the table of docs/schemes_measured.md. Everything is a decoder of 6 to 48 blocks (4 heads,
 MLP 4 * width with ReLU, no biases, LayerNorm without parameters, weights of std 1 / sqrt(fan_in)
-times the design's own factors) on the task of ``addnorm.lab.profile``: 8 sequences of 32 random
+times the design's own factors) on the task of ``addnorm.lab.measurement``: 8 sequences of 32 random
 tokens, embedding std 1, cross-entropy of random next tokens. Where a claim needs something else,
 its function says so.
 """
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from addnorm import LayerNorm, RMSNorm, Stack, schemes
 from addnorm.branches import MLP, Attention
 from addnorm.joins import Replace
-from addnorm.lab.profile import LabRun, LabTask, draw, exponent, follow, observe
+from addnorm.lab.measurement import LabRun, LabTask, draw, exponent, follow, observe
 from addnorm.lab.setup import Setup
 from addnorm.stream import Scheme, Site, Wiring
 from addnorm.temporary import fixed_seed

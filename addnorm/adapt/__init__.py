@@ -13,8 +13,8 @@ Every parameter of the model keeps its name and, to the last bit, its value: wha
 its weights after each step is left out, since an optimizer moves none of them. docs/adapt.md.
 """
 
-from addnorm.adapt.files import export, load, save, why_not_peft
 from addnorm.adapt.model import Adapted, adapt, adapted, apply, folded, merge, state, unmerge
+from addnorm.adapt.peft_files import export, load, save, why_not_peft
 from addnorm.adapt.settings import Adapt
 
 __all__ = [

@@ -212,7 +212,7 @@ def _print_unknown(report: "Report", console: Console) -> None:
 
 def _verdict(report: "Report", ignored: Sequence[str]) -> Text:
     """How many findings there are of each severity, by how many rules, and where to read more."""
-    from addnorm.linting.report import SEVERITIES
+    from addnorm.linting.findings import SEVERITIES
 
     counts = [(severity, len(report.of(severity))) for severity in SEVERITIES]
     totals = [plural(n, severity) for severity, n in counts if n]

@@ -25,7 +25,7 @@ from addnorm.progress import ProgressBar
 from addnorm.words import plural
 
 if TYPE_CHECKING:
-    from addnorm.lab.profile import LabReport
+    from addnorm.lab.measurement import LabReport
     from addnorm.spread import Spread
 
 WIDTH = 100  # of what is printed
@@ -78,7 +78,7 @@ def command(names: tuple[str, ...], setup: Setup) -> str:
 
 
 def _print_list() -> None:
-    from addnorm.lab.profile import register
+    from addnorm.lab.measurement import register
 
     console = Console(width=WIDTH, highlight=False, markup=False, emoji=False)
     for title, entries in zip(
@@ -107,7 +107,7 @@ def _print_explanation(name: str, setup: Setup) -> None:
 def _measure(options: Options) -> None:
     """Measure the designs, print a table and write page and numbers; a name that cannot be built is
     refused before anything is measured."""
-    from addnorm.lab.profile import compare, everything, resolve
+    from addnorm.lab.measurement import compare, everything, resolve
 
     setup, names = options.setup, tuple(dict.fromkeys(options.names))
     texts = names or everything()
@@ -127,7 +127,7 @@ def _measure(options: Options) -> None:
 
 
 def _print_report(report: "LabReport") -> None:
-    from addnorm.lab.profile import conditions
+    from addnorm.lab.measurement import conditions
 
     console = Console(width=WIDTH, highlight=False, markup=False, emoji=False)
     deep = max(report.setup.depths)

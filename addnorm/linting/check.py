@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from addnorm.anatomy.arguments import NoSequence
 from addnorm.anatomy.influence import Influence, influence_of
 from addnorm.errors import Mendable
-from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.findings import Finding, Unknown
 from addnorm.linting.rule import FAMILIES, Rule
 from addnorm.linting.subject import Subject
 from addnorm.words import near_names

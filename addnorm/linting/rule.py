@@ -29,7 +29,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, final
 
-from addnorm.linting.report import SEVERITIES, Finding, Severity, Unknown
+from addnorm.linting.findings import SEVERITIES, Finding, Severity, Unknown
 
 PAGES = Path(__file__).parent / "pages"
 

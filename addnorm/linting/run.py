@@ -13,7 +13,7 @@ from addnorm.anatomy.make_inputs import CannotMakeInputs, make_inputs
 from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.specimen import Specimen, bare_copy, enliven
 from addnorm.linting.check import CHECKS, Check
-from addnorm.linting.report import Finding, Report, Unknown, gathered
+from addnorm.linting.findings import Finding, Report, Unknown, gathered
 from addnorm.linting.rule import Undeclared
 from addnorm.linting.subject import Subject
 from addnorm.temporary import isolated

@@ -48,7 +48,7 @@ class Design:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> "Design":
-        """From an entry of "designs" in schemes.json, which ``lab.profile.LabReport`` writes."""
+        """From an entry of "designs" in schemes.json, which ``lab.measurement`` writes."""
         return cls(
             **{name: entry[name] for name in WORDS},
             curves={

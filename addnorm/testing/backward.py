@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addnorm.linting.report import Unknown
+from addnorm.linting.findings import Unknown
 from addnorm.testing.kit import (
     Answers,
     Checks,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.anatomy.norms.probe import statistics_error
-from addnorm.linting.report import Unknown
+from addnorm.linting.findings import Unknown
 from addnorm.testing.kit import (
     Answers,
     Checks,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from addnorm.anatomy.norms.probe import statistics_error
-from addnorm.linting.report import Unknown
+from addnorm.linting.findings import Unknown
 from addnorm.testing.kit import Answers, Checks, Kit, Width, bare_at, finding, off_by, unit
 from addnorm.words import error_in_a_line
 

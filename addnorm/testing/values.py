@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from addnorm.anatomy.norms.formulas import ACCEPT, Match
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from addnorm.testing.kit import (
     Answers,
     Checks,

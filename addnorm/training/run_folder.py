@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, final
 
 from addnorm import reading
-from addnorm.adapt import files as adapters
+from addnorm.adapt import peft_files as adapters
 from addnorm.files import folders
 from addnorm.pages import run as page
 from addnorm.settings import SettingsError

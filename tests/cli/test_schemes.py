@@ -14,7 +14,7 @@ from addnorm.catalogue import combinators, entry
 from addnorm.cli import main
 from addnorm.cli.arguments import read
 from addnorm.cli.schemes import Options, command
-from addnorm.lab.profile import everything
+from addnorm.lab.measurement import everything
 from addnorm.lab.setup import Setup
 
 TINY = shlex.split("--width 8 --heads 2 --depths 1 2 --tokens 4 --batch 2 --seeds 2")

@@ -22,7 +22,7 @@ from addnorm.anatomy.inputs import inputs_from
 from addnorm.anatomy.make_inputs import make_inputs
 from addnorm.anatomy.specimen import Specimen
 from addnorm.linting.check import CHECKS, Check
-from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.findings import Finding, Unknown
 from addnorm.linting.rule import Rule
 from addnorm.linting.rules import arguments, future, masks, modes, positions, samples
 from addnorm.linting.subject import Subject

@@ -14,7 +14,7 @@ from addnorm import cli, lint
 from addnorm.anatomy.make_inputs import make_inputs
 from addnorm.anatomy.specimen import Specimen
 from addnorm.linting.check import CHECKS, Answers, decides
-from addnorm.linting.report import Unknown
+from addnorm.linting.findings import Unknown
 from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 from tests.attention_hosts import (

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import addnorm
-from addnorm.linting.report import Finding, Unknown, gathered
+from addnorm.linting.findings import Finding, Unknown, gathered
 
 
 class Attention(nn.Module):

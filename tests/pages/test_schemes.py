@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from addnorm.lab.profile import UNSCALED, compare, conditions, everything
+from addnorm.lab.measurement import UNSCALED, compare, conditions, everything
 from addnorm.lab.setup import Setup
 from addnorm.pages.numbers import number, slope, with_minus
 from addnorm.pages.schemes import NAME, NUMBERS, Strip, render, write
 from addnorm.spread import Spread
-from tests.lab.test_profile import SMALL, made
+from tests.lab.test_measurement import SMALL, made
 from tests.strict_html import Page
 
 

@@ -11,7 +11,7 @@ from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.outputs import largest
 from addnorm.anatomy.signature import signature
 from addnorm.linting.check import Answers, on_influence
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from addnorm.linting.rule import Case, Rule
 from addnorm.linting.rules.paddings import is_conditional, paddings
 from addnorm.linting.subject import Subject

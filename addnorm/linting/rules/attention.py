@@ -9,7 +9,7 @@ from torch import Tensor
 from addnorm.anatomy.structure import Structure, TracedAttention, factors, number, uniform
 from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.check import Answers, decides
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from addnorm.anatomy.structure import LOOKUPS, PRODUCTS, Step, Structure, factors, uniform
 from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.check import Answers, decides
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 

@@ -13,7 +13,7 @@ from addnorm.anatomy.masks import MaskReading, as_mask
 from addnorm.anatomy.module_influence import ModuleInfluence
 from addnorm.anatomy.structure import factors, within
 from addnorm.linting.check import Answers, on_influence
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 from addnorm.words import a_few, plural

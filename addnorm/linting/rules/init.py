@@ -14,7 +14,7 @@ from addnorm.anatomy.specimen import bare_copy
 from addnorm.anatomy.structure import PRODUCTS, Residual, Step, Structure
 from addnorm.anatomy.trace import Value, record
 from addnorm.linting.check import Answers, decides
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 from addnorm.words import error_in_a_line

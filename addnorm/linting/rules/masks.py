@@ -12,7 +12,7 @@ from addnorm.anatomy.inputs import Inputs, cast_floats
 from addnorm.anatomy.masks import floats_of
 from addnorm.anatomy.outputs import first_float, largest, main_output
 from addnorm.linting.check import Answers, on_influence
-from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.findings import Finding, Unknown
 from addnorm.linting.rule import Case, Rule
 from addnorm.linting.rules.paddings import Padding, own_paddings, padded_ids, paddings
 from addnorm.linting.subject import Subject

@@ -10,7 +10,7 @@ import torch
 
 from addnorm.anatomy.norms.find import MeasuredNorm
 from addnorm.anatomy.norms.probe import Reach
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from addnorm.linting.subject import Subject
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.structure import NORM_OPS, Structure, TracedNorm, number, within
 from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.check import Answers, decides
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from addnorm.linting.rules.norm_axes import BATCH_DEPENDENT, WRONG_AXIS
 from addnorm.linting.rules.norm_formula import EPS_OUTSIDE_SQRT, NOT_NORMALIZING, UNBIASED_VARIANCE
 from addnorm.linting.subject import Subject

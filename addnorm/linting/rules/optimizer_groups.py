@@ -8,7 +8,7 @@ from typing import final
 from torch.optim import Optimizer
 
 from addnorm.linting.check import Answers, on_optimizer
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 

@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from addnorm.anatomy.structure import uniform
 from addnorm.anatomy.trace import record
 from addnorm.linting.check import Answers, decides
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 from addnorm.temporary import fixed_seed, hooked

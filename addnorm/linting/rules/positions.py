@@ -13,7 +13,7 @@ from addnorm.anatomy.module_influence import ModuleInfluence, axes_of
 from addnorm.anatomy.outputs import as_tuple, largest
 from addnorm.anatomy.structure import PRODUCTS
 from addnorm.linting.check import Answers, on_influence
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 from addnorm.temporary import hooked

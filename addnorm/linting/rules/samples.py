@@ -10,7 +10,7 @@ from addnorm.anatomy.module_influence import ModuleInfluence
 from addnorm.anatomy.outputs import largest
 from addnorm.anatomy.structure import TracedAttention, factors, within
 from addnorm.linting.check import Answers, on_influence
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 from addnorm.words import a_few

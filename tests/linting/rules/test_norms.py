@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from addnorm import norms
 from addnorm.anatomy.inputs import Inputs
 from addnorm.anatomy.norms.find import find_norms
-from addnorm.linting.report import Finding, Unknown
+from addnorm.linting.findings import Finding, Unknown
 from addnorm.linting.rules import norm_axes, norm_formula, norm_gradient, norm_precision
 from addnorm.linting.subject import Subject
 from tests.linting.asking import checks_of

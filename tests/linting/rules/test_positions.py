@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from tests.attention_hosts import (
     HEADS,
     SMALL,

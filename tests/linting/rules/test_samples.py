@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import addnorm
-from addnorm.linting.report import Finding
+from addnorm.linting.findings import Finding
 from tests.attention_hosts import (
     HEADS,
     BatchCentre,

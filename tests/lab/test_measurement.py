@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from addnorm import schemes
 from addnorm.branches import ACTIVATIONS
-from addnorm.lab.profile import (
+from addnorm.lab.measurement import (
     UNSCALED,
     LabDesign,
     LabReport,
