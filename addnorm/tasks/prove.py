@@ -66,7 +66,7 @@ def prove(
     compared: list[str] = []
     with tempfile.TemporaryDirectory(prefix="addnorm-proof-") as name:
         folder = Path(name)
-        base = _shortened(config)
+        base = _proof_settings(config)
         say(f"1 of 4: {STEPS} steps straight through")
         _train(command, folder, "straight", base)
         for i, (step, micro) in enumerate(KILLS):
@@ -170,13 +170,14 @@ def _two_processes(
     return None, f"{line} ({abs(a - b) / abs(a):.1e} apart)"
 
 
-def _shortened(config: Config) -> dict[str, Any]:
-    """The settings of the proof, as JSON: the user's, without what only takes time."""
+def _proof_settings(config: Config) -> dict[str, Any]:
+    """The user's settings, as JSON, with what the proof needs and without what only takes time.
+    Where a training stops, ``until`` of ``_train`` says."""
     loop = config.loop
     changes: dict[str, Any] = {
-        "steps": max(loop.steps, STEPS + 1),
+        "steps": max(loop.steps, STEPS + 1),  # so that none of the trainings comes to its end
         "save_every": SAVE_EVERY,
-        "keep": 8,
+        "keep": 8,  # all that there are: one in the middle is gone on from
         "eval_every": 0,
         "watch_every": 0,
     }

@@ -73,7 +73,9 @@ def pair(source: Tokenizer, target: Tokenizer) -> TokenizerPair:
 
 
 def read_pair(folder: Path) -> TokenizerPair | None:
-    """What stands in a model's folder; None: there is no tokenizer."""
+    """The tokenizers in a model's folder: Marian's files of SentencePiece, or what
+    ``TokenizerPair.save`` wrote, that of the target under names of its own if there are two. None:
+    neither is there; tokenizers of other makers are not looked for, since such models have none."""
     if (folder / spm("source")).exists():
         return _pieces(folder)
     if not (folder / CARD).exists():

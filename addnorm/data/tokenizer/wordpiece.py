@@ -291,7 +291,9 @@ def _alphabet(words: Mapping[str, int], most: int) -> list[str]:
 
 
 def _repeated(words: Mapping[str, int]) -> Iterator[str]:
-    """Each word as often as it was counted, in the order of the words."""
+    """Texts that together have each word as often as it was counted, at most 1000 copies in one,
+    so that no text is long; in the order of the words, since the same words have to give the same
+    tokens, in whichever order they were counted."""
     for word in sorted(words):
         count = words[word]
         while count > 0:
