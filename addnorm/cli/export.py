@@ -7,6 +7,7 @@ holds.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, final
 
@@ -20,6 +21,7 @@ from addnorm.progress import ProgressBar
 if TYPE_CHECKING:
     from addnorm.data.tokenizer import Tokenizer
     from addnorm.export import Written
+    from addnorm.models.bert import Bert
     from addnorm.models.gpt import GPT
 
 
@@ -73,6 +75,14 @@ class Onnx:
             model, self.out, with_cache=self.with_cache, with_valid=self.with_valid, tell=tell
         )
 
+    def write_bert(self, model: "Bert", tell: Callable[[str], None]) -> "Written":
+        """See ``addnorm.export.bert_to_onnx``."""
+        from addnorm.export import bert_to_onnx
+
+        if self.with_cache:
+            raise Refusal(f"{self.model} is a BERT, which keeps no cache: leave out --with-cache")
+        return bert_to_onnx(model, self.out, with_valid=self.with_valid, tell=tell)
+
 
 @final
 @dataclass(frozen=True)
@@ -110,13 +120,20 @@ Options = Hf | Onnx | Gguf
 
 def run(options: Options) -> int:
     """Returns the exit status."""
-    model, tokenizer = as_gpt(open_model(options.model), options.model)
+    from addnorm.models.bert import Bert
+
+    loaded = open_model(options.model)
+    write: Callable[[Callable[[str], None]], Written]
+    if isinstance(options, Onnx) and isinstance(loaded.model, Bert):
+        write = partial(options.write_bert, loaded.model)
+    else:
+        write = partial(options.write, *as_gpt(loaded, options.model))
     from addnorm.export import CheckFailed, ExportError
 
     with ProgressBar() as bar:
         try:
             with reading.system_errors(options.out, ExportError, "write"):
-                written = options.write(model, tokenizer, bar.begin)
+                written = write(bar.begin)
         except CheckFailed as error:
             output.say(f"the check failed, and nothing was written: {error}")
             return 1

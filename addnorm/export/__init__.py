@@ -2,6 +2,7 @@
 
     to_hf(model, "folder")          a folder that transformers loads
     to_onnx(model, "gpt.onnx")      a graph for ONNX Runtime and its kin, with or without a cache
+    bert_to_onnx(model, "bert.onnx")  the same of a BERT, whatever its head
     to_gguf(model, "gpt.gguf")      a file for llama.cpp, where its gpt2 can be this model
 
 Nothing is believed: what was written is loaded by a program that is not ours and computes logits,
@@ -18,6 +19,7 @@ from addnorm.export.check import (
 )
 from addnorm.export.folder import to_hf
 from addnorm.export.gguf_file import to_gguf
+from addnorm.export.onnx_encoder import bert_to_onnx
 from addnorm.export.onnx_file import to_onnx
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "ExportError",
     "LogitsCheck",
     "Written",
+    "bert_to_onnx",
     "human",
     "to_gguf",
     "to_hf",

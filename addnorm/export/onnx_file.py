@@ -70,7 +70,7 @@ def to_onnx(
     with disk.scratch(path) as work:
         new = work / path.name
         tell("writing the graph")
-        _save(program, new)
+        save(program, new)
         del program
         check = compare(graph, new, tell)
         files = [new.with_name(new.name + ".data"), new]  # the graph last: it names the other
@@ -86,15 +86,15 @@ def to_onnx(
 
 
 def _exported(graph: Graph) -> Any:
-    """The graph as a program of torch.onnx, which ``_save`` writes: sizes named, the head's table
+    """The graph as a program of torch.onnx, which ``save`` writes: sizes named, the head's table
     once, and no path of this machine in it."""
     inputs, dynamic = graph.example()
     input_names = ["ids", *(["valid"] if graph.with_valid else []), *graph.names("past")]
     output_names = ["logits", *graph.names("present")]
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         try:
             program = torch.export.export(graph, inputs, dynamic_shapes=dynamic, strict=False)
-            _without_bits(program)
+            without_bits(program)
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -114,7 +114,7 @@ def _exported(graph: Graph) -> Any:
     return exported
 
 
-def _without_bits(program: torch.export.ExportedProgram) -> None:
+def without_bits(program: torch.export.ExportedProgram) -> None:
     """Rewrite, in place, how norms take the power of two below a number: from its bits, which
     becomes log2, floor and exp2.
 
@@ -176,7 +176,7 @@ def _tie(exported: Any, gpt: GPT) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Within it nothing is warned of: torch's exporter tells of its own deprecations and of
     packages that it does without. What is wrong with the graph is an error, or shows when it is
     compared."""
@@ -202,8 +202,8 @@ def _properties(model: GPT) -> dict[str, str]:
     return properties
 
 
-def _save(program: Any, file: Path) -> None:
+def save(program: Any, file: Path) -> None:
     """Write the graph; with more than INLINE bytes of weights, these go to FILE.data beside it."""
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
-    with _quiet():
+    with quiet():
         program.save(file, external_data=weights > INLINE)
