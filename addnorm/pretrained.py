@@ -15,9 +15,11 @@ from torch import nn
 
 from addnorm.adapt import adapted
 from addnorm.adapt import peft_files as adapters
+from addnorm.data.chat import ChatTokenizer
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.files import (
     bert,
+    chat,
     classifier,
     folders,
     gpt,
@@ -33,6 +35,7 @@ from addnorm.models.gpt import GPT
 __all__ = [
     "Loaded",
     "ModelKind",
+    "chat_tokenizer",
     "holds_run_or_adapter",
     "is_ours",
     "kind_of",
@@ -101,6 +104,15 @@ def save(
         )
     gpt.refuse_labels(labels)
     adapters.export(model, path, tokenizer=tokenizer)
+
+
+def chat_tokenizer(
+    path_or_id: str | os.PathLike[str], tokenizer: Tokenizer
+) -> ChatTokenizer | None:
+    """The tokenizer of what ``load`` reads there with the template of its conversations; None: it
+    has none. One that cannot be used is a ``ChatError``."""
+    folder = model_folder(path_or_id)
+    return chat.read(folder / BASE if _has_adapter_beside(folder) else folder, tokenizer)
 
 
 def holds_run_or_adapter(folder: Path) -> bool:

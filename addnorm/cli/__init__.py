@@ -31,6 +31,7 @@ class Command:
 COMMANDS = (
     Command("train", "train a model on your own text"),
     Command("generate", "continue a prompt"),
+    Command("chat", "talk with a model that has learned from conversations"),
     Command("predict", "say which label a text has, and how probable each is"),
     Command("eval", "measure how probable a model finds a text: perplexity, bits per byte"),
     Command("export", "write a model for transformers, ONNX runtimes or llama.cpp, and check it"),

@@ -1,0 +1,243 @@
+"""Talk with a model that has learned from conversations: a line is a turn, and what the model says
+to it is printed as it comes. A line that begins with / is a command; /help lists them.
+
+Of a pipe each line is a turn as well, and nothing is printed but the answers. Ctrl-C ends an
+answer, the end of the input the conversation. What is longer than the model's context is left out:
+the text of the system stays, the oldest turns go first.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, final
+
+from addnorm import disk, reading
+from addnorm.cli import output
+from addnorm.cli.arguments import Positional, arg, optional
+from addnorm.cli.models import Place, as_writer, open_model
+from addnorm.cli.output import legible
+from addnorm.cli.refusal import Refusal
+from addnorm.errors import Mendable
+from addnorm.words import did_you_mean, plural
+
+if TYPE_CHECKING:
+    from addnorm.data.chat import ChatTokenizer, Prompt
+    from addnorm.data.dialogues import Turn
+    from addnorm.generation.decode import LanguageModel
+
+PROMPT = "> "
+COMMANDS = {
+    "/reset": "begin anew; the text of the system stays",
+    "/save FILE": "write the conversations so far that were saved there, and this one, as a .jsonl",
+    "/help": "list the commands",
+}
+HELP = "\n".join([f"{name:12}{what}" for name, what in COMMANDS.items()])
+HELP += "\n//...       a turn that begins with /\nCtrl-C ends an answer, Ctrl-D the conversation"
+
+
+@final
+@dataclass(frozen=True)
+class Drawing:
+    """How the next token of an answer is chosen; docs/generation.md has the formulas."""
+
+    max_new_tokens: int = 200
+    """The most tokens of an answer; up to half of the model's context is kept free for them."""
+    temperature: float = 0.8
+    """Logits are divided by it; 0 always takes the most probable token."""
+    top_k: Annotated[int | None, optional("K")] = None
+    """Choose among the K most probable tokens only."""
+    top_p: Annotated[float | None, optional("P")] = 0.95
+    """Choose among the most probable tokens only, as many as together reach probability P."""
+    min_p: Annotated[float | None, optional("P")] = None
+    """Choose among tokens only that are at least P times as probable as the most probable one."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that are already in the conversation or the answer become less likely."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of every token that is already in the answer."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of a token once for each time it is already in the answer."""
+    stop: Annotated[tuple[str, ...], optional("TEXT [TEXT ...]")] = ()
+    """Strings that end an answer; they are not part of it."""
+    banned_words: Annotated[tuple[str, ...], optional("TEXT [TEXT ...]")] = ()
+    """Strings that must not occur in an answer."""
+
+
+@final
+@dataclass(frozen=True)
+class Options:
+    """What ``addnorm chat`` is asked."""
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """A run of the recipe chat, or a folder or hub id of a model with a chat template."""
+    system: Annotated[str | None, optional("TEXT")] = None
+    """What the system says before all turns."""
+    seed: Annotated[int | None, optional("N")] = None
+    """Seed of the first answer; answer i uses N + i. Without a seed, every call gives others."""
+    drawing: Drawing = field(default_factory=Drawing)
+    place: Place = field(default_factory=Place)
+
+
+def run(options: Options) -> int:
+    """Returns the exit status."""
+    if options.drawing.max_new_tokens < 1:
+        raise Refusal(f"--max-new-tokens must be at least 1, got {options.drawing.max_new_tokens}")
+    model, tokenizer = as_writer(open_model(options.model, options.place), options.model)
+    from addnorm.generation import lay_out_for_decoding
+    from addnorm.pretrained import chat_tokenizer
+
+    chat = chat_tokenizer(options.model, tokenizer)
+    if chat is None:
+        raise Refusal(
+            f"{options.model} has no chat template, and so no marks between turns. To teach it "
+            f"some: addnorm train --recipe chat --data talks.jsonl init_from={options.model}. "
+            f"addnorm generate {options.model} continues a text"
+        )
+    lay_out_for_decoding(model)
+    session = Session(model, chat, options)
+    session.prompt([])  # a text of the system that has no room is refused at once
+    at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    try:
+        for line in _typed() if at_terminal else _lines():
+            session.obey(line)
+    except FloatingPointError as error:
+        print()
+        output.say(str(error))
+        return 1
+    return 1 if session.failures and not at_terminal else 0
+
+
+def _typed() -> Iterator[str]:
+    """Lines from a terminal, each asked for; Ctrl-C gives up the line that is being typed."""
+    with suppress(ImportError):
+        import readline  # noqa: F401 (input() has a history then)
+    while True:
+        try:
+            yield input(PROMPT)
+        except KeyboardInterrupt:
+            print()
+        except EOFError:
+            print()
+            return
+
+
+def _lines() -> Iterator[str]:
+    """Those of a pipe or a file."""
+    if sys.stdin is None:
+        raise Refusal("there is no stdin to read: it is closed")
+    with reading.system_errors("stdin"):
+        try:
+            for line in sys.stdin:
+                yield line.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise Refusal(f"stdin is not text: {error}") from None
+
+
+@final
+class Session:
+    """Conversations with a model: one goes on, those before it are over.
+
+    ``model``: what answers; ``chat``: its tokenizer and template; ``options``: the command's.
+    """
+
+    def __init__(self, model: "LanguageModel", chat: "ChatTokenizer", options: Options) -> None:
+        self.model, self.chat, self.options = model, chat, options
+        self.failures = 0
+        self._answers = 0
+        self._talks: dict[Path, list[Sequence[Turn]]] = {}  # by the files that they are saved in
+        self._reset()
+
+    def _reset(self) -> None:
+        from addnorm.data.dialogues import SYSTEM, Turn
+
+        system = self.options.system
+        self.turns: list[Turn] = [] if system is None else [Turn(SYSTEM, system)]
+        self._places: dict[Path, int] = {}  # of this conversation in the files where it is saved
+        self._warned = False
+
+    def prompt(self, more: "Sequence[Turn]") -> "Prompt":
+        """What the model reads, with these turns at the end."""
+        most = self.options.drawing.max_new_tokens
+        return self.chat.prompt([*self.turns, *more], self.model.config.context_length, most)
+
+    def obey(self, line: str) -> None:
+        """Answer a turn, or do what a command says; what cannot be done is told, and all is as it
+        was."""
+        try:
+            if line.startswith("/") and not line.startswith("//"):
+                self._command(*line.rstrip().partition(" ")[::2])
+            elif line.strip():
+                self._answer(line.removeprefix("/") if line.startswith("//") else line)
+        except Mendable as error:
+            self.failures += 1
+            output.say(str(error))
+
+    def _command(self, name: str, rest: str) -> None:
+        if name == "/help" and not rest:
+            print(HELP, flush=True)
+        elif name == "/reset" and not rest:
+            self._reset()
+        elif name == "/save" and rest.strip():
+            self._save(rest.strip())
+        else:
+            names = [command.partition(" ")[0] for command in COMMANDS]
+            hint = "" if name in names else did_you_mean(name, names)
+            listed = "; ".join(f"{command}: {what}" for command, what in COMMANDS.items())
+            raise Refusal(f"{' '.join((name, rest)).strip()} is no command; {hint or listed}")
+
+    def _save(self, word: str) -> None:
+        """This conversation in place of what was saved of it, after those saved there before."""
+        from addnorm.data.dialogues import USER, to_object
+
+        if USER not in {turn.role for turn in self.turns}:
+            raise Refusal("there is nothing to save yet")
+        file = reading.place(word)
+        if file not in self._talks and file.exists():
+            raise Refusal(f"{word} is there already, and not from here: choose another name")
+        talks = self._talks.setdefault(file, [])
+        place = self._places.setdefault(file, len(talks))
+        talks[place : place + 1] = [tuple(self.turns)]
+        text = "".join(f"{json.dumps(to_object(t), ensure_ascii=False)}\n" for t in talks)
+        with reading.system_errors(file, doing="write"):
+            disk.write_text(file, text)
+        output.say(f"saved {plural(len(talks), 'conversation')} in {word}")
+
+    def _answer(self, text: str) -> None:
+        """Print the answer as it comes; what there is of it when it is interrupted counts."""
+        from addnorm.data.dialogues import ASSISTANT, USER, Turn
+        from addnorm.generation import stream_text
+
+        question = Turn(USER, text)
+        prompt = self.prompt([question])
+        self._warn(prompt)
+        words: dict[str, Any] = {**vars(self.options.drawing), "max_new_tokens": prompt.answer}
+        seed = self.options.seed
+        words["seed"] = None if seed is None else seed + self._answers
+        writing = stream_text(self.model, [prompt.ids], tokenizer=self.chat, **words)
+        self._answers += 1
+        pieces: list[str] = []
+        try:
+            for piece in writing:
+                print(legible(piece.text), end="", flush=True)
+                pieces.append(piece.text)
+        except KeyboardInterrupt:
+            pass
+        print(flush=True)
+        result = writing.results[0]
+        answer = "".join(pieces)
+        if not answer.strip():
+            output.say("the model has no answer to that; the turn does not count")
+            return
+        self.turns += [question, Turn(ASSISTANT, answer)]
+        if result.finish == "length":
+            output.say(f"cut off after {plural(len(result.ids), 'token')}")
+
+    def _warn(self, prompt: "Prompt") -> None:
+        """Once in a conversation, that its beginning has no room."""
+        if prompt.cut:
+            output.say("of that turn only the end has room in the model's context")
+        if prompt.left_out and not self._warned:
+            self._warned = True
+            output.say("the conversation is longer than the model's context: its oldest turns go")
