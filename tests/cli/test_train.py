@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from addnorm.cli import main
+from addnorm.cli.train import Options
+from addnorm.settings import help_texts
 from addnorm.tasks.recipes import RECIPES
 from addnorm.training.config import Config
 
@@ -296,3 +298,8 @@ def test_an_adapter_beside_a_model(
     assert main(["generate", str(out), "the", "--temperature", "0", "--max-new-tokens", "4"]) == 0
     assert capsys.readouterr().out.startswith("the")
     assert (out / "model" / "adapter").is_dir()
+
+
+def test_help_names_every_recipe() -> None:
+    text = help_texts(Options)["recipe"].partition(": ")[2]
+    assert sorted(text.rstrip(".").split(", ")) == sorted(RECIPES)
