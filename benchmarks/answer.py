@@ -28,10 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import addnorm
-from addnorm.data.answer_scores import score
 from addnorm.data.squad import SquadQuestion, read_squad
 from addnorm.tasks.recipes import answer
 from addnorm.training.run import train
+from addnorm.uses.answer_scores import score
 
 DRAWS = 2000
 THRESHOLDS = 200  # that are tried

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addnorm.data.answer_scores import score
 from addnorm.data.order import order_key, shuffled
 from addnorm.data.passages import (
     LONGEST_ANSWER,
@@ -53,6 +52,7 @@ from addnorm.training.config import NOTHING, TaskSettings, register
 from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here, sum_dtype
 from addnorm.training.task import Batch, Best, Task
+from addnorm.uses.answer_scores import score
 from addnorm.words import plural
 
 EVAL_ROWS = 64

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from addnorm import reading
-from addnorm.data.answer_scores import AnswerScore, score
 from addnorm.data.passages import (
     LONGEST_ANSWER,
     PassageReader,
@@ -25,6 +24,7 @@ from addnorm.data.squad import SquadQuestion, read_squad
 from addnorm.data.tokenizer import Tokenizer, TokenizerError
 from addnorm.errors import Mendable, value_in_short
 from addnorm.progress import ProgressBar
+from addnorm.uses.answer_scores import AnswerScore, score
 from addnorm.uses.use import Answer, Unusable, Use
 
 TOGETHER = 64  # windows that go through the model at once; a passage may have thousands

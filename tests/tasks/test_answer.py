@@ -11,7 +11,6 @@ import torch
 
 from addnorm import Bert, BertConfig, load, train
 from addnorm.cli import main
-from addnorm.data.answer_scores import score
 from addnorm.data.passages import Span
 from addnorm.data.sources import DataError
 from addnorm.data.squad import SquadAnswer, SquadQuestion
@@ -22,6 +21,7 @@ from addnorm.training.checkpoint import Checkpoints
 from addnorm.training.config import Config
 from addnorm.training.display import Display
 from addnorm.training.loop_settings import LoopSettings
+from addnorm.uses.answer_scores import score
 from tests.nets import stir
 from tests.training.test_training import same
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from addnorm.data.answer_scores import normalized, score
+from addnorm.uses.answer_scores import normalized, score
 
 
 @pytest.mark.parametrize(
