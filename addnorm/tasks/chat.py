@@ -410,7 +410,7 @@ class ChatTask(Task):
             **({} if self.start.identity is None else {"start": self.start.identity}),
         }
 
-    def told(self) -> list[str]:
+    def introduction(self) -> list[str]:
         """The conversations, what of them is learned, and the model."""
         c, rows = self.config, self.rows["train"]
         parameters, trained = counted(self._empty, c.n_layers)

@@ -111,7 +111,7 @@ def test_rows_are_a_function_of_seed_and_step(file: Path) -> None:
     assert all(sorted(epoch) == want for epoch in epochs)
     assert epochs[0] != epochs[1]
     assert len(rows) > len(task.dialogues["train"]), "long ones are cut"
-    assert any("longer ones" in line for line in task.told())
+    assert any("longer ones" in line for line in task.introduction())
 
 
 def test_the_loss_is_that_of_answers_and_their_ends(file: Path) -> None:
@@ -189,12 +189,12 @@ def test_from_a_model_without_marks(file: Path, gpt2: Path, tmp_path: Path) -> N
     assert len({tuple(row.tolist()) for row in table[size:]}) == 4
     ids = torch.tensor([[5, 7, 9]])
     torch.testing.assert_close(model.eval()(ids)[..., :size], old(ids)[..., :size])
-    assert any("gets 4 tokens for the marks" in line for line in task.told())
+    assert any("gets 4 tokens for the marks" in line for line in task.introduction())
     run = train(config(file, init_from=str(gpt2), steps=2), out=tmp_path / "a", display=QUIET)
     again = build(file, init_from=str(run.folder / "model"))
     assert again.config == task.config
     assert again.chat.template == TOKENS
-    assert not any("marks" in line for line in again.told())
+    assert not any("marks" in line for line in again.introduction())
     words = build(file, init_from=str(run.folder / "model"), template="words")
     assert words.chat.eos_id == words.chat.tokenizer.eos_id
     with pytest.raises(SettingsError, match="tokenizer=bytes is not its tokenizer"):
