@@ -55,7 +55,7 @@ from addnorm.training.task import Batch, Best, Task
 from addnorm.uses.answer_scores import score
 from addnorm.words import plural
 
-EVAL_ROWS = 64
+EVAL_ROWS = 64  # windows that go through the model at once in an evaluation
 MOST_SAMPLES = 20
 ENOUGH = 5  # articles, from which on whole ones are held out
 AROUND = 200  # characters of a passage on either side of an answer, in a sample
@@ -205,6 +205,9 @@ class QuestionRows:
     """Questions in tokens; those that a model cannot read are left out.
 
     ``questions``: all of them. ``reader``: makes windows of them.
+
+    Afterwards ``questions`` are those that can be read, in their order, and ``refusals`` says of
+    each of the others why not. A ``DataError`` if none is left.
     """
 
     def __init__(self, questions: Sequence[SquadQuestion], reader: PassageReader) -> None:
@@ -226,7 +229,7 @@ class QuestionRows:
             self._queries.append(query)
         if not counts:
             raise DataError(f"no question can be used: {self.refusals[0]}")
-        self._ends = np.cumsum(counts)
+        self._ends = np.cumsum(counts)  # windows up to each question's last, for ``window``
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -246,7 +249,7 @@ class QuestionRows:
         """One of all windows, and where the answer begins and ends in it."""
         i = int(np.searchsorted(self._ends, n, side="right"))
         question = self.question(i)
-        at = n - int(self._ends[i])  # from the last
+        at = n - int(self._ends[i])  # negative: counted from the end of the question's windows
         return question.windows[at], question.targets()[at]
 
     def identity(self) -> bytes:
@@ -259,7 +262,12 @@ class QuestionRows:
 
 @final
 class AnswerTask(Task):
-    """Where in a passage the answer to a question stands."""
+    """Where in a passage the answer to a question stands.
+
+    ``settings``: those of the training. ``config``: the model's. ``tokenizer``: what makes ids of
+    the texts. ``splits``: train and val. ``remarks``: what was left out of the files, in sentences.
+    ``start``: a hash of the weights it begins with; None: new ones.
+    """
 
     best = Best("f1", "max")
     noun = "A model that answers questions on passages"
@@ -288,7 +296,7 @@ class AnswerTask(Task):
         c, size = self.config, self.settings.rows_per_step
         parameters, trained = counted(self._empty, c.n_layers)
         own = -(-size // processes)
-        batch = own * c.context_length * 17
+        batch = own * c.context_length * 17  # bytes: ids and types of 8 each, valid of 1
         batch += min(micro_rows or own, own) * c.context_length * 4 * 2 * c.n_layers * c.dim
         names = ("context_length", "dim", "n_layers")
         because = ", ".join(f"model.{n}={getattr(c, n)}" for n in names)
@@ -350,6 +358,7 @@ class AnswerTask(Task):
         return self._measured(model, min(self.settings.glance_questions, len(self.splits["val"])))
 
     def _measured(self, model: nn.Module, limit: int) -> dict[str, float]:
+        """f1, exact_match and val_loss of the first ``limit`` questions held out."""
         rows = self.splits["val"]
         questions = [rows.question(i) for i in range(limit)]
         spans, loss = self._spans(model, questions)
@@ -371,6 +380,8 @@ class AnswerTask(Task):
         world = here(device)
         windows = [window for q in questions for window in q.windows]
         targets = [target for q in questions for target in q.targets()]
+        # Four columns are those of best_spans, one is the loss. Each process fills its own rows,
+        # the others are 0, so that the sum over processes is all of them.
         sums = torch.zeros(len(windows), 5, dtype=torch.float64)
         step = EVAL_ROWS * world.size
         with evaluation_mode(model.modules()), torch.no_grad():
@@ -427,6 +438,7 @@ class AnswerTask(Task):
         return [*self._about_data(), self._about_model()]
 
     def _about_data(self) -> Iterator[str]:
+        """Sentences on how much there is, what was left out, and answers that are too long."""
         train, val = self.splits["train"], self.splits["val"]
         impossible = sum(not row.answers for row in val.questions) / len(val)
         yield (
@@ -453,6 +465,7 @@ class AnswerTask(Task):
         return max(e - s + 1 for question in questions for s, e in question.targets())
 
     def _about_model(self) -> str:
+        """The size and the shape of the model, in a line."""
         c = self.config
         parameters, _ = counted(self._empty, c.n_layers)
         return (
@@ -481,7 +494,8 @@ def hold_out(
 
 
 def mixed(questions: Sequence[SquadQuestion]) -> list[SquadQuestion]:
-    """In the order of their hashes, so that the first ones are of all passages."""
+    """In the order of their hashes, so that the first few, which ``glance`` looks at, are of all
+    passages, and the same in every run."""
     return sorted(questions, key=lambda row: text_hash(f"{row.id} {row.question} {row.context}"))
 
 
@@ -500,7 +514,8 @@ def marked(row: SquadQuestion, span: Span) -> str:
 
 
 def _start(path_or_id: str, dropout: float) -> tuple[BertConfig, Tokenizer, str]:
-    """What ``init_from`` names, of its weights only which they are."""
+    """(configuration with the head answer, tokenizer, a hash of the weights) of what ``init_from``
+    names; the weights themselves are not loaded yet. ``dropout`` replaces the configuration's."""
     try:
         folder = folders.find(path_or_id)
         config = bert.inspect(folder, dropout).config

@@ -103,6 +103,9 @@ class Pretrained(Body):
 
     ``init_from``: its folder or hub id. ``classes``: how many there are. ``several``: whether a
     text may have several. ``dropout``: that of the model in training. ``adapt``: the adapter.
+
+    The model is read once already here, for its tokenizer, its frame and its size; a
+    ``SettingsError`` says why a classifier cannot begin as it.
     """
 
     def __init__(
@@ -127,6 +130,8 @@ class Pretrained(Body):
         self._counts = sum(p.numel() for p in parameters), trained
 
     def _adapted(self) -> Beginning:
+        """The model anew from its folder, with a new head and the adapter in it. The head is
+        trained whatever the adapter leaves alone."""
         beginning: Beginning = self._begin(self.folder, *self.choices)
         put_adapter(self.adapt, beginning.model)
         beginning.head.requires_grad_(True)
@@ -143,7 +148,8 @@ class Pretrained(Body):
     def save(
         self, model: nn.Module, folder: Path, tokenizer: Tokenizer, labels: Sequence[str]
     ) -> None:
-        """With an adapter in its weights."""
+        """As the kind of model that it is; an adapter is folded into its weights first, so that
+        nobody needs it any more."""
         plain = model if self.adapt.kind == "none" else folded(model)
         register.kind_of(plain).write(plain, folder, tokenizer, labels)
 

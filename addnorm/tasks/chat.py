@@ -66,7 +66,7 @@ from addnorm.training.task import Batch, Best, Task
 from addnorm.words import plural
 
 IGNORED = -100  # what F.cross_entropy passes over
-EVAL_ROWS = 32
+EVAL_ROWS = 32  # rows that go through the model at once in an evaluation
 GLANCE_ROWS = 512  # of the held-out ones, for the curve while training
 MOST_SAMPLES = 100
 SAMPLE = 100  # tokens of a sample at most
@@ -175,7 +175,9 @@ class ChatSettings(TaskSettings):
         )
 
     def _chat(self, tokenizer: Tokenizer) -> ChatTokenizer:
-        """The tokenizer with the marks that ``template`` asks for."""
+        """The tokenizer with the marks that ``template`` asks for, and with new tokens for them if
+        it lacks some; a ``SettingsError`` where the model or its adapter cannot have these
+        marks."""
         kind = self.template
         if kind == "auto" and self.init_from is not None:
             try:
@@ -189,6 +191,7 @@ class ChatSettings(TaskSettings):
         if kind == "auto":
             kind = "tokens" if self.adapt.kind == "none" else "words"
         if kind == "words":
+            # its name, since a template is made of texts
             end = next((n for n, id in tokenizer.special.items() if id == tokenizer.eos_id), None)
             if end is None:
                 raise SettingsError(
@@ -233,7 +236,12 @@ class Start(NamedTuple):
 
 @final
 class ChatTask(Task):
-    """The next token of answers; the rest of a conversation is read only."""
+    """The next token of answers; the rest of a conversation is read only.
+
+    ``settings``: those of the training. ``config``: the model's. ``chat``: what makes ids of
+    conversations. ``splits``: train and val. ``start``: what the training begins with. A
+    ``DataError`` where the context has no room for a conversation.
+    """
 
     best = Best("val_loss", "min")
     noun = "A model of conversations"
@@ -273,6 +281,7 @@ class ChatTask(Task):
         longest = max(len(row.ids) for rows in self.rows.values() for row in rows)
         own = -(-size // processes)
         tokens = min(micro_rows or own, own) * longest
+        # bytes: an id and its target are 9; logits and stream are in float32
         batch = own * longest * 9 + tokens * 4 * (2 * c.vocab_size + 2 * c.n_layers * c.dim)
         names = ("context_length", "dim", "n_layers", "hidden", "vocab_multiple")
         because = ", ".join(f"model.{n}={getattr(c, n)}" for n in names)
@@ -330,6 +339,7 @@ class ChatTask(Task):
         rows = self.rows["val"]
         nats, count = self._score(model, rows)
         loss = nats / max(count, 1)
+        # bytes are counted without the mark at the end of an answer, whose nats count
         texts = (row.ids[row.target & (row.ids != self.chat.eos_id)] for row in rows)
         size = sum(len(self.chat.tokenizer.decode_bytes(ids.tolist())) for ids in texts)
         bits = nats / math.log(2) / max(size, 1)

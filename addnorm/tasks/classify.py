@@ -251,6 +251,8 @@ class ClassifyTask(Task):
         return {**padded(parts), "label": self.targets.tensor(labels)}
 
     def _varied(self, ids: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """A part of a text that the model can read, from anywhere in it, less a share of its tokens
+        which is ``token_dropout`` in the mean."""
         room = self.body.frame.room
         start = rng.integers(max(len(ids) - room, 0) + 1)
         ids = ids[start : start + room]
@@ -263,6 +265,8 @@ class ClassifyTask(Task):
         return self.batch(split, seed, step, 0, self.settings.rows_per_step)
 
     def _order(self, n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+        """The numbers of ``n`` rows as they come in an epoch. They are kept for the steps to come,
+        and those of epochs before the last one thrown away."""
         key = n, seed, epoch
         if key not in self._orders:
             self._orders = {k: v for k, v in self._orders.items() if k[2] >= epoch - 1}
@@ -338,4 +342,5 @@ class ClassifyTask(Task):
 
 
 def _rows(texts: Sequence[Text], tokenizer: Tokenizer) -> list[Row]:
+    """The texts in ids, whole, with their labels."""
     return [Row(text_ids(text, tokenizer), labels) for text, labels in texts]

@@ -89,6 +89,8 @@ def read_texts(
 
 
 def _entries(data: Path) -> list[Entry]:
+    """The texts of a file or folder, with their labels as they stand there. A folder needs two
+    classes here, which ``read_entries`` does not ask for: there is nothing to learn from one."""
     if not data.exists():
         raise DataError(f"{data} is not a folder or file: give {FORMATS}")
     if data.is_dir():
@@ -103,12 +105,15 @@ def _entries(data: Path) -> list[Entry]:
 
 
 def _rows(entries: Iterable[Entry], several: bool) -> list[_Row]:
+    """With their labels as names: as many as there are, or else exactly one; a ``DataError`` names
+    the entry in which it is otherwise."""
     if several:
         return [_Row(e.text, e.label_set().labels, e.where) for e in entries]
     return [_Row(e.text, (e.one_label().label,), e.where) for e in entries]
 
 
 def _check_labels(data: Path, rows: Sequence[_Row], classes: Sequence[str]) -> None:
+    """Raise if all texts have the same labels."""
     if len({frozenset(row.labels) for row in rows}) == 1:
         words = ", ".join(classes) or "none"
         raise DataError(
@@ -117,6 +122,7 @@ def _check_labels(data: Path, rows: Sequence[_Row], classes: Sequence[str]) -> N
 
 
 def _check_known(rows: Iterable[_Row], classes: Sequence[str], data: Path) -> None:
+    """Raise if a held-out text has a label that no text of ``data``, which is learned from, has."""
     names = set(classes)
     for row in rows:
         if unknown := [name for name in row.labels if name not in names]:
@@ -129,7 +135,8 @@ def _check_known(rows: Iterable[_Row], classes: Sequence[str], data: Path) -> No
 def _divided(
     data: Path, rows: Sequence[_Row], val_fraction: float
 ) -> tuple[list[_Row], list[_Row]]:
-    """By the hash of each text; but of every label there is a text to learn from."""
+    """(to learn from, held out), by the hash of each text; but of every label there is a text to
+    learn from: where all would be held out, the one with the greatest hash is not."""
     hashes = {row.text: text_hash(row.text) for row in rows}
     apart = {text for text, number in hashes.items() if number / HASHES < val_fraction}
     learned = {name for row in rows if row.text not in apart for name in row.labels}
@@ -150,6 +157,9 @@ def _divided(
 
 
 def _remarks(entries: Sequence[Entry], rows: Sequence[_Row], several: bool) -> list[str]:
+    """What is odd about the texts, in sentences: empty ones, the same text with different labels,
+    and labels of a table that look like several in one. ``entries`` are those that are learned
+    from, ``rows`` all, the held-out ones too."""
     remarks = []
     if empty := [row.where for row in rows if not row.text.strip()]:
         remarks.append(
@@ -175,7 +185,7 @@ def _remarks(entries: Sequence[Entry], rows: Sequence[_Row], several: bool) -> l
 
 
 def _unmeasured(train: Iterable[_Row], val: Iterable[_Row], classes: Sequence[str]) -> list[str]:
-    """The labels that no held-out text has."""
+    """A sentence on the labels that no held-out text has; nothing if there are none."""
     counts = Counter(name for row in train for name in row.labels)
     measured = {name for row in val for name in row.labels}
     rare = [f"{name} ({counts[name]})" for name in classes if name not in measured]

@@ -21,7 +21,9 @@ LETTERS = 300  # of a text
 
 
 def pictures(targets: Targets, texts: Sequence[Text], p: Tensor) -> list[dict[str, Any]]:
-    """Of held-out texts and the probabilities (texts, classes) that a model gives them."""
+    """Of held-out texts and the probabilities (texts, classes) that a model gives them: a matrix or
+    a table of confusions, or where a text may have several labels a table of these; and the worst
+    errors, if there are any."""
     answers = [targets.answer(row) for row in p.tolist()]
     if targets.several:
         return [_labels(targets, texts, answers), *_worst(targets, texts, p, answers)]
@@ -32,9 +34,11 @@ def pictures(targets: Targets, texts: Sequence[Text], p: Tensor) -> list[dict[st
 
 
 Counts = Counter[tuple[tuple[int, ...], tuple[int, ...]]]
+"""(right labels, labels that are said) of a text -> how many texts."""
 
 
 def _matrix(targets: Targets, counts: Counts) -> list[dict[str, Any]]:
+    """Every label against every other, where each text has one: for few of them."""
     places = range(len(targets.classes))
     right = sum(n for (label, answer), n in counts.items() if label == answer)
     return [
@@ -53,6 +57,8 @@ def _matrix(targets: Targets, counts: Counts) -> list[dict[str, Any]]:
 
 
 def _pairs(targets: Targets, counts: Counts) -> list[dict[str, Any]]:
+    """The most frequent confusions, where the matrix would be too large; nothing if all is
+    right."""
     totals: Counter[tuple[int, ...]] = Counter()
     for (label, _), n in counts.items():
         totals[label] += n
@@ -78,6 +84,8 @@ def _pairs(targets: Targets, counts: Counts) -> list[dict[str, Any]]:
 def _labels(
     targets: Targets, texts: Sequence[Text], answers: Sequence[tuple[int, ...]]
 ) -> dict[str, Any]:
+    """Of each label how often it is missed and how often said too much, where a text may have
+    several; ``answers`` are the labels said of each text."""
     answer, right = (
         targets.tensor(labels) > 0.5 for labels in (answers, [text.labels for text in texts])
     )
@@ -107,7 +115,7 @@ def _worst(
     errors = []
     for text, row, answer in zip(texts, p.tolist(), answers, strict=True):
         if text.labels != answer:
-            odd = {*text.labels} ^ {*answer}
+            odd = {*text.labels} ^ {*answer}  # missed, or said and not right
             sureness, place = max((abs(row[i] - (i in text.labels)), i) for i in odd)
             errors.append((sureness, place, text, row, answer))
     if not errors:

@@ -72,7 +72,8 @@ def read_paired_texts(data: str, val_data: str, val_fraction: float) -> PairedTe
 def ids_of(
     pairs: Sequence[Pair], tokenizers: TokenizerPair, start: int, most: int
 ) -> tuple[list[PairOfIds], int]:
-    """Each pair that fits into ``most`` tokens a side, and how many do not."""
+    """Each pair that fits into ``most`` tokens a side, and how many do not. ``start``: the id that
+    every target begins with."""
     rows = []
     for number, pair in enumerate(pairs):
         source = tokenizers.encode(pair.source)
@@ -86,8 +87,8 @@ def ids_of(
 def buckets(
     lengths: NDArray[np.int64], size: int, pool: int, seed: int, epoch: int
 ) -> list[NDArray[np.int64]]:
-    """The batches of one epoch, each of ``size`` rows of like length but the last of a pool: a
-    function of its arguments, in which every row comes once.
+    """The batches of one epoch, each the numbers of ``size`` rows of like length, or fewer in one
+    of them: a function of its arguments, in which every row comes once. ``lengths``: of each row.
 
     Rows are put into a random order; every ``pool`` batches of it are sorted by length and cut;
     then the batches come in a random order too.

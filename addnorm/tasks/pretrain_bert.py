@@ -169,10 +169,12 @@ class PretrainBertSettings(TaskSettings):
 
 
 def _start(path_or_id: str, dropout: float) -> tuple[BertConfig, Tokenizer, str]:
-    """What ``init_from`` names, of its weights only which they are."""
+    """(configuration with the head masked, tokenizer, a hash of the weights) of what ``init_from``
+    names; the weights themselves are not loaded yet. ``dropout`` replaces the configuration's."""
     try:
         folder = folders.find(path_or_id)
-        config = replace(bert.inspect(folder, dropout).config, head="masked", labels=2)
+        config = bert.inspect(folder, dropout).config
+        config = replace(config, head="masked", labels=2)  # 2: what it is without a head for labels
         return config, Tokenizer.from_pretrained(folder), folders.identity(folder)
     except Mendable as error:
         raise SettingsError(f"init_from={path_or_id}: {error}") from None
@@ -214,7 +216,7 @@ class PretrainBertTask(Task):
         self._windows: dict[tuple[str, int], Windows] = {}
         self._ends = np.array([tokenizer.role_id("cls")]), np.array([tokenizer.role_id("sep")])
         try:
-            self.windows("train", 0)
+            self.windows("train", 0)  # refuses data that is too short, before a model is made
         except DataError as error:
             raise DataError(
                 f"{error} (model.context_length={config.context_length}, "
@@ -257,6 +259,7 @@ class PretrainBertTask(Task):
     def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
         """Rows rank, rank + world, ... of the step's: ``ids`` and ``targets``, both (rows, T)."""
         first, count = step * self.rows + rank, max(self.rows - rank, 0)
+        # a window comes with the token after it, which only a causal model predicts
         texts = self.windows(split, seed).rows(first, count, world)[:, :-1]
         batch = self._masked(list(texts), [[seed, first + i * world] for i in range(len(texts))])
         return {name: batch[name] for name in ("ids", "targets")}  # all of them are real
@@ -264,7 +267,8 @@ class PretrainBertTask(Task):
     def _masked(
         self, texts: Sequence[NDArray[np.int64]], keys: Sequence[Sequence[int]]
     ) -> dict[str, Tensor]:
-        """Texts with what is around them, and their masks."""
+        """``ids``, ``valid`` and ``targets``, (rows, T), of texts with [CLS] and [SEP] around them;
+        ``keys``: of each text what decides its masks."""
         cls, sep = self._ends
         rows = [
             self.masking.row(np.concatenate([cls, text, sep]), key)
@@ -298,7 +302,8 @@ class PretrainBertTask(Task):
         return self._score(model, self.settings.glance_tokens)
 
     def _score(self, model: nn.Module, limit: int) -> dict[str, float]:
-        """Side by side windows, the masks of each always the same."""
+        """val_loss and masked_accuracy of the first ``limit`` tokens held out, by all processes
+        together: windows side by side, the masks of each always the same."""
         device = next(model.parameters()).device
         world = here(device)
         windows = list(range(-(-min(len(self.tokens["val"]), limit) // self.room)))
@@ -317,8 +322,8 @@ class PretrainBertTask(Task):
         return {"val_loss": nats / max(count, 1), "masked_accuracy": right / max(count, 1)}
 
     def _held_out(self, windows: Sequence[int]) -> dict[str, Tensor]:
-        """Windows of the validation split with their masks; the last one is filled up, as all
-        processes compute at once."""
+        """``ids``, ``valid`` and ``targets`` of these windows of the validation split, by their
+        numbers; the last of the split is shorter, and filled up."""
         tokens, texts = self.tokens["val"], []
         for start in (self.room * n for n in windows):
             text = tokens.read(start, min(start + self.room, len(tokens)))

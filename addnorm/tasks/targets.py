@@ -36,7 +36,8 @@ class Targets(ABC):
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """Summed over texts."""
+        """Summed over texts, of logits (B, classes) and what ``tensor`` gives. ``smoothing``: the
+        share of a target's weight that goes elsewhere."""
 
     @abstractmethod
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -44,11 +45,13 @@ class Targets(ABC):
 
     @abstractmethod
     def mean(self, sums: Tensor, windows: Tensor) -> Tensor:
-        """Probabilities (texts, classes) from their sums over so many windows of each text."""
+        """Probabilities (texts, classes) from ``sums``, which add them up over the windows of each
+        text; ``windows`` (texts,) is how many these are."""
 
     @abstractmethod
     def metrics(self, p: Tensor, labels: Sequence[Labels]) -> dict[str, float]:
-        """How good probabilities (texts, classes) are."""
+        """How good probabilities (texts, classes) are, ``val_loss`` and the metric of ``best``
+        among the figures; ``labels`` are the right ones."""
 
     @abstractmethod
     def answer(self, p: Sequence[float]) -> Labels:
@@ -87,7 +90,7 @@ class OneLabel(Targets):
         return (logits.argmax(-1) == targets).sum()
 
     def mean(self, sums: Tensor, windows: Tensor) -> Tensor:
-        """They sum to 1."""
+        """Divided by what they sum to, so that they sum to 1 however the rounding was."""
         return sums / sums.sum(-1, keepdim=True)
 
     def metrics(self, p: Tensor, labels: Sequence[Labels]) -> dict[str, float]:

@@ -47,9 +47,9 @@ from addnorm.uses.translation import Translation
 from addnorm.uses.translation_scores import translation_scores
 from addnorm.words import plural
 
-EVAL_ROWS = 32
+EVAL_ROWS = 32  # pairs that go through the model at once in an evaluation
 POOL = 50  # batches whose rows are sorted by length together
-IGNORED = -100
+IGNORED = -100  # what F.cross_entropy passes over
 SOURCES = {
     "content": ["data", "val_data"],
     "tokenizers": ["tokenizer", "target_tokenizer"],
@@ -168,6 +168,8 @@ class TranslateSettings(TaskSettings):
         return task
 
     def _beginning(self, texts: PairedTexts, choices: Mapping[str, Any]) -> "TranslatorStart":
+        """The model and the tokenizers: those of ``init_from``, or new ones by the settings. A
+        ``SettingsError`` where ``choices`` name a model or tokenizer beside ``init_from``."""
         if self.init_from is not None:
             keys = [k for k in choices if k.startswith("model.") or k.endswith("tokenizer")]
             if keys:
@@ -190,7 +192,8 @@ class TranslateSettings(TaskSettings):
                 self.tokenizer, sides[0] + sides[1], held_out[0] + held_out[1]
             )
         both = pair(source, target)
-        start = max(target.vocab_size, both.target_end + 1)  # behind all that a text may have
+        # the start of a target, which is its padding too, has an id behind all that a text may have
+        start = max(target.vocab_size, both.target_end + 1)
         sizes = max(source.vocab_size, both.source_end + 1), start + 1
         config = replace(
             self.model,
@@ -204,6 +207,8 @@ class TranslateSettings(TaskSettings):
         return config, both
 
     def _tokenizer(self, name: str, train: list[str], val: list[str]) -> Tokenizer:
+        """The tokenizer that a setting names, as ``chosen`` reads it. It learns from ``train``; one
+        of characters has those of ``val`` as well."""
         return chosen(
             name,
             texts=lambda: train,
@@ -223,7 +228,8 @@ class TranslatorStart(NamedTuple):
 
 
 def _start(path_or_id: str, dropout: float) -> TranslatorStart:
-    """What ``init_from`` names."""
+    """What ``init_from`` names; its weights are read here only to see that they can be. ``dropout``
+    replaces what the folder says."""
     try:
         folder = folders.find(path_or_id)
         model = seq2seq.load(folder, dropout=dropout)[0]
@@ -241,6 +247,9 @@ class TranslateTask(Task):
 
     ``settings``: those of the training. ``beginning``: the model's choices and its tokenizers.
     ``texts``: what there is to learn from, and what is held out.
+
+    ``splits`` are the pairs in ids that fit into the context, ``long`` how many of each split
+    do not. It is for the caller to refuse a split that is empty.
     """
 
     best = Best("val_loss", "min")
@@ -283,7 +292,8 @@ class TranslateTask(Task):
         return Needs(parameters, trained, layers * MODULES, batch, because)
 
     def _empty(self, layers: int) -> Seq2Seq:
-        """The model without memory, with so many layers on both sides together."""
+        """The model without memory, with so many layers on both sides together: the decoder has its
+        own, and the encoder what is left, at least one."""
         c = self.config
         extra = max(layers - c.decoder_layers, 1)
         with torch.device("meta"):
@@ -311,6 +321,8 @@ class TranslateTask(Task):
         return -(-len(self.splits[split]) // self.settings.rows_per_step)
 
     def _epoch(self, split: str, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+        """The batches of an epoch, each the numbers of its rows. They are kept for the steps to
+        come, and those of epochs before the last one thrown away."""
         key = split, seed, epoch
         if key not in self._epochs:
             self._epochs = {k: v for k, v in self._epochs.items() if k[2] >= epoch - 1}
@@ -319,7 +331,8 @@ class TranslateTask(Task):
         return self._epochs[key]
 
     def _padded(self, rows: Sequence[Any]) -> Batch:
-        """What the model reads, what it has to say, and which of a source is real."""
+        """``source`` and ``valid`` (which of it is real), (B, S); ``target``, which the model
+        reads, and ``labels``, the same one token further, which it has to say, (B, T)."""
         source = padded([row.source for row in rows])
         return {
             "source": source["ids"],

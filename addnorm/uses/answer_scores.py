@@ -41,6 +41,8 @@ def score(answer: str, right: Sequence[str]) -> AnswerScore:
 
 
 def _f1(words: list[str], gold: list[str]) -> float:
+    """From 0 to 1, of an answer and a right one in normalized words; no words at all are right only
+    where both have none."""
     if not words or not gold:
         return float(words == gold)
     common = sum((Counter(words) & Counter(gold)).values())

@@ -28,7 +28,7 @@ from addnorm.uses.answer_scores import AnswerScore, score
 from addnorm.uses.use import Answer, Unusable, Use
 
 TOGETHER = 64  # windows that go through the model at once; a passage may have thousands
-AT_LEAST_ONE = ("max_answer", "stride")
+AT_LEAST_ONE = ("max_answer", "stride")  # the options that must be whole numbers from 1 on
 
 
 class PassageQuestion(NamedTuple):
@@ -60,7 +60,7 @@ class Answers(Use):
         self._last: tuple[str, PassageTokens] | None = None
 
     def with_defaults(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """All options, where some were chosen."""
+        """All options, where some were chosen; a ``Mendable`` says which value makes no sense."""
         every = super().with_defaults(options)
         threshold = every["threshold"]
         if type(threshold) not in (int, float) or math.isnan(threshold):  # inf: never an answer
@@ -74,7 +74,8 @@ class Answers(Use):
         return every
 
     def question(self, item: str | Mapping[str, Any]) -> PassageQuestion:
-        """From an object, or from a text that is one in JSON."""
+        """From an object, or from a text that is one in JSON; ``Unusable`` where a part is missing
+        or empty, or where the question leaves too little room to the passage."""
         entry = _object(item, self.example)
         context, question = (_text(entry, name, self.example) for name in ("context", "question"))
         try:
@@ -83,7 +84,7 @@ class Answers(Use):
                 raise Unusable("the context is empty: there is no answer in it")
             if not len(query.ids):
                 raise Unusable("the question is empty")
-            self.reader.windows(query, passage)
+            self.reader.windows(query, passage)  # only to see whether it can be read
         except (DataError, TokenizerError) as error:
             raise Unusable(str(error)) from None
         return PassageQuestion(context, question, query, passage)
@@ -114,6 +115,8 @@ class Answers(Use):
     def _spans(
         self, questions: Sequence[PassageQuestion], options: Mapping[str, Any]
     ) -> list[Span]:
+        """The answer to each question, in their order; a batch has windows of several questions.
+        ``options`` are all there are."""
         rows = [self.reader.windows(q.query, q.passage, options["stride"]) for q in questions]
         every = [window for windows in rows for window in windows]
         scores = torch.cat([*self._scores(every, options["max_answer"])])
@@ -124,6 +127,8 @@ class Answers(Use):
         ]
 
     def _scores(self, windows: Sequence[PassageWindow], longest: int) -> Iterator[Tensor]:
+        """What ``best_spans`` gives for answers of at most ``longest`` tokens, (windows, 4) on the
+        CPU, a few windows at a time."""
         for first in range(0, len(windows), TOGETHER):
             part = windows[first : first + TOGETHER]
             batch = window_batch(part)
@@ -160,7 +165,9 @@ class Answers(Use):
 
 
 def _apart(rows: Sequence[SquadQuestion], scores: Sequence[AnswerScore]) -> dict[str, float]:
-    """The same of questions with an answer and of those without."""
+    """The mean scores of the questions with an answer, under ``exact_match_answerable`` and
+    ``f1_answerable``, the share of those without for which none was given, and how many these are;
+    nothing where all questions are of one of the two kinds."""
     answerable = [s for row, s in zip(rows, scores, strict=True) if row.answers]
     others = [s for row, s in zip(rows, scores, strict=True) if not row.answers]
     if not answerable or not others:
@@ -171,11 +178,14 @@ def _apart(rows: Sequence[SquadQuestion], scores: Sequence[AnswerScore]) -> dict
 
 
 def _means(scores: Sequence[AnswerScore]) -> dict[str, Any]:
+    """``exact_match`` and ``f1``, each the mean over questions; there must be one at least."""
     exact, f1 = zip(*scores, strict=True)
     return {"exact_match": sum(exact) / len(exact), "f1": sum(f1) / len(f1)}
 
 
 def _object(item: str | Mapping[str, Any], example: str) -> Mapping[str, Any]:
+    """The input as an object: itself, or what a text is in JSON; ``Unusable`` where it is neither.
+    ``example``: what an object looks like, for the message."""
     if not isinstance(item, str):
         return item
     if item.lstrip().startswith("{"):
@@ -189,6 +199,7 @@ def _object(item: str | Mapping[str, Any], example: str) -> Mapping[str, Any]:
 
 
 def _text(entry: Mapping[str, Any], name: str, example: str) -> str:
+    """The text that an input has under a name; ``Unusable`` where there is none."""
     if name not in entry:
         keys = ", ".join(map(str, entry)) or "nothing"
         raise Unusable(f"the object has {keys}, and no {name}; one looks like {example}")

@@ -37,7 +37,7 @@ class LabelSets(Use):
         return text_of(item, ("text", "sentence", "input"), self.example)
 
     def answers(self, questions: Sequence[str], options: Mapping[str, Any]) -> list[list[Answer]]:
-        """input, labels, probabilities; the most probable first."""
+        """input, labels, probabilities; the most probable first. One answer to each text."""
         rows = []
         p = finite(self.probabilities(questions))
         for text, row in zip(questions, p.tolist(), strict=True):
@@ -48,7 +48,8 @@ class LabelSets(Use):
         return rows
 
     def line(self, answer: Answer) -> str:
-        """The labels, and the probabilities of those and of the next one in percent."""
+        """The labels, each with its probability in percent; of a text that has none "none", and in
+        brackets the label that is nearest to one."""
         count = max(len(answer["labels"]), 1)
         parts = [f"{label} {p:.1%}" for label, p in list(answer["probabilities"].items())[:count]]
         return ", ".join(parts) if answer["labels"] else f"none ({parts[0]})"

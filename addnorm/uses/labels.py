@@ -35,7 +35,8 @@ class Labels(Use):
         return text_of(item, ("text", "sentence", "input"), self.example)
 
     def answers(self, questions: Sequence[str], options: Mapping[str, Any]) -> list[list[Answer]]:
-        """input, label, probability; of two that are equal the first label comes first."""
+        """input, label, probability, and with ``top`` probabilities; one answer to each text. Of
+        two labels that are equally probable the first comes first."""
         rows, top = [], options["top"]
         p = finite(self.probabilities(questions))
         for text, row in zip(questions, p.tolist(), strict=True):
@@ -80,7 +81,8 @@ class Labels(Use):
 
 
 def finite(probabilities: Tensor) -> Tensor:
-    """The same, if every value in it is a number."""
+    """The same (texts, labels), if no value in it is NaN or infinite; a ``FloatingPointError``
+    names the first text that has one."""
     numbers = probabilities.isfinite().all(-1).tolist()
     if not all(numbers):
         raise FloatingPointError(

@@ -20,9 +20,10 @@ from addnorm.uses.use import Answer, Unusable, Use, text_of
 
 
 class Reader(Protocol):
-    """A model that reads sources."""
+    """A model that reads sources, such as ``models.seq2seq.Seq2Seq``."""
 
     rules: SearchRules
+    """The ids that begin, end and fill up its targets, and what it may not write."""
 
     @property
     def context_length(self) -> int: ...
@@ -99,6 +100,7 @@ class Translation(Use):
         ]
 
     def _text(self, ids: Sequence[int]) -> str:
+        """The text of a target's ids, without its end."""
         end = self.model.rules.end
         return self.pair.target.decode([id for id in ids if id != end])
 
@@ -123,8 +125,9 @@ class Translation(Use):
         batch_size: int,
         bar: ProgressBar,
     ) -> tuple[list[str], int]:
-        """The best translation of each source, in their order, and how many could not be read;
-        those of like length go through the model together."""
+        """The best translation of each source, in their order, "" for one that cannot be read, and
+        how many these are. Sources of like length go through the model together. ``options``: all
+        there are, of which ``n_best`` is not obeyed."""
         order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
         outputs, unusable = [""] * len(sources), 0
         how = {**options, "n_best": 1}

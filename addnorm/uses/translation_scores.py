@@ -14,15 +14,16 @@ MOSTLY = 0.3
 
 
 def is_chinese(texts: Sequence[str]) -> bool:
-    """Whether texts have to be cut into characters, as they have no spaces; Japanese has kana."""
+    """Whether texts, taken together, have to be cut into characters, as Chinese has no spaces. With
+    kana among them they are Japanese, and not taken for it."""
     text = "".join("".join(text.split()) for text in texts)
     han, kana = len(HAN.findall(text)), len(KANA.findall(text))
     return bool(text) and han > MOSTLY * len(text) and kana < 0.1 * han
 
 
 def bleu_and_chrf(outputs: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """``bleu`` and ``chrf`` from 0 to 100 over all texts, and the signature of each; a ``Mendable``
-    where sacrebleu is not installed."""
+    """``bleu`` and ``chrf`` from 0 to 100 over all texts, and as ``bleu_signature`` and
+    ``chrf_signature`` how sacrebleu computed them; a ``Mendable`` where it is not installed."""
     try:
         metrics = import_module("sacrebleu.metrics")
     except ImportError:
@@ -38,8 +39,8 @@ def bleu_and_chrf(outputs: Sequence[str], references: Sequence[str]) -> dict[str
 
 
 def translation_scores(outputs: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """The same, and the share of outputs that are the reference to the letter; without sacrebleu
-    that alone, and why, as ``note``."""
+    """What ``bleu_and_chrf`` gives, and as ``exact_match`` the share of outputs that are their
+    reference to the letter; without sacrebleu that alone, and why, as ``note``."""
     right = sum(out == ref for out, ref in zip(outputs, references, strict=True))
     exact = {"exact_match": right / max(len(outputs), 1)}
     try:

@@ -55,7 +55,9 @@ class Use(ABC):
     def batch(
         self, items: Sequence[str | Mapping[str, Any]], options: Mapping[str, Any]
     ) -> list[list[Answer]]:
-        """To each input its answers, or what is wrong with it; ``options`` are all there are."""
+        """To each input its answers, in the order of the inputs; to one that cannot be used a
+        single answer with its ``error``. ``options`` are all there are, as ``with_defaults`` gives
+        them."""
         questions: list[Any] = []
         results: list[list[Answer] | None] = []
         for item in items:
@@ -88,7 +90,8 @@ class Use(ABC):
 
 
 def text_of(item: str | Mapping[str, Any], names: Sequence[str], example: str) -> str:
-    """The text of an input: itself, or what an object has under the first of these names."""
+    """The text of an input: itself, or what an object has under the first of ``names`` that is in
+    it; ``Unusable`` where none is. ``example``: what an object looks like, for the message."""
     if isinstance(item, str):
         return item
     for name in names:
