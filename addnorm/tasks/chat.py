@@ -312,13 +312,14 @@ class ChatTask(Task):
         """Rows rank, rank + world, ... of the step's: ``ids`` and which of them are a ``target``,
         both (rows, longest)."""
         rows, size = self.rows[split], self.settings.rows_per_step
-        numbers = np.arange(step * size, (step + 1) * size)[rank::world]
+        numbers = np.arange(step * size, (step + 1) * size)
         places = np.empty_like(numbers)
         for epoch in np.unique(numbers // len(rows)):
             ours = numbers // len(rows) == epoch
             key = order_key(f"addnorm chat, seed {seed}, epoch {epoch}")
             places[ours] = shuffled(numbers[ours] % len(rows), len(rows), key)
-        return _batch([rows[i] for i in places])
+        # filled up to the longest of the step, so that a row is the same on any number of processes
+        return {n: t[rank::world] for n, t in _batch([rows[i] for i in places]).items()}
 
     def row(self, split: str, seed: int, step: int) -> Batch:
         """One, as of a process among as many as there are rows."""
