@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from addnorm.adapt import Adapt
 from addnorm.data.labelled import FORMATS
-from addnorm.data.rows import padded
+from addnorm.data.rows import WINDOWS, padded
 from addnorm.data.sources import DataError, Texts
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.models.classifier import ClassifierConfig
@@ -39,6 +39,7 @@ from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.memory import MODULES, Needs
 from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Task
+from addnorm.words import plural
 
 EVAL_ROWS = 64
 SOURCES = {"content": ["data", "val_data"], "classes": ["data"], "tokenizer": ["tokenizer"]}
@@ -335,9 +336,21 @@ class ClassifyTask(Task):
             f"{self.settings.data}: {len(self.targets.classes)} classes, {train:,} texts to learn "
             f"from, {val:,} held out; {self.targets.without_a_model(self.texts.val)}",
             *self.texts.remarks,
+            *self._longer(),
             *([] if trained == parameters else [f"only {trained:,} parameters are trained"]),
             f"model: {parameters:,} parameters, {c.scheme}, {c.n_layers} layers of width {c.dim}, "
             f"{self.body.frame.room} tokens at a time",
+        ]
+
+    def _longer(self) -> list[str]:
+        """What becomes of texts that are longer than the model reads at once, if there are some."""
+        room = self.body.frame.room
+        count = sum(len(row.ids) > room for rows in self.splits.values() for row in rows)
+        if not count:
+            return []
+        return [
+            f"{plural(count, 'text')} longer than the {room} tokens that are read at a time: in "
+            f"each epoch another part is learned from, and at most {WINDOWS} parts are judged"
         ]
 
 

@@ -214,8 +214,10 @@ def test_evaluation_by_the_definition(folder: Path) -> None:
     task = config(folder).task.build()
     assert isinstance(task, ClassifyTask)
     model = stir(task.model()).eval()
+    assert not any("longer than" in line for line in task.introduction())
     long = task.splits["val"][0]  # one text that takes five windows, the last where it ends
     task.splits["val"][0] = long._replace(ids=np.arange(90, dtype=np.int64) % 7 + 40)
+    assert any("1 text longer than the 32 tokens" in line for line in task.introduction())
     right, loss = 0, 0.0
     with torch.no_grad():
         for row in task.splits["val"]:
