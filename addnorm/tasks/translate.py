@@ -281,7 +281,7 @@ class TranslateTask(Task):
         what every layer keeps of the stream, for rows of mean length."""
         c, size = self.config, self.settings.rows_per_step
         layers = c.encoder_layers + c.decoder_layers
-        parameters, trained = counted(self._empty, layers)
+        parameters, trained = self._counts()
         own = -(-size // processes)
         rows = min(micro_rows or own, own)
         length = sum(len(row.target) for row in self.splits["train"]) // len(self.splits["train"])
@@ -291,13 +291,23 @@ class TranslateTask(Task):
         because += f", rows_per_step={size}, micro_rows={micro_rows}, a vocabulary of {c.targets:,}"
         return Needs(parameters, trained, layers * MODULES, batch, because)
 
-    def _empty(self, layers: int) -> Seq2Seq:
-        """The model without memory, with so many layers on both sides together: the decoder has its
-        own, and the encoder what is left, at least one."""
+    def _counts(self) -> tuple[int, int]:
+        """Parameters, and those that are trained: each side as deep as it is beside one layer of
+        the other, so that neither is built deep."""
         c = self.config
-        extra = max(layers - c.decoder_layers, 1)
+        encoder = counted(lambda layers: self._empty(layers, 1), c.encoder_layers)
+        decoder = counted(lambda layers: self._empty(1, layers), c.decoder_layers)
+        common = counted(lambda layers: self._empty(1, 1), 1)
+        parameters, trained = (
+            a + b - both for a, b, both in zip(encoder, decoder, common, strict=True)
+        )
+        return parameters, trained
+
+    def _empty(self, encoder_layers: int, decoder_layers: int) -> Seq2Seq:
+        """The model without memory, with so many layers."""
+        config = replace(self.config, encoder_layers=encoder_layers, decoder_layers=decoder_layers)
         with torch.device("meta"):
-            return Seq2Seq(replace(c, encoder_layers=extra))
+            return Seq2Seq(config)
 
     def model(self) -> Seq2Seq:
         """A new model, or the one that ``init_from`` names."""
@@ -452,7 +462,7 @@ class TranslateTask(Task):
     def introduction(self) -> list[str]:
         """The data, what is left out of it, and the model."""
         c = self.config
-        parameters, _ = counted(self._empty, c.encoder_layers + c.decoder_layers)
+        parameters, _ = self._counts()
         train, val = (len(self.splits[name]) for name in ("train", "val"))
         lines = [
             f"{self.settings.data}: {train:,} pairs to learn from, {val:,} held out; a step is "

@@ -148,6 +148,15 @@ def test_a_few_rows_are_learned_by_heart(pairs: Path) -> None:
     assert not result.reason, str(result)
 
 
+def test_parameters_are_counted_without_building_the_model(pairs: Path) -> None:
+    task = task_of(pairs, **{"model.encoder_layers": 3, "model.decoder_layers": 2})
+    needs = task.needs(None, 1)
+    assert needs.parameters == sum(p.numel() for p in task.model().parameters())
+    deep = task_of(pairs, **{"model.decoder_layers": 200_000_000}).needs(None, 1)
+    assert deep.parameters > 200_000_000 * 32 * 32
+    assert "model.decoder_layers=200000000" in deep.because
+
+
 def test_it_says_what_it_learns_from(pairs: Path, tmp_path: Path) -> None:
     lines = "\n".join(task_of(pairs, **{"model.context_length": 4}).introduction())
     assert "pairs to learn from" in lines
