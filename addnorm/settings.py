@@ -303,14 +303,17 @@ def _helps(settings: Any) -> dict[str, str]:
 
 @cache
 def help_texts(kind: Any) -> dict[str, str]:
-    """Field -> the text under it in the class, on one line."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    """Field -> the text under it in the class, or in one that it is made of, on one line."""
     texts = {}
-    for field, after in pairwise(body.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
-            text = ast.literal_eval(after.value)
-            texts[ast.unparse(field.target)] = " ".join(text.split())
+    for part in reversed(kind.__mro__):
+        if "__dataclass_fields__" not in vars(part):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, after in pairwise(body.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+                text = ast.literal_eval(after.value)
+                texts[ast.unparse(field.target)] = " ".join(text.split())
     return texts
 
 

@@ -65,7 +65,10 @@ def _subject_clause(story: Story) -> str:
         words += f" that began as {c['init_from']}"
     elif "model.n_layers" in c:
         words += f" of {c['model.n_layers']} layers and width {c.get('model.dim')}"
-        words += f", Add & Norm as {c.get('model.scheme')}"
+        if "model.scheme" in c:
+            words += f", Add & Norm as {c['model.scheme']}"
+        if "model.cell" in c:
+            words += f", {c['model.cell']}"
     data = str(c.get("data") or "")
     name = data if data.startswith("hf:") else Path(data).name  # the settings tell the whole path
     return words + (f", on {name}" if name else "")

@@ -9,6 +9,7 @@ from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.tasks.pretrain_bert import PretrainBertSettings
+from addnorm.tasks.recurrent import RecurrentSettings
 from addnorm.tasks.translate import TranslateSettings
 from addnorm.training.config import Config, TaskSettings, register
 from addnorm.training.run import train
@@ -21,6 +22,7 @@ __all__ = [
     "FinetuneBertSettings",
     "LanguageSettings",
     "PretrainBertSettings",
+    "RecurrentSettings",
     "TaskSettings",
     "TranslateSettings",
     "register",

@@ -1,13 +1,14 @@
-"""Language modelling: a ``GPT`` on text of one's own, token after token."""
+"""Language modelling on text of one's own, token after token: a ``GPT``'s settings, and the task,
+whatever the model."""
 
 import gzip
 import lzma
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, final
+from typing import Any, cast, final
 
 import numpy as np
 import torch
@@ -15,18 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addnorm.adapt import Adapt
-from addnorm.data.preparation import prepare, training_texts
 from addnorm.data.prepared import Prepared, Tokens
-from addnorm.data.sources import DataError, Source
+from addnorm.data.sources import DataError
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.windows import Windows, document_of
 from addnorm.generation import generate
-from addnorm.models.gpt import GPT
+from addnorm.generation.decode import LanguageModel
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.settings import (
     AtResume,
     SettingsError,
-    check_effect,
     setting,
 )
 from addnorm.tasks.beginnings import (
@@ -37,66 +36,36 @@ from addnorm.tasks.beginnings import (
     compare,
     opened_model,
     owns_its_weights,
-    put_adapter,
-    save_model,
     with_clock,
 )
-from addnorm.tasks.texts import check, chosen, expanded, opened
+from addnorm.tasks.language_settings import LanguageModelSettings
+from addnorm.tasks.texts import opened
+from addnorm.tasks.writers import GPTWriter, Writer
 from addnorm.temporary import evaluation_mode
-from addnorm.training.config import NOTHING, TaskSettings, register
+from addnorm.training.config import NOTHING, register
 from addnorm.training.loop_settings import LoopSettings
-from addnorm.training.memory import MODULES, Needs, counted
+from addnorm.training.memory import MODULES, Needs
 from addnorm.training.parallel import here, sum_dtype
 from addnorm.training.task import Batch, Best, Task
 
 IGNORED = -100  # what F.cross_entropy passes over
 EVAL_TOKENS = 1 << 14  # in one forward of an evaluation
 COMPRESSIBLE = 1 << 26  # bytes of held-out text up to which compressors are tried
-MOST_SAMPLES = 100  # each takes about a second of every evaluation
-SOURCES = {
-    "content": "data",
-    "tokenizer": "tokenizer",
-    "rows_per_step": "tokens_per_step",
-    "context": "model.context_length",
-    "model": "init_from",
-    "start": "init_from",
-}
-"""Fact of a task -> the setting that it comes from."""
 PROMPTS = {"stdlib": ["def ", "class ", "import "]}
 
 
 @final
 @register
 @dataclass(frozen=True, kw_only=True)
-class LanguageSettings(TaskSettings):
-    """The settings of a language model's training, apart from the loop's."""
+class LanguageSettings(LanguageModelSettings):
+    """The settings of a GPT's training, apart from the loop's."""
 
     name = "language"
     usual = True
-    data: str = setting("stdlib", AtResume.IF_SAME)
-    """A text file, a folder, a .jsonl file, hf:NAME, or stdlib: the source of Python's library."""
     tokenizer: str = setting("bytes", AtResume.IF_SAME, FROM_NOTHING, elsewhere=True)
     """bytes, characters, bpe:SIZE (learned from the data), or a folder or hub id with one."""
-    split: Literal["auto", "documents", "tail"] = setting("auto", AtResume.ANEW)
-    """What is held out: whole documents, or the end of each; auto: documents, if there are many."""
-    val_fraction: float = setting(0.1, AtResume.ANEW)
-    """How much of the data is held out."""
-    tokens_per_step: int = setting(8192, AtResume.BY_TUNING)
-    """Tokens in one optimizer step, over all micro-batches and processes."""
-    document_mask: bool = setting(False, AtResume.BY_TUNING)
-    """Tokens see nothing of the documents before theirs, in training and in evaluations."""
-    dropout: float = setting(0.0, AtResume.WITH_NOTICE)
-    """In embeddings, attention and branches."""
-    z_loss: float = setting(0.0, AtResume.WITH_NOTICE)
-    """Times the squared logarithm of the softmax's denominator (Chowdhery et al. 2022): 1e-4."""
     init_from: str | None = setting(None, AtResume.IF_SAME)
     """A folder or hub id of a GPT-2 or of ours to start from; its model settings are taken."""
-    samples: int = setting(3, AtResume.FREELY)
-    """Texts to write at evaluations, for whoever watches."""
-    glance_tokens: int = setting(1 << 16, AtResume.WITH_NOTICE)
-    """Tokens of the held-out data that evaluations before the last one see."""
-    cache: Path = setting(Path("~/.cache/addnorm/data"), AtResume.FREELY)
-    """Where tokenized data and learned tokenizers are kept."""
     model: GPTConfig = field(
         default_factory=lambda: GPTConfig(
             vocab_size=1, context_length=256, dim=256, n_layers=4, n_heads=4
@@ -106,17 +75,6 @@ class LanguageSettings(TaskSettings):
     adapt: Adapt = field(default_factory=Adapt, metadata=OF_ADAPTER)
     """What is trained beside the model of init_from instead of all of it (docs/adapt.md)."""
 
-    def __post_init__(self) -> None:
-        check_effect(self)
-        check(self.tokenizer, self.val_fraction, self.dropout)
-        for name in ("tokens_per_step", "glance_tokens"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.samples <= MOST_SAMPLES:
-            raise SettingsError(f"samples must be between 0 and {MOST_SAMPLES}, got {self.samples}")
-        if self.z_loss < 0:
-            raise SettingsError(f"z_loss must not be negative, got {self.z_loss:g}")
-
     def beside(self, loop: LoopSettings) -> "LanguageSettings":
         """AdaLoRA's ranks fall by the clock of the run, where nothing else is said."""
         return with_clock(self, self.adapt, loop)
@@ -125,16 +83,11 @@ class LanguageSettings(TaskSettings):
         """Not if what was trained is no part of the model's own weights."""
         return owns_its_weights(then)
 
-    def by_heart(self) -> Mapping[str, Any]:
-        """No dropout, and the loss alone."""
-        return {"dropout": 0.0, "z_loss": 0.0}
-
     def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-        """What was read decides the tokenizer too, if that is learned from it."""
-        keys = [SOURCES[fact]] if fact in SOURCES else []
-        if self.tokenizer == "characters" and then.get("tokenizer") != now.get("tokenizer"):
-            keys.append("tokenizer")  # the new text may have some that the weights do not know
-        return keys
+        """The model that it starts from, too."""
+        if fact in ("model", "start"):
+            return ["init_from"]
+        return super().sources(fact, then, now)
 
     def build(self, choices: Mapping[str, Any] = NOTHING) -> "LanguageTask":
         """Read and tokenize the data, and make the task of it.
@@ -157,41 +110,21 @@ class LanguageSettings(TaskSettings):
         source = opened(self.data)
         if tokenizer is not None:
             compare(self, self.init_from, config, tokenizer, choices)
-        tokenizer = tokenizer or self._tokenizer(source)
-        data = prepare(
-            source,
-            tokenizer,
-            expanded("cache", self.cache),
-            val_fraction=self.val_fraction,
-            split=self.split,
-        )
+        tokenizer = tokenizer or self.own_tokenizer(source)
+        data = self.prepared(source, tokenizer)
         if self.init_from is None:
             config = replace(config, vocab_size=tokenizer.vocab_size)
-        return LanguageTask(self, config, tokenizer, data, start)
-
-    def _tokenizer(self, source: Source) -> Tokenizer:
-        """What the setting names; what is learned is learned from the training text."""
-        split, share = self.split, self.val_fraction
-        tokenizer = chosen(
-            self.tokenizer,
-            texts=lambda: training_texts(source, val_fraction=share, split=split),
-            decides=lambda: [source.identity(), split, share],
-            cache=expanded("cache", self.cache),
-            # all there are: one that only the held-out text has is no secret
-            characters=source.documents,
-        )
-        if not tokenizer.exact:
-            raise SettingsError(
-                f"tokenizer={self.tokenizer}: {tokenizer.kind} loses case and spacing, which a "
-                "language model is to write: use bytes, characters or bpe:SIZE"
-            )
-        return tokenizer
+        writer = GPTWriter(config, self.adapt, self.init_from, start)
+        return LanguageTask(self, writer, tokenizer, data)
 
 
 @final
 class LanguageTask(Task):
-    """Next-token prediction on the windows of prepared data; ``start`` identifies the weights that
-    it begins with, None: new ones."""
+    """Next-token prediction on the windows of prepared data.
+
+    ``settings``: those of the training. ``writer``: the model. ``tokenizer``, ``data``: what the
+    text is read as.
+    """
 
     best = Best("val_loss", "min")
     noun = "A language model"
@@ -205,14 +138,13 @@ class LanguageTask(Task):
 
     def __init__(
         self,
-        settings: LanguageSettings,
-        config: GPTConfig,
+        settings: LanguageModelSettings,
+        writer: Writer,
         tokenizer: Tokenizer,
         data: Prepared,
-        start: str | None = None,
     ) -> None:
-        self.settings, self.config, self.tokenizer, self.data = settings, config, tokenizer, data
-        self.start = start
+        self.settings, self.writer, self.tokenizer, self.data = settings, writer, tokenizer, data
+        config = self.config = writer.config
         self.rows = max(1, round(settings.tokens_per_step / config.context_length))
         self.tokens: dict[str, Tokens] = {name: data.split(name) for name in ("train", "val")}
         self._windows: dict[tuple[str, int], Windows] = {}
@@ -238,39 +170,18 @@ class LanguageTask(Task):
         """Weights, the ids of a step, and of each micro-batch the logits with their gradient and
         what every layer keeps of the stream."""
         c, s = self.config, self.settings
-        parameters, trained = counted(self._empty, c.n_layers)
+        parameters, trained = self.writer.counts()
         own = -(-self.rows // processes)
         tokens = min(micro_rows or own, own) * c.context_length
         batch = own * (c.context_length + 1) * 8
         batch += tokens * 4 * (2 * c.vocab_size + 2 * c.n_layers * c.dim)
-        fields = {
-            "model": ("context_length", "dim", "n_layers", "hidden", "vocab_multiple"),
-            "adapt": () if s.adapt.kind == "none" else ("rank", "init_rank", "length", "width"),
-        }
-        groups = {"model": c, "adapt": s.adapt}
-        words = [
-            f"{group}.{n}={getattr(groups[group], n)}"
-            for group, names in fields.items()
-            for n in names
-        ]
-        because = ", ".join([*words, f"tokens_per_step={s.tokens_per_step}"])
+        because = f"{self.writer.because()}, tokens_per_step={s.tokens_per_step}"
         because += f", micro_rows={micro_rows}, a vocabulary of {c.vocab_size:,}"
         return Needs(parameters, trained, c.n_layers * MODULES, batch, because)
 
-    def _empty(self, layers: int) -> GPT:
-        """The model with ``layers`` layers, on the meta device, with its adapter if it has one."""
-        with torch.device("meta"):
-            model = GPT(replace(self.config, n_layers=layers))
-            put_adapter(self.settings.adapt, model)
-        return model
-
-    def model(self) -> GPT:
-        """A new model, or the one that ``init_from`` names."""
-        if self.settings.init_from is None:
-            return GPT(self.config)
-        model = GPT.from_pretrained(self.settings.init_from, dropout=self.settings.dropout)
-        put_adapter(self.settings.adapt, model)
-        return model
+    def model(self) -> nn.Module:
+        """A new model, or what it begins as."""
+        return self.writer.model()
 
     def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
         """Rows rank, rank + world, ... of the step's: (rows, context + 1) ids, and ``documents``
@@ -364,11 +275,11 @@ class LanguageTask(Task):
 
     def sample(self, model: nn.Module) -> list[str]:
         """Texts from fixed prompts and seeds, so that those of one run can be compared."""
-        if not isinstance(model, GPT) or not self.settings.samples:
+        if not isinstance(model, self.writer.kind) or not self.settings.samples:
             return []
         prompts = PROMPTS.get(self.settings.data) or [self._opening()]
         results = generate(
-            model,
+            cast(LanguageModel, model),
             [prompts[i % len(prompts)] for i in range(self.settings.samples)],
             tokenizer=self.tokenizer,
             max_new_tokens=min(200, 2 * self.config.context_length),
@@ -386,8 +297,8 @@ class LanguageTask(Task):
         return text.strip().partition("\n")[0][:40] or "The"
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """For ``GPT.from_pretrained``, and for adapters too."""
-        save_model(model, self.settings.adapt, folder, self.tokenizer)
+        """For ``addnorm.load``, in the format of the model."""
+        self.writer.save(model, folder, self.tokenizer)
 
     def beside(self) -> dict[str, Any]:
         """``compressed``: bits per byte that general compressors need for the same bytes."""
@@ -406,31 +317,22 @@ class LanguageTask(Task):
         return {"compressed": bits}
 
     def facts(self) -> dict[str, Any]:
-        """The data, the tokenizer, the rows of a step, what the model is and which weights it
-        began with."""
-        model = {key: value for key, value in asdict(self.config).items() if key != "dropout"}
+        """The data, the tokenizer, the rows of a step, and what the model is."""
         return {
             "content": self.data.summary.content,
             "tokenizer": self.tokenizer.identity,
             "rows_per_step": self.rows,
             "context": self.config.context_length,
-            "model": model,
-            **({} if self.start is None else {"start": self.start}),
+            **self.writer.facts(),
         }
 
     def introduction(self) -> list[str]:
-        """The data, and what follows from tokens_per_step."""
-        c = self.config
-        parameters, trained = counted(self._empty, c.n_layers)
-        step = self.rows * c.context_length
+        """The data, the model, and what follows from tokens_per_step."""
+        step = self.rows * self.config.context_length
         epoch = len(self.windows("train", 0)) / self.rows
-        adapted = self.settings.adapt.kind
-        adapter = f"only an adapter is trained: {adapted}, {trained:,} parameters"
         return [
             str(self.data.summary),
-            *([] if adapted == "none" else [adapter]),
-            f"model: {parameters:,} parameters, {c.scheme}, {c.n_layers} layers of width {c.dim}, "
-            f"context {c.context_length}, vocabulary {c.vocab_size:,}",
-            f"step: {self.rows} rows of {c.context_length} tokens = {step:,} tokens; an epoch is "
-            f"{epoch:,.0f} steps",
+            *self.writer.introduction(),
+            f"step: {self.rows} rows of {self.config.context_length} tokens = {step:,} tokens; an "
+            f"epoch is {epoch:,.0f} steps",
         ]

@@ -9,6 +9,7 @@ from addnorm.models.bert_config import BertConfig
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
+from addnorm.models.recurrent import RecurrentConfig
 from addnorm.models.seq2seq_config import Seq2SeqConfig
 from addnorm.tasks.answer import AnswerSettings
 from addnorm.tasks.chat import ChatSettings
@@ -16,6 +17,7 @@ from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.tasks.pretrain_bert import PretrainBertSettings
+from addnorm.tasks.recurrent import RecurrentSettings
 from addnorm.tasks.translate import TranslateSettings
 from addnorm.training.config import Config
 from addnorm.training.loop_settings import LoopSettings
@@ -73,6 +75,19 @@ def char_cpu() -> Config:
         loop=LoopSettings(
             steps=600, optimizer="muon", lr=4e-3, muon_lr=4e-3, warmup=50, eval_every=100
         ),
+    )
+
+
+def recurrent_cpu() -> Config:
+    """A layer-normalized LSTM on the source of Python's own library, for a CPU."""
+    return Config(
+        task=RecurrentSettings(
+            data="stdlib",
+            tokenizer="bpe:2048",
+            tokens_per_step=2048,
+            model=RecurrentConfig(vocab_size=1, context_length=128, dim=256, n_layers=2),
+        ),
+        loop=LoopSettings(steps=450, lr=4e-3, warmup=40, eval_every=100, save_every=250),
     )
 
 
@@ -226,7 +241,7 @@ def chat() -> Config:
 RECIPES: dict[str, Callable[[], Config]] = {
     f.__name__: f
     for f in (
-        *(stdlib_cpu, char_cpu, gpt2_124m, finetune_gpt2),
+        *(stdlib_cpu, char_cpu, recurrent_cpu, gpt2_124m, finetune_gpt2),
         *(classify_text, classify_gpt2, pretrain_bert, finetune_bert, answer, translate, chat),
     )
 }

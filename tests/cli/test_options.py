@@ -26,6 +26,7 @@ from addnorm.tasks import (
     FinetuneBertSettings,
     LanguageSettings,
     PretrainBertSettings,
+    RecurrentSettings,
     TranslateSettings,
 )
 from addnorm.training.loop_settings import LoopSettings
@@ -38,6 +39,7 @@ KINDS = {
     "answer": AnswerSettings,
     "translate": TranslateSettings,
     "chat": ChatSettings,
+    "recurrent_language": RecurrentSettings,
     "loop": LoopSettings,
 }
 FILE = Path(__file__).with_name("options.txt")

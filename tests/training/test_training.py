@@ -952,13 +952,13 @@ def test_masked_documents_see_nothing_of_one_another(tmp_path: Path) -> None:
             logits = model(ids[None, first:end])[0].float()
             losses.append(F.cross_entropy(logits, ids[first + 1 : end + 1], reduction="sum"))
         plain = replace(task.settings, document_mask=False)
-        unmasked = LanguageTask(plain, task.config, task.tokenizer, task.data).evaluate(model)
+        unmasked = LanguageTask(plain, task.writer, task.tokenizer, task.data).evaluate(model)
     nats = float(torch.stack(losses).sum()) / (len(ids) - 1)
     assert len(edges) > len(ids) / 16 + 3
     assert task.evaluate(model)["val_loss"] == pytest.approx(nats, rel=1e-5)
     assert unmasked["val_loss"] != pytest.approx(nats, rel=1e-3)
     whole = replace(task.settings, glance_tokens=len(ids))
-    glance = LanguageTask(whole, task.config, task.tokenizer, task.data).glance(model)
+    glance = LanguageTask(whole, task.writer, task.tokenizer, task.data).glance(model)
     assert glance["val_loss"] == pytest.approx(nats, rel=1e-5)
 
 

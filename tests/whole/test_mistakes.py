@@ -133,6 +133,8 @@ def base(recipe: str, material: Path) -> dict[str, str]:
     if recipe == "chat":
         return {**settings_, "data": str(material / "talk.jsonl"), "tokenizer": "bytes"}
     settings_ |= {**LANGUAGE, "data": str(material / "text.txt")}
+    if recipe == "recurrent_cpu":
+        del settings_["model.n_heads"], settings_["model.qk_norm"]
     if recipe == "finetune_gpt2":
         settings_["init_from"] = str(material / "first" / "model")
     return settings_
