@@ -15,6 +15,7 @@ from addnorm import settings, train
 from addnorm.cli import main
 from addnorm.files import folders
 from addnorm.settings import AT_RESUME, AtResume, SettingsError
+from addnorm.tasks.chat import ChatSettings
 from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.training.config import Config
@@ -75,7 +76,8 @@ def test_the_docs_tell_it_of_every_setting() -> None:
     rows = re.findall(r"^\| ([^|]+) \| ((?:`[^`|]+`,? ?)+)\|$", DOCS.read_text(), re.MULTILINE)
     told = {mark: set(re.findall(r"`([^`]+)`", keys)) for mark, keys in rows}
     marks: dict[str, AtResume] = {}
-    for config in (Config(task=LanguageSettings()), Config(task=ClassifySettings())):
+    kinds = (LanguageSettings, ClassifySettings, ChatSettings)
+    for config in (Config(task=kind()) for kind in kinds):
         for key, mark in config.at_resume().items():
             part = key.partition(".")[0]
             marks[f"{part}.*" if "." in key else key] = mark
