@@ -242,14 +242,16 @@ class ClassifyTask(Task):
         """
         rows, size = self.splits[split], self.settings.rows_per_step
         room, parts, labels = self.body.frame.room, [], []
-        for n in np.arange(step * size, (step + 1) * size)[rank::world]:
+        for n in range(step * size, (step + 1) * size):
             row = rows[self._order(len(rows), seed, n // len(rows))[n % len(rows)]]
             labels.append(row.labels)
             ids = row.ids[:room]
             if split == "train":
                 ids = self._varied(row.ids, np.random.default_rng([seed, n]))
             parts.append(self.body.frame.around(ids))
-        return {**padded(parts), "label": self.targets.tensor(labels)}
+        # filled up to the longest of the step, so that a row is the same on any number of processes
+        batch = {**padded(parts), "label": self.targets.tensor(labels)}
+        return {name: t[rank::world] for name, t in batch.items()}
 
     def _varied(self, ids: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """A part of a text that the model can read, from anywhere in it, less a share of its tokens
