@@ -62,7 +62,7 @@ MODULES = {
     "cls.predictions.transform.dense": "decoder.transform",
     "cls.predictions.transform.LayerNorm": "decoder.norm",
 }
-"""A module of transformers' -> ours; parameters have the same names in both."""
+"""A module of transformers' -> ours; parameters have the same names in both. ``i`` is the block."""
 HEADS = {"classify": "classifier", "tokens": "classifier", "answer": "qa_outputs"}
 """What transformers calls the last layer."""
 WRAPPERS = {"bert", "module", "_orig_mod"}
@@ -166,6 +166,7 @@ def load(
         if several is not None:
             config = dataclasses.replace(config, several=several)
         same = (config.head, names) == (source.config.head, source.labels)
+        # on the CPU what is new is filled as in a new model; else all values are the folder's
         with torch.device("cpu" if not same else "meta"):
             model = Bert(config)
         state = model.state_dict()
@@ -184,7 +185,8 @@ def load(
 def _target(
     source: Stored, head: str | None, labels: Sequence[str] | None
 ) -> tuple[BertConfig, tuple[str, ...] | None]:
-    """The model that is asked for, and the names of its labels."""
+    """The configuration of the model that is asked for, and the names of its labels, None where the
+    head has none. ``head`` and ``labels`` None: those of the folder."""
     config = source.config
     names = source.labels if labels is None else tuple(labels)
     head = config.head if head is None else head
@@ -196,7 +198,7 @@ def _target(
         raise WeightsError(f"say what the new head {head} chooses from, with labels")
     if head == config.head:
         pooling = config.pooling
-    else:
+    else:  # a new head may read what a pooler makes, also where the folder has none
         pooling = "first" if config.pooling == "none" else config.pooling
     changed = dataclasses.replace(
         config, head=head, pooling=pooling, labels=config.labels if names is None else len(names)
@@ -205,7 +207,8 @@ def _target(
 
 
 def inspect(folder: Path, dropout: float | None = None) -> Stored:
-    """All checks that need no values: what the model is, and where its values are."""
+    """All checks that need no values: what the model is, and where its values are. A
+    ``WeightsError`` says what is wrong; ``dropout`` replaces the folder's, None: as it says."""
     source = entries(folder)
     pickles = sorted({e.file for e in source.values() if not e.file.endswith(".safetensors")})
     if pickles:
@@ -249,7 +252,9 @@ def _by_our_names(
     shapes: Mapping[str, tuple[int, ...]],
     config: BertConfig,
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Our name -> entry, and the stored names that were left out."""
+    """Our name -> entry, and the stored names that were left out, as they stand in the file.
+    ``shapes``: those of the model's parameters, by our names. What is missing, left over, twice
+    there or no copy of what it should be is a ``WeightsError``."""
     by_name: dict[str, tuple[str, StoredTensor]] = {}
     ignored = []
     for full, entry in source.items():
@@ -266,7 +271,7 @@ def _by_our_names(
         if copy not in by_name:
             continue
         full, entry = by_name.pop(copy)
-        if original not in by_name and config.head == "masked":
+        if original not in by_name and config.head == "masked":  # a folder may have the copy alone
             by_name[original] = full, entry
             continue
         ignored.append(full)
@@ -283,6 +288,7 @@ def _by_our_names(
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two stored tensors are the same to the bit; their values are read for it."""
     alike = (one.dtype, one.shape) == (other.dtype, other.shape)
     return alike and torch.equal(one.read(), other.read())
 
@@ -290,6 +296,8 @@ def _equal(one: StoredTensor, other: StoredTensor) -> bool:
 def _check_names(
     folder: Path, names: Mapping[str, str], tensors: Mapping[str, StoredTensor]
 ) -> None:
+    """Raise unless the weights are those of the model, no more and no fewer. ``names``: our
+    parameters -> what they are called in ``tensors``."""
     if missing := [theirs for theirs in names.values() if theirs not in tensors]:
         raise WeightsError(
             f"{folder}: {a_few(missing)} are missing from the weights: a file was cut, or is of "
@@ -303,6 +311,7 @@ def _check_names(
 
 
 def _check_one(folder: Path, name: str, entry: StoredTensor, shape: tuple[int, ...]) -> None:
+    """Raise unless a stored tensor has the shape of the parameter, and a type that weights have."""
     where, dtypes = f"{folder / entry.file}: {name}", SAFETENSORS_DTYPES.values()
     if entry.dtype not in dtypes:
         raise WeightsError(
@@ -368,6 +377,8 @@ def save(
 
 
 def _names(model: Bert, labels: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names of the labels to be written: ``labels``, else the model's, else LABEL_0 and so on;
+    None for a head that has none, to which none may be given."""
     config = model.config
     if config.head not in LABELLED:
         if labels is not None:
@@ -403,6 +414,7 @@ def _own(model: Bert) -> dict[str, Tensor]:
 
 
 def _read(folder: Path, dtype: torch.dtype | None) -> Loaded:
+    """The model, its tokenizer if there is one, the names of its labels, and config.json."""
     model, report = load(folder, dtype=dtype)
     card = folders.read_json(report.folder / CONFIG)
     return Loaded(model, tokenizer_beside(report.folder), model.labels, card)
@@ -411,6 +423,7 @@ def _read(folder: Path, dtype: torch.dtype | None) -> Loaded:
 def _write(
     model: Bert, folder: Path, tokenizer: SavedTokenizer | None, labels: Sequence[str] | None
 ) -> None:
+    """``save`` in the format that fits, as the register calls it."""
     save(model, folder, tokenizer=tokenizer, labels=labels)
 
 
@@ -433,7 +446,8 @@ def use(loaded: Loaded) -> Use:
 
 
 def _labels(loaded: Loaded) -> Use:
-    """Asked for labels; of a text that is longer than the context, by the mean over windows."""
+    """Asked for labels; of a text that is longer than the context, by the mean over windows. A
+    ``Mendable`` where the folder's head does something else, such as a regression."""
     model, tokenizer, labels, card = loaded
     assert isinstance(model, Bert)
     assert isinstance(tokenizer, Tokenizer)
@@ -481,7 +495,8 @@ def frame_of(config: BertConfig, tokenizer: Tokenizer) -> TextFrame:
 
 
 def _beginning(folder: Path, classes: int, several: bool, dropout: float) -> Beginning:
-    """A classifier with the weights of the model there, but for its head, which is new."""
+    """A classifier with the weights of the model there, but for its head, which is new whatever
+    head the folder has. Its labels have no names yet: who saves it gives them."""
     tokenizer = tokenizer_beside(folder)
     if tokenizer is None:
         raise WeightsError(f"{folder} has no tokenizer, which would make ids of the texts")

@@ -37,6 +37,7 @@ FIELDS = {
     "num_attention_heads": "n_heads",
     "intermediate_size": "hidden",
 }
+"""What every config.json has -> the field of ``BertConfig``."""
 UNTOLD: dict[str, Any] = {
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-12,
@@ -91,7 +92,9 @@ def read(
 def from_published(
     card: Mapping[str, Any], pooler: bool
 ) -> tuple[BertConfig, tuple[str, ...] | None]:
-    """What a BertConfig of transformers says."""
+    """What a BertConfig of transformers says: ours, and the names of its labels, None where the
+    head has none. ``pooler``: whether there are weights of one. What is not understood is a
+    ``WeightsError``, without the file's name."""
     refuse_options(card, {*FIELDS, *UNTOLD, *UNREAD}, "BERT as transformers defines it", EXACTLY)
     if absent := [name for name in FIELDS if name not in card]:
         raise WeightsError(f"{', '.join(absent)} missing")
@@ -128,7 +131,8 @@ def from_published(
 
 
 def _head(architectures: Any) -> str:
-    """Nothing said is the model without a head; a tensor of one would be refused."""
+    """The head of the model that ``architectures`` names, a list of one. None or an empty list is
+    the model without a head; if the weights have one, they are refused later."""
     names = architectures or ["BertModel"]
     if not isinstance(names, list) or len(names) != 1 or names[0] not in ARCHITECTURES:
         raise WeightsError(
@@ -157,7 +161,8 @@ def _labels(card: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def from_own(card: Mapping[str, Any]) -> tuple[BertConfig, tuple[str, ...] | None]:
-    """What ``to_own`` wrote."""
+    """From what ``to_own`` wrote: the configuration, and the names of its labels, None where the
+    head has none."""
     fields = [f.name for f in dataclasses.fields(BertConfig)]
     refuse_options(card, {*fields, NAMES}, f"addnorm {__version__}")
     if absent := [name for name in fields if name not in card]:
@@ -172,7 +177,9 @@ def from_own(card: Mapping[str, Any]) -> tuple[BertConfig, tuple[str, ...] | Non
 
 
 def to_published(config: BertConfig, labels: Sequence[str] | None) -> dict[str, Any]:
-    """What transformers reads as a BertConfig."""
+    """What transformers reads as a BertConfig; for a model of which ``why_not_published`` says
+    nothing."""
+    # reversed, so that of several names for the same the first in the table is written
     spoken = {ours: theirs for theirs, ours in reversed(GPT2_ACTIVATIONS.items())}
     architecture = {head: name for name, head in reversed(ARCHITECTURES.items())}[config.head]
     card = {

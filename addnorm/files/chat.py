@@ -21,12 +21,13 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 """What a template may call tokens, as tokenizer_config.json has them."""
 QUESTION, ANSWER, NEXT, TEXT = (f"<0{word}0>" for word in ("question", "answer", "next", "system"))
-"""Texts that no mark holds."""
+"""Texts that no mark holds: what stands around them in a template's output are its marks."""
 PROBES = (
     ((USER, "Who?"), (ASSISTANT, "You"), (USER, "I?"), (ASSISTANT, "Yes."), (USER, "No")),
     ((USER, " two  words\n"), (ASSISTANT, "\n\nlines \n")),
     ((SYSTEM, " Be kind.\n"), (USER, "<b>"), (ASSISTANT, "'quoted'"), (USER, "\u4f60\u597d")),
 )
+"""Conversations with spaces, lines and signs of their own, on which a template must do as ours."""
 SHOWN = 60  # characters of what a template gives, in a message
 
 
@@ -45,6 +46,9 @@ def read(folder: Path, tokenizer: Tokenizer) -> ChatTokenizer | None:
 
 
 def _template(folder: Path) -> ChatTemplate | None:
+    """The template of a folder: chat.json, else chat_template.jinja, else what
+    tokenizer_config.json has; None if there is none of them. One that cannot be used is a
+    ``ChatError``."""
     file, jinja, config = (folder / name for name in (FILE, JINJA, TOKENIZER_CONFIG))
     if os.path.lexists(file):
         return ChatTemplate.from_json(reading.json_object(file, ChatError), file)
@@ -63,7 +67,8 @@ def _template(folder: Path) -> ChatTemplate | None:
 
 
 def _tokens(card: Mapping[str, Any]) -> dict[str, str]:
-    """The tokens that a template can name."""
+    """The tokens that a template can name, in text, from tokenizer_config.json; those that it has
+    not are left out."""
     contents = {}
     for name in NAMES:
         token = card.get(name)
@@ -77,7 +82,10 @@ def _tokens(card: Mapping[str, Any]) -> dict[str, str]:
 
 
 def from_jinja(source: str, tokens: Mapping[str, str], where: object) -> ChatTemplate:
-    """The template that a ``chat_template`` amounts to, or a ``ChatError``."""
+    """The template that a ``chat_template`` amounts to, or a ``ChatError``.
+
+    ``source``: the program. ``tokens``: what it may name. ``where`` it stands, for messages.
+    """
     jinja = _Jinja(source, tokens, where)
     before_first, after_user = jinja.parts([(USER, QUESTION)])
     turns = [(USER, QUESTION), (ASSISTANT, ANSWER)]
@@ -99,6 +107,7 @@ def from_jinja(source: str, tokens: Mapping[str, str], where: object) -> ChatTem
         after_text = after_text.removesuffix(before_user)
         if before_text.startswith(begin):
             marks[SYSTEM] = Marks(before_text.removeprefix(begin), after_text)
+        # without a text of the system there stands one of the template's own: marks and all
         elif begin.startswith(before_text) and begin.endswith(after_text):
             system = begin[len(before_text) : len(begin) - len(after_text)]
             begin, marks[SYSTEM] = "", Marks(before_text, after_text)
@@ -136,7 +145,8 @@ class _Jinja:
             raise ChatError(f"{where} is not Jinja: {error_in_a_line(error)}") from None
 
     def render(self, turns: Pairs, opening: bool = False) -> str:
-        """What it makes of a conversation."""
+        """What it makes of a conversation, with the mark before an answer to come if ``opening``;
+        a ``ChatError`` where it refuses, or fails in another way."""
         messages = [{"role": role, "content": text} for role, text in turns]
         try:
             return self._template.render(
@@ -154,7 +164,8 @@ class _Jinja:
         return True
 
     def parts(self, turns: Pairs) -> list[str]:
-        """What stands before, between and after the texts."""
+        """What stands before, between and after the texts: one more than there are turns. Each text
+        must come once, so let none be part of another."""
         rest = self.render(turns)
         parts = []
         for _, text in turns:
@@ -175,7 +186,8 @@ class _Jinja:
         return marks.removeprefix(first)
 
     def compare(self, template: ChatTemplate, probe: Pairs) -> None:
-        """Raise where it does more than a template of ours."""
+        """Raise where it makes another text of a conversation than ``template`` does. A program
+        that writes no mark before an answer to come is no other: that mark is ours to put."""
         for opening in (False, True):
             ours = template.text([Turn(*turn) for turn in probe], opening)
             theirs = self.render(probe, opening)

@@ -79,7 +79,8 @@ def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
 
 
 def _labels(card: Mapping[str, Any], file: Path) -> tuple[tuple[str, ...], bool]:
-    """The names of the labels, and whether a text may have several of them."""
+    """The names of the labels by their numbers, and whether a text may have several of them; a
+    ``WeightsError`` names the file."""
     several = {problem: key for key, problem in PROBLEMS.items()} | {None: False}
     problem = card.get("problem_type")
     if not isinstance(problem, str | None) or problem not in several:

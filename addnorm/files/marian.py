@@ -57,7 +57,7 @@ class MarianTensor(NamedTuple):
 
 
 def tensors(config: Seq2SeqConfig) -> list[MarianTensor]:
-    """All of a model."""
+    """All of a model, each once; a table that stands in several places has several names."""
     encoder, decoder = "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"
     head = ("lm_head.weight",)
     if config.target_vocab_size is None:
@@ -73,6 +73,8 @@ def tensors(config: Seq2SeqConfig) -> list[MarianTensor]:
     rows.append(MarianTensor("logits_bias", ("final_logits_bias",)))
     mlp = {"fc1": "up", "fc2": "down"}
     attention = {f"{x}_proj": x for x in ("q", "k", "v")} | {"out_proj": "out"}
+    # Side -> its sublayers in their order: what their names begin with there, their norm, and the
+    # modules of the branch, theirs -> ours.
     kinds: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         "encoder": [
             ("self_attn.", "self_attn_layer_norm", attention),
@@ -116,7 +118,7 @@ def why_not_marian(config: Seq2SeqConfig) -> list[str]:
 
 
 def read_config(folder: Path, dropout: float | None) -> tuple[Seq2SeqConfig, SearchRules]:
-    """What the two JSON files say; what is not understood is a ``WeightsError``."""
+    """What the two JSON files say, or a ``WeightsError``. ``dropout`` replaces theirs, if given."""
     file = folder / CONFIG
     card = read_json(file)
 
@@ -191,6 +193,7 @@ def _rules(folder: Path, card: Mapping[str, Any]) -> SearchRules:
             )
 
     def id_of(*names: str) -> int | None:
+        """The id under the first of these names that says one, in either file; None: none does."""
         for name in names:
             value = how.get(name, card.get(name))
             if isinstance(value, list) and len(value) == 1:
@@ -208,6 +211,7 @@ def _rules(folder: Path, card: Mapping[str, Any]) -> SearchRules:
     if end is None or start is None:
         name = "eos_token_id" if end is None else "decoder_start_token_id"
         raise WeightsError(f"{file} does not say what {name} is")
+    # MarianConfig of transformers has 0 where nothing is said; a generation_config.json has nothing
     last_id = how.get("forced_eos_token_id", None if own else card.get("forced_eos_token_id", 0))
     last_id = last_id[0] if isinstance(last_id, list) and len(last_id) == 1 else last_id
     most = how.get("max_length")
@@ -223,11 +227,13 @@ def _rules(folder: Path, card: Mapping[str, Any]) -> SearchRules:
         forced_end=last_id,
         renormalize=bool(how.get("renormalize_logits")),
         early_stopping=how.get("early_stopping") or False,
-        most=None if most is None else most - 1,
+        most=None if most is None else most - 1,  # their max_length counts the start
     )
 
 
 def _banned(words: Any, file: Path) -> tuple[tuple[int, ...], ...]:
+    """What ``bad_words_ids`` says, for ``SearchRules.banned``; ``file`` is named where it is
+    something else than lists of ids."""
     good = isinstance(words, list) and all(
         isinstance(word, list) and word and all(type(id) is int and id >= 0 for id in word)
         for word in words
@@ -245,7 +251,8 @@ def _banned(words: Any, file: Path) -> tuple[tuple[int, ...], ...]:
 def to_cards(
     config: Seq2SeqConfig, rules: SearchRules, dtype: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """config.json and generation_config.json."""
+    """(config.json, generation_config.json) of a model, or a ``WeightsError`` where the format
+    cannot say what it is. ``dtype``: that of the weights, as transformers calls it."""
     if reasons := why_not_marian(config):
         raise WeightsError(f"Marian's format cannot say what this model is: {a_few(reasons)}")
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}

@@ -75,7 +75,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
 
 
 def _config(card: Mapping[str, Any], file: Path) -> RecurrentConfig:
-    """The choices in config.json, all of them."""
+    """The choices in config.json, all of which must be there; a ``WeightsError`` names the file."""
     if card.get("model_type") != RECURRENT_TYPE:
         raise WeightsError(
             f"{file.parent} is not a recurrent language model: model_type is "

@@ -93,7 +93,8 @@ def _state(
     by_name: Mapping[str, StoredTensor],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Tensor]:
-    """Our names -> values; copies must be alike, and nothing may be left over."""
+    """Our names -> values, in the stored types; copies must be alike, and nothing may be left over.
+    ``rows``: all tensors of the model. ``by_name``: what is stored. ``shapes``: by our names."""
     names = {name for row in rows for name in row.theirs} | set(TABLES)
     if extra := sorted(by_name.keys() - names):
         raise WeightsError(
@@ -130,6 +131,8 @@ def _value(
     state: Mapping[str, Tensor],
     ours: str,
 ) -> Tensor:
+    """The value stored under ``name``, in the shape of our parameter ``ours``. If ``state`` has
+    that parameter already, from another name, it must be the same to the bit."""
     where = f"{folder / entry.file}: {name}"
     if entry.dtype not in SAFETENSORS_DTYPES.values():
         raise WeightsError(
@@ -165,6 +168,8 @@ def _check_tables(folder: Path, by_name: Mapping[str, StoredTensor], config: Seq
 
 
 def _read_own(folder: Path, dropout: float | None) -> tuple[Seq2SeqConfig, SearchRules]:
+    """What our config.json says; a field that it lacks has the default, but for vocab_size.
+    ``dropout`` replaces all of the folder's; None: as it says."""
     file = folder / CONFIG
     card = read_json(file)
     fields = {f.name for f in dataclasses.fields(Seq2SeqConfig)}
@@ -245,6 +250,8 @@ def save(
 
 
 def _as_marian(config: Seq2SeqConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's tensors by Marian's names. The bias of the logits is there in any case, (1, ids),
+    as transformers has it: zeros where the model has none."""
     zeros = torch.zeros(config.targets, dtype=ours["tokens.weight"].dtype)
     state = {row.theirs[0]: ours.get(row.ours, zeros) for row in marian.tensors(config)}
     state["final_logits_bias"] = state["final_logits_bias"][None]
@@ -252,6 +259,7 @@ def _as_marian(config: Seq2SeqConfig, ours: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _check_pair(both: TokenizerPair | None, config: Seq2SeqConfig) -> None:
+    """Raise where a tokenizer has more ids than the model; fewer are no harm."""
     if both is None:
         return
     sizes = (

@@ -63,6 +63,7 @@ class Bert(nn.Module):
             norm=norm,
             side="encoder",
         )
+        # the other heads read every token, and have no use for a pooler
         pools = c.pooling != "none" and c.head in ("classify", "none")
         self.pooler = nn.Linear(c.dim, c.dim) if pools else None
         self.decoder = MaskedHead(c, norm) if c.head == "masked" else None
@@ -203,6 +204,9 @@ class Bert(nn.Module):
                 care(role, weight, step)
 
     def _check(self, ids: Tensor, valid: Tensor | None, token_types: Tensor | None) -> None:
+        """Raise where the input is of another shape or type, longer than the context, or has ids
+        that are not in the tables, which on a GPU would be an error without a message. While
+        compiling, values are not looked at."""
         c = self.config
         if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
             raise Mendable(
@@ -239,6 +243,8 @@ class MaskedHead(nn.Module):
 
     ``config``: the model's.
     ``norm``: dim -> norm.
+
+    The table is the embedding's, and comes with every call: it is no parameter of the head.
     """
 
     def __init__(self, config: BertConfig, norm: Any) -> None:

@@ -45,7 +45,8 @@ class GPTClassifier(nn.Module):
         return judging.TextFrame(self.config.context_length)
 
     def forward(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Padding may be anywhere; positions count real tokens."""
+        """Padding may be anywhere, and positions count real tokens; of a row that is padding alone
+        the first place is taken."""
         h = self.gpt.hidden(ids, valid)  # (B, T, D)
         place = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         if valid is not None:

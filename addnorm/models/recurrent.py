@@ -33,7 +33,7 @@ from addnorm.models.ids import check_ids
 from addnorm.recurrent import LayerNormGRU, LayerNormLSTM
 
 State = tuple[Tensor, ...]
-"""(h,) or (h, c), each (layers, B, dim)."""
+"""(h,) of a GRU or (h, c) of an LSTM, each (layers, B, dim)."""
 
 
 def plain_lstm(*sizes: int, **options: Any) -> nn.LSTM:
@@ -53,7 +53,8 @@ def plain_gru(*sizes: int, **options: Any) -> nn.GRU:
 
 
 def _fill(cell: nn.RNNBase, gates: int) -> None:
-    """Each gate's matrix by itself, and biases of 0."""
+    """Fill the matrices of a cell of PyTorch's, in place: each gate's by itself, as it is stacked
+    with the others in one tensor; biases are 0. ``gates``: how many there are."""
     for of_input, of_state, *biases in cell.all_weights:
         for gate in of_input.detach().chunk(gates):
             nn.init.xavier_uniform_(gate)
@@ -108,7 +109,7 @@ class Recurrence(nn.Module):
 
     def __init__(self, cell: str, dim: int, n_layers: int, dropout: float = 0.0) -> None:
         super().__init__()
-        between = dropout if n_layers > 1 else 0.0
+        between = dropout if n_layers > 1 else 0.0  # else PyTorch warns that it has no effect
         self.cell = CELLS[cell](dim, dim, n_layers, batch_first=True, dropout=between)
 
     def forward(
@@ -133,14 +134,16 @@ class Recurrence(nn.Module):
 
     def _run(self, x: Any, state: State | None) -> tuple[Any, State]:
         """The cell on a batch of sequences, the state as a tuple whatever the number of parts."""
-        one = state is not None and len(state) == 1
+        one = state is not None and len(state) == 1  # a GRU takes a tensor, an LSTM a tuple
         out, new = self.cell(x, state[0] if state is not None and one else state)
         return out, new if isinstance(new, tuple) else (new,)
 
     def _in_pieces(
         self, x: Tensor, valid: Tensor | None, documents: Tensor | None, state: State | None
     ) -> tuple[Tensor, State | None]:
-        """The real tokens of each row, or of each of its documents, as sequences of their own."""
+        """What ``forward`` returns, where there is padding or there are documents: the real tokens
+        of each row, or of each of its documents, go through the cell as sequences of their own, and
+        what comes out is put back in its place."""
         rows, steps, dim = x.shape
         real = x.new_ones(rows, steps, dtype=torch.bool) if valid is None else valid
         places = real.flatten().nonzero()[:, 0]  # (N,), row after row

@@ -154,6 +154,7 @@ class Seq2Seq(nn.Module):
         return self._decode(target, memory, valid, cache, last)
 
     def _encode(self, source: Tensor, valid: Tensor | None) -> Tensor:
+        """The memory of sources, (B, S, D)."""
         _check(source, self.config.vocab_size, self.config.context_length, "source")
         h = self._embedded(source, self.tokens, self.positions, 0)
         return self.body.encode(h, valid)
@@ -166,6 +167,9 @@ class Seq2Seq(nn.Module):
         cache: Cache | None,
         last: int | None,
     ) -> Tensor:
+        """Logits (B, T, target ids) of targets beside the memory of their sources, of which
+        ``valid`` are real; with ``last`` only those at so many places at the end. With a cache
+        ``target`` are the new tokens, which stand behind those that are there."""
         past = 0 if cache is None else cache.length(0)
         _check(target, self.config.targets, self.config.context_length, "target", past)
         table = self.tokens if self.target_tokens is None else self.target_tokens
@@ -218,6 +222,7 @@ class Seq2Seq(nn.Module):
     def after_step(self, step: int) -> None:
         """Call after every optimizer step; ``step`` counts from 1."""
         self.body.after_step(step)
+        # A table that both sides share, and the head, are the decoder's, as in init_rules.
         cares = {"embed": self.body.encoder.cares, "target": self.body.decoder.cares}
         for name, (role, _) in self.init_rules().items():
             of_source = name.startswith("positions") or (
@@ -276,6 +281,8 @@ class TargetModel:
         cache: Cache | None = None,
         last: int | None = None,
     ) -> Tensor:
+        """Logits of what follows each of ``ids``, (rows, T), a row for each of the memory.
+        ``valid`` is what a ``LanguageModel`` takes, and must be None here."""
         if valid is not None:
             raise Mendable("targets are not padded before their start")
         logits: Tensor = self.model(
@@ -298,6 +305,9 @@ class TargetModel:
 
 
 def _check(ids: Tensor, vocab_size: int, context: int, what: str, past: int | Tensor = 0) -> None:
+    """Raise where ids are of another shape or type, longer than the context, or not below
+    ``vocab_size``. ``what``: source or target, for the message. ``past``: how many tokens of a
+    cache stand before them."""
     if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
         raise Mendable(
             f"{what} must be whole numbers of shape (B, T) in int64 or int32, got "

@@ -45,7 +45,8 @@ class TextFrame(NamedTuple):
 
 
 def text_ids(text: str, tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """The ids of a text; one without any has the id 0, so that there is something to read."""
+    """The ids of a text, however long; one without any has the id 0, whatever that stands for, so
+    that there is something to read."""
     return np.array(tokenizer.encode(text) or [0], np.int64)
 
 
