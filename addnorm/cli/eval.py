@@ -59,7 +59,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Returns the exit status."""
+    """Returns the exit status: 1 if the model computes NaN."""
     if not options.data and options.choices is None:
         raise Refusal("no data: give at least one file, or - for stdin")
     if options.data and options.choices is not None:
@@ -79,7 +79,7 @@ def run(options: Options) -> int:
 
 
 def _answers(loaded: "Loaded", options: Options) -> int:
-    """What the answers of a model are worth."""
+    """Print what the answers of a model are worth; returns the exit status."""
     try:
         use = loaded.use()
         windows = {"context": options.context, "stride": options.stride}
@@ -98,7 +98,8 @@ def _answers(loaded: "Loaded", options: Options) -> int:
 
 
 def _choices(loaded: "Loaded", options: Options) -> int:
-    """How often a language model finds the right choice the most probable."""
+    """Print how often a language model finds the right choice the most probable; returns the exit
+    status."""
     assert options.choices is not None
     _refuse_windows(options, "with --choices each context is read whole")
     _refuse_search(options)
@@ -146,7 +147,7 @@ def _print_figures(figures: Mapping[str, Any], options: Options) -> None:
 
 
 def _texts(loaded: "Loaded", options: Options) -> int:
-    """How probable a language model finds texts."""
+    """Print how probable a language model finds texts; returns the exit status."""
     _refuse_search(options)
     texts = [_content(name) for name in options.data]
     model, tokenizer = as_writer(loaded, options.model)

@@ -38,7 +38,8 @@ def reported(command: Callable[[], int]) -> int:
 
 
 def _unexpected(error: Exception) -> int:
-    """What is left is the machine's lack of room, or a bug."""
+    """Say what an error is that no part of addnorm expects, the machine's lack of room or a bug,
+    and return the exit status for it."""
     if isinstance(error, OSError) and output.disk_is_full(error):
         output.give_up(sys.stdout)
         output.say(f"cannot write {error.filename or 'the output'}: {error.strerror}")
@@ -50,11 +51,12 @@ def _unexpected(error: Exception) -> int:
         f"this is a bug in addnorm: {type(error).__name__}: {error}\n{_report(error)}; please "
         "report it together with the command that you ran"
     )
-    return 70
+    return 70  # EX_SOFTWARE of sysexits.h
 
 
 def _report(error: Exception) -> str:
-    """Where the traceback is: in a new file that nobody can have put there before, or here."""
+    """A sentence, without its period, that says where the traceback is: in a new file that nobody
+    can have put there before, or, if none can be written, before the sentence itself."""
     text = "".join(traceback.format_exception(error))
     try:
         descriptor, name = tempfile.mkstemp(prefix="addnorm-error-", suffix=".txt")

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 PATIENCE = 2.0  # seconds, from which on it is worth a bar
 SHOWN = 60  # characters of an input beside its answer
 STDIN = "-"
-ANY_NUMBER = ("length_penalty", "threshold")
-TEXTS, OBJECTS = ".txt", ".jsonl"
+ANY_NUMBER = ("length_penalty", "threshold")  # the options that may be below 1
+TEXTS, OBJECTS = ".txt", ".jsonl"  # the ends of names that are taken for files
 
 
 @final
@@ -84,7 +84,8 @@ class Input:
 
 
 def run(options: Options) -> int:
-    """Returns the exit status."""
+    """Returns the exit status: 1 if one of the inputs could not be used, or the model computes
+    NaN."""
     _check(options)
     loaded = open_model(options.model, options.place)
     try:
@@ -154,7 +155,7 @@ def _line(use: "Use", one: Input, answer: "Answer", options: Options) -> str:
 
 
 def _check(options: Options) -> None:
-    """What can be refused before a model is loaded."""
+    """Raise a ``Refusal`` for what can be seen to be wrong before a model is loaded."""
     if not options.inputs:
         raise Refusal("no input: give at least one text, or - for the lines of stdin")
     numbers = {**options.choices(), "batch_size": options.batch_size}
@@ -174,11 +175,12 @@ def _check(options: Options) -> None:
 
 
 def _names_a_file(word: str) -> bool:
+    """Whether an INPUT is taken for the name of a file, be there one or not."""
     return word.lower().endswith((TEXTS, OBJECTS)) and "\n" not in word
 
 
 def _inputs(options: Options) -> Iterator[Input]:
-    """One after the other, read when it is their turn."""
+    """What the INPUTs name, one after the other, each file read when it is its turn."""
     for word in options.inputs:
         if word == STDIN:
             yield from _stdin_inputs()
@@ -233,12 +235,13 @@ def _looks_like_a_file(word: str) -> bool:
 
 
 def _batches(inputs: Iterable[Input], size: int) -> Iterator[list[Input]]:
+    """As many at a time, the last ones fewer; no input is read before it is needed."""
     rest = iter(inputs)
     while batch := list(itertools.islice(rest, size)):
         yield batch
 
 
 def _in_short(name: str) -> str:
-    """An input as it may stand in a line."""
+    """The beginning of an input, on one line."""
     line = " ".join(name.split())
     return line if len(line) <= SHOWN else f"{line[: SHOWN - 3]}..."

@@ -103,6 +103,7 @@ class ChatTemplate:
         """The same for transformers, as a template of its ``apply_chat_template``."""
 
         def text(value: str) -> str:
+            """A text as an expression of Jinja that writes it."""
             escapes = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
             return "{{ '" + "".join(escapes.get(c, c) for c in value) + "' }}"
 
@@ -172,11 +173,12 @@ class TurnIds(NamedTuple):
 
     @property
     def ids(self) -> list[int]:
-        """All of them."""
+        """Marks and text in their order."""
         return self.before + self.text + self.after
 
     def with_end(self, most: int) -> "TurnIds":
-        """With as much of the end of its text as there is room for."""
+        """With as much of the end of its text as ``most`` ids have room for beside the marks, which
+        stay; so it may have more, if the marks alone have."""
         room = max(most - len(self.before) - len(self.after), 0)
         return self._replace(text=self.text[max(len(self.text) - room, 0) :])
 
@@ -208,7 +210,7 @@ class ChatTokenizer:
                 f"are {', '.join(tokenizer.special) or 'none'}"
             )
         self.eos_id: int = end[0]
-        self._hidden = special - {self.eos_id}
+        self._hidden = special - {self.eos_id}  # the special tokens that no answer may have
 
     # ------------------------------------------------------------------------ as a tokenizer
 
@@ -262,19 +264,21 @@ class ChatTokenizer:
         if cut:
             recent = [pieces[-1].with_end(room)]
         ids = head + _joined(recent) + opening
+        # and one more, since the last id of an answer is written and not read
         return Prompt(ids, min(most, context + 1 - len(ids)), len(pieces) - len(recent), cut)
 
     def rows(self, dialogue: Sequence[Turn], context: int) -> list[ChatRow]:
         """A conversation in parts of at most ``context`` ids and one more: each answer is learned
         in one of them, with as many of the turns before it as have room there."""
         head, pieces = self._parts(dialogue, context)
-        room = context + 1 - len(head)
+        room = context + 1 - len(head)  # the last id of a row is a target only
         answers = [i for i, piece in enumerate(pieces) if piece.role == ASSISTANT]
+        # of each answer: the turn behind the answer before, where the part that ends in it begins
         starts = [0, *(i + 1 for i in answers)]
         rows: list[ChatRow] = []
         k = 0
         while k < len(answers):
-            last = k
+            last = k  # answers k to last are learned in one row: as many as fit
             while last + 1 < len(answers) and _size(pieces[starts[k] : starts[last + 2]]) <= room:
                 last += 1
             part = pieces[starts[k] : starts[last + 1]]
@@ -286,7 +290,9 @@ class ChatTokenizer:
         return rows
 
     def _parts(self, turns: Sequence[Turn], context: int) -> tuple[list[int], list[TurnIds]]:
-        """What stays at the beginning, and the turns after it."""
+        """(ids of what stays at the beginning, the turns after it): the template's beginning and
+        the text of the system, the conversation's or else the template's. A ``ChatError`` where so
+        little of the context is left that a question and an answer have no room."""
         system = self.template.system
         if turns and turns[0].role == SYSTEM:
             system, turns = turns[0].text, turns[1:]
@@ -303,6 +309,7 @@ class ChatTokenizer:
         return head, [self._piece(turn) for turn in turns]
 
     def _piece(self, turn: Turn) -> TurnIds:
+        """A turn in ids, its text as ordinary text."""
         if turn.role not in self.template.turns:
             raise ChatError("the template of this model has no place for a text of the system")
         before, after = self.template.turns[turn.role]
@@ -310,6 +317,7 @@ class ChatTokenizer:
         return TurnIds(turn.role, self._mark(before), text, self._mark(after))
 
     def _mark(self, mark: str) -> list[int]:
+        """The ids of a mark, in which the names of special tokens stand for them."""
         return self.tokenizer.encode(mark, allow_special=True)
 
 
@@ -317,15 +325,17 @@ class ChatTokenizer:
 
 
 def _size(pieces: Sequence[TurnIds]) -> int:
+    """How many ids they have, marks included."""
     return sum(len(piece.ids) for piece in pieces)
 
 
 def _joined(pieces: Sequence[TurnIds]) -> list[int]:
+    """The ids of all of them, marks included."""
     return [id for piece in pieces for id in piece.ids]
 
 
 def _recent(pieces: Sequence[TurnIds], room: int) -> list[TurnIds]:
-    """The last of them, as many as there is room for."""
+    """The last of them, whole, as many as ``room`` ids hold; none if the very last is too long."""
     first = len(pieces)
     while first and (room := room - len(pieces[first - 1].ids)) >= 0:
         first -= 1
@@ -333,7 +343,8 @@ def _recent(pieces: Sequence[TurnIds], room: int) -> list[TurnIds]:
 
 
 def _squeezed(part: Sequence[TurnIds], room: int) -> list[TurnIds]:
-    """An answer and what stands right before it, where that alone is too long."""
+    """Turns that end in an answer, cut to ``room`` ids where they alone are too long. Of what
+    stands before the answer there is as much as the answer leaves, or at least half of the room."""
     *questions, answer = part
     free = max(room - len(answer.ids), room // 2)
     recent = _recent(questions, free)
@@ -343,6 +354,8 @@ def _squeezed(part: Sequence[TurnIds], room: int) -> list[TurnIds]:
 
 
 def _row(head: Sequence[int], part: Sequence[TurnIds]) -> ChatRow:
+    """What is only read, and the turns after it, of which the answers are learned: their texts, and
+    the first id behind each, which ends it, if the answer has its end."""
     ids, target = list(head), [False] * len(head)
     for piece in part:
         ids += piece.ids

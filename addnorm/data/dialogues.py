@@ -24,6 +24,7 @@ SPEAKERS = {
 }
 """Key of the list of turns -> what a role is called there -> the role."""
 FIELDS = {MESSAGES: ("role", "content"), CONVERSATIONS: ("from", "value")}
+"""Key of the list of turns -> the keys of a turn's role and of its text."""
 LINES, CORPUS = ".jsonl", (".yml", ".yaml")
 EXAMPLE = (
     '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
@@ -84,6 +85,8 @@ def to_object(dialogue: Sequence[Turn]) -> dict[str, Any]:
 
 
 def _of_lines(file: Path) -> Iterator[Dialogue | DataError]:
+    """A conversation for each line that is not empty, or what is wrong with it, not raised, so that
+    one message can name several lines."""
     for number, line in enumerate(reading.lines(file, DataError), 1):
         if not line.strip():
             continue
@@ -95,6 +98,7 @@ def _of_lines(file: Path) -> Iterator[Dialogue | DataError]:
 
 
 def _of_object(value: Any, where: str) -> Dialogue:
+    """The conversation that an object of JSON is; ``where`` names its line in a ``DataError``."""
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected an object, got {reading.in_words(value)}")
     key = next((name for name in FIELDS if name in value), None)
@@ -108,6 +112,7 @@ def _of_object(value: Any, where: str) -> Dialogue:
 
 
 def _turn(value: Any, key: str, where: str) -> Turn:
+    """One turn of a list that stands under ``key``, by which its own keys are called."""
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected an object, got {reading.in_words(value)}")
     role, content = FIELDS[key]
@@ -122,7 +127,8 @@ def _turn(value: Any, key: str, where: str) -> Turn:
 
 
 def _joined(content: Any, where: str) -> str | None:
-    """The text of OpenAI's content in parts; None: it is something else."""
+    """The text of a content that is a list of parts, as OpenAI's may be, put together; None: it is
+    no list. A part that is no text, such as a picture, is a ``DataError``."""
     if not isinstance(content, list):
         return None
     texts = []
@@ -135,7 +141,8 @@ def _joined(content: Any, where: str) -> str | None:
 
 
 def _checked(turns: Sequence[Turn], where: str) -> Dialogue:
-    """A conversation that can be learned from."""
+    """The turns as a conversation, or a ``DataError`` where it cannot be learned from: no turn is
+    empty, the system's comes first, one is the assistant's."""
     for i, turn in enumerate(turns, 1):
         if not turn.text.strip():
             raise DataError(f"{where}: turn {i} is empty")
@@ -150,7 +157,8 @@ def _checked(turns: Sequence[Turn], where: str) -> Dialogue:
 
 
 def _of_corpus(file: Path) -> Iterator[Dialogue | DataError]:
-    """``conversations``: lists of texts, the user's and the assistant's in turn.
+    """``conversations``: lists of texts, the user's and the assistant's in turn; what is wrong with
+    one is yielded in its place, not raised.
 
     Every scalar of YAML is taken for the text that stands there: "yes" and 42 are no others.
     """
@@ -187,6 +195,8 @@ def _of_corpus(file: Path) -> Iterator[Dialogue | DataError]:
 
 
 def _scalar(node: Any, file: Path, scalar: type[Any]) -> str:
+    """The text of a node of YAML. ``scalar``: PyYAML's class of such nodes, since it is imported
+    only where a corpus is read."""
     if not isinstance(node, scalar):
         raise DataError(
             f"{file}:{node.start_mark.line + 1}: expected a text: one with a colon or a bracket "

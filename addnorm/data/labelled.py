@@ -15,6 +15,7 @@ TEXT, LABEL = ("text", "sentence"), ("label_desc", "label_des", "label")
 """What a column or key is called, the first that is there counting; CLUE says ``sentence``, and
 writes its labels as numbers beside what they mean."""
 TABLES = {".csv": ",", ".tsv": "\t"}
+"""What a table's name ends with -> what stands between its fields."""
 LINES = (".jsonl", ".json")
 SEPARATOR = "|"
 """Between the labels of a text that has several, in a table."""
@@ -97,6 +98,7 @@ def read_entries(path: str | Path) -> list[Entry]:
 
 
 def _folder(folder: Path) -> list[Entry]:
+    """The texts of each sub-folder, whose name is their label."""
     names = class_folders(folder)
     if not names:
         raise DataError(f"{folder} has no sub-folders: there must be one of texts per label")
@@ -113,8 +115,11 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def _table(file: Path, delimiter: str) -> Iterator[Entry]:
+    """The rows of a .csv or .tsv, whose first line names the columns; empty lines are passed over.
+    What csv cannot read, and a row of another length, is a ``DataError``."""
     lines = csv.reader(io.StringIO(reading.text(file, DataError)), delimiter=delimiter, strict=True)
-    longest = csv.field_size_limit(sys.maxsize)  # a text may be a book
+    # A text may be a book. The limit is one of the whole process, so it is put back at the end.
+    longest = csv.field_size_limit(sys.maxsize)
     try:
         header = [name.strip() for name in next(lines, [])]
         text, label = (_column(header, names, file, delimiter) for names in (TEXT, LABEL))
@@ -135,6 +140,8 @@ def _table(file: Path, delimiter: str) -> Iterator[Entry]:
 
 
 def _column(header: list[str], names: tuple[str, ...], file: Path, delimiter: str) -> int:
+    """The place of the first of ``names``, TEXT or LABEL, that is in the header; where none is, a
+    ``DataError`` says which is wanted, and whether another delimiter seems to have been used."""
     for name in names:
         if name in header:
             return header.index(name)
@@ -147,6 +154,8 @@ def _column(header: list[str], names: tuple[str, ...], file: Path, delimiter: st
 
 
 def _objects(file: Path) -> Iterator[Entry]:
+    """The objects of a file, one in each line; empty lines are passed over. The label may be
+    anything here: ``Entry`` checks it."""
     for number, line in enumerate(reading.lines(file, DataError), 1):
         if not line.strip():
             continue
@@ -161,6 +170,7 @@ def _objects(file: Path) -> Iterator[Entry]:
 
 
 def _key(value: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
+    """What an object has under the first of ``names``, TEXT or LABEL, that is in it."""
     for name in names:
         if name in value:
             return value[name]
@@ -171,6 +181,8 @@ def _key(value: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
 
 
 def _name(label: Any, where: str) -> str:
+    """A label as a name, without spaces around it: a text, or a whole number in digits. It may be
+    empty."""
     if isinstance(label, bool) or not isinstance(label, str | int):
         raise DataError(f"{where}: label must be a text, got {value_in_short(label)}")
     return str(label).strip()

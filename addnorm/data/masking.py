@@ -43,6 +43,7 @@ class Masking:
         self.share, self.whole_words = share, whole_words
         self.mask = tokenizer.role_id("mask")
         special = {*tokenizer.special.values()}
+        # of each id: whether it may be drawn, and whether a word begins with it
         self._ordinary = np.ones(tokenizer.vocab_size, bool)
         self._begins = np.ones(tokenizer.vocab_size, bool)
         for i in range(tokenizer.vocab_size):
@@ -67,7 +68,8 @@ class Masking:
         return MaskedRow(masked_ids, targets)
 
     def _places(self, ids: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Where a token is asked for: words in a random order, until there are enough."""
+        """The places, rising, where a token is asked for: single ones, or words in a random order
+        until there are enough; none if the row has special tokens only."""
         places = np.flatnonzero(self._ordinary[ids])
         wish = max(round(self.share * len(places)), 1)
         if not self.whole_words or not len(places):

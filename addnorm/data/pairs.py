@@ -18,7 +18,7 @@ from addnorm.data.sources import DataError
 from addnorm.errors import value_in_short
 from addnorm.words import a_few, plural
 
-HEADER = "source\ttarget"
+HEADER = "source\ttarget"  # a first line that is no pair
 FORMATS = (
     "a .tsv (source, tab, target), a .jsonl of objects such as "
     '{"source": "...", "target": "..."}, two files of lines as A,B, a .po or a .mo'
@@ -71,6 +71,8 @@ def read_pairs(data: str) -> Pairs:
 
 
 def _reader(data: str, place: Path) -> Callable[[Path], Iterator[Pair]]:
+    """What reads a file, by the end of its name. ``data``: what the user gave, for messages;
+    ``place``: the path that it stands for."""
     readers = {".tsv": _table, ".jsonl": _objects, ".json": _objects, ".po": _po, ".mo": _mo}
     if not place.exists():
         raise DataError(f"there is no file {data}: give {FORMATS}")
@@ -80,7 +82,8 @@ def _reader(data: str, place: Path) -> Callable[[Path], Iterator[Pair]]:
 
 
 def _side_by_side(data: str) -> Iterator[Pair]:
-    """Two files, line by line; a name may have commas in it."""
+    """The lines of two files, given as A,B. Since a name may have commas in it, the first comma
+    counts on both sides of which there is a file."""
     words = data.split(",")
     splits = [(",".join(words[:i]), ",".join(words[i:])) for i in range(1, len(words))]
     places = [tuple(reading.place(word.strip(), DataError) for word in both) for both in splits]
@@ -100,6 +103,8 @@ def _side_by_side(data: str) -> Iterator[Pair]:
 
 
 def _table(file: Path) -> Iterator[Pair]:
+    """The lines of a .tsv: a source, one tab, a target, without quotes; empty lines are passed
+    over."""
     for number, line in enumerate(reading.lines(file, DataError), 1):
         if not line.strip() or (number == 1 and line == HEADER):
             continue
@@ -113,6 +118,7 @@ def _table(file: Path) -> Iterator[Pair]:
 
 
 def _objects(file: Path) -> Iterator[Pair]:
+    """The objects of a .jsonl, one in each line; empty lines are passed over."""
     for number, line in enumerate(reading.lines(file, DataError), 1):
         if not line.strip():
             continue
@@ -136,7 +142,8 @@ def _objects(file: Path) -> Iterator[Pair]:
 
 
 def _forms(ids: list[str], texts: list[str], where: str) -> Iterator[Pair]:
-    """Singular with the first form, plural with the last."""
+    """The pairs of a message: singular with the first form, plural with the last, if the plural is
+    another text. ``ids``: singular and perhaps plural; ``texts``: their translations."""
     yield Pair(ids[0], texts[0], where)
     if len(ids) > 1 and ids[1] != ids[0]:
         yield Pair(ids[1], texts[-1], where)
@@ -158,7 +165,11 @@ def _decoded(data: bytes, where: object) -> str:
 
 @final
 class _Message:
-    """One of a .po, while its lines are read."""
+    """One of a .po, while its lines are read.
+
+    ``fields``: msgid, msgstr and so on -> its text so far. ``last``: the field whose text the next
+    line in quotes goes on with; "" before the first. ``line``: where the message begins.
+    """
 
     def __init__(self, line: int) -> None:
         self.line, self.fuzzy = line, False
@@ -166,7 +177,8 @@ class _Message:
         self.last = ""
 
     def pairs(self, file: Path) -> Iterator[Pair]:
-        """What is translated, and sure."""
+        """Its pairs; none where it is the header, marked as fuzzy, or not translated in all forms.
+        A ``DataError`` where a half of it is missing."""
         ids = [self.fields[name] for name in ("msgid", "msgid_plural") if name in self.fields]
         texts = [text for name, text in self.fields.items() if name.startswith("msgstr")]
         where = f"{file}:{self.line}"
@@ -182,6 +194,8 @@ KEYWORD = re.compile(r'(msgctxt|msgid|msgid_plural|msgstr|msgstr\[\d+\])\s*(".*"
 
 
 def _po(file: Path) -> Iterator[Pair]:
+    """The messages of a .po. One ends where the next begins: with a comment, a msgctxt or a msgid
+    behind a msgstr. Obsolete ones stand in comments (#~), and so are passed over."""
     message = _Message(1)
     text = _decoded(reading.raw(file, DataError), file)
     for number, line in enumerate(text.split("\n"), 1):
@@ -228,6 +242,9 @@ def _unquoted(quoted: str, where: str) -> str:
 
 
 def _mo(file: Path) -> Iterator[Pair]:
+    """The messages of a .mo: behind the magic number, a version, how many there are, and where the
+    two tables of (length, place) begin, of sources and of translations. The empty source is the
+    header."""
     data = reading.raw(file, DataError)
     order = next((o for o in "<>" if data[:4] == struct.pack(f"{o}I", MAGIC)), None)
     if order is None:
@@ -247,6 +264,7 @@ def _mo(file: Path) -> Iterator[Pair]:
     parts = [data[start : start + length] for length, start in table]
     header = next((text for id, text in zip(parts, parts[count:], strict=False) if not id), b"")
     match = re.search(rb"charset=([\w.-]+)", header)
+    # _decoded looks for the charset in what it decodes: it is put before each text, and taken off
     before = b"" if match is None else match[0] + b"\n"
     for i, (id, text) in enumerate(zip(parts[:count], parts[count:], strict=True), 1):
         if id:

@@ -85,8 +85,10 @@ class PassageReader:
     def windows(
         self, question: PassageTokens, passage: PassageTokens, stride: int | None = None
     ) -> list[PassageWindow]:
-        """All that is read for a question; ``stride`` None: half of what there is room for."""
-        room = self.length - len(question.ids) - 3
+        """All that is read for a question, from the passage's beginning to its end. ``stride``: how
+        many tokens further each begins, at most as many as there is room for; None: half of that.
+        A ``DataError`` where the question leaves too little room."""
+        room = self.length - len(question.ids) - 3  # [CLS] and two [SEP]
         if room < max(1, LEAST_ROOM * self.length):
             raise DataError(
                 f"the question has {len(question.ids)} tokens, and the model reads {self.length} of"

@@ -21,7 +21,8 @@ def windows(ids: NDArray[np.int64], context: int) -> list[NDArray[np.int64]]:
 
 
 def padded(rows: Sequence[NDArray[np.int64]], fill: int = 0) -> dict[str, Tensor]:
-    """``ids`` and ``valid`` of rows of unlike length, with ``fill`` behind the shorter ones."""
+    """``ids`` and ``valid``, which is True for what is real, both (rows, longest), of rows of
+    unlike length, with ``fill`` behind the shorter ones."""
     length = max((len(row) for row in rows), default=1)
     ids = torch.full((len(rows), length), fill)
     valid = torch.zeros(len(rows), length, dtype=torch.bool)

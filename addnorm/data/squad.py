@@ -138,6 +138,8 @@ def _question(
 
 
 def _answers(item: dict[str, Any], where: str) -> list[Any]:
+    """What a question has as answers, unchecked; there must be one, as it is not marked as
+    impossible."""
     answers = _list(item, "answers", where)
     if not answers:
         raise DataError(
@@ -148,6 +150,7 @@ def _answers(item: dict[str, Any], where: str) -> list[Any]:
 
 
 def _answer(value: Any, where: str) -> SquadAnswer:
+    """One answer as the file says it; whether the passage has it there is for the caller to see."""
     entry = _object(value, where)
     text = reading.field(entry, "text", str, where, DataError)
     if not text:
@@ -156,10 +159,12 @@ def _answer(value: Any, where: str) -> SquadAnswer:
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
+    """The value, if it is an object; a ``DataError`` that names ``where`` if not."""
     if not isinstance(value, dict):
         raise DataError(f"{where} is {reading.in_words(value)}, expected an object")
     return value
 
 
 def _list(entry: dict[str, Any], key: str, where: str) -> list[Any]:
+    """The list under a key of an object; a ``DataError`` that names ``where`` if there is none."""
     return reading.field(entry, key, list, where, DataError)

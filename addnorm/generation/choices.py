@@ -50,8 +50,9 @@ class Scores:
     cut: int
 
     def accuracy(self, lengths: Sequence[Sequence[int]] | None = None) -> float:
-        """How often the right one scores best, each score divided by its length, if given; of two
-        that are equal the first is taken."""
+        """The share of questions whose right choice scores best, each score divided by its length,
+        if ``lengths`` are given, ``tokens`` or ``bytes``; of two that are equal the first is
+        taken."""
         right = 0
         for i, scores in enumerate(self.loglikelihoods):
             values = [s / lengths[i][k] if lengths else s for k, s in enumerate(scores)]
@@ -59,7 +60,7 @@ class Scores:
         return right / len(self.gold)
 
     def to_json(self) -> dict[str, Any]:
-        """All figures."""
+        """All figures, as ``addnorm eval --json`` prints them."""
         return {
             "accuracy": self.accuracy(),
             "accuracy_per_token": self.accuracy(self.tokens),
@@ -138,6 +139,7 @@ def score_choices(
                 )
             cut += len(row.ids) > limit
             rows.append(_Row(row.ids[-limit:], row.scored))
+    # the longest first, as _sums takes them: little padding, and what lacks memory fails at once
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
     sums = [0.0] * len(rows)
     for first in range(0, len(rows), batch_size):

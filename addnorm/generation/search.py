@@ -93,20 +93,23 @@ class _Source:
         self.results: list[Hypothesis] = []
 
     def take(self, ids: list[int], logprob: float) -> None:
-        """One more, if it is better than the last of ``beams``."""
+        """One more result, put in its place, if it is better than the last of ``beams``. ``ids``:
+        with the prefix; ``logprob``: the sum over what stands behind it."""
         score = logprob / (len(ids) - len(self.prefix)) ** self.penalty
         place = next((i for i, r in enumerate(self.results) if score > r.score), len(self.results))
         self.results.insert(place, Hypothesis(ids, score))
         del self.results[self.beams :]
 
     def forced(self, place: int, rules: SearchRules) -> int | None:
-        """The only id that may come at a place, which counts from 0."""
+        """The only id that may come at a place, which counts from 0 and has the prefix in it; None:
+        any may."""
         if place < len(self.prefix):
             return self.prefix[place]
         return rules.forced_end if place + 1 == self.limit else None
 
     def is_over(self, logprob: float, count: int, early_stopping: EarlyStopping) -> bool:
-        """Whether nothing better can come, where the best beginning has ``count`` tokens."""
+        """Whether nothing better can come, where the best beginning has ``count`` tokens, those of
+        the prefix included, and ``logprob`` for their sum."""
         if count == self.limit or logprob < DEAD:
             return True
         if len(self.results) < self.beams:
@@ -160,7 +163,12 @@ def stacked(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
 
 
 def _run(model: SourceModel, sources: list[_Source], rules: SearchRules, beams: int) -> None:
-    """Step after step, until every source has its results."""
+    """Step after step, until every source has its ``results``; a source that has them leaves the
+    batch, the model's memory and the cache.
+
+    Row ``i * beams + k`` of ``texts``, of the cache and of the model is beam k of the i-th source
+    that is still searched.
+    """
     device = next(model.parameters()).device
     model.keep(torch.arange(len(sources), device=device).repeat_interleave(beams))
     cache = StaticCache(max(source.limit for source in sources))
@@ -176,6 +184,7 @@ def _run(model: SourceModel, sources: list[_Source], rules: SearchRules, beams: 
         logprobs = logits.log_softmax(-1).unflatten(0, (-1, beams))
         logprobs = _ruled(logprobs, texts, rules, [s.forced(place, rules) for s in sources])
         width = logprobs.shape[-1]
+        # at most ``beams`` of the best are ends, so twice as many leave ``beams`` that go on
         best = (logprobs + sums[..., None]).flatten(1).topk(min(2, width) * beams)
         place += 1
         still: list[_Source] = []
@@ -211,8 +220,10 @@ def _settled(
     place: int,
     rules: SearchRules,
 ) -> list[_Beginning]:
-    """Of what may come, the best first: the source gets what ends here, and the best that goes on
-    is returned, filled up where there are too few."""
+    """The ``beams`` best continuations that go on. Those that end here and are among the best
+    become results of the source. ``continuations``: the best first; ``texts``: of each row, what
+    stands before; ``place``: how many tokens a target has with them. Where too few go on, the list
+    is filled up with ones so improbable that they never count."""
     beams, running = source.beams, []
     for rank, one in enumerate(continuations):
         if one.logprob != one.logprob:
@@ -231,7 +242,10 @@ def _settled(
 def _ruled(
     logprobs: Tensor, texts: list[list[int]], rules: SearchRules, forced: Sequence[int | None]
 ) -> Tensor:
-    """(sources, beams, V) with what the rules forbid at -inf, and what they force at 0."""
+    """The log-probabilities (sources, beams, V), changed in place: what the rules forbid at -inf,
+    and what they force at 0. ``texts``: what each row has written; ``forced``: of each source the
+    only id that may come, None: any may."""
+    # a folder may ban the end itself, which transformers does not obey either: no target would end
     banned = [ids for ids in rules.banned if ids != (rules.end,)]
     if single := [ids[0] for ids in banned if len(ids) == 1]:
         logprobs[..., single] = -torch.inf
@@ -250,6 +264,7 @@ def _ruled(
 def _check(
     rules: SearchRules, max_new_tokens: int, beams: int, length_penalty: float, n_best: int
 ) -> None:
+    """Raise where one of these, or two together, makes no sense."""
     check_max_new_tokens(max_new_tokens)
     for name, value in (("beams", beams), ("n_best", n_best)):
         if not whole(value) or value < 1:
@@ -271,6 +286,8 @@ def _check_prefixes(
     max_new_tokens: int,
     context: int,
 ) -> None:
+    """Raise unless there is one prefix for each of the ``rows`` sources, and each leaves room for
+    the new tokens in the context."""
     if len(prefixes) != rows:
         raise Mendable(f"{len(prefixes)} prefixes for {rows} sources")
     if any(rules.end in prefix for prefix in prefixes):

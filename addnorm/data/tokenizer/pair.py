@@ -62,6 +62,7 @@ def pair(source: Tokenizer, target: Tokenizer) -> TokenizerPair:
     """Of two tokenizers, or twice of one."""
 
     def save(folder: Path) -> None:
+        """The source's files, and the target's under names of their own, if it is another."""
         source.save(folder)
         if target.identity != source.identity:
             with tempfile.TemporaryDirectory() as work:

@@ -16,7 +16,7 @@ from addnorm.data.tokenizer.kind import TokenizerError
 
 VOCAB, VOCAB_OF_TARGET = "vocab.json", "target_vocab.json"
 END, UNKNOWN, PADDING = "</s>", "<unk>", "<pad>"
-SPACE = "▁"
+SPACE = "▁"  # what SentencePiece writes for a space
 
 
 def spm(side: str) -> str:
@@ -63,6 +63,7 @@ class SentencePieces:
 
     @cached_property
     def _processor(self) -> Any:
+        """SentencePiece's, made when text is asked for: without the package the rest works."""
         try:
             sentencepiece = import_module("sentencepiece")
         except ImportError:
@@ -78,7 +79,7 @@ class SentencePieces:
             ) from None
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; a language code before it, as ``>>fr<<``, is one."""
+        """The ids of a text, without its end; a language code before it, as ``>>fr<<``, is one."""
         pieces: list[str] = []
         if text.startswith(">>") and (end := text.find("<<")) != -1:
             pieces, text = [text[: end + 2]], text[end + 2 :]

@@ -81,6 +81,7 @@ class WordPieces(TokenizerKind):
         self._engine = self._made_engine()
 
     def _made_engine(self) -> tokenizers.Tokenizer:
+        """The tokenizer of the ``tokenizers`` package that does the work, and writes the file."""
         unknown = self.roles["unk"]
         engine = tokenizers.Tokenizer(WordPiece(self.vocab, unk_token=unknown))
         engine.normalizer = BertNormalizer(**self.normalizer)
@@ -95,6 +96,7 @@ class WordPieces(TokenizerKind):
         return engine
 
     def __getstate__(self) -> dict[str, Any]:
+        # processes are sent the vocabulary, and make an engine of their own
         return {**self.__dict__, "_engine": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -204,7 +206,8 @@ def _piece(token: str) -> bytes:
 
 
 def _cut(text: str) -> Iterator[str]:
-    """Where whitespace begins no word goes on."""
+    """A text in parts of some ``PIECE`` characters, the last one shorter, which have the same
+    tokens as the whole: they are cut at whitespace, where no word goes on."""
     start = 0
     while place := CUT.search(text, start + PIECE):
         yield text[start : place.end()]
@@ -236,7 +239,8 @@ def _of_lines(file: Path) -> dict[str, int]:
 
 
 def _of_json(data: Mapping[str, Any], file: Path) -> tuple[dict[str, int], dict[str, Any]]:
-    """The vocabulary and the normalizer's options; what is another tokenizer's is refused."""
+    """(the vocabulary, the normalizer's options) of a tokenizer.json; what is another tokenizer's,
+    or damaged, is a ``TokenizerError``."""
     model, normalizer = data.get("model"), data.get("normalizer")
     before = data.get("pre_tokenizer")
     foreign = []
