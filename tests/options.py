@@ -269,6 +269,10 @@ Base = tuple[list[str], list[Option]]
 """The words of a command before others are added, and the settings that may be."""
 
 
+OTHERS = ("classify_gpt2", "pretrain_bert", "finetune_bert", "answer", "recurrent_cpu")
+"""Recipes that are drawn with few settings of their own; some of what comes of it is refused."""
+
+
 def _train(rng: random.Random) -> Base:
     every = settings("stdlib_cpu")
     dice = rng.random()
@@ -296,6 +300,15 @@ def _train(rng: random.Random) -> Base:
     elif dice < 0.82:
         words, data = {**TINY, "cache": "cache", "tokenizer": "bytes"}, "talk.jsonl"
         start, pool = [*start, "--recipe", "chat"], settings("chat")
+    elif dice < 0.94:
+        recipe = rng.choice(OTHERS)
+        data = "text.txt" if recipe in ("pretrain_bert", "recurrent_cpu") else "texts"
+        words = {"steps": "4", "eval_every": "0", "threads": "1", "cache": "cache"}
+        if recipe == "classify_gpt2":
+            words["init_from"] = "plain"
+        else:
+            words |= {"model.dim": "16", "model.n_layers": "1"}
+        start, pool = [*start, "--recipe", recipe], settings(recipe)
     assignments = [f"{key}={value}" for key, value in words.items()]
     return [*start, "--data", data, "--out", "run", *assignments], pool
 

@@ -37,6 +37,7 @@ class Project:
             "addnorm/ops/attention.py": ("tests/test_branches.py",),
             "addnorm/ops/offers.py": ("tests/ops/test_dispatch.py", "tests/ops/test_attention.py"),
             "addnorm/models/gpt_config.py": ("tests/models/test_gpt.py",),
+            "addnorm/models/gpt_classifier.py": ("tests/tasks/test_classify.py",),
             "addnorm/tasks/language.py": ("tests/training/test_training.py",),
             "addnorm/training/parallel.py": ("tests/training/test_processes.py",),
             "addnorm/generation/cache.py": ("tests/generation/test_decode.py",),

@@ -86,11 +86,32 @@ TALKS = [
 ]
 
 
+SQUAD = [
+    {
+        "title": f"page {i}",
+        "paragraphs": [
+            {
+                "context": f"The option -{i} prints {i} lines.",
+                "qas": [
+                    {
+                        "id": str(i),
+                        "question": f"What does -{i} do?",
+                        "answers": [{"text": "prints", "answer_start": 13 + len(str(i))}],
+                    }
+                ],
+            }
+        ],
+    }
+    for i in range(40)
+]
+
+
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text, a folder of classes, and a model to start from."""
     folder = tmp_path_factory.mktemp("material")
     (folder / "text.txt").write_text(TEXT)
+    (folder / "squad.json").write_text(json.dumps({"data": SQUAD}))
     (folder / "talk.jsonl").write_text("\n".join(map(json.dumps, TALKS)))
     for name in ("one", "two"):
         (folder / "texts" / name).mkdir(parents=True)
@@ -132,12 +153,29 @@ def base(recipe: str, material: Path) -> dict[str, str]:
         return {**settings_, **layers, **pairs}
     if recipe == "chat":
         return {**settings_, "data": str(material / "talk.jsonl"), "tokenizer": "bytes"}
+    if recipe in ("classify_gpt2", "finetune_bert", "answer", "pretrain_bert"):
+        if recipe == "classify_gpt2":  # the model is that of init_from
+            settings_ = {k: v for k, v in settings_.items() if not k.startswith("model.")}
+        return {**settings_, **of_other_recipe(recipe, material)}
     settings_ |= {**LANGUAGE, "data": str(material / "text.txt")}
     if recipe == "recurrent_cpu":
         del settings_["model.n_heads"], settings_["model.qk_norm"]
     if recipe == "finetune_gpt2":
         settings_["init_from"] = str(material / "first" / "model")
     return settings_
+
+
+def of_other_recipe(recipe: str, material: Path) -> dict[str, str]:
+    """What such a recipe needs to be small, beside what all have."""
+    if recipe == "answer":
+        return {"data": str(material / "squad.json"), "tokenizer": "wordpiece:150"}
+    if recipe == "pretrain_bert":
+        text = {"data": str(material / "text.txt"), "tokenizer": "wordpiece:150"}
+        return {**text, "tokens_per_step": "64", "samples": "1"}
+    texts = {"data": str(material / "texts")}
+    if recipe == "finetune_bert":
+        return {**texts, "tokenizer": "wordpiece:100"}
+    return {**texts, "init_from": str(material / "first" / "model")}
 
 
 def edited(rng: random.Random, recipe: str) -> tuple[str, str]:
@@ -297,9 +335,9 @@ def test_a_lower_bound_is_one(
     ):
         loop = LoopSettings(optimizer=optimizer, parallel=parallel)
         world = World(0, size, torch.device("cpu"))
-        monkeypatch.setattr(memory, "_there", lambda device, want=want: want)
+        monkeypatch.setattr(memory, "_total_memory", lambda device, want=want: want)
         memory.check(needs, loop, world)
-        monkeypatch.setattr(memory, "_there", lambda device, want=want: want - 1)
+        monkeypatch.setattr(memory, "_total_memory", lambda device, want=want: want - 1)
         with pytest.raises(SettingsError, match="What decides it: x"):
             memory.check(needs, loop, world)
 
@@ -318,8 +356,8 @@ def test_deep_models_are_counted_from_shallow_ones(scheme: str) -> None:
 def test_a_container_may_have_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(memory, "CGROUP", tmp_path / "memory.max")
-    whole = memory._there(cpu)
+    whole = memory._total_memory(cpu)
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._there(cpu) == whole
+    assert memory._total_memory(cpu) == whole
     (tmp_path / "memory.max").write_text("1048576\n")
-    assert memory._there(cpu) == 1 << 20
+    assert memory._total_memory(cpu) == 1 << 20

@@ -43,7 +43,7 @@ def test_pairs_of_options(
 
 def test_every_option_is_drawn() -> None:
     """Whatever a command can be told is found, and so will be what is new."""
-    phrases = [words for n in range(4 * ALL) for words in case(SEED, n).phrases]
+    phrases = [words for n in range(16 * ALL) for words in case(SEED, n).phrases]
     words_of_cases = {word.partition("=")[0] for words in phrases for word in words}
     words_of_options = [
         o.word for command in BASES for form in forms(command).values() for o in form
