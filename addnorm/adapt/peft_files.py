@@ -62,7 +62,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, format: str | None
     """Write the adapter alone.
 
     ``format``: "peft", refused with the reason where peft has none; "addnorm" for any; None takes
-    peft's wherever it can. A merged adapter is written all the same.
+    peft's wherever it can. A merged adapter is written all the same. peft's settings that are in
+    the folder are replaced, or deleted where the format is ours.
     """
     adapter = required(model)
     reasons = why_not_peft(model)
@@ -72,6 +73,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, format: str | None
         raise WeightsError(f"peft's format cannot say what this is: {'; '.join(reasons)}")
     card: dict[str, Any] | None = None
     updates = adapter.low_rank()
+    # peft's tensors hold the directions in use alone, ours all there are; ``load`` cuts by these
     ranks = {name: len(part.triplets()[1]) for name, part in updates.items()}
     if format == "addnorm" or reasons:
         tensors, ranks = state(model), {name: len(part.lora_A) for name, part in updates.items()}
@@ -330,7 +332,8 @@ def _setting(card: Mapping[str, Any], name: str) -> Any:
 
 
 def _number(card: Mapping[str, Any], name: str) -> float:
-    """One of peft's settings that must be a number: it is used before ``Adapt`` checks it."""
+    """One of peft's settings that must be a number, though ``Adapt`` may never see it: where the
+    file has our record, that has the settings, and the scale follows from peft's all the same."""
     value = _setting(card, name)
     if not is_number(value):
         raise WeightsError(f"{CONFIG}: {name} is {value_in_short(value)}, not a number")

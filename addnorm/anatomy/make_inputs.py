@@ -350,13 +350,20 @@ def _call(facts: _Facts, names: Sequence[str], values: Sequence[Any]) -> Inputs:
 
 
 def _ways(name: str, facts: _Facts, names: Sequence[str]) -> list[_Value]:
-    """The values to try for one argument, the likeliest first."""
+    """The values to try for one argument, the likeliest first; ``names`` are all arguments that the
+    call has, by which it is told whether this one belongs to an encoder's input.
+
+    An annotation as a number or a truth value decides first, then a name that says what stands
+    beside a sequence, then what a sequence holds.
+    """
     low = name.lower()
     parameter = facts.parameters.get(name)
     kind = parameter.annotation if parameter is not None else None
     kind = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
     alone = sum(not MASK.search(n.lower()) for n in names) == 1
+    # transformers' names for the encoder, beside which the decoder has names of its own
     encoded = low in ("input_ids", "attention_mask") and "decoder_input_ids" in names
+    # a source is one beside another sequence: alone, an input of any name is the input
     source = encoded or (bool(SOURCE.search(low)) and not alone)
     if kind in ("int", "float", "bool"):
         plain = {"int": 0, "float": 1.0, "bool": False}[kind]

@@ -178,8 +178,8 @@ def pretrain_bert() -> Config:
 
 
 def finetune_bert() -> Config:
-    """Which labels a text has, by a BERT: that of init_from (lr=3e-5 for one of the published
-    size), or a small one from scratch."""
+    """Which labels a text has, by a BERT: as it stands, a small one from scratch. With init_from
+    the model and the tokenizer are that one's, and lr=3e-5 suits one of the published size."""
     return Config(
         task=FinetuneBertSettings(
             data="texts",
