@@ -490,7 +490,7 @@ def frame_of(config: BertConfig, tokenizer: Tokenizer) -> TextFrame:
     around = (tokenizer.role_id("cls"),), (tokenizer.role_id("sep"),)
     frame = TextFrame(config.context_length, *around)
     if frame.room < 1:
-        raise WeightsError(f"a context of {config.context_length} has no room for a text")
+        raise WeightsError(f"context_length={config.context_length} has no room for a text")
     return frame
 
 

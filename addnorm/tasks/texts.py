@@ -62,6 +62,7 @@ def chosen(
     decides: Callable[[], Sequence[Any]],
     cache: Path,
     characters: Callable[[], Iterable[str]] | None = None,
+    name: str = "tokenizer",
 ) -> Tokenizer:
     """What the setting names: "bytes", "bpe:SIZE", "wordpiece:SIZE", a folder or a hub id, and
     "characters" where the task says which text has all of them.
@@ -69,24 +70,24 @@ def chosen(
     What is learned learns from ``texts``, unless ``cache`` holds one that learned from the same:
     ``decides`` is what they depend on, as JSON can hold it. ``characters`` are all texts that a
     tokenizer of characters has to be able to write. Each is called only where it is needed.
+    ``name`` is the setting's, for messages.
     """
     if setting == "bytes":
         return Tokenizer.bytes()
     if setting == "characters" and characters is not None:
         return Tokenizer.characters(characters())
-    learned = _learned(setting)
+    learned = _learned(setting, name)
     if learned is not None:
         card = json.dumps([FORMAT, *learned, *decides()])
         key = hashlib.sha256(card.encode()).hexdigest()[:16]
-        return _learned_once(cache / f"tokenizer-{key}", texts, *learned)
+        return _learned_once(cache / f"tokenizer-{key}", texts, *learned, name)
     try:
         return Tokenizer.from_pretrained(setting)
     except Mendable as error:
         names = ["bytes", *([] if characters is None else ["characters"]), "bpe:SIZE"]
         words = f"{', '.join(names)} or wordpiece:SIZE"
         raise SettingsError(
-            f"tokenizer={setting} is not {words}, and not a folder or hub id with a tokenizer: "
-            f"{error}"
+            f"{name}={setting} is not {words}, and not a folder or hub id with a tokenizer: {error}"
         ) from None
 
 
@@ -104,7 +105,7 @@ def fits(setting: str, tokenizer: Tokenizer) -> bool:
     return chosen(setting, list, list, Path()).identity == tokenizer.identity
 
 
-def _learned(setting: str) -> tuple[str, int] | None:
+def _learned(setting: str, name: str = "tokenizer") -> tuple[str, int] | None:
     """(kind, size) of the tokenizer, if the setting asks for one that is learned; None: it does
     not. A size that cannot be is a ``SettingsError``."""
     kind, _, size = setting.partition(":")
@@ -113,14 +114,14 @@ def _learned(setting: str) -> tuple[str, int] | None:
     least = LEARNED[kind]
     if not size.isdecimal() or len(size) > 7 or not least <= int(size) <= MOST_TOKENS:
         raise SettingsError(
-            f"tokenizer={setting}: say how many tokens, at least {least} and at most "
+            f"{name}={setting}: say how many tokens, at least {least} and at most "
             f"{MOST_TOKENS:,}, as in {kind}:4096"
         )
     return kind, int(size)
 
 
 def _learned_once(
-    folder: Path, texts: Callable[[], Iterable[str]], kind: str, size: int
+    folder: Path, texts: Callable[[], Iterable[str]], kind: str, size: int, name: str
 ) -> Tokenizer:
     """The tokenizer that is stored in the folder; if there is none, or it is damaged, a new one of
     ``size`` tokens is learned and stored first."""
@@ -132,7 +133,7 @@ def _learned_once(
     try:
         tokenizer = Tokenizer.train(texts(), vocab_size=size, kind=kind)
     except TokenizerError as error:
-        raise DataError(f"tokenizer={kind}:{size} cannot be learned: {error}") from None
+        raise DataError(f"{name}={kind}:{size} cannot be learned: {error}") from None
     try:
         folders.write(folder, tokenizer.save)
     except OSError as error:

@@ -185,11 +185,11 @@ class TranslateSettings(TaskSettings):
         sides = [[row.source for row in texts.train], [row.target for row in texts.train]]
         held_out = [[row.source for row in texts.val], [row.target for row in texts.val]]
         if self.target_tokenizer:
-            source = self._tokenizer(self.tokenizer, sides[0], held_out[0])
-            target = self._tokenizer(self.target_tokenizer, sides[1], held_out[1])
+            source = self._tokenizer("tokenizer", sides[0], held_out[0])
+            target = self._tokenizer("target_tokenizer", sides[1], held_out[1])
         else:
             source = target = self._tokenizer(
-                self.tokenizer, sides[0] + sides[1], held_out[0] + held_out[1]
+                "tokenizer", sides[0] + sides[1], held_out[0] + held_out[1]
             )
         both = pair(source, target)
         # the start of a target, which is its padding too, has an id behind all that a text may have
@@ -207,14 +207,15 @@ class TranslateSettings(TaskSettings):
         return config, both
 
     def _tokenizer(self, name: str, train: list[str], val: list[str]) -> Tokenizer:
-        """The tokenizer that a setting names, as ``chosen`` reads it. It learns from ``train``; one
-        of characters has those of ``val`` as well."""
+        """The tokenizer that the setting ``name`` asks for, as ``chosen`` reads it. It learns from
+        ``train``; one of characters has those of ``val`` as well."""
         return chosen(
-            name,
+            getattr(self, name),
             texts=lambda: train,
             decides=lambda: [Texts(train).identity()],
             cache=expanded("cache", self.cache),
             characters=lambda: train + val,
+            name=name,
         )
 
 

@@ -120,7 +120,7 @@ def test_from_a_bert(folder: Path, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"tokenizer": "bytes"}, "tokenizer=bytes: a tokenizer of kind 'bytes' has no token for"),
-        ({"model.context_length": 2}, "a context of 2 has no room for a text"),
+        ({"model.context_length": 2}, "context_length=2 has no room for a text"),
         ({"model.pooling": "none"}, "pooling"),
         ({"token_dropout": 0.7}, r"token_dropout must be in \[0, 0.5\]"),
         ({"data": ""}, "data is not set"),

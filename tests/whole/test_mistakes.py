@@ -168,7 +168,8 @@ def base(recipe: str, material: Path) -> dict[str, str]:
 def of_other_recipe(recipe: str, material: Path) -> dict[str, str]:
     """What such a recipe needs to be small, beside what all have."""
     if recipe == "answer":
-        return {"data": str(material / "squad.json"), "tokenizer": "wordpiece:150"}
+        squad = {"data": str(material / "squad.json"), "tokenizer": "wordpiece:150"}
+        return {**squad, "model.context_length": "48"}
     if recipe == "pretrain_bert":
         text = {"data": str(material / "text.txt"), "tokenizer": "wordpiece:150"}
         return {**text, "tokens_per_step": "64", "samples": "1"}
