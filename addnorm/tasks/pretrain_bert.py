@@ -37,6 +37,7 @@ from addnorm.settings import (
     check_effect,
     setting,
 )
+from addnorm.tasks.beginnings import FROM_NOTHING
 from addnorm.tasks.texts import check, chosen, expanded, opened
 from addnorm.temporary import evaluation_mode
 from addnorm.training.config import NOTHING, TaskSettings, register
@@ -48,7 +49,6 @@ AROUND = 2  # [CLS] and [SEP]
 EVAL_TOKENS = 1 << 14  # in one forward of an evaluation
 HELD_OUT = 1 << 32  # in the key of the masks of the held-out text: no seed of a run is as large
 SHOWN = 12  # tokens on each side of a masked one that is shown
-FROM_NOTHING = {"init_from": (None,)}
 SOURCES = {
     "content": ["data"],
     "tokenizer": ["tokenizer"],
