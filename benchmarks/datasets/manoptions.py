@@ -33,6 +33,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
+from benchmarks.datasets.debian import deb, read_list
+
 LIST = Path(__file__).with_suffix(".txt")
 SIDES = {"test": 0.2, "val": 0.1, "train": 0.7}
 """Side -> its share of the packages."""
@@ -54,15 +56,6 @@ QUESTIONS = (
 OPTION = re.compile(r"(?<![\w-])--?[A-Za-z0-9?][\w-]*")
 HEADER = re.compile(r" {2,14}(-{1,2}[A-Za-z0-9?]\S*(?:[ ,|=\[<]\S.*?)?)(?: {2,}(\S.*))?")
 SENTENCE = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bcf)(?<!\bvs)[.!?](?=\s|$)")
-
-
-@dataclass(frozen=True)
-class Package:
-    """A line of the list."""
-
-    name: str
-    version: str
-    sha256: str
 
 
 @dataclass
@@ -113,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     packages = read_list(LIST)[: args.packages]
     debs = args.debs or args.out / "debs"
-    pages = {package.name: pages_of(deb(package, debs)) for package in packages}
+    pages = {package.name: pages_of(deb(package, debs, LIST)) for package in packages}
     sides = split(pages)
     drop_shared(sides)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -130,32 +123,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 # --- from the packages to their pages -------------------------------------------------------------
-
-
-def read_list(file: Path) -> list[Package]:
-    """name, version, SHA-256 in each line."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return [Package(*line.split()) for line in lines if line and not line.startswith("#")]
-
-
-def deb(package: Package, folder: Path) -> Path:
-    """The package's file, from the folder or by apt-get, with the checksum of the list."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pattern = f"{package.name}_{package.version.replace(':', '%3a')}_*.deb"
-    if not any(folder.glob(pattern)):
-        command = ["apt-get", "download", f"{package.name}={package.version}"]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if result.returncode:
-            sys.exit(
-                f"apt-get has no {package.name} {package.version}: {result.stderr.strip()}\n"
-                f"After `apt-get update`, write the version that `apt-cache show {package.name}` "
-                f"names, and its SHA256, into {LIST.name}"
-            )
-    file = next(iter(folder.glob(pattern)))
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    if digest != package.sha256:
-        sys.exit(f"{file} has the SHA-256 {digest}, and {LIST.name} has {package.sha256}")
-    return file
 
 
 def pages_of(file: Path) -> list[Page]:

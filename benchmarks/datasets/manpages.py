@@ -32,6 +32,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.datasets.debian import deb, read_list
+
 LIST = Path(__file__).with_suffix(".txt")
 SECTIONS = ("1", "3", "5", "7", "8")
 SIDES = {"test": 0.2, "val": 0.1, "train": 0.7}
@@ -48,14 +50,6 @@ HASH = "sections 4"
 """What is hashed with a package's name: of "sections 0", "sections 1", ... the first by which each
 side has at least nine pages of every section; chosen before anything was learned from them."""
 REFERENCE = re.compile(r"(?<=[\w.+-])\s?\([1-9][a-zA-Z]{0,6}\)")
-
-
-class Package(NamedTuple):
-    """A line of the list."""
-
-    name: str
-    version: str
-    sha256: str
 
 
 class Page(NamedTuple):
@@ -77,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pages = [
         page
         for package in read_list(LIST)[: args.packages]
-        for page in pages_of(deb(package, debs), package.name)
+        for page in pages_of(deb(package, debs, LIST), package.name)
     ]
     sides = split(pages)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -97,32 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 # --- from the packages to their pages -------------------------------------------------------------
-
-
-def read_list(file: Path) -> list[Package]:
-    """name, version, SHA-256 in each line."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return [Package(*line.split()) for line in lines if line and not line.startswith("#")]
-
-
-def deb(package: Package, folder: Path) -> Path:
-    """The package's file, from the folder or by apt-get, with the checksum of the list."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pattern = f"{package.name}_{package.version.replace(':', '%3a')}_*.deb"
-    if not any(folder.glob(pattern)):
-        command = ["apt-get", "download", f"{package.name}={package.version}"]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if result.returncode:
-            sys.exit(
-                f"apt-get has no {package.name} {package.version}: {result.stderr.strip()}\n"
-                f"After `apt-get update`, write the version that `apt-cache show {package.name}` "
-                f"names, and its SHA256, into {LIST.name}"
-            )
-    file = next(iter(folder.glob(pattern)))
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    if digest != package.sha256:
-        sys.exit(f"{file} has the SHA-256 {digest}, and {LIST.name} has {package.sha256}")
-    return file
 
 
 def pages_of(file: Path, package: str) -> list[Page]:

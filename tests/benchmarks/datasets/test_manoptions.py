@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from addnorm.data.squad import read_squad
-from benchmarks.datasets import manoptions
-from benchmarks.datasets.manoptions import LIST, Option, Page, article, options, read_list
+from benchmarks.datasets import debian, manoptions
+from benchmarks.datasets.manoptions import LIST, Option, Page, article, options
 
 PAGE = """\
 LAMP(1)                                       LAMP(1)
@@ -105,13 +105,13 @@ def test_shared_five_grams() -> None:
 
 
 def test_the_list_is_pinned() -> None:
-    packages = read_list(LIST)
+    packages = debian.read_list(LIST)
     assert len({p.name for p in packages}) == len(packages) > 90
     assert all(re.fullmatch("[0-9a-f]{64}", p.sha256) for p in packages)
 
 
 def test_a_package_that_was_changed(tmp_path: Path) -> None:
-    package = manoptions.Package("lamp", "1:2.0", "0" * 64)
+    package = debian.Package("lamp", "1:2.0", "0" * 64)
     (tmp_path / "lamp_1%3a2.0_all.deb").write_bytes(b"another")
     with pytest.raises(SystemExit, match=r"has the SHA-256 .*, and manoptions\.txt has 0000"):
-        manoptions.deb(package, tmp_path)
+        debian.deb(package, tmp_path, LIST)

@@ -1,6 +1,6 @@
 """Man pages by section: pages made by hand, since a test takes nothing from the network."""
 
-from benchmarks.datasets import manpages
+from benchmarks.datasets import debian, manpages
 from benchmarks.datasets.manpages import Page, cleaned, runs, share, split
 
 
@@ -11,7 +11,7 @@ def test_a_page_does_not_say_its_section() -> None:
 
 
 def test_the_list_is_pinned() -> None:
-    packages = manpages.read_list(manpages.LIST)
+    packages = debian.read_list(manpages.LIST)
     assert len(packages) > 100
     assert len({p.name for p in packages}) == len(packages)
     assert all(len(p.sha256) == 64 for p in packages)
