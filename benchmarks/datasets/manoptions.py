@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.datasets.debian import deb, read_list
+from benchmarks.datasets.shared_runs import runs_of_all, shared, words
 
 LIST = Path(__file__).with_suffix(".txt")
 SIDES = {"test": 0.2, "val": 0.1, "train": 0.7}
@@ -117,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         empty = sum(qa["is_impossible"] for qa in questions)
         print(f"{side}: {len(articles)} pages, {len(questions)} questions, {empty} without answer")
     for side in ("val", "test"):
-        share = shared_five_grams(answers(sides["train"]), answers(sides[side]))
+        own, learned = (runs_of_all(map(words, answers(sides[s]))) for s in (side, "train"))
+        share = shared(own, learned).share
         print(f"of the 5-grams of the answers of {side}, {share:.1%} are in those of train")
     return 0
 
@@ -242,11 +244,11 @@ def passages(options: Sequence[Option]) -> list[list[Option]]:
 
 def drop_shared(sides: dict[str, list[dict[str, object]]]) -> None:
     """Take out of train what val or test have the answer of, and out of val what test has."""
-    taken_answers: set[str] = set()
+    taken_answers: set[tuple[str, ...]] = set()
     for side in ("test", "val", "train"):
-        own = {normal(text) for text in answers(sides[side])}
+        own = {words(text) for text in answers(sides[side])}
         for paragraph, qa in list(every_question(sides[side])):
-            if any(normal(answer["text"]) in taken_answers for answer in qa["answers"]):
+            if any(words(answer["text"]) in taken_answers for answer in qa["answers"]):
                 paragraph["qas"].remove(qa)
         taken_answers |= own
 
@@ -262,23 +264,6 @@ def every_question(articles: Sequence[dict[str, object]]) -> Iterator[tuple[Any,
 def answers(articles: Sequence[dict[str, object]]) -> list[str]:
     """The texts of all answers."""
     return [answer["text"] for _, qa in every_question(articles) for answer in qa["answers"]]
-
-
-def shared_five_grams(train: Iterable[str], others: Iterable[str]) -> float:
-    """How many of the runs of five words in ``others`` are in ``train`` too, each counted once."""
-    first, new = ({g for text in texts for g in five_grams(text)} for texts in (train, others))
-    return len(new & first) / max(len(new), 1)
-
-
-def five_grams(text: str) -> Iterator[tuple[str, ...]]:
-    """The runs of five words."""
-    words = normal(text).split()
-    return zip(*(words[i:] for i in range(5)), strict=False)
-
-
-def normal(text: str) -> str:
-    """The words alone, in lower case."""
-    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def fraction(text: str) -> float:

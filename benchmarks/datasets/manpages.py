@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.datasets.debian import deb, read_list
+from benchmarks.datasets.shared_runs import runs, runs_of_all, shared
 
 LIST = Path(__file__).with_suffix(".txt")
 SECTIONS = ("1", "3", "5", "7", "8")
@@ -80,13 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             writer = csv.writer(file)
             writer.writerows([Page._fields, *rows])
         counts = Counter(page.label for page in rows)
-        words = ", ".join(f"{counts[section]} of section {section}" for section in SECTIONS)
+        amounts = ", ".join(f"{counts[section]} of section {section}" for section in SECTIONS)
         packages = len({page.package for page in rows})
-        print(f"{side}: {len(rows)} pages of {packages} packages, {words}")
-    learned = runs(page.text for page in sides["train"])
+        print(f"{side}: {len(rows)} pages of {packages} packages, {amounts}")
+    learned = runs_of_all(map(page_words, sides["train"]))
     for side in ("val", "test"):
-        other = runs(page.text for page in sides[side])
-        print(f"{side}: {share(other, learned):.1%} of its runs of five words are in train")
+        share = shared(runs_of_all(map(page_words, sides[side])), learned).share
+        print(f"{side}: {share:.1%} of its runs of five words are in train")
     return 0
 
 
@@ -143,24 +144,15 @@ def split(pages: Iterable[Page]) -> dict[str, list[Page]]:
         place, ends = fraction(f"{HASH} {page.package}"), accumulate(SIDES.values())
         side = next((s for s, end in zip(SIDES, ends, strict=True) if place < end), "train")
         sides[side].append(page)
-    learned = runs(page.text for page in sides["train"])
+    learned = runs_of_all(map(page_words, sides["train"]))
     for side in ("val", "test"):
-        sides[side] = [p for p in sides[side] if share(runs([p.text]), learned) <= NEAR]
+        sides[side] = [p for p in sides[side] if shared(runs(page_words(p)), learned).share <= NEAR]
     return sides
 
 
-def runs(texts: Iterable[str]) -> set[tuple[str, ...]]:
-    """All runs of five words."""
-    every: set[tuple[str, ...]] = set()
-    for text in texts:
-        words = text.lower().split()
-        every.update(tuple(words[i : i + 5]) for i in range(len(words) - 4))
-    return every
-
-
-def share(some: set[tuple[str, ...]], others: set[tuple[str, ...]]) -> float:
-    """How many of some are among others, 0 to 1."""
-    return len(some & others) / max(len(some), 1)
+def page_words(page: Page) -> tuple[str, ...]:
+    """The words of a page, in lower case."""
+    return tuple(page.text.lower().split())
 
 
 def fraction(key: str) -> float:

