@@ -56,7 +56,7 @@ from addnorm.uses.answer_scores import score
 from addnorm.words import plural
 
 EVAL_ROWS = 64  # windows that go through the model at once in an evaluation
-MOST_SAMPLES = 20
+MOST_SAMPLES = 20  # more would be read by nobody, at every evaluation
 ENOUGH = 5  # articles, from which on whole ones are held out
 AROUND = 200  # characters of a passage on either side of an answer, in a sample
 
@@ -139,7 +139,7 @@ class AnswerSettings(TaskSettings):
         return True
 
     def build(self, choices: Mapping[str, Any] = NOTHING) -> "AnswerTask":
-        """Read and tokenize the questions, and make the task of them."""
+        """Read and tokenize the questions, and make the task of them; all ``choices`` count."""
         train, val, remarks = self._questions()
         start: str | None = None
         if self.init_from is None:
@@ -163,7 +163,8 @@ class AnswerSettings(TaskSettings):
         return AnswerTask(self, config, tokenizer, splits, remarks, start)
 
     def _questions(self) -> tuple[list[SquadQuestion], list[SquadQuestion], list[str]]:
-        """(to learn from, held out, what was left out)."""
+        """(to learn from, held out, what was left out of the files, in sentences). What is held out
+        is val_data, or else a part of data; either way it is ``mixed``, as ``glance`` needs it."""
         if not self.data:
             raise SettingsError(
                 "data is not set: a .json file of questions on passages, as SQuAD's"
@@ -193,7 +194,8 @@ class QuestionWindows(NamedTuple):
     windows: list[PassageWindow]
 
     def targets(self) -> list[tuple[int, int]]:
-        """Of each window where the first of the right answers begins and ends; (0, 0): nowhere."""
+        """Of each window the tokens with which the first of the right answers begins and ends,
+        counted from the window's [CLS]; (0, 0), that token itself: the answer is not in it."""
         if not self.row.answers:
             return [(0, 0)] * len(self.windows)
         answer = self.row.answers[0]
@@ -240,13 +242,14 @@ class QuestionRows:
         return int(self._ends[-1])
 
     def question(self, i: int) -> QuestionWindows:
-        """One question with all its windows."""
+        """Question ``i`` of ``questions`` with all its windows, which are made anew each time."""
         passage = self._passages[self.questions[i].context]
         windows = self.reader.windows(self._queries[i], passage)
         return QuestionWindows(self.questions[i], passage, windows)
 
     def window(self, n: int) -> tuple[PassageWindow, tuple[int, int]]:
-        """One of all windows, and where the answer begins and ends in it."""
+        """Window ``n`` of all, counted through the questions in their order, and its target, as
+        ``QuestionWindows.targets`` has it."""
         i = int(np.searchsorted(self._ends, n, side="right"))
         question = self.question(i)
         at = n - int(self._ends[i])  # negative: counted from the end of the question's windows
@@ -297,6 +300,7 @@ class AnswerTask(Task):
         parameters, trained = counted(self._empty, c.n_layers)
         own = -(-size // processes)
         batch = own * c.context_length * 17  # bytes: ids and types of 8 each, valid of 1
+        # in float32, and two of them a layer at the least: one after attention, one after the MLP
         batch += min(micro_rows or own, own) * c.context_length * 4 * 2 * c.n_layers * c.dim
         names = ("context_length", "dim", "n_layers")
         because = ", ".join(f"model.{n}={getattr(c, n)}" for n in names)
@@ -345,6 +349,7 @@ class AnswerTask(Task):
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, T, 2) in float32, -inf where there is no token, so that padding changes nothing."""
+        # a model with a single type, as one from init_from may be, sees question and passage alike
         types = batch["types"].clamp(max=self.config.types - 1)
         logits = model(batch["ids"], batch["valid"], types).float()
         return logits.masked_fill(~batch["valid"][..., None], -torch.inf)
@@ -358,7 +363,8 @@ class AnswerTask(Task):
         return self._measured(model, min(self.settings.glance_questions, len(self.splits["val"])))
 
     def _measured(self, model: nn.Module, limit: int) -> dict[str, float]:
-        """f1, exact_match and val_loss of the first ``limit`` questions held out."""
+        """f1, exact_match (both from 0 to 1) and val_loss of the first ``limit`` questions held
+        out, one at least; every process calls it with the same."""
         rows = self.splits["val"]
         questions = [rows.question(i) for i in range(limit)]
         spans, loss = self._spans(model, questions)
@@ -375,7 +381,8 @@ class AnswerTask(Task):
     def _spans(
         self, model: nn.Module, questions: Sequence[QuestionWindows]
     ) -> tuple[list[Span], float]:
-        """The answer to each, by all processes together, and the mean loss of the windows."""
+        """The answer to each, and the mean loss of their windows. By all processes together: each
+        must call it with the same questions, and gets the same."""
         device = next(model.parameters()).device
         world = here(device)
         windows = [window for q in questions for window in q.windows]

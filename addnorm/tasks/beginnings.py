@@ -76,7 +76,9 @@ OF_ADAPTER = {AT_RESUME: AtResume.BY_TUNING}
 
 
 def with_clock(settings: Settings, adapt: Adapt, loop: LoopSettings) -> Settings:
-    """AdaLoRA's ranks fall by the clock of the run, where nothing else is said."""
+    """The settings with ``adapt.steps`` set to the steps of the run, where ``adapt``, which is
+    theirs, is an AdaLoRA that has none of its own; else as they are. A ``SettingsError`` where the
+    run divides the matrices that AdaLoRA compares."""
     if adapt.kind != "adalora":
         return settings
     if loop.parallel == "fsdp":
@@ -142,8 +144,9 @@ def _spelled_out(name: str, config: GPTConfig, value: Any) -> Any:
 def with_more_tokens(model: GPT, config: GPTConfig, first: int) -> GPT:
     """The model with a vocabulary of ``config``'s size, whose tokens from ``first`` on are new.
 
-    Their rows are the mean of those that are there, and a tenth of the spread of these at random:
-    so they are as probable as any at first, and no two are alike.
+    Their rows are the mean of those that are there, and a tenth of the spread of these at random,
+    from torch's global generator: so they are as probable as any at first, and no two are alike.
+    The model that is given is used up: the new one has its tensors.
     """
     grown = GPT(config)
     state = model.state_dict()
@@ -161,7 +164,7 @@ def with_more_tokens(model: GPT, config: GPTConfig, first: int) -> GPT:
 
 
 def check_adapter(adapt: Adapt, init_from: str | None) -> None:
-    """Raise where there is no model for it to stand beside."""
+    """Raise a ``SettingsError`` where there is an adapter and no model for it to stand beside."""
     if adapt.kind != "none" and init_from is None:
         raise SettingsError(
             f"adapt.kind={adapt.kind} trains beside a model that stays what it is: say which with "
@@ -170,7 +173,8 @@ def check_adapter(adapt: Adapt, init_from: str | None) -> None:
 
 
 def put_adapter(adapt: Adapt, model: nn.Module) -> None:
-    """Adapt the model in place, or say what is wrong with the settings."""
+    """Adapt the model in place, unless ``adapt.kind`` is none; a ``SettingsError`` says what is
+    wrong with the settings."""
     try:
         apply(adapt, model)
     except Mendable as error:

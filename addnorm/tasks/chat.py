@@ -164,7 +164,8 @@ class ChatSettings(TaskSettings):
         return ChatTask(self, config, chat, splits, Start(start, tokenizer.vocab_size))
 
     def _tokenizer(self, dialogues: Sequence[Dialogue], train: Sequence[Dialogue]) -> Tokenizer:
-        """What the setting names; what is learned is learned from the training text."""
+        """The tokenizer that the setting names. One that is learned learns from ``train``; one of
+        characters has those of all ``dialogues``."""
         texts = [turn.text for dialogue in train for turn in dialogue]
         return chosen(
             self.tokenizer,
@@ -211,7 +212,9 @@ class ChatSettings(TaskSettings):
 def split_dialogues(
     dialogues: Sequence[Dialogue], val_fraction: float
 ) -> dict[str, list[Dialogue]]:
-    """``train`` and ``val``: conversations that begin alike go to the same side."""
+    """``train`` and ``val``, divided by a hash of the first turn that is not the system's: those
+    that begin alike, whatever their case and spacing, go to the same side. A ``DataError`` where a
+    side is empty."""
     splits: dict[str, list[Dialogue]] = {"train": [], "val": []}
     for dialogue in dialogues:
         first = next(turn.text for turn in dialogue if turn.role != "system")
@@ -352,7 +355,8 @@ class ChatTask(Task):
         return {"val_loss": nats / max(count, 1)}
 
     def _score(self, model: nn.Module, rows: Sequence[ChatRow]) -> tuple[float, int]:
-        """(nats, tokens) of the answers of these rows."""
+        """(nats, tokens) of the answers of these rows. By all processes together: each must call it
+        with the same rows, and gets the same."""
         device = next(model.parameters()).device
         world = here(device)
         sums = torch.zeros(2, dtype=torch.float64)
@@ -390,7 +394,8 @@ class ChatTask(Task):
         ]
 
     def _openings(self) -> list[Dialogue]:
-        """The beginnings of held-out conversations up to the first question, each once."""
+        """Of held-out conversations what stands before the first answer, where that is a turn of
+        the user: as many as ``samples`` asks for, and one where several end in the same turn."""
         openings: dict[str, Dialogue] = {}
         for dialogue in self.dialogues["val"]:
             roles = [turn.role for turn in dialogue]
@@ -454,7 +459,8 @@ class ChatTask(Task):
 
 
 def _batch(rows: Sequence[ChatRow]) -> dict[str, Tensor]:
-    """Rows of unlike length, with ids that nobody reads behind the shorter ones."""
+    """``ids``, and as ``target`` which of them are learned, both (rows, longest): the shorter ones
+    are filled up behind with ids that are no target."""
     ids = padded([row.ids for row in rows])["ids"]
     target = torch.zeros_like(ids, dtype=torch.bool)
     for i, row in enumerate(rows):

@@ -41,7 +41,7 @@ from addnorm.training.parallel import here
 from addnorm.training.task import Batch, Task
 from addnorm.words import plural
 
-EVAL_ROWS = 64
+EVAL_ROWS = 64  # windows that go through the model at once in an evaluation
 SOURCES = {"content": ["data", "val_data"], "classes": ["data"], "tokenizer": ["tokenizer"]}
 SOURCES |= {"rows_per_step": ["rows_per_step"], "start": ["init_from"], "model": ["init_from"]}
 """Fact of a task -> the settings that it comes from."""
@@ -166,7 +166,9 @@ class RowSettings(Protocol):
 
 
 def check_rows(settings: RowSettings) -> None:
-    """What makes no sense is a ``SettingsError``."""
+    """Raise a ``SettingsError`` if token_dropout, label_smoothing or rows_per_step makes no
+    sense."""
+    # a mean: a text loses up to twice that share of its tokens, which must not be above 1
     if not 0.0 <= settings.token_dropout <= 0.5:
         raise SettingsError(f"token_dropout must be in [0, 0.5], got {settings.token_dropout:g}")
     if not 0.0 <= settings.label_smoothing < 1.0:
@@ -176,7 +178,8 @@ def check_rows(settings: RowSettings) -> None:
 
 
 def texts_of(settings: RowSettings) -> LabelledTexts:
-    """The texts that the settings name."""
+    """The texts that ``data`` and ``val_data`` name, read and divided; a ``DataError`` begins with
+    these settings."""
     if not settings.data:
         raise SettingsError(f"data is not set: {FORMATS}")
     held_out = expanded("val_data", settings.val_data) if settings.val_data else None
@@ -225,7 +228,8 @@ class ClassifyTask(Task):
         longest = max(len(row.ids) for rows in self.splits.values() for row in rows)
         longest = min(longest, self.body.frame.context_length)
         own = -(-size // processes)
-        batch = own * longest * 9
+        batch = own * longest * 9  # bytes: an id of 8, valid of 1
+        # in float32, and two of them a layer at the least: one after attention, one after the MLP
         batch += min(micro_rows or own, own) * longest * 4 * 2 * c.n_layers * c.dim
         because = f"{self.body.because()}, rows_per_step={size}, micro_rows={micro_rows}"
         return Needs(parameters, trained, c.n_layers * MODULES, batch, because)
@@ -284,7 +288,8 @@ class ClassifyTask(Task):
         return loss, count, {"accuracy": self.targets.right(logits, batch["label"])}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """On all that was held out, each text by the mean over its windows."""
+        """On all that was held out, each text by the mean over its windows. The probabilities are
+        kept, since ``pictures`` shows what the last evaluation found."""
         device = next(model.parameters()).device
         world, rows = here(device), self.splits["val"]
         parts = [
@@ -307,7 +312,7 @@ class ClassifyTask(Task):
         return self.targets.metrics(p, [row.labels for row in rows])
 
     def pictures(self) -> list[dict[str, Any]]:
-        """What is taken for what, and the worst errors."""
+        """What is taken for what, and the worst errors of the last ``evaluate``; nothing before."""
         if self._shares is None:
             return []
         return mistakes.pictures(self.targets, self.texts.val, self._shares)
@@ -321,6 +326,7 @@ class ClassifyTask(Task):
         content = hashlib.sha256()
         for name in ("train", "val"):
             for row in self.splits[name]:
+                # 0xFF: the last byte of an id is never that, so that labels begin where ids end
                 content.update(row.ids.tobytes() + bytes((0xFF, *(i & 0xFF for i in row.labels))))
         return {
             "content": content.hexdigest()[:16],

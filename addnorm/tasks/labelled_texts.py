@@ -113,7 +113,7 @@ def _rows(entries: Iterable[Entry], several: bool) -> list[_Row]:
 
 
 def _check_labels(data: Path, rows: Sequence[_Row], classes: Sequence[str]) -> None:
-    """Raise if all texts have the same labels."""
+    """Raise a ``DataError`` if all texts have the same labels."""
     if len({frozenset(row.labels) for row in rows}) == 1:
         words = ", ".join(classes) or "none"
         raise DataError(

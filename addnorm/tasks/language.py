@@ -160,7 +160,7 @@ class LanguageTask(Task):
             )
 
     def windows(self, split: str, seed: int) -> Windows:
-        """The order in which a split is read."""
+        """The windows of a split in the order in which ``seed`` reads them, made once and kept."""
         key = split, seed
         if key not in self._windows:
             self._windows[key] = Windows(self.tokens[split], self.config.context_length, seed)
@@ -173,6 +173,7 @@ class LanguageTask(Task):
         parameters, trained = self.writer.counts()
         own = -(-self.rows // processes)
         tokens = min(micro_rows or own, own) * c.context_length
+        # bytes: ids of 8; logits and their gradient, and two of the stream a layer, in float32
         batch = own * (c.context_length + 1) * 8
         batch += tokens * 4 * (2 * c.vocab_size + 2 * c.n_layers * c.dim)
         because = f"{self.writer.because()}, tokens_per_step={s.tokens_per_step}"
@@ -225,7 +226,8 @@ class LanguageTask(Task):
 
     def _score(self, model: nn.Module, limit: int) -> tuple[float, int]:
         """(nats, tokens) over all processes, of the first ``limit`` tokens of the validation split
-        that are predicted: windows side by side, so that each token but the first is, once."""
+        that are predicted: windows side by side, so that each token but the first is, once. Every
+        process must call it, and gets the same."""
         device = next(model.parameters()).device
         world, tokens, context = here(device), self.tokens["val"], self.config.context_length
         last = min(len(tokens), limit + 1) - 1  # tokens 1 to last are predicted
@@ -290,7 +292,8 @@ class LanguageTask(Task):
         return [f"{result.prompt}{result.text}" for result in results]
 
     def _opening(self) -> str:
-        """The first line of the held-out text, or what there is of it."""
+        """The first line of the held-out text, or what there is of it in 64 tokens, 40 letters at
+        most, to be gone on from; "The" where it is empty."""
         tokens = self.tokens["val"]
         ids = [int(i) for i in tokens.read(0, min(len(tokens), 64))]
         text = self.tokenizer.decode([i for i in ids if i != self.tokenizer.eos_id])
@@ -301,13 +304,14 @@ class LanguageTask(Task):
         self.writer.save(model, folder, self.tokenizer)
 
     def beside(self) -> dict[str, Any]:
-        """``compressed``: bits per byte that general compressors need for the same bytes."""
+        """``compressed``: compressor -> bits per byte that it needs for the held-out text; nothing
+        where that is so large that it would take long."""
         tokens = self.tokens["val"]
         if tokens.bytes > COMPRESSIBLE:
             return {}
         pieces = [self.tokenizer.token_bytes(i) for i in range(self.tokenizer.vocab_size)]
         if self.tokenizer.eos_id is not None:
-            pieces[self.tokenizer.eos_id] = b""
+            pieces[self.tokenizer.eos_id] = b""  # as in bits_per_byte: it is no byte of the text
         ids = tokens.read(0, len(tokens)).tolist()
         data = b"".join([pieces[i] for i in ids])
         bits = {

@@ -38,7 +38,8 @@ Counts = Counter[tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def _matrix(targets: Targets, counts: Counts) -> list[dict[str, Any]]:
-    """Every label against every other, where each text has one: for few of them."""
+    """Every label against every other, where each text has one: for few of them. One picture, in
+    a list as that of ``_pairs``."""
     places = range(len(targets.classes))
     right = sum(n for (label, answer), n in counts.items() if label == answer)
     return [
@@ -110,8 +111,8 @@ def _labels(
 def _worst(
     targets: Targets, texts: Sequence[Text], p: Tensor, answers: Sequence[tuple[int, ...]]
 ) -> list[dict[str, Any]]:
-    """The errors of which the model is surest: by the probability of a label that is not right, or
-    by how little it gives one that is."""
+    """The errors of which the model is surest, as one table; nothing if there are none. How sure:
+    by the probability of a label that is not right, or by how little it gives one that is."""
     errors = []
     for text, row, answer in zip(texts, p.tolist(), answers, strict=True):
         if text.labels != answer:
@@ -123,6 +124,7 @@ def _worst(
     errors.sort(key=lambda error: -error[0])
     rows = []
     for _, place, text, row, answer in errors[:WORST]:
+        # of one label it is said what the model took it for, of several which one is most wrong
         label = answer[0] if not targets.several else place
         words = text.text if len(text.text) <= LETTERS else f"{text.text[:LETTERS]} ..."
         names = [targets.names(text.labels), targets.names(answer)]

@@ -49,7 +49,11 @@ class Overfit:
 
 @final
 class FewRows(Task):
-    """The first rows of another task, the same in every step."""
+    """The first rows of another task, the same in every step.
+
+    ``task``: the other. ``rows``: how many, at most those of a step; more are a ``SettingsError``.
+    ``seed``: the run's, by which it is decided which rows come first.
+    """
 
     def __init__(self, task: Task, rows: int, seed: int) -> None:
         self.task, self.best, self.unit = task, task.best, task.unit
@@ -85,7 +89,12 @@ def overfit(
     steps: int = STEPS,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> Overfit:
-    """Try it; ``progress`` is told (steps done, most steps, the loss)."""
+    """Learn the first ``rows`` rows by heart, in ``steps`` steps at the most, with the user's
+    settings but for what keeps a model from it (the head of this file). Nothing is written.
+
+    ``progress`` is told (steps done, most steps, the loss). That it fails is no error but what is
+    returned; a ``SettingsError`` is raised where there are not so many rows, or settings are wrong.
+    """
     if rows < 1:
         raise SettingsError(f"--overfit must be at least 1, got {rows}")
     changes = {"steps": steps, "warmup": WARMUP, "schedule": "constant", "weight_decay": 0.0}
@@ -122,7 +131,8 @@ def _dead_end(outcome: Outcome, trainer: Trainer) -> str:
 
 
 def _reason(losses: list[float], trainer: Trainer) -> str:
-    """Where to look, by how the loss went and which parameters have a share in it."""
+    """Where to look, in sentences, by how the loss went, step by step, and by which parameters of
+    the trained model have a share in it."""
     idle = _without_gradient(trainer)
     part = len(losses) // 5
     words = []
@@ -141,7 +151,8 @@ def _reason(losses: list[float], trainer: Trainer) -> str:
 
 
 def _without_gradient(trainer: Trainer) -> list[str]:
-    """The parameters that the loss of these rows does not depend on."""
+    """The names of the trained parameters that the loss of the next batch does not depend on. Its
+    gradients are computed for that, and none are left behind."""
     model = trainer.raw
     model.zero_grad(set_to_none=True)
     total, _, _ = trainer.task.loss(model, trainer.on_device(trainer.batch()))

@@ -224,7 +224,7 @@ class PretrainBertTask(Task):
             ) from None
 
     def windows(self, split: str, seed: int) -> Windows:
-        """The order in which a split is read."""
+        """The windows of a split in the order in which ``seed`` reads them, made once and kept."""
         key = split, seed
         if key not in self._windows:
             self._windows[key] = Windows(self.tokens[split], self.room, seed)
@@ -237,6 +237,7 @@ class PretrainBertTask(Task):
         parameters, trained = counted(self._empty, c.n_layers)
         own = -(-self.rows // processes)
         tokens = min(micro_rows or own, own) * c.context_length
+        # bytes: an id and its target are 16; logits and stream are in float32
         batch = own * c.context_length * 16
         batch += int(tokens * 4 * (2 * c.vocab_size * s.masked + 2 * c.n_layers * c.dim))
         names = ("context_length", "dim", "n_layers", "hidden")
@@ -302,8 +303,9 @@ class PretrainBertTask(Task):
         return self._score(model, self.settings.glance_tokens)
 
     def _score(self, model: nn.Module, limit: int) -> dict[str, float]:
-        """val_loss and masked_accuracy of the first ``limit`` tokens held out, by all processes
-        together: windows side by side, the masks of each always the same."""
+        """val_loss and masked_accuracy of the first ``limit`` tokens held out: windows side by
+        side, the masks of each always the same. By all processes together: each must call it, and
+        gets the same."""
         device = next(model.parameters()).device
         world = here(device)
         windows = list(range(-(-min(len(self.tokens["val"]), limit) // self.room)))

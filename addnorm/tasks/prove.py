@@ -36,7 +36,7 @@ from addnorm.training.run import train
 from addnorm.training.task import Batch
 
 STEPS, SAVE_EVERY = 6, 2
-KILLS = ((3, 0), (5, 1))  # (step, how many of its micro-batches are done)
+KILLS = ((3, 0), (5, 1))  # (steps done, how many micro-batches of the next one are)
 MIDDLE = 4  # the step after which the number of processes changes
 LOST = {"random": "the random numbers", "optimizer": "the optimizer", "model": "the weights"}
 LOSS_TOLERANCE = 1e-5  # relative: float32 sums in another order
@@ -104,6 +104,7 @@ def compare(a: Snapshot, b: Snapshot) -> str | None:
             return f"{group}: only one of the runs has {odd}"
     # What is lost first is found first: the place in the data and the random numbers before the
     # optimizer, it before the weights, and what is only remembered last.
+    # These are what ``Trainer.facts`` calls the steps done, the data left out, the targets seen.
     position = [n for n in a.facts["trainer"] if n in ("done", "shift", "seen")]
     for name in position:
         if a.facts["trainer"][name] != b.facts["trainer"][name]:
@@ -274,13 +275,13 @@ def child(order: Mapping[str, Any]) -> None:
 
 @final
 class Death(Observer):
-    """Kill -9 in one step, after ``parts`` of its micro-batches."""
+    """Kill -9 after ``step`` steps, in the next one, after ``parts`` of its micro-batches."""
 
     def __init__(self, step: int, parts: int) -> None:
         self.step, self.parts = step, parts
 
     def before_part(self, course: Course, index: int) -> None:
-        """In the step, or the first after it that has as many."""
+        """In that step, or the first after it that has as many micro-batches."""
         if course.trainer.done >= self.step and index >= self.parts:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -295,7 +296,7 @@ class LoadedState(Observer):
         self.file = file
 
     def restored(self, course: Course, snapshot: Snapshot) -> None:
-        """Compare, over all processes."""
+        """Compare, over all processes, of which the first writes the file."""
         trainer, world = course.trainer, course.world
         now = trainer.tensors()
         differs = [

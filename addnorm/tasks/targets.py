@@ -125,7 +125,8 @@ class SeveralLabels(Targets):
         return targets
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """The mean over labels; a share of the weight goes to yes and no alike."""
+        """The mean over labels, summed over texts; a share of the weight goes to yes and no
+        alike."""
         targets = targets * (1.0 - smoothing) + 0.5 * smoothing
         nll = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
         return nll / len(self.classes)

@@ -96,7 +96,7 @@ def fits(setting: str, tokenizer: Tokenizer) -> bool:
     with special tokens that came later or without."""
     learned = _learned(setting)
     if learned is not None:
-        later = max(len(tokenizer.special) - 1, 0)
+        later = max(len(tokenizer.special) - 1, 0)  # a learned BPE has one of itself: the end
         sizes = tokenizer.vocab_size, tokenizer.vocab_size - later
         return tokenizer.kind == learned[0] and learned[1] in sizes
     if setting in ("bytes", "characters"):
@@ -112,6 +112,7 @@ def _learned(setting: str, name: str = "tokenizer") -> tuple[str, int] | None:
     if kind not in LEARNED:
         return None
     least = LEARNED[kind]
+    # 7 digits hold MOST_TOKENS; int() refuses thousands of them, with an error of its own
     if not size.isdecimal() or len(size) > 7 or not least <= int(size) <= MOST_TOKENS:
         raise SettingsError(
             f"{name}={setting}: say how many tokens, at least {least} and at most "

@@ -130,6 +130,7 @@ class TranslateSettings(TaskSettings):
 
     def by_heart(self) -> Mapping[str, Any]:
         """No dropout, and targets that can be met."""
+        # beside init_from settings of the model have no effect, and to set one is an error
         return {
             "dropout": 0.0,
             "label_smoothing": 0.0,
@@ -181,7 +182,8 @@ class TranslateSettings(TaskSettings):
         return TranslatorStart(*self._anew(texts))
 
     def _anew(self, texts: PairedTexts) -> tuple[Seq2SeqConfig, TokenizerPair]:
-        """A model as the settings say, for the tokenizers that they name."""
+        """(the model's choices, by the settings, and the tokenizers that they name, learned from
+        the texts where they are learned)."""
         sides = [[row.source for row in texts.train], [row.target for row in texts.train]]
         held_out = [[row.source for row in texts.val], [row.target for row in texts.val]]
         if self.target_tokenizer:
@@ -293,8 +295,8 @@ class TranslateTask(Task):
         return Needs(parameters, trained, layers * MODULES, batch, because)
 
     def _counts(self) -> tuple[int, int]:
-        """Parameters, and those that are trained: each side as deep as it is beside one layer of
-        the other, so that neither is built deep."""
+        """(parameters, those that are trained): each side as deep as it is beside one layer of the
+        other, so that neither is built deep, less what was counted twice."""
         c = self.config
         encoder = counted(lambda layers: self._empty(layers, 1), c.encoder_layers)
         decoder = counted(lambda layers: self._empty(1, layers), c.decoder_layers)
@@ -396,7 +398,8 @@ class TranslateTask(Task):
         return figures | {k: v for k, v in scores.items() if isinstance(v, float)}
 
     def _loss(self, model: nn.Module, most: int) -> float:
-        """Nats per token of so many held-out pairs, those of like length together."""
+        """Nats per token of the first ``most`` held-out pairs, those of like length together. By
+        all processes together: each must call it, and gets the same."""
         device = next(model.parameters()).device
         world, rows = (
             here(device),

@@ -71,7 +71,7 @@ class GPTWriter(Writer):
     """A ``GPT``.
 
     ``config``: its choices. ``adapt``: what is trained beside it, if anything. ``init_from``: where
-    it begins; None: it is new. ``start``: which weights these are.
+    it begins; None: it is new. ``start``: a hash of the weights there; None: it is new.
     """
 
     kind = GPT

@@ -90,7 +90,8 @@ class Answers(Use):
         return PassageQuestion(context, question, query, passage)
 
     def _passage(self, context: str) -> PassageTokens:
-        """Its tokens; questions on the same passage come one after the other."""
+        """Its tokens. Those of the last one are kept: questions on the same passage come one after
+        the other, and a passage may be long."""
         if self._last is None or self._last[0] != context:
             self._last = context, self.reader.tokens(context)
         return self._last[1]
@@ -98,8 +99,8 @@ class Answers(Use):
     def answers(
         self, questions: Sequence[PassageQuestion], options: Mapping[str, Any]
     ) -> list[list[Answer]]:
-        """question, answer, start, end, score; without an answer "", None, None and a score below
-        the threshold."""
+        """To each question one answer: question, answer, start, end (characters of the context) and
+        score; without an answer "", None, None and a score below the threshold."""
         spans = self._spans(questions, options)
         return [
             [

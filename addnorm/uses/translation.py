@@ -61,7 +61,7 @@ class Translation(Use):
         self.model, self.pair = model, pair
 
     def question(self, item: str | Mapping[str, Any]) -> SourceText:
-        """The source, which must fit into the model."""
+        """The source, which must fit into the model: a longer one is ``Unusable``."""
         text = text_of(item, ("source", "text", "input"), self.example)
         try:
             ids = self.pair.encode(text)

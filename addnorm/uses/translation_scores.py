@@ -11,6 +11,8 @@ EXTRA = "bleu and chrf need sacrebleu: pip install 'addnorm[translate]'"
 HAN, KANA = re.compile(r"[\u4e00-\u9fff]"), re.compile(r"[\u3040-\u30ff]")
 MOSTLY = 0.3
 """A share of Han characters among all that are no space, from which on a text is Chinese."""
+KANA_IN_CHINESE = 0.1
+"""Kana to a Han character, below which they are quotations: a Japanese text has more than one."""
 
 
 def is_chinese(texts: Sequence[str]) -> bool:
@@ -18,7 +20,7 @@ def is_chinese(texts: Sequence[str]) -> bool:
     kana among them they are Japanese, and not taken for it."""
     text = "".join("".join(text.split()) for text in texts)
     han, kana = len(HAN.findall(text)), len(KANA.findall(text))
-    return bool(text) and han > MOSTLY * len(text) and kana < 0.1 * han
+    return bool(text) and han > MOSTLY * len(text) and kana < KANA_IN_CHINESE * han
 
 
 def bleu_and_chrf(outputs: Sequence[str], references: Sequence[str]) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Use(ABC):
 
     @abstractmethod
     def answers(self, questions: Sequence[Any], options: Mapping[str, Any]) -> list[list[Answer]]:
-        """To each question its answers, the best first; they go through the model together."""
+        """To each question its answers, the best first; they go through the model together. There
+        is one question at least. ``options`` are all there are, as ``with_defaults`` gives them."""
 
     @abstractmethod
     def line(self, answer: Answer) -> str:
@@ -43,7 +44,9 @@ class Use(ABC):
         self, data: Sequence[str], options: Mapping[str, Any], *, batch_size: int, bar: ProgressBar
     ) -> dict[str, Any]:
         """How good the answers are on files of inputs with what is right: metric -> value, and what
-        else a reader has to know, all as JSON has it."""
+        else a reader has to know, all as JSON has it. ``data``: the names of the files, read one
+        after the other. ``options``: all there are. ``batch_size``: inputs at a time. ``bar`` is
+        told how many are done. A ``Mendable`` where a file or what is right cannot be used."""
 
     def with_defaults(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options, where some were chosen; a ``Mendable`` names one that has no effect here."""
