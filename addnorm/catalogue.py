@@ -27,6 +27,7 @@ from addnorm.words import did_you_mean, plural
 F = TypeVar("F", bound=Callable[..., Any])
 
 LARGEST = 1e38  # of a number in the text of a scheme: float32 and bfloat16 hold it
+LONGEST = 1000  # characters of the text of a scheme: any that means something is far shorter
 
 
 @final
@@ -122,7 +123,7 @@ def combinators() -> list[str]:
 
 
 def entry(name: str) -> SchemeEntry:
-    """What is registered under a name."""
+    """What is registered under a name, design or combinator; else a ``SchemeError``."""
     entries = _designs | _combinators
     if name not in entries:
         raise SchemeError(unknown_name("scheme", name, entries))
@@ -145,8 +146,8 @@ def _tree(text: str) -> ast.expr:
     """The syntax tree of a scheme's text, of which ``_scheme`` takes a small part."""
     if not isinstance(text, str):
         raise SchemeError(f"a scheme is named by text, got {type(text).__name__}: {text!r}")
-    if len(text) > 1000:
-        raise SchemeError(f"a scheme's text may have 1000 characters, got {len(text)}")
+    if len(text) > LONGEST:
+        raise SchemeError(f"a scheme's text may have {LONGEST} characters, got {len(text)}")
     try:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -201,7 +202,7 @@ def _value(owner: str, name: str, value_type: Any, node: ast.expr, text: str) ->
     try:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        value = None
+        value = None  # refused below: it is of none of the types
     if value_type is float and type(value) in (int, float) and -LARGEST < value < LARGEST:
         return float(value)
     if value_type is not float and type(value) is value_type and -MOST <= value <= MOST:
@@ -363,6 +364,7 @@ class _Elementwise(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        """Called by torch for each operation; counts the first of its outputs."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if not func.is_view and not any(p in name for p in ("mm", "bmm", "attention", "empty")):

@@ -10,7 +10,8 @@ MOST = 1 << 28
 
 
 def check_whole(name: str, value: object, least: int = 1) -> None:
-    """A size is a whole number, from ``least`` up to ``MOST``."""
+    """Raise unless a size is an ``int``, not True or False, from ``least`` up to ``MOST``; ``name``
+    is what the message calls it."""
     if type(value) is not int or value < least:
         raise Mendable(
             f"{name} must be a whole number of at least {least}, got {value_in_short(value)}"

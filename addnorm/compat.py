@@ -57,11 +57,12 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
 # Everything else (norms on branch outputs, joins, ...) has no name in PyTorch and keeps ours.
 
 ORDER = "self_attn multihead_attn linear1 linear2 norm1 norm2 norm3 activation"
-"""In which PyTorch registers the parts of a layer."""
+"""In which PyTorch registers the parts of a layer: those whose names come earlier in this text."""
 
 
 def _names(module: "_Coder") -> Iterator[tuple[str, tuple[str, ...]]]:
-    """PyTorch's name of each parameter and ours, in PyTorch's order."""
+    """PyTorch's name of each parameter that there is, and ours, in PyTorch's order; several of ours
+    where PyTorch has them in one matrix, in the order of its rows."""
     rows = []  # (block, place within it, PyTorch's name, ours)
     for i, sub in enumerate(module.stack.sublayers()):
         norm = "post.norm." if sub.pre is None else "pre.norm."
@@ -83,7 +84,7 @@ def _names(module: "_Coder") -> Iterator[tuple[str, tuple[str, ...]]]:
 def _to_torch(
     module: "_Coder", state: MutableMapping[str, Any], prefix: str, metadata: dict[str, Any]
 ) -> None:
-    """After ``state_dict``: ours become PyTorch's."""
+    """torch's hook after ``state_dict``: in ``state``, below ``prefix``, ours become PyTorch's."""
     for theirs, ours in _names(module):
         names = [prefix + name for name in ours]
         if all(name in state for name in names):
@@ -92,10 +93,11 @@ def _to_torch(
 
 
 def _from_torch(module: "_Coder", state: MutableMapping[str, Any], prefix: str, *_: object) -> None:
-    """Before ``load_state_dict``: PyTorch's become ours. Our own names are understood as well."""
+    """Before ``load_state_dict``: in ``state``, PyTorch's become ours; ours are understood too."""
     for theirs, ours in _names(module):
         if prefix + theirs in state:
             whole = state.pop(prefix + theirs)
+            # a matrix of too few rows gives fewer parts: torch then says what is missing
             parts = (whole,) if len(ours) == 1 else whole.chunk(len(ours))
             state.update(zip((prefix + name for name in ours), parts, strict=False))
 
@@ -220,7 +222,7 @@ class _Block:
         dtype: torch.dtype | None,
         depths: tuple[int, int] | None = None,
     ) -> Stack:
-        """n such blocks with weights of their own; without a scheme, PyTorch's."""
+        """n such blocks with weights of their own; without a scheme, PyTorch's wiring and init."""
         if scheme is None:
             scheme = _AsTorch(self.norm_first)
         elif isinstance(scheme, str):
@@ -339,6 +341,7 @@ class _Layer(_Coder, ABC):
         super().__init__(block, stack)
 
     def _run(self, *args: Any, **kwargs: Any) -> Tensor:
+        """``_Coder._run``, refused where the scheme's stack has something at its ends."""
         ends = [end for end in (self.stack.enter, self.stack.exit) if end is not None]
         if ends:
             names = " and ".join(type(end).__name__ for end in ends)
@@ -402,12 +405,13 @@ def _stacked(
     scheme: Scheme | str | None,
     depths: tuple[int, int] | None,
 ) -> Stack:
-    """n clones of the layer as PyTorch makes them; with a scheme, n blocks built like it."""
+    """n clones of the layer, weights included, as PyTorch makes them; with a scheme, given here or
+    with the layer, n new blocks built like it, of which ``depths`` is, and no ``norm`` after."""
     if not isinstance(layer, layer_type):
         raise TypeError(f"expected an addnorm.compat.{layer_type.__name__}, got {type(layer)}")
     scheme = layer.block.scheme if scheme is None else scheme
     if scheme is None:
-        stack = layer.block.stack(n, None, "meta", None)
+        stack = layer.block.stack(n, None, "meta", None)  # each sublayer is replaced by a clone
         for i, sub in enumerate(stack.sublayers()):
             clone = copy.deepcopy(layer.stack.sublayers()[sub.site.place])
             clone.site = sub.site

@@ -19,10 +19,12 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Within it a file is written that gets its name at the end, replacing what was there.
+    """Within it the caller writes the file that is yielded; at the end it gets the name ``path``,
+    replacing what was there. After an exception it is deleted, and ``path`` is as it was.
 
-    The name until then is the file's own with a dot before it, the same each time: what a crash
-    leaves behind is written over by the next try. Two that write the same file must take turns.
+    The folder must exist. The name until then is the file's own with a dot before it, the same each
+    time: what a crash leaves behind is written over by the next try. Two that write the same file
+    must take turns.
     """
     work = path.with_name(f".{path.name}")
     try:
@@ -59,7 +61,8 @@ def scratch(path: Path) -> Iterator[Path]:
 
 
 def show(work: Path, path: Path) -> None:
-    """Give a finished folder of files its name; an ``OSError`` if that is taken."""
+    """Give a finished folder, of files only, its name on the same disk; an ``OSError`` if there is
+    a file or a folder with something in it."""
     for file in sorted(work.iterdir()):
         sync(file)
     sync(work)
@@ -68,8 +71,8 @@ def show(work: Path, path: Path) -> None:
 
 
 def publish(*files: Path, to: Path) -> None:
-    """Give finished files their places in a folder that exists, in this order, each replacing what
-    was there."""
+    """Give finished files their places in the folder ``to``, which exists and is on the same disk,
+    in this order, each replacing what was there: the last one is there only if all are."""
     for file in files:
         sync(file)
     for file in files:

@@ -73,7 +73,11 @@ class AddnormConfig(transformers.PreTrainedConfig):  # type: ignore[misc]
 
 @final
 class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """A ``GPT`` as a causal language model of transformers; ``.gpt`` is the model itself."""
+    """A ``GPT`` as a causal language model of transformers; ``.gpt`` is the model itself.
+
+    ``config``: what the model is. ``gpt``: the model, not copied, where it exists already: then
+    ``config`` has to be of it, as ``of`` sees to. None: a new one is made.
+    """
 
     config_class = AddnormConfig
     base_model_prefix = "gpt"
@@ -164,7 +168,9 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
 
         ``logits_to_keep``: only that many of the last places, 0 for all; without labels.
         ``attention_mask`` (B, S) is 1 for real tokens, the cached ones included; positions count
-        these and need not be given.
+        these and need not be given. ``num_items_in_batch`` is the Trainer's: by how many tokens the
+        sum of the loss is divided; None: those of this call. ``refuse_nonfinite``: a
+        ``FloatingPointError`` if the logits of the last place are not finite.
         """
         refused = {
             "inputs_embeds": inputs_embeds is not None,
@@ -259,7 +265,9 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
         gradient_checkpointing_func: Any = None,
         every_n_layers: int = 1,
     ) -> None:
-        """Recompute whole sublayers, in every n-th block."""
+        """Recompute whole sublayers, in every n-th block from the first, by putting another forward
+        on the sublayer itself; with ``enable`` False it is the class's again. Called by
+        transformers, whose ``gradient_checkpointing_func`` is a partial of torch's checkpoint."""
         if enable and gradient_checkpointing_func.keywords.get("use_reentrant") is not False:
             raise ValueError(
                 "gradient checkpointing needs gradient_checkpointing_kwargs={'use_reentrant': "
@@ -338,8 +346,8 @@ def _refuse_nonfinite(logits: Tensor) -> None:
 
 
 def _recomputed(forward: Any, checkpoint: Any, s: Stream, ctx: Context) -> Stream:
-    """A sublayer's forward, done again in backward by ``checkpoint``; as it is where a cache is
-    around, which would be written twice, and outside of training."""
+    """A sublayer's ``forward``, the bound method, done again in backward by ``checkpoint``; as it
+    is where a cache is around, which would be written twice, and outside of training."""
     again = forward.__self__.training and ctx.cache is None
     stream: Stream = checkpoint(forward, s, ctx) if again else forward(s, ctx)
     return stream
@@ -372,8 +380,10 @@ VERSION = f"transformers {transformers.__version__}"
 def reader(
     folder: Path, gguf_file: str | None = None, vocab_size: int | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """ids -> logits in float32, by the model that transformers makes of a folder or of a GGUF file
-    in it. ``vocab_size`` is for a GGUF file without a tokenizer, where transformers looks for it.
+    """A function ids (B, T) -> logits (B, T, vocab_size) in float32, without gradients, by the
+    model that transformers makes of a folder or of a GGUF file in it; a ``WeightsError`` where the
+    weights are not that model's. ``vocab_size`` is for a GGUF file without a tokenizer, where
+    transformers looks for it.
     """
     options: dict[str, Any] = {}
     with _quiet():

@@ -16,8 +16,8 @@ NAME = re.compile(r"([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
 def local_folder(path_or_id: str | os.PathLike[str], kind: type[Mendable]) -> Path | None:
-    """The folder of this name; None: there is none, and the name may be one of the hub's. A
-    ``Path`` is never one."""
+    """The folder of this name; None: there is none, and the name may be one of the hub's. Raises a
+    ``kind`` where it can be neither; a ``Path`` never names a repository of the hub."""
     path = reading.place(path_or_id, kind)
     if path.is_dir():
         return path
@@ -30,8 +30,11 @@ def local_folder(path_or_id: str | os.PathLike[str], kind: type[Mendable]) -> Pa
 
 
 def download(name: str, files: Iterable[str], kind: type[Mendable], advice: str) -> Path:
-    """The folder that these files of a repository are in, downloaded or from the cache. ``advice``
-    is for those without a network."""
+    """The folder that these files of a repository are in, downloaded or from the cache.
+
+    ``files``: names or patterns. What the repository has none of is left out without an error: the
+    caller looks. ``advice`` ends the message of the ``kind``, for those without a network.
+    """
     # What can go wrong between here and a server has no common base class.
     try:
         from huggingface_hub import snapshot_download

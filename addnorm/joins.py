@@ -6,7 +6,7 @@ once. What a join needs at the two ends of the stack, (Stream, valid) -> Stream,
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +128,14 @@ class Unit(nn.Module):
         return Stream(unit(h.to(accumulate_dtype(h))).to(h.dtype), taps=s.taps)
 
 
+class _Mixed(NamedTuple):
+    """What ``Hyper.read`` leaves for its ``write``."""
+
+    rest: Tensor  # (n, B, T, D), A_r^T H in float32 or better
+    depth: Tensor  # (n, B, T), B: the weight of the branch's output in each stream
+    dtype: torch.dtype  # of the streams
+
+
 @final
 class Hyper(Join):
     """n streams, read as a mixture and written with a mixture (dynamic hyper-connections, Zhu et
@@ -182,11 +190,12 @@ class Hyper(Join):
             depth = depth + self.beta.to(wide)[:, None, None]  # (n, B, T)
             mixed = torch.einsum("kbtj,kbtd->jbtd", mix, h)  # (n + 1, B, T, D)
         u, _ = read(Stream(mixed[0].to(streams.dtype)), pre, valid)
-        return u, (mixed[1:], depth, streams.dtype)
+        return u, _Mixed(mixed[1:], depth, streams.dtype)
 
     def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:
-        rest, depth, dtype = carry
-        return Stream((rest + depth[..., None] * v).to(dtype), taps=taps)
+        mixed: _Mixed = carry
+        h = mixed.rest + mixed.depth[..., None] * v  # (n, B, T, D)
+        return Stream(h.to(mixed.dtype), taps=taps)
 
     def extra_repr(self) -> str:
         return f"n={self.n}, reads stream {self.first} at first"
@@ -194,7 +203,8 @@ class Hyper(Join):
 
 @final
 class Expand(nn.Module):
-    """x repeated ``n`` times, at the entrance of a hyper-connected stack."""
+    """x repeated ``n`` times, at the entrance of a hyper-connected stack: (n, B, T, D), a view in
+    which all n are the same memory."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -294,7 +304,8 @@ class DropPath(Weighing):
 
 @final
 class OpensParallel(Around):
-    """Opens a parallel block: what its branch reads is kept for the block's other branches."""
+    """Opens a parallel block: what its branch reads is kept for the block's other branches, which
+    have ``JoinsParallel``, as the tap "block_input"."""
 
     def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
         u, carry = self.base.read(s, pre, valid)
@@ -307,8 +318,9 @@ class OpensParallel(Around):
 
 @final
 class JoinsParallel(Around):
-    """In a parallel block: reads what the block's first branch read (Wang & Komatsuzaki 2021,
-    GPT-J; Chowdhery et al. 2022, PaLM)."""
+    """In a parallel block that ``OpensParallel`` opened: reads what the block's first branch read,
+    the tap "block_input" (Wang & Komatsuzaki 2021, GPT-J; Chowdhery et al. 2022, PaLM). That was
+    normed already, so the scheme puts no norm before this branch; one that is given is ignored."""
 
     def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
         _, carry = self.base.read(s, None, valid)

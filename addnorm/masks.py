@@ -23,10 +23,12 @@ def visible(
     first: int | Tensor | None = None,
     of: str = "",
 ) -> Tensor | None:
-    """Who may look at what, all masks together, broadcastable to shape (B, H, T, S).
+    """Who may look at what, all masks together, broadcastable to ``shape``, (B, H, T, S); None if
+    everything is visible. A ``ValueError`` where a mask has another shape.
 
+    ``window``: with ``causal``, how many keys a query sees, its own included; None: all.
     ``first`` is the place of the first query among the keys: unless given, the T queries are the
-    last of the S keys. None if everything is visible.
+    last of the S keys. ``of`` stands before the name of a mask in messages.
     """
     batch, _, new, total = shape
     parts = []
@@ -54,7 +56,8 @@ def visible(
 
 
 def full_shape(name: str, mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    """A mask (T, S), (B, T, S) or (B, H, T, S) as four axes that broadcast to (B, H, T, S)."""
+    """A mask (T, S), (B, T, S) or (B, H, T, S) as four axes that broadcast to ``shape``, (B, H, T,
+    S); else a ``ValueError`` that calls it ``name``."""
     if mask.dim() not in (2, 3, 4):
         raise ValueError(
             f"{name} must be (T, S), (B, T, S) or (B, H, T, S), got {mask.dim()} axes: "
@@ -74,7 +77,11 @@ def full_shape(name: str, mask: Tensor, shape: tuple[int, int, int, int]) -> Ten
 def split_bias(
     name: str, bias: Tensor, mask: Tensor | None, shape: tuple[int, int, int, int]
 ) -> tuple[Tensor, Tensor]:
-    """What may be looked at, and what is added there: an additive mask says the first by -inf."""
+    """(what may be looked at, what is added there): an additive mask says the first by -inf.
+
+    ``mask``: what may be looked at as far as other masks say, None: everything. The bias that is
+    returned is finite, 0 where it was -inf; ``name`` and ``shape`` are as of ``full_shape``.
+    """
     bias = full_shape(name, bias, shape)
     finite = bias != -math.inf
     return finite if mask is None else mask & finite, bias.masked_fill(~finite, 0.0)
@@ -83,7 +90,8 @@ def split_bias(
 def behind(
     more: int, total: int, mask: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The masks of ``total`` keys before which ``more`` stand that every query sees."""
+    """``mask`` and ``bias`` of ``total`` keys, made longer for ``more`` keys that stand before them
+    and that every query sees, with nothing added. None stays None."""
     if mask is not None:
         mask = F.pad(mask.expand(*mask.shape[:-1], total), (more, 0), value=True)
     if bias is not None:
@@ -97,9 +105,11 @@ def behind(
 def check_masks(
     valid: Tensor | None, attend: Tensor | None, bias: Tensor | None, of: str = ""
 ) -> None:
-    """Raise where a mask says the opposite of what it seems to mean. ``of`` stands before its name.
+    """Raise where a mask says the opposite of what it seems to mean: a ``TypeError`` for its dtype,
+    a ``ValueError`` for its values. ``of`` stands before its name. Shapes are not checked here.
 
     PyTorch's ``key_padding_mask`` and ``attn_mask`` are True where a token must *not* be seen.
+    Values are looked at, which a compiler cannot trace and a GPU has to be waited for.
     """
     if valid is not None:
         _check_bool(f"{of}valid", valid, "real token")

@@ -163,10 +163,10 @@ class UnbiasedLayerNorm(Settled):
         self.eps = eps
 
     def normalize(self, s: Tensor, valid: Tensor | None) -> Tensor:
-        unit = safe_unit(s)
+        unit = safe_unit(s)  # 1, but for huge rows: their squares would overflow
         s = s / unit
         s = s - s.mean(-1, keepdim=True)
-        s = s - s.mean(-1, keepdim=True)
+        s = s - s.mean(-1, keepdim=True)  # what rounding left of the mean, see ops.reference
         std = _length(s) / math.sqrt(s.shape[-1] - 1)
         # The floor keeps 1 / y^2 of backward finite where a huge row is constant.
         y = s / (std + (self.eps / unit).clamp(min=torch.finfo(s.dtype).tiny ** 0.5))
@@ -257,7 +257,7 @@ class ScaleNorm(Settled):
         self.eps = eps
 
     def normalize(self, s: Tensor, valid: Tensor | None) -> Tensor:
-        unit = safe_unit(s)
+        unit = safe_unit(s)  # 1, but for huge rows: their squares would overflow
         s = s / unit
         return self.weight.to(s.dtype) * s / torch.maximum(_length(s), self.eps / unit)
 
@@ -426,7 +426,8 @@ class Foreign(Norm):
 
 
 def refuse_crossing(stack: nn.Module) -> None:
-    """Raise if a norm in a causal stack takes its statistics over several tokens."""
+    """Raise a ``ValueError`` if a norm in ``stack`` takes its statistics over several tokens; only
+    to be asked of a causal one."""
     for name, module in stack.named_modules():
         if isinstance(module, Norm) and module.crosses_tokens:
             raise ValueError(
@@ -459,9 +460,12 @@ def _without_padding(s: Tensor, valid: Tensor | None) -> Tensor:
 def _masked_moments(
     s: Tensor, valid: Tensor | None, dims: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance over ``dims``, padding left out, and how many entries went in.
+    """(mean, biased variance, how many entries went in) over ``dims``, padding left out.
 
-    ``valid`` has the leading dimensions of s; the remaining ones are broadcast.
+    Mean and variance have size 1 where s has ``dims``; the count is one number, the largest of all
+    statistics and at least 1. ``valid`` has the leading dimensions of s; the remaining ones are
+    broadcast. Padding in s must be 0 already, ``_without_padding``: here it is multiplied by 0,
+    which NaN survives.
     """
     if valid is None:
         mask = torch.ones_like(s)
@@ -471,7 +475,7 @@ def _masked_moments(
     count = mask.sum(dims, keepdim=True).clamp(min=1.0)
     mean = (s * mask).sum(dims, keepdim=True) / count
     centred = (s - mean) * mask
-    mean = mean + centred.sum(dims, keepdim=True) / count
+    mean = mean + centred.sum(dims, keepdim=True) / count  # plus what rounding left of it
     centred = (s - mean) * mask
     var = (centred * centred).sum(dims, keepdim=True) / count
     return mean, var, count.amax()

@@ -41,7 +41,8 @@ class Sinusoidal(nn.Module):
 
 @final
 class Learned(nn.Module):
-    """A learned vector for each position, as in GPT-2: (..., T) -> (..., T, dim).
+    """A learned vector for each position, as in GPT-2: (..., T) -> (..., T, dim). One that is not
+    there is a ``ValueError``, except under a compiler, which cannot look at values.
 
     ``length``: how many positions there are: 0, 1, ..., length - 1.
     ``dim``: the width of the vectors.
@@ -84,7 +85,8 @@ class AttentionPosition(nn.Module, ABC):
 
     @abstractmethod
     def bias(self, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the logits, (H, T, S), for queries (T,) and keys (S,) by number."""
+        """What is added to the logits, (H, T, S) in ``dtype``, for queries (T,) and keys (S,) by
+        number; None: nothing."""
 
 
 @final

@@ -48,7 +48,7 @@ class ProgressBar:
         self._running = True
         if self._hidden or not sys.stderr.isatty():
             return self
-        self._interval = None
+        self._interval = None  # on a terminal the bar says it, and no lines are written
         if self._patience:
             self._timer = threading.Timer(self._patience, self._start)
             self._timer.daemon = True
@@ -74,7 +74,8 @@ class ProgressBar:
                 progress.reset(task, description=title, total=total)
 
     def update(self, amount: int, total: int | None = None, note: str = "") -> None:
-        """``amount`` of the total is done; the note stands behind the bar."""
+        """``amount`` of the total is done, counted from the beginning. ``total``: another one from
+        now on; None: as before. The note stands behind the bar, in place of the one before."""
         self._amount, self._note = amount, note
         self._total = self._total if total is None else total
         if self._bar is not None:

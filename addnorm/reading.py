@@ -74,7 +74,8 @@ def system_errors(
 
 
 def _reason(path: Any, error: OSError, doing: str) -> str:
-    """Why, and what to do where that does not go without saying."""
+    """Why the system refused, and what to do where that does not go without saying. ``doing`` is
+    the verb of the message; there is advice for "read" alone."""
     if isinstance(error, FileNotFoundError) and os.path.islink(path):
         return f"it is a link to {os.readlink(path)}, which is not there"
     if doing == "read" and os.path.isdir(path):
@@ -115,7 +116,8 @@ def check_no_pointer(file: Path, start: str, kind: type[Mendable] = Unreadable) 
 
 @final
 class Utf8Decoder:
-    """UTF-8 in pieces, without the byte order mark; an error says which byte of ``where``."""
+    """UTF-8 in pieces, without the byte order mark. What is not UTF-8 is a ``kind``, whose message
+    says which byte of ``where`` it is, and ends with ``hint``, what to do."""
 
     def __init__(
         self,
@@ -128,7 +130,8 @@ class Utf8Decoder:
         self._bytes_read, self._has_begun = 0, False
 
     def decode(self, chunk: bytes, final: bool = False) -> str:
-        """The characters that are complete now."""
+        """The characters that are complete with this chunk, the next one of the file; ``final``: no
+        other follows, so half a character at the end is an error."""
         before = self._bytes_read - len(self._decoder.getstate()[0])
         try:
             piece = self._decoder.decode(chunk, final)
@@ -196,7 +199,8 @@ def field(
     where: object,
     kind: type[Mendable] = Unreadable,
 ) -> FieldValue:
-    """The value of a key that must be there, and of this type and no other."""
+    """The value of a key that must be there, and of this type and no other, else a ``kind``; where
+    it is ``float`` a whole number does, and stays an ``int``. ``where`` begins the message."""
     if key not in values:
         raise kind(f"{where}: {key!r} is missing")
     value = values[key]
@@ -235,7 +239,8 @@ def _too_deep(where: object) -> str:
 
 
 def _deeper(value: Any, most: int) -> bool:
-    """Whether lists and objects are inside each other more often than that."""
+    """Whether lists and objects are more than ``most`` deep inside each other; told layer by layer,
+    as a function that calls itself would end in a ``RecursionError``."""
     layer = [value] if isinstance(value, dict | list) else []
     for _ in range(most):
         inside = (v for one in layer for v in (one.values() if isinstance(one, dict) else one))

@@ -39,7 +39,10 @@ State = tuple[Tensor, ...]  # (h,) or (h, c): (B, H) each, or (layers * directio
 @final
 class NormedProduct(nn.Module):
     """LN(W u; g, b), in the precision of the statistics, with one matrix per gate, stacked;
-    ``init`` fills them one by one."""
+    ``init`` fills them one by one, in place.
+
+    The matrices are empty at first: whoever makes it calls ``reset_parameters``.
+    """
 
     def __init__(
         self, dim: int, hidden_size: int, gates: int, init: GateInit, bias: bool, eps: float
@@ -84,6 +87,8 @@ class Layer(nn.Module, ABC):
     def forward(
         self, data: Tensor, sizes: list[int], state: State, reverse: bool
     ) -> tuple[Tensor, State]:
+        """(h after every step, in the rows and the dtype of ``data``; the state after the last of
+        each row). ``state`` is (B, H) each, of all rows; ``reverse`` begins with the last step."""
         order = slice(None, None, -1 if reverse else 1)
         hs = []
         for x in torch.split(self.project(data), sizes)[order]:
@@ -245,7 +250,9 @@ class Recurrent(nn.Module, ABC):
         return output.transpose(0, 1) if self.batch_first else output, state
 
     def _scan(self, data: Tensor, sizes: list[int], state: State) -> tuple[Tensor, State]:
-        """All layers over packed ``data`` (N, D); the state of all layers in, and out."""
+        """All layers over packed ``data`` (N, D), with ``sizes`` as in ``Layer``: the output (N,
+        directions * H) and the state of all layers, (layers * directions, B, H) each, in and
+        out."""
         if not sizes:
             raise ValueError(f"{type(self).__name__}: the input has no time steps")
         last = []
@@ -277,7 +284,8 @@ class Recurrent(nn.Module, ABC):
             )
 
     def _initial(self, hx: State | None, x: Tensor, batch: tuple[int, ...]) -> State:
-        """The state before the first step: zeros or ``hx``, in float32 or better."""
+        """The state before the first step: zeros or ``hx``, in float32 or better; a ``ValueError``
+        where that does not fit. ``batch`` is (B,), or () for an input without a batch."""
         names, wide = self.layer.state_names, accumulate_dtype(x)
         shape = (len(self.layers), *batch, self.hidden_size)
         if hx is None:

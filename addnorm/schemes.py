@@ -426,7 +426,8 @@ def fan_in(base: Scheme, factors: bool = True) -> Scheme:
 
 
 def has_norms(scheme: Scheme) -> bool:
-    """Whether a scheme puts the configured norm anywhere: else it is of no matter which that is."""
+    """Whether a scheme puts the configured norm anywhere: else it is of no matter which that is.
+    Asked with a decoder of one block, whose norm notes that it was made."""
     widths = []
 
     def norm(dim: int) -> nn.Module:

@@ -144,7 +144,8 @@ def changed(settings: Settings, *layers: Mapping[str, Any]) -> Settings:
 
 
 def defaults(settings: Any) -> dict[str, Any]:
-    """Every key of a class of settings, or of an object of one, and its default."""
+    """Every key of a class of settings, or of an object of one, and its default; None where a field
+    has none. The settings in a ``FLAT`` field are known of an object only, those of its value."""
     values: dict[str, Any] = {}
     for f in dataclasses.fields(settings):
         default: Any = f.default if f.default is not dataclasses.MISSING else None
@@ -163,7 +164,9 @@ def defaults(settings: Any) -> dict[str, Any]:
 def at_resume(
     settings: Any, prefix: str = "", above: AtResume | None = None
 ) -> dict[str, AtResume]:
-    """What a resumed run may do with each key; where a class does not say, nothing."""
+    """What a resumed run may do with each key; where a class does not say, nothing. ``prefix``
+    begins the keys, and ``above`` is what a field around the settings says of them all, None:
+    nothing; both are for the call of itself."""
     marks: dict[str, AtResume] = {}
     for f, _, value in _fields(settings):
         mark = above or f.metadata.get(AT_RESUME, AtResume.ANEW)
@@ -198,10 +201,13 @@ class Need(NamedTuple):
 
 
 def needs(settings: Any, prefix: str = "", above: tuple[Need, ...] = ()) -> dict[str, list[Need]]:
-    """What each key needs, what the whole it is a part of needs first."""
+    """What each key needs, all of it, what the whole it is a part of needs first; an empty list: it
+    always counts. ``prefix`` begins the keys, and ``above`` is what the whole needs; both are for
+    the call of itself."""
     needs_by_key: dict[str, list[Need]] = {}
 
     def own(cases: Cases, prefix: str, elsewhere: bool) -> list[Need]:
+        """The need with whole keys; none where there are no cases."""
         with_keys = tuple({prefix + name: few for name, few in case.items()} for case in cases)
         return [Need(with_keys, elsewhere)] if with_keys else []
 
@@ -230,7 +236,8 @@ def without_effect(settings: Any, values: Mapping[str, Any] | None = None) -> di
 
 
 def check_effect(settings: Any) -> None:
-    """Raise if a setting that has no effect was set, and nothing else decides what it is."""
+    """Raise a ``SettingsError`` if a setting that has no effect has another value than its default,
+    and nothing else decides what it is."""
     values = values_by_key(settings)
     by_itself = defaults(settings)
     for key, need in without_effect(settings).items():
@@ -281,7 +288,7 @@ def to_toml(settings: Any) -> str:
         if key in idle:
             line = f"# {name} counts with {idle[key]}"
         if key in helps:
-            line = f"{line:28}  # {helps[key]}"
+            line = f"{line:28}  # {helps[key]}"  # the texts in a column, beside most lines
         (tables.setdefault(table, []) if table else lines).append(line)
     for table, rows in tables.items():
         lines += ["", f"[{table}]", *rows]
@@ -347,7 +354,7 @@ def assignment(key: str, value: Any) -> str:
 
 
 def converted(key: str, kind: Any, value: Any) -> Any:
-    """A value of the annotated type, from one that is, or from text."""
+    """A value of the annotated type, from one that is, or from text; else a ``SettingsError``."""
     # "none" first: it is a text as well
     for option in sorted(_options(kind), key=lambda option: option is not types.NoneType):
         fits, result = _as(option, value)
@@ -357,7 +364,7 @@ def converted(key: str, kind: Any, value: Any) -> Any:
 
 
 def type_in_words(kind: Any) -> str:
-    """A type in words."""
+    """The type of a setting in words: one of those that ``_as`` knows, or a union of them."""
     words = []
     for option in _options(kind):
         if get_origin(option) is Literal:
@@ -383,7 +390,8 @@ def _options(kind: Any) -> tuple[Any, ...]:
 
 
 def _as(kind: Any, value: Any) -> tuple[bool, Any]:
-    """Whether the value is one of this type, and which."""
+    """(whether the value is of this type or text that says one, the value of this type); where it
+    is not, the second is of no meaning."""
     text = value.strip() if isinstance(value, str) else None
     if kind is types.NoneType:
         return value is None or (text is not None and text.lower() == "none"), None

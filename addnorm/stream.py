@@ -110,14 +110,17 @@ class Join(nn.Module, ABC):
 
     @abstractmethod
     def read(self, s: Stream, pre: "AddNorm | None", valid: Tensor | None) -> tuple[Tensor, Any]:
-        """The branch's input, and what ``write`` will need."""
+        """(the branch's input, what ``write`` of this forward is given as ``carry``). ``pre``, if
+        there is one, normalizes what the branch reads; ``valid`` is (B, T), True = real token."""
 
     @abstractmethod
     def write(self, carry: Any, v: Tensor, taps: dict[str, Tensor]) -> Stream:
-        """The stream after the branch said v. ``taps`` are to be passed on, more may be added."""
+        """The stream after the branch said v. ``taps`` are to be passed on, more may be added to a
+        copy of them."""
 
     def weigh(self, carry: Any, v: Tensor, gain: Scale, taps: dict[str, Tensor]) -> Stream:
-        """``write`` of ``gain * v``."""
+        """``write`` of ``gain * v``. A join that defers leaves the factor on the stream, where the
+        next ``AddNorm`` multiplies; for any other it is multiplied here."""
         if is_one(gain):
             return self.write(carry, v, taps)
         if not self.defers:
@@ -146,6 +149,9 @@ class AddNorm(nn.Module):
     Also for other people's models: ``h = x + f(norm(x))`` written as
     ``y, h = addnorm(f_out, h)`` at each boundary is the same computation in one call.
 
+    Without a residual the stream is gain * x. ``valid`` (B, T), True = real token, is for norms
+    whose statistics cross tokens.
+
     ``dim``: the width of the stream, the size of the last dimension.
     ``norm``: dim -> norm; anybody's module will do.
     ``scale``: a fixed factor on y; the stream does not get it.
@@ -166,6 +172,7 @@ class AddNorm(nn.Module):
         gain: Scale = 1.0,
         valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """``(y, stream)``: y in the dtype of x, the stream in that of the residual."""
         if residual is None:
             stream = ops.settle(x, None, keep, gain)
             y = self.norm(stream, valid=valid)
@@ -234,7 +241,12 @@ class Add(Plain):
 
 @final
 class _RoleNotes:
-    """A rule that notes for which role it filled a weight: a branch says its roles to the rule."""
+    """``rule``, which fills a weight in place, and a note of the role for which it did: a branch
+    says its roles to nobody but the rule that it is made with.
+
+    A weight is known by its ``id``: ``roles`` is asked as soon as the branch is made, while its
+    parameters are those that were filled.
+    """
 
     def __init__(self, rule: InitRule) -> None:
         self.rule, self.by_weight = rule, dict[int, str]()
@@ -251,8 +263,12 @@ class _RoleNotes:
 
 @final
 class Sublayer(nn.Module):
-    """One branch with everything its scheme puts around it: the branch is ``make(inner=, init=)``,
-    ``wiring`` is what the scheme decided for this ``site``."""
+    """One branch with everything its scheme puts around it: Stream -> Stream.
+
+    ``make``: how the branch is made, ``make(inner=, init=)``.
+    ``wiring``: what the scheme decided for this site; its modules become the sublayer's own.
+    ``site``: where it sits; its index is the key of the branch in a cache.
+    """
 
     def __init__(self, make: MakeBranch, wiring: Wiring, site: Site) -> None:
         super().__init__()
@@ -264,6 +280,8 @@ class Sublayer(nn.Module):
         self.join = wiring.join or Add()
 
     def forward(self, s: Stream, ctx: Context) -> Stream:
+        """The stream after this sublayer, its output still pending unless a norm comes after it.
+        The taps go on, with what the branch offers under new names or old ones."""
         offers: dict[str, Tensor] = {}
         u, carry = self.join.read(s, self.pre, ctx.valid)
         v = self.branch(u, Here(ctx, self.site.index, s.taps, offers))
@@ -359,6 +377,8 @@ class Stack(nn.Module):
         return list(self.subs)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
+        """x (B, T, dim) through all sublayers. A ``RuntimeError`` in training where the optimizer
+        stepped and an ``after_step`` that is needed was left out."""
         ctx = ctx or Context()
         self._check(x, ctx)
         s = Stream(x)
@@ -384,11 +404,15 @@ class Stack(nn.Module):
         self._await_steps()
 
     def _await_steps(self) -> None:
+        """Where something is to be done after each step: have optimizers watched, so that the next
+        training forward raises if it was left out."""
         if self.followers or any(sub.care is not None for sub in self.sublayers()):
             _careful.add(self)
             _watch_optimizers()
 
     def _check(self, x: Tensor, ctx: Context) -> None:
+        """Raise on another shape, on a missed ``after_step`` and on masks that look inverted; the
+        last not under a compiler, which cannot look at values."""
         if x.dim() != 3 or x.shape[-1] != self.dim:
             raise ValueError(
                 f"a Stack of width {self.dim} reads (B, T, {self.dim}), got {tuple(x.shape)}"

@@ -1,5 +1,5 @@
 """Comparing designs by measurement.
 
-``profile`` measures what a design does to signal and gradient at initialization, under the
+``measurement`` finds what a design does to signal and gradient at initialization, under the
 conditions of a ``setup.Setup``; ``pages.schemes`` shows it.
 """

@@ -39,7 +39,7 @@ from addnorm.stream import Scheme, Stack, Stream
 from addnorm.temporary import fixed_seed, hooked
 from addnorm.version import __version__
 
-VOCABULARY = 65
+VOCABULARY = 65  # the characters of tiny Shakespeare; here the tokens are random
 UNSCALED = "fan_in(pre_norm, factors=False)"
 """Pre-norm as it was before GPT-2 divided the std of what writes to the stream."""
 LABELS = {UNSCALED: "pre_norm, writers unscaled"}
@@ -89,7 +89,8 @@ def one_thread() -> Iterator[None]:
 
 
 def draw(setup: Setup) -> LabTask:
-    """Tokens, embedding and head, from torch's global generator."""
+    """Tokens, embedding and head, from torch's global generator. Called before ``build``, so that
+    the same seed draws the same for every design and depth."""
     tokens = torch.randint(VOCABULARY, (setup.batch, setup.tokens + 1))
     embedding = torch.randn(VOCABULARY, setup.width)
     head = torch.randn(VOCABULARY, setup.width) / math.sqrt(setup.width)
@@ -129,7 +130,8 @@ def follow(stack: Stack, x: Tensor) -> tuple[Tensor, list[Stream]]:
 
 
 def observe(stack: Stack, task: LabTask, seed: int = 0) -> LabRun:
-    """Forward and backward once; ``seed`` is only noted down."""
+    """Forward and backward once; ``seed`` is only noted down. ``stack`` is one of ``build``; no
+    ``grad`` of its weights is written."""
     y, points = follow(stack, task.x)
     loss = task.loss(y)
     subs = stack.sublayers()
@@ -216,7 +218,8 @@ class LabDesign:
         return Spread.over([QUANTITIES[quantity](run) for run in self.at(depth)])
 
     def exponent(self, quantity: str) -> Spread | None:
-        """That of one of ``QUANTITIES`` against depth: fitted for each seed, then spread."""
+        """That of one of ``QUANTITIES`` against depth: fitted for each seed, then spread. None if
+        one of the seeds has none."""
         slopes = []
         for seed in dict.fromkeys(run.seed for run in self.runs):
             mine = sorted((r for r in self.runs if r.seed == seed), key=lambda r: r.depth)
@@ -277,7 +280,8 @@ def _ratio(a: float, b: float) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """With lists for tuples, six digits, and None for what JSON cannot say."""
+    """The value, and all in it, with lists for tuples, six significant digits, and None for a
+    number that JSON cannot say."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

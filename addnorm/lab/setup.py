@@ -1,6 +1,6 @@
 """What a measurement of a design depends on, besides the design; cheap to import.
 
-Commands read it for their options before torch is loaded. ``profile`` measures.
+Commands read it for their options before torch is loaded. ``measurement`` measures.
 """
 
 from dataclasses import dataclass

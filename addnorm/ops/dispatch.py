@@ -118,8 +118,10 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 class _Fused(torch.autograd.Function):
     """A kernel with a gradient.
 
-    A gradient that must itself be differentiable (create_graph) is taken through the reference,
-    from the stream that the kernel stored. A stream that is x itself is not an output: x is there.
+    ``output`` is what ``kernel.forward`` gave for the tensors after it, computed outside, without
+    gradients: here it only gets its place in the graph. A gradient that must itself be
+    differentiable (create_graph) is taken through the reference, from the stream that the kernel
+    stored. A stream that is x itself is not an output: x is there.
     """
 
     @staticmethod
@@ -135,6 +137,7 @@ class _Fused(torch.autograd.Function):
         keep: Scale,
         gain: Scale,
     ) -> tuple[Tensor, ...]:
+        """``(normed, stream)``, or ``(normed,)`` where the stream is x."""
         normed, stream, statistics = output
         ctx.set_materialize_grads(False)
         # x and residual are kept only where a learned factor needs them: everything else follows
@@ -158,6 +161,8 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dstream: Tensor | None = None) -> tuple[Any, ...]:
+        """A gradient for each argument of ``forward``, None for what is no tensor or wants none.
+        ``dy`` or ``dstream`` is None where nobody reads that output."""
         stream, x, residual, weight, bias, keep, gain, *statistics = ctx.saved_tensors
         keep = ctx.keep if keep is None else keep
         gain = ctx.gain if gain is None else gain

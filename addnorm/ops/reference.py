@@ -61,7 +61,11 @@ def scaled(scale: Scale, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def settle(x: Tensor, residual: Tensor | None, keep: Scale = 1.0, gain: Scale = 1.0) -> Tensor:
-    """The Add: ``keep * residual + gain * x`` in float32 or better, stored as the residual is."""
+    """The Add: ``keep * residual + gain * x`` in float32 or better, stored as the residual is.
+
+    Without a residual ``gain * x``, stored as x is, and x itself if the gain is 1; ``keep`` is then
+    of no matter.
+    """
     if residual is None:
         return x if is_one(gain) else scaled(gain, x, accumulate_dtype(x)).to(x.dtype)
     wide = accumulate_dtype(x, residual)
@@ -70,7 +74,8 @@ def settle(x: Tensor, residual: Tensor | None, keep: Scale = 1.0, gain: Scale = 
 
 
 def safe_unit(s: Tensor) -> Tensor:
-    """What to divide a row by before squaring it: its scale where that is huge, otherwise 1.
+    """What to divide a row of ``s``, in float32 or float64, by before squaring it: its scale where
+    that is huge, otherwise 1; (..., 1) for (..., D), a constant to autograd.
 
     Huge is where the variance to the power -3/2, which backward needs, is about to underflow:
     1e12 in float32, long before the squares themselves overflow. The scale is the power of two

@@ -164,10 +164,12 @@ class Quantity(NamedTuple):
 
 
 VerificationCase = tuple[str, Any]
+"""What a call is, in words, and the call: a ``NormCall`` or an ``AttentionCall``."""
 
 
 class Operation(NamedTuple):
-    """An operation with the calls that its kernels get, and how what they give is compared."""
+    """An operation with the calls that its kernels get, and how what they give is compared:
+    ``compare(kernel, call)`` yields each tensor with the bound of its error."""
 
     offers: Offers[Any]
     cases: Callable[[torch.dtype], list[VerificationCase]]
@@ -177,7 +179,8 @@ class Operation(NamedTuple):
 def _look_at(
     operation: Operation, kernel: Any, device: str
 ) -> tuple[list[VerificationRow], list[str]]:
-    """One row for each dtype in which the kernel served, and its reasons where it did not."""
+    """(one row for each dtype in which the kernel served a call, its reasons where it did not);
+    ``kernel`` None is the definition. A call that fails is a row whose error is infinite."""
     rows, reasons = [], dict[str, None]()
     for dtype in VERIFIED_DTYPES:
         calls, worst = 0, (0.0, 1.0, "")
@@ -412,7 +415,9 @@ def attention_cases(dtype: torch.dtype) -> list[VerificationCase]:
 def compare_attention(
     kernel: AttentionKernel | None, call: AttentionCall
 ) -> Iterator[tuple[Quantity, float]]:
-    """The output and the gradients of q, k and v, with their bounds."""
+    """The output and the gradients of q, k and v of one call by a kernel (None: by the definition),
+    each beside its float64 value, and the bound of its error; ``call`` is as of ``compare_norm``.
+    """
     y = (attention.reference if kernel is None else kernel.forward)(call)
     dy = random(*y.shape, seed=7).to(y)
     leaves = call[:3]
