@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from addnorm.adapt.parts import STD, LowRank
+from addnorm.adapt.parts import STD, LowRank, Triplets
 from addnorm.errors import Mendable
 
 BETA = 0.85  # of both running means of importance, as in the paper
@@ -45,10 +45,10 @@ class AdaLoRA(LowRank):
         """The product E A: (rank, in_features)."""
         return self.lora_A * self.lora_E[:, None]
 
-    def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
+    def triplets(self) -> Triplets:
         """The triplets that the last pruning kept, and those that have grown again since."""
         mask = self.kept | (self.lora_E != 0)
-        return self.lora_A[mask], self.lora_E[mask], self.lora_B[:, mask]
+        return Triplets(self.lora_A[mask], self.lora_E[mask], self.lora_B[:, mask])
 
     def reset_parameters(self) -> None:
         """The Linear's and the adapter's."""
@@ -68,7 +68,8 @@ class AdaLoRA(LowRank):
 
     @torch.no_grad()
     def weigh(self) -> None:
-        """Take the last gradients into the running means; after the step and before they go."""
+        """Take the last gradients into the running means: to be called after every optimizer step
+        and before ``zero_grad``; a ``RuntimeError`` where the gradients are gone."""
         for name in "ABE":
             w = self._factor(name)
             if w.grad is None:

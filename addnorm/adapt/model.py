@@ -70,7 +70,8 @@ def adapt(model: nn.Module, kind: str, **settings: Any) -> Adapted:
 
 
 def apply(settings: Adapt, model: nn.Module) -> Adapted | None:
-    """Adapt the model in place; with kind none nothing happens."""
+    """Adapt the model in place; with kind none nothing happens, and None is returned. A
+    ``Mendable``, before anything has changed, where the model has no place for the adapter."""
     if settings.kind == "none":
         return None
     if settings.kind == "adalora" and settings.steps is None:
@@ -92,8 +93,9 @@ def adapted(model: nn.Module) -> Adapted | None:
 
 def install(model: nn.Module, settings: Adapt, updates: Mapping[str, tuple[int, float]]) -> Adapted:
     """Freeze the model and put the parts in, in place: those of ``updates`` (name of a Linear ->
-    rank, scale), or prefixes, bottlenecks. What was put in stands in ``model.adapted`` too, as a
-    plain attribute, where ``adapted`` looks."""
+    rank, scale), or, where ``updates`` is empty, prefixes or bottlenecks. What was put in stands in
+    ``model.adapted`` too, as a plain attribute, where ``adapted`` looks. A ``Mendable``, before
+    anything has changed, where the model has an adapter already or no place for one."""
     if (present := adapted(model)) is not None:
         raise Mendable(f"the model has an adapter already: {present}")
     subs = _sublayers(model)
@@ -174,7 +176,8 @@ def _allocate(parts: Sequence[AdaLoRA], settings: Adapt, step: int) -> None:
     cubic schedule from ``init_rank`` to ``target_rank`` a matrix, as in the paper (Zhang et al.
     2023, arXiv 2303.10512).
 
-    Until ``last`` a triplet that was pruned goes on learning and can come back.
+    ``step``: how many optimizer steps are done; this is called after each, while its gradients are
+    there. Until ``last`` a triplet that was pruned goes on learning and can come back.
     """
     assert settings.steps is not None
     last = settings.steps - settings.tfinal
@@ -210,7 +213,8 @@ def _stacks(model: nn.Module) -> list[Stack]:
 
 
 def linears(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """(name, role) of the matrices in branches; a role is what the branch calls it."""
+    """(name in the model, role) of the matrices in branches; a role is what the branch calls it,
+    such as q or down."""
     for name, sub in _sublayers(model).items():
         for inner, module in sub.branch.named_modules(prefix=f"{name}.branch"):
             if isinstance(module, nn.Linear):
@@ -218,7 +222,8 @@ def linears(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def targeted(model: nn.Module, settings: Adapt) -> list[str]:
-    """The names of the matrices that get an update."""
+    """The names of the matrices that get an update: those whose role is one of the ``targets``,
+    each of which some matrix must have."""
     roles = dict(linears(model))
     for target in settings.targets:
         check_known("targets", target, dict.fromkeys(roles.values()))

@@ -1,7 +1,7 @@
 """The modules of an adapter. None of them changes what it is put beside."""
 
 from abc import ABC, abstractmethod
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,21 @@ from torch import Tensor, nn
 STD = 0.02  # of what does not begin at 0
 
 
+class Triplets(NamedTuple):
+    """An update of rank r, times no scale: B diag(values) A."""
+
+    a: Tensor  # (r, in_features)
+    values: Tensor  # (r,)
+    b: Tensor  # (out_features, r)
+
+
 class LowRank(nn.Linear, ABC):
-    """A Linear, its parameters under their old names, and an update of low rank beside it."""
+    """A Linear, its parameters under their old names, and an update of low rank beside it.
+
+    ``linear``: whose weight and bias these are, not copies. ``rank``: of the update, which counts
+    ``scale`` times. ``dropout``: on what the update reads. A subclass fills ``lora_A`` and
+    ``lora_B``, which are empty memory here.
+    """
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float) -> None:
         nn.Module.__init__(self)  # the weights are there: Linear's would make them anew
@@ -27,8 +40,8 @@ class LowRank(nn.Linear, ABC):
         """What reads the input: (rank, in_features)."""
 
     @abstractmethod
-    def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
-        """A (r, in), values (r,) and B (out, r) of the r that are not pruned."""
+    def triplets(self) -> Triplets:
+        """Those that are not pruned."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.weight, self.bias)
@@ -48,7 +61,8 @@ class LowRank(nn.Linear, ABC):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Put the update into the weight."""
+        """Put the update into the weight, in place; twice is as good as once. Until ``unmerge`` a
+        forward in training with gradients is a ``RuntimeError``."""
         if self.original is None:
             merged = self.sum()
             self.original = self.weight.detach().clone()
@@ -56,7 +70,7 @@ class LowRank(nn.Linear, ABC):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Bit for bit the weight from before."""
+        """Bit for bit the weight from before ``merge``; without one nothing happens."""
         if self.original is not None:
             self.weight.copy_(self.original)
             self.original = None
@@ -77,9 +91,9 @@ class LoRA(LowRank):
         """The matrix A: (rank, in_features)."""
         return self.lora_A
 
-    def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
+    def triplets(self) -> Triplets:
         """All triplets, each with the value 1: nothing is pruned."""
-        return self.lora_A, self.lora_A.new_ones(len(self.lora_A)), self.lora_B
+        return Triplets(self.lora_A, self.lora_A.new_ones(len(self.lora_A)), self.lora_B)
 
     def reset_parameters(self) -> None:
         """The Linear's and the adapter's."""
@@ -94,7 +108,11 @@ class LoRA(LowRank):
 
 @final
 class Prefix(nn.Module):
-    """Learned keys and values, in front of what attention sees."""
+    """Learned keys and values, in front of what attention sees.
+
+    ``length``: how many there are. ``heads``: of keys and values. ``like``: a weight, whose dtype
+    and device they have. ``width``: of all heads together.
+    """
 
     def __init__(self, length: int, heads: int, like: Tensor, width: int) -> None:
         super().__init__()
@@ -110,7 +128,8 @@ class Prefix(nn.Module):
         nn.init.normal_(self.values.weight, std=STD)
 
     def forward(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, heads, S, head_dim) -> (B, heads, length + S, head_dim)."""
+        """Keys and values, each (B, heads, S, head_dim), with the learned ones in front: each
+        (B, heads, length + S, head_dim)."""
         return self._before(self.keys.weight, k), self._before(self.values.weight, v)
 
     def _before(self, table: Tensor, t: Tensor) -> Tensor:
@@ -120,7 +139,11 @@ class Prefix(nn.Module):
 
 @final
 class Bottleneck(nn.Module):
-    """v + up(gelu(down(v))); up begins at 0, and with it the whole at the identity."""
+    """v + up(gelu(down(v))); up begins at 0, and with it the whole at the identity.
+
+    ``dim``: of v. ``width``: between down and up. ``like``: a weight, whose dtype and device its
+    own have.
+    """
 
     def __init__(self, dim: int, width: int, like: Tensor) -> None:
         super().__init__()

@@ -74,7 +74,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, format: str | None
     card: dict[str, Any] | None = None
     updates = adapter.low_rank()
     # peft's tensors hold the directions in use alone, ours all there are; ``load`` cuts by these
-    ranks = {name: len(part.triplets()[1]) for name, part in updates.items()}
+    ranks = {name: len(part.triplets().values) for name, part in updates.items()}
     if format == "addnorm" or reasons:
         tensors, ranks = state(model), {name: len(part.lora_A) for name, part in updates.items()}
     else:
@@ -119,7 +119,8 @@ def export(model: GPT, folder: str | os.PathLike[str], *, tokenizer: Any = None)
 
 
 def _table(model: GPT) -> tuple[str, dict[str, tuple[str, ...]]]:
-    """What comes before peft's names, and for each of them ours."""
+    """(what comes before peft's names of modules, peft's name -> ours): several of ours where one
+    matrix of GPT-2 has them, in the order in which it does."""
     if config_json.why_not_gpt2(model.config):
         return "base_model.model.gpt.", {name: (name,) for name, _ in linears(model)}
     inside = dict(linears(model))
@@ -158,15 +159,17 @@ def _stacked(model: GPT, adapter: Adapted) -> tuple[dict[str, Tensor], dict[str,
             continue
         blocks = []
         for name in ours:
+            # a matrix without an update has no columns in B, but its rows, which are 0
             wide = model.get_submodule(name).get_parameter("weight")
-            blocks.append(updates[name].triplets()[2] if name in updates else wide[:, :0])
-        a, e = (torch.cat([part.triplets()[i] for part in parts]) for i in (0, 1))
+            blocks.append(updates[name].triplets().b if name in updates else wide[:, :0])
+        triplets = [part.triplets() for part in parts]
+        a, e = torch.cat([t.a for t in triplets]), torch.cat([t.values for t in triplets])
         tensors[f"{before}{theirs}.lora_A{end}"] = a
         tensors[f"{before}{theirs}.lora_B{end}"] = torch.block_diag(*blocks)
         if ada:
             tensors[f"{before}{theirs}.lora_E"] = e[:, None]
         name = f"{before}{theirs}".removeprefix("base_model.model.")
-        ranks[name], alphas[name] = len(a), parts[0].scale * len(a)
+        ranks[name], alphas[name] = len(a), parts[0].scale * len(a)  # peft divides by the rank
     largest = max(ranks, key=lambda name: ranks[name])
     r, alpha = max(ranks[largest], 1), alphas[largest]
     card = _common(
@@ -263,7 +266,8 @@ def _on_meta(p: nn.Parameter) -> nn.Parameter:
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, and our record where there is one."""
+    """(the tensors by name, our record, checked, or {} where there is none). A ``WeightsError``
+    where the file is not there, is damaged or holds what is no finite number."""
     if not file.exists():
         raise WeightsError(f"{file.parent} has no adapter: there is no {file.name}")
     try:
@@ -459,7 +463,8 @@ def _of_prefix(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prompts(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys and values of each attention from peft's one table."""
+    """Our name -> keys or values of an attention, from peft's one table. In a model that GPT-2 can
+    be, attention and MLP take turns in the stack, so that attentions have the even numbers."""
     if not isinstance(model, GPT) or config_json.why_not_gpt2(model.config):
         raise WeightsError("a prefix of peft's is for GPT-2 only")
     layers, dim = model.config.n_layers, model.config.dim

@@ -114,7 +114,8 @@ def plan(snapshot: Snapshot, *, copy: bool, parts: Mapping[str, Parts] | None = 
 
 
 def write_plan(work: Path, plan: Plan) -> dict[str, Any]:
-    """Write the plan's files into the folder ``work``; returns file -> size and sha256."""
+    """Write the plan's files into the folder ``work``; returns file -> "bytes" and "sha256", as
+    ``write_file`` gives them."""
     sums = {name: write_file(work / name, _safetensors(ts)) for name, ts in plan.files.items()}
     return sums | {STATE: write_file(work / STATE, [plan.state])}
 
@@ -168,7 +169,7 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
 
 
 def write_file(file: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
-    """A new file, down to the disk; returns the size and sha256 of what was to be in it: taken
+    """A new file, down to the disk; returns as "bytes" and "sha256" what was to be in it: taken
     from memory, so that a disk that writes something else is found out."""
     size, sha = 0, hashlib.sha256()
     with file.open("xb", buffering=0) as opened:

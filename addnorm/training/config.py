@@ -147,6 +147,6 @@ class Config:
 
     @classmethod
     def from_json(cls, card: Mapping[str, Any]) -> "Config":
-        """From what ``to_json`` wrote."""
+        """From what ``to_json`` wrote. Nothing in it counts as chosen: it is what a run has."""
         kind = registered(str(card.get("task")))
         return replace(cls(task=kind()).changed(card), choices={})

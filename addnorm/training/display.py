@@ -88,8 +88,8 @@ class Display(Observer):
         self._sample = texts[0]
 
     def _panel(self) -> Panel:
-        """What a terminal shows: the bar, the numbers of ``_last``, and what was last measured and
-        written beside."""
+        """What a terminal shows: the bar, the numbers of ``_last``, which must not be empty, and
+        what was last measured and written beside."""
         r = self._last
         table = Table.grid(padding=(0, 2))
         table.add_row("loss", f"{r['loss']:.4f}", sparkline(thinned(self._losses, CURVE)))

@@ -164,6 +164,7 @@ def joined(loop: LoopSettings) -> World:
 class Course:
     """One process's part in a training, as far as this call takes it.
 
+    ``trainer``: takes the steps. ``keeper``: saves. ``observers``: are told, in this order.
     ``stop`` is asked after each step: the number of a signal that wants the training to end, or 0.
     ``metrics`` are of the last evaluation, ``best`` is the best value of the task's metric so far,
     ``failure`` what ended the training other than its last step, in words.

@@ -55,6 +55,10 @@ class Outcome:
 class Trainer:
     """Model, optimizers and position of one run: ``step`` takes one optimizer step.
 
+    ``task``: what is learned. ``loop``: how. ``world``: this process among the others, each of
+    which makes a Trainer and calls the same methods. Torch's random numbers begin anew, by the
+    seed.
+
     ``done`` steps are behind it; ``shift`` is how much further the data is, after rollbacks;
     ``seen`` are the targets of all steps. ``raw`` is the task's model, ``model`` the same as it is
     called over several processes, ``compiled`` that as the loss calls it, and ``why`` says in a
@@ -202,21 +206,23 @@ class Trainer:
         return self.nominal * self.world.size / (self.scale * count)
 
     def _norm(self, count: float) -> float:
-        """The norm, over all parameters, of the gradient of the mean loss."""
+        """The norm, over all parameters, of the gradient of the mean loss: 0 if there are no
+        gradients. These are as ``_accumulate`` leaves them: ``_divide`` comes after this."""
         grads = list(gradients(self.raw))
         if not grads:
             return 0.0
         return float(whole(torch.nn.utils.get_total_norm(grads))) * self._mean_factor(count)
 
     def _divide(self, count: float, clip_factor: float = 1.0) -> None:
-        """Make the gradients, in place, those of the mean loss, times ``clip_factor``: one
-        multiplication for both."""
+        """Make the gradients, in place and once a step, of what ``_accumulate`` leaves those of the
+        mean loss, times ``clip_factor``: one multiplication for both."""
         grads = list(gradients(self.raw))
         if grads:
             torch._foreach_mul_(grads, clip_factor * self._mean_factor(count))
 
     def _spikes(self, norm: float) -> bool:
-        """Whether a step is to be left out for its gradient norm (the setting ``spike``)."""
+        """Whether a step is to be left out for its gradient norm (the setting ``spike``); none is
+        before a quarter of RECENT norms are there to compare with."""
         if not self.loop.spike or len(self.recent) < RECENT // 4:
             return False
         return norm > self.loop.spike * statistics.median(self.recent)
@@ -303,8 +309,8 @@ class Trainer:
     # --- state ------------------------------------------------------------------------------------
 
     def weights(self, keep: bool = True) -> dict[str, Tensor]:
-        """Whole, and under the names that the task's model has for them; every process must ask,
-        and one that does not ``keep`` them has one tensor at a time."""
+        """Whole, on the CPU, and under the names that the task's model has for them; every process
+        must ask, and one that does not ``keep`` them gets none: it has one tensor at a time."""
         weights: dict[str, Tensor] = {}
         for name, t in self._weights().items():
             together = whole(t)  # of which every process has a part
@@ -347,7 +353,8 @@ class Trainer:
         return {"model": self._weights(), "optimizer": states, "random": random}
 
     def facts(self) -> dict[str, Any]:
-        """Everything else that the next step depends on."""
+        """Everything else that the next step depends on, as JSON, for checkpoints: ``restore``,
+        ``run.py`` and ``tasks/prove.py`` read it by these keys."""
         return {
             "done": self.done,
             "shift": self.shift,
@@ -510,7 +517,8 @@ def _with_last(parts: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
 
 
 def _check_names_and_shapes(what: str, own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Raise if the checkpoint's tensors (``theirs``) do not go into this model's (``own``)."""
+    """Raise a ``SettingsError`` if the checkpoint's tensors (``theirs``) do not go into this
+    model's (``own``). ``what`` they are, in the plural, for the message."""
     missing, extra = sorted(own.keys() - theirs.keys()), sorted(theirs.keys() - own.keys())
     if missing or extra:
         raise SettingsError(

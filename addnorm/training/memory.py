@@ -18,7 +18,9 @@ from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World
 
 COUNTED = 64  # layers up to which a model is built to be counted; a deeper one is extrapolated
-MODULES = 100_000  # bytes of a layer's modules, without parameters: 125,000 measured
+MODULES = 100_000
+"""Bytes of a layer's modules, without parameters: 125,000 were measured, and this is a lower
+bound."""
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may have
 
 
@@ -54,7 +56,9 @@ def _count(model: nn.Module) -> tuple[int, int]:
 
 
 def check(needs: Needs, loop: LoopSettings, world: World) -> None:
-    """Raise a ``SettingsError`` if that is more than there is."""
+    """Raise a ``SettingsError`` if a process needs more than its device or this machine has, free
+    or not. ``loop`` says how many numbers the optimizer keeps, and whether FSDP divides them among
+    the processes of ``world``."""
     states = 1 if loop.optimizer == "muon" else 2  # of the optimizer, for each trained number
     divided = world.size if loop.parallel == "fsdp" else 1
     # Of 4 bytes each: the weights, and for the trained ones the gradient and the states.

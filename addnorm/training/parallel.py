@@ -24,7 +24,8 @@ Result = TypeVar("Result")
 @final
 @dataclass(frozen=True)
 class World:
-    """This process among all of a run."""
+    """This process among all of a run. What its methods exchange comes from all: each process must
+    call them, in the same order, or the others wait for ever."""
 
     rank: int
     size: int

@@ -81,7 +81,9 @@ class Numbers(Observer):
         self.sinks: list[Sink] = []
 
     def open(self, names: Sequence[str], config: Mapping[str, Any], first: int) -> None:
-        """Before the record of step ``first``."""
+        """Open metrics.jsonl and the sinks called ``names``; step ``first`` is the next to come,
+        and ``config`` all settings, as JSON, for a sink that shows them. Before this call, and on
+        the other processes, records go nowhere."""
         self.sinks = open_sinks(tuple(names), self.disk.folder, dict(config), first)
 
     def stepped(self, course: Course, record: Record) -> None:
@@ -229,7 +231,7 @@ class RunFolder(Observer, Keeper):
 
     def _take(self, course: Course) -> None:
         """Make the folder this training's: clear it of an earlier run if that is wished, write the
-        settings and a first run.json, open the sinks."""
+        settings and a first run.json, open the sinks. All processes must call it, once."""
 
         def take() -> None:
             if self.anew:

@@ -96,6 +96,7 @@ class WeightsAndBiases:
         name = folder / "wandb" / "run-id"
         name.parent.mkdir(exist_ok=True)
         if not name.exists():
+            # by it wandb finds the run again, and ``run_folder`` the folders that are this run's
             name.write_text(uuid.uuid4().hex[:8])
         try:
             self._run: Any = wandb.init(
@@ -151,7 +152,8 @@ def _imported(name: str) -> Any:
 def open_sinks(
     names: tuple[str, ...], folder: Path, config: Mapping[str, Any], first: int
 ) -> list[Sink]:
-    """The sinks asked for, after the one that there always is; ``first`` is the step to come."""
+    """The sinks asked for by ``names``, after the one that there always is. ``folder``: the run's.
+    ``config``: its settings, which wandb shows. ``first``: the step to come."""
     kinds: dict[str, Callable[[], Sink]] = {
         "tensorboard": lambda: TensorBoard(folder, first),
         "wandb": lambda: WeightsAndBiases(folder, config),
