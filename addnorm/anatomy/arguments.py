@@ -21,6 +21,10 @@ from addnorm.anatomy.token_ids import lookups_of, special_ids, table_rows, word_
 from addnorm.temporary import undisturbed
 from addnorm.words import error_in_a_line
 
+MOVED = 1e3
+"""An output moves if it does by more than this many units of its dtype, relative to its largest
+value: sums in another order move it by a few dozen, a change that is seen by far more."""
+
 
 @final
 class NoSequence(ValueError):
@@ -37,7 +41,7 @@ def perturbed(
     ``Inputs.tensors``.
 
     Numbers get noise of their own size; ids become other words of a table with ``rows`` rows (None:
-    up to the largest id that is there), none of them ``special``.
+    up to the largest id that is there), none of them ``special``. The same ``seed`` gives the same.
     """
     value = inputs.tensors()[name].clone()
     old = value[where]
@@ -62,7 +66,8 @@ def mask_reading(
 
     Everything is kept but one place: where that token is not seen and another is, 1 keeps; where
     it alone is seen, 1 drops. None: neither, the mask is without effect or not of that kind.
-    ``tables`` is what ``table_rows`` says of this call; None: it is measured.
+    ``tables`` is what ``table_rows`` says of this call; None: it is measured. The caller has the
+    model ``undisturbed``: here it is only called, on calls that it may refuse.
     """
     value = inputs.tensors()[name]
     keys = value.shape[-1]
@@ -109,7 +114,7 @@ def _output_moved(base: Tensor, new: Tensor, keys: int) -> bool:
         base, new = base.select(axes[0], keys - 1), new.select(axes[0], keys - 1)
     scale = float(base.nan_to_num().abs().max()) + 1e-30
     change = (base - new).nan_to_num().abs().max()
-    return bool(change > 1e3 * torch.finfo(base.dtype).eps * scale)
+    return bool(change > MOVED * torch.finfo(base.dtype).eps * scale)
 
 
 ArgumentKind = Literal["ids", "features", "image", "wave"]
@@ -224,7 +229,8 @@ def _arguments(model: nn.Module, inputs: Inputs) -> Arguments:
 def _candidates(
     inputs: Inputs, names: Mapping[str, str], rows: Mapping[str, int]
 ) -> tuple[list[str], dict[str, ArgumentKind], list[str]]:
-    """The masks, what may be a sequence and of which kind, and what cannot be made out."""
+    """(the masks, what may be a sequence -> of which kind, what cannot be made out and why);
+    ``names`` are those of arguments given by place, ``rows`` those of tables by argument."""
     masks: list[str] = []
     kinds: dict[str, ArgumentKind] = {}
     unclear: list[str] = []
@@ -343,7 +349,7 @@ def _sequence(
     n0, n1 = sizes
     single = kind in ("ids", "features")  # else a whole sample is changed: it has no tokens yet
     points = [(0, 1), (n0 - 1, n1 // 2), (n0 // 2, n1 - 2)] if single else [(0, -1), (n0 - 1, -1)]
-    floor = 1e3 * torch.finfo(base.dtype).eps * (float(base.nan_to_num().abs().max()) + 1e-30)
+    floor = MOVED * torch.finfo(base.dtype).eps * (float(base.nan_to_num().abs().max()) + 1e-30)
     changes: list[Change] = []
     for i, j in points:
         where = (i, j % n1) if single else (i,)
@@ -412,7 +418,8 @@ def _decoder_like(names: Mapping[str, str], name: str) -> bool:
 
 
 def constant(inputs: Inputs, name: str) -> Inputs:
-    """The call with the same token everywhere in one argument."""
+    """The call with the same token everywhere in one argument, named as in ``Inputs.tensors``: the
+    last id, the first vector, or one number."""
     value = inputs.tensors()[name]
     if value.is_floating_point():
         if value.dim() == 3:  # not one number: a norm would make zeros of it
@@ -424,14 +431,15 @@ def constant(inputs: Inputs, name: str) -> Inputs:
 def _position_axis(
     model: nn.Module, inputs: Inputs, sequences: Mapping[str, _Sequence], own: _Sequence
 ) -> int | None:
-    """The axis along which equal tokens come out different."""
+    """The axis of the argument ``own``, 0 or 1, along which equal tokens come out different; None:
+    along none or both, or the output has not both of its axes."""
     if own.axes[0] is None or own.axes[1] is None:
         return None
     same = inputs
     for name in sequences:  # all of them: rows of another memory would tell the rows apart
         same = constant(same, name)
     out = main_output(same.call(model)).nan_to_num()
-    floor = 1e3 * torch.finfo(out.dtype).eps * (float(out.abs().max()) + 1e-30)
+    floor = MOVED * torch.finfo(out.dtype).eps * (float(out.abs().max()) + 1e-30)
     varied = [
         out.shape[o] > 1 and float((out - out.select(o, 0).unsqueeze(o)).abs().max()) > floor
         for o in own.axes

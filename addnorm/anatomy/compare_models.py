@@ -60,6 +60,7 @@ def diff(
     weights, ``b`` is given those of ``a``, by name and shape or else by order and shape, so that
     what remains is how the two are wired; parameters that are constant at the start are made random
     first. With ``own`` both are compared as they are. Copies are run; the models stay as they are.
+    ``NotComparable`` where they cannot be run on the same inputs.
     """
     with isolated():
         for dtype in (torch.float64, torch.float32):
@@ -149,7 +150,8 @@ def _matching(a: Sequence[Hashable], b: Sequence[Hashable]) -> Sequence[tuple[in
 
 
 def _copy_weights(a: nn.Module, b: nn.Module, pairs: dict[str, str]) -> None:
-    """Parameters only: buffers are tables and masks, in which the two may differ on purpose."""
+    """Give ``b`` the weights of ``a``, in place, by pairs of names. Parameters only: buffers are
+    tables and masks, in which the two may differ on purpose."""
     left, right = _named_tensors(a), dict(b.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, other in pairs.items():
@@ -158,7 +160,7 @@ def _copy_weights(a: nn.Module, b: nn.Module, pairs: dict[str, str]) -> None:
 
 
 def _nudge(model: nn.Module) -> None:
-    """Every parameter a unit in its last place up or down, at random."""
+    """Move every parameter, in place, a unit in its last place up or down, at random."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():

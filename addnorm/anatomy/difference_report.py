@@ -179,7 +179,8 @@ def outermost(paths: Sequence[str]) -> list[str]:
 
 
 def _finite(fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """JSON has no infinity."""
+    """(key, value) of all fields, None in the place of what is infinite or NaN: JSON has neither.
+    Objects inside are gone through, lists are not, which hold no such numbers."""
     for key, value in fields.items():
         if isinstance(value, dict):
             value = dict(_finite(value))

@@ -37,7 +37,8 @@ class Inputs:
 
 
 def inputs_from(batch: Any) -> Inputs:
-    """What a user gave: a tensor, a tuple of positional or a dict of keyword arguments."""
+    """What a user gave as a call: a tensor, a tuple of positional or a dict of keyword arguments;
+    a ``TypeError`` for anything else."""
     if isinstance(batch, Inputs):
         return batch
     if isinstance(batch, Tensor):

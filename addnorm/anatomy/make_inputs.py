@@ -40,7 +40,8 @@ class CannotMakeInputs(Mendable):
 def make_inputs(model: nn.Module) -> Inputs:
     """A call of ``model`` that runs and returns finite floating-point numbers.
 
-    The model is called, in evaluation mode: give a copy. Modes and the RNG are put back.
+    The model is called, in evaluation mode: give a copy. Modes and the RNG are put back. Where none
+    is found in ``SECONDS`` and ``ATTEMPTS``, a ``CannotMakeInputs`` says what was tried.
     """
     with undisturbed(model, gradients=False):
         facts = _Facts(model)
@@ -157,11 +158,11 @@ class _Facts:
             ):
                 fixed.append(shape[-1])
         for name in _LENGTHS:
-            for owner in (self.config, *(m for _, m in self.modules[:20])):
+            for owner in (self.config, *(m for _, m in self.modules[:20])):  # the outermost say it
                 value = getattr(owner, name, None)
                 if type(value) is int:
                     fixed.append(value)
-        more = [n for n in dict.fromkeys(fixed) if 2 <= n <= 2048]
+        more = [n for n in dict.fromkeys(fixed) if 2 <= n <= 2048]  # longer ones take too long
         pairs = [(self.time, self.source), (5, 5), (3, 3)]
         return list(dict.fromkeys(pairs + [(n, n) for n in more]))
 
@@ -216,7 +217,7 @@ class _Facts:
                             sizes.append((c, side * step, side * step))
             few = [4 * step] if step >= 4 else []  # smaller steps are those of a deep front end
             sizes += [(c, side, side) for side in (*few, 64, 32, 28, 224)]
-        fit = [s for s in dict.fromkeys(sizes) if s[1] * s[2] <= 512 * 512]
+        fit = [s for s in dict.fromkeys(sizes) if s[1] * s[2] <= 512 * 512]  # for time and memory
         return fit[:10]
 
     def mels(self) -> list[tuple[int, int]]:
@@ -226,6 +227,7 @@ class _Facts:
         bins = bins or (conv.in_channels if conv is not None else 80)
         frames = [self.claim("max_source_positions"), self.claim("max_length")]
         fixed = [k * n for n in frames if type(n) is int for k in (2, 1)]
+        # Whisper takes 3000 frames; with far more a call takes too long
         return [(bins, n) for n in dict.fromkeys([*fixed, 2 * self.source]) if n <= 6000]
 
     def waves(self) -> list[int]:
@@ -321,7 +323,7 @@ def _selections(facts: _Facts) -> Iterator[list[str]]:
 
 def _by_rank(ways: Sequence[Sequence[_Value]]) -> Iterator[tuple[_Value, ...]]:
     """One way for each argument, combinations of first choices first; of a great many, only the
-    first 20000 are ranked."""
+    first 20000 are ranked, far more than ``ATTEMPTS``, with which all ends."""
     places = itertools.product(*(range(len(w)) for w in ways))
     ranked = sorted(itertools.islice(places, 20000), key=lambda p: (sum(p), max(p, default=0)))
     for place in ranked[:ATTEMPTS]:
@@ -329,7 +331,8 @@ def _by_rank(ways: Sequence[Sequence[_Value]]) -> Iterator[tuple[_Value, ...]]:
 
 
 def _call(facts: _Facts, names: Sequence[str], values: Sequence[Any]) -> Inputs:
-    """By place as long as the signature allows, then by name."""
+    """The call that gives ``values`` to these arguments, on the model's device: by place as long as
+    the signature allows, then by name. A name that it does not have is a place in ``*args``."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     order = list(facts.parameters)

@@ -270,7 +270,7 @@ class _Watch:
             late = call.poked(n - 1, generator)
             if late is not None:
                 full = bool((call.change(late, base)[0, : n - 1] > floor).all())
-            if order is not None and order < 1e-6:
+            if order is not None and order < 1e-6:  # else position codes tell places apart
                 uneven = call.uneven(base, max(floor, 1e-6 * scale))
         return ModuleInfluence(
             path=path,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def main_output(out: Any) -> Tensor:
     """The tensor that a model's output is about: ``logits``, ``last_hidden_state``, else the first
-    floating-point tensor in it."""
+    floating-point tensor in it; a ``ValueError`` where there is none."""
     for name in ("logits", "prediction_logits", "last_hidden_state"):
         value = out.get(name) if isinstance(out, dict) else getattr(out, name, None)
         if isinstance(value, Tensor):

@@ -10,14 +10,17 @@ from torch import nn
 from addnorm.anatomy.inputs import Inputs
 
 SOURCE = re.compile(r"src|source|memory|enc(?!_?dec)|context|cond")
+"""In lower-case names of arguments that are an encoder's input, or what a decoder reads of it."""
 
 
 FEATURES = re.compile(
     r"memory|embed|hidden|feature|states?$|^enc_out|encoder_out|context|latent|query|key|value"
 )
+"""In lower-case names of arguments that are vectors, even where the model has a table for ids."""
 
 
 SHOWN = re.compile(r"feature|image|visual|vision|region|patch|audio|frame|speech|grid")
+"""In lower-case names of arguments that are what was seen or heard, as vectors beside a text."""
 
 
 def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:

@@ -125,7 +125,7 @@ class Residual:
 
 @final
 class Structure:
-    """What was found in a trace."""
+    """What was found in ``trace``, a ``record`` of ``model``; each part is found when asked for."""
 
     def __init__(self, trace: Trace, model: nn.Module) -> None:
         self.trace, self.model = trace, model
@@ -228,7 +228,7 @@ class Structure:
         return []
 
     def _by_statistic(self, op: Op, value: Value, moving: list[Value]) -> list[Step]:
-        """x - mean(x), x / std(x) and the like: one operand is a reduction of the other."""
+        """The step of x - mean(x), x / std(x): one operand is a reduction of the other; else []."""
         if len(moving) != 2 or moving[0] is moving[1]:
             return []
         for carrier, statistic in ((moving[0], moving[1]), (moving[1], moving[0])):
@@ -265,7 +265,7 @@ class Structure:
         return reduced
 
     def _gated(self, op: Op, value: Value, moving: list[Value]) -> list[Step]:
-        """A product with a gate, all of whose values lie between 0 and 1, carries the other."""
+        """The step of a product with a gate, whose values are all within 0 and 1; [] for others."""
         if op.name != "mul" or len(moving) != 2:
             return []
         for carrier, gate in ((moving[0], moving[1]), (moving[1], moving[0])):
@@ -277,7 +277,7 @@ class Structure:
         return []
 
     def carried(self, value: Value) -> dict[Value, Step | None]:
-        """Every value that is carried into ``value`` -> the step out of it, on a shortest way."""
+        """Every value carried into ``value`` -> the first step of a shortest way; its own: None."""
         steps: dict[Value, Step | None] = {value: None}
         todo = [value]
         for target in todo:
@@ -288,7 +288,7 @@ class Structure:
         return steps
 
     def way(self, source: Value, target: Value) -> tuple[Step, ...]:
-        """The steps by which ``source`` is carried into ``target``."""
+        """The steps by which ``source`` is carried into ``target``, as it must be, in order."""
         steps_out, steps = self.carried(target), []
         step = steps_out[source]
         while step is not None:
@@ -591,7 +591,7 @@ def uniform(t: Tensor) -> bool:
 
 
 def number(value: Any) -> float | None:
-    """A number, or a tensor that is one."""
+    """A number, or a tensor or ``Value`` that holds one, as a float; None for anything else."""
     if isinstance(value, Value):
         value = value.tensor
     if isinstance(value, torch.Tensor):

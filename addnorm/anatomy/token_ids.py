@@ -22,7 +22,8 @@ _FRESH = re.compile("_like$|^new_|^(eq|ne|lt|le|gt|ge|argsort|argmax|argmin|nonz
 
 @final
 class Lookups(TorchFunctionMode):
-    """Which tables are looked up with which indices, and from which arguments these come."""
+    """Which tables are looked up with which indices, and from which of the ``arguments``, by name,
+    these come: noted while it is active around a call that is given these very tensors."""
 
     def __init__(self, arguments: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -33,6 +34,7 @@ class Lookups(TorchFunctionMode):
         self.alive: list[Tensor] = []  # so that no id is used twice
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for each of its functions; notes what it looks up, and who it is from."""
         name = getattr(func, "__name__", "")
         if name == "embedding" and len(args) >= 2:
             ids, table = args[:2]

@@ -136,7 +136,8 @@ class Trace:
 
 
 def record(run: Callable[[], Any], model: nn.Module) -> Trace:
-    """Run it, and write down what was computed; ``model`` names the modules and parameters."""
+    """Run it, and write down what was computed; ``model`` names the modules and parameters. Modes,
+    gradients and random numbers are the caller's to set, and what ``run`` raises goes through."""
     recorder = _Recorder(model)
     with _plain_attention(), recorder.hooks(), recorder:
         result = run()
@@ -207,6 +208,7 @@ class _Altering(TorchDispatchMode):
         self.counts: Counter[Any] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for each operation. Its place is the one that ``_Recorder`` gave it."""
         place = func, self.counts[func]
         self.counts[func] += 1
         if place in self.change:
@@ -271,7 +273,8 @@ class _Recorder(TorchDispatchMode):
         )
 
     def value(self, tensor: Tensor) -> Value:
-        """The value that a tensor holds now."""
+        """The value that a tensor holds now; one that is not known yet, or was written to by way of
+        another view, gets a new value in the graph."""
         key = _key(tensor)
         latest = self.latest.get(key) if key is not None else None
         if latest is None:
@@ -305,6 +308,7 @@ class _Recorder(TorchDispatchMode):
         return new
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for each operation: runs it, and adds it to the graph with its values."""
         kwargs = kwargs or {}
         if not _counted(func) or func is torch.ops.aten.detach.default:
             return func(*args, **kwargs)  # a question of size, or the same value by another name

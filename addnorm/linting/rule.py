@@ -95,7 +95,8 @@ class Rule:
     def __call__(
         self, case: str, module: str, /, *, words: Mapping[str, Any] | None = None, **evidence: Any
     ) -> Finding:
-        """The finding for a module: this case, with the evidence and ``words`` filled in."""
+        """The finding for the module at a path: this case, with the evidence and ``words`` filled
+        in. Each word has to be in its sentences, and each blank filled; else an ``Undeclared``."""
         if case not in self.cases:
             raise Undeclared(f"{self.name}: {case!r} is none of its cases: {', '.join(self.cases)}")
         foreign = [key for key in evidence if not self.declares(key)]

@@ -132,6 +132,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _facts(model: nn.Module, began: float) -> dict[str, Any]:
+    """What the report says of the model besides findings; ``began`` is by ``perf_counter``."""
     sizes = [p.numel() for p in model.parameters()]
     return {
         "model": type(model).__name__,

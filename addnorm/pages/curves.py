@@ -77,7 +77,8 @@ def smooth(places: Sequence[Pixel]) -> list[tuple[float, float]]:
 
 
 def band(frame: Frame, places: Sequence[Pixel]) -> str:
-    """From the lowest to the highest; a line where each pixel has one step."""
+    """The path of an area from the lowest to the highest of each place, a line where each has one
+    step; cut where a value has no place in the frame."""
     least = 10.0**frame.low if frame.log else -math.inf
     over = runs(frame, [(p.share, max(p.high, least)) for p in places])
     under = runs(frame, [(p.share, max(p.low, least)) for p in places])
@@ -100,7 +101,7 @@ def step_labels(frame: Frame, last: int) -> list[tuple[float, str]]:
 
 
 def evenly_chosen(points: Sequence[Any], most: int) -> Sequence[Any]:
-    """At most ``most`` of them, evenly chosen, the last one among them."""
+    """At most ``most`` of them, which is at least 2, evenly chosen, first and last among them."""
     if len(points) <= most:
         return points
     return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]

@@ -59,7 +59,7 @@ def exact(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """69 as 1 min 9 s."""
+    """Seconds in words, of two units at most: 69 as 1 min 9 s; a dash for what is not finite."""
     if not math.isfinite(seconds):
         return DASH
     whole = round(seconds)

@@ -33,7 +33,8 @@ class Plot:
         kind: str = "line",
         strength: float | None = None,
     ) -> None:
-        """Through the points. Of several, ``strength`` tells them apart: 1 is the darkest."""
+        """Through the points, by the style ``kind`` of the page. ``strength``, from 0 to 1, tells
+        several lines apart: 1 is the darkest and widest; None: as the style has it."""
         style = ""
         if strength is not None:
             look = f"opacity:{strength:.2f};stroke-width:{0.8 + 1.4 * strength:.2f}"
@@ -45,7 +46,8 @@ class Plot:
         self.add(f'<path class="{kind}" d="{band(self.frame, places)}"/>')
 
     def dots(self, points: Iterable[tuple[float, float, str]], kind: str, radius: float) -> None:
-        """(share, value, title) of single points; those beyond the edges are left out."""
+        """(share, value, title) of single points, the title shown under the mouse; those beyond the
+        edges are left out. ``kind`` is a style, ``radius`` in pixels."""
         for share, value, title in points:
             if self.frame.holds(value):
                 place = f'cx="{self.frame.x(share):.1f}" cy="{self.frame.y(value):.1f}"'
@@ -55,7 +57,8 @@ class Plot:
                 )
 
     def limit(self, value: float, label: str) -> None:
-        """A line across, where there is a place for it."""
+        """A line across with its label at the right, where there is a place for it: else nothing,
+        as for NaN."""
         if self.frame.holds(value):
             left, right = self.frame.x(0), self.frame.x(1)
             self.add(f'<path class="limit" d="M{left} {self.frame.y(value):.1f}H{right}"/>')
@@ -85,7 +88,8 @@ class Plot:
     def beside(
         self, labels: Sequence[tuple[float, str]], gap: int, indent: int, down: int = 0
     ) -> None:
-        """(height, label) beside the right edge, ``gap`` apart and from ``down`` on."""
+        """(height, label) beside the right edge, in pixels: ``gap`` apart at least, ``indent`` away
+        from the edge and from ``down`` below the top on. Labels may be any text."""
         frame = self.frame
         places = spread([y for y, _ in labels], gap, frame.top + down, frame.floor)
         for place, (_, label) in zip(places, labels, strict=True):

@@ -51,7 +51,11 @@ def _sentence(text: str) -> str:
 
 @final
 class MetricChart:
-    """An evaluation's metric over the steps, before the training's own, if that has the same."""
+    """An evaluation's metric over the steps, before the training's own, if that has the same.
+
+    ``metric``: a name in the records of evaluations. ``column``: that of the same in the records of
+    training steps; one that they have not draws no line.
+    """
 
     def __init__(self, story: Story, metric: str, column: str) -> None:
         self.last = story.step
@@ -65,7 +69,8 @@ class MetricChart:
         self.whole = Curve([(s, v) for s, v, whole in values if whole is True], self.last)
 
     def draw(self, size: Size, words: str) -> str:
-        """The chart at one size."""
+        """The chart at one size in pixels; ``words`` say what it shows to those who do not see it.
+        The axis is logarithmic where values differ by more than 30 times."""
         places = self.train.thinned(size[0] - 126)
         line: Line = smooth(places)
         validation: Line = [(self.glances.share(s), v) for s, v in self.glances.points]
@@ -157,7 +162,7 @@ def _steps(steps: Sequence[int]) -> str:
 
 
 def steering(story: Story) -> str:
-    """Learning rate and gradient norm."""
+    """The charts of learning rate and gradient norm, as HTML."""
     if not story.train.steps:
         return "<p>There are no steps yet.</p>"
     return f'<div class="pair">{_rate(story)}{_gradient(story)}</div>'
@@ -222,7 +227,8 @@ def _gradient_in_words(curve: Curve, clip: float, wedged: Sequence[int]) -> str:
 
 
 def stream(story: Story) -> str:
-    """The residual stream by layer at several moments, and of three layers over the steps."""
+    """The charts of the residual stream by layer at several moments, and of three layers over the
+    steps, as HTML; a sentence where nothing was measured."""
     lists = [(r["step"], r["stream_rms"]) for r in story.train.records if "stream_rms" in r]
     rows = [(s, [as_float(v) for v in values]) for s, values in lists if isinstance(values, list)]
     size = len(rows[-1][1]) if rows else 0
@@ -292,7 +298,7 @@ def _over_steps(rows: Sequence[tuple[int, list[float]]], last: int) -> str:
 
 
 def throughput(story: Story) -> str:
-    """How much each step got done in a second."""
+    """The chart of how much each step got done in a second, as HTML."""
     curve = Curve(story.train.points("tokens_per_s"), story.step)
     if not curve.values:
         return "<p>There are no steps yet.</p>"

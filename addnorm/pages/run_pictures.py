@@ -26,6 +26,7 @@ def pictures(content: Sequence[Any]) -> str:
 
 
 def _picture(picture: Any) -> str:
+    """A table under its title, as HTML; "" for what is not understood. Nothing in it is trusted."""
     kind = picture.get("kind") if isinstance(picture, dict) else None
     table = KINDS[kind](picture) if isinstance(kind, str) and kind in KINDS else ""
     if not table:
@@ -38,6 +39,7 @@ def _picture(picture: Any) -> str:
 
 
 def _matrix(picture: Mapping[str, Any]) -> str:
+    """The head and body of a table of counts; "" where rows, columns and values do not fit."""
     rows, columns, values = (_list(picture.get(name)) for name in ("rows", "columns", "values"))
     if not columns or len(rows) != len(values):
         return ""
@@ -57,6 +59,8 @@ def _matrix(picture: Mapping[str, Any]) -> str:
 
 
 def _table(picture: Mapping[str, Any]) -> str:
+    """The head and body of a table of cells, ``MOST`` rows of it; rows that have not as many cells
+    as there are heads are left out, and "" where none is left."""
     heads, rows = _list(picture.get("heads")), _list(picture.get("rows"))[:MOST]
     fitting = [row for row in rows if len(_list(row)) == len(heads)]
     if not heads or not fitting:
@@ -76,6 +80,7 @@ def _table(picture: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
+    """A number or any text, cut to ``LETTERS``, as HTML."""
     if isinstance(value, float):
         return exact(value)
     text = f"{value:,}" if isinstance(value, int) else str(value)

@@ -149,7 +149,7 @@ class Charts:
         lines that end together."""
         groups: list[list[tuple[float, int]]] = []
         for end in sorted(ends):
-            if groups and end[0] - groups[-1][-1][0] < 7:
+            if groups and end[0] - groups[-1][-1][0] < 7:  # pixels: two labels would touch
                 groups[-1].append(end)
             else:
                 groups.append([end])
@@ -182,7 +182,11 @@ def _ends(values: Sequence[float]) -> str:
 
 @final
 class Strip:
-    """Exponents on a common scale, one small plot for each row of the table."""
+    """Exponents on a common scale, one small plot for each row of the table.
+
+    ``exponents``: those of all rows, None where one is not defined. The scale holds them all and
+    -0.5 to 0.5, but no more than -3 to 3: what explodes would flatten the rest.
+    """
 
     WIDTH, HEIGHT = 120, 18
 

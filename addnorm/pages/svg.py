@@ -84,7 +84,8 @@ def even_extent(values: Iterable[float]) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within the edges, also 2 and 5 times those where there would be few."""
+    """Powers of ten within the edges, also 2 and 5 times those where there would be few. The edges
+    are given as log10, as ``extent`` has them; the values are not."""
     powers = range(math.floor(low), math.ceil(high) + 1)
     step = max(1, math.ceil((high - low) / 5))
     values = [10.0**k for k in powers if k % step == 0 and low <= k <= high]
@@ -94,7 +95,8 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def even_ticks(low: float, high: float, most: int = 5) -> tuple[list[float], float]:
-    """At most ``most`` round numbers within the edges, and how far they are apart."""
+    """(about ``most`` round numbers within the edges, how far they are apart); ``low`` must be
+    below ``high``."""
     rough = (high - low) / most
     base = 10.0 ** math.floor(math.log10(rough))
     step = next(m * base for m in (1, 2, 5, 10) if m * base >= rough * (1 - 1e-9))
@@ -111,7 +113,8 @@ def value_labels(frame: Frame) -> list[tuple[float, str]]:
 
 
 def spread(ideal: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places for labels: as near as possible to where they are wanted, in order, ``gap`` apart."""
+    """Places for labels between ``low`` and ``high``, one for each of ``ideal`` in its order: as
+    near as possible to where they are wanted, ``gap`` apart, or less where they would not fit."""
     order = sorted(range(len(ideal)), key=ideal.__getitem__)
     gap = min(gap, (high - low) / max(1, len(ideal) - 1))
     # Least squares under an order is the pooling of neighbours that violate it.
@@ -157,7 +160,8 @@ def evenly(values: Sequence[float]) -> list[tuple[float, float]]:
 def grid(
     frame: Frame, upwards: Iterable[tuple[float, str]], across: Iterable[tuple[float, str]]
 ) -> str:
-    """The axes: (value, label) as lines, (share, label) under the floor."""
+    """The axes: (value, label) as lines, (share, label) under the floor. Labels are SVG already:
+    no text of a user's."""
     left, right = frame.x(0), frame.x(1)
     parts = []
     for value, label in upwards:

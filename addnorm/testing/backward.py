@@ -1,6 +1,6 @@
 """Its gradients, against those of the equation and of what people forget in them."""
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,9 +95,9 @@ def _input_gradient(
     family = input_gradient_candidates(dy if weight is None else dy * weight, hat, r, kit.kind)
     if weight is not None:
         right = input_gradient_candidates(dy, hat, r, kit.kind)[RIGHT]
-        family["the weight is left out"] = ("norm-bad-gradient", right)
+        family["the weight is left out"] = Candidate("norm-bad-gradient", right.gradient)
     have = torch.zeros_like(x) if grad is None else grad
-    off = all_off_by(have, {what: value for what, (_, value) in _pairs(family).items()})
+    off = all_off_by(have, {what: candidate.gradient for what, candidate in family.items()})
     # Relative to r * g, which the other terms may cancel (of two features nearly all): roundings of
     # g, of the products and of the result, at most 8 units of the dtype; float32 sums, n + 10.
     # xhat and r are as exact as x - mean is, which loses mean|x| / deviation.
@@ -108,7 +108,7 @@ def _input_gradient(
     if w.match is not None:
         bound += 10 * w.match.distance  # what is computed in float32 whatever it is given
     g = dy if weight is None else dy * weight
-    bound *= float((r * g).norm() / _pairs(family)[RIGHT][1].norm().clamp(min=1e-300))
+    bound *= float((r * g).norm() / family[RIGHT].gradient.norm().clamp(min=1e-300))
     if off[RIGHT] <= bound:
         return
     best = min(off, key=lambda n: off[n])
@@ -117,7 +117,7 @@ def _input_gradient(
     elif off[best] > 0.1:
         best, rule = "like none that is known", "norm-bad-gradient"
     else:
-        rule = _pairs(family)[best][0]
+        rule = family[best].mistake
     yield finding(
         rule,
         "error",
@@ -133,9 +133,12 @@ RIGHT = "right"
 """The key of the right one among candidates."""
 
 
-def _pairs(family: dict[str, Any]) -> dict[str, tuple[str, Tensor]]:
-    """Every candidate as (rule, value); the right one breaks no rule, ""."""
-    return {k: v if isinstance(v, tuple) else ("", v) for k, v in family.items()}
+class Candidate(NamedTuple):
+    """What a gradient of x may be."""
+
+    mistake: str
+    """That of ``mistake_names`` which it is; "" of the right one."""
+    gradient: Tensor
 
 
 def reciprocal_deviation(kit: Kit, x: Tensor) -> Tensor:
@@ -147,9 +150,11 @@ def reciprocal_deviation(kit: Kit, x: Tensor) -> Tensor:
     return ((x * x).mean(-1, keepdim=True) + eps).rsqrt()
 
 
-def input_gradient_candidates(g: Tensor, hat: Tensor, r: Tensor, kind: NormKind) -> dict[str, Any]:
+def input_gradient_candidates(
+    g: Tensor, hat: Tensor, r: Tensor, kind: NormKind
+) -> dict[str, Candidate]:
     """What a gradient of x may be: the right one, under ``RIGHT`` and first, and wrong ones by what
-    is wrong, as (mistake of ``mistake_names``, value).
+    is wrong.
 
     g = dy * weight; ``hat`` is the normalized x; r is 1 / sqrt(variance + eps).
     """
@@ -158,33 +163,34 @@ def input_gradient_candidates(g: Tensor, hat: Tensor, r: Tensor, kind: NormKind)
     along = (g * hat).mean(-1, keepdim=True)
     layer, rms = r * (g - mean - hat * along), r * (g - hat * along)
     wrong = {
-        "statistics are held constant (detached)": ("gradient-detached-statistics", r * g),
-        "the term of the variance is dropped": (
+        "statistics are held constant (detached)": Candidate("gradient-detached-statistics", r * g),
+        "the term of the variance is dropped": Candidate(
             "gradient-dropped-variance-term",
             r * (g - mean),
         ),
-        "not divided by the deviation": (
+        "not divided by the deviation": Candidate(
             "norm-bad-gradient",
             (layer if kind == "layer" else rms) / r,
         ),
-        "sums instead of means": (
+        "sums instead of means": Candidate(
             "norm-bad-gradient",
             r * (g - (n * mean if kind == "layer" else 0.0) - n * hat * along),
         ),
-        "a sign is wrong": (
+        "a sign is wrong": Candidate(
             "norm-bad-gradient",
             r * (g - (mean if kind == "layer" else 0.0) + hat * along),
         ),
-        "nothing": ("gradient-missing", torch.zeros_like(g)),
+        "nothing": Candidate("gradient-missing", torch.zeros_like(g)),
     }
     if kind == "layer":
-        wrong["the term of the mean is dropped (RMSNorm's gradient)"] = (
+        wrong["the term of the mean is dropped (RMSNorm's gradient)"] = Candidate(
             "gradient-dropped-mean-term",
             rms,
         )
-        return {RIGHT: layer, **wrong}
-    wrong["it has a term of the mean (LayerNorm's gradient)"] = ("norm-bad-gradient", layer)
-    return {RIGHT: rms, **wrong}
+        return {RIGHT: Candidate("", layer), **wrong}
+    other = "it has a term of the mean (LayerNorm's gradient)"
+    wrong[other] = Candidate("norm-bad-gradient", layer)
+    return {RIGHT: Candidate("", rms), **wrong}
 
 
 def _parameter_gradient(

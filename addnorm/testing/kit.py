@@ -52,7 +52,13 @@ def reference(
 
 @final
 class Function(nn.Module):
-    """A function with the parameters that it takes."""
+    """A function with the parameters that it takes, as a module.
+
+    ``fn``: the function, called with x, a residual if it is given one, and the rest by name.
+    ``names``: role -> the argument that has it, of those that it takes; the keys of ``_NAMES``.
+    ``eps``: what it is called with. ``pair``: it is a fused addition and norm.
+    The parameters are made by ``at``: as it is made here, it has none.
+    """
 
     def __init__(self, fn: Callable[..., Any], names: dict[str, str], eps: float, pair: bool):
         super().__init__()
@@ -191,7 +197,15 @@ class Width:
 
 @final
 class Kit:
-    """One norm under examination."""
+    """One norm under examination.
+
+    ``module``, ``eps`` and ``widths`` are what ``as_module`` gives, ``eps`` as it is claimed;
+    ``backend`` is torch.compile's, None: it is not compiled. ``pair`` is the fused addition and
+    norm where ``module`` is the norm of one, else None.
+
+    ``report`` fills what follows: checks read and write ``dead``, ``wrong``, ``misused`` and
+    ``spoilt`` in their order, which is that of the table of checks.
+    """
 
     def __init__(
         self,
@@ -269,7 +283,8 @@ class Kit:
         }
 
     def of_width(self, dim: int) -> nn.Module:
-        """The module with that many features."""
+        """The module with that many features: a function's is made, a module of the user's has one
+        width and is given back as it is."""
         if isinstance(self.subject, Function | NormOfSum):
             return self.subject.at(dim).to(self.device)
         return self.subject
@@ -299,7 +314,8 @@ class Kit:
         return any(not torch.equal(y.nan_to_num(), ys[0].nan_to_num()) for y in ys)
 
     def _enliven(self, module: nn.Module, probe: Probe) -> None:
-        """Random values for ones and zeros, which would hide what is done to them."""
+        """Give ``module``, of which ``probe`` has a copy, random values for ones and zeros in its
+        gain and shifts, in place: they would hide what is done to them."""
         g = torch.Generator().manual_seed(1)
         for (_, p), (_, q) in zip(
             module.named_parameters(), probe.module.named_parameters(), strict=True

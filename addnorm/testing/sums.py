@@ -35,7 +35,8 @@ def _nearest_of(have: Tensor, family: dict[str, Tensor]) -> tuple[str, dict[str,
 
 
 def _sum(kit: Kit) -> Answers:
-    """The stream, and what it is that is normalized."""
+    """Findings on the stream, and on what it is that is normalized, in every dtype in which it
+    runs; where the norm by itself is wrong, on the stream in the first of them only."""
     w = kit.first
     for dtype in kit.dtypes:
         if dtype in kit.dead:
@@ -131,7 +132,7 @@ def _of_the_sum(
     excess = float(((y.double() - family["norm(stream)"]).abs() / bound).max())
     if best == right[1] and dtype in (torch.bfloat16, torch.float16):
         same = [float((y == family[r].to(dtype)).double().mean()) for r in right]
-        if same[1] > same[0] + 0.05:
+        if same[1] > same[0] + 0.05:  # of the outputs; the two right ones are equal in most
             yield finding(
                 "stream-rounding",
                 "note",
@@ -153,7 +154,8 @@ def _of_the_sum(
 
 
 def _sum_gradients(kit: Kit) -> Answers:
-    """Through the normed output, through the stream, and through both at once."""
+    """Findings on the gradients of x and residual that come through the normed output, through the
+    stream, and through both at once; none where the norm by itself is wrong."""
     if not kit.right:
         return
     w = kit.first
@@ -168,7 +170,8 @@ def _sum_gradients(kit: Kit) -> Answers:
     total = (x + res).detach()
     hat = kit.answer(total)
     g = dy.double() if weight is None else dy.double() * weight
-    through = input_gradient_candidates(g, hat, reciprocal_deviation(kit, total), kit.kind)[RIGHT]
+    r = reciprocal_deviation(kit, total)
+    through = input_gradient_candidates(g, hat, r, kit.kind)[RIGHT].gradient
     bound = 1e-4 if dtype == torch.float32 else 1e-6 + 10 * (w.match.distance if w.match else 0.0)
     for what, a, b in (("normed", 1.0, 0.0), ("stream", 0.0, 1.0), ("both outputs", 1.0, 1.0)):
         y, stream = both(pair(x, res))
@@ -199,12 +202,12 @@ def _sum_gradients(kit: Kit) -> Answers:
             if off[RIGHT] <= bound:
                 continue
             missing = what == "both outputs" and best == "the normed output's gradient alone"
-            half = best if off[best] < 0.1 else "like none that is known"
+            like = best if off[best] < 0.1 else "like none that is known"
             yield finding(
                 "gradient-stream-dropped" if missing else f"gradient-{argument}",
                 "error",
                 {"through": what, "bound": bound} | {f"distance: {t}": d for t, d in off.items()},
-                f"Through {what} the gradient of {argument} is off by {off[RIGHT]:.2g}: {half}.",
+                f"Through {what} the gradient of {argument} is off by {off[RIGHT]:.2g}: {like}.",
                 "ds = N'(dy) + dstream; x and residual both receive it whole.",
             )
 

@@ -183,6 +183,7 @@ def _saturates(probe: Probe) -> bool:
     """Whether the output is bounded though the input is not, as tanh and erf are."""
     with torch.no_grad():
         x = probe.normal(7, offset=0.0)
+        # inputs of 10 saturate most such functions; a root would grow 30-fold from there
         small, large = probe.bare(10.0 * x).abs().max(), probe.bare(1e4 * x).abs().max()
     return bool(large < 5.0 * small)
 
@@ -272,7 +273,8 @@ def find_norms(specimen: Specimen) -> list[FoundNorm]:
 
 
 def batch_and_time(specimen: Specimen, path: str) -> tuple[int | None, int | None]:
-    """The axes (from the end) that grow with the batch and shrink with the sequence, measured."""
+    """(the axis that grows with the batch, the axis that shrinks with the sequence) of what the
+    norm at ``path`` is given, from the end, measured; None where no single axis does."""
     longer, shorter = _other_shapes(specimen)
     shape = next(norm for norm in measured_norms(specimen) if norm.path == path).call.shape
 
@@ -292,7 +294,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 @once
 def _other_shapes(specimen: Specimen) -> tuple[Shapes, Shapes]:
-    """The shapes that modules see with two batches in one, and with one position less."""
+    """(the shapes that modules see with two batches in one, those with one position less), by path;
+    {} where there is no such call, or the model does not take it."""
     tensors = specimen.inputs.tensors()
     main = next((t for t in tensors.values() if t.dim()), None)
     batch = 0 if main is None else main.shape[0]

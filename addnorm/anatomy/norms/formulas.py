@@ -69,6 +69,7 @@ class Formula:
         return s * n if self.summed else s
 
     def __call__(self, x: Tensor, eps: float) -> Tensor:
+        """The formula of rows x (..., n), of the same shape; with an eps of 0 it may be NaN."""
         num = self.numerator(x)
         if self.form == "bare":
             return num
@@ -185,20 +186,21 @@ class Match(NamedTuple):
 
 
 def nearest(x: Tensor, y: Tensor, claimed_eps: float | None = None) -> Match:
-    """Which formula makes ``y`` from ``x``, both (scales, rows, n) in float64.
+    """Which formula makes ``y`` from ``x``, both (scales, rows, n) in float64, small scales first.
 
     First without a factor, then with a constant one, then with one per feature: a norm is excused
-    by a factor only where nothing fits without.
+    by a factor only where nothing fits without. ``claimed_eps`` is tried beside those that are read
+    off the rows; None: nobody claims one.
     """
     best: Match | None = None
     for mode in ("none", "constant", "feature"):
         if mode == "feature" and x.shape[0] * x.shape[1] < 8:
-            break
+            break  # of few rows, a factor for each feature would explain anything
         match = _nearest(x, y, claimed_eps, mode)
         if best is None or match.distance < 0.5 * best.distance:
             best = match
         if best.distance < 1e-3:
-            break
+            break  # near enough: a factor has nothing to explain
     assert best is not None
     return best
 

@@ -323,7 +323,8 @@ class Probe:
             return not any(True for _ in self.module.parameters()) and torch.equal(self.raw(x), x)
 
     def invariant(self) -> bool:
-        """Whether the output keeps its size where the input's changes, and is not constant."""
+        """Whether the output keeps its size where the input's changes, up to what eps and 16 bits
+        may move, and is not constant."""
         with torch.no_grad():
             x = self.normal(5)
             y = self.bare(x)

@@ -93,7 +93,8 @@ def arguments(s: Influence, _: Subject) -> Answers:
 
 
 def _other_inputs(s: Influence) -> Answers:
-    """Arguments of the call that are no main input, memory or mask."""
+    """Findings of arguments of the call, but for main input, memory and masks, of which other
+    values change nothing."""
     r = s.arguments
     others = {r.main, r.memory, *(m.name for m in r.masks)}
     for name, value in s.inputs.tensors().items():
@@ -138,7 +139,8 @@ def _token_types(s: Influence) -> Answers:
 
 
 def _switches(s: Influence) -> Answers:
-    """Booleans with a default."""
+    """Findings of booleans with a default, not given and no ``FORMAT``, of which the opposite
+    changes nothing."""
     for name, parameter in signature(s.model).items():
         if type(parameter.default) is not bool or FORMAT.search(name):
             continue

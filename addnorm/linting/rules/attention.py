@@ -174,6 +174,7 @@ class Factor:
     """The side comes out of a norm."""
 
     def __mul__(self, other: "Factor") -> "Factor":
+        """Both, one after the other or of two sides of a product."""
         return Factor(
             self.constant * other.constant,
             self.applied + other.applied,

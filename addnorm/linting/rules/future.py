@@ -177,6 +177,7 @@ def _unmasked(s: Influence, leaks: _Leaks) -> list[str]:
     recorded as weights, but as a module that multiplies what it computed.
     """
     attentions = s.attention_reaches
+    # nearly all pairs, since a few weights may round to zero
     without = [e.path for e in attentions if min(e.ahead, e.behind) > 0.9 and not e.flat]
     if attentions:
         return without if len(without) == len(attentions) and leaks.share > 0.9 else []
@@ -307,7 +308,8 @@ def _multiplies(s: Influence, path: str) -> bool:
 
 
 def _with_causal_mask(s: Influence) -> str | None:
-    """The optional argument with which the model becomes causal, if there is one."""
+    """The optional argument with which the model becomes causal when it is given a causal mask, as
+    it reads one; None: there is none, or the output has no places to see it at."""
     if s.matrix is None:
         return None
     n = s.places

@@ -325,6 +325,7 @@ def _depth(s: Structure, chain: Sequence[Residual]) -> Iterator[Finding]:
     )
     if growth > EXPLODES or growth < 1 / EXPLODES:
         yield UNSTABLE("stream explodes", module, words={"growth": growth}, **evidence)
+    # by a factor at each sublayer: a variance that only adds up grows as a power of depth
     elif growth > GROWS and growth ** (1 / max(len(chain) - 1, 1)) > 1.3:
         yield UNSTABLE("stream grows", module, words={"growth": growth}, **evidence)
     if len(grads) > 1 and min(grads) > 0:
@@ -379,7 +380,8 @@ def _saturated(s: Structure) -> Iterator[Finding]:
 
 
 def _logits(s: Structure) -> Iterator[Finding]:
-    """Scores over a vocabulary must start near each other."""
+    """Findings of outputs with as many columns as a table has rows: scores over a vocabulary, which
+    must start near each other."""
     rows = {v.shape[0]: name for name, v in s.tables.items()}
     for leaf in (t for t in tree_leaves(s.results) if isinstance(t, Value)):
         t = leaf.tensor.detach()

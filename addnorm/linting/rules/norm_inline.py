@@ -38,7 +38,8 @@ def inline(subject: Subject) -> Answers:
 
 
 def _function(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
-    """F.layer_norm and its like: over what?"""
+    """Findings of a norm that is one operation of torch: batch normalization, or a layer norm over
+    several axes or, by its size, over another axis than the stream's width."""
     if "batch_norm" in norm.op.name:
         inside = bool(s.block(norm.op.module)) or norm.output in s.inside_branches
         yield BATCH_DEPENDENT(
@@ -58,7 +59,8 @@ def _function(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
 
 
 def _by_hand(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
-    """x / sqrt(mean(x^2) + eps) and its like."""
+    """Findings of x / sqrt(mean(x^2) + eps) and its like: of its axes or, where these are right, of
+    its variance, its eps and the sizes of its rows."""
     statistic = next((v for v in norm.op.inputs if _is_smaller(v, norm.source)), None)
     if statistic is None:
         return
@@ -155,6 +157,7 @@ def _eps_behind_root(norm: TracedNorm, chain: list[Op]) -> Iterator[Finding]:
     after = chain[: chain.index(root)]
     for op in after:
         constants = [number(a) for a in op.args[1:]]
+        # a larger one is no eps, but a part of the formula
         eps = next((c for c in constants if c is not None and 0 < abs(c) < 0.1), None)
         if op.name == "add" and eps is not None and root.name in ("sqrt", "std", "pow"):
             words = _where(norm)

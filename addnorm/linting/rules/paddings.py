@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from addnorm.anatomy.arguments import MaskArgument, mask_reading
 from addnorm.anatomy.influence import Influence, optional_arguments
 from addnorm.anatomy.inputs import Inputs
-from addnorm.anatomy.masks import as_mask, mask_values
+from addnorm.anatomy.masks import MaskReading, as_mask, mask_values
 from addnorm.anatomy.module_influence import axes_of
 from addnorm.anatomy.outputs import first_float, largest
 from addnorm.anatomy.signature import signature
@@ -44,8 +44,8 @@ class Padding:
         return self.inputs.replaced(self.role.name, mask)
 
     @property
-    def claimed(self) -> Any:
-        """The reading its name suggests."""
+    def claimed(self) -> MaskReading:
+        """The reading that its type and its name suggest."""
         if self.inputs.tensors()[self.role.name].is_floating_point():
             return "additive"
         return "drop" if re.search(r"padding_mask|pad_mask", self.name) else "keep"

@@ -97,6 +97,10 @@ SWAPPED = Rule(
     },
 )
 
+SURELY = 1e3
+"""By how many times the noise other samples must move in training mode: statistics of a batch move
+them by far more, rounding by less."""
+
 # --- the samples ----------------------------------------------------------------------------------
 
 
@@ -245,11 +249,11 @@ def _other_change(base: Tensor, new: Tensor, axis: int) -> float:
 def _leaks_in_training(s: Influence, size: float) -> Answers:
     """A finding if the other samples moved by ``size``, and that is far more than they move from
     one run in training mode to the next without a change."""
-    if size <= 1e3 * s.floor:
+    if size <= SURELY * s.floor:
         return
     again = output_in_training(s.training_copy, s.inputs)
     floor = max(10 * largest(again - s.training_base), s.floor)
-    if size > 1e3 * floor:
+    if size > SURELY * floor:
         norms = [p for p, m in s.model.named_modules() if isinstance(m, _NormBase)]
         first = norms[0] if norms else ""
         yield LEAK(
