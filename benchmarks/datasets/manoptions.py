@@ -19,7 +19,6 @@ groff-base), and about three minutes.
 
 import argparse
 import gzip
-import hashlib
 import json
 import re
 import subprocess
@@ -29,12 +28,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.datasets.debian import deb, read_list
 from benchmarks.datasets.shared_runs import runs_of_all, shared, words
+from benchmarks.datasets.sides import fraction, side_of
 
 LIST = Path(__file__).with_suffix(".txt")
 SIDES = {"test": 0.2, "val": 0.1, "train": 0.7}
@@ -180,9 +179,9 @@ def split(pages: dict[str, list[Page]]) -> dict[str, list[dict[str, object]]]:
     """Side -> articles; a package is on one side."""
     sides: dict[str, list[dict[str, object]]] = {side: [] for side in SIDES}
     for name in sorted(pages):
-        place, ends = fraction(name), accumulate(SIDES.values())
-        side = next((s for s, end in zip(SIDES, ends, strict=True) if place < end), "train")
-        sides[side] += [entries for page in pages[name] if (entries := article(name, page))]
+        sides[side_of(name, SIDES)] += [
+            entries for page in pages[name] if (entries := article(name, page))
+        ]
     return sides
 
 
@@ -264,11 +263,6 @@ def every_question(articles: Sequence[dict[str, object]]) -> Iterator[tuple[Any,
 def answers(articles: Sequence[dict[str, object]]) -> list[str]:
     """The texts of all answers."""
     return [answer["text"] for _, qa in every_question(articles) for answer in qa["answers"]]
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to 1 that depends on the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ needs groff (apt-get install groff-base), and about four minutes.
 import argparse
 import csv
 import gzip
-import hashlib
 import re
 import subprocess
 import sys
@@ -28,12 +27,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.datasets.debian import deb, read_list
 from benchmarks.datasets.shared_runs import runs, runs_of_all, shared
+from benchmarks.datasets.sides import fraction, side_of
 
 LIST = Path(__file__).with_suffix(".txt")
 SECTIONS = ("1", "3", "5", "7", "8")
@@ -141,9 +140,7 @@ def split(pages: Iterable[Page]) -> dict[str, list[Page]]:
     """Side -> its pages; a package is on one side, and what is learned is not asked for."""
     sides: dict[str, list[Page]] = {side: [] for side in SIDES}
     for page in pages:
-        place, ends = fraction(f"{HASH} {page.package}"), accumulate(SIDES.values())
-        side = next((s for s, end in zip(SIDES, ends, strict=True) if place < end), "train")
-        sides[side].append(page)
+        sides[side_of(f"{HASH} {page.package}", SIDES)].append(page)
     learned = runs_of_all(map(page_words, sides["train"]))
     for side in ("val", "test"):
         sides[side] = [p for p in sides[side] if shared(runs(page_words(p)), learned).share <= NEAR]
@@ -153,11 +150,6 @@ def split(pages: Iterable[Page]) -> dict[str, list[Page]]:
 def page_words(page: Page) -> tuple[str, ...]:
     """The words of a page, in lower case."""
     return tuple(page.text.lower().split())
-
-
-def fraction(key: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / (1 << 48)
 
 
 if __name__ == "__main__":

