@@ -22,7 +22,8 @@ from addnorm.version import __version__
 @final
 @dataclass(frozen=True)
 class Command:
-    """One subcommand: ``addnorm.cli.<name>`` holds its ``Options`` and ``run``."""
+    """One subcommand: ``addnorm.cli.<name>`` holds its ``Options`` and ``run``, and, where words
+    have to be put in order before they are read, ``arrange(words) -> words``."""
 
     name: str
     summary: str

@@ -140,6 +140,7 @@ class Session:
     """Conversations with a model: one goes on, those before it are over.
 
     ``model``: what answers; ``chat``: its tokenizer and template; ``options``: the command's.
+    ``failures``: how many lines could not be obeyed.
     """
 
     def __init__(self, model: "LanguageModel", chat: "ChatTokenizer", options: Options) -> None:
@@ -175,6 +176,8 @@ class Session:
             output.say(str(error))
 
     def _command(self, name: str, rest: str) -> None:
+        """Do what a command, such as /save, says with the ``rest`` of its line; a ``Refusal`` where
+        there is no such one."""
         if name == "/help" and not rest:
             print(HELP, flush=True)
         elif name == "/reset" and not rest:

@@ -142,6 +142,7 @@ def run(options: Options) -> int:
 
 
 def _print(written: "Written") -> None:
+    """Print the files with their sizes, what checked them, and remarks."""
     from addnorm.export import human
 
     print(f"{written.path}: {written.what}")

@@ -37,7 +37,7 @@ def print_report(
     notes: bool = False,
     ignored: Sequence[str] = (),
 ) -> None:
-    """For a reader who is tired and knows nothing of this program.
+    """Print a report, for a reader who is tired and knows nothing of this program.
 
     ``notes`` prints notes in full instead of a line each at the end; ``ignored`` are rules that the
     user left out, which the last line repeats.
@@ -136,6 +136,7 @@ def _header(facts: Mapping[str, Any], target: "Target") -> Text:
 
 
 def _title(finding: "Finding") -> Text:
+    """The first line of a finding: how severe it is, the rule, the place."""
     return Text.assemble(
         (f"{finding.severity:<9}", LOUD[finding.severity]),
         (finding.rule, "bold"),
@@ -184,7 +185,7 @@ def _print_beside(text: Text, console: Console, start: tuple[str, str]) -> None:
 
 
 def _print_wrapped(text: Text, console: Console) -> None:
-    """Print it wrapped, without blanks at the ends of lines."""
+    """Print it wrapped, without blanks at the ends of lines; a GLUE in it becomes a blank."""
     for line in text.wrap(console, console.width):
         line.rstrip()
         line.plain = line.plain.replace(GLUE, " ")

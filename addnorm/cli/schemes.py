@@ -78,6 +78,7 @@ def command(names: tuple[str, ...], setup: Setup) -> str:
 
 
 def _print_list() -> None:
+    """Print a table of all designs, and one of all combinators."""
     from addnorm.lab.measurement import register
 
     console = Console(width=WIDTH, highlight=False, markup=False, emoji=False)
@@ -127,6 +128,8 @@ def _measure(options: Options) -> None:
 
 
 def _print_report(report: "LabReport") -> None:
+    """Print what was measured as a table, a design in each row, at the largest of the depths, with
+    the exponents over all of them; below it what the columns are."""
     from addnorm.lab.measurement import conditions
 
     console = Console(width=WIDTH, highlight=False, markup=False, emoji=False)

@@ -391,7 +391,8 @@ def _from_transformers(target: str, folder: Path, weights: bool) -> Target:
 
 @contextlib.contextmanager
 def line_if_slow(doing: str, parameters: int = 0) -> Iterator[None]:
-    """Where no bar is drawn, a line says what is being done if that takes long."""
+    """Where no bar is drawn, a line on stderr says what is done, ``doing``, if it takes longer
+    than PATIENCE; at once if there are more than MANY ``parameters``."""
     errors = sys.stderr
     if errors.isatty():
         yield

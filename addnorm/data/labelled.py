@@ -50,7 +50,7 @@ class Entry(NamedTuple):
     """Whether it is a cell of a table, where a list cannot be written."""
 
     def one_label(self) -> Labelled:
-        """With the one label that it must have."""
+        """With the one label that it must have: a list or an empty one is a ``DataError``."""
         if isinstance(self.label, list):
             short = value_in_short(self.label)
             raise DataError(
@@ -62,7 +62,8 @@ class Entry(NamedTuple):
         return Labelled(self.text, name)
 
     def label_set(self) -> LabelSet:
-        """With as many as there are: a list, or in a table a cell such as ``a|b``."""
+        """With as many as there are, in their order: a list, or in a table a cell such as ``a|b``.
+        An empty one among others is a ``DataError``."""
         several = self.label if isinstance(self.label, list) else [self.label]
         if self.table:
             several = str(self.label).split(SEPARATOR)
@@ -84,7 +85,8 @@ def read_label_sets(path: str | Path) -> list[LabelSet]:
 
 
 def read_entries(path: str | Path) -> list[Entry]:
-    """All texts of a file or folder, in their order, with what it says of their labels."""
+    """All texts of a file or folder, in their order, with what it says of their labels, unchecked.
+    A ``DataError`` where it is none of the FORMATS, or holds no text."""
     place = reading.place(path, DataError)
     if place.is_dir():
         return _folder(place)

@@ -48,6 +48,7 @@ class Masking:
         self._begins = np.ones(tokenizer.vocab_size, bool)
         for i in range(tokenizer.vocab_size):
             try:
+                # so a WordPiece writes what begins a word, and no other tokenizer has a mask
                 self._begins[i] = tokenizer.token_bytes(i)[:1] == b" "
             except ValueError:  # a gap in the vocabulary
                 self._ordinary[i] = False

@@ -22,7 +22,8 @@ def order_key(name: str, more: int = 0) -> NDArray[np.uint64]:
 
 
 def shuffled(x: NDArray[np.int64], n: int, key: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The place of each x in a pseudo-random order of 0 ... n - 1, in memory for x only.
+    """The place of each x, from 0 to n - 1, in a pseudo-random order of these numbers, in memory
+    for x only. ``key``: of ``order_key``, without the numbers that ``more`` puts behind.
 
     Swap-or-not (Hoang, Morris & Rogaway 2012, "An Enciphering Scheme Based on a Card Shuffle",
     arXiv 1208.1176): a round pairs x with K - x modulo n, and swaps the two or not as a hash of the

@@ -71,7 +71,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[bytes]:
-        """The ids of each text."""
+        """The ids of each text, none of which is empty, in the dtype that ``dtype_for`` names."""
 
     def cut(self, text: str) -> int:
         """How much of the text may be encoded without knowing how it goes on; 0 if nothing."""
@@ -109,9 +109,6 @@ class _ByCharacters(Encoder):
 
 @final
 class _ByPairs(Encoder):
-    """BPE and WordPiece. Where a long document may be cut depends on how they split text into
-    words."""
-
     def __init__(self, tokenizer: Tokenizer, dtype: str):
         self._tokenizer, self._dtype = tokenizer, dtype
 

@@ -108,7 +108,8 @@ class PassageReader:
 
 
 def window_batch(windows: Sequence[PassageWindow]) -> dict[str, Tensor]:
-    """``ids``, ``valid`` and ``types`` of windows of unlike length."""
+    """``ids``, ``valid`` (which of them are real) and ``types`` of windows of unlike length, each
+    (windows, longest)."""
     batch = padded([window.ids for window in windows])
     return {**batch, "types": padded([window.types for window in windows])["ids"]}
 
@@ -116,7 +117,8 @@ def window_batch(windows: Sequence[PassageWindow]) -> dict[str, Tensor]:
 def best_spans(logits: Tensor, windows: Sequence[PassageWindow], longest: int) -> Tensor:
     """(windows, 4) in float64 of logits (windows, T, 2): the score of no answer; the score of the
     best span of at most so many tokens, and the places of its first and last one. Of equal ones the
-    first counts; a window without a token of the passage has -inf."""
+    first counts; a window without a token of the passage has -inf. A ``FloatingPointError`` where
+    logits are not finite; those outside of a window's passage, but for [CLS], do not matter."""
     start, end = logits.double().unbind(-1)  # (B, T)
     null = start[:, 0] + end[:, 0]
     place = torch.arange(start.shape[1], device=start.device)

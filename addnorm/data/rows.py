@@ -7,7 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-WINDOWS = 8  # of a row longer than the context, side by side with halves in common
+WINDOWS = 8
+"""Of a row longer than the context, side by side with halves in common; the parts of a longer one
+lie further apart, so that a book takes no longer to judge than a chapter."""
 
 
 def windows(ids: NDArray[np.int64], context: int) -> list[NDArray[np.int64]]:

@@ -76,7 +76,8 @@ class Windows:
         return rows
 
     def documents(self, first: int, count: int, every: int = 1) -> NDArray[np.int64]:
-        """The number of the document that each token of these windows belongs to."""
+        """The number of the document that each token of these windows belongs to, in the shape of
+        ``rows``."""
         indices = self.starts(first, count)[::every, None] + np.arange(self._context + 1)
         return document_of(self._tokens, indices)
 

@@ -337,7 +337,8 @@ def save(
 
     ``format``: "bert", which transformers reads as it is, or "addnorm"; None takes BERT's where it
     can say what the model is. ``labels``: the names of what the head chooses from; None: those that
-    the model was loaded with, else LABEL_0, LABEL_1, ...
+    the model was loaded with, else LABEL_0, LABEL_1, ... The model's ``labels`` and
+    ``tokenizer_identity`` are afterwards those that were written.
     """
     config = model.config
     reasons = why_not_published(config)
@@ -395,7 +396,8 @@ def _names(model: Bert, labels: Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def _own(model: Bert) -> dict[str, Tensor]:
-    """The model's tensors by their names without wrappers, as its config says that they are."""
+    """The model's tensors by their names without wrappers; a ``WeightsError`` where they are not
+    what its config says, as with an adapter in it."""
     tensors = {name.replace("_orig_mod.", ""): t for name, t in model.state_dict().items()}
     with torch.device("meta"):
         shapes = {name: t.shape for name, t in Bert(model.config).state_dict().items()}
@@ -486,7 +488,8 @@ def span_logits(model: Bert, ids: Tensor, valid: Tensor, types: Tensor) -> Tenso
 
 
 def frame_of(config: BertConfig, tokenizer: Tokenizer) -> TextFrame:
-    """What a BERT reads of a text at once: [CLS], a part of it, [SEP]."""
+    """What a BERT reads of a text at once: [CLS], a part of it, [SEP]. A ``Mendable`` where the
+    tokenizer has no such tokens, or the context no room between them."""
     around = (tokenizer.role_id("cls"),), (tokenizer.role_id("sep"),)
     frame = TextFrame(config.context_length, *around)
     if frame.room < 1:

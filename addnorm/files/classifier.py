@@ -30,7 +30,8 @@ def write(
     tokenizer: Tokenizer | None,
     labels: Sequence[str] | None,
 ) -> None:
-    """The folder that ``read`` takes: weights, settings, names of the classes, tokenizer."""
+    """Write the folder that ``read`` takes: weights, settings, names of the classes by their
+    numbers, tokenizer. None for one of the last two is a ``WeightsError``."""
     count = model.config.classes
     if tokenizer is None or labels is None or len(labels) != count:
         raise WeightsError(
@@ -53,7 +54,8 @@ def write(
 
 
 def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
-    """The model, its tokenizer and the names of its classes, checked."""
+    """The model, its tokenizer and the names of its classes; a ``WeightsError`` where they do not
+    belong together. ``dtype`` None keeps what is stored."""
     with reading.system_errors(folder, WeightsError):
         card, config, labels = _card(folder)
         with torch.device("meta"):

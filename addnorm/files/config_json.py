@@ -28,6 +28,7 @@ FIELDS = {
     "n_layer": "n_layers",
     "n_head": "n_heads",
 }
+"""What every config.json of GPT-2 has -> the field of ``GPTConfig``."""
 GPT2_ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -36,6 +37,8 @@ GPT2_ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+"""What transformers calls an activation -> what we do; of several names for one, the first is the
+one that is written."""
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 UNTOLD: dict[str, Any] = {
     "n_inner": None,
@@ -259,7 +262,8 @@ def check_tokenizer(folder: Path, vocab_size: int, identity: str | None) -> None
 
 
 def _ids(file: Path) -> Iterable[int]:
-    """The ids in one of a tokenizer's files, of which ``content`` is the JSON."""
+    """The ids in one of a tokenizer's files, by its name one of TOKENIZERS; none in a card that
+    leaves them to another file. A ``WeightsError`` where it is damaged."""
     if file.name == "vocab.txt":
         return range(len(reading.lines(file, WeightsError)))
     content = read_json(file)

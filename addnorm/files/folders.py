@@ -60,7 +60,9 @@ class WeightsError(Mendable):
 
 
 def find(path_or_id: str | os.PathLike[str]) -> Path:
-    """A folder here, or else a model of the Hugging Face hub, downloaded or from its cache."""
+    """A folder here, or else that of a model of the Hugging Face hub, downloaded or from its cache,
+    with safetensors where there are some, else with pickles; a ``WeightsError`` if there is
+    none."""
     folder = hub.local_folder(path_or_id, WeightsError)
     if folder is not None:
         return folder

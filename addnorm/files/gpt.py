@@ -132,8 +132,9 @@ def load_with(
     dropout: float | None,
     head: str | None = None,
 ) -> tuple[GPT, WeightsReport, Tensor | None]:
-    """The same of a model that has, if ``head`` names one, another head than that for tokens: its
-    weight comes beside the model."""
+    """What ``load`` gives, and the weight of the stored tensor ``head``, which is a head for
+    something else than tokens; None where ``head`` is. With one the model's own head is its
+    embedding, as nothing else is stored for it."""
     folder = folders.find(path_or_id)
     weight: Tensor | None = None
     with reading.system_errors(folder, WeightsError):
@@ -304,7 +305,8 @@ def _check_one(
 
 
 def _check_head(where: str, entry: StoredTensor, config: GPTConfig) -> None:
-    """One that is not for tokens may have any number of rows."""
+    """Raise unless a head that is not for tokens has rows, as many as it may be, of the model's
+    width."""
     if len(entry.shape) != 2 or not entry.shape[0] or entry.shape[1] != config.dim:
         raise WeightsError(
             f"{where} has shape {entry.shape}, expected a row of {config.dim} for each label"
@@ -352,7 +354,8 @@ def save(
 
 
 def plain_tensors(model: GPT) -> dict[str, Tensor]:
-    """The model's tensors, which must be those of its config."""
+    """The model's tensors by their names without wrappers; a ``WeightsError`` where they are not
+    what its config says, as with an adapter in it."""
     tensors, shapes = _own(model), _empty(model.config)[1]
     odd = [
         n for n in tensors.keys() | shapes if n not in tensors or tensors[n].shape != shapes.get(n)
@@ -372,7 +375,9 @@ def write_folder(
     tensors: Mapping[str, Tensor],
     tokenizer: SavedTokenizer | None,
 ) -> None:
-    """A folder of the tensors of a model, all of them finite, and of what is said beside them."""
+    """Write a folder of ``tensors``, which must be finite, of ``card`` as config.json, and of the
+    tokenizer. ``model``: whose they are; from then on it belongs to the tokenizer, by its
+    ``tokenizer_identity``."""
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise WeightsError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, and the model's vocabulary is "
@@ -398,7 +403,8 @@ def write_folder(
 
 
 def as_gpt2(config: GPTConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's tensors as a GPT2LMHeadModel names, joins and turns them."""
+    """The model's tensors, by name as ``plain_tensors`` has them, as a GPT2LMHeadModel names, joins
+    and turns them; for a model of which ``why_not_gpt2`` says nothing."""
     # what pads the vocabulary is ours alone
     ours = {**ours, "tokens.weight": ours["tokens.weight"][: config.vocab_size]}
     tensors = {}

@@ -180,7 +180,8 @@ def read_config(folder: Path, dropout: float | None) -> tuple[Seq2SeqConfig, Sea
 
 
 def _rules(folder: Path, card: Mapping[str, Any]) -> SearchRules:
-    """From generation_config.json; older folders have the same keys in config.json."""
+    """The rules of a search, from generation_config.json; older folders have the same keys in
+    config.json, whose content is ``card``. A ``WeightsError`` where they ask for something else."""
     file = folder / GENERATION
     own = file.exists()
     how = read_json(file) if own else card

@@ -28,7 +28,8 @@ def write(
     tokenizer: SavedTokenizer | None,
     labels: Sequence[str] | None,
 ) -> None:
-    """The folder that ``read`` takes: weights, settings, and the tokenizer if one is given."""
+    """Write the folder that ``read`` takes: weights, settings, and the tokenizer if one is given,
+    to which the model belongs from then on. ``labels`` must be None."""
     refuse_labels(labels)
     config = model.config
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:

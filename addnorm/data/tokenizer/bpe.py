@@ -188,7 +188,8 @@ class BytePairs(TokenizerKind):
 
 
 def _groups(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """The pieces in order, GROUP characters of them at a time."""
+    """The pieces, (number of the text, characters of it), in order, GROUP characters of them at a
+    time; the last group may be empty."""
     group: list[tuple[int, str]] = []
     size = 0
     for piece in pieces:

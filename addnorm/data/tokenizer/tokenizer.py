@@ -87,9 +87,10 @@ class Tokenizer:
 
         ``kind`` "bpe" learns merges until there are ``vocab_size`` tokens, fewer if no pair comes
         twice any more; nothing is learned across or from ``<|endoftext|>``. "wordpiece" likewise,
-        with BERT's special tokens. "characters" takes all
-        characters there are; more than ``vocab_size`` of them are an error. The same text gives the
-        same tokenizer, whether read from a file or given as a str.
+        with BERT's special tokens. "characters" takes all characters there are; more than
+        ``vocab_size`` of them are an error. The same text gives the same tokenizer, whether read
+        from a file or given as a str. A ``TokenizerError`` where there is no text, or no
+        ``vocab_size`` for a kind that needs one.
         """
         sources = [texts_or_files] if isinstance(texts_or_files, str | Path) else texts_or_files
         if kind == "characters":
@@ -282,8 +283,9 @@ class Tokenizer:
     # ----------------------------------------------------------------------------------- saving
 
     def save(self, folder: str | Path) -> None:
-        """Write the tokenizer beside a model. BPE as ``tokenizer.json``, for ``tokenizers`` and the
-        ``AutoTokenizer`` of transformers too."""
+        """Write the tokenizer beside a model, in a folder that is made if there is none. BPE as
+        ``tokenizer.json``, for ``tokenizers`` and the ``AutoTokenizer`` of transformers too. One of
+        another kind that is there is a ``TokenizerError``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         others = {kind.file for kind in KINDS.values()} - {self._kind.file, CARD}
