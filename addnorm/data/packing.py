@@ -94,7 +94,8 @@ class _ByCharacters(Encoder):
     def __init__(self, tokenizer: Tokenizer, dtype: str):
         self._tokenizer, self._dtype = tokenizer, dtype
         self._table = np.full(sys.maxunicode + 1, tokenizer.vocab_size, np.uint32)
-        for id in range(tokenizer.vocab_size):
+        special = set(tokenizer.special.values())  # which no text has, whatever they are called
+        for id in {*range(tokenizer.vocab_size)} - special:
             self._table[ord(tokenizer.decode([id]))] = id
 
     def encode(self, texts: Sequence[str]) -> list[bytes]:

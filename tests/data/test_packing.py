@@ -124,6 +124,13 @@ def test_a_character_that_the_tokenizer_does_not_have(tmp_path):
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize("mark", ["<|user|>", "x"])
+def test_special_tokens_of_characters_are_none_of_the_text(mark):
+    tokenizer = Tokenizer.characters("abcx").with_special([mark])
+    ids = np.frombuffer(packing.encoder_for(tokenizer).encode(["cabx"])[0], "<u2")
+    assert ids.tolist() == tokenizer.encode("cabx")
+
+
 def test_large_vocabularies_need_four_bytes(tmp_path, kinds, monkeypatch):
     small = prepare(Texts([SAMPLE]), kinds["modern"], tmp_path / "small")
     encode = Tokenizer.encode_batch
