@@ -41,7 +41,8 @@ class EncoderGraph(nn.Module):
         return self.bert(**dict(zip(self.names, tensors, strict=True)))
 
     def inputs(self, batch: int, length: int) -> tuple[Tensor, ...]:
-        """The same for the same shape; the last tokens of a row are padding."""
+        """Inputs to trace and to compare with, in the order of ``names``: random ones, the same for
+        the same shape. Of the first row the last two tokens are padding, where there are more."""
         rng = torch.Generator().manual_seed(length)
         c, shape = self.bert.config, (batch, length)
         valid = torch.ones(shape, dtype=torch.bool)
@@ -116,7 +117,9 @@ def _exported(graph: EncoderGraph) -> Any:
 
 
 def _compare(graph: EncoderGraph, file: Path, tell: Tell) -> Comparison:
-    """One token, a few, all positions; in batches of 1 and 3, the first row padded."""
+    """The comparison of the file with the model that ``graph`` is made of: one token, a few, all
+    positions; in batches of 1 and 3, the first row padded. ``CheckFailed`` if they differ or it
+    cannot be loaded."""
     import onnxruntime
 
     by = f"onnxruntime {onnxruntime.__version__}"

@@ -58,6 +58,8 @@ class Graph(nn.Module):
     def forward(
         self, ids: Tensor, valid: Tensor | None, past: Past | None
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """(logits, present): of each attention the keys and values that ``past`` has and these
+        tokens; [] where there is no past. None stands for what the graph does not take."""
         if past is None:
             return self.gpt(ids, valid), []
         cache = _PastCache(past, self.layers)

@@ -106,7 +106,8 @@ def trimmed(table: NDArray[np.int32], accepting: NDArray[np.bool_]) -> Dfa:
 
 
 def both(a: Dfa, b: Dfa) -> Dfa:
-    """The texts that satisfy a and b."""
+    """The texts that satisfy a and b; a ``RegexError`` if there are none, or if this takes too many
+    states."""
     numbers = {(0, 0): 0}
     pairs = [(0, 0)]
     rows = []

@@ -123,7 +123,8 @@ def score_choices(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scores:
     """Score every choice; ``batch_size`` of them go through the model at once, and ``progress`` is
-    called with how many are done, and of how many."""
+    called with how many are done, and of how many. A ``Mendable`` where a choice does not fit the
+    model or adds no token; a ``FloatingPointError`` where the model computes NaN."""
     check_tokenizer(model, tokenizer)
     if batch_size < 1:
         raise Mendable(f"batch_size must be at least 1, got {batch_size}")

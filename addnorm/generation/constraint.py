@@ -82,7 +82,7 @@ class Constraint:
 
     def candidates(self, state: int, budget: int) -> Tensor:
         """(tokens,) True for what may come next, if ``budget`` tokens are left with it, EOS apart;
-        there is nothing where a text ends."""
+        there is nothing where a text ends. It is kept for the next call: do not change it."""
         if state not in self._candidates:
             if len(self._candidates) >= REMEMBERED:
                 self._candidates.clear()
@@ -155,7 +155,9 @@ def pieces(tokenizer: TokenBytes) -> tuple[bytes, ...]:
 def constraint(
     tokenizer: TokenBytes, pattern: str | None, banned: tuple[str, ...]
 ) -> Constraint | None:
-    """What a regular expression and banned words say together."""
+    """What a regular expression and banned words say together; None: there are none of both. The
+    same arguments get the same object, which is kept, since making one takes long. A ``RegexError``
+    where no text of the tokenizer satisfies both."""
     rules = []
     if pattern is not None:
         rules.append(regex(pattern))

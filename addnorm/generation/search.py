@@ -83,7 +83,12 @@ class _Beginning(NamedTuple):
 
 @final
 class _Source:
-    """What was found for one source, the best first; ``prefix`` is what it must begin with."""
+    """What was found for one source: ``results``, the best first.
+
+    ``number``: of the source, for messages. ``prefix``: what its targets must begin with, which is
+    not scored. ``max_new_tokens``: the most behind it. ``beams``: how many results are kept.
+    ``penalty``: the exponent of the length that a score is divided by.
+    """
 
     def __init__(
         self, number: int, prefix: Sequence[int], max_new_tokens: int, beams: int, penalty: float
@@ -139,6 +144,9 @@ def search(
     ``beams``: beginnings that go on at once; 1 takes the most probable token at each step.
     ``length_penalty``: above 0 favours long targets, below 0 short ones.
     ``prefixes``: what the targets must begin with, a list of ids for each source.
+
+    The sources of ``model`` are used up: its ``keep`` is called, so that it is bound anew for
+    another search. A ``FloatingPointError`` where its logits are not finite.
     """
     _check(rules, max_new_tokens, beams, length_penalty, n_best)
     prefixes = [[]] * rows if prefixes is None else prefixes

@@ -47,7 +47,8 @@ class Watch:
         self.hit: str | None = None  # the stop string, once it is complete
 
     def push(self, text: str) -> str:
-        """What is certain to be no part of a stop string."""
+        """What is certain to be no part of a stop string, of this text and of what was held back.
+        Once ``hit`` is set the text is over, and nothing more is to be pushed."""
         if len(self._words) == 1:
             return text
         for i, character in enumerate(text):

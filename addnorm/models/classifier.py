@@ -96,7 +96,8 @@ class TextClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, ids: Tensor, valid: Tensor) -> Tensor:
-        """Padding may be anywhere; positions count real tokens."""
+        """Padding may be anywhere; positions count real tokens. A row without any is judged by
+        zeros."""
         place = (valid.cumsum(1) - 1).clamp(min=0)  # (B, T)
         h = self.tokens(ids) + self.positions(place)
         if self.pairs is not None:
@@ -110,7 +111,8 @@ class TextClassifier(nn.Module):
         return self.head(torch.cat([mean, most], -1))
 
     def _pair(self, ids: Tensor, valid: Tensor) -> Tensor:
-        """(B, T): the row of each token and the real one before it."""
+        """(B, T): the row of ``pairs`` for each token and the real one before it, by a hash, so
+        that other pairs may have the same. What it is at padding does not matter."""
         place = torch.arange(ids.shape[1], device=ids.device).where(valid, -1)
         before = F.pad(place.cummax(1).values, (1, -1), value=-1)  # (B, T), -1: none
         first = self.config.vocab_size  # stands before every text

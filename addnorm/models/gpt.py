@@ -223,6 +223,8 @@ class GPT(nn.Module):
                 care(role, weight, step)
 
     def _check(self, ids: Tensor, past: int | Tensor) -> None:
+        """Raise where ids are not those of ``check_ids``, or stand beyond the table of positions.
+        ``past``: how many tokens of a cache stand before them."""
         c = self.config
         check_ids(ids, c.vocab_size)
         if not isinstance(past, Tensor) and c.position == "learned":  # a tensor: while compiling

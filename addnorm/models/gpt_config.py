@@ -131,3 +131,4 @@ PRESETS = {
     "gpt2-large": (1280, 36, 20),
     "gpt2-xl": (1600, 48, 25),
 }
+"""(dim, n_layers, n_heads) of Radford et al. 2019."""

@@ -7,7 +7,9 @@ from addnorm.errors import Mendable
 
 
 def check_ids(ids: Tensor, vocab_size: int) -> None:
-    """Raise if they are not whole numbers of shape (B, T), each of the vocabulary."""
+    """Raise a ``Mendable`` if they are not whole numbers of shape (B, T), each of the vocabulary:
+    on a GPU one beyond it would be an error without a message. While compiling, values are not
+    looked at."""
     if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
         raise Mendable(
             "ids must be whole numbers of shape (B, T) in int64 or int32, got "

@@ -240,7 +240,8 @@ class Seq2Seq(nn.Module):
         positions: Learned | Sinusoidal,
         past: int | Tensor,
     ) -> Tensor:
-        """Tokens and their places, (B, T, D)."""
+        """Tokens and their places, (B, T, D). ``table``, ``positions``: those of their side;
+        ``past``: how many tokens of a cache stand before them."""
         h = table(ids)
         if self.config.scale_embedding:
             h = h * self.config.dim**0.5

@@ -150,7 +150,9 @@ class EncoderDecoder(nn.Module):
         memory_valid: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """One pass of the decoder; with a cache ``target`` holds the new tokens only."""
+        """One pass of the decoder over ``target`` (B, T, dim), beside the ``memory`` that
+        ``encode`` made; both masks are True for real tokens. With a cache ``target`` holds the new
+        tokens only."""
         ctx = Context(valid=valid, memory=Memory(memory, memory_valid), cache=cache)
         decoded: Tensor = self.decoder(target, ctx)
         return decoded
@@ -164,6 +166,8 @@ class EncoderDecoder(nn.Module):
 def _makes(
     dim: int, n_heads: int, *, causal: bool, **options: Unpack[BlockOptions]
 ) -> tuple[MakeBranch, MakeBranch, MakeBranch]:
+    """What makes the branches of a block, called once for each: (self-attention, attention to the
+    memory, MLP). ``causal`` and a position code are for the first alone."""
     bias, dropout = options.get("bias", True), options.get("dropout", 0.0)
     heads: HeadOptions = {
         "bias": bias,
