@@ -115,6 +115,8 @@ class FeedForward(nn.Module, ABC):
         """(B, T, dim) -> (B, T, hidden)."""
 
     def forward(self, u: Tensor, here: Here | None = None) -> Tensor:
+        """(B, T, dim) -> (B, T, dim), in the dtype of the weights or autocast's; of ``here`` only
+        the padding is read, by an inner norm."""
         a = self.hidden(_cast(self.up, u))
         a = F.dropout(a, self.dropout, self.training)
         if self.inner is not None:
@@ -305,7 +307,9 @@ class MultiHead(nn.Module, ABC):
         valid: Tensor | None,
         causal: bool = False,
     ) -> Tensor:
-        """Attend, concatenate the heads, project: (B, H, T, head_dim) -> (B, T, dim)."""
+        """Attend, concatenate the heads, project: (B, H, T, head_dim) -> (B, T, dim). ``mask`` and
+        ``bias`` as in ``AttentionCall``; ``causal`` stands in place of a mask, for as many queries
+        as keys; ``valid`` (B, T) is for the inner norm."""
         if self.prefix is not None:
             # After position codes, cache and masks: tokens keep their numbers, and a window does
             # not hide the prefix.
@@ -362,6 +366,9 @@ class Attention(MultiHead):
         self.position, self.value_residual = position, value_residual
 
     def forward(self, u: Tensor, here: Here) -> Tensor:
+        """(B, T, dim) -> (B, T, dim). Keys and values are appended to the cache, if there is one,
+        under ``here.key``, and the masks of ``here.ctx`` are then those of all cached tokens; with
+        ``value_residual`` the first attention offers its values to the stream."""
         ctx = here.ctx
         batch, new, _ = u.shape
         past = 0 if ctx.cache is None else ctx.cache.length(here.key)
@@ -428,6 +435,8 @@ class CrossAttention(MultiHead):
     """Attention to ``Context.memory``, the encoder's output, with the options of ``MultiHead``."""
 
     def forward(self, u: Tensor, here: Here) -> Tensor:
+        """(B, T, dim) -> (B, T, dim). With a cache, keys and values are made of the first memory
+        that it sees under ``here.key``, and of no later one."""
         ctx = here.ctx
         memory = ctx.memory
         if memory is None:

@@ -143,7 +143,8 @@ def parse(text: str) -> Scheme:
 
 
 def _tree(text: str) -> ast.expr:
-    """The syntax tree of a scheme's text, of which ``_scheme`` takes a small part."""
+    """The syntax tree of a scheme's text, of which ``_scheme`` takes a small part; a
+    ``SchemeError`` for what is no expression of Python."""
     if not isinstance(text, str):
         raise SchemeError(f"a scheme is named by text, got {type(text).__name__}: {text!r}")
     if len(text) > LONGEST:
@@ -158,7 +159,8 @@ def _tree(text: str) -> ast.expr:
 
 
 def _scheme(node: ast.expr, text: str) -> Scheme:
-    """The scheme that a node of the tree stands for; ``text`` is the whole, for messages."""
+    """The scheme that a node of the tree stands for, its arguments read and checked; else a
+    ``SchemeError``. ``text`` is the whole, for messages."""
     if isinstance(node, ast.Name):
         design, by_place, by_name = entry(node.id), [], []
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

@@ -50,7 +50,8 @@ def hidden_beside(path: Path) -> Path:
 
 @contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """A new folder beside ``path``, which is gone afterwards, with all that is still in it."""
+    """A new folder beside ``path``, whose parents are made; it is gone afterwards with all that is
+    still in it, unless ``show`` has given it its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     work = hidden_beside(path)
     work.mkdir()
@@ -81,7 +82,8 @@ def publish(*files: Path, to: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Down to the disk: a rename must not overtake what it renames."""
+    """Bring a file or folder that is there down to the disk: a rename must not overtake what it
+    renames."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot
     opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

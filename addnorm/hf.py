@@ -105,7 +105,8 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
 
     @classmethod
     def of(cls, gpt: GPT) -> "AddnormForCausalLM":
-        """A GPT as a model of transformers, with the same parameters, not copies."""
+        """A GPT as a model of transformers, in the same mode, with the same parameters, not
+        copies."""
         config = AddnormConfig(
             **dataclasses.asdict(gpt.config),
             **({config_json.IDENTITY: gpt.tokenizer_identity} if gpt.tokenizer_identity else {}),
@@ -117,7 +118,8 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, and nothing is made up for what is missing, damaged or too much."""
+        """As in transformers, but nothing is made up for weights that are missing, damaged or too
+        many, nor is GPT-2's format read: a ``WeightsError``."""
         path_or_id = pretrained_model_name_or_path
         folder = Path(path_or_id or "")
         elsewhere = {"subfolder", "variant", "gguf_file", "state_dict"} & kwargs.keys()
@@ -137,7 +139,8 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
     def save_pretrained(
         self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
-        """As in transformers, with the checksums that ``from_pretrained`` verifies."""
+        """As in transformers, with the checksums that ``from_pretrained`` verifies, written by the
+        main process."""
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         folder = Path(save_directory)
         if is_main_process and (folder / folders.CONFIG).exists():
@@ -288,7 +291,8 @@ class AfterStep(TrainerCallback):  # type: ignore[misc]
     def on_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **rest: Any
     ) -> None:
-        """Finds our models inside of whatever wraps them (DDP, torch.compile, peft)."""
+        """Called by the Trainer, whose count of steps is one behind here. Finds our models inside
+        of whatever wraps them (DDP, torch.compile, peft)."""
         for module in model.modules():
             if isinstance(module, AddnormForCausalLM):
                 module.after_step(state.global_step + 1)
@@ -326,7 +330,8 @@ class _Cache:
 
 
 def _valid(mask: Tensor | None) -> Tensor | None:
-    """1 = real token, as our boolean; None where all are real, which attention does faster."""
+    """A mask (B, S) of transformers, 1 = real token, as our boolean; None where all are real, which
+    attention does faster."""
     if mask is None:
         return None
     if mask.dim() != 2:

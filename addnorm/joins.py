@@ -104,8 +104,9 @@ class Slerp(Plain):
         nn.init.constant_(self.alpha, 1.0 / math.sqrt(self.dim))
 
     def write(self, carry: Tensor, v: Tensor, taps: dict[str, Tensor]) -> Stream:
+        """One step; the stream ``carry`` is of unit length already, which ``Unit`` began with."""
         wide = accumulate_dtype(carry, v)
-        h = carry.to(wide)  # (B, T, D), already of unit length
+        h = carry.to(wide)  # (B, T, D)
         step = self.alpha.to(wide).abs() * (self.start * math.sqrt(self.dim))
         h = unit(h + step * (unit(v.to(wide)) - h))
         return Stream(h.to(carry.dtype), taps=taps)
@@ -179,6 +180,7 @@ class Hyper(Join):
             nn.init.constant_(scale, 0.01)
 
     def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
+        """(A_m^T H, normed if there is a ``pre``; a ``_Mixed``)."""
         streams = s.settle()  # (n, B, T, D)
         wide = accumulate_dtype(streams)
         h = streams.to(wide)

@@ -60,6 +60,7 @@ class Learned(nn.Module):
         nn.init.normal_(self.weight, std=self.std)
 
     def forward(self, positions: Tensor) -> Tensor:
+        """The vectors at whole-number positions from 0 to ``length`` - 1."""
         if not torch.compiler.is_compiling() and positions.numel():
             low, high = positions.aminmax()
             if low < 0 or high >= self.length:

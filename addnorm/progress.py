@@ -45,6 +45,7 @@ class ProgressBar:
         self._bar: tuple[Progress, TaskID] | None = None
 
     def __enter__(self) -> "ProgressBar":
+        """Show the bar, now or after the patience; where stderr is no terminal, nothing yet."""
         self._running = True
         if self._hidden or not sys.stderr.isatty():
             return self
@@ -58,6 +59,7 @@ class ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Erase the bar, and let none appear that is still waited for."""
         if self._timer is not None:
             self._timer.cancel()
         with self._lock:
@@ -66,7 +68,8 @@ class ProgressBar:
                 self._bar[0].stop()
 
     def begin(self, title: str, total: int | None = None) -> None:
-        """Something else is done from now on, of another total."""
+        """Something else is done from now on, of another total, None where that is not known;
+        counted from 0."""
         with self._lock:
             self._title, self._total, self._amount = title, total, 0
             if self._bar is not None:

@@ -154,7 +154,8 @@ class Utf8Decoder:
 
 
 def json_value(content: str, where: object, kind: type[Mendable] = Unreadable) -> Any:
-    """What a JSON text says; ``where`` it stood is named where it is none."""
+    """What a JSON text says; a ``kind`` that names ``where`` it stood if it is none, or too
+    deep."""
     try:
         value = json.loads(content)
     except json.JSONDecodeError as error:
@@ -173,7 +174,8 @@ def json_value(content: str, where: object, kind: type[Mendable] = Unreadable) -
 
 
 def json_file(file: Path, kind: type[Mendable] = Unreadable) -> Any:
-    """What a file of JSON says."""
+    """What a file of JSON says; a ``kind`` if it cannot be read, is empty, damaged or only a
+    pointer."""
     content = text(file, kind)
     check_no_pointer(file, content, kind)
     if not content.strip():
@@ -185,7 +187,8 @@ def json_file(file: Path, kind: type[Mendable] = Unreadable) -> Any:
 
 
 def json_object(file: Path, kind: type[Mendable] = Unreadable) -> dict[str, Any]:
-    """The object in a file of JSON, which must hold one; ``field`` checks its fields."""
+    """The object in a file of JSON, which must hold one, else a ``kind``; ``field`` checks its
+    fields."""
     value = json_file(file, kind)
     if not isinstance(value, dict):
         raise kind(f"{file} holds {in_words(value)}, expected a JSON object: {AGAIN}")
@@ -221,7 +224,7 @@ def in_words(value: object) -> str:
 
 
 def toml_file(file: Path, kind: type[Mendable] = Unreadable) -> dict[str, Any]:
-    """What a file of TOML says."""
+    """What a file of TOML says; a ``kind`` if it cannot be read, or is none."""
     content = text(file, kind)
     try:
         value = tomllib.loads(content)

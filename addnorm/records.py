@@ -26,7 +26,8 @@ def objects(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The records of ``metrics.jsonl`` by step, the last of each kind counting."""
+    """The records of ``metrics.jsonl``, sorted by step; of a step that was done again the last one
+    of training and the last evaluation count. An evaluation is what has "whole"."""
     latest: dict[tuple[int, str], dict[str, Any]] = {}
     for record in objects(file):
         if isinstance(record.get("step"), int):

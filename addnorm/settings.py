@@ -97,7 +97,8 @@ def _types(kind: Any) -> dict[str, Any]:
 
 
 def entries(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, type, value) of every setting in the tree, in the order of the fields."""
+    """(dotted key, type, value) of every setting in the tree, in the order of the fields;
+    ``prefix`` begins the keys."""
     for f, kind, value in _fields(settings):
         if dataclasses.is_dataclass(value):
             hidden, before = f.metadata.get(HIDDEN, ()), _prefix(f, prefix)
@@ -263,7 +264,8 @@ def from_assignments(words: Sequence[str]) -> dict[str, str]:
 
 
 def from_toml(file: Path) -> dict[str, Any]:
-    """The keys of a TOML file, tables as dotted keys."""
+    """The values in a TOML file, of any type, tables as dotted keys; a ``SettingsError`` if it
+    cannot be read."""
     tree = reading.toml_file(file, SettingsError)
 
     def flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -419,7 +421,8 @@ def _as(kind: Any, value: Any) -> tuple[bool, Any]:
 
 
 def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:
-    """``_as`` for numbers: whole ones of up to 63 bits, as in TOML, and finite floats."""
+    """``_as`` for numbers: whole ones of up to 63 bits, as in TOML, and finite floats, for which
+    whole numbers do; True and False are none."""
     if isinstance(value, bool):
         return False, None
     if isinstance(value, str):
@@ -449,7 +452,7 @@ def _prefix(f: dataclasses.Field[Any], prefix: str = "") -> str:
 
 
 def _paths(settings: Any, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every key, and the fields that lead to its value."""
+    """(key, names of the fields that lead to its value), which differ where a field is ``FLAT``."""
     for f, _, value in _fields(settings):
         if dataclasses.is_dataclass(value):
             for key, path in _paths(value, _prefix(f, prefix)):

@@ -185,7 +185,8 @@ class AddNorm(nn.Module):
 
 
 def read(s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What nearly every branch reads: the stream, normed if there is a norm; and the stream."""
+    """(what nearly every branch reads: the stream, normed if there is a norm; the settled stream,
+    not normed)."""
     if pre is not None:
         return seam(pre, s, valid)
     h = s.settle()

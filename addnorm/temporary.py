@@ -22,7 +22,7 @@ it returns, unless it is None, replaces the output."""
 def hooked(
     modules: Iterable[nn.Module], *, before: Before | None = None, after: After | None = None
 ) -> Iterator[None]:
-    """Hooks on every one of the modules, removed at the end."""
+    """Hooks on every one of the modules, removed at the end, after an exception too."""
     with ExitStack() as handles:
         for module in modules:
             if before is not None:
@@ -34,7 +34,8 @@ def hooked(
 
 @contextmanager
 def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """No dropout; afterwards every module is in the mode it was in."""
+    """Each of these modules in evaluation mode, but no others inside them; afterwards in the mode
+    that it was in."""
     training = [module for module in modules if module.training]
     for module in training:
         module.training = False

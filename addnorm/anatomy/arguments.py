@@ -383,7 +383,8 @@ def _shares(
 
 
 def _axes(shares: Mapping[tuple[int, int], float], sizes: tuple[int, int], dims: int) -> Axes:
-    """Which axes of the output are those of the input: where the changes are most at home."""
+    """Which of ``dims`` axes of the output are the two of the input, of these ``sizes``: those
+    where the changes are most at home, by ``_shares``."""
     best: Axes = (None, None)
     top = -1.0
     for pair in itertools.product((None, *range(dims)), repeat=2):

@@ -322,7 +322,7 @@ class _Operation:
 
 
 def _constant_text(value: Any, digits: int) -> str:
-    """A constant of an operation; floats with so many significant digits."""
+    """A constant of an operation as text; floats with so many significant digits."""
     if isinstance(value, list | tuple):
         return "[" + ",".join(_constant_text(v, digits) for v in value) + "]"
     if isinstance(value, float):
@@ -335,6 +335,7 @@ def _operation(op: Op) -> _Operation:
     holds a single number and was not computed is a constant."""
 
     def constant(value: Any) -> Any:
+        """An argument without its tensors."""
         if isinstance(value, Value):
             t = value.tensor
             alone = t.numel() == 1 and not value.name and value.op is None
@@ -363,7 +364,8 @@ def _copies(tree: Any) -> tuple[Tensor, ...]:
 
 
 def _run_of_b(model: nn.Module, inputs: Inputs) -> _Run:
-    """B on the inputs of A; by place where it does not know the names of A's keyword arguments."""
+    """B on the inputs of A; by place where it does not know the names of A's keyword arguments.
+    Lets through what its forward raises."""
     try:
         return _Run(model, inputs)
     except TypeError:
@@ -402,7 +404,8 @@ def _largest_distance(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> float:
 
 
 def _aligned(one: _Run, two: _Run) -> tuple[list[tuple[_Tap, _Tap]], Literal["path", "order"]]:
-    """Pairs of taps, in the order of A: by path where most paths are the same, else by order."""
+    """(pairs of taps, in the order of A; how they were paired): by path where most paths are the
+    same, else by order."""
     by_key = {tap.key: tap for tap in two.taps}
     by_path = [(tap, by_key[tap.key]) for tap in one.taps if tap.key in by_key]
     if 2 * len(by_path) > min(len(one.taps), len(two.taps)):
@@ -560,7 +563,8 @@ def _namesake(op: _Operation, place: int, others: Sequence[_Operation]) -> _Oper
 def _first_gradient(
     one: _Run, two: _Run, rounded: _Run, pairs: dict[str, str], dtype: torch.dtype
 ) -> Gradient | None:
-    """The first parameter, from the outputs backwards, whose gradients differ; None: all agree."""
+    """The first parameter, from the outputs backwards, whose gradients differ by more than
+    rounding, which is read off ``rounded``; None: all agree. ``pairs`` are names in A and in B."""
     agree = 0
     for name in reversed(one.uses()):
         other = pairs.get(name)

@@ -134,7 +134,8 @@ class Difference:
             yield "backward", "all gradients agree"
 
     def _backward(self, g: Gradient) -> str:
-        """What a gradient that differs means, in a sentence or two."""
+        """What a gradient that differs means, in a sentence or two; with a forward that differs it
+        must."""
         other = f" ({g.parameter_b} in B)" if g.parameter_b != g.parameter else ""
         size = f"{_size_text(g.difference)}, where rounding gives at most {g.floor:.1g}"
         if self.forward is not None:

@@ -202,7 +202,7 @@ class Influence:
         )
 
     def innermost(self, wrong: Callable[[ModuleInfluence], bool]) -> list[ModuleInfluence]:
-        """Modules of which it holds, and of none inside them: there it happens."""
+        """Modules of which ``wrong`` holds, and of none inside them: there it happens."""
         paths = {one.path for one in self.module_influences if wrong(one)}
         return [
             one
@@ -258,7 +258,8 @@ def influence_of(specimen: Specimen) -> Influence:
 
 
 def _pads(model: nn.Module, inputs: Inputs, arguments: Arguments) -> tuple[int, ...]:
-    """Ids that mean padding: by ``padding_idx`` and the like, or as lines end in runs of them."""
+    """Ids that mean padding, sorted: by ``padding_idx`` and the like, or as a line ends in two of
+    them."""
     ids_of_pads = set(pad_ids(model))
     for name in arguments.rows:
         ids = inputs.tensors()[name]
@@ -270,7 +271,8 @@ def _pads(model: nn.Module, inputs: Inputs, arguments: Arguments) -> tuple[int, 
 def _unpadded(
     model: nn.Module, inputs: Inputs, arguments: Arguments, pads: Sequence[int]
 ) -> Inputs:
-    """The call with words in the place of padding, and masks that hide nothing."""
+    """The call with words in the place of the ids ``pads``, and masks that hide nothing; ``inputs``
+    itself where nothing was hidden, or the model does not take another."""
     plain = inputs
     generator = torch.Generator().manual_seed(2)
     for name, rows in arguments.rows.items():
@@ -315,7 +317,8 @@ def output_in_training(model: nn.Module, inputs: Inputs, seed: int = 0) -> Tenso
 
 
 def optional_arguments(influence: Influence, pattern: re.Pattern[str]) -> list[str]:
-    """Arguments of the signature that are not given, have a default and a name with ``pattern``."""
+    """Names of arguments of the signature that are not given, have a default and a name in which
+    ``pattern`` is."""
     present = {*influence.names.values(), *(influence.inputs.kwargs or {})}
     return [
         name

@@ -28,7 +28,8 @@ class Inputs:
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def replaced(self, name: str, value: Any) -> "Inputs":
-        """With another value of one argument, named as in ``tensors``."""
+        """A new call with another value of one argument, named as in ``tensors``: a name of digits
+        is a place, which must be there, any other may be new."""
         if name.isdecimal():
             args = list(self.args)
             args[int(name)] = value
@@ -56,7 +57,7 @@ def inputs_from(batch: Any) -> Inputs:
 
 
 def cast_floats(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    """The call with its floating-point tensors in another type."""
+    """A new call with the floating-point tensors in another type, those in lists and dicts too."""
     args, kwargs = torch.utils._pytree.tree_map_only(
         Tensor,
         lambda t: t.to(dtype) if t.is_floating_point() else t,

@@ -533,7 +533,7 @@ def _refusal(model: nn.Module, inputs: Inputs) -> str | None:
 
 
 def _flipped(inputs: Inputs) -> Inputs:
-    """The call with the opposite of each mask of booleans, or of 0 and 1."""
+    """The call with the opposite of each argument of booleans, or of 0 and 1 that is a mask."""
     for name, value in inputs.tensors().items():
         if value.dtype is torch.bool:
             inputs = inputs.replaced(name, ~value)
@@ -543,7 +543,8 @@ def _flipped(inputs: Inputs) -> Inputs:
 
 
 def _fitted(model: nn.Module, inputs: Inputs, facts: _Facts) -> Inputs:
-    """The call with ids from all of the vocabulary, and masks the right way round."""
+    """A call that runs, with ids from all of the vocabulary where the model takes them, and masks
+    the right way round."""
     special = special_ids(model)
     vocabulary = facts.claim("vocab_size")
     generator = torch.Generator().manual_seed(1)
@@ -566,7 +567,8 @@ def _fitted(model: nn.Module, inputs: Inputs, facts: _Facts) -> Inputs:
 
 
 def _masked_rightly(model: nn.Module, inputs: Inputs) -> Inputs:
-    """Masks that keep: turned or made additive where the model reads them so."""
+    """The call with its masks, in which True or 1 keeps, turned or made additive where the model
+    reads them so."""
     for name, value in inputs.tensors().items():
         if not is_mask(name, value):
             continue

@@ -117,7 +117,8 @@ class _Rerun:
     """Batch and time in the output."""
 
     def output(self, edit: Edit = lambda t: t) -> Tensor | None:
-        """The first floating-point tensor of the output, with every tensor edited."""
+        """The first floating-point tensor of the output, None for none, with every tensor that goes
+        in edited. Always from the same random state, which is the caller's to put back."""
         torch.manual_seed(0)
         edited: dict[int, Tensor] = {}  # one tensor passed twice stays one tensor
 
@@ -131,9 +132,11 @@ class _Rerun:
         return first_float(self.module.forward(*args, **kwargs))
 
     def poked(self, place: int, generator: torch.Generator) -> Tensor | None:
-        """The output with noise on one place of sample 0."""
+        """The output with noise on one place of sample 0, in every tensor that has places; None as
+        of ``output``."""
 
         def poke(t: Tensor) -> Tensor:
+            """With noise of the tensor's own size; as it is where it has no such places."""
             axes = axes_of(t, self.samples, [self.places])
             if axes is None:
                 return t
@@ -146,7 +149,8 @@ class _Rerun:
         return self.output(poke)
 
     def reordered(self, order: Tensor) -> Tensor | None:
-        """The output with the places of every sample in another order."""
+        """The output with the places of every sample in another order, the place of each by its
+        number; None as of ``output``."""
 
         def reorder(t: Tensor) -> Tensor:
             axes = axes_of(t, self.samples, [self.places])
@@ -169,7 +173,8 @@ class _Rerun:
         return largest(last) / scale  # what the last place itself adds is the same in both
 
     def uneven(self, base: Tensor, floor: float) -> bool:
-        """Whether the middle notices that its two neighbours were exchanged."""
+        """Whether the middle place moves by more than ``floor`` from ``base``, the output as it
+        was, when its two neighbours are exchanged."""
         place, swap = self.places // 2, torch.arange(self.places)
         after = min(place + 1, self.places - 1)
         swap[place - 1], swap[after] = after, place - 1
@@ -234,7 +239,8 @@ class _Watch:
             self.busy = False
 
     def _rerun(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> _Rerun | None:
-        """The call, if it takes and gives back places; None otherwise."""
+        """The call of a module that gave ``out``, if it takes and gives back places; None
+        otherwise."""
         placed = ((t, axes_of(t, self.samples, self.lengths)) for t in tensors_in(args, kwargs))
         places = next((t.shape[axes[1]] for t, axes in placed if axes is not None), None)
         if places is None:

@@ -22,7 +22,7 @@ def main_output(out: Any) -> Tensor:
 
 
 def first_tensor(out: Any) -> Tensor | None:
-    """The first tensor of an output."""
+    """The first tensor of an output, of any dtype; None: there is none."""
     for leaf in torch.utils._pytree.tree_leaves(out):
         if isinstance(leaf, Tensor):
             return leaf
@@ -30,7 +30,8 @@ def first_tensor(out: Any) -> Tensor | None:
 
 
 def first_float(out: Any) -> Tensor | None:
-    """The first floating-point tensor of an output."""
+    """The first floating-point tensor of an output, objects with values included; None: there is
+    none."""
     for leaf in torch.utils._pytree.tree_leaves(as_tuple(out)):
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return leaf

@@ -50,7 +50,8 @@ class Specimen:
 
 
 def once(measure: Callable[[Owner], Result]) -> Callable[[Owner], Result]:
-    """A measurement that is made at the first call for an owner and remembered there."""
+    """A measurement that is made at the first call for an owner and remembered in its ``memo``:
+    later calls give the same object, which nobody may change."""
 
     @wraps(measure)
     def remembered(owner: Owner) -> Result:

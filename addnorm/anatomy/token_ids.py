@@ -56,7 +56,7 @@ class Lookups(TorchFunctionMode):
         return self.sources.get(id(value), frozenset())
 
     def _follow(self, arguments: Any, out: Any) -> None:
-        """Whole numbers computed from an argument's are the argument's: ``ids + 2``."""
+        """Note that whole numbers computed from an argument's are the argument's: ``ids + 2``."""
         numbers = [t for t in tensors_in(out) if t.dtype in (torch.int32, torch.int64)]
         if numbers:
             source = frozenset().union(*(self._source(t) for t in tensors_in(arguments)))
@@ -110,7 +110,8 @@ def table_rows(model: nn.Module, inputs: Inputs) -> dict[str, int]:
 
 
 def lookups_of(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], Any]:
-    """``table_rows``, and what the model returned meanwhile."""
+    """(``table_rows``, what the model returned meanwhile); never more rows than the vocabulary that
+    its config claims, if all ids are in that."""
     lookups = Lookups(
         {
             name: value

@@ -246,7 +246,8 @@ class _Recorder(TorchDispatchMode):
             yield
 
     def _hooked(self, path: str, module: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
-        """Hooks that open and close a ``Call`` of a module."""
+        """Register hooks that open and close a ``Call`` of a module at a path; returns their
+        handles."""
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             parent = self.stack[-1] if self.stack else None
@@ -357,7 +358,8 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def _keep(self, tensor: Tensor) -> None:
-        """Before a write: values in that memory get copies of their own."""
+        """Before a write into a tensor: the values that look at its memory get copies of their
+        own."""
         storage = tensor.untyped_storage()._cdata
         with torch.utils._python_dispatch._disable_current_modes():
             for key, value in self.latest.items():

@@ -48,7 +48,7 @@ def _hashable(value: Any) -> Hashable:
 
 
 def call_key(args: Any, kwargs: Any) -> Hashable:
-    """What a module was called with, up to the numbers in its tensors."""
+    """Equal for calls of a module with the same arguments, up to the numbers in their tensors."""
     leaves, tree = torch.utils._pytree.tree_flatten((args, kwargs))
     return str(tree), tuple(
         (tuple(v.shape), v.dtype) if isinstance(v, Tensor) else _hashable(v) for v in leaves

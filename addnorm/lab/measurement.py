@@ -98,7 +98,8 @@ def draw(setup: Setup) -> LabTask:
 
 
 def build(scheme: Scheme, setup: Setup, depth: int) -> Stack:
-    """The decoder under measurement, from torch's global generator."""
+    """The decoder under measurement, ``depth`` blocks of attention and MLP, from torch's global
+    generator."""
     norm = RMSNorm if setup.qk_norm else None
     attention = partial(Attention, setup.width, setup.heads, causal=True, qk_norm=norm)
     mlp = partial(MLP, setup.width, 4 * setup.width, setup.activation)
@@ -348,7 +349,9 @@ def compare(
     command: str = "",
     advance: Callable[[int], None] = lambda blocks: None,
 ) -> LabReport:
-    """Measure designs side by side. ``advance`` is told how many blocks each finished run had."""
+    """Measure designs, named as ``parse`` reads them, at each depth with each seed, on one thread.
+    ``command`` is noted in the report; ``advance`` is told how many blocks each finished run
+    had."""
     resolved = {text: resolve(text, setup) for text in texts}
     designs = []
     with one_thread():

@@ -66,7 +66,7 @@ class Report:
         return [f for f in self.findings if f.severity == severity]
 
     def without(self, rules: Iterable[str]) -> "Report":
-        """The report as if these rules were not."""
+        """The report as if the rules of these names were not; ``facts`` stay as they are."""
         gone = set(rules)
         return Report(
             tuple(f for f in self.findings if f.rule not in gone),

@@ -74,7 +74,8 @@ def attend(call: AttentionCall) -> Tensor:
 
 
 def reference(call: AttentionCall) -> Tensor:
-    """The definition, in float32 or better, for queries that see some key."""
+    """The definition, in float32 or better, (B, H, T, D) in q's dtype; for queries that see some
+    key."""
     q, k, v = call.q, call.k, call.v
     wide = accumulate_dtype(q)
     group = q.shape[1] // k.shape[1]
@@ -104,7 +105,7 @@ def _mask(call: AttentionCall) -> Tensor | None:
 
 
 def fused(call: AttentionCall) -> Tensor:
-    """PyTorch's fused attention, in the dtype of the queries."""
+    """An ``AttentionKernel.forward``: PyTorch's fused attention, in the dtype of the queries."""
     if call.softcap is not None:
         raise Declined("it has no softcap")
     attn_mask = call.mask

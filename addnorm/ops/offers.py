@@ -63,7 +63,8 @@ class Offers(Generic[K]):
             self.kernels[:] = before
 
     def serve(self, attempt: Callable[[K], T], definition: Callable[[], T]) -> T:
-        """What the first kernel gives that does not decline, or else the definition."""
+        """What ``attempt`` gives with the first kernel for which it does not raise ``Declined``, or
+        else ``definition``; and a count of it for ``explain``. Other errors go through."""
         refusals: list[str] = []
         for kernel in self.kernels:
             try:

@@ -155,7 +155,8 @@ class Quantity(NamedTuple):
         return torch.inf if worst.isnan() else float(worst)
 
     def bound(self, wide: torch.dtype) -> float:
-        """Up to which error it may be trusted, with statistics in a dtype."""
+        """Up to which error it may be trusted, in roundings to the coarsest dtype, with statistics
+        in ``wide``."""
         u = torch.finfo(self.coarsest).eps / 2
         if self.coarsest == torch.float64:
             return 2.0 * ROUNDINGS  # what it is compared with has as many
@@ -392,6 +393,7 @@ def attention_cases(dtype: torch.dtype) -> list[VerificationCase]:
     def call(
         b: int, heads: tuple[int, int], t: int, s: int, width: int, **more: Any
     ) -> AttentionCall:
+        """A call on random tensors: batch, (heads, key heads), queries, keys, width of a head."""
         h, kv = heads
         sizes = ((b, h, t, width), (b, kv, s, width), (b, kv, s, width))
         q, k, v = (random(*size, seed=n).to(dtype) for n, size in enumerate(sizes))

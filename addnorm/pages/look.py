@@ -26,7 +26,8 @@ def figure(chart: str, caption: str = "", words: str = "") -> str:
 
 
 def document(title: str, body: str, style: str) -> str:
-    """The whole file; ``style`` comes after what all pages have."""
+    """The whole file: ``title`` is any text, ``body`` HTML, ``style`` CSS that comes after what all
+    pages have."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -75,7 +75,7 @@ def duration(seconds: float) -> str:
 
 
 def large(count: float) -> str:
-    """7,223,115,776 as 7.223 billion."""
+    """A count that is not negative, in words where it is large: 7,223,115,776 as 7.223 billion."""
     for least, size, unit in (
         (1e12, 1e12, "trillion"),
         (1e9, 1e9, "billion"),
@@ -87,7 +87,7 @@ def large(count: float) -> str:
 
 
 def as_float(value: Any) -> float:
-    """A number that was read from a file; NaN for what is none."""
+    """A number that was read from a file; NaN for what is none, infinite beyond ``HUGE``."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     if abs(value) > HUGE:

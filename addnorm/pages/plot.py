@@ -73,7 +73,8 @@ class Plot:
         self._marks("wedge", shares, "h8l-4 8z")
 
     def _marks(self, kind: str, shares: Iterable[float], shape: str) -> None:
-        """Marks 8 wide, one for each pixel."""
+        """Marks of a style ``kind`` over the plot, one for each pixel at most; ``shape`` is the
+        path from its upper left corner, 8 wide."""
         edges = dict.fromkeys(f"{self.frame.x(share) - 4:.0f}" for share in shares)
         if edges:
             path = "".join(f"M{edge} {self.frame.top - ABOVE}{shape}" for edge in edges)
@@ -97,7 +98,8 @@ class Plot:
             self.add(f'<text class="name" {at}>{clean(label)}</text>')
 
     def svg(self, words: str) -> str:
-        """The chart; ``words`` say what it shows."""
+        """The chart as an element; ``words``, any text, say what it shows to those who do not see
+        it."""
         return (
             f'<svg viewBox="0 0 {self.frame.width} {self.frame.height}" role="img" '
             f'aria-label="{clean(words)}">{"".join(self._parts)}</svg>'

@@ -58,7 +58,8 @@ def _title(metric: str) -> str:
 
 
 def _subject_clause(story: Story) -> str:
-    """What is trained, on what: "A model of 4 layers ..., on my.txt"."""
+    """What is trained, on what, as text that begins a sentence: "A model of 4 layers ..., on
+    my.txt"."""
     c = story.config
     words = str(story.state.get("noun", "A model"))
     if c.get("init_from"):
@@ -75,7 +76,7 @@ def _subject_clause(story: Story) -> str:
 
 
 def _outcome_clause(story: Story) -> str:
-    """How it ended, or how far it is: "finished after 500 steps"."""
+    """How it ended, or how far it is, as text: "finished after 500 steps"."""
     so_far = f"{story.step:,} of {story.steps:,} steps" if story.steps else f"{story.step:,} steps"
     at = f"step {story.step:,}" + (f" of {story.steps:,}" if story.steps else "")
     if story.finished:
@@ -92,7 +93,8 @@ def _outcome_clause(story: Story) -> str:
 
 
 def _facts(story: Story) -> str:
-    """The figures that one looks for first."""
+    """The figures that one looks for first, as HTML: best and last metric, how much was seen, in
+    what time."""
     state, train, evaluations = story.state, story.train, story.evaluations
     metric = story.metric
     points = evaluations.points(metric)
@@ -152,7 +154,7 @@ def _compressors(compressed: object) -> str:
 
 
 def _curves(story: Story) -> str:
-    """Loss and metric over the steps, and the table of evaluations."""
+    """The charts of loss and metric over the steps, and the table of evaluations, as HTML."""
     if not story.records:
         return "<p>There are no steps yet.</p>"
     parts = [metric_chart(story, "val_loss", "loss", "Loss")]
@@ -187,7 +189,8 @@ def _evaluations(story: Story) -> str:
 
 
 def _output(story: Story) -> str:
-    """What the model wrote, and what its task shows of its answers."""
+    """What the model wrote, and what its task shows of its answers, each with its heading, as
+    HTML."""
     step, content = story.pictures
     tables = run_pictures.pictures(content)
     parts = [f"<h2>Answers after step {step:,}</h2>{tables}"] if tables else []
@@ -197,7 +200,7 @@ def _output(story: Story) -> str:
 
 
 def _samples(story: Story) -> str:
-    """Samples of the first and the last evaluation."""
+    """Samples of the first and the last evaluation, side by side, as HTML."""
     if not story.samples:
         return "<p>There are no samples yet.</p>"
     ends = [story.samples[0], *story.samples[1:][-1:]]
@@ -224,7 +227,8 @@ def _sample(text: str) -> str:
 
 
 def _settings(story: Story) -> str:
-    """Every key; what was chosen first."""
+    """The tables of every setting, as HTML: those that were chosen first, those at the default
+    folded."""
     config = story.config
     if not config:
         return "<p>There are no settings yet.</p>"
@@ -336,7 +340,7 @@ def _onward(story: Story) -> str:
 
 
 def render(story: Story) -> str:
-    """The page."""
+    """The page of a run, as HTML."""
     failure = ""
     if story.failure and story.failure not in signal.Signals.__members__:
         failure = f'<p class="failure">{clean(story.failure)}</p>'

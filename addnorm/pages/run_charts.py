@@ -169,7 +169,7 @@ def steering(story: Story) -> str:
 
 
 def _rate(story: Story) -> str:
-    """The chart of the learning rate."""
+    """The chart of the learning rate over the steps, as HTML."""
     curve = Curve(story.train.points("lr"), story.step)
     plot = _plot(HALF, (0.0, even_extent([0.0, *curve.values])[1]), log=False)
     plot.axes(step_labels(plot.frame, story.step))

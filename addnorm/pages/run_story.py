@@ -28,7 +28,8 @@ class Story:
 
     @classmethod
     def read(cls, folder: Path) -> "Story":
-        """From a run's folder."""
+        """From a run's folder; a file that is missing or cannot be read tells nothing, and nothing
+        is raised."""
         return cls(
             folder,
             _object(folder / "run.json"),
@@ -141,7 +142,7 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _samples(file: Path) -> list[tuple[int, list[str]]]:
-    """The texts by step, the last of a step counting."""
+    """(step, texts) of samples.jsonl, sorted by step, the last line of a step counting."""
     samples: dict[int, list[str]] = {}
     for record in objects(file):
         step = as_count(record.get("step"))

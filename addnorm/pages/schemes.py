@@ -48,7 +48,8 @@ class Design:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> "Design":
-        """From an entry of "designs" in schemes.json, which ``lab.measurement`` writes."""
+        """From an entry of "designs" in schemes.json, as ``lab.measurement`` writes it: nothing is
+        checked."""
         return cls(
             **{name: entry[name] for name in WORDS},
             curves={
@@ -222,7 +223,7 @@ class Strip:
         )
 
     def row(self, e: Spread | None) -> str:
-        """The interval over the seeds and its median."""
+        """The interval over the seeds and its median, as SVG; None: the scale alone."""
         body = [
             f'<path class="{"axis" if m == 0 else "grid"}" d="M{self.x(m):.1f} 0V{self.HEIGHT}"/>'
             for m in self._marks()
@@ -311,7 +312,8 @@ def _card(i: int, design: Design, charts: Sequence[Charts], deep: int) -> str:
 
 
 def render(numbers: Mapping[str, Any]) -> str:
-    """The page; ``numbers`` are those of schemes.json."""
+    """The page, as HTML; ``numbers`` are those of schemes.json, whole as ``lab.measurement`` writes
+    them."""
     designs = [Design.of(entry) for entry in numbers["designs"]]
     depths = sorted(numbers["setup"]["depths"])
     deep = depths[-1]

@@ -137,7 +137,8 @@ def spread(ideal: Sequence[float], gap: float, low: float, high: float) -> list[
 
 
 def runs(frame: Frame, points: Iterable[tuple[float, float]]) -> list[list[str]]:
-    """(share, value) as coordinates, cut where a value has no place."""
+    """(share, value) as coordinates "x y", a list for each piece: cut where a value has no place,
+    none of them empty."""
     pieces: list[list[str]] = [[]]
     for share, value in points:
         if frame.has_place(value):

@@ -22,7 +22,8 @@ from addnorm.testing.kit import (
 
 
 def _gradients(kit: Kit) -> Answers:
-    """The gradients of input, weight and bias, in every dtype and width."""
+    """Findings on the gradients of input, weight and bias, in every dtype in which it runs and at
+    every width; Unknown where the formula is another."""
     if not kit.right:
         yield Unknown(rule="gradient", module="", why="it is another function: so is its gradient")
         return

@@ -27,7 +27,8 @@ from addnorm.words import first_line
 
 
 def _extremes(kit: Kit) -> Answers:
-    """Rows of very large and very small values, and rows without a variance."""
+    """Findings on rows of very large and very small values, and on rows without a variance, in
+    every dtype in which it runs; none where the formula is another."""
     w = kit.first
     if not kit.right or w.dim == 1:
         return
@@ -71,8 +72,8 @@ def _extremes(kit: Kit) -> Answers:
 def _flat_rows(
     kit: Kit, w: Width, dtype: torch.dtype, module: nn.Module, bias: Tensor | None
 ) -> Answers:
-    """Rows without a variance, forward and backward: the output must be the bias. ``module`` is the
-    norm in that dtype."""
+    """Findings on rows without a variance, forward and backward: the output must be the bias, None
+    for 0. ``module`` is the norm in that dtype."""
     name = str(dtype).removeprefix("torch.")
     cases = {"zero-row": 0.0} | ({"constant-row": 3.3} if kit.kind == "layer" else {})
     for rule, value in cases.items():
@@ -111,7 +112,8 @@ def _largest(t: Tensor | None) -> float:
 
 
 def _one_feature(kit: Kit) -> Answers:
-    """A row of one: LayerNorm gives the bias, RMSNorm the sign."""
+    """The finding of a function, whose width can be chosen, that is wrong for rows of one feature:
+    LayerNorm gives the bias there, RMSNorm weight times sign, plus the bias."""
     if not isinstance(kit.subject, Function | NormOfSum) or not kit.right:
         return
     inner = kit.subject.pair if isinstance(kit.subject, NormOfSum) else kit.subject
@@ -139,7 +141,8 @@ def _one_feature(kit: Kit) -> Answers:
 
 
 def _strides(kit: Kit) -> Answers:
-    """Inputs and gradients with the same numbers, but other strides."""
+    """Findings on inputs and gradients with the same numbers, but other strides: each has to give
+    the same result as in order."""
     w = kit.first
     if w.reach.axes != (-1,):
         return
@@ -217,7 +220,7 @@ def _unequal_output(
 
 
 def _shapes(kit: Kit) -> Answers:
-    """More and fewer axes than the usual two, and empty batches."""
+    """Findings on more and fewer axes than the usual two, and on empty batches."""
     w = kit.first
     if w.reach.axes != (-1,):
         return
@@ -238,7 +241,7 @@ def _shapes(kit: Kit) -> Answers:
 
 
 def _batch(kit: Kit) -> Answers:
-    """A row alone, and among others; and while training."""
+    """Findings on a row that depends on others, in evaluation or in training."""
     w = kit.first
     if w.reach.axes != (-1,):
         return
@@ -297,11 +300,13 @@ def _writes(kit: Kit) -> Answers:
 
 
 def _deterministic(kit: Kit) -> Answers:
-    """Gradients that differ from call to call; ``Kit.report`` has compared outputs before."""
+    """The finding of gradients that differ from call to call; ``Kit.report`` has compared outputs
+    before."""
     w = kit.first
     module = kit.typed(w.module, torch.float32)
 
     def grads_of_a_run() -> list[Tensor]:
+        """Those of x and of parameters, on the same numbers each time; [] if there are none."""
         x = kit.rows(512, w.dim, torch.float32, 15).requires_grad_()
         y = module(x)
         if not y.requires_grad:
@@ -325,7 +330,8 @@ def _deterministic(kit: Kit) -> Answers:
 
 
 def _autocast(kit: Kit) -> Answers:
-    """Under autocast to bfloat16: that it runs, and takes its statistics in float32."""
+    """Findings under autocast to bfloat16: it has to run, and to take its statistics in float32;
+    Unknown on a device without autocast."""
     if not kit.right:
         return
     w = kit.first

@@ -37,7 +37,8 @@ _NAMES = {
 def reference(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: NormKind, eps: float
 ) -> Tensor:
-    """The equation, in float64 (Ba et al. 2016; Zhang & Sennrich 2019 with eps under the root)."""
+    """The equation over the last axis, in float64 (Ba et al. 2016; Zhang & Sennrich 2019 with eps
+    under the root); weight and bias (dim,), None to leave out."""
     x = x.double()
     if kind == "layer":
         x = x - x.mean(-1, keepdim=True)
@@ -70,7 +71,8 @@ class Function(nn.Module):
         self.fixed: dict[str, Tensor] = {}  # role -> the user's own value, for its width
 
     def at(self, dim: int) -> "Function":
-        """A copy with parameters of a width: random ones, but the user's own where they fit."""
+        """A copy with parameters of a width: random ones, the same at each call, but the user's own
+        where they fit."""
         other = copy.copy(self)
         other._parameters = {}
         for i, name in enumerate(("weight", "bias")):
@@ -85,6 +87,7 @@ class Function(nn.Module):
         return other
 
     def forward(self, x: Tensor, *residual: Tensor) -> Any:
+        """What the function returns, of x and of a residual if it is for a pair."""
         kwargs: dict[str, Any] = {}
         if self.weight is not None:
             kwargs[self.names["weight"]] = self.weight
@@ -271,7 +274,7 @@ class Kit:
         return gathered(answers, [name for name, _ in checks], self._facts(began))
 
     def _facts(self, began: float) -> dict[str, Any]:
-        """What the report says besides findings."""
+        """What the report says besides findings; ``began`` is by ``time.monotonic``."""
         first = next((w for w in self.measured if w.match is not None), None)
         return {
             "kind": self.kind,
@@ -349,7 +352,8 @@ class Kit:
         return match.eps if match is not None else (self.eps or 0.0)
 
     def eps_in(self, dtype: torch.dtype) -> float:
-        """The eps in a dtype: some norms take the dtype's own (torch's RMSNorm without one)."""
+        """The eps that it uses in a dtype, measured once: some norms take the dtype's own (torch's
+        RMSNorm without one)."""
         if dtype == self.first.probe.like.dtype or not self.right:
             return self.used_eps
         if dtype not in self._eps:
@@ -384,7 +388,8 @@ class Kit:
         bias: Tensor | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """The reference, with the eps of x's dtype."""
+        """The reference in float64, with the eps that the norm uses in ``dtype``; None: in that of
+        x."""
         return reference(x, weight, bias, self.kind, self.eps_in(dtype or x.dtype))
 
     def typed(self, module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -392,7 +397,8 @@ class Kit:
         return copy.deepcopy(module).to(dtype).eval()
 
     def affine(self, w: Width, module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-        """Weight (as it multiplies) and bias of a copy of ``w.module``, of shape (dim,)."""
+        """(weight as it multiplies, bias), float64 and (dim,), of ``module``, which has the
+        parameters of ``w.module`` in another dtype or a wrapper; None for one that it has not."""
         by_name = dict(w.probe.module.named_parameters())
         here = dict(module.named_parameters())
         gain = next((n for n, p in by_name.items() if p is w.probe.gain), None)
@@ -420,7 +426,8 @@ class Kit:
 def finding(
     mistake: str, severity: Severity, evidence: dict[str, Any], message: str, remedy: str
 ) -> Finding:
-    """A mistake that is among the ``MISTAKES``, with evidence that JSON has numbers for."""
+    """A mistake that is among the ``MISTAKES``, else an ``Undeclared``; what is not finite in the
+    evidence becomes text, as JSON has no number for it."""
     if mistake not in MISTAKES:
         raise Undeclared(f"{mistake!r} is none of the mistakes of testing/mistake_names.py")
     return _finding(mistake, severity, evidence, message, remedy)
@@ -457,7 +464,8 @@ def unit(dtype: torch.dtype) -> float:
 
 
 def off_by(y: Tensor, ref: Tensor, size: float | None = None) -> float:
-    """The difference of two tensors as wholes, relative to the second or to ``size``."""
+    """The difference of two tensors as wholes, relative to the second or, if it is not None, to
+    ``size``; infinite where one is NaN."""
     size = float(ref.double().norm()) if size is None else size
     d = float((y.detach().double() - ref.detach().double()).norm()) / max(size, 1e-300)
     return d if math.isfinite(d) else math.inf
@@ -479,7 +487,8 @@ def close(y: Tensor, base: Tensor) -> bool:
 
 
 def bare_at(kit: Kit, w: Width, dtype: torch.dtype) -> nn.Module:
-    """A copy with gain one and no bias, as the probe left it."""
+    """A copy of the module at a width, in a dtype, with gain one and no bias, as the probe left it:
+    only where ``w.probe.is_bare``."""
     module = kit.typed(w.module, dtype)
     bare = dict(w.probe.module.named_parameters())
     with torch.no_grad():

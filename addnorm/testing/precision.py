@@ -10,7 +10,8 @@ from addnorm.words import error_in_a_line
 
 
 def _precision(kit: Kit) -> Answers:
-    """The error of the outputs, in every dtype and width."""
+    """Findings on the error of the outputs, in every dtype and at every width; Unknown where the
+    formula is another."""
     if not kit.right:
         yield Unknown(
             rule="precision", module="", why="it is another function: precision has no meaning"
@@ -169,7 +170,8 @@ def _cast_order(
 
 
 def _large_mean(kit: Kit) -> Answers:
-    """Rows of deviation 1 around 1000 and 10000, where a difference of squares has no digits."""
+    """Findings on rows of deviation 1 around 1000 and 10000 in float32, where a difference of
+    squares has no digits; one at each width at most, for LayerNorm alone."""
     if not kit.right or kit.kind != "layer" or torch.float32 not in kit.dtypes:
         return
     for w in kit.measured:

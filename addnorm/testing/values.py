@@ -55,7 +55,7 @@ _OTHER_KINDS = {
 
 
 def _formula(kit: Kit) -> Answers:
-    """Which formula it follows, at every width."""
+    """Findings on the formula that it follows, at every width."""
     for w in kit.measured:
         yield from _formula_at(kit, w)
 
@@ -112,7 +112,7 @@ def _formula_at(kit: Kit, w: Width) -> Answers:
 
 
 def _axes_at(w: Width) -> Answers:
-    """Statistics over nothing at all, or over more or other axes than the features."""
+    """Findings on statistics over nothing at all, or over more or other axes than the features."""
     if not w.reach.axes:
         yield finding(
             "norm-not-normalizing",
@@ -136,7 +136,7 @@ def _axes_at(w: Width) -> Answers:
 
 
 def _mistakes_at(m: Match, evidence: dict[str, Any]) -> Answers:
-    """A formula that is known to be wrong."""
+    """Findings on a formula that is known to be wrong; ``evidence`` is that of each."""
     for mistake in m.formula.mistakes:
         if mistake in _KNOWN_MISTAKES:
             message, remedy = _KNOWN_MISTAKES[mistake]
@@ -159,7 +159,8 @@ def _mistakes_at(m: Match, evidence: dict[str, Any]) -> Answers:
 
 
 def _kind_at(kit: Kit, m: Match, evidence: dict[str, Any]) -> Answers:
-    """A formula that may be right elsewhere, and is another than the one asked for."""
+    """The finding of a formula that may be right elsewhere, and is another than the one asked
+    for."""
     rule: str | None = None
     if m.formula.kind not in (kit.kind, "other"):
         rule = "mean-not-removed" if kit.kind == "layer" else "mean-removed"
@@ -173,7 +174,8 @@ def _kind_at(kit: Kit, m: Match, evidence: dict[str, Any]) -> Answers:
 
 
 def _eps_at(kit: Kit, w: Width, m: Match, evidence: dict[str, Any]) -> Answers:
-    """An eps that is missing, or another than the one claimed; ``evidence`` is the formula's."""
+    """The finding of an eps that is missing, or another than the one claimed; ``evidence`` is the
+    formula's."""
     if m.formula.form == "bare" or "norm-not-normalizing" in m.formula.mistakes:
         return
     claimed = kit.claimed
@@ -199,8 +201,8 @@ def _eps_at(kit: Kit, w: Width, m: Match, evidence: dict[str, Any]) -> Answers:
 
 
 def _eps_by_dtype(kit: Kit) -> Answers:
-    """An eps that is another one in another dtype; a note where none was claimed, since torch's
-    RMSNorm does the same."""
+    """Findings of an eps that is another one in another dtype; notes where none was claimed, since
+    torch's RMSNorm does the same."""
     if not kit.right:
         return
     for dtype in kit.dtypes:
@@ -218,8 +220,8 @@ def _eps_by_dtype(kit: Kit) -> Answers:
 
 
 def _affine(kit: Kit) -> Answers:
-    """Whether weight and bias are used as w * xhat + b; if not, ``kit.misused`` says so to checks
-    that compare with the reference."""
+    """Findings on a weight or bias that is not used as in w * xhat + b; then ``kit.misused`` says
+    so to checks that compare with the reference."""
     w = kit.first
     if isinstance(w.module, Function | NormOfSum):
         inner = w.module.pair if isinstance(w.module, NormOfSum) else w.module

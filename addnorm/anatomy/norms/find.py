@@ -65,7 +65,7 @@ def measured_norms(specimen: Specimen) -> list[MeasuredNorm]:
 
 
 def calls_of(model: nn.Module, inputs: Inputs) -> dict[str, ProbeCall]:
-    """How each module is first called, where it gives back the shape of its input."""
+    """Path -> how the module is first called, of those that give back the shape of their input."""
     calls: dict[str, ProbeCall] = {}
 
     paths = {module: path for path, module in model.named_modules()}

@@ -206,7 +206,8 @@ def nearest(x: Tensor, y: Tensor, claimed_eps: float | None = None) -> Match:
 
 
 def _nearest(x: Tensor, y: Tensor, claimed_eps: float | None, mode: str) -> Match:
-    """``nearest`` with one kind of factor in front: "none", "constant" or "feature"."""
+    """``nearest`` with one kind of factor in front, the ``mode``: "none", "constant" or
+    "feature"."""
     fits: list[tuple[float, Formula, float, float]] = []  # (distance, formula, eps, factor)
     for formula in FAMILY:
         factor: Tensor | float = 1.0
@@ -241,7 +242,7 @@ def _nearest(x: Tensor, y: Tensor, claimed_eps: float | None, mode: str) -> Matc
 
 
 def _distance(y: Tensor, c: Tensor) -> float:
-    """The relative difference of the worst row."""
+    """The relative difference of the worst row; infinite where something is NaN."""
     off = (y - c).norm(dim=-1)
     size = torch.maximum(y.norm(dim=-1), c.norm(dim=-1)).clamp(min=1e-300)
     worst = (off / size).max()

@@ -39,7 +39,8 @@ class ProbeCall:
 
     @staticmethod
     def of(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> "ProbeCall | None":
-        """The call, if its first floating-point tensor comes back in the same shape."""
+        """The call, without gradients, if its first floating-point tensor comes back in the same
+        shape; else None."""
         places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
         tensors = [(p, v) for p, v in places if isinstance(v, Tensor) and v.is_floating_point()]
         result = first_tensor(out)
@@ -57,6 +58,7 @@ class ProbeCall:
         ``others``, and what broadcasts otherwise is as it was."""
 
         def put(place: int | str, value: Any) -> Any:
+            """What stands in the place of an argument, floats in the dtype of x."""
             if place == self.place:
                 return x
             if not isinstance(value, Tensor):
@@ -82,7 +84,8 @@ class ProbeCall:
 
 
 def _normal(shape: Sequence[int], like: Tensor, seed: int, offset: float = 0.7) -> Tensor:
-    """Standard normal rows, each shifted by its own multiple of ``offset``."""
+    """Standard normal rows, each shifted by its own multiple of ``offset``, in the dtype and on the
+    device of ``like``; the same for the same seed."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(*shape, generator=g, dtype=torch.float64)
     shift = torch.randn(*shape[:-1], 1, generator=g, dtype=torch.float64)
@@ -97,7 +100,8 @@ class Probe:
     """A module, called as its model calls it, with its affine part taken off."""
 
     def __init__(self, module: nn.Module, call: ProbeCall):
-        """Raises whatever the module raises where it cannot be called."""
+        """Copies the module, measures its affine part and takes it off; raises whatever the module
+        raises where it cannot be called as in ``call``."""
         self.call = call
         self.claimed_eps = claimed_eps(module)
         self.module, self.like = _runnable(module, call)
@@ -221,7 +225,8 @@ class Probe:
             self.bare_by_setting = False
 
     def bare(self, x: Tensor) -> Tensor:
-        """The output with a gain of 1: the normalization alone."""
+        """The output with a gain of 1: the normalization alone. The gain is changed meanwhile, and
+        put back."""
         if self.gain is None or self.bare_by_setting:
             return self.raw(x)
         before = self.gain.detach().clone()
@@ -291,7 +296,8 @@ class Probe:
         return flat[:: max(1, len(flat) // few)][:few]
 
     def match(self, reach: "Reach", matches: dict[Any, Match] | None = None) -> Match:
-        """The formula; ``matches`` remembers answers, for a model's norms are mostly alike."""
+        """The nearest formula over the elements that share statistics, of which there must be some;
+        ``matches`` remembers answers, for a model's norms are mostly alike."""
         xs, ys = [], []
         with torch.no_grad():
             for i, scale in enumerate(SCALES):
@@ -348,7 +354,8 @@ class Reach(NamedTuple):
 
 
 def _runnable(module: nn.Module, call: ProbeCall) -> tuple[nn.Module, Tensor]:
-    """A copy in float64 if it runs in that, otherwise float32, and a tensor of its kind."""
+    """(a copy in float64 if it runs in that, otherwise float32; an empty tensor of its dtype and
+    device). Raises what the module does where it runs in neither."""
     first = next((t for t in (*module.parameters(), *module.buffers())), None)
     device = first.device if first is not None else torch.device("cpu")
     error: Exception | None = None
@@ -368,7 +375,7 @@ def _runnable(module: nn.Module, call: ProbeCall) -> tuple[nn.Module, Tensor]:
 
 
 def claimed_eps(module: nn.Module) -> float | None:
-    """The eps that a module says it has."""
+    """The eps that a module says it has, by the names that are usual; None: it says nothing."""
     for name in (
         "eps",
         "epsilon",

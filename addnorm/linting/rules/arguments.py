@@ -74,7 +74,8 @@ FORMAT = re.compile(
 
 @on_influence(IGNORED, MEMORY)
 def arguments(s: Influence, _: Subject) -> Answers:
-    """What the output says of other values of each argument."""
+    """Findings of arguments that change nothing when they are given other values: a memory that is
+    not read, and all others."""
     if s.arguments.memory is not None and s.memory_moves <= s.floor:
         yield MEMORY(
             "not read",
@@ -105,8 +106,8 @@ def _other_inputs(s: Influence) -> Answers:
 
 
 def _square_masks(s: Influence) -> Answers:
-    """Masks of pairs of places with which the output stays the same when the first key's entries
-    are turned round."""
+    """Findings of masks of pairs of places, where the output stays the same when the first key's
+    entries are turned round."""
     for role in s.arguments.masks:
         if not role.square:
             continue
@@ -124,7 +125,7 @@ def _square_masks(s: Influence) -> Answers:
 
 
 def _token_types(s: Influence) -> Answers:
-    """Optional token types or segments with which ones give what zeros give."""
+    """Findings of optional token types or segments, where ones instead of zeros change nothing."""
     main = s.inputs.tensors()[s.arguments.main]
     if main.dim() != 2 or s.arguments.kind != "ids":
         return

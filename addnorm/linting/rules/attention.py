@@ -185,7 +185,8 @@ class Factor:
 
 @decides(SCALE)
 def scales(subject: Subject) -> Answers:
-    """attention-scale: 1/sqrt(d) once, before the softmax."""
+    """Findings of attentions that are not scaled by 1/sqrt(d) once, before the softmax; Unknown
+    where there is no attention."""
     s = subject.structure
     if not s.attentions:
         yield SCALE.unknown("no attention was found")
@@ -197,13 +198,15 @@ def scales(subject: Subject) -> Answers:
 
 
 def _scale(s: Structure, attention: TracedAttention, subject: Subject) -> Finding | None:
-    """The case of one attention; none where the factor is right, or cannot be told from right."""
+    """The finding of one attention; None where the factor is right, or cannot be told from right,
+    as where it is learned or queries and keys are normed."""
     dim = factors(attention.scores)[0].shape[-1]
     right = 1 / math.sqrt(dim)
     before, after = _factors(s, attention)
     c = before.constant
 
     def finding(case: str, words: dict[str, Any] | None = None, **more: float) -> Finding:
+        """The finding with the evidence of every case, and more."""
         return SCALE(
             case,
             attention.path,
@@ -314,7 +317,8 @@ def _along(s: Structure, value: Value, start: Value | None) -> Factor:
 
 
 def _factor(s: Structure, op: Op, carried: Value) -> Factor:
-    """What a mul or div multiplies ``carried`` by; 1 where that is not one number throughout."""
+    """What a mul or div multiplies its operand ``carried`` by: a constant, or something learned; 1
+    where it is not one number throughout."""
     others = [a for a in op.args if a is not carried]
     if not others:
         return Factor()
@@ -356,7 +360,8 @@ def _weights_ratio(s: Structure, attention: TracedAttention, subject: Subject) -
 
 @decides(NOT_NORMALIZED)
 def sums(subject: Subject) -> Answers:
-    """attention-not-normalized: what a query takes of all keys must sum to one."""
+    """Findings of attentions whose weights of a query do not sum to one, unless ``SCALE`` says why;
+    Unknown where there is no attention."""
     s = subject.structure
     if not s.attentions:
         yield NOT_NORMALIZED.unknown("no attention was found")
@@ -405,7 +410,8 @@ def _sum_case(
 
 
 def _masked_after(soft: Op, weights: Tensor) -> bool:
-    """Whether weights are zero that were not when they came out of the softmax."""
+    """Whether weights are zero that were not when they came out of the softmax ``soft``; False
+    where the two cannot be compared."""
     before = soft.outputs[0].tensor
     if before.numel() != weights.numel():
         return False

@@ -68,7 +68,8 @@ ON_IDS = Rule(
 
 @decides(TIES)
 def ties(subject: Subject) -> Answers:
-    """An embedding and a head that are copies of each other, or should be one."""
+    """Findings of pairs of an embedding and a head that are copies of each other, or should be one
+    tensor and are two; by the weights of the user's model."""
     s = subject.structure
     parameters = dict(subject.original.named_parameters(remove_duplicate=False))
     tables = {name for name in s.tables if name in parameters}
@@ -119,7 +120,8 @@ def _heads(s: Structure) -> set[str]:
 
 @decides(ON_IDS)
 def positions(subject: Subject) -> Answers:
-    """Something is added to token numbers before they are looked up; the first place only."""
+    """The finding that something is added to token ids before they are looked up; of the first such
+    place only."""
     s = subject.structure
     ids = [v for v in s.trace.inputs if not v.tensor.is_floating_point()]
     ids = [v for v in ids if v.tensor.dtype != torch.bool]

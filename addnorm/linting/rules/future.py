@@ -112,7 +112,9 @@ class _Leaks:
 
 @on_influence(LEAK, NO_MASK)
 def future(s: Influence, subject: Subject) -> Answers:
-    """What moves before a token that is changed."""
+    """One finding at most, if something moves before a token that is changed in a model that is
+    causal, by the user's word, its own or its modules'; Unknown where the user says so and it
+    cannot be seen."""
     if subject.causal is False:
         return
     frames = s.arguments.kind in ("image", "wave")
@@ -140,7 +142,8 @@ def future(s: Influence, subject: Subject) -> Answers:
 
 
 def _leaks(s: Influence, inside: Sequence[ModuleInfluence]) -> _Leaks | None:
-    """At the output, or in the modules if that has no positions; None: nothing leaks."""
+    """What is seen of the future at the output or, if that has no positions, in the modules
+    ``inside`` that mix positions; None: nothing."""
     if s.matrix is not None:
         moves = s.matrix > s.floor
         pairs = [(t, u) for t in range(s.places) for u in range(t) if bool(moves[t].any())]
@@ -201,7 +204,7 @@ def _looks_causal(leaks: _Leaks) -> bool:
 
 
 def _evidence(s: Influence, leaks: _Leaks) -> dict[str, Any]:
-    """What both rules have as evidence."""
+    """The evidence that both rules declare, but for the modules."""
     evidence: dict[str, Any] = {
         "share_of_earlier_positions_that_move": round(leaks.share, 4),
         "positions_reached_back": leaks.reach,

@@ -152,7 +152,8 @@ UNSTABLE = Rule(
 
 @decides(RESIDUAL_SCALE, UNSTABLE)
 def init(subject: Subject) -> Answers:
-    """The model as it was initialized, not with the weights that probes give its copy."""
+    """Findings of the user's model with its own weights, not with those that probes give the copy;
+    Unknown where it does not run, or has no residual stream."""
     model = bare_copy(subject.original).to(_dtype(subject.model))
     try:
         trace = record(lambda: subject.inputs.call(model), model)
@@ -192,7 +193,8 @@ class _Writer:
 
 
 def _scaling(s: Structure, chain: Sequence[Residual]) -> Iterator[Finding]:
-    """std of each branch's last matrix against that of its others."""
+    """The finding of a stream whose branches' last matrices are not scaled by depth like their
+    others."""
     writers = _writers(s, chain)
     case = _scaling_case(writers) if writers else None
     if case is None:
@@ -303,7 +305,8 @@ def _after(s: Structure, residual: Residual) -> Iterator[Step]:
 
 
 def _depth(s: Structure, chain: Sequence[Residual]) -> Iterator[Finding]:
-    """RMS of the stream and of its gradient, from the first sublayer to the last."""
+    """Findings of a stream whose RMS, or whose gradient's, grows or falls too much from the first
+    sublayer to the last, or is not finite."""
     outputs = [r.output for r in chain]
     rms = [v.rms() for v in outputs]
     grads = _gradients(s, outputs)
@@ -361,7 +364,7 @@ def _gradients(s: Structure, at: list[Value]) -> list[float]:
 
 
 def _saturated(s: Structure) -> Iterator[Finding]:
-    """Attention that looks at one key only, before it has learned at which."""
+    """Findings of attentions that look at one key only, before they have learned at which."""
     for attention in s.attentions:
         weights = attention.table().double()
         wide = weights[(weights > 0).sum(-1) >= 4]

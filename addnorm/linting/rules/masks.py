@@ -110,7 +110,8 @@ MASK_NAN = Rule(
 
 @on_influence(PADDING_LEAK)
 def padding(s: Influence, _: Subject) -> Answers:
-    """What moves at real places when a hidden one is changed."""
+    """Findings of padding that real places notice, with a mask or without, and of masks that are
+    read the wrong way round; Unknown where the model does not run with places hidden."""
     for own in own_paddings(s):
         if own.change > s.floor:
             yield PADDING_LEAK(
@@ -230,7 +231,8 @@ def _hidden_by_all(s: Influence, mask: Padding, hidden: list[int], where: tuple[
 
 @on_influence(MASK_NAN)
 def nan(s: Influence, _: Subject) -> Answers:
-    """What is not a number where everything, or the beginning, is hidden from a sample."""
+    """Findings of NaN where everything, or the beginning, is hidden from a sample: one for each way
+    of hiding."""
     ways: list[tuple[str, str, Callable[..., Inputs]]] = [
         (mask.name, mask.role.of, partial(mask.hiding, s)) for mask in paddings(s) if mask.works
     ]

@@ -56,7 +56,8 @@ DROPOUT = Rule(
 
 @on_influence(DROPOUT)
 def dropout(s: Influence, subject: Subject) -> Answers:
-    """What is random where nothing should be, and the other way round."""
+    """Findings of modules in another mode than the whole, of randomness in evaluation, and of
+    dropout that is never applied; Unknown where runs differ for a reason that is not torch's."""
     yield from _mixed_modes(subject.original)
     one, two = s.base, s.other_seed
     difference = largest(one - two) if one.shape == two.shape else float("inf")
@@ -79,7 +80,8 @@ def dropout(s: Influence, subject: Subject) -> Answers:
 
 
 def _never_applied(s: Influence) -> Answers:
-    """Dropout that is set, in a model whose outputs in training mode are all the same."""
+    """The finding of a model in which dropout is set, and whose outputs in training mode are all
+    the same."""
     configured = _dropout_places(s.model)
     if not configured:
         return
@@ -117,7 +119,8 @@ def _dropout_places(model: nn.Module) -> dict[str, tuple[str, float]]:
 
 
 def _mixed_modes(original: nn.Module) -> Answers:
-    """Modules of the user's model that are in another mode than the whole."""
+    """The finding of a user's model with modules in another mode than the whole, of which the
+    outermost are named."""
     odd = [p for p, m in original.named_modules() if m.training != original.training]
     if odd:
         tops = [p for p in odd if not any(p.startswith(o + ".") for o in odd)]

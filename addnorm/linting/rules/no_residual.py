@@ -12,6 +12,7 @@ from addnorm.linting.subject import Subject
 
 
 def _nothing_around(what: str, it: str) -> Case:
+    """A case of a sublayer that is called ``what``, with the pronoun for it."""
     return Case(
         "error",
         f"No residual connection goes around the {what} in {{names}}: what comes before reaches "
@@ -43,7 +44,8 @@ NO_RESIDUAL = Rule(
 
 @decides(NO_RESIDUAL)
 def no_residual(subject: Subject) -> Answers:
-    """Attentions and products of blocks that the stream does not go around."""
+    """Findings of blocks, one for each, with attentions or products that the stream does not go
+    around; Unknown where there is no attention."""
     s = subject.structure
     if not s.attentions:
         yield NO_RESIDUAL.unknown("no attention was found in the forward")

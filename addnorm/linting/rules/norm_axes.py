@@ -110,7 +110,8 @@ OTHER_ELEMENTS = "elements other than one token's features decide its size"
 
 @decides(WRONG_AXIS, BATCH_DEPENDENT)
 def axes(subject: Subject) -> Answers:
-    """Over what the statistics run: features, or also positions and samples."""
+    """Findings of norms whose statistics run over positions or samples, and not over features
+    alone."""
     cases: list[NormCase] = []
     for k in measured_norms(subject.specimen):
         if k.probe is not None:
@@ -144,6 +145,7 @@ class _Axes:
 
     @property
     def evidence(self) -> dict[str, Any]:
+        """That which both rules declare of a module."""
         return {
             "input_shape": list(self.shape),
             "statistics_over_axes": list(self.evaluated),
@@ -152,7 +154,7 @@ class _Axes:
         }
 
     def in_words(self, axes: Sequence[int]) -> str:
-        """What stands on some of them."""
+        """What stands on some of the axes: "the positions and the features"."""
         names = {self.batch: "the samples of the batch", self.time: "the positions"}
         names.pop(None, None)
         names.setdefault(self.features, "the features")

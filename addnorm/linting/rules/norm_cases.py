@@ -54,7 +54,8 @@ def measured_once(
 
 
 def joined(cases: Iterable[NormCase]) -> Iterator[Finding]:
-    """One finding for modules of one class with one fault."""
+    """One finding for the cases of one rule, severity and ``key``, the first module's, with the
+    number of modules and some of their paths as evidence; what is not finite becomes text."""
     groups: dict[tuple[Any, ...], list[Finding]] = {}
     for case in cases:
         one = case.finding

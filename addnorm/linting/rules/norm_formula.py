@@ -198,7 +198,8 @@ def _fit_evidence(k: MeasuredNorm) -> dict[str, Any]:
 
 @decides(NOT_NORMALIZING, UNBIASED_VARIANCE, EPS_OUTSIDE_SQRT)
 def formula(subject: Subject) -> Answers:
-    """What the norms compute."""
+    """Findings of norms that follow a wrong formula or none; Unknown of those that could not be
+    probed."""
     cases: list[NormCase] = []
     for k in measured_norms(subject.specimen):
         if k.probe is None:
@@ -244,7 +245,8 @@ def _formula_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
 
 
 def _unlike_case(k: MeasuredNorm, name: str) -> NormCase:
-    """The input's scale is taken out, but by no known formula."""
+    """The finding of a norm of class ``name`` that takes the input's scale out, but by no known
+    formula."""
     assert k.probe is not None
     assert k.match is not None
     with torch.no_grad():
@@ -264,7 +266,8 @@ def _unlike_case(k: MeasuredNorm, name: str) -> NormCase:
 
 
 def _formula_case(k: MeasuredNorm, mistake: str, name: str) -> NormCase:
-    """One mistake of the formula that the norm follows."""
+    """The finding of one mistake, a rule's name, of the formula that a norm of class ``name``
+    follows."""
     assert k.match is not None
     m, n = k.match, math.prod(k.reach.sizes)
     words: dict[str, Any] = {"norm": name}
@@ -290,7 +293,8 @@ def _growth(probe: Probe) -> float:
 
 
 def _eps_cases(k: MeasuredNorm, name: str) -> Iterator[NormCase]:
-    """Whether a row of zeros, such as padding gives, comes out finite."""
+    """The finding of a norm of class ``name`` with which a row of zeros, such as padding gives,
+    does not come out finite."""
     assert k.probe is not None
     with torch.no_grad():
         bad = int((~k.probe.bare(torch.zeros_like(k.probe.normal(0))).isfinite()).sum())
@@ -301,7 +305,8 @@ def _eps_cases(k: MeasuredNorm, name: str) -> Iterator[NormCase]:
 
 
 def _pointwise_cases(k: MeasuredNorm, name: str) -> Iterator[NormCase]:
-    """A module that is called a norm and takes no statistics."""
+    """The finding of a module of class ``name`` that is called a norm and takes no statistics,
+    unless it is bounded or takes them in training."""
     assert k.probe is not None
     if k.saturates or reach_in_training(k).axes:
         return  # a bounded one stands in for a norm (DyT); BatchNorm takes its statistics then

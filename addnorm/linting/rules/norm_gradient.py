@@ -21,6 +21,7 @@ from addnorm.words import error_in_a_line
 
 
 def _but(what: str) -> Case:
+    """A case whose message says what the gradient is instead; ``what`` may have blanks."""
     return Case(
         "error",
         f"The gradient of {{norm}} is not that of its output, but {what}: training follows another "
@@ -59,7 +60,8 @@ BAD_GRADIENT = Rule(
 
 @decides(BAD_GRADIENT)
 def gradient(subject: Subject) -> Answers:
-    """Backward against differences of forward."""
+    """Findings of norms whose backward is not what differences of forward say; Unknown where
+    backward does not run."""
     cases: list[NormCase] = []
     results: dict[int, _Errors] = {}
     for k in measured_norms(subject.specimen):

@@ -26,7 +26,8 @@ LOUD = 2.0  # a normalized row has an RMS of at most 1, smaller where eps counts
 
 @decides(NOT_NORMALIZING, WRONG_AXIS, UNBIASED_VARIANCE, EPS_OUTSIDE_SQRT, BATCH_DEPENDENT)
 def inline(subject: Subject) -> Answers:
-    """The rules of norm modules, for norms without a module."""
+    """Findings by the rules of norm modules of norms that have no module, and lie in none that is a
+    norm."""
     s = subject.structure
     modules = [n.path for n in find_norms(subject.specimen)]
     for norm in s.norms:
@@ -133,7 +134,8 @@ def _wrong_axis(norm: TracedNorm, dims: list[int], sizes: list[int]) -> Finding:
 
 
 def _unbiased_moments(norm: TracedNorm, moments: list[Op]) -> Iterator[Finding]:
-    """The first variance or deviation that divides by n - 1, which is what torch does by itself."""
+    """The finding of the first variance or deviation, among ``moments``, that divides by n - 1,
+    which is what torch does by itself."""
     for op in moments:
         if op.name not in ("var", "std", "var_mean", "std_mean"):
             continue
@@ -148,7 +150,8 @@ def _unbiased_moments(norm: TracedNorm, moments: list[Op]) -> Iterator[Finding]:
 
 
 def _eps_behind_root(norm: TracedNorm, chain: list[Op]) -> Iterator[Finding]:
-    """An addition of a constant behind the root; ``chain`` has the last operation first."""
+    """The finding of an eps that is added behind the root; ``chain`` has the last operation
+    first."""
     roots = [op for op in chain if op.name in ("sqrt", "std", "linalg_vector_norm", "norm")]
     roots += [op for op in chain if op.name == "pow" and number(op.args[1]) == 0.5]
     if not roots:
@@ -166,7 +169,8 @@ def _eps_behind_root(norm: TracedNorm, chain: list[Op]) -> Iterator[Finding]:
 
 
 def _row_sizes(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
-    """Whether the rows come out of one size, whatever gain they are multiplied by."""
+    """The finding of a norm whose rows do not come out of one size, whatever gain they are
+    multiplied by."""
     y = norm.output.tensor.detach().double()
     before = norm.source.op
     if before is not None and before.name == "mul":

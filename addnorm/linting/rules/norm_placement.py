@@ -84,7 +84,7 @@ SHARED_NORM = Rule(
 
 @decides(DOUBLE_NORM, MISSING_FINAL_NORM, SHARED_NORM)
 def norms_on_the_way(subject: Subject) -> Answers:
-    """double-norm, missing-final-norm, shared-norm."""
+    """Findings of norms on the stream: two in a row, none at the end, one at several places."""
     s = subject.structure
     yield from _double(s)
     yield from _missing_final(s)
@@ -92,7 +92,8 @@ def norms_on_the_way(subject: Subject) -> Answers:
 
 
 def _double(s: Structure) -> Answers:
-    """A norm that reads what another norm gave, by views alone, if nothing else reads that."""
+    """Findings of norms that read what another norm gave, by views alone, if nothing else reads
+    that."""
     outputs = {n.output: n for n in s.norms}
     forks = {r.fork for r in s.residuals} | {r.stream for r in s.residuals}
     for second in outputs.values():
@@ -136,7 +137,7 @@ def _other_readers(s: Structure, value: Value, besides: TracedNorm) -> list[Op]:
 
 
 def _missing_final(s: Structure) -> Answers:
-    """A pre-norm stream that is read at its end without a norm."""
+    """Findings of pre-norm streams that are read or returned at their end without a norm."""
     for chain in s.chains:
         last = chain[-1]
         own = [r for r in chain if s.own_norms(r)]
@@ -166,7 +167,8 @@ def _missing_final(s: Structure) -> Answers:
 
 
 def _shared(s: Structure) -> Answers:
-    """One norm's parameters at several places of the stream."""
+    """Findings of norms whose parameters are used at several places of the stream, alone or with
+    their whole layer."""
     at: dict[frozenset[str], list[TracedNorm]] = defaultdict(list)
     for norm in s.norms:
         own = frozenset(name for name in norm.parameters if name) or _gains(s, norm)

@@ -24,6 +24,7 @@ from addnorm.words import error_in_a_line
 
 
 def _imprecise(what: str) -> Case:
+    """A case whose message says what the norm does; ``what`` may have blanks."""
     return Case(
         "warning",
         f"{{norm}} {what}: the error enters every layer and does not average out.",
@@ -76,7 +77,8 @@ class _Imprecision:
 
 @decides(LOW_PRECISION)
 def precision(subject: Subject) -> Answers:
-    """Statistics in fewer digits than they need."""
+    """Findings of norms that follow their formula in fewer digits than it needs; Unknown where one
+    does not run in bfloat16."""
     cases: list[NormCase] = []
     results: dict[int, list[_Imprecision]] = {}
     for k in measured_norms(subject.specimen):

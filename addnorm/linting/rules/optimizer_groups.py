@@ -120,7 +120,8 @@ class _Groups:
 
 @on_optimizer(DECAY, MISSING, TWICE, FROZEN)
 def groups_and_model(optimizer: Optimizer, subject: Subject) -> Answers:
-    """What the optimizer holds, against what the model has."""
+    """Findings of parameters that the optimizer decays, misses, holds twice or holds though they
+    are frozen; each names the first few."""
     names = {id(p): n for n, p in subject.original.named_parameters()}
     groups = _groups(optimizer, names, _norm_parameters(subject))
     if groups.decayed_norms:

@@ -196,6 +196,8 @@ def _own_padding(s: Influence, pad: int) -> OwnPadding:
     embeddings = [module for module in s.model.modules() if isinstance(module, nn.Embedding)]
 
     def run(noise: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """(the output, path of a mixer -> its first output), with that much added to the padding's
+        embedding."""
         taps: dict[str, Tensor] = {}
 
         def disturb(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:

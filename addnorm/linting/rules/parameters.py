@@ -113,7 +113,7 @@ IN_FORWARD = Rule(
 
 @decides(UNUSED, UNUSED_NORM)
 def unused(subject: Subject) -> Answers:
-    """What the forward never reads, and what gets no gradient."""
+    """Findings, by module, of parameters that the forward never reads, or that get no gradient."""
     model, read = subject.model, subject.structure.trace.parameters()
     shared = {id(p) for n, p in model.named_parameters() if n in read}  # a tied one has two names
     missing = [n for n, p in model.named_parameters() if n not in read and id(p) not in shared]
@@ -176,7 +176,8 @@ def _normalizes(module: nn.Module, parameters: list[nn.Parameter]) -> bool:
 
 
 def _without_gradient(subject: Subject, missing: set[str]) -> Iterator[Finding]:
-    """Parameters that are read, but that no output depends on differentiably."""
+    """Findings, by module, of parameters that are read, but that no output depends on
+    differentiably; ``missing`` are the names of those that are not read."""
     s = subject.structure
     outs = [t for t in s.trace.outputs if t.requires_grad and t.is_floating_point()]
     trained = {
@@ -200,7 +201,7 @@ def _without_gradient(subject: Subject, missing: set[str]) -> Iterator[Finding]:
 
 @decides(IDENTICAL)
 def copies(subject: Subject) -> Answers:
-    """Siblings that start with the same random numbers."""
+    """Findings of lists of modules of one class that start with the same random numbers."""
     siblings: dict[tuple[str, type], list[tuple[str, nn.Module]]] = defaultdict(list)
     for path, module in subject.original.named_modules():
         parent, _, last = path.rpartition(".")
@@ -242,7 +243,8 @@ def _has_equal_weights(a: nn.Module, b: nn.Module) -> bool:
 
 @decides(IN_FORWARD)
 def made_in_forward(subject: Subject) -> Answers:
-    """Parameters that are born while the model runs."""
+    """Findings, by module, of parameters that are made in the second forward: lazy modules make
+    theirs in the first."""
     owners: dict[str, list[str]] = defaultdict(list)
     stack: list[str] = []
 

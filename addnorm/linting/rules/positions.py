@@ -78,7 +78,8 @@ class _Side:
 
 @on_influence(BLIND)
 def positions(s: Influence, _: Subject) -> Answers:
-    """What happens to equal tokens, and to permuted ones."""
+    """Findings of inputs whose order means nothing, main input and memory, where equal tokens come
+    out alike; Unknown where nothing shows it."""
     r = s.arguments
     names = [r.main]
     if r.memory is not None and s.memory_moves > s.floor:

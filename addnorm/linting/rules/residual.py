@@ -112,7 +112,8 @@ WRONG_TENSOR = Rule(
 
 @decides(WRONG_TENSOR)
 def wrong_tensor(subject: Subject) -> Answers:
-    """Residual connections that carry on something other than the stream."""
+    """Findings of residual connections that carry on something other than the stream; Unknown where
+    there is none, or no attention."""
     s = subject.structure
     missing = "residual connection" if s.attentions else "attention"
     if not s.residuals or not s.attentions:  # sums of a recurrent state look like a stream
@@ -276,7 +277,8 @@ def _in_call(s: Structure, op: Op, call: Call) -> bool:
 
 
 def _lost_write(s: Structure, residual: Residual) -> Answers:
-    """A later sublayer reads what this one wrote, but adds to the stream as it was before."""
+    """The finding that a later sublayer reads what this one wrote, but adds to the stream as it was
+    before: the first such sublayer's."""
     out = residual.output
     if any(out in s.carried(r.stream) for r in s.residuals if r is not residual):
         return
@@ -302,8 +304,8 @@ def _lost_write(s: Structure, residual: Residual) -> Answers:
 
 
 def _normed_operand(s: Structure, residual: Residual) -> Answers:
-    """norm(x) + f(norm(x)): the norm is on the way from the fork to the sum, and the branch has
-    one of its own as well."""
+    """The finding of norm(x) + f(norm(x)): a norm is on the way from the fork to the sum, and the
+    branch has one of its own as well."""
     on_stream = [step.norm for step in residual.steps if step.norm is not None]
     own = s.own_norms(residual)
     if not on_stream or not own:
@@ -319,7 +321,8 @@ def _normed_operand(s: Structure, residual: Residual) -> Answers:
 
 
 def _scaled_branch(s: Structure, residual: Residual) -> Answers:
-    """DeepNorm's factor on the branch instead of the stream."""
+    """The finding of a constant above 1 on the branch before a post-norm: DeepNorm's, which belongs
+    on the stream."""
     op = residual.branch.op
     if op is None or op.name != "mul" or any(step.kind == "scale" for step in residual.steps):
         return
@@ -340,7 +343,8 @@ def _scaled_branch(s: Structure, residual: Residual) -> Answers:
 
 
 def _partly_normed(s: Structure, residual: Residual) -> Answers:
-    """Some products of a branch read the stream through a norm, and some do not."""
+    """The finding of an attention some of whose projections read the stream through a norm, and
+    some do not."""
     readers = [(op, normed) for op, normed in s.readers(residual) if s.weighted(op)]
     normed = [op.module for op, ok in readers if ok]
     raw = [op.module for op, ok in readers if not ok]
@@ -361,7 +365,8 @@ def _partly_normed(s: Structure, residual: Residual) -> Answers:
 
 
 def _twice(s: Structure) -> Answers:
-    """An addition of two values that both hold the same stream in full."""
+    """The finding of an addition of two values that both hold the same stream in full; of the first
+    only."""
     points = {r.fork for r in s.residuals} | {r.output for r in s.residuals}
     sums = {r.add for r in s.residuals}
     for op in s.trace.ops:

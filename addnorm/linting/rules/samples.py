@@ -106,7 +106,8 @@ them by far more, rounding by less."""
 
 @on_influence(LEAK, SWAPPED)
 def samples(s: Influence, subject: Subject) -> Answers:
-    """Who moves in the other samples when one is changed."""
+    """Findings of samples that notice one another, or see one another in place of their own tokens;
+    Unknown where the batch or the output does not let it be seen."""
     if s.samples < 2:
         yield from (rule.unknown("the inputs hold one sample only") for rule in (LEAK, SWAPPED))
         return
@@ -124,7 +125,8 @@ def samples(s: Influence, subject: Subject) -> Answers:
 
 
 def _swapped(s: Influence, subject: Subject) -> Finding | None:
-    """The finding of a model in which a token sees the other samples, and not its own."""
+    """The finding of a model in which a token sees the other samples, and not the other tokens of
+    its own; None: it is not so."""
     r = s.arguments
     if r.time is None or r.batch != 0:
         return None
@@ -151,7 +153,7 @@ def _swapped(s: Influence, subject: Subject) -> Finding | None:
 
 
 def _attention_over_samples(s: Influence) -> Answers:
-    """Some attentions run over the samples, others may not."""
+    """One finding of the attentions that run over the samples, where others may not."""
     across = [a for a in _attentions_across(s, memory=False) if a.path]
     crossing = [m for m in s.module_influences if m.other_same or m.other_else]
     paths = [a.path for a in across if any(within(a.path, m.path) for m in crossing)]
@@ -178,7 +180,7 @@ def _attentions_across(s: Influence, *, memory: bool) -> list[TracedAttention]:
 
 
 def _memory_leaks(s: Influence) -> Answers:
-    """Whether samples see each other where the encoder's input is read."""
+    """The finding of a model whose samples see each other where the encoder's input is read."""
     r = s.arguments
     if r.memory is None or r.out_batch is None or s.base.dim() == 0:
         return
@@ -208,8 +210,8 @@ def _memory_leaks(s: Influence) -> Answers:
 
 
 def _leaks(s: Influence) -> Answers:
-    """Whether other samples move when all of sample 0 in the main input is changed, in evaluation
-    or, if not there, in training."""
+    """The finding of a model whose other samples move when all of sample 0 in the main input is
+    changed, in evaluation or, if not there, in training; Unknown where that cannot be seen."""
     r = s.arguments
     crossing = s.innermost(lambda m: m.other_same or m.other_else)
     if r.out_batch is None and r.time is not None:

@@ -14,6 +14,7 @@ DEAD = 1e-6  # relative to the stream; randomised branches write 1e-3 and more
 
 
 def _adds(what: str) -> Case:
+    """A case of a branch that adds ``what`` to the stream."""
     return Case(
         "error",
         f"This branch adds {what} although none of its weights is zero: it cannot learn, and its "
@@ -90,7 +91,8 @@ LINEAR_MLP = Rule(
 
 @decides(DEAD_BRANCH, ONE_SIGNED_BRANCH, LINEAR_MLP)
 def branches(subject: Subject) -> Answers:
-    """dead-branch, one-signed-branch, linear-mlp."""
+    """Findings of branches that add nothing, one vector or one sign only, that are thrown away, or
+    that have two matrices in a row; the copy's weights are random where they would be constant."""
     s = subject.structure
     for residual in s.residuals:
         b = residual.branch.tensor.detach().double()
@@ -132,7 +134,7 @@ def _branch_module(s: Structure, residual: Residual) -> str:
 
 
 def _thrown_away(s: Structure) -> Answers:
-    """Attentions and products with weights inside blocks whose result nobody reads."""
+    """Findings, by block, of attentions and products with weights whose result nobody reads."""
     paths: dict[str, Op] = {}
     for op in s.trace.ops:
         if op.name in PRODUCTS and op.outputs[0] in s.activations and op.outputs[0] not in s.live:
@@ -153,7 +155,8 @@ def _thrown_away(s: Structure) -> Answers:
 
 
 def _linear(s: Structure) -> Answers:
-    """Two products with weights in a row and nothing nonlinear between."""
+    """Findings of two products with weights in a row and nothing nonlinear between, unless the
+    inner width says that a factorized matrix is meant."""
     for op in s.trace.ops:
         if op.name not in PRODUCTS or not s.weighted(op) or op.outputs[0] not in s.live:
             continue
