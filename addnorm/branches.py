@@ -48,7 +48,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _activation(activation: Activation) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """The name of an activation, and the function; one of the caller's is taken as it is."""
+    """(the name of an activation, the function); one of the caller's is taken as it is, and an
+    unknown name is a ``Mendable``."""
     if not isinstance(activation, str):
         return getattr(activation, "__name__", type(activation).__name__), activation
     check_known("activation", activation, ACTIVATIONS)

@@ -86,8 +86,9 @@ def combinator(equation: str, paper: str, year: int) -> Callable[[F], F]:
 def _register(
     where: dict[str, SchemeEntry], equation: str, paper: str, year: int
 ) -> Callable[[F], F]:
-    """A decorator that puts a function into ``where`` by its name. One that returns a Wiring is a
-    scheme itself; any other returns a scheme, and comes back guarded by ``_family``."""
+    """A decorator that puts a function into ``where`` by its name, with what is said of it. One
+    that returns a Wiring is a scheme itself; any other returns a scheme, and comes back guarded by
+    ``_family``."""
 
     def add(function: F) -> F:
         plain = get_type_hints(function)["return"] is Wiring
@@ -197,8 +198,9 @@ def _scheme(node: ast.expr, text: str) -> Scheme:
 
 
 def _value(owner: str, name: str, value_type: Any, node: ast.expr, text: str) -> Any:
-    """The value of an argument: a scheme, or a constant of the type that the function of ``owner``
-    is annotated with; a whole number does where a float is wanted."""
+    """The value of the argument ``name`` of a design, ``owner``: a scheme, or a constant of the
+    ``value_type`` that the design's function is annotated with, where a whole number does for a
+    float; else a ``SchemeError``."""
     if value_type is Scheme or value_type == Scheme:
         return _scheme(node, text)
     try:

@@ -61,7 +61,7 @@ ORDER = "self_attn multihead_attn linear1 linear2 norm1 norm2 norm3 activation"
 
 
 def _names(module: "_Coder") -> Iterator[tuple[str, tuple[str, ...]]]:
-    """PyTorch's name of each parameter that there is, and ours, in PyTorch's order; several of ours
+    """(PyTorch's name of a parameter that there is, ours), in PyTorch's order; several of ours
     where PyTorch has them in one matrix, in the order of its rows."""
     rows = []  # (block, place within it, PyTorch's name, ours)
     for i, sub in enumerate(module.stack.sublayers()):
@@ -112,7 +112,7 @@ batch; and the hint that the first is causal. True = may *not* look; numbers are
 def _context_masks(
     masks: Masks, batch: int, heads: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """torch.nn's masks as the ``valid``, ``attend`` and ``bias`` of a ``Context`` or ``Memory``."""
+    """(valid, attend, bias) of a ``Context`` or ``Memory``, or None, from the masks of torch.nn."""
     mask, padding, is_causal = masks
     if is_causal and mask is None:
         raise RuntimeError("is_causal is a hint about the mask: give the mask itself as well")
@@ -405,8 +405,8 @@ def _stacked(
     scheme: Scheme | str | None,
     depths: tuple[int, int] | None,
 ) -> Stack:
-    """n clones of the layer, weights included, as PyTorch makes them; with a scheme, given here or
-    with the layer, n new blocks built like it, of which ``depths`` is, and no ``norm`` after."""
+    """n clones of the layer, weights and all, as PyTorch makes them; with a scheme, given or the
+    layer's, n new blocks like it for these ``depths``, and the caller's ``norm`` has to be None."""
     if not isinstance(layer, layer_type):
         raise TypeError(f"expected an addnorm.compat.{layer_type.__name__}, got {type(layer)}")
     scheme = layer.block.scheme if scheme is None else scheme

@@ -62,8 +62,8 @@ def scratch(path: Path) -> Iterator[Path]:
 
 
 def show(work: Path, path: Path) -> None:
-    """Give a finished folder, of files only, its name on the same disk; an ``OSError`` if there is
-    a file or a folder with something in it."""
+    """Give the finished folder ``work``, of files only, the name ``path`` on the same disk; an
+    ``OSError`` if there is a file or a folder with something in it."""
     for file in sorted(work.iterdir()):
         sync(file)
     sync(work)

@@ -229,10 +229,9 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
         mean_resizing: bool = True,
     ) -> Any:
         """Another vocabulary, before the optimizer is made: the tables are new parameters.
-
-        New rows are the mean of the old, or else as the scheme begins. ``pad_to_multiple_of`` pads
-        the tables only (``GPTConfig.vocab_multiple``): no id and no logit comes of it.
-        """
+        ``new_num_tokens`` None or 0 keeps the number. With ``mean_resizing`` new rows are the mean
+        of the old, else as the scheme begins. ``pad_to_multiple_of`` pads the tables only
+        (``GPTConfig.vocab_multiple``): no id and no logit comes of it."""
         gpt, old = self.gpt, self.gpt.config
         new = dataclasses.replace(
             old,
@@ -414,7 +413,8 @@ def reader(
 
 
 def encoder(folder: Path, gguf_file: str | None = None) -> Callable[[str], list[int]]:
-    """text -> ids, by the tokenizer that transformers makes of a folder or of a GGUF file in it."""
+    """A function text -> ids, without special ones, by the tokenizer that transformers makes of a
+    folder or of a GGUF file in it."""
     options = {} if gguf_file is None else {"gguf_file": gguf_file}
     with _quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)

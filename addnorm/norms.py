@@ -69,7 +69,8 @@ class Norm(nn.Module, ABC):
         gain: Scale = 1.0,
         valid: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """``norm(x)`` alone; with a residual ``(norm(stream), stream)``."""
+        """``norm(x)`` alone; with a residual ``(norm(stream), stream)``; a ``ValueError`` for
+        another number of features. The arguments are those of ``add``."""
         if self.dim is not None and x.shape[self.axis :][:1] != (self.dim,):
             raise ValueError(
                 f"{type(self).__name__} of {self.dim} features got {tuple(x.shape)}: it expects "
@@ -361,9 +362,11 @@ class BatchNorm(Settled):
         nn.init.ones_(self.running_var)
 
     def normalize(self, s: Tensor, valid: Tensor | None) -> Tensor:
+        """In training by the moments of this batch, which also go into the running ones; in
+        evaluation by those."""
         s = _without_padding(s, valid)  # (..., T, D)
         if self.training:
-            mean, var, count = _masked_moments(s, valid, tuple(range(s.dim() - 1)))
+            mean, var, count = _masked_moments(s, valid, tuple(range(s.dim() - 1)))  # (1, 1, D)
             with torch.no_grad():
                 unbiased = var.flatten() * count / (count - 1).clamp(min=1)
                 self.running_mean.lerp_(mean.flatten().to(self.running_mean.dtype), self.momentum)
@@ -402,7 +405,7 @@ class GroupNorm(Settled):
     def normalize(self, s: Tensor, valid: Tensor | None) -> Tensor:
         s = _without_padding(s, valid)  # (..., T, D)
         s = s.unflatten(-1, (self.groups, -1))  # (..., T, G, C)
-        mean, var, _ = _masked_moments(s, valid, (-3, -1))
+        mean, var, _ = _masked_moments(s, valid, (-3, -1))  # (..., 1, G, 1)
         y = ((s - mean) * torch.rsqrt(var + self.eps)).flatten(-2)
         return y * self.weight.to(y.dtype) + self.bias.to(y.dtype)
 

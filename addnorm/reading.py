@@ -202,8 +202,9 @@ def field(
     where: object,
     kind: type[Mendable] = Unreadable,
 ) -> FieldValue:
-    """The value of a key that must be there, and of this type and no other, else a ``kind``; where
-    it is ``float`` a whole number does, and stays an ``int``. ``where`` begins the message."""
+    """The value of a key that must be there, and of ``value_type`` and no other, else a ``kind``;
+    where that is ``float`` a whole number does, and stays an ``int``. ``where`` begins the
+    message."""
     if key not in values:
         raise kind(f"{where}: {key!r} is missing")
     value = values[key]

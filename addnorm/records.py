@@ -11,8 +11,8 @@ always, ``whole`` in those of evaluations."""
 
 
 def objects(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of one a line; none if it is not there. A line that a kill cut off is
-    passed over."""
+    """The objects of a file of one a line; none if it is not there, an ``OSError`` if it cannot be
+    read. A line that a kill cut off is passed over, and so is what is no object."""
     if not file.exists():
         return
     # Not splitlines: a text may hold what Unicode takes for the end of a line.

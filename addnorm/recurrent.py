@@ -87,8 +87,8 @@ class Layer(nn.Module, ABC):
     def forward(
         self, data: Tensor, sizes: list[int], state: State, reverse: bool
     ) -> tuple[Tensor, State]:
-        """(h after every step, in the rows and the dtype of ``data``; the state after the last of
-        each row). ``state`` is (B, H) each, of all rows; ``reverse`` begins with the last step."""
+        """(h after every step, in the rows and the dtype of ``data``; the state after each row's
+        last step). ``state`` is (B, H) each, of all rows; ``reverse`` begins with the last step."""
         order = slice(None, None, -1 if reverse else 1)
         hs = []
         for x in torch.split(self.project(data), sizes)[order]:
@@ -223,7 +223,8 @@ class Recurrent(nn.Module, ABC):
     def run(
         self, input: Tensor | PackedSequence, hx: State | None
     ) -> tuple[Tensor | PackedSequence, State]:
-        """``forward`` with the state as a tuple, whatever the number of its parts."""
+        """``forward`` with the state as a tuple, whatever the number of its parts: (output, state
+        of all layers), of the shapes that ``nn.LSTM`` has; ``hx`` None: zeros."""
         if isinstance(input, PackedSequence):
             self._check_input(input.data, (2,), "packed data (N, input_size)")
             sort, unsort = input.sorted_indices, input.unsorted_indices

@@ -81,7 +81,8 @@ class AtResume(Enum):
 def setting(
     default: Any, mark: AtResume, *cases: Mapping[str, Values], elsewhere: bool = False
 ) -> Any:
-    """A field of a class of settings; ``cases`` are what it ``NEEDS``, none: it always counts."""
+    """A field of a class of settings: ``mark`` says what a resumed run may do with it, ``cases``
+    are what it ``NEEDS``, none: it always counts; ``elsewhere`` is ``ELSEWHERE``."""
     metadata = {AT_RESUME: mark, NEEDS: cases, ELSEWHERE: elsewhere}
     return dataclasses.field(default=default, metadata=metadata)
 

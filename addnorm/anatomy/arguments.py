@@ -107,8 +107,8 @@ def mask_reading(
 
 
 def _output_moved(base: Tensor, new: Tensor, keys: int) -> bool:
-    """Whether the last of ``keys`` places of the output moved, or any of it where no axis has as
-    many."""
+    """Whether the last of ``keys`` places moved from the output ``base`` to ``new``, or any of it
+    where no axis has as many."""
     axes = [a for a in range(1, base.dim()) if base.shape[a] == keys]
     if axes:
         base, new = base.select(axes[0], keys - 1), new.select(axes[0], keys - 1)
@@ -253,7 +253,8 @@ def _candidates(
 def _main(
     inputs: Inputs, names: Mapping[str, str], sequences: "Mapping[str, _Sequence]", base: Tensor
 ) -> str:
-    """The argument whose places the output has; ``base`` is that output."""
+    """The argument, among ``sequences``, whose places the output has; ``base`` is that output,
+    ``names`` those of arguments given by place."""
 
     def rank(name: str) -> tuple[bool, float, bool]:
         return sequences[name].moves, sequences[name].score, _decoder_like(names, name)
@@ -271,11 +272,9 @@ def _main(
 def _memory(
     model: nn.Module, names: Mapping[str, str], sequences: "Mapping[str, _Sequence]", main: str
 ) -> str | None:
-    """The argument that a decoder reads beside its own; None: there is none.
-
-    By what moves the output or is called a source, then by a decoder's names, then by the name of
-    a memory: one with which the output does not move may still be it.
-    """
+    """The argument that a decoder reads beside its own, ``main``; None: there is none. By what
+    moves the output or is called a source, then by a decoder's names, then by the name of a memory:
+    one with which the output does not move may still be it."""
     others = {n: names.get(n, n) for n in sequences if n != main}
     for name, label in others.items():
         if sequences[name].moves or SOURCE.search(label):
@@ -340,10 +339,9 @@ def _sequence(
     rows: Mapping[str, int],
     special: set[int],
 ) -> _Sequence:
-    """What changes of a few of its places do to the output, which is ``base`` without them.
-
-    Raises ValueError if the output's shape changes, and lets through what the model raises.
-    """
+    """What changes of a few places of the argument ``name`` do to the output, which is ``base``
+    without them; ``rows`` and ``special`` are as of ``Arguments``. Raises ValueError if the
+    output's shape changes, and lets through what the model raises."""
     value = inputs.tensors()[name]
     sizes = value.shape[0], value.shape[1] if value.dim() > 1 else 1
     n0, n1 = sizes
@@ -370,7 +368,8 @@ def _shares(
     changes: Sequence[Change], sizes: tuple[int, int], along: Sequence[int]
 ) -> dict[tuple[int, int], float]:
     """(axis of the input, axis of the output of the same size) -> the share of a change that is at
-    the index that was changed, on average."""
+    the index that was changed, on average over ``changes``; of the input's axes, whose ``sizes``
+    these are, only those in ``along``."""
     shares: dict[tuple[int, int], list[float]] = {}
     for place, change in changes:
         total = float(change.sum())
@@ -401,10 +400,8 @@ def _axes(shares: Mapping[tuple[int, int], float], sizes: tuple[int, int], dims:
 
 
 def _mixed(changes: Sequence[Change], axes: tuple[int, int], floor: float) -> int | None:
-    """The input's axis along which other places notice a change; None: along none or both.
-
-    ``axes`` are the output's axes that stand for the input's two.
-    """
+    """The input's axis along which other places notice a change, by more than ``floor``; None:
+    along none or both. ``axes`` are the output's axes that stand for the input's two."""
     along = [False, False]  # along axis 0, along axis 1
     for (i, j), change in changes:
         alone = change.movedim(axes, (0, 1)).flatten(2).amax(-1) > floor

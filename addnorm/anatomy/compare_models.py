@@ -335,7 +335,8 @@ def _operation(op: Op) -> _Operation:
     holds a single number and was not computed is a constant."""
 
     def constant(value: Any) -> Any:
-        """An argument without its tensors."""
+        """An argument with "·" for tensors, numbers for those that hold one, and tuples for
+        lists."""
         if isinstance(value, Value):
             t = value.tensor
             alone = t.numel() == 1 and not value.name and value.op is None
@@ -425,10 +426,9 @@ def _difference(
     unpaired: tuple[tuple[str, ...], tuple[str, ...]],
     weights: Literal["copied", "own"],
 ) -> Difference:
-    """What the runs of A (``one``) and B (``two``) show.
-
-    ``rounded`` is A with its parameters nudged: how far a tap moved there is what rounding does.
-    """
+    """What the runs of A (``one``) and B (``two``) show. ``rounded`` is A with its parameters
+    nudged: how far a tap moved there is what rounding does. ``pairs`` and ``unpaired`` are as of
+    ``_paired_names``, ``weights`` as of ``diff``."""
     taps, by = _aligned(one, two)
     dtype = next((p.dtype for p in one.parameters.values() if p.is_floating_point()), torch.float32)
     floors = {

@@ -121,7 +121,8 @@ class _Facts:
         self.has_tables = bool(self.tables or lookups)
 
     def claim(self, *names: str) -> Any:
-        """The first of these that the config or the model itself states."""
+        """The value of the first of these names that the config or else the model itself states;
+        None: neither does."""
         for owner in (self.config, self.model):
             for name in names:
                 value = owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
@@ -322,8 +323,8 @@ def _selections(facts: _Facts) -> Iterator[list[str]]:
 
 
 def _by_rank(ways: Sequence[Sequence[_Value]]) -> Iterator[tuple[_Value, ...]]:
-    """One way for each argument, combinations of first choices first; of a great many, only the
-    first 20000 are ranked, far more than ``ATTEMPTS``, with which all ends."""
+    """One of its ``ways`` for each argument, combinations of first choices first, ``ATTEMPTS`` at
+    most; of a great many combinations only the first 20000 are ranked, to save time."""
     places = itertools.product(*(range(len(w)) for w in ways))
     ranked = sorted(itertools.islice(places, 20000), key=lambda p: (sum(p), max(p, default=0)))
     for place in ranked[:ATTEMPTS]:
@@ -331,8 +332,9 @@ def _by_rank(ways: Sequence[Sequence[_Value]]) -> Iterator[tuple[_Value, ...]]:
 
 
 def _call(facts: _Facts, names: Sequence[str], values: Sequence[Any]) -> Inputs:
-    """The call that gives ``values`` to these arguments, on the model's device: by place as long as
-    the signature allows, then by name. A name that it does not have is a place in ``*args``."""
+    """The call that gives ``values`` to the arguments ``names``, on the model's device: by place as
+    long as the signature allows, then by name. A name that it does not have is a place in
+    ``*args``."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     order = list(facts.parameters)
@@ -450,8 +452,9 @@ def _normal(label: str, *shape: int | str) -> _Value:
 
 
 def _masks(name: str, *, square: bool, source: bool) -> list[_Value]:
-    """Masks that keep everything or, where the name says so, the past. True keeps; where the model
-    reads it the other way round, ``_masked_rightly`` turns it."""
+    """Masks that keep everything or, if ``square``, the past, before the others; with ``source``
+    they are of the encoder's input. True keeps; where the model reads it the other way round,
+    ``_masked_rightly`` turns it."""
 
     length = "S" if source else "T"
 

@@ -27,10 +27,9 @@ MaskReading = Literal["keep", "drop", "additive"]
 
 
 def as_mask(keep: Tensor, reading: MaskReading, dtype: torch.dtype, floats: torch.dtype) -> Tensor:
-    """``keep``, which is True for what may be seen, as a mask that the model reads in this way.
-
-    ``dtype`` is the mask's; one that is added has the model's ``floats`` instead.
-    """
+    """``keep``, which is True for what may be seen, as a mask whose ``reading`` by the model is
+    this: 1 keeps, 1 drops, or it is added, -inf for what is hidden. ``dtype`` is the mask's; one
+    that is added has the model's ``floats`` instead."""
     if reading == "additive":
         return torch.zeros(keep.shape, dtype=floats).masked_fill(~keep, float("-inf"))
     marks = keep if reading == "keep" else ~keep

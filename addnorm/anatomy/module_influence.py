@@ -78,12 +78,10 @@ def module_influences(
     steady: bool,
 ) -> list[ModuleInfluence]:
     """What each module of ``model`` that takes and gives back places lets through, as ``run`` calls
-    it; inner modules come before those around them.
-
+    it; inner modules come before those around them. ``samples`` is the size of the batch;
     ``lengths`` are the numbers of places to expect, see ``axes_of``; ``exact`` says that the model
     runs in float64, ``steady`` that two runs give the same, so that what a module returned need not
-    be computed again to compare with.
-    """
+    be computed again to compare with."""
     watch = _Watch(model, samples, lengths, exact, steady)
     with hooked(watch.paths, before=watch.before, after=watch.after):
         run()
@@ -91,8 +89,9 @@ def module_influences(
 
 
 def axes_of(t: Any, samples: int, places: Collection[int] | None) -> tuple[int, int] | None:
-    """(batch, time) axes of features (B, T, D) or (T, B, D); ``places`` are the lengths to expect,
-    the likeliest first, None if any may come."""
+    """(batch, time) axes of features (B, T, D) or (T, B, D) with this many ``samples``; None for
+    what is no such tensor. ``places`` are the lengths to expect, the likeliest first, None if any
+    may come."""
     if not isinstance(t, Tensor) or not t.is_floating_point() or t.dim() != 3:
         return None
     for n in (None,) if places is None else places:

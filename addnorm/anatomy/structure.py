@@ -427,7 +427,7 @@ class Structure:
         return reached
 
     def readers(self, residual: Residual) -> list[tuple[Op, bool]]:
-        """The first products of the branch, and whether they read the fork through a norm."""
+        """(first product of the branch, whether it reads the fork through a norm), each once."""
         readers: dict[Op, bool] = {}
         todo: list[tuple[Value, bool]] = [(residual.fork, False)]
         values = {residual.fork}

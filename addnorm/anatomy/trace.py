@@ -343,8 +343,9 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def _open_attention(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-        """A fused attention that the model insists on: its products and softmax are recorded, and
-        the kernel's own result stands for theirs."""
+        """Record a fused attention that the model insists on, which gave ``out``: its products and
+        softmax are computed once more and recorded, and the kernel's own result stands for theirs.
+        Returns ``out``."""
         arguments = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
         mask = arguments.get("attn_mask", arguments.get("attn_bias"))
         with torch.no_grad(), self:

@@ -107,11 +107,9 @@ def build(scheme: Scheme, setup: Setup, depth: int) -> Stack:
 
 
 def follow(stack: Stack, x: Tensor) -> tuple[Tensor, list[Stream]]:
-    """The stack's output, and the settled stream: entering and after every sublayer.
-
-    Every sublayer is made to read a stream with nothing pending, so that each addition has a tensor
-    of its own, to look at and to take gradients of. What is computed stays the same.
-    """
+    """(the stack's output, the settled streams: entering, then after every sublayer). Every
+    sublayer is made to read a stream with nothing pending, so that each addition has a tensor of
+    its own, to look at and to take gradients of. What is computed stays the same."""
     points: list[Stream] = []
 
     def settle(s: Stream) -> Stream:
@@ -366,8 +364,9 @@ def compare(
 
 
 def _design(text: str, scheme: Scheme, setup: Setup, runs: list[LabRun]) -> LabDesign:
-    """The runs of a design with what a reader must know of it; every name in ``text``, which
-    ``parse`` can read, has an equation and a paper."""
+    """The ``runs`` of a design with what a reader must know of it; every name in ``text``, which
+    ``parse`` can read, has an equation and a paper. ``scheme`` is that of ``resolve``, with the
+    setup's init."""
     parts = [entry(n.id) for n in ast.walk(ast.parse(text.strip())) if isinstance(n, ast.Name)]
     with torch.device("meta"):
         stack = build(scheme, setup, max(setup.depths))

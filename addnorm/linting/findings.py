@@ -83,8 +83,8 @@ class Report:
 def gathered(
     said: Iterable[Finding | Unknown], checked: Iterable[str], facts: Mapping[str, Any]
 ) -> Report:
-    """The report of what the rules said: the gravest first, and the same mistake in all layers of a
-    stack once."""
+    """The report of what the rules said, of which those ``checked`` ran: the gravest first, and the
+    same mistake in all layers of a stack once, by paths that differ in numbers alone."""
     findings: dict[tuple[str, str, str, str], list[Finding]] = {}
     unknown: dict[tuple[str, str, str], Unknown] = {}
     for one in said:

@@ -80,7 +80,9 @@ def backward(
     bias: Tensor | None,
     spec: NormSpec,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A ``NormKernel.backward``: gradients of the stream, the weight and the bias."""
+    """A ``NormKernel.backward``: (gradient of the stream, with ``dstream`` in it, of the weight, of
+    the bias), None for a weight or bias that there is not. ``statistics`` are those of
+    ``forward``."""
     s = stream.to(accumulate_dtype(stream))
     w = _factor(weight, spec, s.dtype)
     dy = dy.to(s.dtype)

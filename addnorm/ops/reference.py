@@ -121,8 +121,9 @@ def least_square(dtype: torch.dtype) -> float:
 
 
 def centred(stream: Tensor, kind: NormKind, eps: float) -> tuple[Tensor, Tensor, float | Tensor]:
-    """Rows without their mean, divided where they are huge; 1 / their root mean square; the
-    divisor. The product of the first two is ``standardize``."""
+    """(rows without their mean, for "rms" with it, divided where they are huge; 1 / sqrt(their mean
+    square + eps), (..., 1); the divisor, 1 or (..., 1)). The product of the first two is
+    ``standardize``."""
     s = stream.to(accumulate_dtype(stream))  # (..., D)
     least = least_square(s.dtype)
     floor: float | Tensor = max(eps, least)

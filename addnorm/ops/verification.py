@@ -180,8 +180,9 @@ class Operation(NamedTuple):
 def _look_at(
     operation: Operation, kernel: Any, device: str
 ) -> tuple[list[VerificationRow], list[str]]:
-    """(one row for each dtype in which the kernel served a call, its reasons where it did not);
-    ``kernel`` None is the definition. A call that fails is a row whose error is infinite."""
+    """(one row for each dtype in which the kernel served a call on this device, its reasons where
+    it did not); ``kernel`` None is the definition. A call that fails counts with an infinite
+    error."""
     rows, reasons = [], dict[str, None]()
     for dtype in VERIFIED_DTYPES:
         calls, worst = 0, (0.0, 1.0, "")
@@ -207,7 +208,8 @@ def _look_at(
 
 
 def _on(device: str, call: Any) -> Any:
-    """The call with its tensors on a device, new leaves; those of floats want gradients."""
+    """A ``NormCall`` or ``AttentionCall`` with its tensors on a device; those of floats want
+    gradients, in place where they are there already."""
     return call._replace(
         **{
             name: t.to(device).requires_grad_(t.is_floating_point())
@@ -443,7 +445,7 @@ def compare_attention(
 
 @torch.no_grad()
 def _attention_terms(call: AttentionCall, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The sums of absolute terms of the output and of the gradients of q, k and v. An error of a
+    """(the sums of absolute terms of the output, of the gradient of q, of k, of v). An error of a
     logit is one of every weight of its query, in proportion: so a weight counts with the terms of
     its logits."""
     shared = call.k.shape[1]

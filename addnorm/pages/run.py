@@ -256,7 +256,8 @@ def _settings(story: Story) -> str:
 
 
 def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of code: the first cell of a row is its head. ``heads`` are HTML, all else text."""
+    """A table of code, as HTML: the first cell of a row is its head. ``heads`` are HTML already,
+    all else any text."""
     top = "".join(f'<th scope="col">{h}</th>' for h in heads)
     body = "".join(
         f'<tr><th scope="row"><code>{clean(row[0])}</code></th>'

@@ -113,7 +113,8 @@ def _inside(frame: Frame, line: Line) -> Line:
 
 
 def metric_chart(story: Story, metric: str, column: str, title: str) -> str:
-    """A metric of the evaluations and the training's own ``column``, as HTML."""
+    """The chart of a metric of the evaluations and of the training's own ``column``, with
+    ``title``, any text, above and what it shows in words below, as HTML."""
     chart = MetricChart(story, metric, column)
     words = _in_words(chart)
     label = f"{title} over the steps. {words}"

@@ -64,7 +64,8 @@ def drawable(value: float) -> bool:
 
 
 def extent(values: Iterable[float], most: float = 16.0) -> tuple[float, float]:
-    """log10 of the edges that hold all values, at least one and at most ``most`` decades apart."""
+    """(low, high): log10 of the edges that hold all values above 0, at least one and at most
+    ``most`` decades apart; then the smallest are below."""
     logs = [math.log10(v) for v in values if drawable(v)] or [0.0]
     low, high = min(logs) - 0.1, max(logs) + 0.1
     if high - low < 1.0:
@@ -74,7 +75,8 @@ def extent(values: Iterable[float], most: float = 16.0) -> tuple[float, float]:
 
 
 def even_extent(values: Iterable[float]) -> tuple[float, float]:
-    """Edges of an even axis that hold all values, with some room; never the same."""
+    """(low, high): the edges of an even axis that hold all finite values, with some room; never the
+    same, also where there is one value or none."""
     finite = [v for v in values if math.isfinite(v)] or [0.0]
     low, high = min(finite), max(finite)
     room = 0.06 * (high - low)

@@ -87,11 +87,9 @@ def _input_gradient(
     weight: Tensor | None,
     hat: Tensor,
 ) -> Answers:
-    """The gradient of x against the right one and wrong ones.
-
+    """The finding of a gradient of x that is not the right one, by the nearest of wrong ones.
     ``name`` is the dtype's; ``grad`` is what backward gave, None for nothing; ``dy`` is what came
-    from above, in float64; ``hat`` is the output of the reference without weight and bias.
-    """
+    from above, in float64; ``hat`` is the output of the reference without weight and bias."""
     r = reciprocal_deviation(kit, x.detach())
     family = input_gradient_candidates(dy if weight is None else dy * weight, hat, r, kit.kind)
     if weight is not None:
@@ -197,8 +195,9 @@ def input_gradient_candidates(
 def _parameter_gradient(
     role: str, grad: Tensor | None, terms: Tensor, dtype: torch.dtype, w: Width
 ) -> Answers:
-    """The gradient of weight or bias (``role``) against ``terms`` (batch, positions, dim) summed
-    over batch and positions, and against wrong sums of them."""
+    """The finding of a gradient of weight or bias (``role``) that is not ``terms`` (batch,
+    positions, dim) summed over batch and positions, by the nearest of wrong sums of them; ``grad``
+    is what backward gave, None for nothing."""
     right = terms.sum((0, 1))
     if grad is not None and grad.numel() != right.numel():
         yield finding(

@@ -193,8 +193,8 @@ def _strides(kit: Kit) -> Answers:
 def _unequal_output(
     module: nn.Module, x: Tensor, expected: Tensor, mistake: str, what: str
 ) -> Answers:
-    """A finding if ``x`` does not give the output that is expected: a warning if it is refused.
-    ``what`` names the input in the middle of a sentence."""
+    """The finding, by the name ``mistake``, if ``x`` does not give the output that is expected: a
+    warning if it is refused. ``what`` names the input in the middle of a sentence."""
     try:
         with torch.no_grad():
             y = module(x)

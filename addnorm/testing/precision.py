@@ -146,7 +146,8 @@ def _rounded_statistics_error(kit: Kit, w: Width, dtype: torch.dtype) -> float:
 def _cast_order(
     kit: Kit, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Answers:
-    """A note if ``y`` are the outputs of a norm that rounds before it multiplies by the weight."""
+    """A note if ``y``, for ``x`` in a 16-bit dtype, are the outputs of a norm that rounds before it
+    multiplies by the weight."""
     hat = kit.answer(x)
     zero = 0.0 if bias is None else bias
     once = (hat * weight + zero).to(dtype)

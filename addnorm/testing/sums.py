@@ -95,8 +95,9 @@ def _sum(kit: Kit) -> Answers:
 def _of_the_sum(
     kit: Kit, w: Width, pair: nn.Module, x: Tensor, res: Tensor, y: Tensor, stream: Tensor
 ) -> Answers:
-    """Whether ``y`` is the norm of the stored stream, and how precisely. Findings if it is the norm
-    of something else, or of the sum before it was rounded."""
+    """Findings if ``y``, which ``pair`` gave with ``stream`` for ``x`` and ``res``, is the norm of
+    something else than the stored stream, or of the sum before it was rounded, or is less precise
+    than rounding explains."""
     dtype = x.dtype
     outer = NormOfSum(pair)
     weight, bias = kit.affine(w, outer)

@@ -147,10 +147,9 @@ def _measured_norm(
     claims: tuple[str, ...],
     matches: dict[Any, Match],
 ) -> MeasuredNorm | None:
-    """One module under probes; None: it is no norm. ``matches`` is the memory of ``Probe.match``.
-
-    What is called a norm and cannot be probed is one, with the reason in ``failed``.
-    """
+    """One module under probes; None: it is no norm. ``claims`` is as of ``MeasuredNorm``,
+    ``matches`` the memory of ``Probe.match``, which is filled here. What is called a norm and
+    cannot be probed is one, with the reason in ``failed``."""
     try:
         probe = Probe(module, call)
         with undisturbed():
@@ -321,8 +320,9 @@ def _shapes(specimen: Specimen, inputs: Inputs) -> Shapes:
 
 
 def in_convolutions(specimen: Specimen, path: str) -> bool:
-    """Whether a convolution stands beside it or above it in a parent that has no attention: the
-    front end of a speech or image model, where statistics over positions are the custom."""
+    """Whether the module at a path stands near a convolution, by kernels in its parent or the one
+    around that, no deeper than itself: in the front end of a speech or image model, where
+    statistics over positions are the custom."""
     parts = path.split(".")
     modules = dict(specimen.model.named_modules())
     for depth in (1, 2):

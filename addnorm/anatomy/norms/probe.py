@@ -184,8 +184,9 @@ class Probe:
         self.affine_known = not odd
 
     def _axis_of(self, p: Tensor, x: Tensor) -> int | None:
-        """The axis along which a parameter's entries lie, from the end; None: it has one entry, or
-        a change of one is not felt at one index of any axis."""
+        """The axis along which a parameter's entries lie, from the end, found by changing the last
+        of them for a moment; None: it has one entry, or the change is not felt at one index of any
+        axis."""
         if p.numel() == 1:
             return None
         before = p.detach().clone()

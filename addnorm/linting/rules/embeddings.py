@@ -94,7 +94,8 @@ def ties(subject: Subject) -> Answers:
 
 
 def _is_claimed(model: nn.Module, table: Tensor, head: Tensor) -> bool:
-    """Whether these two are what the model itself calls its input and output embeddings."""
+    """Whether ``table`` and ``head`` are what the model itself calls its input and output
+    embeddings, as models of transformers do; False where it does not say."""
     weights = []
     for getter in ("get_input_embeddings", "get_output_embeddings"):
         try:

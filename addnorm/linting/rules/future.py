@@ -222,8 +222,8 @@ def _evidence(s: Influence, leaks: _Leaks) -> dict[str, Any]:
 
 
 def _no_mask(s: Influence, leaks: _Leaks, claim: str, unmasked: Sequence[str]) -> Finding:
-    """The finding of a model none of whose attentions has a mask: ``unmasked`` are their paths.
-    ``claim`` says why it counts as causal, in words that begin a sentence."""
+    """The finding of a model none of whose attentions has a mask: ``unmasked`` are their paths, at
+    least one. ``claim`` says why it counts as causal, in words that begin a sentence."""
     evidence = _evidence(s, leaks)
     mask = _with_causal_mask(s)
     if mask is not None:

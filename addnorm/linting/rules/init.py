@@ -288,8 +288,8 @@ def _writer(s: Structure, residual: Residual) -> _Writer | None:
 
 
 def _after(s: Structure, residual: Residual) -> Iterator[Step]:
-    """The steps from the stream back to the branch's last product; a learned factor counts as a
-    gate."""
+    """The steps from the stream back to the branch's last product, by the first way where there are
+    several; a learned factor counts as a gate."""
     value = residual.branch
     while steps := s.steps_into(value):
         step = steps[0]

@@ -211,8 +211,8 @@ def _hidden_places(s: Influence, n: int, pooled: bool) -> list[int]:
 
 
 def _hidden_by_all(s: Influence, mask: Padding, hidden: list[int], where: tuple[Any, ...]) -> bool:
-    """Whether nothing leaks if all masks of this argument are given: one for the encoder, say, and
-    one for those who read it. ``where`` is the index of the hidden places."""
+    """Whether nothing leaks if, beside ``mask``, all other masks of its argument are given: one for
+    the encoder, say, and one for those who read it. ``where`` is the index of the hidden places."""
     others = [p for p in paddings(s) if p.role.of == mask.role.of and p is not mask]
     if not others or mask.role.of == s.arguments.main:
         return False
@@ -254,11 +254,9 @@ def _nan_cases(
     s: Influence, name: str, hide: Callable[..., Inputs], cases: dict[str, list[int]], n: int
 ) -> Answers:
     """The first case that gives NaN, as a finding; cases that do not run are an Unknown or, where
-    everything is hidden, nothing.
-
-    ``hide`` makes the call with places of sample 0 hidden; ``cases`` are these places by what is
-    said of them; ``n`` is how many there are.
-    """
+    everything is hidden, nothing. ``name`` is that of the mask; ``hide`` makes the call with places
+    of sample 0 hidden; ``cases`` are these places by what is said of them; ``n`` is how many there
+    are."""
     for case, hidden in cases.items():
         try:
             own, elsewhere, gradients, first = _count_nan(s, hide(hidden), [hidden], n)
@@ -288,7 +286,9 @@ def _nan_cases(
 def _all_finite(
     s: Influence, hide: Callable[..., Inputs], cases: Sequence[list[int]], n: int
 ) -> bool:
-    """Whether there is no NaN anywhere with every case at once, each in a sample of its own."""
+    """Whether it is sure that there is no NaN anywhere with every case at once, each in a sample of
+    its own; the arguments are as in ``_nan_cases``. False where there are too few samples, or it
+    does not run."""
     if s.samples < len(cases):
         return False
     try:
@@ -301,11 +301,9 @@ def _count_nan(
     s: Influence, inputs: Inputs, hidden: Sequence[list[int]], n: int
 ) -> tuple[int, int, int, str]:
     """(NaN at hidden places, at real ones, parameters with a NaN gradient, the path of the first
-    module that gives NaN, "" for none).
-
-    ``hidden`` are the places that ``inputs`` hide in sample 0 and those after it. Gradients are
-    those of the outputs at real places.
-    """
+    module that gives NaN, "" for none). ``hidden`` are the places that ``inputs`` hide in sample 0
+    and those after it, of ``n``. Gradients are those of the outputs at real places; those of the
+    model are put back."""
     model = s.specimen.model  # in the type it will run in: the float64 copy may overflow otherwise
     if s.exact:
         inputs = cast_floats(inputs, floats_of(model))

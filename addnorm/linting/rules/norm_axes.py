@@ -40,7 +40,8 @@ _AXES = {
 
 
 def _graded(message: str, remedy: str) -> Mapping[str, Case]:
-    """The cases of a module, by what it says of itself and where it stands."""
+    """The cases of a module, all with the same words, graver or less by what it says of itself and
+    where it stands."""
     return {
         "unexpected": Case("error", message, remedy),
         "declared by its class": Case("warning", message, remedy),

@@ -159,8 +159,8 @@ def _rounded_statistics(k: MeasuredNorm) -> _Imprecision | None:
 
 
 def _outputs(k: MeasuredNorm, dtype: torch.dtype, mean: float) -> tuple[Tensor, Tensor]:
-    """Its rows in a dtype, for inputs around a mean, and what its formula says of them; both in
-    float64."""
+    """(a norm's rows in a dtype, for inputs around a mean; what its formula says of them), both
+    computed, then compared, as float64."""
     probe, m = k.probe, k.match
     assert probe is not None
     assert m is not None

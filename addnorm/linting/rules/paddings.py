@@ -134,8 +134,8 @@ def _optional_mask(s: Influence, name: str, of: str) -> Padding | None:
 
 
 def _hides(s: Influence, role: MaskArgument, inputs: Inputs, name: str) -> bool:
-    """Whether the mask has any effect; numbers that are not finite are one. False: it does not
-    run."""
+    """Whether the mask ``role`` of the call ``inputs``, by its author's ``name``, has any effect;
+    numbers that are not finite are one. False: it has none, or does not run."""
     padding = Padding(role, inputs, name, True)
     last = inputs.tensors()[role.name].shape[-1] - 1
     try:

@@ -152,8 +152,8 @@ def _order_matters(s: Influence, side: _Side) -> bool:
 def _blind(
     s: Influence, side: _Side, first: ModuleInfluence | None, permuted: float | None
 ) -> Finding:
-    """The finding; ``first`` is the first module in which positions see one another, ``permuted``
-    as ``_permuted`` has it."""
+    """The finding of one argument, ``side``; ``first`` is the first module in which positions see
+    one another, ``permuted`` as ``_permuted`` has it."""
     by_mask = _one_way(s) and side.name == s.arguments.main
     if side.features:
         case = "of vectors, by the mask only" if by_mask else "of vectors"

@@ -403,11 +403,9 @@ def _unscaled_sources(s: Structure, value: Value) -> set[Value]:
 
 
 def _not_the_input(s: Structure, path: str, x: Tensor, y: Tensor) -> Answers:
-    """A block whose branches are zeroed must return its input, through its own stream norms.
-
-    ``x`` and ``y`` are what it took and gave then. Says nothing where what it should give cannot
-    be computed, as behind a gate.
-    """
+    """The finding of the block at ``path`` that, with its branches zeroed, does not return its
+    input through its own stream norms. ``x`` and ``y`` are what it took and gave then. Says nothing
+    where what it should give cannot be computed, as behind a gate."""
     call = next(c for c in s.block_calls() if c.path == path)
     inside = [r for r in s.residuals if _in_call(s, r.add, call)]
     heads = [v for v in call.inputs if v.shape == tuple(x.shape)]
