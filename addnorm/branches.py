@@ -25,7 +25,9 @@ from addnorm.positions import AttentionPosition
 from addnorm.stream import MakeBranch
 
 NormRule = Callable[[int], nn.Module]
+"""Width -> a new norm of it."""
 Activation = str | Callable[[Tensor], Tensor]
+"""A key of ``ACTIVATIONS``, or a function or module that acts elementwise."""
 
 # --- multilayer perceptrons -----------------------------------------------------------------------
 

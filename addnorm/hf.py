@@ -423,7 +423,8 @@ def encoder(folder: Path, gguf_file: str | None = None) -> Callable[[str], list[
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without bars and advice. What fails, raises."""
+    """Within it transformers shows no bars and gives no advice, and nothing is written to stderr;
+    afterwards it does as before. What fails, raises."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

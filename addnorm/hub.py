@@ -12,7 +12,7 @@ from pathlib import Path
 from addnorm import reading
 from addnorm.errors import Mendable
 
-NAME = re.compile(r"([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
+NAME = re.compile(r"([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)  # owner/repository
 
 
 def local_folder(path_or_id: str | os.PathLike[str], kind: type[Mendable]) -> Path | None:

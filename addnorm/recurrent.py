@@ -33,6 +33,7 @@ from addnorm.ops.reference import accumulate_dtype
 __all__ = ["LayerNormGRU", "LayerNormLSTM"]
 
 GateInit = Callable[[Tensor], Tensor]
+"""Fills the matrix of one gate in place, and returns it, as those of ``nn.init`` do."""
 State = tuple[Tensor, ...]  # (h,) or (h, c): (B, H) each, or (layers * directions, B, H) for all
 
 

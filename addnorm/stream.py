@@ -93,6 +93,7 @@ class Wiring:
 
 
 Scheme = Callable[[Site], Wiring]
+"""Called once for each site of a stack, in their order; makes new modules each time."""
 
 
 class Join(nn.Module, ABC):

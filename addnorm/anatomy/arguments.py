@@ -118,6 +118,7 @@ def _output_moved(base: Tensor, new: Tensor, keys: int) -> bool:
 
 
 ArgumentKind = Literal["ids", "features", "image", "wave"]
+"""Token ids (B, T), vectors (B, T, D), an image (B, C, H, W) or a wave (B, samples of sound)."""
 
 
 @final
@@ -290,6 +291,7 @@ _CROSS = re.compile(
     r"cross|(enc|dec|src|memory|context|image|vision|visual)_?(dec_?)?att|multihead_attn|"
     r"xatt|memory|co_?att"
 )
+"""In names of parts of a model, in lower case, that attend to a second sequence."""
 
 
 _BESIDE = re.compile(r"type|segment|pos(ition)?s?(_|$)|label|mask|length|step")

@@ -270,7 +270,7 @@ class _Run:
         return sorted(first, key=lambda name: first[name])
 
 
-_IDLE = frozenset(("alias", "detach", "lift_fresh"))
+_IDLE = frozenset(("alias", "detach", "lift_fresh"))  # the same value by another name
 _COPIES = frozenset(
     (
         *("clone", "contiguous", "copy", "view", "_unsafe_view", "reshape", "_reshape_alias"),

@@ -71,7 +71,7 @@ def make_inputs(model: nn.Module) -> Inputs:
 
 # --- what there is to go by -----------------------------------------------------------------------
 
-_SKIP = {"args", "kwargs", "self"}
+_SKIP = {"args", "kwargs", "self"}  # names of no input
 
 
 _SQUARE = re.compile(r"tgt|trg|target|causal|look|future|attn_mask|decoder|dec_|subsequent|^tril")
@@ -83,9 +83,11 @@ _IDS = re.compile(r"ids?$|idx|tok|^src$|^tgt$|^trg$|source|target|text|words|seq
 
 
 _IMAGE = re.compile(r"pixel|image|^imgs?$|picture|frames?$")
+"""Names of arguments that are images."""
 
 
 _WAVE = re.compile(r"input_values|wave|audio|speech|signal")
+"""Names of arguments that are sound, as a wave or as a spectrogram."""
 
 
 _NOT_TRIED = re.compile(
@@ -247,9 +249,11 @@ class _Facts:
 
 
 _TABLE = re.compile(r"emb|tok|wte|table|lookup", re.IGNORECASE)
+"""In names of matrices that are looked up in, where there is no ``nn.Embedding``."""
 
 
 _LENGTHS = ("block_size", "context_length", "max_len", "max_seq_len", "seq_len", "max_length")
+"""Attributes of a model or config that may say the only length it takes."""
 
 
 # --- calls to try ---------------------------------------------------------------------------------

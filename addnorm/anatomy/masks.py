@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 MASK = re.compile(r"mask|(^|_)(valid|keep|pad|padding|attend)(_|$)|padding")
+"""In lower-case names of arguments that are masks."""
 
 
 def is_mask(name: str, value: Tensor) -> bool:
@@ -24,6 +25,7 @@ def is_mask(name: str, value: Tensor) -> bool:
 
 
 MaskReading = Literal["keep", "drop", "additive"]
+"""How a model reads a mask: 1 or True is seen; is hidden; or it is added, and -inf hides."""
 
 
 def as_mask(keep: Tensor, reading: MaskReading, dtype: torch.dtype, floats: torch.dtype) -> Tensor:

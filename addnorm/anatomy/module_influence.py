@@ -16,6 +16,7 @@ from addnorm.anatomy.twins import call_key, twin_key
 from addnorm.temporary import hooked
 
 Edit = Callable[[Tensor], Tensor]
+"""What is done to each tensor of a call: the new one, which may be the old one."""
 
 POINTWISE = (
     nn.Linear,

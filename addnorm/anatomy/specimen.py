@@ -64,7 +64,8 @@ def once(measure: Callable[[Owner], Result]) -> Callable[[Owner], Result]:
 
 
 def bare_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode without gradients and without the user's hooks."""
+    """A deep copy in evaluation mode without gradients and without the user's hooks; raises what
+    copying raises."""
     bare = copy.deepcopy(model).eval()
     bare.zero_grad(set_to_none=True)
     for module in bare.modules():

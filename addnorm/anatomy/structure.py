@@ -31,8 +31,8 @@ VIEWS = _names(
     "view_as_real view_as_complex _conj unfold masked_scatter slice_scatter select_scatter "
     "expand_copy narrow_copy pad new_copy remainder fmod flatten unflatten"
 )
-LINEAR = _names("add sub rsub neg")
-LOOKUPS = _names("embedding index index_select gather")
+LINEAR = _names("add sub rsub neg")  # sums: they carry each operand whole
+LOOKUPS = _names("embedding index index_select gather")  # rows of a table, by numbers
 PRODUCTS = _names(
     "mm addmm bmm baddbmm addbmm convolution _convolution mkldnn_convolution mv addmv dot linear "
     "_addmm_activation"

@@ -160,7 +160,8 @@ def altered(
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Attention as products and a softmax; torch's fused encoder layer is off as well."""
+    """Within it attention runs as products and a softmax; torch's fused encoder layer is off as
+    well."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -238,7 +239,8 @@ class _Recorder(TorchDispatchMode):
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
-        """Keep the stack of modules whose forward runs."""
+        """Within it the recorder knows the stack of modules whose forward runs; the hooks are
+        removed at the end."""
         with ExitStack() as stack:
             for path, module in self.model.named_modules():
                 for handle in self._hooked(path, module):

@@ -78,8 +78,8 @@ class LabTask(NamedTuple):
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Products this small gain nothing from a second thread and lose much on a busy machine; and
-    the last digits then do not depend on how many cores there are."""
+    """Within it torch has one thread: products this small gain nothing from a second one and lose
+    much on a busy machine; and the last digits then do not depend on how many cores there are."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -20,6 +20,7 @@ from addnorm.linting.subject import Subject
 from addnorm.words import near_names
 
 Answers = Iterator[Finding | Unknown]
+"""What a check yields: its findings, and what it could not decide; nothing where all is well."""
 
 
 @final

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, final
 
 Severity = Literal["error", "warning", "note"]
+"""It does not work as meant; it may not; its author should know."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 Evidence = Mapping[str, float | int | bool | str | Sequence[float | int | str]]
 

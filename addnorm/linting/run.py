@@ -108,7 +108,7 @@ def _subject(
     return Subject(model, Specimen(probed, given), causal, optimizer)
 
 
-HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)  # too coarse to measure in: probed in float32
 
 
 def _widened(inputs: Inputs, model: nn.Module) -> Inputs:

@@ -19,7 +19,7 @@ from torch import Tensor
 from addnorm.ops.offers import Declined, Offers
 from addnorm.ops.reference import accumulate_dtype, without_autocast
 
-MATRIX_UNITS = torch.cpu._is_amx_tile_supported()
+MATRIX_UNITS = torch.cpu._is_amx_tile_supported()  # whether this CPU multiplies bfloat16 itself
 
 
 class AttentionCall(NamedTuple):

@@ -83,6 +83,7 @@ class Offers(Generic[K]):
 
 
 OPERATIONS: dict[str, Offers[Any]] = {}
+"""All operations by name; each ``Offers`` puts itself here when it is made."""
 
 
 def register(kernel: Any) -> Callable[[], None]:

@@ -26,8 +26,11 @@ import torch
 from torch import Tensor
 
 NormKind = Literal["layer", "rms"]
+"""LayerNorm or RMSNorm, see ``standardize``."""
 Cast = Literal["fp32", "llama"]
+"""Where the rounding to the output's dtype is, see ``normalize``."""
 Scale = float | Tensor
+"""A factor: a number, or a tensor that broadcasts to what it multiplies and may be learned."""
 
 
 def accumulate_dtype(*tensors: Tensor) -> torch.dtype:

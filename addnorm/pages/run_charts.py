@@ -28,7 +28,7 @@ MOMENTS = (0.0, 0.05, 0.2, 0.5, 1.0)  # shares of a run at which the stream is d
 EARLY, LONG = 0.05, 1000  # the share of a run of LONG steps whose loss may be beyond the plot
 CROSS, WEDGE = "\u00d7", "▽"  # how marks in plots are told
 WIDE, NARROW, HALF = 1120, 358, (480, 260)  # width of the window's plots; size of one of a pair
-Size = tuple[int, int]
+Size = tuple[int, int]  # width and height in pixels
 Line = Sequence[tuple[float, float]]  # share of the width, value
 
 

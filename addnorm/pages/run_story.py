@@ -11,7 +11,7 @@ from addnorm.errors import Mendable
 from addnorm.pages.numbers import as_float
 from addnorm.records import objects, read
 
-PLACE = ("step", "tokens", "elapsed_s", "whole")
+PLACE = ("step", "tokens", "elapsed_s", "whole")  # what says where a record is, and no metric
 
 
 @final

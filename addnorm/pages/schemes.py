@@ -213,7 +213,7 @@ class Strip:
         return f'<svg class="strip" {box} aria-hidden="true">{body}</svg>'
 
     def scale(self) -> str:
-        """The numbers over the column."""
+        """The numbers over the column, as SVG."""
         return self._svg(
             "".join(
                 f'<text x="{self.x(m):.1f}" y="14" text-anchor="middle">'

@@ -29,6 +29,7 @@ _TORCH_NORMS = tuple(
     )
     if c is not None
 )
+"""Torch's own classes of norms; older versions have no RMSNorm."""
 
 
 _WORD = re.compile(r"norm|(?<![a-z])ln(?![a-z])|layernorm|rms")
@@ -288,7 +289,7 @@ def batch_and_time(specimen: Specimen, path: str) -> tuple[int | None, int | Non
     return first, second if second != first else None
 
 
-Shapes = dict[str, tuple[int, ...]]
+Shapes = dict[str, tuple[int, ...]]  # path of a module -> shape of what it is given
 
 
 @once

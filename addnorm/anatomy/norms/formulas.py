@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 FormulaKind = Literal["layer", "rms", "other"]
+"""With the mean subtracted, divided by a length without that, or neither."""
 
 
 SpreadKind = Literal["variance", "unbiased", "square", "unbiased square", "deviation", "absolute"]
+"""How the spread of a row is taken: a mean of squares, by n or n - 1, or of absolute values."""
 
 
 Form = Literal["inside", "outside", "clamp", "no root", "times", "total", "bare"]

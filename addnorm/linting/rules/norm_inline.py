@@ -20,6 +20,7 @@ from addnorm.linting.rules.norm_formula import EPS_OUTSIDE_SQRT, NOT_NORMALIZING
 from addnorm.linting.subject import Subject
 
 MOMENTS = {"mean", "var", "std", "var_mean", "std_mean", "sum", "linalg_vector_norm", "norm"}
+"""Operations that take a statistic of rows."""
 SPREAD = 0.2  # of the rows' RMS: eps makes less where variances are alike, a sum makes 1 and more
 LOUD = 2.0  # a normalized row has an RMS of at most 1, smaller where eps counts or norms are L2
 
