@@ -44,6 +44,8 @@ class LowRank(nn.Linear, ABC):
         """Those that are not pruned."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features). Merged, the weight has the update in it; that
+        with gradients in training is a ``RuntimeError``, since the update would not learn."""
         y = F.linear(x, self.weight, self.bias)
         if self.original is not None:
             if self.training and torch.is_grad_enabled():

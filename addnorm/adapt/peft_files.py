@@ -307,7 +307,8 @@ def _shape(t: Tensor) -> str:
 
 
 def _check_shapes(want: Mapping[str, str], have: Mapping[str, str]) -> None:
-    """Raise at the first name whose shapes differ, or that only one of the two has."""
+    """Raise a ``WeightsError`` at the first name whose shapes differ, or that only one of the two
+    has. ``want``: name -> ``_shape`` of the model's adapter; ``have``: of what is stored."""
     for name in sorted(want.keys() | have.keys()):
         if want.get(name) != have.get(name):
             raise WeightsError(

@@ -48,7 +48,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    """The exit status of one command."""
+    """Run one command and return its exit status; ``words`` are those behind ``addnorm``. What it
+    raises is for ``reported`` to say."""
     first = words[0] if words else "--help"
     if first in ("-h", "--help"):
         print(_help())

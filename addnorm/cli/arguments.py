@@ -51,7 +51,8 @@ def option_values(kind: type) -> dict[str, str | None]:
 
 
 def read(kind: type[Options], args: Sequence[str], prog: str, description: str) -> Options:
-    """The options of a command from its arguments; exits with status 2 if they do not fit.
+    """The options of a command from its arguments; exits with status 2 if they do not fit, and with
+    0 once it has printed help. ``prog`` and ``description`` are for help.
 
     ``kind`` is a dataclass, whose fields may be dataclasses; defaults, types and docstrings of the
     fields make the options. Options of nested dataclasses have no prefix.
@@ -65,7 +66,8 @@ def read(kind: type[Options], args: Sequence[str], prog: str, description: str) 
 
 
 def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-    """Paths that are not empty: --out "$FOLDER" with an unset FOLDER would mean the current one."""
+    """How tyro makes a Path of a word, None for another type: an empty one is refused, since --out
+    "$FOLDER" with an unset FOLDER would mean the current folder."""
     if info.type is not Path:
         return None
 

@@ -151,6 +151,7 @@ class Session:
         self._reset()
 
     def _reset(self) -> None:
+        """Begin another conversation; the text of the system stays, and so does what was saved."""
         from addnorm.data.dialogues import SYSTEM, Turn
 
         system = self.options.system
@@ -191,7 +192,9 @@ class Session:
             raise Refusal(f"{' '.join((name, rest)).strip()} is no command; {hint or listed}")
 
     def _save(self, word: str) -> None:
-        """This conversation in place of what was saved of it, after those saved there before."""
+        """Write this conversation into the file that ``word`` names, in place of what was saved of
+        it, after those saved there before. A file that is not from this session is a
+        ``Refusal``."""
         from addnorm.data.dialogues import USER, to_object
 
         if USER not in {turn.role for turn in self.turns}:
@@ -208,7 +211,8 @@ class Session:
         output.say(f"saved {plural(len(talks), 'conversation')} in {word}")
 
     def _answer(self, text: str) -> None:
-        """Print the answer as it comes; what there is of it when it is interrupted counts."""
+        """Print the answer to a turn as it comes, and add both to ``turns``: what there is of it
+        when it is interrupted counts, and neither where there is nothing."""
         from addnorm.data.dialogues import ASSISTANT, USER, Turn
         from addnorm.generation import stream_text
 
@@ -238,7 +242,8 @@ class Session:
             output.say(f"cut off after {plural(len(result.ids), 'token')}")
 
     def _warn(self, prompt: "Prompt") -> None:
-        """Once in a conversation, that its beginning has no room."""
+        """Say what of a prompt has no room: each time that a turn is cut, once in a conversation
+        that its beginning is left out."""
         if prompt.cut:
             output.say("of that turn only the end has room in the model's context")
         if prompt.left_out and not self._warned:

@@ -79,7 +79,8 @@ def run(options: Options) -> int:
 
 
 def _answers(loaded: "Loaded", options: Options) -> int:
-    """Print what the answers of a model are worth; returns the exit status."""
+    """Print what the answers of a model, which has a ``use``, are worth on the DATA; returns the
+    exit status. A ``Refusal`` of options that have no effect on it."""
     try:
         use = loaded.use()
         windows = {"context": options.context, "stride": options.stride}
@@ -147,7 +148,8 @@ def _print_figures(figures: Mapping[str, Any], options: Options) -> None:
 
 
 def _texts(loaded: "Loaded", options: Options) -> int:
-    """Print how probable a language model finds texts; returns the exit status."""
+    """Print how probable a language model finds the texts of DATA; returns the exit status. All are
+    read before the first is scored. A ``Refusal`` of options that have no effect on it."""
     _refuse_search(options)
     texts = [_content(name) for name in options.data]
     model, tokenizer = as_writer(loaded, options.model)

@@ -169,8 +169,8 @@ def _wait(writing: "Writing", rows: int, most: int) -> None:
 
 
 def _conclude(options: Options, writing: "Writing", shown: str, seconds: float) -> None:
-    """Print the rest of the texts, then the remarks about them. ``shown`` is what is on the screen
-    of a single text."""
+    """Print the rest of the texts, then the remarks about them, also where they were interrupted.
+    ``shown`` is what is on the screen of a single text; ``seconds``: how long it took."""
     results = writing.results
     if options.as_json:
         for result in results:

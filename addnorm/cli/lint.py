@@ -163,8 +163,9 @@ def _reason_in_full(why: str) -> str:
 
 
 def _calls_by_error(why: str) -> tuple[str, bool]:
-    """The message of ``anatomy.make_inputs``, a head and then lines of ``call: error``, with the
-    calls of each error in one line; and whether it is one error, of several calls."""
+    """(the message with the calls of each error in one line, whether it is one error of several
+    calls). ``why``: the message of ``anatomy.make_inputs``, a head and then lines of
+    ``call: error``."""
     head, *lines = why.partition("\nGive a batch")[0].splitlines()
     calls: dict[str, list[str]] = {}
     for line in lines:
@@ -213,6 +214,7 @@ def _work(*targets: Target) -> tuple[str, int]:
 
 
 def _list_rules() -> int:
+    """Print each rule with what it finds; the exit status, 0."""
     from addnorm.linting.check import rules_by_name
 
     rules = rules_by_name()

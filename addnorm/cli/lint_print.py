@@ -176,7 +176,7 @@ def _print_indented(text: Text, console: Console, label: str = "") -> None:
 
 
 def _print_beside(text: Text, console: Console, start: tuple[str, str]) -> None:
-    """Print it wrapped to the right of its start, which is printed once."""
+    """Print it wrapped to the right of ``start``, (text, style), which is printed once."""
     head, style = start
     for line in text.wrap(console, console.width - len(head)):
         line.rstrip()
@@ -212,7 +212,8 @@ def _print_unknown(report: "Report", console: Console) -> None:
 
 
 def _verdict(report: "Report", ignored: Sequence[str]) -> Text:
-    """How many findings there are of each severity, by how many rules, and where to read more."""
+    """How many findings there are of each severity, by how many rules, and where to read more.
+    ``ignored``: rules whose findings are left out of the report already."""
     from addnorm.linting.findings import SEVERITIES
 
     counts = [(severity, len(report.of(severity))) for severity in SEVERITIES]
@@ -244,7 +245,7 @@ def _sentence(finding: "Finding") -> str:
 
 
 def _short(value: Any) -> str:
-    """A value of the evidence, short."""
+    """A value of the evidence, short, as one writes it behind ``name=``."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -258,7 +259,8 @@ def _short(value: Any) -> str:
 
 
 def print_difference(difference: "Difference", a: str, b: str, console: Console) -> None:
-    """Print where two models first differ."""
+    """Print where two models first differ, or that they do not. ``a``, ``b``: what the user called
+    them."""
     console.print(Text(f"A  {a}\nB  {b}"))
     console.print()
     for label, text in difference.lines():

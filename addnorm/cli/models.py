@@ -30,7 +30,7 @@ def open_model(target: str, place: Place = CPU) -> "Loaded":
     """A model of any kind, in evaluation mode, and what was kept with it.
 
     ``target``: a folder with config.json and weights, the folder of a run, or an id of the hub.
-    A ``Mendable`` says what is wrong with it.
+    ``place``: where it is to compute. A ``Mendable`` says what is wrong with either.
     """
     import torch
 
@@ -50,7 +50,7 @@ def kind_of_model(loaded: "Loaded") -> "ModelKind":
 
 def as_writer(loaded: "Loaded", target: str) -> "tuple[LanguageModel, Tokenizer]":
     """A language model of any kind and its tokenizer; a ``Refusal`` if it is none, or if there is
-    no tokenizer beside it."""
+    no tokenizer beside it. ``target``: what the user called it, for messages."""
     from addnorm.data.tokenizer import Tokenizer
 
     if not kind_of_model(loaded).writes:
@@ -65,7 +65,8 @@ def as_writer(loaded: "Loaded", target: str) -> "tuple[LanguageModel, Tokenizer]
 
 
 def as_gpt(loaded: "Loaded", target: str) -> "tuple[GPT, Tokenizer | None]":
-    """A ``GPT`` and its tokenizer, if there is one; a ``Refusal`` of any other kind."""
+    """A ``GPT`` and its tokenizer, if there is one; a ``Refusal`` of any other kind. ``target``:
+    what the user called it, for messages."""
     from addnorm.data.tokenizer import Tokenizer
     from addnorm.models.gpt import GPT
 

@@ -146,7 +146,8 @@ def _answers(use: "Use", batch: list[Input], how: Mapping[str, Any]) -> "Iterato
 
 
 def _line(use: "Use", one: Input, answer: "Answer", options: Options) -> str:
-    """An answer as it is printed: JSON, or the answer with the beginning of its input."""
+    """An answer as it is printed: JSON, or the answer, or why there is none, with the beginning of
+    its input."""
     if options.as_json:
         return json_line(answer)
     if "error" in answer:

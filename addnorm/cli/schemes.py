@@ -63,7 +63,8 @@ def run(options: Options) -> int:
 
 
 def command(names: tuple[str, ...], setup: Setup) -> str:
-    """The command line that measures this again, whatever the defaults are by then."""
+    """The command line that measures this again, whatever the defaults are by then: every option of
+    ``setup`` is written out. ``names`` as the user gave them; none: all designs."""
     words = ["addnorm", "schemes", *names]
     for f in fields(setup):
         value, name = getattr(setup, f.name), "--" + f.name.replace("_", "-")

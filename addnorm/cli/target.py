@@ -152,7 +152,8 @@ def error_with_line(error: Exception, file: Path | None) -> str:
 
 
 def _of_a_library(filename: str) -> bool:
-    """Python's own files, what is installed, and this package."""
+    """Whether a file, as a traceback names it, is Python's own, installed, or of this package, and
+    not the user's."""
     if filename.startswith("<") or {"site-packages", "dist-packages"} & set(Path(filename).parts):
         return True
     libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
@@ -161,9 +162,11 @@ def _of_a_library(filename: str) -> bool:
 
 
 def _named_model(target: str, module: ModuleType, name: str, file: Path) -> Target:
-    """The model that a name of a module stands for; "": the one that it must be.
+    """The model that a name of a module stands for; "": the one that it must be. A function or
+    class is called, without arguments. A ``Refusal`` where it stands for none.
 
-    ``file`` is the file of the module, or the folder in which it was looked for.
+    ``target``: what the user wrote, for messages. ``file`` is the file of the module, or the folder
+    in which it was looked for.
     """
     from torch import nn
 

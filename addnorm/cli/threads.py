@@ -29,8 +29,10 @@ def choose_waiting() -> None:
 
 
 def waiting(beside: Sequence[int], usable: int, cores: int) -> dict[str, str]:
-    """The variables to set, from how many others ran at each look, and of how many cores of the
-    machine this process may use. Nothing was seen: nothing is set."""
+    """The variables to set, QUIET or BUSY: BUSY where in most looks there were fewer idle cores
+    than this process uses. ``beside``: how many other threads ran at each look, empty where nothing
+    could be seen, and then nothing is set. ``usable``: cores that this process may use, of the
+    ``cores`` of the machine."""
     if not beside:
         return {}
     crowded = [count + usable > cores for count in beside]
@@ -38,7 +40,8 @@ def waiting(beside: Sequence[int], usable: int, cores: int) -> dict[str, str]:
 
 
 def running_beside() -> list[int]:
-    """How many threads other than this one ran or wanted to, at several looks; Linux tells."""
+    """How many threads other than this one ran or wanted to, at each of LOOKS looks; empty where
+    the system does not tell, as Linux does."""
     counts = []
     for _ in range(LOOKS):
         try:

@@ -95,7 +95,8 @@ class Comparison:
         self.inputs: list[str] = []
 
     def add_all(self, ours: GPT, theirs: Callable[[Tensor], Tensor], tell: Tell) -> None:
-        """Compare at all ``shapes``; ``theirs`` are somebody else's logits as a function of ids."""
+        """Compare at all ``shapes``; ``theirs`` are somebody else's logits as a function of ids,
+        ``ours`` is the model that they should be of, as ``measured_copy`` gives it."""
         for batch, length in shapes(ours):
             name = f"{batch} x {length}"
             tell(f"checking with {self.by}: {name}")
@@ -119,7 +120,8 @@ class Comparison:
         self.difference = max(self.difference, difference)
 
     def add_texts(self, ours: Tokenizer, theirs: Callable[[str], list[int]]) -> None:
-        """Compare the ids that both tokenizers give for ``TEXTS``."""
+        """Compare the ids that both tokenizers give for ``TEXTS``; ``theirs`` is somebody else's,
+        text -> ids. ``CheckFailed`` at the first text with others."""
         for text in TEXTS:
             if theirs(text) != ours.encode(text):
                 raise CheckFailed(f"{self.by}: the tokenizer splits {text!r} differently")

@@ -229,7 +229,8 @@ class _Vocabulary:
 
     @staticmethod
     def _refuse_other_words(content: dict[str, Any]) -> None:
-        """Raise if the tokenizer.json splits a text into other words than GPT-2's does."""
+        """Raise an ``ExportError`` if a tokenizer.json, of which ``content`` is what it says,
+        splits a text into other words than GPT-2's does."""
         words = dict(content["pre_tokenizer"])
         split = {k: words.get(k) for k in ("type", "add_prefix_space", "use_regex")}
         usual = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}

@@ -58,7 +58,8 @@ def compare(graph: Graph, file: Path, tell: Tell) -> LogitsCheck:
 def _run(
     graph: Graph, session: Any, ids: Tensor, valid: Tensor | None, past: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run the graph once; returns the logits, and the past of the next call by its names."""
+    """Run the graph once in its ``session``; returns (logits, the past of the next call by its
+    names). ``past``: of this call, as the one before returned it, or ``graph.empty``."""
     feed = {"ids": ids.numpy(), **{name: t.numpy() for name, t in past.items()}}
     if valid is not None:
         feed["valid"] = valid.numpy()
@@ -77,8 +78,8 @@ def _padding(batch: int, length: int) -> Tensor:
 
 
 def _compare_steps(graph: Graph, session: Any, comparison: Comparison) -> None:
-    """A prompt, then greedy tokens one by one, then two at once: each as the model has it without
-    any cache."""
+    """Add to ``comparison`` a prompt, then greedy tokens one by one, then two at once: each as the
+    model has it without any cache. In its report they are one line."""
     batch, room = 3, graph.gpt.config.context_length
     prompt = min(5, max(1, room // 2))
     valid = torch.ones(batch, room, dtype=torch.bool) if graph.with_valid else None
