@@ -66,7 +66,8 @@ class ChatTemplate:
             raise ChatError("a template with a text of the system needs marks for it")
 
     def text(self, turns: Sequence[Turn], opening: bool = False) -> str:
-        """A conversation with its marks, and with the mark before the next answer as well."""
+        """A conversation with its marks; with ``opening`` also the mark before the next answer. The
+        template's own text of the system comes first where the turns have none."""
         if self.system is not None and not (turns and turns[0].role == SYSTEM):
             turns = [Turn(SYSTEM, self.system), *turns]
         parts = [self.begin]
@@ -343,8 +344,9 @@ def _recent(pieces: Sequence[TurnIds], room: int) -> list[TurnIds]:
 
 
 def _squeezed(part: Sequence[TurnIds], room: int) -> list[TurnIds]:
-    """Turns that end in an answer, cut to ``room`` ids where they alone are too long. Of what
-    stands before the answer there is as much as the answer leaves, or at least half of the room."""
+    """Turns that end in an answer and are too long by themselves, cut to ``room`` ids. Of what
+    stands before the answer there is as much as the answer leaves, or at least half of the room:
+    whole turns, or the end of the last; then as much of the answer's beginning as still fits."""
     *questions, answer = part
     free = max(room - len(answer.ids), room // 2)
     recent = _recent(questions, free)
@@ -354,8 +356,9 @@ def _squeezed(part: Sequence[TurnIds], room: int) -> list[TurnIds]:
 
 
 def _row(head: Sequence[int], part: Sequence[TurnIds]) -> ChatRow:
-    """What is only read, and the turns after it, of which the answers are learned: their texts, and
-    the first id behind each, which ends it, if the answer has its end."""
+    """The ids of ``head``, which is only read, and of the turns after it, ``part``, of which the
+    answers are learned: their texts, and the first id behind each, which ends it, if the answer has
+    its end."""
     ids, target = list(head), [False] * len(head)
     for piece in part:
         ids += piece.ids

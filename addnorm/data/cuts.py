@@ -36,8 +36,8 @@ def last_cut(text: str) -> int:
 
 
 def harmless_cut(text: str, encode: Callable[[Sequence[str]], Sequence[Sequence[int]]]) -> int:
-    """The last place for the tokenizer whose ids of several texts ``encode`` gives; 0 if none is
-    found."""
+    """The last place at which the tokenizer may be given the text in two parts, tried with MARGIN
+    characters on either side; 0 if none is found in TRIES. ``encode``: its ids of several texts."""
     tries, width = 0, MARGIN
     stop = len(text) - MARGIN  # what follows decides too
     while stop > 0 and tries < TRIES:

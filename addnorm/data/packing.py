@@ -99,6 +99,7 @@ class _ByCharacters(Encoder):
             self._table[ord(tokenizer.decode([id]))] = id
 
     def encode(self, texts: Sequence[str]) -> list[bytes]:
+        """By the table; an id of vocab_size in it stands for a character that there is not."""
         rows = []
         for text in texts:
             ids = self._table[np.frombuffer(text.encode("utf-32-le"), "<u4")]
@@ -137,6 +138,7 @@ class _ByWords(Encoder):
         self._size = 0  # characters in _recent
 
     def encode(self, texts: Sequence[str]) -> list[bytes]:
+        """By words: only those that were not seen lately go through the tokenizer."""
         rows = [WORD.findall(text) for text in texts]
         missing = set[str]().union(*rows) - self._recent.keys()
         again = missing & self._older.keys()

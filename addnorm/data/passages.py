@@ -146,8 +146,9 @@ def best_spans(logits: Tensor, windows: Sequence[PassageWindow], longest: int) -
 def best_answer(
     scores: Tensor, windows: Sequence[PassageWindow], tokens: PassageTokens, threshold: float
 ) -> Span:
-    """The best answer of a passage from what ``best_spans`` says of its windows: a span whose score
-    is above that of no answer by ``threshold`` or more, or none."""
+    """The best answer of a passage from what ``best_spans`` says of its windows, in ``scores``: a
+    span whose score is above that of no answer by ``threshold`` or more, or none. ``windows``: all
+    of the passage, in the order of ``scores``; ``tokens``: of the passage."""
     null = float(scores[:, 0].min())
     window = int(scores[:, 1].argmax())
     _, best, begin, end = scores[window].tolist()

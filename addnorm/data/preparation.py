@@ -147,7 +147,7 @@ def _prepare(folder: Path, request: _Request, workers: int | None, bar: Progress
 
 
 def _check_options(val_fraction: float, split: str, workers: int | None) -> None:
-    """Raise a DataError if one of the options of ``prepare`` makes no sense."""
+    """Raise a DataError if one of these options of ``prepare`` makes no sense."""
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction}: more than 0 and less than 1")
     if split not in get_args(Rule):
@@ -159,7 +159,8 @@ def _check_options(val_fraction: float, split: str, workers: int | None) -> None
 def training_texts(
     source: Source, *, val_fraction: float = 0.1, split: Rule = "auto"
 ) -> Iterator[str]:
-    """The text that ``prepare`` takes for training, in pieces: what a tokenizer may learn from."""
+    """The text that ``prepare`` takes for training with the same options, in pieces, after a pass
+    over all of it: what a tokenizer may learn from."""
     survey = Survey(source, val_fraction, ProgressBar(hidden=True))
     for piece in pieces(source, survey, survey.rule(split)):
         if piece.split == "train":
@@ -257,6 +258,7 @@ class _Out:
         self._file, self._sha = path.open("xb"), hashlib.sha256()
 
     def write(self, data: bytes) -> None:
+        """Append bytes; a DataError where the disk takes no more."""
         try:
             self._file.write(data)
         except OSError as error:

@@ -13,8 +13,8 @@ lie further apart, so that a book takes no longer to judge than a chapter."""
 
 
 def windows(ids: NDArray[np.int64], context: int) -> list[NDArray[np.int64]]:
-    """The parts by which a text is judged: the whole of it, if it fits; else at most ``WINDOWS`` of
-    that length, from its beginning to its end at equal distances."""
+    """The parts by which a text is judged: the whole of it, if it fits into ``context`` ids; else
+    at most ``WINDOWS`` of that length, from its beginning to its end at equal distances."""
     if len(ids) <= context:
         return [ids]
     count = min(-(-2 * len(ids) // context) - 1, WINDOWS)

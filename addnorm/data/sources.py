@@ -404,6 +404,7 @@ class _Hub(Source):
         return _hash("hf", *what)
 
     def parts(self) -> Iterator[tuple[str, bool]]:
+        """Each row's text in one part, as it comes from the network; what fails is a DataError."""
         try:
             rows = self._datasets.load_dataset(
                 self._repository,

@@ -99,7 +99,8 @@ def pieces(source: Source, survey: Survey, rule: str) -> Iterator[DocumentPart]:
 
 
 def _by_documents(source: Source, survey: Survey) -> Iterator[DocumentPart]:
-    """Documents as they are, to the side that their hash says."""
+    """Documents as they are, to the side that their hash says. ``survey`` is of the same source: it
+    has the hashes of documents that come in several parts."""
     index, first = 0, True
     for text, ends in source.parts():
         number = survey.hashes.get(index)
@@ -110,7 +111,8 @@ def _by_documents(source: Source, survey: Survey) -> Iterator[DocumentPart]:
 
 
 def _by_tail(source: Source, survey: Survey) -> Iterator[DocumentPart]:
-    """The first characters of each document to train, the last to val."""
+    """The first characters of each document to train, the last to val. ``survey`` is of the same
+    source: it has the lengths of documents that come in several parts."""
     index = before = 0  # documents, and characters of this one, that are behind us
     for text, ends in source.parts():
         length = survey.lengths.get(index, len(text))

@@ -116,7 +116,8 @@ def _items(articles: Sequence[Any], file: str) -> Iterator[tuple[str, str, str, 
 def _question(
     item: dict[str, Any], title: str, context: str, where: str
 ) -> tuple[SquadQuestion, int]:
-    """A question with the answers that stand where they say, and how many do not."""
+    """(the question with the answers that stand in the ``context`` where they say, how many do
+    not). A ``DataError`` where ``item`` is no question of SQuAD's; ``where`` names it."""
     name = item.get("id")
     if isinstance(name, bool) or not isinstance(name, str | int):
         was = "is missing" if "id" not in item else f"is {reading.in_words(name)}"

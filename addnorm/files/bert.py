@@ -185,8 +185,9 @@ def load(
 def _target(
     source: Stored, head: str | None, labels: Sequence[str] | None
 ) -> tuple[BertConfig, tuple[str, ...] | None]:
-    """The configuration of the model that is asked for, and the names of its labels, None where the
-    head has none. ``head`` and ``labels`` None: those of the folder."""
+    """(the configuration of the model that is asked for, the names of its labels, None where the
+    head has none). ``source``: what the folder has; ``head`` and ``labels`` None: that. A
+    ``WeightsError`` where the two do not go together."""
     config = source.config
     names = source.labels if labels is None else tuple(labels)
     head = config.head if head is None else head
@@ -252,9 +253,9 @@ def _by_our_names(
     shapes: Mapping[str, tuple[int, ...]],
     config: BertConfig,
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Our name -> entry, and the stored names that were left out, as they stand in the file.
-    ``shapes``: those of the model's parameters, by our names. What is missing, left over, twice
-    there or no copy of what it should be is a ``WeightsError``."""
+    """(our name -> entry, the stored names that were left out, as they stand in the file).
+    ``source``: all that is stored. ``shapes``: those of the model's parameters, by our names. What
+    is missing, left over, twice there or no copy of what it should be is a ``WeightsError``."""
     by_name: dict[str, tuple[str, StoredTensor]] = {}
     ignored = []
     for full, entry in source.items():
@@ -311,7 +312,8 @@ def _check_names(
 
 
 def _check_one(folder: Path, name: str, entry: StoredTensor, shape: tuple[int, ...]) -> None:
-    """Raise unless a stored tensor has the shape of the parameter, and a type that weights have."""
+    """Raise a ``WeightsError`` unless a stored tensor, ``entry``, has the shape of the parameter
+    that ``name`` is, and a type that weights have."""
     where, dtypes = f"{folder / entry.file}: {name}", SAFETENSORS_DTYPES.values()
     if entry.dtype not in dtypes:
         raise WeightsError(
@@ -434,7 +436,8 @@ USES: dict[str, Callable[[Loaded], Use]] = {}
 
 
 def use(loaded: Loaded) -> Use:
-    """By its head; a ``Mendable`` where nothing is asked of such a model."""
+    """What one asks of the model, by its head; a ``Mendable`` where nothing is asked of such a one,
+    or where the folder has no tokenizer."""
     model = loaded.model
     assert isinstance(model, Bert)
     if model.kind not in USES:
@@ -480,7 +483,9 @@ USES["answer"] = _spans
 
 
 def span_logits(model: Bert, ids: Tensor, valid: Tensor, types: Tensor) -> Tensor:
-    """(B, T, 2) in float32 on the CPU: how well an answer begins, and ends, with each token."""
+    """(B, T, 2) in float32 on the CPU: how well an answer begins, and ends, with each token. The
+    three inputs are (B, T), as ``data.passages.window_batch`` has them; the model's head must be
+    answer."""
     device = next(model.parameters()).device
     types = types.clamp(max=model.config.types - 1)  # a model may have one type only
     with evaluation_mode(model.modules()), torch.inference_mode():
@@ -498,8 +503,9 @@ def frame_of(config: BertConfig, tokenizer: Tokenizer) -> TextFrame:
 
 
 def _beginning(folder: Path, classes: int, several: bool, dropout: float) -> Beginning:
-    """A classifier with the weights of the model there, but for its head, which is new whatever
-    head the folder has. Its labels have no names yet: who saves it gives them."""
+    """A classifier of ``classes`` with the weights of the model there, but for its head, which is
+    new whatever head the folder has. Its labels have no names yet: who saves it gives them.
+    ``several``: whether a text may have several. ``dropout`` replaces the folder's."""
     tokenizer = tokenizer_beside(folder)
     if tokenizer is None:
         raise WeightsError(f"{folder} has no tokenizer, which would make ids of the texts")

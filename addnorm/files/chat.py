@@ -177,7 +177,8 @@ class _Jinja:
         return [*parts, rest]
 
     def rest(self, marks: str, first: str) -> str:
-        """What follows the ``first`` of two marks between texts."""
+        """What follows the mark ``first`` in ``marks``, which stand between two texts; a
+        ``ChatError`` where they do not begin with it."""
         if not marks.startswith(first):
             raise ChatError(
                 f"{self._where}: the mark after the last turn, {first[:SHOWN]!r}, is not the one "
@@ -186,8 +187,9 @@ class _Jinja:
         return marks.removeprefix(first)
 
     def compare(self, template: ChatTemplate, probe: Pairs) -> None:
-        """Raise where it makes another text of a conversation than ``template`` does. A program
-        that writes no mark before an answer to come is no other: that mark is ours to put."""
+        """Raise a ``ChatError`` where it makes another text of the conversation ``probe`` than
+        ``template`` does. A program that writes no mark before an answer to come is no other: that
+        mark is ours to put."""
         for opening in (False, True):
             ours = template.text([Turn(*turn) for turn in probe], opening)
             theirs = self.render(probe, opening)

@@ -79,7 +79,8 @@ BOOKKEEPING = set(
 
 
 def read(folder: Path, dropout: float | None) -> tuple[dict[str, Any], GPTConfig]:
-    """What a folder's config.json says, as it stands and as ours. ``dropout`` replaces its own."""
+    """(what a folder's config.json says as it stands, the same as ours); a ``WeightsError`` names
+    what is not understood. ``dropout`` replaces its own; None: as it says."""
     file = folder / CONFIG
     card = read_json(file)
     kind = card.get("model_type")
@@ -144,9 +145,10 @@ def refuse_options(
     whose: str,
     exact: Mapping[str, tuple[Any, str]] = EXACT,
 ) -> None:
-    """Raise at the first entry that is set and is not read, since it might be part of the
-    architecture. ``names`` are those that are read, ``whose`` says in the message what they are the
-    options of."""
+    """Raise a ``WeightsError`` at the first entry of a config.json that is set and is not read,
+    since it might be part of the architecture. ``names`` are those that are read, ``whose`` says in
+    the message what they are the options of. ``exact``: entries that may have one value only, each
+    with it and with what we do, in a clause for the message."""
     for name, value in card.items():
         if name in exact and value != exact[name][0]:
             raise WeightsError(
@@ -181,7 +183,8 @@ def to_gpt2(config: GPTConfig, eos: int | None) -> dict[str, Any]:
 
 
 def to_own(config: GPTConfig, eos: int | None) -> dict[str, Any]:
-    """What our config.json says of a model: every field by its own name."""
+    """What our config.json says of a model: every field by its own name. ``eos`` is the id that
+    ends a text, if one does."""
     return {
         "model_type": GPT_TYPE,
         "architectures": ["AddnormForCausalLM"],
@@ -239,8 +242,9 @@ class SavedTokenizer(Protocol):
 
 
 def check_tokenizer(folder: Path, vocab_size: int, identity: str | None) -> None:
-    """Raise if the tokenizer in the folder is another model's: it makes ids beyond the vocabulary,
-    or has another identity than the one that config.json names (None: it names none)."""
+    """Raise a ``WeightsError`` if the tokenizer in the folder is another model's: it makes ids from
+    ``vocab_size`` on, or has another identity than the one that config.json names (None: it names
+    none). A folder without a tokenizer is as it should be."""
     for name in TOKENIZERS:
         file = folder / name
         if not os.path.lexists(file):

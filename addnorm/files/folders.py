@@ -138,8 +138,9 @@ def verify(folder: Path) -> frozenset[str] | None:
 
 
 def seal(folder: Path, files: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether checksums vouch for all that is read, weights in these files; and what they leave
-    out. Raises where a file is not the one that was written."""
+    """(whether checksums vouch for all that is read, the names of what they leave out), where the
+    weights are in ``files``. A ``WeightsError`` where a file is not the one that was written; what
+    is left out of config.json and weights is warned of."""
     intact = verify(folder)
     if intact is None:
         return False, []

@@ -171,9 +171,10 @@ Sources = list[tuple[TensorNames, StoredTensor]]
 def _inspect(
     folder: Path, dropout: float | None, head: str | None = None
 ) -> tuple[GPT, dict[str, Any], Sources, WeightsReport]:
-    """All checks that need no values. Returns a model on the meta device, what config.json says,
-    the row of the table and the stored tensor for each of its values, and the report. ``head``: the
-    name of a stored head that is not for tokens, and is left to the caller."""
+    """All checks that need no values; a ``WeightsError`` says what is wrong. Returns (a model on
+    the meta device, what config.json says, the row of the table and the stored tensor for each of
+    its values, the report). ``head``: the name of a stored head that is not for tokens, and is left
+    to the caller: its row has no names of ours."""
     card, config = config_json.read(folder, dropout)
     config = config if head is None else dataclasses.replace(config, tied=True)
     kind = card["model_type"]
@@ -206,7 +207,7 @@ def _bare(name: str) -> str:
 
 
 def _tensors(folder: Path, copies: bool) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Name in the table -> entry, and the stored names that were left out.
+    """(name in the table -> entry, the stored names that were left out).
 
     ``copies``: the head may be stored again beside the embedding; then the two must be one.
     """
@@ -237,8 +238,9 @@ def _tensors(folder: Path, copies: bool) -> tuple[dict[str, StoredTensor], list[
 def _check_depth(
     folder: Path, config: GPTConfig, tensors: Mapping[str, StoredTensor], kind: str
 ) -> None:
-    """Raise if the weights have another number of blocks than config.json says: first, since it
-    says more than a long list of missing names."""
+    """Raise a ``WeightsError`` if the weights have another number of blocks than config.json says:
+    first, since it says more than a long list of missing names. ``tensors``: by the names that the
+    table has for this ``kind``, which is config.json's model_type."""
     pattern = r"h\.(\d+)\." if kind == "gpt2" else r"stack\.subs\.(\d+)\."
     places = [int(m[1]) for name in tensors if (m := re.match(pattern, name))]
     blocks = max(places, default=-1) + 1
@@ -277,8 +279,8 @@ def _check_one(
     shapes: Mapping[str, tuple[int, ...]],
     config: GPTConfig,
 ) -> None:
-    """Raise if one stored tensor has another dtype or shape than ``row`` and the model need, from
-    its header. ``shapes``: of the model's own tensors."""
+    """Raise a ``WeightsError`` if one stored tensor, ``entry``, has another dtype or shape than
+    ``row`` and the model need, from its header. ``shapes``: of the model's own tensors."""
     where, dtypes = f"{folder / entry.file}: {row.theirs}", SAFETENSORS_DTYPES.values()
     if entry.dtype not in dtypes:
         raise WeightsError(
@@ -446,7 +448,8 @@ def _write(
 
 
 def _beginning(folder: Path, classes: int, several: bool, dropout: float) -> Beginning:
-    """A classifier with the weights of the model there, but for its head, which is new."""
+    """A classifier of ``classes`` with the weights of the model there, but for its head, which is
+    new. ``several``: whether a text may have several. ``dropout`` replaces the folder's."""
     tokenizer = tokenizer_beside(folder)
     if tokenizer is None:
         raise WeightsError(f"{folder} has no tokenizer, which would make ids of the texts")

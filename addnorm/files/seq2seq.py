@@ -153,7 +153,8 @@ def _value(
 
 
 def _check_tables(folder: Path, by_name: Mapping[str, StoredTensor], config: Seq2SeqConfig) -> None:
-    """Where the sines are stored, they must be the sines."""
+    """Raise a ``WeightsError`` where positions are stored that are not the sines of Marian:
+    ``load`` passes them over, and computes the sines. ``by_name``: what is stored."""
     for name in TABLES:
         if name not in by_name:
             continue
@@ -168,8 +169,9 @@ def _check_tables(folder: Path, by_name: Mapping[str, StoredTensor], config: Seq
 
 
 def _read_own(folder: Path, dropout: float | None) -> tuple[Seq2SeqConfig, SearchRules]:
-    """What our config.json says; a field that it lacks has the default, but for vocab_size.
-    ``dropout`` replaces all of the folder's; None: as it says."""
+    """(the model's choices, the rules of its search) by our config.json; a field that it lacks has
+    the default, but for vocab_size. ``dropout`` replaces all of the folder's; None: as it says. A
+    ``WeightsError`` says what is wrong with it."""
     file = folder / CONFIG
     card = read_json(file)
     fields = {f.name for f in dataclasses.fields(Seq2SeqConfig)}
@@ -259,7 +261,8 @@ def _as_marian(config: Seq2SeqConfig, ours: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _check_pair(both: TokenizerPair | None, config: Seq2SeqConfig) -> None:
-    """Raise where a tokenizer has more ids than the model; fewer are no harm."""
+    """Raise a ``WeightsError`` where one of the tokenizers has more ids than the model; fewer are
+    no harm. None: there are no tokenizers to be checked."""
     if both is None:
         return
     sizes = (

@@ -39,7 +39,9 @@ class StoredTensor:
 
 
 def entries(folder: Path) -> dict[str, StoredTensor]:
-    """Every stored tensor by its name in the file. Headers are read here, the values are not."""
+    """Every stored tensor by its name in the file. Headers are read here, the values are not, but
+    for those of pickles. A ``WeightsError`` where there are no weights, or an index and its files
+    do not say the same."""
     for name in WEIGHTS:
         if os.path.lexists(folder / name):
             break
@@ -80,8 +82,9 @@ def entries(folder: Path) -> dict[str, StoredTensor]:
 def state_of(
     folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """The values of a model whose tensors are stored by their own names: all of them, checked, and
-    nothing besides; ``dtype`` None keeps what is stored."""
+    """The values of a model whose tensors are stored by their own names, as tensors of their own:
+    all of them, checked, and nothing besides. ``shapes``: of the model's tensors, by name.
+    ``dtype`` None keeps what is stored. A ``WeightsError`` says what is wrong."""
     tensors = entries(folder)
     for name in sorted(shapes.keys() | tensors.keys()):
         want, shape = shapes.get(name), tensors[name].shape if name in tensors else None
@@ -140,7 +143,8 @@ def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
 
 
 def _ends(file: Path, header: bytes) -> list[int]:
-    """Where the values of each tensor end, by the file's own account."""
+    """Where the values of each tensor end, in bytes behind the header, by its own account; a
+    ``WeightsError`` where the ``header`` of the file is damaged."""
     try:
         tensors = reading.json_value(header.decode(), "it")
     except ValueError as error:

@@ -103,6 +103,7 @@ class BytePairs(TokenizerKind):
         return [{k: v for k, v in step.items() if k not in leave_out} for step in steps]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """In pieces and groups of them, so that no more is in memory at once than GROUP says."""
         pieces = [(i, p) for i, text in enumerate(texts) for p in self._cut(text)]
         ids: list[list[int]] = [[] for _ in texts]
         for group in _groups(pieces):
@@ -122,6 +123,7 @@ class BytePairs(TokenizerKind):
         yield text[start:]
 
     def content(self) -> dict[str, Any]:
+        """The vocabulary, the merges, and how a text is normalized and split before them."""
         literal = {token["content"] for token in self.added}
         match = [
             [t["id"], t["content"]] + ([] if t["special"] else [t["single_word"], t["normalized"]])
@@ -142,6 +144,7 @@ class BytePairs(TokenizerKind):
         return BytePairs({**data, "added_tokens": [*data["added_tokens"], *more]}, self.config)
 
     def save(self, folder: Path) -> None:
+        """tokenizer.json, and beside it what transformers asks for."""
         disk.write_text(folder / self.file, self._engine.to_str(pretty=True))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -153,6 +156,7 @@ class BytePairs(TokenizerKind):
 
     @classmethod
     def load(cls, folder: Path) -> "BytePairs":
+        """From tokenizer.json, or else from vocab.json and merges.txt."""
         expect_files(folder)
         path, config = folder / cls.file, read_config(folder)
         if path.exists():
@@ -167,7 +171,8 @@ class BytePairs(TokenizerKind):
 
     @classmethod
     def train(cls, texts: Iterator[str], vocab_size: int, progress: bool) -> "BytePairs":
-        """Learn merges. Ids as in GPT-2: the bytes, then the merges, then the special token."""
+        """Learn merges, until there are ``vocab_size`` tokens or no pair comes twice. Ids as in
+        GPT-2: the bytes, then the merges, then the special token. ``progress``: with a bar."""
         byte_level = tokenizers.pre_tokenizers.ByteLevel
         if vocab_size < 257:
             raise TokenizerError(

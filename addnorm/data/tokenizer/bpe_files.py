@@ -45,7 +45,8 @@ def expect_files(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What the makers say about the tokens' roles; tokenizer_config.json has the last word."""
+    """What the makers say in the files of CONFIGS, {} where there are none: all of
+    tokenizer_config.json, and of special_tokens_map.json the roles that the first leaves out."""
     last, first = (
         reading.json_object(p, TokenizerError) if os.path.lexists(p := folder / name) else {}
         for name in CONFIGS
@@ -55,7 +56,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def from_vocab_and_merges(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """``vocab.json`` and ``merges.txt`` in the form of a ``tokenizer.json``."""
+    """``vocab.json`` and ``merges.txt``, which must be there, in the form of a ``tokenizer.json``.
+    ``config``: what ``read_config`` gave. A TokenizerError where the two do not fit together."""
     vocab = reading.json_object(folder / "vocab.json", TokenizerError)
     path = folder / "added_tokens.json"
     added = reading.json_object(path, TokenizerError) if os.path.lexists(path) else {}
@@ -118,7 +120,8 @@ def special_token(token: str, id: int) -> dict[str, Any]:
 
 
 def _unknown_token(pair: Sequence[str], vocab: dict[str, int]) -> str | None:
-    """Of two tokens and what they are merged to, the first that is not in the vocabulary."""
+    """Of two tokens and what they are merged to, the first that is not in the vocabulary; None: all
+    are."""
     for token in (*pair, "".join(pair)):
         if token not in vocab:
             return token
@@ -189,7 +192,8 @@ def check_bpe(data: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]
 
 
 def _objects(value: Any, name: str) -> list[dict[str, Any]]:
-    """A list of objects, or nothing."""
+    """The value, if it is a list of objects; [] for null. Else a TokenizerError; ``name`` is its
+    key, for the message."""
     if value is not None and not isinstance(value, list):
         raise TokenizerError(f"{name} is {reading.in_words(value)}, expected a list")
     for one in value or []:

@@ -70,6 +70,7 @@ class Characters(TokenizerKind):
 
     @classmethod
     def load(cls, folder: Path) -> "Characters":
+        """From characters.json, which must be there."""
         path = folder / cls.file
         content = reading.json_object(path, TokenizerError)
         characters = reading.field(content, "characters", str, path, TokenizerError)

@@ -64,7 +64,8 @@ def documents(sources: Iterable[str | Path]) -> Iterator[str]:
 
 
 def size(sources: Iterable[str | Path]) -> float:
-    """About how many bytes of text; without an end for what can be read once only."""
+    """About how many bytes of text there are; infinity for an iterator, which can be read once
+    only and so is not looked into."""
     if not isinstance(sources, Sequence):
         return float("inf")
     with reading.system_errors("the files to learn from", TokenizerError):

@@ -61,7 +61,7 @@ class TokenizerKind(ABC):
         return {}
 
     def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of an ordinary text, and the characters at which each token begins and ends."""
+        """(ids of an ordinary text, of each the characters at which its token begins and ends)."""
         raise TokenizerError(f"a tokenizer of kind {self.name!r} does not say where its tokens are")
 
     @abstractmethod

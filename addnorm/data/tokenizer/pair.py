@@ -59,7 +59,8 @@ def end_of(tokenizer: Tokenizer) -> int:
 
 
 def pair(source: Tokenizer, target: Tokenizer) -> TokenizerPair:
-    """Of two tokenizers, or twice of one."""
+    """The pair of two tokenizers, or of one for both sides; a tokenizer without an end of text gets
+    one, an id behind all that it has."""
 
     def save(folder: Path) -> None:
         """The source's files, and the target's under names of their own, if it is another."""

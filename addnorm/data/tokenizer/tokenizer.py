@@ -191,7 +191,8 @@ class Tokenizer:
         return None if self._kind.pad is None else self._kind.special[self._kind.pad]
 
     def role_id(self, role: str) -> int:
-        """The id of the token for cls (what begins a text), sep (what ends it) or mask."""
+        """The id of the token whose ``role`` is cls (what begins a text), sep (what ends it) or
+        mask; a ``TokenizerError`` where the tokenizer has none."""
         if role not in self._kind.roles:
             raise TokenizerError(
                 f"a tokenizer of kind {self.kind!r} has no token for {role}: a BERT needs "
@@ -210,7 +211,8 @@ class Tokenizer:
         return self.encode_batch([text], allow_special)[0]
 
     def encode_batch(self, texts: Iterable[str], allow_special: bool = False) -> list[list[int]]:
-        """The ids of many texts, with threads where the kind has them (BPE)."""
+        """The ids of each of many texts, with threads where the kind has them (BPE);
+        ``allow_special`` as in ``encode``. A ``TokenizerError`` where a text has no ids."""
         if isinstance(texts, str):
             raise TypeError("encode_batch takes several texts; encode takes one")
         texts = list(texts)
@@ -325,7 +327,8 @@ class TextStream:
 
 
 def _find(path_or_id: str | Path) -> Path:
-    """The folder, or what the hub or its cache has under that name."""
+    """The folder, or that of what the hub or its cache has under that name; a ``TokenizerError``
+    where there is neither. Of the hub only files of tokenizers are fetched."""
     folder = hub.local_folder(path_or_id, TokenizerError)
     if folder is not None:
         return folder

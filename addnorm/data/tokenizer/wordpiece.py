@@ -104,6 +104,7 @@ class WordPieces(TokenizerKind):
         self._engine = self._made_engine()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Text by text, in pieces that the engine takes; without [CLS] and [SEP]."""
         pieces = [(i, piece) for i, text in enumerate(texts) for piece in _cut(text)]
         encodings = self._engine.encode_batch_fast(
             [piece for _, piece in pieces], add_special_tokens=False
@@ -114,6 +115,7 @@ class WordPieces(TokenizerKind):
         return ids
 
     def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """(ids, of each the (first, last + 1) of its characters in the text as it was given)."""
         pieces = [*_cut(text)]
         ids: list[int] = []
         places: list[tuple[int, int]] = []
@@ -130,6 +132,8 @@ class WordPieces(TokenizerKind):
         return {"vocab": self.vocab, "normalizer": self.normalizer, "roles": self.roles}
 
     def save(self, folder: Path) -> None:
+        """tokenizer.json, and beside it what transformers asks for, by which ``load`` knows the
+        roles again."""
         disk.write_text(folder / self.file, self._engine.to_str(pretty=True))
         names = {f"{role}_token": token for role, token in self.roles.items()}
         config = {
@@ -152,6 +156,7 @@ class WordPieces(TokenizerKind):
 
     @classmethod
     def load(cls, folder: Path) -> "WordPieces":
+        """From tokenizer.json, or else from a BERT's vocab.txt; one of them must be there."""
         config = read_config(folder)
         roles = {r: name for r in ROLES if (name := token_text(config.get(f"{r}_token")))}
         path = folder / cls.file
@@ -176,8 +181,9 @@ class WordPieces(TokenizerKind):
     def train(cls, texts: Iterable[str], vocab_size: int, progress: bool) -> "WordPieces":
         """Learn the tokens: the special ones, single characters, and what joins most often.
 
-        The same text gives the same tokens. Rare characters are left out where the others take
-        three quarters of the vocabulary.
+        The same text gives the same tokens, ``vocab_size`` of them, or fewer if no two come
+        together twice any more. Rare characters are left out where the others take three quarters
+        of the vocabulary. ``progress``: with a bar.
         """
         if vocab_size < FIRST_SIZE:
             raise TokenizerError(f"vocab_size is {vocab_size}: at least {FIRST_SIZE} are learned")
