@@ -118,8 +118,7 @@ def why_not_marian(config: Seq2SeqConfig) -> list[str]:
 
 
 def read_config(folder: Path, dropout: float | None) -> tuple[Seq2SeqConfig, SearchRules]:
-    """(the model's choices, the rules of its search) by the two JSON files; a ``WeightsError`` says
-    what is wrong with them. ``dropout`` replaces theirs; None: as they say."""
+    """What the two JSON files say, or a ``WeightsError``. ``dropout`` None takes their own."""
     file = folder / CONFIG
     card = read_json(file)
 

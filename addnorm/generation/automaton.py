@@ -63,7 +63,8 @@ class Dfa:
     accepting: NDArray[np.bool_]
 
     def step(self, state: int, piece: bytes) -> int:
-        """Where some bytes lead, or -1."""
+        """The state to which some bytes lead from another, or -1 where no text goes on like this;
+        from -1 it is -1."""
         for byte in piece:
             if state < 0:
                 break
@@ -127,7 +128,7 @@ def both(a: Dfa, b: Dfa) -> Dfa:
 
 
 def _check_size(states: int) -> None:
-    """Raise if an automaton of so many states is too large."""
+    """Raise a ``RegexError`` if an automaton of so many states is too large."""
     if states > MOST_STATES:
         raise RegexError(
             f"it needs more than {MOST_STATES} states: shorten its repetitions, and write "
@@ -223,7 +224,8 @@ def in_short(pattern: str) -> str:
 
 
 def _check_syntax(pattern: str) -> None:
-    """Raise if ``re`` does not read it: ``_Parser`` then need not look for what is ill-formed."""
+    """Raise a ``RegexError`` if ``re`` does not read it: ``_Parser`` then need not look for what is
+    ill-formed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # that [[a] may come to mean something else
         try:
@@ -235,7 +237,8 @@ def _check_syntax(pattern: str) -> None:
 
 
 def _depth(pattern: str) -> int:
-    """How deep its groups are nested; sets are not, [ is a character in one."""
+    """How deep the groups of an expression are nested, 0 without any, be it well-formed or not; a (
+    in a set or behind a backslash opens none."""
     depth = deepest = at = 0
     while at < len(pattern):
         c = pattern[at]
@@ -275,7 +278,7 @@ class _Nfa:
         return len(self.edges) - 1
 
     def characters(self, ranges: Ranges) -> tuple[int, int]:
-        """A piece that reads one character of a set. Its byte sequences share equal ends."""
+        """A new piece that reads one character of a set. Its byte sequences share equal ends."""
         start, end = self.state(), self.state()
         shared: dict[Ranges, int] = {(): end}
         for sequence in _utf8(ranges):
@@ -304,7 +307,8 @@ class _Nfa:
         return array("i", telling).tobytes()
 
     def spend(self, places: int) -> None:
-        """Count what is looked at, and stop before it is too much."""
+        """Count so many ``places`` that are looked at, and raise a ``RegexError`` before it is too
+        much."""
         self.work += places
         if self.work > MOST_WORK:
             raise RegexError(
@@ -418,7 +422,8 @@ class _Parser:
         return start, stop_of_all
 
     def bounds(self) -> tuple[int, int | None]:
-        """How often, at least and at most; (1, 1) without reading anything if nothing is said."""
+        """Read how often an atom may come: (at least, at most), None for without end; (1, 1) and
+        nothing read if nothing is said."""
         for sign, (least, most) in {"*": (0, None), "+": (1, None), "?": (0, 1)}.items():
             if self.took(sign):
                 return least, most
@@ -463,7 +468,8 @@ class _Parser:
         return piece
 
     def escape(self) -> Ranges:
-        """What stands behind a backslash, in a set or outside."""
+        """Read what stands behind a backslash, in a set or outside; the backslash is read
+        already."""
         place = self.at - 1
         c = self.pattern[self.at]
         self.at += 1
@@ -507,13 +513,13 @@ class _Parser:
         return complement(ranges) if negated else ranges
 
     def member(self) -> Ranges:
-        """One character of a set, or a class of them such as \\d."""
+        """Read one character of a set, or a class of them such as \\d."""
         c = self.pattern[self.at]
         self.at += 1
         return self.escape() if c == "\\" else ((ord(c), ord(c)),)
 
     def took(self, sign: str) -> bool:
-        """Whether it comes next; then it is read."""
+        """Whether the ``sign``, a single character, comes next; then it is read."""
         if self.at < len(self.pattern) and self.pattern[self.at] == sign:
             self.at += 1
             return True
@@ -538,7 +544,7 @@ def union(parts: Iterable[tuple[int, int]]) -> Ranges:
 
 
 def complement(ranges: Ranges) -> Ranges:
-    """All other characters."""
+    """All other characters, up to LAST, surrogates among them."""
     gaps = []
     low = 0
     for first, last in ranges:

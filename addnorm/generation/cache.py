@@ -42,7 +42,7 @@ class StaticCache:
     # --- for the caller ---------------------------------------------------------------------------
 
     def reserve(self, new: int) -> None:
-        """Make room for that many more tokens."""
+        """Make room for ``new`` more tokens; a ``ValueError`` where ``limit`` is less than that."""
         need = self.filled + new
         if need <= self.capacity:
             return
@@ -57,7 +57,7 @@ class StaticCache:
             self._own[key] = self._widened(k), self._widened(v)
 
     def advance(self, new: int) -> None:
-        """What the last forward wrote is there from now on."""
+        """What the last forward wrote, of ``new`` tokens, is there from now on."""
         self.filled += new
         self._fresh = False
         self._states |= self._left
@@ -115,7 +115,8 @@ class StaticCache:
     def memory(
         self, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """Made at the first call and kept."""
+        """Keys and values of an encoder's output for the sublayer ``key``: what ``make`` returns,
+        which is called the first time and kept."""
         if key not in self._memory:
             self._memory[key] = make()
         return self._memory[key]

@@ -210,8 +210,9 @@ class Decoder:
         return cache, longest, self.model(x, self._valid, cache=cache, last=1)[:, -1]
 
     def _without_the_broken(self, ids: list[int], scores: Tensor) -> tuple[list[int], Tensor]:
-        """Ids and choices, where an id of -1 says that a row's logits are not finite: 0 instead for
-        rows that nobody reads any more; of another row it is a FloatingPointError."""
+        """(ids, the same as a tensor), where an id of -1 says that a row's logits are not finite: 0
+        instead for rows that nobody reads any more; of another row it is a FloatingPointError, for
+        which ``scores`` are the logits."""
         cause = "The weights or the activations hold NaN or overflow"
         if self.sampling.penalizes:
             cause += ", or a penalty takes them beyond what a float32 holds"
@@ -230,8 +231,9 @@ class Decoder:
 
 
 def check_beyond(beyond: str, model: LanguageModel, longest: int, max_new_tokens: int) -> None:
-    """Raise if ``beyond`` is no way to go on, or the context is too short where it is to be an
-    error; ``longest`` is the length of the longest prompt in tokens."""
+    """Raise a ``Mendable`` if ``beyond`` is no way to go on, or the context is too short where that
+    is to be an error; ``longest`` is the length of the longest prompt in tokens,
+    ``max_new_tokens`` what may come after each."""
     if beyond not in get_args(Beyond):
         raise Mendable(f"beyond must be one of {', '.join(get_args(Beyond))}, got {beyond!r}")
     context = model.config.context_length
@@ -243,13 +245,15 @@ def check_beyond(beyond: str, model: LanguageModel, longest: int, max_new_tokens
 
 
 def check_max_new_tokens(value: int) -> None:
-    """Raise unless it is a whole number, 0 included."""
+    """Raise a ``Mendable`` unless it is a whole number of 0 or more."""
     if not whole(value) or value < 0:
         raise Mendable(f"max_new_tokens must be a whole number of at least 0, got {value!r}")
 
 
 def row_seeds(seed: int | Sequence[int] | None, rows: int, sampling: Sampling) -> list[int]:
-    """One seed for each row: seed, seed + 1, ...; the global generator decides if none is given."""
+    """One seed for each of ``rows`` rows: those given, or ``seed``, seed + 1, ...; None: torch's
+    global generator draws the first, unless ``sampling`` needs no random numbers. A ``Mendable``
+    where they are too few, or no seeds."""
     if seed is None:
         seed = int(torch.randint(2**62, ())) if sampling.temperature > 0 else 0
     seeds = list(seed) if isinstance(seed, Sequence) else [seed]
@@ -286,7 +290,8 @@ def generate_ids(
     seed: int | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """(B, T) -> (B, T + max_new_tokens): the ids and what follows them.
+    """(B, T) -> (B, T + max_new_tokens): the ids and what follows them, on their device. Nothing
+    ends a row early; beyond the model's context a window slides.
 
     ``valid`` (B, T) is True for real tokens, wherever the padding is. Row i draws from a generator
     of its own with seed ``seed + i``; ``temperature`` 0 is greedy.

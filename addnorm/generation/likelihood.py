@@ -134,7 +134,9 @@ def token_logprobs(
     stride: int | None = None,
     batch_size: int = 1,
 ) -> Tensor:
-    """The log-probability of each token but the first, (n - 1,) in float64, by sliding windows."""
+    """The log-probability of each token but the first, (n - 1,) in float64 on the CPU, by sliding
+    windows of ``context`` tokens, the model's own unless given, each ``stride`` further, half of
+    that unless given. ``batch_size``: how many windows go through the model at once."""
     context, stride = _window(model, context, stride)
     scores = list(_scores(model, ids, context, stride, batch_size))
     return torch.cat(scores) if scores else torch.empty(0, dtype=torch.float64)
@@ -144,7 +146,8 @@ def _scores(
     model: LanguageModel, ids: Sequence[int], context: int, stride: int, batch_size: int
 ) -> Iterator[Tensor]:
     """Log-probabilities of all tokens but the first in their order, in float64 on the CPU, (rows *
-    scored,) for each batch of windows. ``FloatingPointError`` if one is not finite."""
+    scored,) for each batch of windows. ``context`` and ``stride`` as ``_window`` gives them.
+    ``FloatingPointError`` if one is not finite."""
     if batch_size < 1:
         raise Mendable(f"batch_size must be at least 1, got {batch_size}")
     x = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
@@ -187,7 +190,8 @@ def _batches(
     n: int, context: int, stride: int, batch_size: int
 ) -> Iterator[list[tuple[int, int, int]]]:
     """The windows of a text of ``n`` tokens in their order, in batches of one shape: of each the
-    (first token, length, how many are scored), and at most ``batch_size`` together."""
+    (first token, length, how many are scored, which are its last), and at most ``batch_size``
+    together. The token behind a window is the target of its last."""
     windows = []
     begin = last = 0  # tokens 1 to last are scored
     while last < n - 1:

@@ -138,7 +138,8 @@ def distribution(
     counts: Tensor | None = None,
     candidates: Tensor | None = None,
 ) -> Tensor:
-    """All steps: probabilities (B, V) in float32, or float64 for float64 logits."""
+    """All steps: probabilities (B, V) in float32, or float64 for float64 logits. ``present`` and
+    ``counts`` as in ``penalized``, ``candidates`` as in ``masked``; None: the step is left out."""
     x = masked(penalized(logits, sampling, present, counts), candidates)
     if sampling.temperature == 0.0:
         return torch.zeros_like(x).scatter_(-1, x.argmax(-1, keepdim=True), 1.0)
@@ -183,7 +184,8 @@ def _nucleus(p: Tensor, top_p: float) -> Tensor:
 
 
 def choose(x: Tensor, sampling: Sampling, u: Tensor | None) -> Tensor:
-    """One id for each row, (B,), from logits after step 3 and ``u`` (B,) uniform in [0, 1)."""
+    """One id for each row, (B,), from logits after step 3 and ``u`` (B,) uniform in [0, 1), None
+    where the temperature is 0."""
     if sampling.temperature == 0.0:
         return x.argmax(-1)
     assert u is not None, "sampling needs random numbers"

@@ -106,8 +106,8 @@ class _Source:
         del self.results[self.beams :]
 
     def forced(self, place: int, rules: SearchRules) -> int | None:
-        """The only id that may come at a place, which counts from 0 and has the prefix in it; None:
-        any may."""
+        """The only id that may come at a place of a target, which counts from 0 and has the prefix
+        in it, by the prefix or by ``rules``; None: any may."""
         if place < len(self.prefix):
             return self.prefix[place]
         return rules.forced_end if place + 1 == self.limit else None
@@ -272,7 +272,8 @@ def _ruled(
 def _check(
     rules: SearchRules, max_new_tokens: int, beams: int, length_penalty: float, n_best: int
 ) -> None:
-    """Raise where one of these, or two together, makes no sense."""
+    """Raise a ``Mendable`` where one of these arguments of ``search``, or two together, makes no
+    sense."""
     check_max_new_tokens(max_new_tokens)
     for name, value in (("beams", beams), ("n_best", n_best)):
         if not whole(value) or value < 1:
@@ -294,8 +295,8 @@ def _check_prefixes(
     max_new_tokens: int,
     context: int,
 ) -> None:
-    """Raise unless there is one prefix for each of the ``rows`` sources, and each leaves room for
-    the new tokens in the context."""
+    """Raise a ``Mendable`` unless there is one prefix for each of the ``rows`` sources, none of
+    which ends a target, and each leaves room for the new tokens in the ``context``."""
     if len(prefixes) != rows:
         raise Mendable(f"{len(prefixes)} prefixes for {rows} sources")
     if any(rules.end in prefix for prefix in prefixes):

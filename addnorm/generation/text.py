@@ -284,7 +284,8 @@ class Writing:
                 self._ready.append(Piece(i, text))
 
     def _candidates(self, places: Sequence[int]) -> Tensor | None:
-        """(rows, V) or (V,) True for what may come next; None if everything may."""
+        """(rows, V) or (V,) True for what may come next in the rows whose numbers are ``places``,
+        those that are over included, of which everything may; None if everything may in all."""
         rules = self._constraint
         if rules is None:
             return self._base
@@ -383,7 +384,8 @@ def generate(
 
 
 def check_tokenizer(model: LanguageModel, tokenizer: TokenizerLike) -> None:
-    """Mendable for a tokenizer that is not the model's."""
+    """Raise a ``Mendable`` for a tokenizer that is not the model's: it has more ids, or another
+    identity than the model remembers, if it does."""
     size = model.config.vocab_size
     if tokenizer.vocab_size > size:
         raise Mendable(

@@ -173,7 +173,8 @@ class Bert(nn.Module):
         return self.config.head
 
     def hidden(self, ids: Tensor, valid: Tensor | None, token_types: Tensor | None) -> Tensor:
-        """(B, T) -> (B, T, dim): the stream at the end of the stack."""
+        """(B, T) -> (B, T, dim): the stream at the end of the stack. The arguments are those of
+        ``forward``, which are checked here."""
         self._check(ids, valid, token_types)
         types = torch.zeros_like(ids) if token_types is None else token_types
         h = self.tokens(ids) + self.types(types)
@@ -183,7 +184,8 @@ class Bert(nn.Module):
         return encoded
 
     def pooled(self, h: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, T, dim) -> (B, dim): what stands for each text."""
+        """(B, T, dim) -> (B, dim): what stands for each text, by ``config.pooling``. ``valid`` as
+        in ``forward``; it matters to a mean only. A ``ValueError`` without a pooler."""
         if self.pooler is None:
             raise ValueError(f"this model has no pooler: its head is {self.kind}")
         if self.config.pooling == "first":

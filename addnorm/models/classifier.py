@@ -127,7 +127,8 @@ class TextClassifier(nn.Module):
     def predict(
         self, texts: Sequence[str], tokenizer: Tokenizer, classes: Sequence[str]
     ) -> list[tuple[str, float]]:
-        """The most probable class of each text, and its probability."""
+        """(the most probable class, its probability) of each text. ``classes``: their names by
+        their numbers, which the model does not know."""
         best = self.probabilities(texts, tokenizer).max(-1)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [(classes[i], p) for i, p in pairs]

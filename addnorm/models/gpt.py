@@ -161,7 +161,8 @@ class GPT(nn.Module):
         cache: Cache | None = None,
         documents: Tensor | None = None,
     ) -> Tensor:
-        """(B, T) -> (B, T, dim): what the head reads."""
+        """(B, T) -> (B, T, dim): what the head reads. The arguments are those of ``forward``, and
+        are checked here."""
         past = 0 if cache is None else cache.length(0)
         self._check(ids, past)
         if valid is not None and valid.dtype != torch.bool:  # positions are counted by it

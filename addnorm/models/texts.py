@@ -63,8 +63,9 @@ def probabilities(
     frame: TextFrame,
     several: bool = False,
 ) -> Tensor:
-    """(texts, labels) in float32 on the CPU: of each text the mean over its windows. They go
-    through the model together, however many they are."""
+    """(texts, labels) in float32 on the CPU: of each text the mean over its windows, as ``frame``
+    cuts them. They go through the model together, however many they are; there must be one at
+    least. ``several``: as in ``shares``."""
     parts = [frame.windows(text_ids(text, tokenizer)) for text in texts]
     device = next(model.parameters()).device
     rows = padded([w for of_text in parts for w in of_text])

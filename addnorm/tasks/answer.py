@@ -507,7 +507,8 @@ def mixed(questions: Sequence[SquadQuestion]) -> list[SquadQuestion]:
 
 
 def marked(row: SquadQuestion, span: Span) -> str:
-    """The question, the passage with what was answered marked, and what is right."""
+    """The question, the passage with what was answered marked, [[so]], and AROUND characters on
+    either side, and what is right; a sample, for a person."""
     if span.start is None or span.end is None:
         passage = row.context[: 2 * AROUND]
         text = f"(no answer) {passage}{'...' if len(row.context) > len(passage) else ''}"

@@ -55,9 +55,11 @@ class _Row:
 def read_texts(
     data: Path, val_data: Path | None, val_fraction: float, labels: Several = "auto"
 ) -> LabelledTexts:
-    """The texts of ``data``, a share of them held out; or all, if others are in ``val_data``.
+    """The texts of ``data``, the share ``val_fraction`` of them held out; or all to learn from, if
+    those to hold out are in ``val_data``.
 
-    ``labels``: whether a text has one or several; auto: several, if there is a list of them.
+    ``labels``: whether a text has one or several; auto: several, if there is a list of them. A
+    ``DataError`` where they cannot be read, or not be learned or measured.
     """
     entries = _entries(data)
     others = [] if val_data is None else _entries(val_data)
@@ -105,8 +107,8 @@ def _entries(data: Path) -> list[Entry]:
 
 
 def _rows(entries: Iterable[Entry], several: bool) -> list[_Row]:
-    """With their labels as names: as many as there are, or else exactly one; a ``DataError`` names
-    the entry in which it is otherwise."""
+    """The entries with their labels as names: with ``several`` as many as there are, else exactly
+    one; a ``DataError`` names the entry in which it is otherwise."""
     if several:
         return [_Row(e.text, e.label_set().labels, e.where) for e in entries]
     return [_Row(e.text, (e.one_label().label,), e.where) for e in entries]
@@ -122,7 +124,8 @@ def _check_labels(data: Path, rows: Sequence[_Row], classes: Sequence[str]) -> N
 
 
 def _check_known(rows: Iterable[_Row], classes: Sequence[str], data: Path) -> None:
-    """Raise if a held-out text has a label that no text of ``data``, which is learned from, has."""
+    """Raise a ``DataError`` if one of the held-out ``rows`` has a label that is none of
+    ``classes``, which no text of ``data``, all of which are learned from, has."""
     names = set(classes)
     for row in rows:
         if unknown := [name for name in row.labels if name not in names]:
@@ -135,8 +138,9 @@ def _check_known(rows: Iterable[_Row], classes: Sequence[str], data: Path) -> No
 def _divided(
     data: Path, rows: Sequence[_Row], val_fraction: float
 ) -> tuple[list[_Row], list[_Row]]:
-    """(to learn from, held out), by the hash of each text; but of every label there is a text to
-    learn from: where all would be held out, the one with the greatest hash is not."""
+    """(to learn from, held out), in their order, by the hash of each text; but of every label there
+    is a text to learn from: where all would be held out, the one with the greatest hash is not. A
+    ``DataError`` where a side is empty."""
     hashes = {row.text: text_hash(row.text) for row in rows}
     apart = {text for text, number in hashes.items() if number / HASHES < val_fraction}
     learned = {name for row in rows if row.text not in apart for name in row.labels}

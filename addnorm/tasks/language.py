@@ -84,7 +84,7 @@ class LanguageSettings(LanguageModelSettings):
         return owns_its_weights(then)
 
     def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-        """The model that it starts from, too."""
+        """The setting behind a fact: for the model and its start that is ``init_from``."""
         if fact in ("model", "start"):
             return ["init_from"]
         return super().sources(fact, then, now)

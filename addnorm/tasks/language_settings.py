@@ -74,7 +74,7 @@ class LanguageModelSettings(TaskSettings, ABC):
         return keys
 
     def prepared(self, source: Source, tokenizer: Tokenizer) -> Prepared:
-        """The tokens of the data, both splits."""
+        """The tokens of the data, both splits, on disk: from the cache, or put there now."""
         return prepare(
             source,
             tokenizer,
@@ -84,7 +84,8 @@ class LanguageModelSettings(TaskSettings, ABC):
         )
 
     def own_tokenizer(self, source: Source) -> Tokenizer:
-        """What the setting names; what is learned is learned from the training text."""
+        """The tokenizer that the setting names; one that is learned learns from the training text
+        of ``source``. A ``SettingsError`` for one that does not give a text back as it was."""
         split, share = self.split, self.val_fraction
         tokenizer = chosen(
             self.tokenizer,

@@ -58,8 +58,8 @@ def _matrix(targets: Targets, counts: Counts) -> list[dict[str, Any]]:
 
 
 def _pairs(targets: Targets, counts: Counts) -> list[dict[str, Any]]:
-    """The most frequent confusions, where the matrix would be too large; nothing if all is
-    right."""
+    """The PAIRS most frequent confusions, as one table, where the matrix would be too large;
+    nothing if all is right."""
     totals: Counter[tuple[int, ...]] = Counter()
     for (label, _), n in counts.items():
         totals[label] += n

@@ -43,7 +43,8 @@ class PairOfIds(NamedTuple):
 
 
 def read_paired_texts(data: str, val_data: str, val_fraction: float) -> PairedTexts:
-    """The pairs of ``data``, a share of them held out; or all, if others are in ``val_data``."""
+    """The pairs of ``data``, the share ``val_fraction`` of them held out; or all to learn from, if
+    those to hold out are in ``val_data``, "" for none. A ``DataError`` where a side is empty."""
     pairs = read_pairs(data)
     remarks = list(pairs.remarks)
     if val_data:
@@ -72,8 +73,8 @@ def read_paired_texts(data: str, val_data: str, val_fraction: float) -> PairedTe
 def ids_of(
     pairs: Sequence[Pair], tokenizers: TokenizerPair, start: int, most: int
 ) -> tuple[list[PairOfIds], int]:
-    """Each pair that fits into ``most`` tokens a side, and how many do not. ``start``: the id that
-    every target begins with."""
+    """(each pair that fits into ``most`` tokens a side, how many do not). ``tokenizers``: of both
+    sides; ``start``: the id that every target begins with."""
     rows = []
     for number, pair in enumerate(pairs):
         source = tokenizers.encode(pair.source)

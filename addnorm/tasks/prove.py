@@ -199,7 +199,9 @@ def _train(
     die: tuple[int, int] | None = None,
     processes: int = 1,
 ) -> None:
-    """Train in the folder ``name``, in processes of their own, and wait for them.
+    """Train in the folder ``name`` of ``folder``, in processes of their own, as many as
+    ``processes`` says, up to the step ``until``, and wait for them. ``command``: as in ``prove``.
+    ``resume``: go on with what is there; else begin.
 
     ``die``: (step, micro-batches done) at which the only process kills itself, which is expected
     then; any other end than the expected one is a ``SettingsError`` with its last lines.

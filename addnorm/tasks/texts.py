@@ -39,7 +39,8 @@ def check(tokenizer: str, val_fraction: float, dropout: float) -> None:
 
 
 def expanded(key: str, path: str | Path) -> Path:
-    """The path of a setting, with the home folder for a ~."""
+    """The path of a setting, with the home folder for a ~; a ``SettingsError`` that begins with its
+    ``key`` where it cannot be one."""
     try:
         return reading.place(path, SettingsError)
     except SettingsError as error:
@@ -47,7 +48,8 @@ def expanded(key: str, path: str | Path) -> Path:
 
 
 def opened(data: str) -> Source:
-    """The source that the setting names."""
+    """The source that the setting data names; a ``SettingsError`` if it is empty, a ``DataError``
+    that begins with it where there is no such text."""
     if not data:
         raise SettingsError("data is not set: a text file, a folder, a .jsonl file or hf:NAME")
     try:

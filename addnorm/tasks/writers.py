@@ -58,7 +58,8 @@ class Writer(ABC):
         return {"model": {k: v for k, v in asdict(self.config).items() if k != "dropout"}}
 
     def _size(self, design: str) -> str:
-        """The line with its number of parameters."""
+        """The line with its number of parameters and its shape; ``design``: what kind of model it
+        is, in a word, such as the scheme."""
         c, (parameters, _) = self.config, self.counts()
         return (
             f"model: {parameters:,} parameters, {design}, {c.n_layers} layers of width {c.dim}, "

@@ -122,6 +122,7 @@ class Checkpoints:
             return
 
         def fill(work: Path) -> dict[str, Any]:
+            """As ``_write`` asks for; here the others learn where to write their parts."""
             nonlocal shared
             shared = True
             world.share(work)

@@ -236,7 +236,8 @@ def _compare(file: Path, want: Mapping[str, Any]) -> str | None:
 
 
 def read(path: Path, step: int) -> Snapshot:
-    """What was saved; CheckpointError says what is wrong with it."""
+    """What was saved in the folder ``path``, which is of step ``step`` by its name, every byte
+    compared; a CheckpointError says what is wrong with it."""
     state = examine(path, step)
     try:
         tensors = {g: _read_group(path, g, places) for g, places in state["tensors"].items()}
@@ -246,7 +247,8 @@ def read(path: Path, step: int) -> Snapshot:
 
 
 def _read_group(path: Path, group: str, places: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Whole tensors, those in parts put together. ``places``: name -> file, or shape and parts."""
+    """The tensors of a group by name, whole, those in parts put together, all of them copies.
+    ``places``: name -> file, or {"shape", "parts"}; a CheckpointError where they lack a part."""
     contents: dict[str, list[tuple[str, list[int] | None]]] = {}  # file -> names, offsets
     for name, place in places.items():
         parts = [(place, None)] if isinstance(place, str) else place["parts"]

@@ -29,7 +29,8 @@ Parts = dict[str, list[tuple[str, list[int]]]]
 def write_parts(
     folder: Path, group: str, tensors: Mapping[str, Tensor], world: World
 ) -> tuple[dict[str, Any], Parts]:
-    """Every process's part into ``folder``: (file -> size and sha256, name -> parts), of all.
+    """Write every process's part of ``tensors`` into ``folder``, in files that ``group`` begins the
+    names of. Returns, of all processes, (file -> "bytes" and "sha256", name of a tensor -> parts).
 
     All processes must call it; an OSError is that of all of them.
     """

@@ -66,7 +66,8 @@ Kind = TypeVar("Kind", bound=type[TaskSettings])
 
 
 def register(kind: Kind) -> Kind:
-    """Make a class of settings known by its name."""
+    """Make a class of settings known by its name, as a decorator above ``@dataclass``; the class
+    itself is returned. A ``ValueError`` if another class has the name."""
     if not is_dataclass(kind):
         raise TypeError(f"{kind.__name__} is not a dataclass: put @register above @dataclass")
     other = _KINDS.get(kind.name, kind)

@@ -269,8 +269,9 @@ class Course:
             observer.before_part(self, index)
 
     def _numbers(self, o: Outcome, seconds: float) -> dict[str, Any]:
-        """The record of a step, without what observers add. Sinks, display and page read its keys;
-        a step without targets has no loss, and only one that was left out has "skipped"."""
+        """The record of a step that took so many ``seconds``, without what observers add. Sinks,
+        display and page read its keys; a step without targets has no loss, and only one that was
+        left out has "skipped"."""
         of_targets = {"loss": o.loss, **o.parts, "grad_norm": o.grad_norm} if o.count else {}
         record: dict[str, Any] = {
             **self._record_head(),
@@ -346,7 +347,8 @@ class Course:
         return Snapshot(self.trainer.done, tensors, facts)
 
     def restore(self, snapshot: Snapshot) -> list[str]:
-        """Take up a state; returns what is not the same as then, in words."""
+        """Take up a state, as ``snapshot`` gave it, and tell the observers; returns what is not the
+        same as then, in words. What ``Trainer.restore`` raises is raised."""
         facts = snapshot.facts
         differences = self.trainer.restore(snapshot.tensors, facts["trainer"])
         self.best, self.metrics = facts["best"], dict(facts["metrics"])

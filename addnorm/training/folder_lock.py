@@ -48,8 +48,8 @@ class FolderLock:
 
 
 def _flock(descriptor: int, file: Path) -> bool:
-    """Lock the file or raise a CheckpointError that says who has it; False, with a warning, where
-    files cannot be locked."""
+    """Lock the open file of this ``descriptor`` or raise a CheckpointError that says who has it;
+    False, with a warning, where files cannot be locked. ``file``: its path, for messages."""
     try:
         import fcntl
 

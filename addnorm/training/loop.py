@@ -228,7 +228,8 @@ class Trainer:
         return norm > self.loop.spike * statistics.median(self.recent)
 
     def _rescale(self, finite: bool) -> None:
-        """float16's loss scale: halved at an overflow, doubled when there was none for long."""
+        """Set float16's loss scale for the next step, to be called once a step: halved where this
+        one was not ``finite``, which is an overflow, doubled where none was for GROWS_AFTER."""
         if self.precision != "fp16":
             return
         self.good = self.good + 1 if finite else 0
@@ -470,8 +471,8 @@ class Trainer:
 
 
 def resolved_precision(wish: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-    """What "auto" is on this machine: bf16 where the processor multiplies it itself. Elsewhere it
-    is emulated, and slower than fp32."""
+    """The precision that a setting asks for, with "auto" resolved for the ``device``: bf16 where
+    the processor multiplies it itself. Elsewhere it is emulated, and slower than fp32."""
     if wish != "auto":
         return wish
     if device.type == "cuda":

@@ -39,8 +39,9 @@ def roles(model: nn.Module) -> dict[str, Role]:
 def groups(
     model: nn.Module, loop: LoopSettings
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(groups for AdamW, groups for Muon), as torch's optimizers take them; none is empty, and
-    parameters that are frozen are in none."""
+    """(groups for AdamW, groups for Muon), as torch's optimizers take them: what is decayed, what
+    is not, and the matrices inside stacks, if Muon was asked for. None is empty, and parameters
+    that are frozen are in none."""
     role = roles(model)
     inside = {
         id(p) for stack in model.modules() if isinstance(stack, Stack) for p in stack.parameters()

@@ -56,7 +56,8 @@ class Resume:
         return self.then.get(key, self.usual.get(key))
 
     def notices(self) -> list[str]:
-        """The changes that a run may make and has to tell; raises for those that it may not."""
+        """The changes that a run may make and has to tell, in words; a ``SettingsError`` for those
+        that it may not."""
         conflicts: dict[AtResume, list[str]] = {AtResume.ANEW: [], AtResume.BY_TUNING: []}
         notices = []
         for key, (then, now) in self.changes().items():
@@ -83,8 +84,8 @@ class Resume:
         return notices
 
     def compare(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Raise if a fact of the task, ``then`` as it was recorded, is another one ``now``. One
-        that the task no longer states decides nothing."""
+        """Raise a ``SettingsError`` if a fact of the task, ``then`` as it was recorded, is another
+        one ``now``, both as JSON has them. One that the task no longer states decides nothing."""
         for name, value in then.items():
             if name not in now or now[name] == value:
                 continue

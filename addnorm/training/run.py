@@ -139,7 +139,8 @@ def _run(
 
 def _take_up(course: Course, keeper: RunFolder, state: Mapping[str, Any]) -> bool:
     """Restore the newest checkpoint, if the settings allow it, and say what is not the same as
-    then; False if the run had come to none, and begins anew."""
+    then; False if the run had come to none, and begins anew. ``state``: its run.json, empty if that
+    was lost. A ``SettingsError`` where the settings would make another run of it."""
     snapshot = keeper.load(course)
     if snapshot is None:
         if state.get("finished"):
@@ -168,8 +169,9 @@ def _take_up(course: Course, keeper: RunFolder, state: Mapping[str, Any]) -> boo
 
 
 def _check_steps(course: Course, keeper: RunFolder, facts: Mapping[str, Any]) -> None:
-    """Raise if ``steps`` was changed to a number that leaves no step to take. At its last step, and
-    with the number it had, a run is finished and no error."""
+    """Raise a ``SettingsError`` if ``steps`` was changed to a number that leaves no step to take.
+    At its last step, and with the number it had, a run is finished and no error. ``facts``: of its
+    newest checkpoint."""
     done, steps, before = facts["trainer"]["done"], course.loop.steps, facts["config"]["steps"]
     if steps < done or (steps == done and steps != before):
         raise SettingsError(

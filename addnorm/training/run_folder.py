@@ -120,10 +120,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def claim(checkpoints: Checkpoints, *, resume: bool, overwrite: bool) -> FolderState:
-    """Take the folder around the checkpoints for one run, locked against others, or raise why not.
+    """Take the folder around the checkpoints for one run, locked against others, or raise why not,
+    a ``SettingsError`` or a ``CheckpointError``. Returns what was there before.
 
-    Nothing of what is there is changed: with ``overwrite`` that is for ``clear`` to do, once the
-    new run is ready to begin.
+    ``resume``: to go on with the run there. ``overwrite``: to replace it. Neither: to begin one
+    where there is none. Nothing of what is there is changed: with ``overwrite`` that is for
+    ``clear`` to do, once the new run is ready to begin.
     """
     folder = checkpoints.folder.parent
     if resume and overwrite:
@@ -139,7 +141,8 @@ def claim(checkpoints: Checkpoints, *, resume: bool, overwrite: bool) -> FolderS
 
 
 def _refuse(place: FolderState, folder: Path, resume: bool, overwrite: bool) -> None:
-    """Raise unless a run may begin, or go on, in such a folder; the message says what to do."""
+    """Raise a ``SettingsError`` unless a run may begin, or go on, in such a folder; the message
+    says what to do. ``place``: what is there; ``resume`` and ``overwrite`` as in ``claim``."""
     if resume:
         if place.kind not in (FolderKind.RUN, FolderKind.DAMAGED):
             raise SettingsError(

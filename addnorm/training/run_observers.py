@@ -234,6 +234,7 @@ class RunFolder(Observer, Keeper):
         settings and a first run.json, open the sinks. All processes must call it, once."""
 
         def take() -> None:
+            """The part of the first process."""
             if self.anew:
                 places.clear(self.checkpoints)
             try:
@@ -280,7 +281,8 @@ class RunFolder(Observer, Keeper):
         return went_well
 
     def _save_whole(self, snapshot: Snapshot, course: Course) -> bool:
-        """The first process writes all; whether it went well, as far as is known yet."""
+        """Write all, on the first process, tried twice, since the first error may be of the save
+        before. Whether it went well, as far as is known yet: the disk is written to behind."""
         try:
             self.checkpoints.save(snapshot)
         except CheckpointError as error:  # of the save before, which was written behind
@@ -293,7 +295,8 @@ class RunFolder(Observer, Keeper):
         return True
 
     def _save_part(self, snapshot: Snapshot, course: Course) -> bool:
-        """Each process its part; what goes wrong on one is known to all."""
+        """Write this process's part, on all of them at once; whether it went well, which is the
+        same on all."""
         try:
             self.checkpoints.save_divided(snapshot, course.world)
         except CheckpointError as error:

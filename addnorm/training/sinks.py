@@ -127,14 +127,15 @@ MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
 def check_names(names: tuple[str, ...]) -> None:
-    """Raise if one is no sink."""
+    """Raise a ``SettingsError`` if one of the names is that of no sink."""
     for name in names:
         if name not in MODULES:
             raise SettingsError(f"sinks: {unknown_name('sink', name, MODULES)}")
 
 
 def check_installed(names: tuple[str, ...]) -> None:
-    """Raise if what one of them needs is not there: to be asked before anything takes long."""
+    """Raise a ``SettingsError`` if what a sink of these names needs is not installed: to be asked
+    before anything takes long."""
     for name in names:
         _imported(name)
 

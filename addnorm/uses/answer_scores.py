@@ -31,7 +31,8 @@ def normalized(text: str) -> str:
 
 
 def score(answer: str, right: Sequence[str]) -> AnswerScore:
-    """How right an answer is, where the texts in ``right`` are; an empty one says there is none."""
+    """How right an ``answer`` is, where the texts in ``right`` are; "" says that there is none, and
+    so does a ``right`` that is empty."""
     words = normalized(answer).split()
     golds = [gold for text in right if (gold := normalized(text).split())] or [[]]
     return AnswerScore(

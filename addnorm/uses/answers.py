@@ -200,7 +200,8 @@ def _object(item: str | Mapping[str, Any], example: str) -> Mapping[str, Any]:
 
 
 def _text(entry: Mapping[str, Any], name: str, example: str) -> str:
-    """The text that an input has under a name; ``Unusable`` where there is none."""
+    """The text that an input has under a name; ``Unusable`` where there is none. ``example``: what
+    an object looks like, for the message."""
     if name not in entry:
         keys = ", ".join(map(str, entry)) or "nothing"
         raise Unusable(f"the object has {keys}, and no {name}; one looks like {example}")

@@ -81,14 +81,16 @@ class LabelSets(Use):
 
 
 def f1_by_label(answers: Tensor, right: Tensor) -> Tensor:
-    """Of (texts, labels) that were said and that are right: 2 TP / (2 TP + FP + FN) of each label;
-    0 where nobody says it and no text has it, as scikit-learn's f1_score with zero_division=0."""
+    """F1 of each label, (labels,) in float64, of the ``answers`` that were said and those that are
+    ``right``, both boolean (texts, labels): 2 TP / (2 TP + FP + FN), and 0 where nobody says it and
+    no text has it, as scikit-learn's f1_score with zero_division=0."""
     both = (answers & right).sum(0).double()
     return 2 * both / (answers.sum(0) + right.sum(0)).clamp(min=1)
 
 
 def agreement(answers: Tensor, right: Tensor) -> dict[str, float]:
-    """How well labels that were said, (texts, labels), agree with those that are right.
+    """How well ``answers``, the labels that were said, agree with those that are ``right``, both
+    boolean (texts, labels), of one text at least.
 
     ``accuracy``: the share of texts of which all labels are said and no other; ``micro_f1``: F1
     over all pairs of a text and a label; ``macro_f1``: the mean over labels of each one's F1.

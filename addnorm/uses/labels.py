@@ -93,7 +93,7 @@ def finite(probabilities: Tensor) -> Tensor:
 
 
 def check_labels(names: Collection[str], labels: Collection[str]) -> None:
-    """Raise if one of the names in some data is no label of a model."""
+    """Raise a ``Mendable`` if one of the names in some data is none of a model's ``labels``."""
     if unknown := sorted(set(names) - set(labels)):
         raise Mendable(
             f"the data has labels that the model does not know: {', '.join(unknown[:UNKNOWN])}"

@@ -24,8 +24,9 @@ def is_chinese(texts: Sequence[str]) -> bool:
 
 
 def bleu_and_chrf(outputs: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """``bleu`` and ``chrf`` from 0 to 100 over all texts, and as ``bleu_signature`` and
-    ``chrf_signature`` how sacrebleu computed them; a ``Mendable`` where it is not installed."""
+    """``bleu`` and ``chrf`` from 0 to 100 over all ``outputs``, each beside its one reference, and
+    as ``bleu_signature`` and ``chrf_signature`` how sacrebleu computed them; a ``Mendable`` where
+    it is not installed."""
     try:
         metrics = import_module("sacrebleu.metrics")
     except ImportError:
