@@ -81,8 +81,9 @@ class AnswerSettings(TaskSettings):
     """A .json file of questions on passages, as SQuAD has them, 1.1 or 2.0."""
     val_data: str = setting("", AtResume.IF_SAME)
     """Another such file, to hold out; empty: a part of data is held out."""
-    tokenizer: str = setting("wordpiece:8192", AtResume.IF_SAME, FROM_NOTHING)
-    """wordpiece:SIZE (learned from the passages and questions), or a folder or hub id with one."""
+    tokenizer: str = setting("wordpiece-cased:8192", AtResume.IF_SAME, FROM_NOTHING)
+    """wordpiece-cased:SIZE or wordpiece:SIZE (learned from the passages and questions), or a folder
+    or hub id with one."""
     val_fraction: float = setting(0.1, AtResume.ANEW, {"val_data": ("",)})
     """How many of the articles are held out, or of the passages, if there are few articles."""
     rows_per_step: int = setting(32, AtResume.BY_TUNING)

@@ -66,8 +66,8 @@ class ClassifySettings(TaskSettings):
     """A folder or hub id of a pretrained model, such as a GPT-2, to which a head is added; none:
     a model of our own from scratch."""
     tokenizer: str = setting("bytes", AtResume.IF_SAME, FROM_NOTHING)
-    """bytes, bpe:SIZE or wordpiece:SIZE (learned from the training texts), or a folder or hub id
-    with one."""
+    """bytes, bpe:SIZE, wordpiece:SIZE or wordpiece-cased:SIZE (learned from the training texts), or
+    a folder or hub id with one."""
     val_fraction: float = setting(0.1, AtResume.ANEW, {"val_data": ("",)})
     """How many of the texts are held out, chosen by a hash of each."""
     rows_per_step: int = setting(32, AtResume.BY_TUNING)

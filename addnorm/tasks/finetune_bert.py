@@ -56,7 +56,8 @@ class FinetuneBertSettings(TaskSettings):
     init_from: str | None = setting(None, AtResume.IF_SAME)
     """A folder or hub id of a BERT to start from; its model settings and tokenizer are taken."""
     tokenizer: str = setting("wordpiece:8192", AtResume.IF_SAME, FROM_NOTHING)
-    """wordpiece:SIZE (learned from the training texts), or a folder or hub id with a WordPiece."""
+    """wordpiece:SIZE, without case, or wordpiece-cased:SIZE (learned from the training texts), or a
+    folder or hub id with a WordPiece."""
     val_fraction: float = setting(0.1, AtResume.ANEW, {"val_data": ("",)})
     """How many of the texts are held out, chosen by a hash of each."""
     rows_per_step: int = setting(32, AtResume.BY_TUNING)

@@ -70,7 +70,8 @@ class PretrainBertSettings(TaskSettings):
     data: str = setting("stdlib", AtResume.IF_SAME)
     """A text file, a folder, a .jsonl file, hf:NAME, or stdlib: the source of Python's library."""
     tokenizer: str = setting("wordpiece:8192", AtResume.IF_SAME, FROM_NOTHING)
-    """wordpiece:SIZE (learned from the data), or a folder or hub id with a WordPiece."""
+    """wordpiece:SIZE, without case, or wordpiece-cased:SIZE (learned from the data), or a folder or
+    hub id with a WordPiece."""
     split: Literal["auto", "documents", "tail"] = setting("auto", AtResume.ANEW)
     """What is held out: whole documents, or the end of each; auto: documents, if there are many."""
     val_fraction: float = setting(0.1, AtResume.ANEW)

@@ -20,7 +20,8 @@ from addnorm.files.folders import WeightsError
 from addnorm.settings import SettingsError
 
 FORMAT = 1  # changes whenever the same text would give another tokenizer
-LEARNED = {"bpe": 257, "wordpiece": 100}
+UNCASED, CASED = "wordpiece", "wordpiece-cased"
+LEARNED = {"bpe": 257, UNCASED: 100, CASED: 100}
 """The kinds that are learned, to a size -> the fewest tokens: of a byte-level BPE the bytes and the
 end of a text."""
 MOST_TOKENS = 1 << 20
@@ -66,8 +67,8 @@ def chosen(
     characters: Callable[[], Iterable[str]] | None = None,
     name: str = "tokenizer",
 ) -> Tokenizer:
-    """What the setting names: "bytes", "bpe:SIZE", "wordpiece:SIZE", a folder or a hub id, and
-    "characters" where the task says which text has all of them.
+    """What the setting names: "bytes", "bpe:SIZE", "wordpiece:SIZE", "wordpiece-cased:SIZE", a
+    folder or a hub id, and "characters" where the task says which text has all of them.
 
     What is learned learns from ``texts``, unless ``cache`` holds one that learned from the same:
     ``decides`` is what they depend on, as JSON can hold it. ``characters`` are all texts that a
@@ -87,7 +88,7 @@ def chosen(
         return Tokenizer.from_pretrained(setting)
     except Mendable as error:
         names = ["bytes", *([] if characters is None else ["characters"]), "bpe:SIZE"]
-        words = f"{', '.join(names)} or wordpiece:SIZE"
+        words = f"{', '.join(names)}, {UNCASED}:SIZE or {CASED}:SIZE"
         raise SettingsError(
             f"{name}={setting} is not {words}, and not a folder or hub id with a tokenizer: {error}"
         ) from None
@@ -98,9 +99,11 @@ def fits(setting: str, tokenizer: Tokenizer) -> bool:
     with special tokens that came later or without."""
     learned = _learned(setting)
     if learned is not None:
+        kind, size = learned
         later = max(len(tokenizer.special) - 1, 0)  # a learned BPE has one of itself: the end
-        sizes = tokenizer.vocab_size, tokenizer.vocab_size - later
-        return tokenizer.kind == learned[0] and learned[1] in sizes
+        alike = tokenizer.kind == (UNCASED if kind == CASED else kind)
+        alike = alike and tokenizer.cased == (kind != UNCASED)
+        return alike and size in (tokenizer.vocab_size, tokenizer.vocab_size - later)
     if setting in ("bytes", "characters"):
         return tokenizer.kind == setting
     # Nothing is learned any more, so that texts and cache do not matter.

@@ -112,7 +112,7 @@ def test_settings_from_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["steps=few"], "steps must be a whole number, got 'few'"),
         (["model.n_heads=7"], "7 heads do not divide the width"),
         (["tokenizer=bpe:3"], "say how many tokens, at least 257"),
-        (["tokenizer=nowhere/at/all"], "is not bytes, characters, bpe:SIZE or wordpiece:SIZE"),
+        (["tokenizer=nowhere/at/all"], "is not bytes, characters, bpe:SIZE, wordpiece:SIZE or"),
         (["--resume", "nowhere"], "is not the folder of a run"),
         (["--resume", "x", "--recipe", "char_cpu"], "leave out --recipe"),
         (["--config", "no.toml"], "cannot read no.toml"),

@@ -12,6 +12,7 @@ from addnorm.data.sources import DataError
 from addnorm.files import gpt as gpt_files
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.settings import SettingsError
+from addnorm.tasks import texts
 from addnorm.tasks.classify import ClassifySettings
 from addnorm.training.config import Config
 from addnorm.training.display import Display
@@ -122,6 +123,16 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match=r"cannot write to .*file"):
         config(tmp_path, cache=tmp_path / "file" / "below").task.build()
+
+
+def test_what_a_setting_names() -> None:
+    text = "".join(f" {chr(65 + i)}{chr(97 + i)} {chr(0x4E00 + i)}" for i in range(60)) * 3
+    cased, uncased = (Tokenizer.train(text, 150, kind) for kind in (texts.CASED, texts.UNCASED))
+    size = cased.vocab_size
+    assert texts.fits(f"wordpiece-cased:{size}", cased)
+    assert not texts.fits(f"wordpiece-cased:{uncased.vocab_size}", uncased)
+    assert not texts.fits(f"wordpiece:{size}", cased)
+    assert not texts.fits(f"wordpiece-cased:{size + 1}", cased)
 
 
 @pytest.mark.parametrize("size", ["", "-4", "256", "1048577", "9" * 5000, "4k"])

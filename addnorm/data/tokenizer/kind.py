@@ -31,12 +31,14 @@ class TokenizerKind(ABC):
     ``pieces``: id -> its bytes. ``special``: the tokens that no ordinary text gives -> ids.
     ``eos``, ``pad``: the names in ``special`` of the tokens that end a text and fill up a batch.
     ``exact``: whether the ids of a text give it back; if not, each word begins with a space.
+    ``cased``: whether upper and lower case have different ids.
     ``roles``: cls, sep and mask -> their names in ``special``, where there are such tokens.
     """
 
     name: ClassVar[str]
     file: ClassVar[str]
     exact: ClassVar[bool] = True
+    cased: bool = True
     roles: Mapping[str, str] = MappingProxyType({})
     pieces: dict[int, bytes]
     special: dict[str, int]

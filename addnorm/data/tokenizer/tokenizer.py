@@ -87,10 +87,10 @@ class Tokenizer:
 
         ``kind`` "bpe" learns merges until there are ``vocab_size`` tokens, fewer if no pair comes
         twice any more; nothing is learned across or from ``<|endoftext|>``. "wordpiece" likewise,
-        with BERT's special tokens. "characters" takes all characters there are; more than
-        ``vocab_size`` of them are an error. The same text gives the same tokenizer, whether read
-        from a file or given as a str. A ``TokenizerError`` where there is no text, or no
-        ``vocab_size`` for a kind that needs one.
+        with BERT's special tokens and without case, "wordpiece-cased" with it. "characters" takes
+        all characters there are; more than ``vocab_size`` of them are an error. The same text
+        gives the same tokenizer, whether read from a file or given as a str. A ``TokenizerError``
+        where there is no text, or no ``vocab_size`` for a kind that needs one.
         """
         sources = [texts_or_files] if isinstance(texts_or_files, str | Path) else texts_or_files
         if kind == "characters":
@@ -103,11 +103,15 @@ class Tokenizer:
                 )
             return cls(Characters("".join(sorted(characters))))
         learners: dict[str, Callable[[Iterator[str], int, bool], TokenizerKind]]
-        learners = {"bpe": BytePairs.train, "wordpiece": WordPieces.train}
+        learners = {
+            "bpe": BytePairs.train,
+            "wordpiece": WordPieces.train,
+            "wordpiece-cased": WordPieces.train_cased,
+        }
         if kind not in learners:
             raise TokenizerError(
-                f"unknown kind {kind!r}: 'bpe', 'wordpiece' and 'characters' are learned from "
-                "text; for bytes there is Tokenizer.bytes()"
+                f"unknown kind {kind!r}: 'bpe', 'wordpiece', 'wordpiece-cased' and 'characters' "
+                "are learned from text; for bytes there is Tokenizer.bytes()"
             )
         if vocab_size is None:
             raise TokenizerError(
@@ -155,9 +159,14 @@ class Tokenizer:
 
     @property
     def exact(self) -> bool:
-        """Whether ``decode(encode(text)) == text``; not for WordPiece, which loses case and
-        spacing."""
+        """Whether ``decode(encode(text)) == text``; not for WordPiece, which loses spacing and
+        mostly case."""
         return self._kind.exact
+
+    @property
+    def cased(self) -> bool:
+        """Whether upper and lower case have different ids; not for most WordPieces."""
+        return self._kind.cased
 
     @cached_property
     def identity(self) -> str:

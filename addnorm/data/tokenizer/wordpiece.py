@@ -4,8 +4,8 @@ A text is cleaned, for models without case made lower-case and stripped of accen
 words at whitespace, punctuation and around each Chinese character; a word is the longest token that
 it begins with, then the longest that goes on from there, written with ``##``, and so on (Devlin et
 al. 2019, arXiv 1810.04805; its code, https://github.com/google-research/bert/tokenization.py). So,
-unlike the other kinds, it does not give a text back as it was: case and spacing are lost, and what
-has no token is ``[UNK]``.
+unlike the other kinds, it does not give a text back as it was: spacing is lost, by most models case
+too, and what has no token is ``[UNK]``.
 """
 
 import json
@@ -65,6 +65,7 @@ class WordPieces(TokenizerKind):
     ):
         self.vocab = dict(sorted(vocab.items(), key=lambda pair: pair[1]))
         self.normalizer = {**NORMALIZER, **(normalizer or {})}
+        self.cased = not self.normalizer["lowercase"]
         self.roles = {**ROLES, **(roles or {})}
         self.config = dict(config or {})
         if missing := [token for token in self.roles.values() if token not in self.vocab]:
@@ -178,16 +179,24 @@ class WordPieces(TokenizerKind):
             raise TokenizerError(f"{path}: {error}") from None
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, progress: bool) -> "WordPieces":
+    def train_cased(cls, texts: Iterable[str], vocab_size: int, progress: bool) -> "WordPieces":
+        """As ``train``, but upper and lower case are different, and accents stay."""
+        return cls.train(texts, vocab_size, progress, cased=True)
+
+    @classmethod
+    def train(
+        cls, texts: Iterable[str], vocab_size: int, progress: bool, cased: bool = False
+    ) -> "WordPieces":
         """Learn the tokens: the special ones, single characters, and what joins most often.
 
         The same text gives the same tokens, ``vocab_size`` of them, or fewer if no two come
         together twice any more. Rare characters are left out where the others take three quarters
-        of the vocabulary. ``progress``: with a bar.
+        of the vocabulary. ``progress``: with a bar. ``cased``: case and accents stay.
         """
         if vocab_size < FIRST_SIZE:
             raise TokenizerError(f"vocab_size is {vocab_size}: at least {FIRST_SIZE} are learned")
-        words = _counted(texts)
+        normalizer = {**NORMALIZER, "lowercase": not cased}
+        words = _counted(texts, normalizer)
         first = [*ROLES.values(), *_alphabet(words, int(vocab_size * ALPHABET))]
         engine = tokenizers.Tokenizer(WordPiece({}, unk_token=ROLES["unk"]))
         engine.pre_tokenizer = WhitespaceSplit()
@@ -202,7 +211,7 @@ class WordPieces(TokenizerKind):
             show_progress=progress,
         )
         engine.train_from_iterator(_repeated(words), trainer)
-        return cls(engine.get_vocab())
+        return cls(engine.get_vocab(), normalizer)
 
 
 def _piece(token: str) -> bytes:
@@ -274,13 +283,13 @@ def _of_json(data: Mapping[str, Any], file: Path) -> tuple[dict[str, int], dict[
 # --- learning -------------------------------------------------------------------------------------
 
 
-def _counted(texts: Iterable[str]) -> Counter[str]:
-    """How often each word is there, as it is after normalization."""
-    normalizer, splitter = BertNormalizer(**NORMALIZER), BertPreTokenizer()
+def _counted(texts: Iterable[str], normalizer: Mapping[str, Any]) -> Counter[str]:
+    """How often each word is there, as the normalizer with these options leaves it."""
+    normal, splitter = BertNormalizer(**normalizer), BertPreTokenizer()
     words: Counter[str] = Counter()
     for text in texts:
         for piece in _cut(text):
-            clean = normalizer.normalize_str(piece)
+            clean = normal.normalize_str(piece)
             words.update(word for word, _ in splitter.pre_tokenize_str(clean))
     if not words:
         raise TokenizerError("there is no text to make a tokenizer from")

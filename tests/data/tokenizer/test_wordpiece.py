@@ -68,6 +68,22 @@ def test_what_is_learned(learned: Tokenizer, tmp_path: Path) -> None:
         assert (copy.identity, copy.encode(SAMPLE)) == (learned.identity, learned.encode(SAMPLE))
 
 
+def test_case_is_kept_where_that_is_asked_for(tmp_path: Path) -> None:
+    text = SAMPLE.replace("[MASK]", "mask") * 3 + " ls -a ls -A" * 3
+    cased = Tokenizer.train(text, vocab_size=160, kind="wordpiece-cased")
+    assert cased.cased
+    assert cased.kind == "wordpiece"
+    assert not Tokenizer.train(text, vocab_size=160, kind="wordpiece").cased
+    assert cased.encode("-a") != cased.encode("-A")
+    assert cased.decode(cased.encode("ls -A")) == "ls - A"
+    cased.save(tmp_path)
+    assert Tokenizer.from_pretrained(tmp_path).identity == cased.identity
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.encode(text, add_special_tokens=False) == cased.encode(text)
+
+
 def test_rare_characters_give_way() -> None:
     text = "".join(chr(0x4E00 + i) * (2 if i < 500 else 9) for i in range(600))
     few = Tokenizer.train(text, vocab_size=200, kind="wordpiece")
