@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from addnorm.checks import check_known
 from addnorm.context import Here
 from addnorm.init import PLAIN, InitRule
-from addnorm.masks import behind, split_bias, visible
+from addnorm.masks import longer_masks, split_bias, visible
 from addnorm.norms import as_norm
 from addnorm.ops import AttentionCall, attend
 from addnorm.ops.reference import accumulate_dtype, autocast_applies
@@ -321,7 +321,7 @@ class MultiHead(nn.Module, ABC):
                 shape = (batch, self.n_heads, q.shape[-2], total)
                 mask, causal = visible(shape, q.device, None, None, causal=True), False
             k, v = self.prefix(k, v)
-            mask, bias = behind(k.shape[-2] - total, total, mask, bias)
+            mask, bias = longer_masks(k.shape[-2] - total, total, mask, bias)
         dropout = self.dropout if self.training else 0.0
         call = AttentionCall(q, k, v, self.scale, mask, bias, causal, self.softcap, dropout)
         y = attend(call).transpose(1, 2).flatten(2)

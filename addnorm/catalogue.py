@@ -265,11 +265,9 @@ class SchemeExplanation:
 def explain(
     text: str, *, dim: int = 768, n_heads: int = 12, blocks: int = 12, tokens: int = 1024
 ) -> SchemeExplanation:
-    """Everything there is to say about a design or a composition, at a shape of your choice.
-
-    Parameters, FLOPs and saved activations are counted on a decoder on the meta device: nothing is
-    allocated and nothing is estimated.
-    """
+    """Everything there is to say about a design or a composition, named by ``text`` as for
+    ``parse``, at a shape of your choice. Parameters, FLOPs and saved activations are counted on a
+    decoder on the meta device: nothing is allocated and nothing is estimated."""
     tree = _tree(text)
     scheme = _scheme(tree, text)
     parts = [

@@ -177,7 +177,7 @@ class Hyper(Join):
         for dynamic in (self.alpha_fn, self.beta_fn):
             nn.init.zeros_(dynamic)
         for scale in (self.alpha_scale, self.beta_scale):
-            nn.init.constant_(scale, 0.01)
+            nn.init.constant_(scale, 0.01)  # the paper's
 
     def read(self, s: Stream, pre: AddNorm | None, valid: Tensor | None) -> tuple[Tensor, Any]:
         """(A_m^T H, normed if there is a ``pre``; a ``_Mixed``)."""

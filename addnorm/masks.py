@@ -87,7 +87,7 @@ def split_bias(
     return finite if mask is None else mask & finite, bias.masked_fill(~finite, 0.0)
 
 
-def behind(
+def longer_masks(
     more: int, total: int, mask: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """``mask`` and ``bias`` of ``total`` keys, made longer for ``more`` keys that stand before them

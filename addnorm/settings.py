@@ -432,6 +432,7 @@ def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:
         except (ValueError, OverflowError):
             return False, None
     if kind is float and isinstance(value, int):
+        # before float() overflows, which it does at 1 << 1024
         value = float(value) if abs(value) < 1 << 1000 else math.inf
     if kind is int:
         return isinstance(value, int) and abs(value) < 1 << 63, value

@@ -417,7 +417,7 @@ def _decoder_like(names: Mapping[str, str], name: str) -> bool:
     return bool(re.search(r"decoder|tgt|trg|target", names.get(name, name).lower()))
 
 
-def constant(inputs: Inputs, name: str) -> Inputs:
+def with_constant(inputs: Inputs, name: str) -> Inputs:
     """The call with the same token everywhere in one argument, named as in ``Inputs.tensors``: the
     last id, the first vector, or one number."""
     value = inputs.tensors()[name]
@@ -437,7 +437,7 @@ def _position_axis(
         return None
     same = inputs
     for name in sequences:  # all of them: rows of another memory would tell the rows apart
-        same = constant(same, name)
+        same = with_constant(same, name)
     out = main_output(same.call(model)).nan_to_num()
     floor = MOVED * torch.finfo(out.dtype).eps * (float(out.abs().max()) + 1e-30)
     varied = [

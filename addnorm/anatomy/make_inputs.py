@@ -219,6 +219,7 @@ class _Facts:
                         if side > 1 and side * side + extra == p.shape[-2]:
                             sizes.append((c, side * step, side * step))
             few = [4 * step] if step >= 4 else []  # smaller steps are those of a deep front end
+            # then sizes of images that are usual
             sizes += [(c, side, side) for side in (*few, 64, 32, 28, 224)]
         fit = [s for s in dict.fromkeys(sizes) if s[1] * s[2] <= 512 * 512]  # for time and memory
         return fit[:10]
@@ -245,6 +246,7 @@ class _Facts:
             strided = list(zip(*claimed, strict=False))
         for kernel, stride in reversed(strided):
             need = (need - 1) * stride + kernel
+        # else a quarter of a second and a second, of 16,000 samples each second
         return list(dict.fromkeys([min(need, 20000), 4000, 16000]))
 
 

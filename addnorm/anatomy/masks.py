@@ -19,7 +19,7 @@ def is_mask(name: str, value: Tensor) -> bool:
     if not name.isdecimal() and not MASK.search(low):
         return False
     if value.is_floating_point():
-        blocked = value[value != 0]
+        blocked = value[value != 0]  # no bias that is learned or computed is so far below 0
         return bool(value.numel()) and bool((blocked < -1e3).all()) and blocked.numel() > 0
     return not name.isdecimal() and bool(((value == 0) | (value == 1)).all())
 

@@ -259,7 +259,7 @@ class _Watch:
         if new is None or new.shape != base.shape:
             return None
         scale = largest(base) + 1e-30
-        floor = (1e-11 if self.exact else 1e-5) * scale
+        floor = (1e-11 if self.exact else 1e-5) * scale  # above rounding, as ``Influence.floor``
         change = call.change(new, base)
         own, others = change[0] > floor, change[1:] > floor
         before = tuple(t for t in range(place) if own[t])

@@ -88,5 +88,6 @@ def enliven(model: nn.Module) -> None:
     with torch.no_grad():
         for p in model.parameters():
             if p.is_floating_point() and p.numel() and uniform(p):
+                # about as large as weights are, so that nothing is hidden and nothing explodes
                 noise = torch.randn(p.shape, generator=generator) * 0.2
                 p.add_(noise.to(p) if p.numel() > 1 else torch.full_like(p, 0.3))

@@ -217,8 +217,8 @@ class LabDesign:
         return Spread.over([QUANTITIES[quantity](run) for run in self.at(depth)])
 
     def exponent(self, quantity: str) -> Spread | None:
-        """That of one of ``QUANTITIES`` against depth: fitted for each seed, then spread. None if
-        one of the seeds has none."""
+        """The exponent of one of ``QUANTITIES`` against depth: fitted for each seed, then spread.
+        None if one of the seeds has none."""
         slopes = []
         for seed in dict.fromkeys(run.seed for run in self.runs):
             mine = sorted((r for r in self.runs if r.seed == seed), key=lambda r: r.depth)

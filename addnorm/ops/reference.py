@@ -114,7 +114,8 @@ def calm(s: Tensor) -> bool:
 
 
 def limit(dtype: torch.dtype) -> float:
-    """The largest absolute value in a row that is not huge."""
+    """The largest absolute value in a row that is not huge, see ``safe_unit``; with a margin, since
+    without its mean a row may be twice as large."""
     return float(0.25 * torch.finfo(dtype).tiny ** (-1 / 3))
 
 

@@ -16,7 +16,7 @@ from addnorm.pages import run_pictures
 from addnorm.pages.curves import Curve, evenly_chosen
 from addnorm.pages.look import clean, document
 from addnorm.pages.numbers import DASH, as_float, duration, exact, large, number
-from addnorm.pages.run_charts import metric_chart, steering, stream, throughput
+from addnorm.pages.run_charts import metric_chart, rate_and_gradient, stream, throughput
 from addnorm.pages.run_story import Story, as_count, as_mapping
 from addnorm.words import plural
 
@@ -366,7 +366,7 @@ def render(story: Story) -> str:
 <h2>Learning</h2>
 {_curves(story)}
 <h2>Learning rate and gradient</h2>
-{steering(story)}
+{rate_and_gradient(story)}
 <h2>The residual stream</h2>
 {stream(story)}
 <h2>Throughput</h2>

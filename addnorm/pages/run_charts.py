@@ -162,7 +162,7 @@ def _steps(steps: Sequence[int]) -> str:
     return a_few([f"{step:,}" for step in steps], 10)
 
 
-def steering(story: Story) -> str:
+def rate_and_gradient(story: Story) -> str:
     """The charts of learning rate and gradient norm, as HTML."""
     if not story.train.steps:
         return "<p>There are no steps yet.</p>"

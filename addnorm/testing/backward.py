@@ -7,6 +7,7 @@ from torch import Tensor
 
 from addnorm.linting.findings import Unknown
 from addnorm.testing.kit import (
+    ALIKE,
     Answers,
     Checks,
     Kit,
@@ -113,7 +114,7 @@ def _input_gradient(
     best = min(off, key=lambda n: off[n])
     if best == RIGHT:
         best, rule = "less precise than rounding explains", "gradient-precision"
-    elif off[best] > 0.1:
+    elif off[best] > ALIKE:
         best, rule = "like none that is known", "norm-bad-gradient"
     else:
         rule = family[best].mistake
@@ -234,7 +235,7 @@ def _parameter_gradient(
             "Accumulate it in float32.",
         )
         return
-    what = best if best != RIGHT and off[best] < 0.1 else "unlike any known"
+    what = best if best != RIGHT and off[best] < ALIKE else "unlike any known"
     yield finding(
         f"gradient-{role}",
         "error",

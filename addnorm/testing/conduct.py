@@ -359,6 +359,7 @@ def _autocast(kit: Kit) -> Answers:
             continue
         ref = kit.answer(x)
         shared = statistics_error(y.double(), ref.to(y.dtype).double())
+        # as in ``precision``: a rounded statistic moves whole rows
         if shared > 0.25 * unit(torch.bfloat16):
             yield finding(
                 "autocast",

@@ -10,7 +10,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from addnorm.anatomy.norms.formulas import ACCEPT, Match
+from addnorm.anatomy.norms.formulas import ACCEPT, EXACT, Match
 from addnorm.anatomy.norms.probe import Probe, ProbeCall, Reach, claimed_eps
 from addnorm.anatomy.signature import parameters_of
 from addnorm.linting.check import Answers as Answers
@@ -340,8 +340,8 @@ class Kit:
             w.reach.axes == (-1,)
             and w.match is not None
             and w.match.formula.name == name
-            and w.match.distance < 1e-4
-            and abs(w.match.factor - 1.0) < 1e-4
+            and w.match.distance < EXACT
+            and abs(w.match.factor - 1.0) < EXACT
             for w in self.measured
         )
 
@@ -469,6 +469,11 @@ def off_by(y: Tensor, ref: Tensor, size: float | None = None) -> float:
     size = float(ref.double().norm()) if size is None else size
     d = float((y.detach().double() - ref.detach().double()).norm()) / max(size, 1e-300)
     return d if math.isfinite(d) else math.inf
+
+
+ALIKE = 0.1
+"""A wrong candidate is named as the one that was computed if it is nearer than this, relative to
+the right one's size: those of a family differ from each other by several tenths."""
 
 
 def all_off_by(have: Tensor, family: dict[str, Tensor]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from addnorm.testing.backward import RIGHT, input_gradient_candidates, reciprocal_deviation
 from addnorm.testing.kit import (
+    ALIKE,
     Answers,
     Checks,
     Function,
@@ -203,7 +204,7 @@ def _sum_gradients(kit: Kit) -> Answers:
             if off[RIGHT] <= bound:
                 continue
             missing = what == "both outputs" and best == "the normed output's gradient alone"
-            like = best if off[best] < 0.1 else "like none that is known"
+            like = best if off[best] < ALIKE else "like none that is known"
             yield finding(
                 "gradient-stream-dropped" if missing else f"gradient-{argument}",
                 "error",

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from addnorm.anatomy.norms.formulas import ACCEPT, Match
+from addnorm.anatomy.norms.formulas import ACCEPT, EXACT, Match
 from addnorm.linting.findings import Finding
 from addnorm.testing.kit import (
     Answers,
@@ -90,7 +90,7 @@ def _formula_at(kit: Kit, w: Width) -> Answers:
         return
     yield from _mistakes_at(m, evidence)
     yield from _kind_at(kit, m, evidence)
-    if not math.isnan(m.factor) and abs(m.factor - 1.0) > max(1e-4, 10 * m.distance):
+    if not math.isnan(m.factor) and abs(m.factor - 1.0) > max(EXACT, 10 * m.distance):
         yield finding(
             "constant-factor",
             "error",
@@ -98,7 +98,7 @@ def _formula_at(kit: Kit, w: Width) -> Answers:
             f"Outputs are {m.factor:.6g} times what they should be, for a weight of one.",
             "Remove the factor, or put it into the weight.",
         )
-    if m.distance > 1e-4:
+    if m.distance > EXACT:
         yield finding(
             "norm-low-precision",
             "error",

@@ -28,6 +28,10 @@ ACCEPT = 2e-2
 """How far (relative, worst row) a formula may be off and still be the one that is meant: five
 units of bfloat16, so that a norm computed in bfloat16 is named by its formula and then by that."""
 
+EXACT = 1e-4
+"""How far it may be off where nothing is rounded to 16 bits inside: float16 is by 5e-4, bfloat16 by
+4e-3, float32 by far less."""
+
 
 # --- the family of formulas -----------------------------------------------------------------------
 

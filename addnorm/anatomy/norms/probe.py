@@ -164,6 +164,7 @@ class Probe:
             size = float(step.norm())
             if size == 0 or not math.isfinite(size):
                 continue
+            # relative: float32 is exact to 1e-7, and what is not affine is off by some tenths
             linear = float((step2 - step).norm()) < 1e-4 * size + 1e-5 * float(y0.norm())
             if not linear:
                 continue
@@ -262,6 +263,7 @@ class Probe:
             x_changed = x.clone()
             x_changed[at] = x_changed[at] + by
             y0, y1 = self._output(x, train), self._output(x_changed, train)
+            # above rounding; what shares a statistic moves by far more
             touched = ((y1 - y0).abs() > 1e-7 * y0.abs().max().clamp(min=1e-30)).cpu()
             for a in range(len(shape)):
                 rest = tuple(i for i in range(len(shape)) if i != a)

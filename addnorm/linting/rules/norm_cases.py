@@ -99,7 +99,7 @@ def responds_globally(k: MeasuredNorm) -> bool:
         for axis in {-1, 1 - x.dim()}:
             where = tuple(i for i in range(1, x.dim()) if i != axis % x.dim())
             length = x.norm(dim=where, keepdim=True)
-            share = length / (length.mean(axis, keepdim=True) + 1e-6)
+            share = length / (length.mean(axis, keepdim=True) + 1e-6)  # the paper's eps
             for whole in (x * share, x * share + x):
                 if float((y - whole).norm()) < 1e-3 * float(y.norm()):
                     return True

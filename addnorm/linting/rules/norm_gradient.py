@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.anatomy.norms.find import MeasuredNorm, measured_norms
-from addnorm.anatomy.norms.formulas import ACCEPT
+from addnorm.anatomy.norms.formulas import ACCEPT, EXACT
 from addnorm.anatomy.norms.probe import Probe
 from addnorm.linting.check import Answers, decides
 from addnorm.linting.rule import Case, Rule
@@ -102,6 +102,7 @@ def _errors(k: MeasuredNorm) -> _Errors:
     x = probe.normal(20).requires_grad_()
     with torch.no_grad():
         hat = probe.raw(x).detach()
+    # a part along the row, one along ones and one at random: each forgotten term shows in one
     cotangent = hat + 1.0 + 0.5 * torch.randn_like(hat)
     parameters = {n: p for n, p in probe.module.named_parameters() if p.is_floating_point()}
     with torch.enable_grad():
@@ -117,14 +118,14 @@ def _errors(k: MeasuredNorm) -> _Errors:
     }
     # Float64 or float32 inside: rounding 1e-7 over a step of 1e-3, and its square; something of 16
     # bits inside: 4e-3 an element over a step of 0.05, which averages out over the elements.
-    coarse = k.match is not None and 1e-4 < k.match.distance < ACCEPT
+    coarse = k.match is not None and EXACT < k.match.distance < ACCEPT
     step, bound = (0.05, 0.1) if coarse else (1e-3, 2e-2)
     errors: dict[str, float] = {}
     for where, (variable, v) in _directions(k, x, parameters).items():
         along = gradients[id(variable)] * v
         slope = _slope(probe, variable, v, cotangent, x.detach(), step)
         size = float(along.abs().sum()) + abs(slope)
-        if size > 1e-8:
+        if size > 1e-8:  # else the direction is felt neither way
             error = abs(float(along.sum()) - slope) / size
             if error > bound:
                 errors[where] = error

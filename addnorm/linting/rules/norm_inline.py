@@ -36,10 +36,10 @@ def inline(subject: Subject) -> Answers:
             continue
         if any(path and within(norm.op.module, path) for path in modules):
             continue
-        yield from (_function(s, norm) if norm.op.name in NORM_OPS else _by_hand(s, norm))
+        yield from (_torch_operation(s, norm) if norm.op.name in NORM_OPS else _by_hand(s, norm))
 
 
-def _function(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
+def _torch_operation(s: Structure, norm: TracedNorm) -> Iterator[Finding]:
     """Findings of a norm that is one operation of torch: batch normalization, or a layer norm over
     several axes or, by its size, over another axis than the stream's width."""
     if "batch_norm" in norm.op.name:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from addnorm.anatomy.norms.find import MeasuredNorm, measured_norms
-from addnorm.anatomy.norms.formulas import ACCEPT
+from addnorm.anatomy.norms.formulas import ACCEPT, EXACT
 from addnorm.anatomy.norms.probe import statistics_error
 from addnorm.linting.check import Answers, decides
 from addnorm.linting.rule import Case, Rule
@@ -108,7 +108,7 @@ def _imprecisions(subject: Subject, k: MeasuredNorm) -> list[_Imprecision]:
     assert m is not None
     if not probe.is_bare or math.isnan(m.factor) or math.prod(k.reach.sizes) < 16:
         return []  # of a few elements, a rounded statistic looks like rounded outputs
-    if m.distance > 1e-4:
+    if m.distance > EXACT:
         return [
             _Imprecision(
                 "16 bits in float64",

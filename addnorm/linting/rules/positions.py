@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from addnorm.anatomy.arguments import constant
+from addnorm.anatomy.arguments import with_constant
 from addnorm.anatomy.influence import Influence, argument_values
 from addnorm.anatomy.module_influence import ModuleInfluence, axes_of
 from addnorm.anatomy.outputs import as_tuple, largest
@@ -228,7 +228,7 @@ def _varied(s: Influence, side: str, places: int | None) -> tuple[bool, bool]:
     try:
         same = s.inputs
         for name in {side, s.arguments.main}:
-            same = constant(same, name)
+            same = with_constant(same, name)
         with hooked(inner, after=look):
             s.run(same)
     except Exception:
