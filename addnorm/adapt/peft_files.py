@@ -432,7 +432,8 @@ def _unstacked(
 
 def _scale(card: Mapping[str, Any], name: str, rank: int) -> float:
     """What peft multiplies the update of a module by: alpha, which patterns of its ``card`` may
-    give for the module, by the rank or its root."""
+    give for the module, by the rank or its root. ``name``: the module's, without wrappers;
+    ``rank``: of its tensors. A ``WeightsError`` where the card makes no sense."""
     if card["peft_type"] == TYPES["adalora"]:
         check_whole("init_r", _setting(card, "init_r"))
         return _number(card, "lora_alpha") / (card["init_r"] + PEFT_EPS)

@@ -81,7 +81,8 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Returns the exit status."""
+    """Talk until the input ends; returns the exit status: 1 if the model computes NaN, or if a line
+    of a pipe could not be obeyed."""
     if options.drawing.max_new_tokens < 1:
         raise Refusal(f"--max-new-tokens must be at least 1, got {options.drawing.max_new_tokens}")
     model, tokenizer = as_writer(open_model(options.model, options.place), options.model)

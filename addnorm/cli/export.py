@@ -119,7 +119,8 @@ Options = Hf | Onnx | Gguf
 
 
 def run(options: Options) -> int:
-    """Returns the exit status."""
+    """Write the file or folder that was asked for; returns the exit status: 1 if what another
+    program reads from it is not the model."""
     from addnorm.models.bert import Bert
 
     loaded = open_model(options.model)

@@ -92,7 +92,8 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Returns the exit status."""
+    """Print what the model writes after the prompts; returns the exit status: 1 if it computes
+    NaN."""
     prompts = [p for p in _prompts(options) for _ in range(options.samples)]
     model, tokenizer = as_writer(open_model(options.model, options.place), options.model)
     from addnorm.generation import lay_out_for_decoding, stream_text

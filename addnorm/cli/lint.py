@@ -98,7 +98,8 @@ def arrange(args: Sequence[str]) -> list[str]:
 
 
 def run(options: Options) -> int:
-    """Returns the exit status."""
+    """List or explain rules, compare two models, or examine one, as the options say; returns the
+    exit status: 1 if an error is found, or a difference."""
     if options.rules:
         return _list_rules()
     from addnorm.linting.check import rules_named

@@ -217,7 +217,8 @@ def _object(line: str, where: str) -> Input:
 
 
 def _stdin_inputs() -> Iterator[Input]:
-    """Those of stdin, the empty ones as well: each line has its answer."""
+    """The lines of stdin as inputs, the empty ones as well: each has its answer. Each is given as
+    soon as it is there."""
     decoder = reading.Utf8Decoder("stdin", hint="convert it first")
     with reading.system_errors("stdin"):
         for line in itertools.chain(sys.stdin.buffer, [b""]):

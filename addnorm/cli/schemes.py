@@ -52,7 +52,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Returns the exit status."""
+    """Print the table, or one design, or measure; returns the exit status, 0."""
     if options.listing:
         _print_list()
     elif options.explain is not None:

@@ -66,7 +66,8 @@ class Options:
 
 
 def arrange(args: Sequence[str]) -> list[str]:
-    """KEY=VALUE words may stand anywhere; the reader of the command line needs them together."""
+    """The words with those that are KEY=VALUE behind all others, both in their order: a user may
+    put them anywhere, and the reader of the command line needs them together."""
     flags = {word for word, value in option_values(Options).items() if value is None}
     words: list[str] = []
     rest: list[str] = []
@@ -78,7 +79,8 @@ def arrange(args: Sequence[str]) -> list[str]:
 
 
 def run(options: Options) -> int:
-    """Returns the exit status."""
+    """List, prove, try or train, as the options say; returns the exit status. What ends a training
+    becomes a ``Refusal`` with its own."""
     out = options.out or OUT
     if options.listing:
         return _list(out.parent)

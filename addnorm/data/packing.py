@@ -88,8 +88,8 @@ class _ByBytes(Encoder):
 
 @final
 class _ByCharacters(Encoder):
-    """The tokenizer of characters: ids from a table over all code points. A character that it does
-    not have is a TokenizerError."""
+    """The tokenizer of characters: ids from a table over all code points, in ``dtype``. A character
+    that it does not have is a TokenizerError."""
 
     def __init__(self, tokenizer: Tokenizer, dtype: str):
         self._tokenizer, self._dtype = tokenizer, dtype

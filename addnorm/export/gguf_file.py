@@ -142,7 +142,9 @@ def _is_narrow(name: str, t: Tensor) -> bool:
 
 
 def _rounded(model: GPT, dtype: torch.dtype) -> GPT:
-    """A model in float32 whose matrices have the values that the file will hold."""
+    """A model in float32 whose matrices have the values that the file will hold in this dtype: a
+    copy, or the model itself where that is float32 too. An ``ExportError`` where a value becomes
+    infinite. ``_is_narrow`` has the same rule by the file's names."""
     if dtype == torch.float32:
         return model
     plain = measured_copy(model)

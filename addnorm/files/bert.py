@@ -297,8 +297,8 @@ def _equal(one: StoredTensor, other: StoredTensor) -> bool:
 def _check_names(
     folder: Path, names: Mapping[str, str], tensors: Mapping[str, StoredTensor]
 ) -> None:
-    """Raise unless the weights are those of the model, no more and no fewer. ``names``: our
-    parameters -> what they are called in ``tensors``."""
+    """Raise a ``WeightsError`` unless the weights are those of the model, no more and no fewer.
+    ``names``: our parameters -> what they are called in ``tensors``, which are stored."""
     if missing := [theirs for theirs in names.values() if theirs not in tensors]:
         raise WeightsError(
             f"{folder}: {a_few(missing)} are missing from the weights: a file was cut, or is of "
@@ -451,8 +451,9 @@ def use(loaded: Loaded) -> Use:
 
 
 def _labels(loaded: Loaded) -> Use:
-    """Asked for labels; of a text that is longer than the context, by the mean over windows. A
-    ``Mendable`` where the folder's head does something else, such as a regression."""
+    """What one asks of a BERT with the head classify: the label of a text, or its labels; of one
+    that is longer than the context, by the mean over windows. A ``Mendable`` where the folder's
+    head does something else, such as a regression."""
     model, tokenizer, labels, card = loaded
     assert isinstance(model, Bert)
     assert isinstance(tokenizer, Tokenizer)
@@ -472,7 +473,8 @@ USES["classify"] = _labels
 
 
 def _spans(loaded: Loaded) -> Answers:
-    """Asked for answers to questions on passages."""
+    """What one asks of a BERT with the head answer: answers to questions on passages. ``use`` has
+    seen that it has a tokenizer."""
     model, tokenizer = loaded.model, loaded.tokenizer
     assert isinstance(model, Bert)
     assert isinstance(tokenizer, Tokenizer)

@@ -40,6 +40,7 @@ def write(
         )
 
     def fill(work: Path) -> None:
+        """All files of the folder, which is empty."""
         state = {name: t.contiguous() for name, t in model.state_dict().items()}
         save_file(state, work / SAFETENSORS)
         card = {
@@ -95,7 +96,8 @@ def _card(folder: Path) -> tuple[dict[str, Any], ClassifierConfig, tuple[str, ..
 
 
 def use(loaded: Loaded) -> Use:
-    """Asked for labels."""
+    """What one asks of such a model: the label of a text, or its labels, as the config says. It has
+    a tokenizer and names of its classes, as ``read`` sees to."""
     model, tokenizer, labels = loaded.model, loaded.tokenizer, loaded.labels
     assert isinstance(model, TextClassifier)
     assert isinstance(tokenizer, Tokenizer)

@@ -394,6 +394,7 @@ def write_folder(
     card |= {} if identity is None else {IDENTITY: identity}
 
     def fill(folder: Path) -> None:
+        """All files of the folder, which is empty."""
         folders.write_json(folder / CONFIG, card)
         # transformers asks for this mark of the framework
         save_file(values, folder / folders.SAFETENSORS, metadata={"format": "pt"})

@@ -100,7 +100,8 @@ def _labels(card: Mapping[str, Any], file: Path) -> tuple[tuple[str, ...], bool]
 
 
 def use(loaded: Loaded) -> Use:
-    """Asked for labels."""
+    """What one asks of such a model: the label of a text, or its labels, as the folder says. A
+    ``Mendable`` where it has no tokenizer."""
     model, tokenizer, labels = loaded.model, loaded.tokenizer, loaded.labels
     assert isinstance(model, GPTClassifier)
     assert labels is not None

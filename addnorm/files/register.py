@@ -115,7 +115,7 @@ def _full_name(kind: type[nn.Module]) -> str:
 
 
 def kind_of(model: nn.Module) -> ModelKind:
-    """The kind that a model is of."""
+    """The kind that a model is of; a ``WeightsError`` if it is of none that is registered."""
     for kind in _KINDS.values():
         if isinstance(model, kind.model):
             return kind
@@ -133,7 +133,8 @@ def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
 
 
 def kind_in(folder: Path) -> ModelKind:
-    """The kind of the model in a folder, by its config.json."""
+    """The kind of the model in a folder, by its config.json: one that names an architecture of it
+    before one that does not. A ``WeightsError`` if it is of none that is registered."""
     card = folders.read_json(folder / CONFIG)
     name, architectures = card.get("model_type"), card.get("architectures")
     for architecture in architectures if isinstance(architectures, list) else []:

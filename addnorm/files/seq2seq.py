@@ -241,6 +241,7 @@ def save(
         cards, tensors = {CONFIG: card, folders.GENERATION: how}, _as_marian(config, tensors)
 
     def fill(folder: Path) -> None:
+        """All files of the folder, which is empty."""
         for name, card in cards.items():
             folders.write_json(folder / name, card)
         # transformers asks for this mark of the framework
@@ -301,7 +302,8 @@ def write(
 
 
 def use(loaded: Loaded) -> Translation:
-    """Asked for translations."""
+    """What one asks of such a model: translations. A ``Mendable`` where the folder has no
+    tokenizers."""
     model, both, _, _ = loaded
     assert isinstance(model, Seq2Seq)
     if not isinstance(both, TokenizerPair):

@@ -81,7 +81,7 @@ def steps_to_the_end(
     source: NDArray[np.int64], target: NDArray[np.int64], accepting: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """The fewest steps from each state to an accepting one, (states,); NEVER if none lead there.
-    ``source`` and ``target``, of one length, are the ends of every single step."""
+    The i-th of the single steps leads from ``source[i]`` to ``target[i]``."""
     order = np.argsort(target, kind="stable")
     source, target = source[order], target[order]
     begins = np.searchsorted(target, np.arange(len(accepting) + 1))

@@ -23,7 +23,7 @@ LETTERS = 300  # of a text
 def pictures(targets: Targets, texts: Sequence[Text], p: Tensor) -> list[dict[str, Any]]:
     """Of held-out texts and the probabilities (texts, classes) that a model gives them: a matrix or
     a table of confusions, or where a text may have several labels a table of these; and the worst
-    errors, if there are any."""
+    errors, if there are any. Each is an object as ``pages.run_pictures`` reads it."""
     answers = [targets.answer(row) for row in p.tolist()]
     if targets.several:
         return [_labels(targets, texts, answers), *_worst(targets, texts, p, answers)]

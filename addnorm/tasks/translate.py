@@ -288,6 +288,9 @@ class TranslateTask(Task):
         own = -(-size // processes)
         rows = min(micro_rows or own, own)
         length = sum(len(row.target) for row in self.splits["train"]) // len(self.splits["train"])
+        # Bytes: 40 for a token of source and one of target, as ids of 8 in the rows and in the
+        # batch, where targets are there twice, as labels too. In float32: logits and their
+        # gradient, and in each layer the stream after two sublayers and what these read.
         batch = own * length * 40 + rows * length * 4 * (2 * c.targets + 4 * layers * c.dim)
         names = ("dim", "encoder_layers", "decoder_layers", "hidden")
         because = ", ".join(f"model.{n}={getattr(c, n)}" for n in names)
@@ -319,7 +322,8 @@ class TranslateTask(Task):
         return Seq2Seq.from_pretrained(self.settings.init_from, dropout=self.settings.dropout)
 
     def batch(self, split: str, seed: int, step: int, rank: int, world: int) -> Batch:
-        """Rows rank, rank + world, ... of the step's, which are of like length."""
+        """Rows rank, rank + world, ... of the step's, which are of like length; none where the last
+        step of an epoch has fewer rows than there are processes. As ``_padded`` has them."""
         epoch, place = divmod(step, self._steps(split))
         rows = self._epoch(split, seed, epoch)[place]
         mine = rows[rank::world]

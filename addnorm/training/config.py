@@ -108,8 +108,9 @@ class Config:
         object.__setattr__(self, "task", self.task.beside(self.loop))
 
     def changed(self, *layers: Mapping[str, Any]) -> "Config":
-        """With other values of some keys, later layers over earlier ones; ``SettingsError`` names a
-        key that is not known, or one that has no effect beside the others."""
+        """With other values of some keys, later layers over earlier ones, all of which count as
+        chosen from now on. A layer may say "task", but no other than this is; ``SettingsError``
+        names a key that is not known, or one that has no effect beside the others."""
         kinds = {key: kind for key, kind, _ in settings.entries(self.task)}
         choices = dict(self.choices)
         for layer in layers:

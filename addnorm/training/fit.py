@@ -288,7 +288,8 @@ class Course:
         return self.earlier + perf_counter() - self.begin
 
     def _record_head(self) -> dict[str, Any]:
-        """What every record begins with."""
+        """What every record begins with. "tokens" are the targets of all steps so far, whatever the
+        task calls them, and "elapsed_s" the seconds of ``elapsed``."""
         return {
             "step": self.trainer.done,
             "tokens": self.trainer.seen,

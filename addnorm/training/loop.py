@@ -323,7 +323,7 @@ class Trainer:
         return {n: t.detach() for n, t in self.raw.state_dict().items()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Weights, optimizer and random state, whole on every process."""
+        """What ``parts`` gives, whole, on the CPU and on every process; all must ask."""
         return {
             group: {name: whole(t).cpu() for name, t in tensors.items()}
             for group, tensors in self.parts().items()

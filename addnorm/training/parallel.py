@@ -169,7 +169,8 @@ def put(target: Tensor, value: Tensor) -> None:
 def shard(
     model: nn.Module, mesh: DeviceMesh | None = None, *, dtype: torch.dtype | None = None
 ) -> nn.Module:
-    """FSDP2 over every sublayer of every ``Stack`` in the model, in place.
+    """FSDP2 over every sublayer of every ``Stack`` in the model, in place; the same is returned.
+    ``mesh``: the processes that it is divided among; None: all.
 
     ``dtype`` (say bfloat16) is what the branches compute in; None leaves the parameters' own. Two
     things are then kept out of it: the norms, whose parameters stay as they are, and the residual

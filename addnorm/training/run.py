@@ -86,6 +86,8 @@ def train(
     checkpoints = Checkpoints(Path(out) / places.CHECKPOINTS, keep=loop.keep)
 
     def claim() -> Mapping[str, Any]:
+        """The run.json of the run in the folder, {} if there is none, once the folder is this
+        run's and the settings may be."""
         check_installed(config.sinks if config else ())
         state = places.claim(checkpoints, resume=resume, overwrite=overwrite).state
         if resume and state:  # before anything takes long

@@ -79,8 +79,10 @@ class Use(ABC):
         batch_size: int = 32,
         **options: Any,
     ) -> list[Answer]:
-        """One after the other in the order of the inputs, the answers, ``batch_size`` inputs at a
-        time; an input that cannot be used has an object with its ``error``."""
+        """The answers, one after the other in the order of the inputs, of which ``batch_size`` go
+        through the model at a time; an input that cannot be used has an object with its ``error``.
+        ``options`` are those of the class; a ``Mendable`` names one that has no effect or makes no
+        sense."""
         if batch_size < 1:
             raise Mendable(f"batch_size must be at least 1, got {batch_size}")
         every = self.with_defaults(options)

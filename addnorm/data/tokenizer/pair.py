@@ -92,7 +92,8 @@ def read_pair(folder: Path) -> TokenizerPair | None:
 
 
 def _pieces(folder: Path) -> TokenizerPair:
-    """Marian's files: two models of SentencePiece, one vocabulary or two."""
+    """The pair of Marian's files: two models of SentencePiece, one vocabulary or two. What it saves
+    are these files, byte for byte, so they are read whole here."""
     separate = (folder / VOCAB_OF_TARGET).exists()
     vocabs = folder / VOCAB, folder / (VOCAB_OF_TARGET if separate else VOCAB)
     source, target = (
