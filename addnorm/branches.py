@@ -418,7 +418,8 @@ class Attention(MultiHead):
 
     def _with_first_values(self, v: Tensor, here: Here) -> Tensor:
         """The values mixed with those of the stack's first attention, which travel as the tap "v0";
-        the first one itself offers them and keeps its own."""
+        the first one itself puts them into ``here.offers`` and keeps its own. A ``ValueError``
+        where no stream is around to carry them."""
         assert self.value_residual is not None
         first, own = self.value_residual
         if here.taps is not None and "v0" in here.taps:
@@ -438,8 +439,8 @@ class CrossAttention(MultiHead):
     """Attention to ``Context.memory``, the encoder's output, with the options of ``MultiHead``."""
 
     def forward(self, u: Tensor, here: Here) -> Tensor:
-        """(B, T, dim) -> (B, T, dim). With a cache, keys and values are made of the first memory
-        that it sees under ``here.key``, and of no later one."""
+        """(B, T, dim) -> (B, T, dim); a ``ValueError`` without a memory. With a cache, keys and
+        values are made of the first memory that it sees under ``here.key``, and of no later one."""
         ctx = here.ctx
         memory = ctx.memory
         if memory is None:

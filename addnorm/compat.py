@@ -112,7 +112,7 @@ batch; and the hint that the first is causal. True = may *not* look; numbers are
 def _context_masks(
     masks: Masks, batch: int, heads: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(valid, attend, bias) of a ``Context`` or ``Memory``, or None, from the masks of torch.nn."""
+    """(valid, attend, bias) of a ``Context`` or ``Memory``, or None; raises if masks do not fit."""
     mask, padding, is_causal = masks
     if is_causal and mask is None:
         raise RuntimeError("is_causal is a hint about the mask: give the mask itself as well")
@@ -290,7 +290,7 @@ class _Coder(nn.Module, ABC):
         return y if self.norm is None else self.norm(y)
 
     def _batched(self, x: Tensor) -> Tensor:
-        """(T, D), (B, T, D) or (T, B, D) -> (B, T, D)."""
+        """(T, D), (B, T, D) or (T, B, D) -> (B, T, D); a ``TypeError`` if it is nested."""
         if x.is_nested:
             raise TypeError("nested tensors are not supported: pad, and give a key padding mask")
         if x.dim() == 2:

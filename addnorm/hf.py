@@ -329,8 +329,8 @@ class _Cache:
 
 
 def _valid(mask: Tensor | None) -> Tensor | None:
-    """A mask (B, S) of transformers, 1 = real token, as our boolean; None where all are real, which
-    attention does faster."""
+    """A mask (B, S) of transformers, 1 = real token, as our boolean, else a ``ValueError``; None
+    where all are real, which attention does faster."""
     if mask is None:
         return None
     if mask.dim() != 2:

@@ -60,7 +60,8 @@ class Learned(nn.Module):
         nn.init.normal_(self.weight, std=self.std)
 
     def forward(self, positions: Tensor) -> Tensor:
-        """The vectors at whole-number positions from 0 to ``length`` - 1."""
+        """The vectors at whole-number positions from 0 to ``length`` - 1; a ``ValueError`` for
+        others."""
         if not torch.compiler.is_compiling() and positions.numel():
             low, high = positions.aminmax()
             if low < 0 or high >= self.length:

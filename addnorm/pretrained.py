@@ -87,7 +87,9 @@ def save(
     A GPT is written in GPT-2's format where that can say what it is, else in ours (to choose, use
     ``GPT.save_pretrained``), a classifier with its tokenizer and ``labels``, the names of its
     classes. Of a GPT with an adapter the adapter is in a sub-folder, and beside it the model with
-    the updates in its weights, or, if the adapter is not an update, the model without it.
+    the updates in its weights, or, if the adapter is not an update, the model without it. A
+    ``WeightsError`` where the folder holds a model of the other of these two forms, or what is of
+    no kind that can be written.
     """
     path = Path(folder).expanduser()
     adapter = adapted(model)

@@ -52,7 +52,7 @@ class Unreadable(Mendable):
 
 def place(word: str | os.PathLike[str], kind: type[Mendable] = Unreadable) -> Path:
     """Where a path points, with the home folder for a ``~``. Nothing need be there, but it can be
-    asked whether something is."""
+    asked whether something is; else a ``kind``."""
     try:
         path = Path(word).expanduser()
         path.exists()
@@ -131,7 +131,8 @@ class Utf8Decoder:
 
     def decode(self, chunk: bytes, final: bool = False) -> str:
         """The characters that are complete with this chunk, the next one of the file; ``final``: no
-        other follows, so half a character at the end is an error."""
+        other follows, so half a character at the end is an error. A ``kind`` for what is not
+        UTF-8."""
         before = self._bytes_read - len(self._decoder.getstate()[0])
         try:
             piece = self._decoder.decode(chunk, final)

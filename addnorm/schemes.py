@@ -368,7 +368,7 @@ def drop_path(base: Scheme, p: float = 0.1) -> Scheme:
 
 @combinator("f * diag(g), g = init at first", "CaiT, Touvron et al. 2021", 2021)
 def with_layer_scale(base: Scheme, init: float = 1e-4) -> Scheme:
-    """A learned factor per channel, ``init`` at first, on every branch of any design."""
+    """A learned factor per channel on every branch of any design."""
 
     def scheme(s: Site) -> Wiring:
         w = base(s)

@@ -119,7 +119,8 @@ def changed(settings: Settings, *layers: Mapping[str, Any]) -> Settings:
     """New settings with some keys changed; values are of their type, or text that says one.
 
     Later layers win. A setting that has no effect any more has its default again, unless the layer
-    that says it is as late as what takes its effect: then it is an error.
+    that says it is as late as what takes its effect: then it keeps its value, for ``check_effect``
+    to refuse. A key that there is not, and a value that does not fit, are a ``SettingsError``.
     """
     types_by_key = {key: kind for key, kind, _ in entries(settings)}
     values = values_by_key(settings)
@@ -254,7 +255,8 @@ def check_effect(settings: Any) -> None:
 
 
 def from_assignments(words: Sequence[str]) -> dict[str, str]:
-    """``key=value`` words as a mapping; the last one of a key counts."""
+    """``key=value`` words as a mapping; the last one of a key counts. A ``SettingsError`` for any
+    other word; keys and values are not looked at."""
     values = {}
     for word in words:
         key, sign, value = word.partition("=")

@@ -24,7 +24,8 @@ MEAN = 4.0  # of a row, in its standard deviations
 
 def forward(call: NormCall) -> NormOutput:
     """A ``NormKernel.forward``. The statistics, r and with LayerNorm the mean before it, are one
-    number for each row; by them it is seen whether the rows were fit for this kernel."""
+    number for each row; by them it is seen whether the rows were fit for this kernel, else
+    ``Declined``."""
     _check(call)
     x, spec = call.x, call.spec
     stream = settle(x, call.residual, call.keep, call.gain)

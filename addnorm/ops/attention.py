@@ -105,7 +105,8 @@ def _mask(call: AttentionCall) -> Tensor | None:
 
 
 def fused(call: AttentionCall) -> Tensor:
-    """An ``AttentionKernel.forward``: PyTorch's fused attention, in the dtype of the queries."""
+    """An ``AttentionKernel.forward``: PyTorch's fused attention, in the dtype of the queries;
+    ``Declined`` for a softcap."""
     if call.softcap is not None:
         raise Declined("it has no softcap")
     attn_mask = call.mask

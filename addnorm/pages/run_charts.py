@@ -96,8 +96,9 @@ class MetricChart:
     def _edges(
         self, inside: Sequence[float], places: Sequence[Pixel], log: bool
     ) -> tuple[float, float]:
-        """The edges of the axis of values: they hold ``inside``, which is smooth, and of the single
-        steps in ``places`` what is not too far from it."""
+        """(low, high): the edges of the axis of values, as log10 if ``log``: they hold ``inside``,
+        which is smooth, and on an even axis of the single steps in ``places`` what is not too far
+        from it."""
         if log:
             return extent(inside, most=math.inf)
         low, high = min(inside, default=0.0), max(inside, default=1.0)

@@ -131,8 +131,9 @@ def as_module(
     device: str | torch.device,
     pair: bool = False,
 ) -> tuple[nn.Module, float | None, tuple[int, ...]]:
-    """(norm or function as a module of one tensor, or of two with ``pair``; the eps that it claims,
-    None where nothing says; the widths to try). The arguments are those of ``check_norm``."""
+    """(norm or function as a module of one tensor, or of two with ``pair``, a copy; the eps that it
+    claims, None where nothing says; the widths to try). The arguments are those of ``check_norm``;
+    a ``ValueError`` where they make no sense."""
     if kind not in ("layer", "rms"):
         raise ValueError(f"kind must be 'layer' or 'rms', got {kind!r}")
     if isinstance(norm, nn.Module):

@@ -55,7 +55,8 @@ class ProbeCall:
 
     def __call__(self, module: nn.Module, x: Tensor, others: float = 0.0) -> Tensor:
         """``module`` on ``x``; further tensors of the same shape (what is added, a gate) become
-        ``others``, and what broadcasts otherwise is as it was."""
+        ``others``, and what broadcasts otherwise is as it was. A ``ValueError`` if the output is
+        not of x's shape."""
 
         def put(place: int | str, value: Any) -> Any:
             """What stands in the place of an argument, floats in the dtype of x."""
@@ -299,8 +300,9 @@ class Probe:
         return flat[:: max(1, len(flat) // few)][:few]
 
     def match(self, reach: "Reach", matches: dict[Any, Match] | None = None) -> Match:
-        """The nearest formula over the elements that share statistics, of which there must be some;
-        ``matches`` remembers answers, for a model's norms are mostly alike."""
+        """The nearest formula over the elements that share statistics, of which there must be some.
+        Answers are kept in ``matches`` and taken from it, for a model's norms are mostly alike;
+        None: they are not kept."""
         xs, ys = [], []
         with torch.no_grad():
             for i, scale in enumerate(SCALES):

@@ -46,7 +46,8 @@ def measured_once(
     k: MeasuredNorm, measure: Callable[[MeasuredNorm], T], results: dict[int, T]
 ) -> T:
     """What is measured of a module, on the first only of those that are alike: these share a probe,
-    whose id is the key in ``results``. Lets through what ``measure`` raises."""
+    whose id is the key under which it is put into ``results``. Lets through what ``measure``
+    raises."""
     key = id(k.probe)
     if key not in results:
         results[key] = measure(k)
