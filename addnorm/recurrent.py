@@ -72,6 +72,7 @@ class Layer(nn.Module, ABC):
     """
 
     state_names: ClassVar[tuple[str, ...]]
+    """What messages call the parts of a state, which are as many."""
 
     @abstractmethod
     def reset_parameters(self) -> None:

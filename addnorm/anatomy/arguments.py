@@ -326,10 +326,11 @@ class _Sequence:
     kind: ArgumentKind
     axes: Axes
     score: float
-    """How much of a change at one place is seen at that place."""
+    """How much of a change at one place is seen at that place, from 0 to 1."""
     moves: bool
     """The output depends on it."""
     mixed: int | None
+    """As in ``Arguments``."""
 
 
 def _sequence(

@@ -37,9 +37,13 @@ class Gradient:
     """The first parameter whose gradient differs, walking backwards from the outputs."""
 
     parameter: str
+    """Its name in A."""
     parameter_b: str
+    """Its name in B."""
     difference: float
+    """Relative to the largest entry in A."""
     floor: float
+    """Up to what difference they would agree."""
     agree: int
     """Parameters behind it, nearer to the outputs, whose gradients agree."""
 
@@ -50,7 +54,9 @@ class Difference:
     """What was found when two models were run side by side."""
 
     forward: Parting | None
+    """None: all outputs agree."""
     backward: Gradient | None
+    """None: all gradients agree, or there are none."""
     taps: int
     """Pairs of taps that were compared."""
     aligned_by: Literal["path", "order"]

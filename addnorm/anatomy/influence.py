@@ -43,6 +43,7 @@ class AttentionReach:
     ahead: float
     """The share of the pairs (query, later key) that get weight."""
     behind: float
+    """The share of the pairs (query, earlier key) that do."""
     flat: bool
     """What lies ahead gets one and the same weight in every row, and what lies behind does not: it
     was filled, with a number too large to hide it."""

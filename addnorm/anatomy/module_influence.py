@@ -48,6 +48,7 @@ class ModuleInfluence:
     before: tuple[int, ...]
     """Places of the same sample before it that moved."""
     after: tuple[int, ...]
+    """Those after it."""
     other_same: bool
     """The same place of other samples moved."""
     other_else: bool

@@ -57,8 +57,8 @@ class Step:
     target: Value
     kind: str
     """"view", "shift" (by a constant), "add", "scale", "norm" or "gate"."""
-    op: Op | None = None
-    norm: "TracedNorm | None" = None
+    op: Op | None = None  # that carries
+    norm: "TracedNorm | None" = None  # where the kind is "norm"
 
 
 @final
@@ -66,14 +66,14 @@ class Step:
 class TracedNorm:
     """One application of a norm."""
 
-    source: Value
-    output: Value
+    source: Value  # what is normalized
+    output: Value  # of the same shape
     path: str
     """The path of the module that is the norm, or in which it is computed."""
-    op: Op
+    op: Op  # the last of it
     module: nn.Module | None
     """None: computed in the forward of a larger module."""
-    parameters: frozenset[str]
+    parameters: frozenset[str]  # names of what it reads: gain, bias, buffers
 
 
 @final
@@ -81,15 +81,15 @@ class TracedNorm:
 class TracedAttention:
     """softmax(q k^T) v, or what stands in its place."""
 
-    scores: Op
-    mix: Op
+    scores: Op  # the product of queries and keys
+    mix: Op  # the product of weights and values
     weights: Value
     """What multiplies the values, (..., queries, keys)."""
     right: bool
     """The weights are the second factor of ``mix``, transposed."""
     between: tuple[Op, ...]
     """The operations from the scores to the weights, in order."""
-    path: str
+    path: str  # of the module in which the scores are computed
 
     def table(self) -> Tensor:
         """The weights as they were, (..., queries, keys)."""

@@ -33,12 +33,14 @@ class Value:
     """A tensor at one moment: what it holds is kept even if it is written over later."""
 
     number: int
+    """In the order in which values came to be."""
     tensor: Tensor
     op: "Op | None"
     """What computed it; None: it was there before, or was made from nothing."""
     name: str = ""
     """The parameter's or buffer's path, if it is one."""
     readers: list["Op"] = field(default_factory=list)
+    """The operations that it went into, so far."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,6 +70,7 @@ class Op:
     module: str
     """The path of the innermost module whose forward ran it."""
     call: "Call | None"
+    """That call of that module; None: it ran outside of all."""
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"%{v.number}{list(v.shape)}" for v in self.inputs)
@@ -83,6 +86,7 @@ class Call:
     path: str
     module: nn.Module
     parent: "Call | None"
+    """The call around it; None: there is none."""
     first: int
     """Operations first to last - 1 ran inside."""
     last: int

@@ -54,7 +54,7 @@ class LabRun:
 
     depth: int  # blocks
     seed: int
-    loss: float
+    loss: float  # of the next tokens, before any training
     stream: list[float]  # RMS of the residual, 2 * depth + 1: entering, after every sublayer
     gradient: list[float]  # RMS of d loss / d residual, depth + 1: entering, after every block
     mlp_gradient: list[float]  # norm of d loss / d W_down, depth

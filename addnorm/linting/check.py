@@ -30,6 +30,7 @@ class Check:
 
     rules: tuple[Rule, ...]
     run: Callable[[Subject], Answers]
+    """What it raises but for ``Undeclared`` counts as Unknown, for each of the rules."""
     asks_optimizer: bool = False
     """Where no optimizer is given, these rules are not asked at all."""
 

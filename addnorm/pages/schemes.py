@@ -88,7 +88,7 @@ LONG = {
 
 @final
 class Charts:
-    """The charts of one quantity, all on the same scale."""
+    """The charts of one quantity, ``which`` is "stream" or "gradient", all on the same scale."""
 
     def __init__(self, designs: Sequence[Design], depths: Sequence[int], which: str) -> None:
         self.designs, self.depths, self.which = designs, depths, which

@@ -194,9 +194,12 @@ class Width:
 
     dim: int
     module: nn.Module
+    """With random values where gain and shifts would be ones and zeros."""
     probe: Probe
+    """Of a copy in float64 or float32, with gain 1 and no shift."""
     reach: Reach
     match: Match | None
+    """The formula it follows; None: it takes no statistics."""
 
 
 @final
@@ -483,7 +486,7 @@ def all_off_by(have: Tensor, family: dict[str, Tensor]) -> dict[str, float]:
     return {what: off_by(have, value, size) for what, value in family.items()}
 
 
-# Memory, shapes and modes -------------------------------------------------------------------------
+# What several checks do ---------------------------------------------------------------------------
 
 
 def close(y: Tensor, base: Tensor) -> bool:

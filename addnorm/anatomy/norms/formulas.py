@@ -183,6 +183,7 @@ class Match(NamedTuple):
 
     formula: Formula
     eps: float
+    """With which it fits best; 0 where none was needed."""
     factor: float
     """A constant in front, 1 where none was needed; nan where one per feature was."""
     distance: float

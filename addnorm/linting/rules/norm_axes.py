@@ -128,10 +128,13 @@ class _Axes:
 
     shape: tuple[int, ...]
     evaluated: tuple[int, ...]
+    """In evaluation mode."""
     trained: tuple[int, ...]
     """While training: BatchNorm takes statistics there, and stored ones in evaluation."""
     batch: int | None
+    """The axis of the samples; None: there is none."""
     time: int | None
+    """That of the positions; None: it was not seen."""
     features: int
 
     @property
