@@ -101,7 +101,8 @@ def _register(
 
 
 def _family(function: F) -> F:
-    """A function that returns a scheme, refusing to be taken for one."""
+    """A function that returns a scheme, as it is, but for a ``SchemeError`` where it is called with
+    a Site, as if it were a scheme itself."""
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -266,8 +267,11 @@ def explain(
     text: str, *, dim: int = 768, n_heads: int = 12, blocks: int = 12, tokens: int = 1024
 ) -> SchemeExplanation:
     """Everything there is to say about a design or a composition, named by ``text`` as for
-    ``parse``, at a shape of your choice. Parameters, FLOPs and saved activations are counted on a
-    decoder on the meta device: nothing is allocated and nothing is estimated."""
+    ``parse``, at a shape of your choice.
+
+    Parameters, FLOPs and saved activations are counted on a decoder on the meta device: nothing is
+    allocated and nothing is estimated.
+    """
     tree = _tree(text)
     scheme = _scheme(tree, text)
     parts = [

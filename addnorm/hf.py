@@ -229,9 +229,11 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
         mean_resizing: bool = True,
     ) -> Any:
         """Another vocabulary, before the optimizer is made: the tables are new parameters.
+
         ``new_num_tokens`` None or 0 keeps the number. With ``mean_resizing`` new rows are the mean
         of the old, else as the scheme begins. ``pad_to_multiple_of`` pads the tables only
-        (``GPTConfig.vocab_multiple``): no id and no logit comes of it."""
+        (``GPTConfig.vocab_multiple``): no id and no logit comes of it.
+        """
         gpt, old = self.gpt, self.gpt.config
         new = dataclasses.replace(
             old,

@@ -130,8 +130,9 @@ def check_masks(
 
 
 def _check_padding(name: str, valid: Tensor) -> None:
-    """Raise if ``valid`` is what an inverted mask of right-padded rows of unlike length looks like:
-    the longest row has no real token, and the others begin with padding and end in tokens."""
+    """Raise a ``ValueError`` that names ``name`` if ``valid`` is what an inverted mask of
+    right-padded rows of unlike length looks like: the longest row has no real token, and the others
+    begin with padding and end in tokens."""
     if valid.dim() != 2 or valid.numel() == 0:
         return  # the branch names what is wrong with the shape
     some, every = valid.any(-1), valid.all(-1)
@@ -145,7 +146,8 @@ def _check_padding(name: str, valid: Tensor) -> None:
 
 
 def _check_bool(name: str, mask: Tensor, meaning: str) -> None:
-    """Raise unless a mask is boolean; ``meaning`` says in the message what True is."""
+    """Raise a ``TypeError`` unless a mask is boolean; ``meaning`` says in the message what True
+    is."""
     if mask.dtype != torch.bool:
         raise TypeError(
             f"{name} must be boolean, True = {meaning}, got {mask.dtype}; numbers to add to the "

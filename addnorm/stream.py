@@ -444,7 +444,8 @@ _MEANINGLESS = {
 
 
 def _wire(scheme: Scheme, site: Site) -> Wiring:
-    """What the scheme says of a site, refused where it says something that nothing would read."""
+    """What the scheme says of a site; a ``TypeError`` if that is no Wiring, a ``ValueError`` if it
+    says something that nothing would read."""
     wiring = scheme(site)
     if not isinstance(wiring, Wiring):
         raise TypeError(

@@ -80,10 +80,12 @@ def module_influences(
     steady: bool,
 ) -> list[ModuleInfluence]:
     """What each module of ``model`` that takes and gives back places lets through, as ``run`` calls
-    it; inner modules come before those around them. ``samples`` is the size of the batch;
-    ``lengths`` are the numbers of places to expect, see ``axes_of``; ``exact`` says that the model
-    runs in float64, ``steady`` that two runs give the same, so that what a module returned need not
-    be computed again to compare with."""
+    it; inner modules come before those around them.
+
+    ``samples`` is the size of the batch; ``lengths`` are the numbers of places to expect, see
+    ``axes_of``; ``exact`` says that the model runs in float64, ``steady`` that two runs give the
+    same, so that what a module returned need not be computed again to compare with.
+    """
     watch = _Watch(model, samples, lengths, exact, steady)
     with hooked(watch.paths, before=watch.before, after=watch.after):
         run()

@@ -107,9 +107,11 @@ def build(scheme: Scheme, setup: Setup, depth: int) -> Stack:
 
 
 def follow(stack: Stack, x: Tensor) -> tuple[Tensor, list[Stream]]:
-    """(the stack's output, the settled streams: entering, then after every sublayer). Every
-    sublayer is made to read a stream with nothing pending, so that each addition has a tensor of
-    its own, to look at and to take gradients of. What is computed stays the same."""
+    """(the stack's output, the settled streams: entering, then after every sublayer).
+
+    Every sublayer is made to read a stream with nothing pending, so that each addition has a tensor
+    of its own, to look at and to take gradients of. What is computed stays the same.
+    """
     points: list[Stream] = []
 
     def settle(s: Stream) -> Stream:
@@ -332,7 +334,8 @@ def everything() -> list[str]:
 
 
 def resolve(text: str, setup: Setup) -> Scheme:
-    """The scheme under the setup's init; SchemeError if there is none that can be built."""
+    """The scheme of this text with the setup's init; a ``SchemeError`` if there is none that can be
+    built, one block of which is tried on the meta device."""
     scheme = schemes.parse(text)
     if setup.init == "fan_in":
         scheme = schemes.fan_in(scheme)

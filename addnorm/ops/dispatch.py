@@ -211,9 +211,11 @@ def _differentiated(
     spec: NormSpec,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """A ``NormKernel.backward`` by the reference, differentiable again: (gradient of the stream, of
-    the weight, of the bias), None for what wants none. Taken with respect to views: the stream
-    itself was made from weight and bias, and the search for their gradients would go on through it,
-    into the backward that asks here."""
+    the weight, of the bias), None for what wants none.
+
+    Taken with respect to views: the stream itself was made from weight and bias, and the search for
+    their gradients would go on through it, into the backward that asks here.
+    """
     with torch.enable_grad():
         s = stream.view_as(stream) if stream.requires_grad else stream.detach().requires_grad_()
         w = None if weight is None else weight.view_as(weight)

@@ -127,7 +127,8 @@ class KernelUse:
 
 
 def explain() -> KernelUse:
-    """Which implementation served the calls so far, and why not another."""
+    """Which implementation served the calls of all operations so far, and why not another; those
+    inside of ``torch.compile`` are not counted."""
     return KernelUse(
         [
             KernelCalls(operation, implementation, why, calls)

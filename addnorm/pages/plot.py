@@ -89,8 +89,9 @@ class Plot:
     def beside(
         self, labels: Sequence[tuple[float, str]], gap: int, indent: int, down: int = 0
     ) -> None:
-        """(height, label) beside the right edge, in pixels: ``gap`` apart at least, ``indent`` away
-        from the edge and from ``down`` below the top on. Labels may be any text."""
+        """(height, label) beside the right edge, in pixels: ``gap`` apart, closer only where they
+        would not fit, ``indent`` away from the edge and from ``down`` below the top on. Labels may
+        be any text."""
         frame = self.frame
         places = spread([y for y, _ in labels], gap, frame.top + down, frame.floor)
         for place, (_, label) in zip(places, labels, strict=True):

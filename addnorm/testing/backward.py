@@ -89,8 +89,10 @@ def _input_gradient(
     hat: Tensor,
 ) -> Answers:
     """The finding of a gradient of x that is not the right one, by the nearest of wrong ones.
+
     ``name`` is the dtype's; ``grad`` is what backward gave, None for nothing; ``dy`` is what came
-    from above, in float64; ``hat`` is the output of the reference without weight and bias."""
+    from above, in float64; ``hat`` is the output of the reference without weight and bias.
+    """
     r = reciprocal_deviation(kit, x.detach())
     family = input_gradient_candidates(dy if weight is None else dy * weight, hat, r, kit.kind)
     if weight is not None:

@@ -254,9 +254,11 @@ def _nan_cases(
     s: Influence, name: str, hide: Callable[..., Inputs], cases: dict[str, list[int]], n: int
 ) -> Answers:
     """The first case that gives NaN, as a finding; cases that do not run are an Unknown or, where
-    everything is hidden, nothing. ``name`` is that of the mask; ``hide`` makes the call with places
-    of sample 0 hidden; ``cases`` are these places by what is said of them; ``n`` is how many there
-    are."""
+    everything is hidden, nothing.
+
+    ``name`` is that of the mask; ``hide`` makes the call with places of sample 0 hidden; ``cases``
+    are these places by what is said of them; ``n`` is how many there are.
+    """
     for case, hidden in cases.items():
         try:
             own, elsewhere, gradients, first = _count_nan(s, hide(hidden), [hidden], n)
@@ -301,9 +303,11 @@ def _count_nan(
     s: Influence, inputs: Inputs, hidden: Sequence[list[int]], n: int
 ) -> tuple[int, int, int, str]:
     """(NaN at hidden places, at real ones, parameters with a NaN gradient, the path of the first
-    module that gives NaN, "" for none). ``hidden`` are the places that ``inputs`` hide in sample 0
-    and those after it, of ``n``. Gradients are those of the outputs at real places; those of the
-    model are put back."""
+    module that gives NaN, "" for none).
+
+    ``hidden`` are the places that ``inputs`` hide in sample 0 and those after it, of ``n``.
+    Gradients are those of the outputs at real places; those of the model are put back.
+    """
     model = s.specimen.model  # in the type it will run in: the float64 copy may overflow otherwise
     if s.exact:
         inputs = cast_floats(inputs, floats_of(model))

@@ -211,7 +211,8 @@ def _axis_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
 
 
 def _batch_case(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
-    """The finding of a norm of class ``name`` whose statistics take in other samples."""
+    """The finding, in this case, of a norm of class ``name`` whose statistics take in other
+    samples."""
     only = bool(a.more) and not a.over_samples
     words = {
         "norm": name,
@@ -225,8 +226,8 @@ def _batch_case(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
 
 
 def _axis_case(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
-    """The finding of a norm of class ``name`` whose statistics run over more or other axes than
-    that of the features."""
+    """The finding, in this case, of a norm of class ``name`` whose statistics run over more or
+    other axes than that of the features."""
     words = {
         "norm": name,
         "what": a.in_words(a.evaluated),

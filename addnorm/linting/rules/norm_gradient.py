@@ -93,10 +93,12 @@ class _Errors:
 
 def _errors(k: MeasuredNorm) -> _Errors:
     """Where a norm's gradient is not what differences of its output say, by directional
-    derivatives: along the row itself, along ones, and at random. A norm's output does not move
-    along the first (the second, for LayerNorm), which is where a gradient with forgotten terms says
-    that it does; in a random direction the forgotten terms are one part in sqrt(n). Called within
-    ``undisturbed``, which makes the draws the same each time."""
+    derivatives: along the row itself, along ones, and at random.
+
+    A norm's output does not move along the first (the second, for LayerNorm), which is where a
+    gradient with forgotten terms says that it does; in a random direction the forgotten terms are
+    one part in sqrt(n). Called within ``undisturbed``, which makes the draws the same each time.
+    """
     assert k.probe is not None
     probe = k.probe
     x = probe.normal(20).requires_grad_()

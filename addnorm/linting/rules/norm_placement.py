@@ -127,7 +127,8 @@ def _inside(a: TracedNorm, b: TracedNorm) -> bool:
 
 
 def _other_readers(s: Structure, value: Value, besides: TracedNorm) -> list[Op]:
-    """Who reads a value, apart from one norm and from views on the way to it."""
+    """Who reads a value, and reaches a result, apart from one norm and from views on the way to
+    it."""
     way = s.ancestors(besides.output)
     return [
         op
