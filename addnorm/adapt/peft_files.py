@@ -287,7 +287,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _checked(file: Path, record: str) -> dict[str, Any]:
-    """Our record, if it is one: settings, and rank and scale of each update."""
+    """Our record from its JSON: "settings", and as "updates" name -> [rank, scale]; a
+    ``WeightsError`` if it is something else. Values of settings are for ``Adapt`` to check."""
     where = f"{file}: the record in it"
     card = reading.json_value(record, where, WeightsError)
     if not isinstance(card, dict):
@@ -318,7 +319,8 @@ def _check_shapes(want: Mapping[str, str], have: Mapping[str, str]) -> None:
 
 
 def _settings(record: Mapping[str, Any], otherwise: Mapping[str, Any]) -> Adapt:
-    """The settings of our record, or where there is none ``otherwise``, those that peft's say."""
+    """The settings of our record, or where there is none ``otherwise``, those that peft's say; a
+    ``Mendable`` where they are not those of an adapter."""
     values = dict(record.get("settings", otherwise))
     strange = values.keys() - {f.name for f in dataclasses.fields(Adapt)}
     if strange:
@@ -355,7 +357,9 @@ PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def _of_low_rank(card: Mapping[str, Any]) -> dict[str, Any]:
-    """peft's settings as ours; targets follow from the tensors."""
+    """The settings of a LoRA or AdaLoRA in peft's ``card``, by our names, but for targets, which
+    follow from the tensors. A ``WeightsError`` where it is another kind, or has an option that
+    makes another function of the same tensors."""
     kind = {v: k for k, v in TYPES.items()}.get(str(card.get("peft_type")))
     if kind not in ("lora", "adalora"):
         types = ", ".join(TYPES.values())

@@ -71,7 +71,8 @@ def _run(words: list[str]) -> int:
 
 
 def _version(words: list[str]) -> int:
-    """The version at once; with ``--verbose`` what takes torch and seconds."""
+    """Print the version at once; with ``--verbose``, the one word that may follow, what takes torch
+    and seconds. Returns the exit status."""
     if not words:
         print(f"addnorm {__version__}")
         return 0

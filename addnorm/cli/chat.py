@@ -125,7 +125,8 @@ def _typed() -> Iterator[str]:
 
 
 def _lines() -> Iterator[str]:
-    """Those of a pipe or a file."""
+    """The lines of stdin, a pipe or a file, each as soon as it is there; a ``Refusal`` where it is
+    closed or no text."""
     if sys.stdin is None:
         raise Refusal("there is no stdin to read: it is closed")
     with reading.system_errors("stdin"):

@@ -59,7 +59,8 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Returns the exit status: 1 if the model computes NaN."""
+    """Measure what there is of the model, by its kind, and print it; returns the exit status: 1 if
+    the model computes NaN."""
     if not options.data and options.choices is None:
         raise Refusal("no data: give at least one file, or - for stdin")
     if options.data and options.choices is not None:
@@ -170,7 +171,7 @@ def _texts(loaded: "Loaded", options: Options) -> int:
 
 
 def _content(name: str) -> str:
-    """The text in a file; "-" is stdin."""
+    """The text in the file ``name``, "-" for stdin; a ``Mendable`` where it cannot be read."""
     if name != "-":
         return reading.text(reading.place(name))
     if sys.stdin is None:

@@ -76,7 +76,7 @@ class Onnx:
         )
 
     def write_bert(self, model: "Bert", tell: Callable[[str], None]) -> "Written":
-        """See ``addnorm.export.bert_to_onnx``."""
+        """See ``addnorm.export.bert_to_onnx``; there is no cache to be asked for."""
         from addnorm.export import bert_to_onnx
 
         if self.with_cache:
@@ -101,7 +101,7 @@ class Gguf:
     def write(
         self, model: "GPT", tokenizer: "Tokenizer | None", tell: Callable[[str], None]
     ) -> "Written":
-        """See ``addnorm.export.to_gguf``."""
+        """See ``addnorm.export.to_gguf``; without a tokenizer that has to be asked for."""
         from addnorm.export import to_gguf
 
         if tokenizer is None and not self.no_tokenizer:

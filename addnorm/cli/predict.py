@@ -84,8 +84,8 @@ class Input:
 
 
 def run(options: Options) -> int:
-    """Returns the exit status: 1 if one of the inputs could not be used, or the model computes
-    NaN."""
+    """Print the answers as they come, or write them to --out; returns the exit status: 1 if one of
+    the inputs could not be used, or the model computes NaN."""
     _check(options)
     loaded = open_model(options.model, options.place)
     try:

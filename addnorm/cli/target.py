@@ -59,8 +59,8 @@ def open_target(target: str) -> Target:
 
 
 def _open(target: str) -> Target:
-    """``open_target``, tried in this order: a file of Python, a folder or a name of the hub, a
-    module. A folder wins over a module of its name."""
+    """``open_target``, whatever the model holds, tried in this order: a file of Python, a folder or
+    a name of the hub, a module. A folder wins over a module of its name."""
     place, _, name = target.rpartition(":")
     if target.endswith(".py"):
         place, name = target, ""
@@ -316,7 +316,7 @@ def _only_candidate(target: str, kinds: Mapping[str, str]) -> str:
 
 def _from_folder(target: str) -> Target:
     """The model in a folder, or of a name of the hub: one of ours, or one that transformers knows,
-    whose weights may be missing."""
+    whose weights may be missing; a ``Mendable`` where there is none."""
     from addnorm.files import folders
     from addnorm.pretrained import holds_run_or_adapter, is_ours
 
@@ -373,7 +373,7 @@ def _is_module(name: str) -> bool:
 
 def _from_transformers(target: str, folder: Path, weights: bool) -> Target:
     """A model of the class that the configuration names, by transformers; without ``weights`` as it
-    is initialized."""
+    is initialized. A ``Refusal`` where transformers is not there or cannot."""
     try:
         from addnorm import hf
     except ImportError as error:

@@ -310,7 +310,8 @@ class ChatTokenizer:
         return head, [self._piece(turn) for turn in turns]
 
     def _piece(self, turn: Turn) -> TurnIds:
-        """A turn in ids, its text as ordinary text."""
+        """A turn in ids, its text as ordinary text; a ``ChatError`` where the template has no marks
+        for its role."""
         if turn.role not in self.template.turns:
             raise ChatError("the template of this model has no place for a text of the system")
         before, after = self.template.turns[turn.role]

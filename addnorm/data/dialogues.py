@@ -112,7 +112,8 @@ def _of_object(value: Any, where: str) -> Dialogue:
 
 
 def _turn(value: Any, key: str, where: str) -> Turn:
-    """One turn of a list that stands under ``key``, by which its own keys are called."""
+    """One turn of a list that stands under ``key``, by which its own keys are called; ``where``
+    names it in a ``DataError``."""
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected an object, got {reading.in_words(value)}")
     role, content = FIELDS[key]
@@ -195,8 +196,8 @@ def _of_corpus(file: Path) -> Iterator[Dialogue | DataError]:
 
 
 def _scalar(node: Any, file: Path, scalar: type[Any]) -> str:
-    """The text of a node of YAML. ``scalar``: PyYAML's class of such nodes, since it is imported
-    only where a corpus is read."""
+    """The text of a node of YAML, a ``DataError`` if it is no text. ``scalar``: PyYAML's class of
+    such nodes, since it is imported only where a corpus is read."""
     if not isinstance(node, scalar):
         raise DataError(
             f"{file}:{node.start_mark.line + 1}: expected a text: one with a colon or a bracket "

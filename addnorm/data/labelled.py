@@ -100,7 +100,8 @@ def read_entries(path: str | Path) -> list[Entry]:
 
 
 def _folder(folder: Path) -> list[Entry]:
-    """The texts of each sub-folder, whose name is their label."""
+    """The texts of each sub-folder, whose name is their label; a ``DataError`` if there is none, or
+    one without texts."""
     names = class_folders(folder)
     if not names:
         raise DataError(f"{folder} has no sub-folders: there must be one of texts per label")
@@ -156,8 +157,8 @@ def _column(header: list[str], names: tuple[str, ...], file: Path, delimiter: st
 
 
 def _objects(file: Path) -> Iterator[Entry]:
-    """The objects of a file, one in each line; empty lines are passed over. The label may be
-    anything here: ``Entry`` checks it."""
+    """The objects of a file, one in each line; empty lines are passed over, and another is a
+    ``DataError``. The label may be anything here: ``Entry`` checks it."""
     for number, line in enumerate(reading.lines(file, DataError), 1):
         if not line.strip():
             continue
@@ -172,7 +173,8 @@ def _objects(file: Path) -> Iterator[Entry]:
 
 
 def _key(value: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
-    """What an object has under the first of ``names``, TEXT or LABEL, that is in it."""
+    """What an object has under the first of ``names``, TEXT or LABEL, that is in it; a
+    ``DataError`` if none is."""
     for name in names:
         if name in value:
             return value[name]
@@ -183,8 +185,8 @@ def _key(value: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
 
 
 def _name(label: Any, where: str) -> str:
-    """A label as a name, without spaces around it: a text, or a whole number in digits. It may be
-    empty."""
+    """A label as a name, without spaces around it: a text, or a whole number in digits; anything
+    else is a ``DataError``. It may be empty: that is for the caller to see."""
     if isinstance(label, bool) or not isinstance(label, str | int):
         raise DataError(f"{where}: label must be a text, got {value_in_short(label)}")
     return str(label).strip()

@@ -50,7 +50,8 @@ def cuttable(pieces: Iterable[DocumentPart], encoder: "Encoder") -> Iterator[Doc
 
 
 def batches(pieces: Iterable[DocumentPart]) -> Iterator[list[DocumentPart]]:
-    """Pieces of BATCH characters together, or of a few more."""
+    """The pieces in their order, in batches of BATCH characters together, or of a few more; the
+    last one may have fewer, and none is empty."""
     batch: list[DocumentPart] = []
     size = 0
     for piece in pieces:
@@ -177,7 +178,8 @@ def encoded(
     workers: int | None,
 ) -> Iterator[tuple[list[DocumentPart], list[bytes]]]:
     """(batch, the bytes of the ids of each piece in it), in order. ``workers``: how many processes
-    encode; None: this one does, by ``encoder``."""
+    encode; None: this one does, by ``encoder``, which is the ``tokenizer``'s. A ``DataError`` where
+    a process dies."""
     if workers is None:
         for batch in batches:
             yield batch, encoder.encode([piece.text for piece in batch])

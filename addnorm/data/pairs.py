@@ -71,8 +71,9 @@ def read_pairs(data: str) -> Pairs:
 
 
 def _reader(data: str, place: Path) -> Callable[[Path], Iterator[Pair]]:
-    """What reads a file, by the end of its name. ``data``: what the user gave, for messages;
-    ``place``: the path that it stands for."""
+    """What reads a file, by the end of its name; a ``DataError`` if there is no file, or of none of
+    the FORMATS. ``data``: what the user gave, for messages; ``place``: the path that it stands
+    for."""
     readers = {".tsv": _table, ".jsonl": _objects, ".json": _objects, ".po": _po, ".mo": _mo}
     if not place.exists():
         raise DataError(f"there is no file {data}: give {FORMATS}")
@@ -82,8 +83,8 @@ def _reader(data: str, place: Path) -> Callable[[Path], Iterator[Pair]]:
 
 
 def _side_by_side(data: str) -> Iterator[Pair]:
-    """The lines of two files, given as A,B. Since a name may have commas in it, the first comma
-    counts on both sides of which there is a file."""
+    """The lines of two files, given as A,B, which must have as many. Since a name may have commas
+    in it, the first comma counts on both sides of which there is a file."""
     words = data.split(",")
     splits = [(",".join(words[:i]), ",".join(words[i:])) for i in range(1, len(words))]
     places = [tuple(reading.place(word.strip(), DataError) for word in both) for both in splits]
@@ -103,8 +104,8 @@ def _side_by_side(data: str) -> Iterator[Pair]:
 
 
 def _table(file: Path) -> Iterator[Pair]:
-    """The lines of a .tsv: a source, one tab, a target, without quotes; empty lines are passed
-    over."""
+    """The lines of a .tsv: a source, one tab, a target, without quotes; empty lines, and a first
+    one that is HEADER, are passed over. A ``DataError`` names another."""
     for number, line in enumerate(reading.lines(file, DataError), 1):
         if not line.strip() or (number == 1 and line == HEADER):
             continue
@@ -118,7 +119,8 @@ def _table(file: Path) -> Iterator[Pair]:
 
 
 def _objects(file: Path) -> Iterator[Pair]:
-    """The objects of a .jsonl, one in each line; empty lines are passed over."""
+    """The objects of a .jsonl, one in each line; empty lines are passed over. A ``DataError`` names
+    one that has no two texts under source and target."""
     for number, line in enumerate(reading.lines(file, DataError), 1):
         if not line.strip():
             continue
@@ -150,7 +152,8 @@ def _forms(ids: list[str], texts: list[str], where: str) -> Iterator[Pair]:
 
 
 def _decoded(data: bytes, where: object) -> str:
-    """By the charset that a catalogue names; UTF-8 if it names none."""
+    """The text of ``data``, by the charset that is named in it; UTF-8 if none is. A ``DataError``
+    that names ``where`` if that is not its charset."""
     match = re.search(rb"charset=([\w.-]+)", data)
     name = match[1].decode() if match and match[1] != b"CHARSET" else "utf-8"
     try:
@@ -231,7 +234,8 @@ def _po(file: Path) -> Iterator[Pair]:
 
 
 def _unquoted(quoted: str, where: str) -> str:
-    """A text in double quotes, with C's escapes, which are Python's too."""
+    """What a text in double quotes means, with C's escapes, which are Python's too; a ``DataError``
+    that names ``where`` if it is not one such text."""
     try:
         text = ast.literal_eval(quoted)
     except (SyntaxError, ValueError):

@@ -123,7 +123,8 @@ class _Request:
 
 def _prepare(folder: Path, request: _Request, workers: int | None, bar: ProgressBar) -> Prepared:
     """Count the text, and tokenize it into a folder that is not there yet; if somebody else has
-    finished it in the meantime, theirs is taken."""
+    finished it in the meantime, theirs is taken. ``workers`` as in ``prepare``; ``bar`` is told
+    what is being done. A ``DataError`` where the text cannot be used."""
     source = request.source
     bar.begin(f"counting {source.name}")
     survey = Survey(source, request.val_fraction, bar)
@@ -267,7 +268,8 @@ class _Out:
         self.size += len(data)
 
     def finish(self, data: bytes = b"") -> dict[str, Any]:
-        """Close it when it is on the disk; returns what is recorded of it."""
+        """Append ``data``, and close it when it is on the disk; returns what is recorded of it:
+        "bytes", "sha256" and "sample". A DataError where the disk takes no more."""
         self.write(data)
         try:
             self._file.flush()
@@ -333,7 +335,7 @@ class _Writer:
             ids = ids[room:]
 
     def meta(self) -> dict[str, Any]:
-        """What is recorded of the split."""
+        """What meta.json says of the split, by the keys that ``Tokens`` and ``Prepared`` read."""
         return {
             "documents": self._documents,
             "tokens": self._tokens,

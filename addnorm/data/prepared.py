@@ -103,7 +103,8 @@ class Tokens:
         return self._firsts[-1]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """The tokens start ... stop - 1, read-only; copied only where they are in several files."""
+        """The tokens start ... stop - 1, read-only; copied only where they are in several files. An
+        IndexError where there are not so many."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start} to {stop} of the {len(self)} in {self.name}")
         here = bisect_right(self._firsts, start, hi=len(self._shards)) - 1
@@ -183,8 +184,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _check(folder: Path, meta: dict[str, Any], full: bool) -> None:
-    """Raise unless the files are as meta.json says: by every byte, or (not ``full``) by their sizes
-    and the pieces of ``sample``."""
+    """Raise a DataError unless the files are as meta.json says: by every byte, or (not ``full``) by
+    their sizes and the pieces of ``sample``."""
     for name, expected in meta["files"].items():
         path, size = folder / name, expected["bytes"]
         if full:

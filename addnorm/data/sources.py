@@ -184,7 +184,8 @@ class _File:
         return "text" if self.key is None else f"jsonl#{self.key}"
 
     def looks_like_text(self) -> bool:
-        """Decided by the name, or else by the first bytes."""
+        """Whether it may be text, by its name, or else by its first bytes; only ``hash`` reads all
+        of it."""
         if self.path.suffix.lower() in BINARY:
             return False
         if self.path.suffix.lower() in TEXT:
@@ -249,7 +250,8 @@ class _File:
         yield "".join(begin)
 
     def _record(self, number: int, line: str) -> str:
-        """The text of one line of JSON, whose number is for messages."""
+        """The text of one line of JSON, whose number is for messages; a DataError if it is no
+        object with a text under ``key``."""
         where = f"{self.path}, line {number}"
         record = reading.json_value(line, where, DataError)
         if not isinstance(record, dict):
@@ -287,7 +289,8 @@ class _Folder(Source):
 
     @cached_property
     def _files(self) -> list[_File]:
-        """Those that are text, sorted by name."""
+        """Those that are text, sorted by name; all are read whole for that, once. A DataError where
+        one is not that is named like a text."""
         files = []
         for file in self._candidates():
             if not file.looks_like_text():
@@ -390,7 +393,8 @@ class _Hub(Source):
 
     @cached_property
     def _revision(self) -> str:
-        """The commit: what is pushed while we read changes nothing."""
+        """The commit that is read, asked for once: what is pushed in the meantime changes nothing.
+        A DataError where the hub does not say."""
         from huggingface_hub import HfApi
 
         try:

@@ -98,7 +98,8 @@ def read_squad(path: str | Path) -> SquadData:
 
 
 def _items(articles: Sequence[Any], file: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """(where it stands, title, context, the object) of every question."""
+    """(where it stands, title, context, the object) of every question in ``articles``, which are a
+    file's "data"; a ``DataError`` where they are not SQuAD's. The object itself is not checked."""
     for i, article in enumerate(articles):
         where = f"{file}: data[{i}]"
         paragraphs = _list(_object(article, where), "paragraphs", where)
@@ -140,7 +141,7 @@ def _question(
 
 def _answers(item: dict[str, Any], where: str) -> list[Any]:
     """What a question has as answers, unchecked; there must be one, as it is not marked as
-    impossible."""
+    impossible, else it is a ``DataError``."""
     answers = _list(item, "answers", where)
     if not answers:
         raise DataError(
@@ -151,7 +152,8 @@ def _answers(item: dict[str, Any], where: str) -> list[Any]:
 
 
 def _answer(value: Any, where: str) -> SquadAnswer:
-    """One answer as the file says it; whether the passage has it there is for the caller to see."""
+    """One answer as the file says it, a ``DataError`` that names ``where`` if it says none; whether
+    the passage has it there is for the caller to see."""
     entry = _object(value, where)
     text = reading.field(entry, "text", str, where, DataError)
     if not text:

@@ -52,7 +52,8 @@ class Windows:
         return number // self._windows
 
     def starts(self, first: int, count: int) -> NDArray[np.int64]:
-        """Where in the split each window begins: the index of its first token, (count,)."""
+        """Where in the split each of the windows first, first + 1, ... begins: the index of its
+        first token, (count,). A ``ValueError`` below 0."""
         if first < 0 or count < 0:
             raise ValueError(f"windows {first} to {first + count}: numbers start at 0")
         numbers = np.arange(first, first + count, dtype=np.int64)

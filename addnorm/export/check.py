@@ -104,7 +104,8 @@ class Comparison:
             self.add(name, theirs(ids), logits(ours, ids))
 
     def add(self, name: str, theirs: Tensor, ours: Tensor) -> None:
-        """Compare the logits for one input; ``name`` is what messages call it, such as "3 x 7"."""
+        """Compare the logits for one input; ``name`` is what messages call it, such as "3 x 7".
+        ``CheckFailed`` if they differ by more than ``tolerance``."""
         if theirs.shape != ours.shape:
             raise CheckFailed(
                 f"{self.by}, {name}: logits of shape {tuple(theirs.shape)} instead of "
@@ -163,7 +164,8 @@ def logits(model: GPT, ids: Tensor, valid: Tensor | None = None) -> Tensor:
 
 def measured_copy(model: GPT) -> GPT:
     """A copy of the model as it is compared: in float32, on the CPU, not training, its tables
-    without the padding of the vocabulary, which is not exported."""
+    without the padding of the vocabulary, which is not exported. An ``ExportError`` where it holds
+    NaN or infinities."""
     plain = copy.deepcopy(model).cpu().float().eval()
     size = plain.config.vocab_size
     with torch.no_grad():

@@ -75,8 +75,8 @@ def to_hf(
 def _compare(
     new: Path, ours: GPT, tokenizer: Tokenizer | None, tell: Tell
 ) -> tuple[LogitsCheck, tuple[str, ...]]:
-    """The comparison of the folder ``new`` with the model, by transformers, or else by ourselves;
-    and what there is to say of that."""
+    """(check, remarks) of the folder ``new`` beside the model, as transformers reads it, or where
+    that is not installed as we do. ``CheckFailed`` if it is not the model."""
     remarks: tuple[str, ...] = ()
     with_transformers = True
     try:

@@ -119,7 +119,8 @@ def why_not_gguf(config: GPTConfig) -> list[str]:
 
 
 def _tensors(model: GPT) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the file by its name there, matrices as (out, in)."""
+    """(name in the file, values) of every tensor, matrices as (out, in); an ``ExportError``, after
+    the last, where the model has others."""
     ours = {name: t.detach() for name, t in model.state_dict().items()}
     rows: dict[str, tuple[str, ...]] = {**ENDS}
     for i in range(model.config.n_layers):

@@ -89,7 +89,9 @@ def bert_to_onnx(
 
 
 def _exported(graph: EncoderGraph) -> Any:
-    """The graph, traced with every size free; sizes of 0 and 1 would be taken for constants."""
+    """The graph as a program of torch.onnx, which ``save`` writes, traced with every size free: at
+    sizes above 1, as 0 and 1 would be taken for constants. An ``ExportError`` where torch
+    cannot."""
     inputs = graph.inputs(2, min(5, graph.bert.config.context_length))
     anything = torch.export.Dim.DYNAMIC
     with torch.no_grad(), quiet():

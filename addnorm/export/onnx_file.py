@@ -87,7 +87,7 @@ def to_onnx(
 
 def _exported(graph: Graph) -> Any:
     """The graph as a program of torch.onnx, which ``save`` writes: sizes named, the head's table
-    once, and no path of this machine in it."""
+    once, and no path of this machine in it. An ``ExportError`` where torch cannot."""
     inputs, dynamic = graph.example()
     input_names = ["ids", *(["valid"] if graph.with_valid else []), *graph.names("past")]
     output_names = ["logits", *graph.names("present")]

@@ -156,7 +156,8 @@ class BytePairs(TokenizerKind):
 
     @classmethod
     def load(cls, folder: Path) -> "BytePairs":
-        """From tokenizer.json, or else from vocab.json and merges.txt."""
+        """From tokenizer.json, or else from vocab.json and merges.txt; without them, or where they
+        are no byte-level BPE, a TokenizerError."""
         expect_files(folder)
         path, config = folder / cls.file, read_config(folder)
         if path.exists():
@@ -207,7 +208,8 @@ def _groups(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]
 
 
 def _engine(text: str) -> tokenizers.Tokenizer:
-    """The tokenizer of the package ``tokenizers`` for the text of a ``tokenizer.json``."""
+    """The tokenizer of the package ``tokenizers`` for the text of a ``tokenizer.json``, to which
+    the text of a special token is text; a TokenizerError where the package refuses it."""
     try:
         engine = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # what the package raises has no class of its own

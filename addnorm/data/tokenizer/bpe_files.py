@@ -106,7 +106,8 @@ def from_vocab_and_merges(folder: Path, config: dict[str, Any]) -> dict[str, Any
 
 
 def token_text(token: Any) -> str | None:
-    """A token in a configuration is a str, or an object with its ``content``."""
+    """The text of a token in a configuration, which is a str, or an object with its ``content``;
+    None where it names none. A TokenizerError for anything else."""
     text = token.get("content") if isinstance(token, dict) else token
     if text is not None and not isinstance(text, str):
         raise TokenizerError(f"the configuration has {reading.in_words(text)} for a token")
@@ -137,7 +138,8 @@ def alphabet() -> dict[str, int]:
 
 
 def flat_steps(step: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
-    """A step of a ``tokenizer.json``, or the steps of a Sequence, which has them in ``members``."""
+    """A step of a ``tokenizer.json`` in a list, or the steps of a Sequence, which has them under
+    the key ``members``; [] for null. Each has a "type"; a TokenizerError where one has not."""
     if step is None:
         return []
     if not isinstance(step, dict):

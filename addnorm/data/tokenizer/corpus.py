@@ -41,7 +41,8 @@ def _chunks(source: str | Path) -> Iterator[str]:
 
 
 def _read_file(path: Path) -> Iterator[str]:
-    """The text of a file of UTF-8, cut anywhere between two characters."""
+    """The text of a file of UTF-8, cut anywhere between two characters; a TokenizerError where it
+    is a folder or no UTF-8."""
     if path.is_dir():
         raise TokenizerError(f"{path} is a folder: give its files, as sorted(folder.rglob('*'))")
     decoder = reading.Utf8Decoder(path, TokenizerError, "convert it first, or pass its text")

@@ -76,7 +76,8 @@ class TokenizerKind(ABC):
 
 
 def special_names(card: Mapping[str, Any], where: Path) -> list[str]:
-    """The special tokens that a file of ours lists; none, where it lists none."""
+    """The special tokens that a file of ours lists, of which ``card`` is the JSON; none, where it
+    lists none. A TokenizerError that names ``where`` if they are no different texts."""
     names = card.get(SPECIAL, [])
     texts = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
     if not texts or len({*names}) < len(names):

@@ -63,7 +63,8 @@ class SentencePieces:
 
     @cached_property
     def _processor(self) -> Any:
-        """SentencePiece's, made when text is asked for: without the package the rest works."""
+        """SentencePiece's, made when text is asked for: without the package the rest works. A
+        TokenizerError where it is not installed or does not read the file."""
         try:
             sentencepiece = import_module("sentencepiece")
         except ImportError:

@@ -56,7 +56,8 @@ class Tokenizer:
 
     @classmethod
     def _of_folder(cls, folder: Path) -> "Tokenizer":
-        """By the card, where ``save`` wrote one, compared with it; else by what files there are."""
+        """By the card, where ``save`` wrote one, compared with it; else by what files there are. A
+        TokenizerError where the two do not agree, or there is no tokenizer."""
         card_path = folder / CARD
         if not os.path.lexists(card_path):
             return cls((WordPieces if WordPieces.is_in(folder) else BytePairs).load(folder))
@@ -133,8 +134,9 @@ class Tokenizer:
         return cls(Bytes())
 
     def with_special(self, names: Iterable[str]) -> "Tokenizer":
-        """The same with these special tokens, those that it lacks with ids after all others; a text
-        has the ids that it had."""
+        """The same with these special tokens, those that it lacks with ids after all others, itself
+        if it lacks none; a text has the ids that it had. A ``TokenizerError`` where the kind takes
+        no more."""
         lacking = [name for name in dict.fromkeys(names) if name not in self._kind.special]
         if not lacking:
             return self
@@ -247,7 +249,7 @@ class Tokenizer:
 
     def encode_bytes(self, data: builtins.bytes) -> list[int]:
         """The ids of bytes that may not be UTF-8: those that are not get the ids of single bytes,
-        so that ``decode_bytes`` gives ``data`` back."""
+        so that ``decode_bytes`` gives ``data`` back. A ``ValueError`` where the kind has none."""
         # surrogateescape: an invalid byte b becomes U+DC00 + b, which valid UTF-8 cannot contain
         parts = re.split("([\udc80-\udcff]+)", data.decode("utf-8", "surrogateescape"))
         ids: list[int] = []
@@ -269,7 +271,8 @@ class Tokenizer:
         return self.decode_bytes([id])
 
     def decode_bytes(self, ids: Iterable[int]) -> builtins.bytes:
-        """The bytes of all ids, one after the other."""
+        """The bytes of all ids, one after the other; a ``ValueError`` names one that stands for
+        none."""
         pieces = self._kind.pieces
         ids = list(ids)
         try:

@@ -149,7 +149,8 @@ class WordPieces(TokenizerKind):
 
     @classmethod
     def is_in(cls, folder: Path) -> bool:
-        """Whether the files of a folder are those of a WordPiece."""
+        """Whether the files of a folder are those of a WordPiece; a tokenizer.json decides before a
+        vocab.txt."""
         if not (folder / FILE).exists():
             return (folder / VOCABULARY).exists()
         model = reading.json_object(folder / FILE, TokenizerError).get("model")
@@ -234,7 +235,8 @@ def _cut(text: str) -> Iterator[str]:
 
 
 def _of_lines(file: Path) -> dict[str, int]:
-    """A token in each line, its id the number of the line from 0."""
+    """Token -> id, of a vocab.txt with a token in each line, whose id is the number of the line
+    from 0; a TokenizerError where one stands twice, or none."""
     lines = reading.lines(file, TokenizerError)
     if lines:
         reading.check_no_pointer(file, lines[0], TokenizerError)
