@@ -61,7 +61,8 @@ UNREAD = {"directionality", "_attn_implementation_autoset", *(f"pooler_{n}" for 
 def read(
     folder: Path, pooler: bool, dropout: float | None
 ) -> tuple[dict[str, Any], BertConfig, tuple[str, ...] | None]:
-    """What a folder's config.json says, as it stands and as ours, and the names of the labels.
+    """(what a folder's config.json says as it stands, the same as ours, the names of the labels); a
+    ``WeightsError`` says what is not understood.
 
     ``pooler``: whether there are weights of one, which config.json does not say. ``dropout``
     replaces all of its own.
@@ -143,7 +144,8 @@ def _head(architectures: Any) -> str:
 
 
 def _labels(card: Mapping[str, Any]) -> tuple[str, ...]:
-    """id2label, in order; without it there are ``num_labels``, or two, as in transformers."""
+    """The names under id2label, in order; without it there are ``num_labels``, or two, LABEL_0 and
+    so on, as in transformers. A ``WeightsError`` where these make no sense."""
     names = card.get("id2label")
     if names is None:
         count = card.get("num_labels", card.get("_num_labels", 2))
@@ -161,8 +163,8 @@ def _labels(card: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def from_own(card: Mapping[str, Any]) -> tuple[BertConfig, tuple[str, ...] | None]:
-    """From what ``to_own`` wrote: the configuration, and the names of its labels, None where the
-    head has none."""
+    """From what ``to_own`` wrote: (the configuration, the names of its labels, None where the head
+    has none). A ``Mendable`` for anything else, without the file's name."""
     fields = [f.name for f in dataclasses.fields(BertConfig)]
     refuse_options(card, {*fields, NAMES}, f"addnorm {__version__}")
     if absent := [name for name in fields if name not in card]:

@@ -156,7 +156,7 @@ class _Jinja:
             raise ChatError(f"{self._where} fails: {error_in_a_line(error)}") from None
 
     def takes(self, turns: Pairs) -> bool:
-        """Whether it makes anything of a conversation."""
+        """Whether it makes anything of a conversation, and does not refuse it or fail."""
         try:
             self.render(turns)
         except ChatError:
@@ -165,7 +165,7 @@ class _Jinja:
 
     def parts(self, turns: Pairs) -> list[str]:
         """What stands before, between and after the texts: one more than there are turns. Each text
-        must come once, so let none be part of another."""
+        must come once, else it is a ``ChatError``, so let none be part of another."""
         rest = self.render(turns)
         parts = []
         for _, text in turns:

@@ -74,7 +74,8 @@ def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
 
 
 def _card(folder: Path) -> tuple[dict[str, Any], ClassifierConfig, tuple[str, ...]]:
-    """What the folder's config.json says: as it stands, the settings, the names of the classes."""
+    """(what the folder's config.json says as it stands, the model's choices, the names of the
+    classes); a ``WeightsError`` where it is not that of a text classifier."""
     file = folder / CONFIG
     card = folders.read_json(file)
     if card.get("model_type") != CLASSIFIER_TYPE:

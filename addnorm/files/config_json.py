@@ -98,8 +98,8 @@ def read(folder: Path, dropout: float | None) -> tuple[dict[str, Any], GPTConfig
 
 
 def from_gpt2(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
-    """What a GPT2Config says, as ours. ``dropout`` None takes its dropout, which must be the same
-    in all three places."""
+    """What a GPT2Config says, as ours; a ``Mendable``, without the file's name, where that cannot
+    be. ``dropout`` None takes its dropout, which must be the same in all three places."""
     refuse_options(card, {*FIELDS, *UNTOLD}, "GPT-2 as transformers defines it")
     absent = [name for name in FIELDS if name not in card]
     if absent:
@@ -129,7 +129,8 @@ def from_gpt2(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
 
 
 def from_own(card: Mapping[str, Any], dropout: float | None) -> GPTConfig:
-    """The configuration that ``to_own`` or ``addnorm.hf`` wrote; ``dropout`` None takes its own."""
+    """The configuration that ``to_own`` or ``addnorm.hf`` wrote; a ``Mendable``, without the file's
+    name, where it is another. ``dropout`` None takes its own."""
     fields = [f.name for f in dataclasses.fields(GPTConfig)]
     refuse_options(card, fields, f"addnorm {__version__}")
     absent = [name for name in fields if name not in card]

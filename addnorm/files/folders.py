@@ -91,7 +91,8 @@ def content(folder: Path) -> str:
 
 
 def identity(folder: Path) -> str:
-    """A short hash of the weights in a folder, whatever they are called there."""
+    """A short hash of the weights in a folder, whatever they are called there; a ``WeightsError``
+    if there are none. The files are read whole for it."""
     first = next((name for name in WEIGHTS if (folder / name).exists()), None)
     if first is None:
         raise WeightsError(f"{folder} has no weights; it holds {content(folder)}")

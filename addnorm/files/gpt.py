@@ -73,7 +73,7 @@ MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
 def gpt2_rows(config: GPTConfig) -> list[TensorNames]:
-    """The table for one depth."""
+    """All rows of the table for such a model: its ends, then block by block."""
     rows = [*ENDS] if config.tied else [*ENDS, UNTIED]
     for i in range(config.n_layers):
         place = {"i": i, "a": 2 * i, "m": 2 * i + 1}
@@ -319,7 +319,8 @@ def _check_head(where: str, entry: StoredTensor, config: GPTConfig) -> None:
 
 
 def _own(model: GPT) -> dict[str, Tensor]:
-    """The model's tensors by their names without wrappers."""
+    """The model's tensors by their names without wrappers; a ``WeightsError`` where two would have
+    the same."""
     state = model.state_dict()
     names: dict[str, str] = {}
     for full in state:

@@ -36,8 +36,8 @@ def write(
     tokenizer: Tokenizer | None,
     labels: Sequence[str] | None,
 ) -> None:
-    """The folder that ``read`` takes: in the published format where that can say what the GPT is,
-    else in ours."""
+    """Write the folder that ``read`` takes: in the published format where that can say what the GPT
+    is, else in ours. None for tokenizer or labels is a ``WeightsError``."""
     count = model.head.out_features
     if tokenizer is None or labels is None or len(labels) != count:
         raise WeightsError(
@@ -62,7 +62,8 @@ def write(
 
 
 def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
-    """The model, its tokenizer if there is one, and the names of its classes, checked."""
+    """The model, its tokenizer if there is one, and the names of its classes; a ``WeightsError``
+    where they do not belong together. ``dtype`` None keeps what is stored."""
     card = folders.read_json(folder / CONFIG)
     labels, several = _labels(card, folder / CONFIG)
     body, _, head = gpt.load_with(folder, dtype=dtype, dropout=None, head=HEAD)

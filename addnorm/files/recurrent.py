@@ -62,7 +62,8 @@ def write(
 
 
 def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
-    """The model and its tokenizer, if there is one, checked."""
+    """The model and its tokenizer, if there is one; a ``WeightsError`` where they are damaged or do
+    not belong together. ``dtype`` None keeps what is stored."""
     with reading.system_errors(folder, WeightsError):
         card = folders.read_json(folder / CONFIG)
         config = _config(card, folder / CONFIG)

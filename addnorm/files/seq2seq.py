@@ -93,8 +93,9 @@ def _state(
     by_name: Mapping[str, StoredTensor],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Tensor]:
-    """Our names -> values, in the stored types; copies must be alike, and nothing may be left over.
-    ``rows``: all tensors of the model. ``by_name``: what is stored. ``shapes``: by our names."""
+    """Our names -> values, in the stored types; a ``WeightsError`` where copies are not alike, or
+    something is missing or left over. ``rows``: all tensors of the model. ``by_name``: what is
+    stored. ``shapes``: by our names."""
     names = {name for row in rows for name in row.theirs} | set(TABLES)
     if extra := sorted(by_name.keys() - names):
         raise WeightsError(
@@ -131,8 +132,9 @@ def _value(
     state: Mapping[str, Tensor],
     ours: str,
 ) -> Tensor:
-    """The value stored under ``name``, in the shape of our parameter ``ours``. If ``state`` has
-    that parameter already, from another name, it must be the same to the bit."""
+    """The value of ``entry``, which is stored under ``name``, in the ``shape`` of our parameter
+    ``ours``; a ``WeightsError`` where it has another. If ``state`` has that parameter already, from
+    another name, it must be the same to the bit."""
     where = f"{folder / entry.file}: {name}"
     if entry.dtype not in SAFETENSORS_DTYPES.values():
         raise WeightsError(
@@ -295,7 +297,7 @@ def write(
     tokenizer: Tokenizer | TokenizerPair | None,
     labels: Sequence[str] | None,
 ) -> None:
-    """The folder that ``read`` takes."""
+    """Write the folder that ``read`` takes, as ``save`` does; ``labels`` must be None."""
     if labels is not None:
         raise WeightsError("a sequence-to-sequence model has no labels: leave them out")
     save(model, folder, tokenizer=tokenizer)

@@ -172,7 +172,8 @@ SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF1
 
 
 def _open_pickle(file: Path) -> dict[str, StoredTensor]:
-    """A .bin of torch.save. ``weights_only``: tensors and plain containers, never code."""
+    """The tensors in a .bin of torch.save, whose values are read here. By ``weights_only`` that is
+    tensors and plain containers, never code; anything else is a ``WeightsError``."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:

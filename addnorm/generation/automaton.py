@@ -185,7 +185,8 @@ class Words(Generic[Symbol]):
 
 
 def without(words: Sequence[str]) -> Dfa:
-    """The texts in which none of the words occurs."""
+    """The texts in which none of the words occurs; a ``Mendable`` for a word that is in every text,
+    or in none."""
     if not all(words):
         raise Mendable("an empty word is in every text: it cannot be banned")
     for word in words:
@@ -317,7 +318,8 @@ class _Nfa:
             )
 
     def determined(self) -> Dfa:
-        """The same texts as a ``Dfa``, by the subset construction."""
+        """The same texts as a ``Dfa``, by the subset construction, once ``start`` and ``end`` are
+        set; a ``RegexError`` where there are none, or it takes too much."""
         begin = self.closure([self.start])
         numbers = {begin: 0}
         sets = [begin]
@@ -493,7 +495,8 @@ class _Parser:
         return ((ord(c), ord(c)),)
 
     def set(self) -> Ranges:
-        """What stands between brackets; the [ is read already."""
+        """Read the rest of a set, up to its ], and return the characters in it; the [ is read
+        already."""
         negated = self.took("^")
         parts: list[tuple[int, int]] = []
         first = True

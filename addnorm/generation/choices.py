@@ -84,7 +84,8 @@ def read_questions(file: Path) -> list[Question]:
 
 
 def _question(value: Any, where: str) -> Question:
-    """The question that the JSON of a line says; ``where`` names the line if it says none."""
+    """The question that the JSON of a line says; a ``Mendable`` that names the line, by ``where``,
+    if it says none."""
     if not isinstance(value, dict):
         raise Mendable(f"{where}: expected an object, got {value_in_short(value)}")
     for name in ("context", "choices", "gold"):
@@ -160,7 +161,8 @@ def score_choices(
 
 
 def _row(question: Question, choice: str, tokenizer: TokenizerLike) -> _Row:
-    """A question's context with one of its choices, however long."""
+    """A question's context with one of its choices, however long; a ``Mendable`` where the choice
+    adds no token, or the context is empty and no token stands for that."""
     before = tokenizer.encode(question.context)
     ids = tokenizer.encode(question.context + choice)
     scored = len(ids) - len(before)
@@ -180,8 +182,9 @@ def _row(question: Question, choice: str, tokenizer: TokenizerLike) -> _Row:
 
 
 def _sums(model: LanguageModel, rows: Sequence[_Row]) -> list[float]:
-    """The log-probability of each row's choice. ``rows``: the longest first, as they come; shorter
-    ones are padded on the right, where a causal model does not look."""
+    """The log-probability of each row's choice; a ``FloatingPointError`` where one is not finite.
+    ``rows``: the longest first, as they come; shorter ones are padded on the right, where a causal
+    model does not look."""
     device = next(model.parameters()).device
     longest = len(rows[0].ids) - 1
     ids = torch.zeros(len(rows), longest + 1, dtype=torch.long)

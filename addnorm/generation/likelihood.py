@@ -173,7 +173,8 @@ def _exp(x: float) -> float:
 
 
 def _window(model: LanguageModel, context: int | None, stride: int | None) -> tuple[int, int]:
-    """(context, stride), checked; None: the model's context, and half of it."""
+    """(context, stride), a ``Mendable`` where they make no sense; None: the model's context, and
+    half of it."""
     context = model.config.context_length if context is None else context
     stride = max(context // 2, 1) if stride is None else stride
     if context < 1:

@@ -54,7 +54,8 @@ class Limits:
         return id
 
     def stop_strings(self, rows: int) -> list[StopStrings]:
-        """The stop strings of each of so many rows."""
+        """The stop strings of each of so many rows: for all the same, or each its own. A
+        ``Mendable`` or ``TypeError`` where ``stop`` does not say that."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence):
             raise TypeError(f"stop must be a str or a list, () for none, got {stop!r}")

@@ -147,7 +147,7 @@ def distribution(
 
 
 def _filtered(x: Tensor, sampling: Sampling) -> Tensor:
-    """Steps 4 to 8 at a temperature above 0."""
+    """Steps 4 to 8 at a temperature above 0, of logits after step 3, (B, V): probabilities."""
     # Less the largest first: dividing by a small temperature then overflows to -inf at worst. One
     # so small that it is 0 in this dtype would make 0 / 0.
     x = (x - x.amax(-1, keepdim=True)) / max(float(sampling.temperature), torch.finfo(x.dtype).tiny)

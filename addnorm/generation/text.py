@@ -266,7 +266,8 @@ class Writing:
             self._decoder.drop(finished_rows)
 
     def _end_if_done(self, i: int) -> None:
-        """Finish a row that has no token left, or nothing left to say."""
+        """Finish row ``i`` if it has no token left, or nothing left to say by the constraint; what
+        waited in it goes to ``_ready``. A row that is finished stays so."""
         row = self._rows[i]
         if row.finish:
             return
@@ -403,8 +404,8 @@ def check_tokenizer(model: LanguageModel, tokenizer: TokenizerLike) -> None:
 def _ids(
     model: LanguageModel, tokenizer: TokenizerLike, prompt: PromptInput, row: int
 ) -> list[int]:
-    """The ids of a prompt, at least one; of ids those themselves, checked. ``row`` is its number,
-    for messages."""
+    """The ids of a prompt, at least one; of ids those themselves. ``row`` is its number, for the
+    ``Mendable`` or ``TypeError`` where it is no prompt."""
     if not isinstance(prompt, str):
         if not isinstance(prompt, Sequence) or not all(whole(id) for id in prompt):
             raise TypeError(f"prompt {row} must be a str or a list of ids, got {prompt!r}")

@@ -130,7 +130,8 @@ class Bert(nn.Module):
         return rules
 
     def reset_parameters(self) -> None:
-        """Fill the tables at the two ends by the scheme's rule."""
+        """Fill the tables at the two ends by the scheme's rule, and the pooler as in the published
+        BERT; the stack and the head for tokens have filled themselves."""
         for name, (role, rule) in self.init_rules().items():
             rule(role, self.get_parameter(name))
         for layer in (self.pooler, self.head):

@@ -119,7 +119,8 @@ class Recurrence(nn.Module):
         documents: Tensor | None = None,
         state: State | None = None,
     ) -> tuple[Tensor, State | None]:
-        """The output, and the state after each row's last token; of documents there is none.
+        """(the output, the state after each row's last token; None of documents, which go with no
+        ``state``).
 
         ``valid`` (B, T) is True for real tokens, wherever they are: the others leave the state as
         it is, and their output is 0. Each of a row's ``documents`` (B, T) begins with zeros.

@@ -140,7 +140,8 @@ class AnswerSettings(TaskSettings):
         return True
 
     def build(self, choices: Mapping[str, Any] = NOTHING) -> "AnswerTask":
-        """Read and tokenize the questions, and make the task of them; all ``choices`` count."""
+        """Read and tokenize the questions, and make the task of them; all ``choices`` count. A
+        ``SettingsError`` or ``DataError`` begins with the setting that is wrong."""
         train, val, remarks = self._questions()
         start: str | None = None
         if self.init_from is None:
@@ -486,7 +487,8 @@ def hold_out(
     questions: Sequence[SquadQuestion], fraction: float
 ) -> tuple[list[SquadQuestion], list[SquadQuestion]]:
     """(to learn from, held out), whole articles, or whole passages where there are few articles:
-    those whose hashes are the smallest, until there are enough questions."""
+    those whose hashes are the smallest, until there are ``fraction`` of the questions; one at least
+    is left to learn from. A ``DataError`` where there is a single passage."""
     by_title = len({row.title for row in questions}) >= ENOUGH
     groups: dict[str, list[SquadQuestion]] = {}
     for row in questions:

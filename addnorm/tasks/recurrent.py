@@ -34,7 +34,8 @@ class RecurrentSettings(LanguageModelSettings):
     )
 
     def beside(self, loop: LoopSettings) -> "RecurrentSettings":
-        """Muon is for the matrices of a Transformer's stack, of which there are none."""
+        """As it is; a ``SettingsError`` for Muon, which is for the matrices of a Transformer's
+        stack, of which there are none."""
         if loop.optimizer == "muon":
             raise SettingsError(
                 "optimizer=muon is for the matrices of a Transformer's blocks, and a recurrent "

@@ -129,8 +129,9 @@ def _learned(setting: str, name: str = "tokenizer") -> tuple[str, int] | None:
 def _learned_once(
     folder: Path, texts: Callable[[], Iterable[str]], kind: str, size: int, name: str
 ) -> Tokenizer:
-    """The tokenizer that is stored in the folder; if there is none, or it is damaged, a new one of
-    ``size`` tokens is learned and stored first."""
+    """The tokenizer that is stored in the folder; if there is none, or it is damaged, which is
+    warned of, a new one of ``size`` tokens is learned and stored first. ``name``: of the setting,
+    for the ``DataError`` where that cannot be."""
     if folder.exists():
         try:
             return _stored(folder)

@@ -129,7 +129,7 @@ class TranslateSettings(TaskSettings):
             raise SettingsError(f"samples must be from 0 to {MOST_SAMPLES}, got {self.samples}")
 
     def by_heart(self) -> Mapping[str, Any]:
-        """No dropout, and targets that can be met."""
+        """No dropout anywhere, and targets that can be met."""
         # beside init_from settings of the model have no effect, and to set one is an error
         return {
             "dropout": 0.0,
@@ -231,8 +231,8 @@ class TranslatorStart(NamedTuple):
 
 
 def _start(path_or_id: str, dropout: float) -> TranslatorStart:
-    """What ``init_from`` names; its weights are read here only to see that they can be. ``dropout``
-    replaces what the folder says."""
+    """What ``init_from`` names, a ``SettingsError`` where it is no translator; its weights are read
+    here only to see that they can be. ``dropout`` replaces what the folder says."""
     try:
         folder = folders.find(path_or_id)
         model = seq2seq.load(folder, dropout=dropout)[0]
@@ -399,6 +399,7 @@ class TranslateTask(Task):
         with ProgressBar("translating", patience=2.0) as bar:
             outputs, _ = use.outputs([row.source for row in rows], how, EVAL_ROWS, bar)
         scores = translation_scores(outputs, [row.target for row in rows])
+        # a metric is a number: signatures and notes are left to ``addnorm eval``
         return figures | {k: v for k, v in scores.items() if isinstance(v, float)}
 
     def _loss(self, model: nn.Module, most: int) -> float:

@@ -170,7 +170,8 @@ class Checkpoints:
             raise failure
 
     def lock(self) -> None:
-        """Keep other runs from writing here, from now on; the folder is made if there is none."""
+        """Keep other runs from writing here, from now on; the folder is made if there is none. A
+        CheckpointError says who writes here already; again is as good as once."""
         if self._lock is not None and self._lock.is_held():
             return
         try:
@@ -241,7 +242,8 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder} cannot be read: {error}") from error
 
     def clear(self) -> None:
-        """Delete every checkpoint, for a run that begins anew; none if there are ``strangers``."""
+        """Delete every checkpoint, for a run that begins anew; a CheckpointError, and nothing is
+        deleted, if there are ``strangers``."""
         self.lock()
         try:
             if wrong := self.strangers():

@@ -421,8 +421,9 @@ class Trainer:
         return dict(self.raw.named_parameters())
 
     def _restore_optimizers(self, states_then: Mapping[str, Tensor]) -> None:
-        """``states_then``: PARAMETER.STATE -> whole tensor. A parameter that has none keeps none:
-        it was never stepped."""
+        """Give the optimizers their states of then. ``states_then``: PARAMETER.STATE -> whole
+        tensor. A parameter that has none keeps none: it was never stepped. A ``SettingsError`` for
+        the state of one that is not trained here."""
         states: dict[str, dict[str, Tensor]] = {}
         for full, t in states_then.items():
             name, _, key = full.rpartition(".")
@@ -452,7 +453,8 @@ class Trainer:
             )
 
     def _maybe_compiled(self) -> tuple[nn.Module, str]:
-        """The model as the loss calls it, and in one line why it is compiled or not."""
+        """(the model as the loss calls it, in one line why it is compiled or not); a
+        ``SettingsError`` where it must be compiled and cannot."""
         wish = self.loop.compile
         if wish == "false":
             return self.model, "not compiled: compile=false"

@@ -75,7 +75,8 @@ class FolderState:
 
 
 def examine(folder: Path) -> FolderState:
-    """What the folder is; nothing is written."""
+    """What the folder is, by what lies in it; nothing is written. A ``SettingsError`` where it is a
+    file, or cannot be looked into."""
     try:
         names = {path.name for path in folder.iterdir()}
         if STATE in names:
@@ -235,7 +236,8 @@ def _own_files(folder: Path) -> list[Path]:
 
 
 def _clear_wandb(folder: Path) -> None:
-    """wandb gives each session a folder, whose name ends in the id that the run has from us."""
+    """Delete what wandb wrote for this run, in its ``folder`` of the run's: it gives each session a
+    folder, whose name ends in the id that the run has from us. Without that nothing is deleted."""
     try:
         run = (folder / "run-id").read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -264,7 +264,8 @@ class RunFolder(Observer, Keeper):
         return snapshot
 
     def save(self, course: Course) -> bool:
-        """A checkpoint, and the model in its users' format."""
+        """Save a checkpoint, the model in its users' format, and run.json; True unless the
+        checkpoint failed, which the user was told, or, after the last step, raised."""
         trainer = course.trainer
         state = course.snapshot(trainer.parts() if trainer.divided else trainer.tensors())
         snapshot = Snapshot(state.step, state.tensors, {**state.facts, "config": self.json})
