@@ -37,7 +37,8 @@ OURS = "addnorm"  # in the metadata of the file: settings, and the rank and scal
 PEFT_WRAPPERS = {"base_model", "model", "transformer", "gpt"}
 """What peft, transformers and addnorm.hf put before the names of modules."""
 TYPES = {"lora": "LORA", "adalora": "ADALORA", "prefix": "PREFIX_TUNING"}
-PROMPT = "prompt_embeddings"
+"""Our kind -> what peft calls it; it has none for ours."""
+PROMPT = "prompt_embeddings"  # peft's name for the one tensor of a prefix
 PEFT_EPS = 1e-5  # peft divides adalora's updates by init_r + PEFT_EPS
 
 # --- writing --------------------------------------------------------------------------------------

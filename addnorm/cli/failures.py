@@ -27,7 +27,7 @@ def reported(command: Callable[[], int]) -> int:
         return 1
     except KeyboardInterrupt:
         output.say("interrupted")
-        return 130
+        return 130  # 128 + SIGINT, as shells have it
     except Mendable as error:
         output.say(str(error))
         if output.disk_is_full(error):

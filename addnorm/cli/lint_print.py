@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from addnorm.linting import Finding, Report
 
 WIDTH = 100  # of what is printed, at most
-NARROWEST = 40
+NARROWEST = 40  # below that words would be cut, and a terminal wraps lines itself
 GLUE = "\ue000"  # a blank at which no line is broken, until it is printed
 LOUD = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 ITEMS = 4  # of a list in the evidence

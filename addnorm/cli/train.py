@@ -119,7 +119,7 @@ def run(options: Options) -> int:
         raise Refusal(f"{error}\nThe checkpoints in {folder} are from before", status=1) from None
     except Stopped as stop:
         message = f"{stop} at step {stop.step}: saved. To continue: addnorm train --resume {folder}"
-        raise Refusal(message, status=128 + stop.number) from None
+        raise Refusal(message, status=128 + stop.number) from None  # as shells have it
     except torch.OutOfMemoryError as error:
         raise Refusal(
             f"{error}\nTry a smaller micro_rows=N, the rows at a time", status=1

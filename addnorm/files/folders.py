@@ -33,6 +33,7 @@ TOKENIZERS = (
     *(CARD, "characters.json", "tokenizer.json", "vocab.json", "added_tokens.json"),
     "vocab.txt",
 )
+"""Of a tokenizer those files that have its ids, by each of which a folder is known to have one."""
 CHAT = ("chat.json", "chat_template.jinja")
 """Marks between the turns of a conversation, which a tokenizer needs where it is used for those."""
 OF_TOKENIZERS = (
@@ -42,6 +43,7 @@ OF_TOKENIZERS = (
     "special_tokens_map.json",
     *CHAT,
 )
+"""All files of a tokenizer."""
 GENERATION = "generation_config.json"
 OF_PAIRS = ("source.spm", "target.spm", "target_vocab.json")
 """Of a model that reads one language and writes another."""

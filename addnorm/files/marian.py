@@ -142,7 +142,7 @@ def read_config(folder: Path, dropout: float | None) -> tuple[Seq2SeqConfig, Sea
         )
     shared = card.get("share_encoder_decoder_embeddings", True)
     vocab_size = number("vocab_size")
-    rates: dict[str, Any] = {
+    rates: dict[str, Any] = {  # what is not said is as in transformers' MarianConfig
         name: card.get(theirs, default) if dropout is None else dropout
         for name, theirs, default in (
             ("dropout", "dropout", 0.1),

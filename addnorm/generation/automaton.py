@@ -274,7 +274,7 @@ class _Nfa:
         """The number of a new state."""
         self.edges.append([])
         self.free.append([])
-        if len(self.edges) > 20 * MOST_STATES:
+        if len(self.edges) > 20 * MOST_STATES:  # a state of the Dfa stands for several of these
             _check_size(len(self.edges))
         return len(self.edges) - 1
 

@@ -255,6 +255,7 @@ def row_seeds(seed: int | Sequence[int] | None, rows: int, sampling: Sampling) -
     global generator draws the first, unless ``sampling`` needs no random numbers. A ``Mendable``
     where they are too few, or no seeds."""
     if seed is None:
+        # below SEEDS' end by far, so that there is one for every row behind it
         seed = int(torch.randint(2**62, ())) if sampling.temperature > 0 else 0
     seeds = list(seed) if isinstance(seed, Sequence) else [seed]
     for one in seeds:

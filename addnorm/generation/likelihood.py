@@ -169,7 +169,7 @@ def _scores(
 
 
 def _exp(x: float) -> float:
-    return math.exp(x) if x < 709 else math.inf
+    return math.exp(x) if x < 709 else math.inf  # beyond that it is no float64, and an error
 
 
 def _window(model: LanguageModel, context: int | None, stride: int | None) -> tuple[int, int]:

@@ -90,7 +90,7 @@ class TextClassifier(nn.Module):
             attention_dropout=0.0,
         )
         self.head = nn.Linear(2 * c.dim, c.classes)
-        nn.init.normal_(self.tokens.weight, std=0.02)
+        nn.init.normal_(self.tokens.weight, std=0.02)  # as in BERT and GPT-2
         if self.pairs is not None:
             nn.init.zeros_(self.pairs.weight)  # most are rare: they begin as what their tokens are
         nn.init.zeros_(self.head.bias)

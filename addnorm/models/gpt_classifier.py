@@ -37,7 +37,7 @@ class GPTClassifier(nn.Module):
         self.several = several
         self.gpt = GPT(self.config)
         self.head = nn.Linear(config.dim, classes, bias=False)
-        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.normal_(self.head.weight, std=0.02)  # as everything in GPT-2
 
     @property
     def frame(self) -> judging.TextFrame:

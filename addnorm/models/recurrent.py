@@ -188,7 +188,7 @@ class RecurrentLM(nn.Module):
         self.tokens = nn.Embedding(c.vocab_size, c.dim)
         self.body = Recurrence(c.cell, c.dim, c.n_layers, c.dropout)
         self.tokenizer_identity: str | None = None  # of the tokenizer it was saved with
-        nn.init.uniform_(self.tokens.weight, -0.1, 0.1)
+        nn.init.uniform_(self.tokens.weight, -0.1, 0.1)  # Merity et al. 2017
 
     def forward(
         self,

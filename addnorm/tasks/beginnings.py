@@ -36,7 +36,7 @@ from addnorm.training.loop_settings import LoopSettings
 
 FROM_NOTHING = {"init_from": (None,)}
 """What a setting needs that counts for new models only."""
-WITH_EPS = tuple(name for name in NORMS if name != "dyt")
+WITH_EPS = tuple(name for name in NORMS if name != "dyt")  # the norms that have an eps
 
 Settings = TypeVar("Settings", bound=TaskSettings)
 

@@ -68,7 +68,8 @@ from addnorm.words import plural
 IGNORED = -100  # what F.cross_entropy passes over
 EVAL_ROWS = 32  # rows that go through the model at once in an evaluation
 GLANCE_ROWS = 512  # of the held-out ones, for the curve while training
-MOST_SAMPLES = 100
+MOST_SAMPLES = 100  # each takes about a second of every evaluation
+MOST_NATS = 700.0  # the exponential of more is no float64
 SAMPLE = 100  # tokens of a sample at most
 SOURCES = {
     "content": "data",
@@ -347,7 +348,8 @@ class ChatTask(Task):
         texts = (row.ids[row.target & (row.ids != self.chat.eos_id)] for row in rows)
         size = sum(len(self.chat.tokenizer.decode_bytes(ids.tolist())) for ids in texts)
         bits = nats / math.log(2) / max(size, 1)
-        return {"val_loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits}
+        perplexity = math.exp(min(loss, MOST_NATS))
+        return {"val_loss": loss, "perplexity": perplexity, "bits_per_byte": bits}
 
     def glance(self, model: nn.Module) -> dict[str, float]:
         """Nats per token of the first answers that were held out."""
@@ -384,7 +386,7 @@ class ChatTask(Task):
             [prompt.ids for prompt in prompts],
             tokenizer=self.chat,
             max_new_tokens=min(prompt.answer for prompt in prompts),
-            temperature=0.8,
+            temperature=0.8,  # as addnorm chat has it by itself
             top_p=0.95,
             seed=0,
         )

@@ -51,7 +51,9 @@ from addnorm.training.task import Batch, Best, Task
 IGNORED = -100  # what F.cross_entropy passes over
 EVAL_TOKENS = 1 << 14  # in one forward of an evaluation
 COMPRESSIBLE = 1 << 26  # bytes of held-out text up to which compressors are tried
+MOST_NATS = 700.0  # the exponential of more is no float64
 PROMPTS = {"stdlib": ["def ", "class ", "import "]}
+"""Data -> what its samples begin with; those of other data with the held-out text."""
 
 
 @final
@@ -217,7 +219,8 @@ class LanguageTask(Task):
         nats, count = self._score(model, len(tokens))
         loss = nats / count
         bits = nats / math.log(2) / max(tokens.bytes, 1)
-        return {"val_loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits}
+        perplexity = math.exp(min(loss, MOST_NATS))
+        return {"val_loss": loss, "perplexity": perplexity, "bits_per_byte": bits}
 
     def glance(self, model: nn.Module) -> dict[str, float]:
         """Nats per token of the beginning of the validation split."""
@@ -284,8 +287,8 @@ class LanguageTask(Task):
             cast(LanguageModel, model),
             [prompts[i % len(prompts)] for i in range(self.settings.samples)],
             tokenizer=self.tokenizer,
-            max_new_tokens=min(200, 2 * self.config.context_length),
-            temperature=0.8,
+            max_new_tokens=min(200, 2 * self.config.context_length),  # a paragraph
+            temperature=0.8,  # less than the model's own spread: what a small one writes is read
             top_p=0.95,
             seed=0,
         )

@@ -21,8 +21,8 @@ from addnorm.training.loop import Diverged, Outcome, Trainer
 from addnorm.training.task import Batch, Task
 from addnorm.words import a_few
 
-STEPS = 500
-WARMUP = 10
+STEPS = 500  # at the most, in about a minute
+WARMUP = 10  # steps
 LEARNED = 0.05  # the loss of a target whose probability is 0.95
 SHARE = 0.02  # of the first loss: windows of text may begin alike and go on differently
 STEADY = 20  # steps in a row: a single low loss may be luck

@@ -35,10 +35,11 @@ from addnorm.training.fit import Course, Observer
 from addnorm.training.run import train
 from addnorm.training.task import Batch
 
-STEPS, SAVE_EVERY = 6, 2
+STEPS, SAVE_EVERY = 6, 2  # enough for kills between saves
 KILLS = ((3, 0), (5, 1))  # (steps done, how many micro-batches of the next one are)
 MIDDLE = 4  # the step after which the number of processes changes
 LOST = {"random": "the random numbers", "optimizer": "the optimizer", "model": "the weights"}
+"""Group of tensors in a checkpoint -> what it is, in the order in which they are compared."""
 LOSS_TOLERANCE = 1e-5  # relative: float32 sums in another order
 COMMAND = (sys.executable, "-m", "addnorm.tasks.prove")
 

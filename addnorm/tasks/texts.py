@@ -24,7 +24,7 @@ UNCASED, CASED = "wordpiece", "wordpiece-cased"
 LEARNED = {"bpe": 257, UNCASED: 100, CASED: 100}
 """The kinds that are learned, to a size -> the fewest tokens: of a byte-level BPE the bytes and the
 end of a text."""
-MOST_TOKENS = 1 << 20
+MOST_TOKENS = 1 << 20  # far beyond any use: more is a slip of the finger
 
 
 def check(tokenizer: str, val_fraction: float, dropout: float) -> None:

@@ -58,7 +58,8 @@ SOURCES = {
     "model": ["init_from"],
 }
 """Fact of a task -> the settings that it comes from."""
-MOST_SAMPLES = 100
+MOST_SAMPLES = 100  # each takes time in every evaluation
+MOST_NATS = 700.0  # the exponential of more is no float64
 
 
 @final
@@ -390,7 +391,7 @@ class TranslateTask(Task):
         are: the figures of ``addnorm eval``. Every process searches all of them, since a sharded
         model is the work of all processes at once."""
         figures = {"val_loss": self._loss(model, len(self.splits["val"]))}
-        figures["perplexity"] = math.exp(min(figures["val_loss"], 700.0))
+        figures["perplexity"] = math.exp(min(figures["val_loss"], MOST_NATS))
         rows = self.texts.val[: self.settings.score_pairs]
         if not isinstance(model, Seq2Seq) or not rows:
             return figures

@@ -26,6 +26,7 @@ from addnorm.training.sinks import check_names
 from addnorm.training.task import Task
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+"""No settings, as a default that nobody can change."""
 
 
 class TaskSettings(ABC):

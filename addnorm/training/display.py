@@ -18,6 +18,7 @@ from addnorm.training.fit import Course, Observer
 BLOCKS = "▁▂▃▄▅▆▇█"
 EVERY = 5.0  # seconds between plain lines
 CURVE = 48  # places of the loss curve
+SHOWN = 300  # characters of a sample in the panel
 
 
 @final
@@ -106,7 +107,7 @@ class Display(Observer):
             table.add_row("held out", "", self._evaluation)
         parts: list[Any] = [self._bar, table]
         if self._sample:
-            parts.append(Text(self._sample[:300].replace("\n", " ⏎ "), style="dim"))
+            parts.append(Text(self._sample[:SHOWN].replace("\n", " ⏎ "), style="dim"))
         return Panel(Group(*parts), title="addnorm train", title_align="left")
 
 

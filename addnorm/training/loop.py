@@ -405,6 +405,7 @@ class Trainer:
         if facts["processes"] == self.world.size and facts["device"] == now["device"]:
             set_random_state(random, self.world.device)
         else:
+            # as at the beginning, but other ones after every step: processes are fewer than 2**20
             torch.manual_seed(self.loop.seed + 1 + self.world.rank + (self.done << 20))
         return differ
 

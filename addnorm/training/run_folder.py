@@ -48,7 +48,7 @@ MODEL_FILES = (
     *("characters.json", "tokenizer.json", "tokenizer_config.json"),
 )
 ADAPTER_FILES = tuple(f"{dot}{n}" for n in (adapters.CONFIG, adapters.TENSORS) for dot in ("", "."))
-HEX = "[0-9a-f]" * 8
+HEX = "[0-9a-f]" * 8  # the random part of a hidden folder's name, and of wandb's id
 
 
 class FolderKind(Enum):

@@ -9,6 +9,7 @@ from addnorm.errors import Mendable
 
 EXTRA = "bleu and chrf need sacrebleu: pip install 'addnorm[translate]'"
 HAN, KANA = re.compile(r"[\u4e00-\u9fff]"), re.compile(r"[\u3040-\u30ff]")
+"""Chinese characters, which Japanese has too, and the characters that only Japanese has."""
 MOSTLY = 0.3
 """A share of Han characters among all that are no space, from which on a text is Chinese."""
 KANA_IN_CHINESE = 0.1

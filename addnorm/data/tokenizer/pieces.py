@@ -44,6 +44,7 @@ class SentencePieces:
         self._ids: dict[str, int] = ids
         self._pieces = {id: piece for piece, id in ids.items()}
         self._data = reading.raw(model, TokenizerError)
+        # a pointer of Git LFS shows in its first words
         reading.check_no_pointer(model, self._data[:100].decode(errors="replace"), TokenizerError)
 
     @property
