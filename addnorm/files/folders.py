@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from addnorm import disk, hub, reading
+from addnorm.data.tokenizer.pair import TARGET
 from addnorm.errors import Mendable
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,13 @@ OF_TOKENIZERS = (
 GENERATION = "generation_config.json"
 OF_PAIRS = ("source.spm", "target.spm", "target_vocab.json")
 """Of a model that reads one language and writes another."""
+OF_OUR_TOKENIZERS = (CARD, "characters.json", "tokenizer.json", "tokenizer_config.json")
+WRITTEN = (
+    *(CONFIG, CHECKSUMS, SAFETENSORS, GENERATION, *OF_OUR_TOKENIZERS, "chat.json"),
+    *(*OF_PAIRS, "vocab.json", *(f"{TARGET}{name}" for name in OF_OUR_TOKENIZERS)),
+)
+"""What saves of models write, of whatever kind, so that a run can be cleared of it: one that stays
+would be taken for the next model's."""
 ADVICE = (
     f"Without a network, download {CONFIG} and {SAFETENSORS} elsewhere and use the folder that "
     "holds them"

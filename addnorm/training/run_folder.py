@@ -43,10 +43,6 @@ HIDDEN = tuple(f".{name}" for name in (STATE, SETTINGS, PICTURES, page.NAME))
 FILES = (METRICS, SAMPLES, PICTURES, page.NAME, *HIDDEN)
 """What lies in the folder itself and belongs to one run; ``run.json`` and ``config.toml`` are not
 deleted but replaced, so that at every moment it can be seen whose the folder is."""
-MODEL_FILES = (
-    *(folders.CONFIG, folders.CHECKSUMS, folders.SAFETENSORS, folders.CARD),
-    *("characters.json", "tokenizer.json", "tokenizer_config.json"),
-)
 ADAPTER_FILES = tuple(f"{dot}{n}" for n in (adapters.CONFIG, adapters.TENSORS) for dot in ("", "."))
 HEX = "[0-9a-f]" * 8  # the random part of a hidden folder's name, and of wandb's id
 
@@ -230,7 +226,7 @@ def _own_files(folder: Path) -> list[Path]:
     patterns = [*FILES, f"{TENSORBOARD}/events.out.tfevents.*"]
     for name in _models():
         for part in ("", "base/", f".base.{HEX}/"):
-            patterns += [f"{name}/{part}{file}" for file in MODEL_FILES]
+            patterns += [f"{name}/{part}{file}" for file in folders.WRITTEN]
         patterns += [f"{name}/adapter/{file}" for file in ADAPTER_FILES]
     return [path for pattern in patterns for path in folder.glob(pattern)]
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from addnorm import train
 from addnorm.settings import SettingsError
-from addnorm.tasks.recipes import classify_text
+from addnorm.tasks.recipes import chat, classify_text, translate
 from addnorm.training import parallel
 from addnorm.training import run_folder as places
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
@@ -133,14 +133,39 @@ def classifier(folder: Path) -> Config:
     )
 
 
-@pytest.mark.parametrize("kind", ["language", "lora", "prefix", "classify"])
+def talk(folder: Path) -> Config:
+    answer = {"role": "assistant", "content": "hm"}
+    lines = [{"messages": [{"role": "user", "content": str(i)}, answer]} for i in range(20)]
+    (folder / "chat.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    shape = {"model.dim": 8, "model.n_layers": 1, "model.n_heads": 1, "model.context_length": 64}
+    return chat().changed(
+        {"data": str(folder / "chat.jsonl"), "tokenizer": "bytes", "rows_per_step": 4, **shape}
+    )
+
+
+def translator(folder: Path) -> Config:
+    """One that is written in Marian's format, with a tokenizer for each side."""
+    (folder / "pairs.tsv").write_text("".join(f"{i} a\t{i} b\n" for i in range(60)))
+    shape = {"model.dim": 8, "model.encoder_layers": 1, "model.decoder_layers": 1}
+    shape |= {"model.n_heads": 1, "model.context_length": 16}
+    changes = {"data": str(folder / "pairs.tsv"), "rows_per_step": 4, "score_pairs": 0}
+    changes |= {"tokenizer": "bytes", "target_tokenizer": "characters"}
+    marian = {"model.scheme": "post_norm", "model.position": "halves"}
+    return translate().changed({**changes, **shape, **marian})
+
+
+SETTINGS_OF = {"chat": talk, "translate": translator, "classify": classifier}
+"""Kind -> the settings of a small run on data in a folder; other kinds are language models."""
+
+
+@pytest.mark.parametrize("kind", ["language", "lora", "prefix", *SETTINGS_OF])
 def test_all_that_a_run_writes_is_known_by_name(finished: Path, tmp_path: Path, kind: str) -> None:
     """So that nothing of a run that is replaced is left to be taken for the next one's; of sinks,
     tests/training/test_sinks.py says it."""
     changes: dict[str, Any] = {"steps": 2, "save_every": 1, "eval_every": 1}
     if kind in ("lora", "prefix"):
         changes |= {"init_from": str(finished / "run" / "model"), "adapt.kind": kind}
-    config = classifier(tmp_path) if kind == "classify" else small(tmp_path)
+    config = SETTINGS_OF.get(kind, small)(tmp_path)
     changes["cache"] = tmp_path / "cache"
     train(config.changed(changes), out=tmp_path / "run", display=quiet())
     for cut_off in (".model.0123abcd", "best/.base.0123abcd"):  # by a kill
