@@ -7,7 +7,6 @@ holds.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, final
 
@@ -19,10 +18,8 @@ from addnorm.cli.refusal import Refusal
 from addnorm.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from addnorm.data.tokenizer import Tokenizer
     from addnorm.export import Written
-    from addnorm.models.bert import Bert
-    from addnorm.models.gpt import GPT
+    from addnorm.pretrained import Loaded
 
 
 @final
@@ -39,12 +36,11 @@ class Hf:
     dtype: Literal["f32", "f16", "bf16"] = "f32"
     """Data type of the weights."""
 
-    def write(
-        self, model: "GPT", tokenizer: "Tokenizer | None", tell: Callable[[str], None]
-    ) -> "Written":
+    def write(self, loaded: "Loaded", tell: Callable[[str], None]) -> "Written":
         """See ``addnorm.export.to_hf``."""
         from addnorm.export import EXPORT_DTYPES, to_hf
 
+        model, tokenizer = as_gpt(loaded, self.model)
         dtype = None if self.dtype == "f32" else EXPORT_DTYPES[self.dtype]
         return to_hf(
             model, self.out, format=self.format, tokenizer=tokenizer, dtype=dtype, tell=tell
@@ -54,34 +50,33 @@ class Hf:
 @final
 @dataclass(frozen=True)
 class Onnx:
-    """Write a graph for ONNX runtimes, for any batch size and length."""
+    """Write a graph for ONNX runtimes, for any batch size and length; of a translator two graphs,
+    into a folder."""
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
     """A folder with a model, a run's folder, or a name such as openai-community/gpt2."""
     out: Path
     """The file to write, such as model.onnx; large weights go to model.onnx.data beside it."""
     with_cache: bool = False
-    """Make keys and values of earlier tokens inputs and outputs, for generation."""
+    """Make keys and values of earlier tokens inputs and outputs, for generation with a GPT."""
     with_valid: bool = False
     """Add an input that says which tokens are real, for batches with padding."""
 
-    def write(
-        self, model: "GPT", tokenizer: "Tokenizer | None", tell: Callable[[str], None]
-    ) -> "Written":
+    def write(self, loaded: "Loaded", tell: Callable[[str], None]) -> "Written":
         """See ``addnorm.export.to_onnx``."""
-        from addnorm.export import to_onnx
+        from addnorm.export import ONNX_MODELS, to_onnx
 
+        if not isinstance(loaded.model, ONNX_MODELS):
+            as_gpt(loaded, self.model)  # which says what it is
         return to_onnx(
-            model, self.out, with_cache=self.with_cache, with_valid=self.with_valid, tell=tell
+            loaded.model,
+            self.out,
+            tokenizer=loaded.tokenizer,
+            labels=loaded.labels,
+            with_cache=self.with_cache,
+            with_valid=self.with_valid,
+            tell=tell,
         )
-
-    def write_bert(self, model: "Bert", tell: Callable[[str], None]) -> "Written":
-        """See ``addnorm.export.bert_to_onnx``; there is no cache to be asked for."""
-        from addnorm.export import bert_to_onnx
-
-        if self.with_cache:
-            raise Refusal(f"{self.model} is a BERT, which keeps no cache: leave out --with-cache")
-        return bert_to_onnx(model, self.out, with_valid=self.with_valid, tell=tell)
 
 
 @final
@@ -98,12 +93,11 @@ class Gguf:
     no_tokenizer: bool = False
     """Leave the tokenizer out, for programs that work with ids."""
 
-    def write(
-        self, model: "GPT", tokenizer: "Tokenizer | None", tell: Callable[[str], None]
-    ) -> "Written":
+    def write(self, loaded: "Loaded", tell: Callable[[str], None]) -> "Written":
         """See ``addnorm.export.to_gguf``; without a tokenizer that has to be asked for."""
         from addnorm.export import to_gguf
 
+        model, tokenizer = as_gpt(loaded, self.model)
         if tokenizer is None and not self.no_tokenizer:
             raise Refusal(
                 f"{self.model} has no tokenizer, and llama.cpp needs the one in the file to read "
@@ -121,20 +115,13 @@ Options = Hf | Onnx | Gguf
 def run(options: Options) -> int:
     """Write the file or folder that was asked for; returns the exit status: 1 if what another
     program reads from it is not the model."""
-    from addnorm.models.bert import Bert
-
-    loaded = open_model(options.model)
-    write: Callable[[Callable[[str], None]], Written]
-    if isinstance(options, Onnx) and isinstance(loaded.model, Bert):
-        write = partial(options.write_bert, loaded.model)
-    else:
-        write = partial(options.write, *as_gpt(loaded, options.model))
     from addnorm.export import CheckFailed, ExportError
 
+    loaded = open_model(options.model)
     with ProgressBar() as bar:
         try:
             with reading.system_errors(options.out, ExportError, "write"):
-                written = write(bar.begin)
+                written = options.write(loaded, bar.begin)
         except CheckFailed as error:
             output.say(f"the check failed, and nothing was written: {error}")
             return 1

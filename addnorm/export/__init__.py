@@ -1,8 +1,7 @@
 """Models for other programs: transformers, ONNX runtimes, llama.cpp.
 
     to_hf(model, "folder")          a folder that transformers loads
-    to_onnx(model, "gpt.onnx")      a graph for ONNX Runtime and its kin, with or without a cache
-    bert_to_onnx(model, "bert.onnx")  the same of a BERT, whatever its head
+    to_onnx(model, "gpt.onnx")      graphs for ONNX Runtime and its kin, of most models
     to_gguf(model, "gpt.gguf")      a file for llama.cpp, where its gpt2 can be this model
 
 Nothing is believed: what was written is loaded by a program that is not ours and computes logits,
@@ -19,16 +18,15 @@ from addnorm.export.check import (
 )
 from addnorm.export.folder import to_hf
 from addnorm.export.gguf_file import to_gguf
-from addnorm.export.onnx_encoder import bert_to_onnx
-from addnorm.export.onnx_file import to_onnx
+from addnorm.export.onnx_kinds import ONNX_MODELS, to_onnx
 
 __all__ = [
     "EXPORT_DTYPES",
+    "ONNX_MODELS",
     "CheckFailed",
     "ExportError",
     "LogitsCheck",
     "Written",
-    "bert_to_onnx",
     "human",
     "to_gguf",
     "to_hf",

@@ -13,6 +13,7 @@ from addnorm.export.check import (
     Tell,
     draw,
     logits,
+    needs,
     reason,
     shapes,
 )
@@ -30,29 +31,45 @@ def compare(graph: Graph, file: Path, tell: Tell) -> LogitsCheck:
     """Compare the file with the model that ``graph`` is made of: at all ``shapes``, padded where
     the graph has ``valid``, and in steps if it has a cache. ``CheckFailed`` if it cannot be
     loaded."""
-    import onnxruntime
-
-    by = f"onnxruntime {onnxruntime.__version__}"
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; what it says of its own optimizations is not for users
-    tell(f"loading the graph with {by}")
-    try:
-        session = onnxruntime.InferenceSession(
-            str(file), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # its classes are made in C++, without a common base
-        raise CheckFailed(f"{by} cannot load the graph: {reason(error)}") from error
-    comparison = Comparison(by, ALLOWED)
+    session = opened(file, tell)
+    comparison = Comparison(runtime(), ALLOWED)
+    by = comparison.by
     for batch, length in shapes(graph.gpt):
         tell(f"checking with {by}: {batch} x {length}")
         ids = draw(graph.gpt, batch, length)
-        valid = _padding(batch, length) if graph.with_valid else None
+        valid = padding(batch, length) if graph.with_valid else None
         theirs, _ = _run(graph, session, ids, valid, graph.empty(batch))
         comparison.add(f"{batch} x {length}", theirs, logits(graph.gpt, ids, valid))
     if graph.with_cache:
         tell(f"checking with {by}: greedy steps")
         _compare_steps(graph, session, comparison)
     return comparison.result()
+
+
+def needs_runtime() -> None:
+    """An ``ExportError`` where a package is missing that writes or checks graphs."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        needs(package, "addnorm export onnx")
+
+
+def runtime() -> str:
+    """What runs graphs here, and its version."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def opened(file: Path, tell: Tell) -> Any:
+    """A session of ONNX Runtime, which has loaded the graph; ``CheckFailed`` if it cannot."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; what it says of its own optimizations is not for users
+    tell(f"loading the graph with {runtime()}")
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its classes are made in C++, without a common base
+        raise CheckFailed(f"{runtime()} cannot load the graph: {reason(error)}") from error
 
 
 def _run(
@@ -67,7 +84,7 @@ def _run(
     return logits, dict(zip(graph.names("past"), present, strict=True))
 
 
-def _padding(batch: int, length: int) -> Tensor:
+def padding(batch: int, length: int) -> Tensor:
     """Row 0 padded on the left, row 1 on the right, where there is room; the others are full."""
     valid = torch.ones(batch, length, dtype=torch.bool)
     padded = min(2, length - 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from addnorm import disk
 from addnorm.export.check import (
@@ -19,12 +20,11 @@ from addnorm.export.check import (
     Written,
     file_path,
     measured_copy,
-    needs,
     reason,
     silent,
     sizes,
 )
-from addnorm.export.onnx_check import compare
+from addnorm.export.onnx_check import compare, needs_runtime
 from addnorm.export.onnx_graph import Graph
 from addnorm.models.gpt import GPT
 from addnorm.version import __version__
@@ -39,7 +39,7 @@ EXPONENTS = (0x7F80_0000, 0x7FF0_0000_0000_0000)
 """The bits of a float32 and of a float64 that hold the exponent."""
 
 
-def to_onnx(
+def gpt_to_onnx(
     model: GPT,
     path: str | os.PathLike[str],
     *,
@@ -53,15 +53,8 @@ def to_onnx(
     token; ``with_cache`` also ``past.i.key`` and ``past.i.value`` (B, heads, P, width) of the i-th
     attention. Outputs are ``logits`` (B, T, vocab_size) and ``present.i.key``, ``present.i.value``.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        needs(package, "addnorm export onnx")
-    path = file_path(Path(path), ".onnx", begins=BEGINS)
-    beside = path.with_name(f"{path.name}.data")
-    if beside.exists() and not path.exists():
-        raise ExportError(
-            f"{beside} is there already, without a graph that it belongs to: it was left as it is. "
-            "Give another name, or delete it first"
-        )
+    needs_runtime()
+    path = graph_path(Path(path))
     ours = measured_copy(model)
     graph = Graph(ours, with_cache, with_valid)
     tell("tracing the model")
@@ -80,6 +73,19 @@ def to_onnx(
     what = f"an ONNX graph with the inputs {', '.join(names)}"
     paths = [path.with_name(file.name) for file in reversed(files)]
     return Written(path, what, sizes(*paths), check)
+
+
+def graph_path(path: Path) -> Path:
+    """The path of a file to write, refused where it cannot be one, and where something that is not
+    an earlier graph of this name would be lost."""
+    path = file_path(path, ".onnx", begins=BEGINS)
+    beside = path.with_name(f"{path.name}.data")
+    if beside.exists() and not path.exists():
+        raise ExportError(
+            f"{beside} is there already, without a graph that it belongs to: it was left as it is. "
+            "Give another name, or delete it first"
+        )
+    return path
 
 
 # --- exporting ------------------------------------------------------------------------------------
@@ -106,7 +112,8 @@ def _exported(graph: Graph) -> Any:
             raise ExportError(f"torch cannot export this model to ONNX: {reason(error)}") from error
     assert exported is not None
     _name_axes(exported, graph)
-    _tie(exported, graph.gpt)
+    if graph.gpt.head is None:
+        tie(exported, "gpt.tokens.weight", graph.gpt.tokens.weight.detach())
     for node in exported.model.graph.all_nodes():
         module = node.metadata_props.get("namespace")  # the rest is files of this machine
         node.metadata_props.clear()
@@ -154,20 +161,18 @@ def _name_axes(exported: Any, graph: Graph) -> None:
     exported.rename_axes(by_size)
 
 
-def _tie(exported: Any, gpt: GPT) -> None:
-    """Where the head is the embedding, turn the table in the graph, in place, so that the file
-    holds it once: the exporter stores a turned copy for the head."""
+def tie(exported: Any, name: str, table: Tensor) -> None:
+    """Where a head is the table of the embedding, turn that in the graph, in place, so that the
+    file holds it once: the exporter stores a turned copy for the head. ``name``: the table's."""
     import onnx_ir
 
-    if gpt.head is not None:
-        return
-    tensors, table = exported.model.graph.initializers, gpt.tokens.weight.detach()
+    tensors = exported.model.graph.initializers
     for copy in list(tensors.values()):
-        if tuple(copy.shape) != tuple(table.T.shape):
+        if name not in tensors or tuple(copy.shape) != tuple(table.T.shape):
             continue
         if torch.equal(torch.from_numpy(copy.const_value.numpy()), table.T):
             user = copy.uses()[0].node
-            node = onnx_ir.node("Transpose", [tensors["gpt.tokens.weight"]], {"perm": [1, 0]})
+            node = onnx_ir.node("Transpose", [tensors[name]], {"perm": [1, 0]})
             node.outputs[0].name = f"{copy.name}.again"
             node.outputs[0].type, node.outputs[0].shape = copy.type, copy.shape
             copy.replace_all_uses_with(node.outputs[0])

@@ -113,10 +113,11 @@ class TextClassifier(nn.Module):
     def _pair(self, ids: Tensor, valid: Tensor) -> Tensor:
         """(B, T): the row of ``pairs`` for each token and the real one before it, by a hash, so
         that other pairs may have the same. What it is at padding does not matter."""
-        place = torch.arange(ids.shape[1], device=ids.device).where(valid, -1)
-        before = F.pad(place.cummax(1).values, (1, -1), value=-1)  # (B, T), -1: none
-        first = self.config.vocab_size  # stands before every text
-        left = torch.where(before < 0, first, ids.gather(1, before.clamp(min=0)))
+        first = torch.full_like(ids[:, :1], self.config.vocab_size)  # stands before every text
+        count = valid.cumsum(1)  # (B, T): real tokens up to each
+        by_place = torch.cat([first, first.expand_as(ids)], 1)  # (B, 1 + T)
+        by_place = by_place.scatter(1, count * valid, ids.where(valid, first))
+        left = by_place.gather(1, count - valid.long())
         mixed = left * 0x9E3779B1 + ids * 0x85EBCA77  # Knuth's and another odd multiplier
         return (mixed ^ (mixed >> 15)) % self.config.pairs
 

@@ -51,7 +51,7 @@ class GPTClassifier(nn.Module):
         place = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         if valid is not None:
             place = place.masked_fill(~valid, 0)
-        last = h[torch.arange(len(h), device=h.device), place.amax(1)]  # (B, D)
+        last = h[torch.arange(h.shape[0], device=h.device), place.amax(1)]  # (B, D)
         return self.head(last.to(self.head.weight.dtype))
 
     def after_step(self, step: int) -> None:

@@ -202,7 +202,7 @@ def test_a_language_model_gives_no_labels(
     "words",
     [
         ["generate", "RUN", "a"],
-        *(["export", kind, "RUN", "--out", "OUT"] for kind in ("hf", "onnx", "gguf")),
+        *(["export", kind, "RUN", "--out", "OUT"] for kind in ("hf", "gguf")),
     ],
     ids=" ".join,
 )
