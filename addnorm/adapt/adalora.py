@@ -120,8 +120,8 @@ _orthogonal: "weakref.WeakSet[AdaLoRA]" = weakref.WeakSet()
 
 
 def _before_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Before any optimizer steps: here gradients are those of a mean loss, however it was summed,
-    split and clipped."""
+    """Add what keeps AdaLoRAs orthogonal to the gradients that an optimizer is about to step by:
+    only here are they those of a mean loss, however it was summed, split and clipped."""
     weights = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for part in _orthogonal:
         part.pull(weights)

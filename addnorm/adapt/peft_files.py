@@ -470,8 +470,9 @@ def _of_prefix(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prompts(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our name -> keys or values of an attention, from peft's one table. In a model that GPT-2 can
-    be, attention and MLP take turns in the stack, so that attentions have the even numbers."""
+    """Our name -> keys or values of an attention, from peft's one table; a ``WeightsError`` where
+    the model has no place for it. In a model that GPT-2 can be, attention and MLP take turns in the
+    stack, so that attentions have the even numbers."""
     if not isinstance(model, GPT) or config_json.why_not_gpt2(model.config):
         raise WeightsError("a prefix of peft's is for GPT-2 only")
     layers, dim = model.config.n_layers, model.config.dim

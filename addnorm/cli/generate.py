@@ -61,11 +61,11 @@ class Choice:
     """At the end of the model's context: slide a window, extend the context, or refuse at once."""
 
     def keywords(self) -> dict[str, Any]:
-        """As ``addnorm.generate`` takes them."""
-        told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if told.pop("no_eos"):
-            told["eos"] = None
-        return told
+        """The choices as ``addnorm.generate`` takes them: ``no_eos`` is ``eos`` there, None."""
+        keywords = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if keywords.pop("no_eos"):
+            keywords["eos"] = None
+        return keywords
 
 
 @final
@@ -189,13 +189,13 @@ def _conclude(options: Options, writing: "Writing", shown: str, seconds: float) 
 
 def _end(result: "Generated") -> str:
     """Why a text ended, in words, and how to get it again."""
-    told = {
+    words = {
         "stop": "matched" if result.stop is None else f"stopped at {result.stop!r}",
         "eos": "end of text",
         "length": "cut off by --max-new-tokens",
         None: "interrupted",
     }[result.finish]
-    return told if result.seed is None else f"{told}, --seed {result.seed}"
+    return words if result.seed is None else f"{words}, --seed {result.seed}"
 
 
 def _remarks(results: "list[Generated]", seconds: float) -> list[str]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MANY = 500_000_000  # parameters from which on it is said at once that this takes long
 PATIENCE = 5.0  # seconds of silence
+SHOWN = 300  # characters of an error of somebody else's
 
 
 @final
@@ -132,7 +133,7 @@ def _users_code(target: str, file: Path) -> Iterator[None]:
 def error_with_line(error: Exception, file: Path | None) -> str:
     """The error, and the last line of the user's own code that led to it; a library's only if
     there is none."""
-    message = error_in_a_line(error, 300)
+    message = error_in_a_line(error, SHOWN)
     if isinstance(error, SyntaxError):
         place = f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
         text = (error.text or "").rstrip()
@@ -383,7 +384,7 @@ def _from_transformers(target: str, folder: Path, weights: bool) -> Target:
     try:
         model = hf.open_any(folder, weights)
     except Exception as error:  # foreign code, which raises whatever it likes
-        line = first_line(str(error), 300) or type(error).__name__
+        line = first_line(str(error), SHOWN) or type(error).__name__
         raise Refusal(f"transformers cannot load {target}: {line}") from None
     note = "" if weights else "No weights there: built from config.json and initialized."
     return Target(target, model, note=note)

@@ -381,7 +381,7 @@ def save(
 
 def _names(model: Bert, labels: Sequence[str] | None) -> tuple[str, ...] | None:
     """The names of the labels to be written: ``labels``, else the model's, else LABEL_0 and so on;
-    None for a head that has none, to which none may be given."""
+    None for a head that has none. A ``WeightsError`` where ``labels`` do not fit the head."""
     config = model.config
     if config.head not in LABELLED:
         if labels is not None:

@@ -67,7 +67,8 @@ class LanguageModelSettings(TaskSettings, ABC):
         return {"dropout": 0.0, "z_loss": 0.0}
 
     def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-        """What was read decides the tokenizer too, if that is learned from it."""
+        """The settings behind a fact; the tokenizer too where it is of characters and another one
+        now, since what was read decides it."""
         keys = [SOURCES[fact]] if fact in SOURCES else []
         if self.tokenizer == "characters" and then.get("tokenizer") != now.get("tokenizer"):
             keys.append("tokenizer")  # the new text may have some that the weights do not know

@@ -168,7 +168,8 @@ class Trainer:
         self, batch: Batch, before_part: Callable[[int], None] = lambda index: None
     ) -> tuple[float, float, dict[str, float]]:
         """Add up the gradients of this process's micro-batches, those of the summed loss times
-        ``scale / nominal``; returns (loss, targets, parts), summed over all processes.
+        ``scale / nominal``, on gradients of None; returns (loss, targets, parts), summed over all
+        processes. The first call of a run sets ``nominal``.
 
         The sums stay on the device until all is on its way: to read one waits for the device.
         """
