@@ -28,7 +28,7 @@ def tiny(head: str) -> Bert:
 def test_a_classifier_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     config = ClassifierConfig(
-        vocab_size=256, classes=3, context_length=13, dim=12, n_layers=1, n_heads=3, pairs=97
+        vocab_size=257, classes=3, context_length=13, dim=12, n_layers=1, n_heads=3, pairs=97
     )
     model = stir(TextClassifier(config), 0).eval()
     labels = ["bad", "fair", "good"]
