@@ -222,6 +222,8 @@ def why_not_published(config: BertConfig) -> list[str]:
         reasons.append(f"scheme is {c.scheme!r}, BERT's 'post_norm'")
     if c.norm != "layer":
         reasons.append(f"norm is {c.norm!r}, BERT's 'layer'")
+    if c.position != "learned":
+        reasons.append(f"position is {c.position!r}, BERT's 'learned'")
     if c.pooling == "mean" and c.head in ("classify", "none"):
         reasons.append("pooling is 'mean', BERT's 'first'")
     if c.activation not in GPT2_ACTIVATIONS.values():

@@ -32,7 +32,7 @@ from addnorm.models import storage
 from addnorm.models.bert_config import PRESETS, BertConfig
 from addnorm.models.gpt_config import NORMS
 from addnorm.norms import Norm
-from addnorm.positions import Learned
+from addnorm.positions import Learned, RoPE
 from addnorm.stream import Stack
 
 
@@ -49,11 +49,17 @@ class Bert(nn.Module):
         self.config = c = config
         norm = partial(NORMS[c.norm], **({} if c.norm == "dyt" else {"eps": c.eps}))
         self.tokens = nn.Embedding(c.vocab_size, c.dim)
-        self.positions = Learned(c.context_length, c.dim)
+        learned = c.position == "learned"
+        self.positions = Learned(c.context_length, c.dim) if learned else None
         self.types = nn.Embedding(c.types, c.dim)
         self.norm: Norm = norm(c.dim)
         attention = partial(
-            Attention, c.dim, c.n_heads, dropout=c.attention_dropout, out_dropout=c.dropout
+            Attention,
+            c.dim,
+            c.n_heads,
+            position=None if learned else RoPE(c.dim // c.n_heads),
+            dropout=c.attention_dropout,
+            out_dropout=c.dropout,
         )
         mlp = partial(MLP, c.dim, c.hidden or 4 * c.dim, c.activation, out_dropout=c.dropout)
         self.stack = Stack(
@@ -122,9 +128,8 @@ class Bert(nn.Module):
     def init_rules(self) -> dict[str, tuple[str, InitRule]]:
         """Parameter -> (role, the scheme's rule), for the two ends; the stack knows its own."""
         embed, head = self.stack.inits["embed"], self.stack.inits["head"]
-        rules = dict.fromkeys(
-            ("tokens.weight", "positions.weight", "types.weight"), ("embed", embed)
-        )
+        tables = ["tokens", "types", *([] if self.positions is None else ["positions"])]
+        rules = {f"{name}.weight": ("embed", embed) for name in tables}
         if self.head is not None:
             rules["head.weight"] = ("head", head)
         return rules
@@ -178,8 +183,9 @@ class Bert(nn.Module):
         ``forward``, which are checked here."""
         self._check(ids, valid, token_types)
         types = torch.zeros_like(ids) if token_types is None else token_types
-        h = self.tokens(ids) + self.types(types)
-        h = h + self.positions(torch.arange(ids.shape[1], device=ids.device))  # (B, T, D)
+        h = self.tokens(ids) + self.types(types)  # (B, T, D)
+        if self.positions is not None:
+            h = h + self.positions(torch.arange(ids.shape[1], device=ids.device))
         h = F.dropout(self.norm(h, valid=valid), self.config.dropout, self.training)
         encoded: Tensor = self.stack(h, Context(valid=valid))
         return encoded

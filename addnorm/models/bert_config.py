@@ -11,6 +11,7 @@ from addnorm.models.gpt_config import NORMS
 
 HEADS = ("none", "masked", "classify", "answer", "tokens")
 POOLINGS = ("first", "mean", "none")
+POSITIONS = ("learned", "rope")
 
 
 @final
@@ -45,6 +46,8 @@ class BertConfig:
     """The norm of the stream, of the embedding and in the head masked, a key of ``NORMS``."""
     eps: float = 1e-12
     """Of every norm that has one; at least 0."""
+    position: str = "learned"
+    """The position code, one of ``POSITIONS``; rope needs heads of an even width."""
     activation: str = "gelu"
     """The MLP's, and of the head masked, a key of ``branches.ACTIVATIONS``."""
     hidden: int | None = None
@@ -71,11 +74,16 @@ class BertConfig:
         check_known("head", self.head, HEADS)
         check_known("pooling", self.pooling, POOLINGS)
         check_known("norm", self.norm, NORMS)
+        check_known("position", self.position, POSITIONS)
         check_known("activation", self.activation, ACTIVATIONS)
         if self.head == "classify" and self.pooling == "none":
             raise Mendable("the head classify reads what pooling makes: first or mean, not none")
         if self.dim % self.n_heads:
             raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
+        if self.position == "rope" and self.dim // self.n_heads % 2:
+            raise Mendable(
+                f"RoPE rotates pairs: the head's width {self.dim // self.n_heads} is odd"
+            )
         schemes.parse(self.scheme)
 
 

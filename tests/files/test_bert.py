@@ -183,6 +183,7 @@ def test_another_head(hf: Any, tmp_path: Path) -> None:
     "changes",
     [
         {"scheme": "pre_norm", "norm": "rms", "head": "masked"},
+        {"position": "rope", "head": "tokens", "dim": 24, "n_heads": 3},
         {"scheme": "deepnorm", "head": "classify", "pooling": "mean"},
         {"scheme": "hyper_connections(2)", "head": "answer", "activation": "relu2"},
     ],

@@ -85,6 +85,18 @@ def test_padding_changes_nothing(pooling: str) -> None:
     assert far[1] == 0
 
 
+def test_with_rope_only_the_distance_counts() -> None:
+    model, x = tiny(position="rope", dim=20, n_heads=5).eval(), ids(2, 9)
+    later = torch.cat((ids(2, 3, seed=1), x), 1)
+    valid = torch.arange(12).expand(2, 12) >= 3
+    with torch.no_grad():
+        # rotations by other angles: the same products but for their rounding
+        assert torch.allclose(model(later, valid)[:, 3:], model(x), atol=1e-5)
+        assert not torch.allclose(model(x.flip(1)).flip(1), model(x), atol=1e-3)
+        learned = tiny(dim=20, n_heads=5).eval()
+        assert not torch.allclose(learned(later, valid)[:, 3:], learned(x), atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["pre_norm", "deepnorm", "ngpt", "rezero", "hyper_connections(2)"])
 def test_any_scheme_learns(name: str) -> None:
     model, x = tiny(scheme=name, head="classify", labels=3), ids(6)
@@ -116,6 +128,8 @@ def test_the_ends_are_filled_by_the_scheme() -> None:
         ({"head": "mask"}, "unknown head 'mask'; did you mean masked"),
         ({"head": "classify", "pooling": "none"}, "the head classify reads what pooling makes"),
         ({"pooling": "last"}, "unknown pooling 'last'"),
+        ({"position": "alibi"}, "unknown position 'alibi'"),
+        ({"position": "rope", "dim": 15}, "RoPE rotates pairs: the head's width 3 is odd"),
         ({"types": 0}, "types must be a whole number of at least 1"),
         ({"hidden": 0}, "hidden must be"),
         ({"eps": -1.0}, "eps must be a number of at least 0"),
