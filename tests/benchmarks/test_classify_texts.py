@@ -1,6 +1,7 @@
-"""A classifier beside TF-IDF: the interval by hand, and that nothing is done twice."""
+"""A classifier beside its baselines: the interval by hand, that nothing is done twice, the page."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 
 pytest.importorskip("sklearn", reason="the baseline is scikit-learn's")
 
+from benchmarks import baselines
 from benchmarks import classify_texts as benchmark
+from benchmarks.embeddings import Vectors
 
 
 def test_the_interval_says_equal_where_it_is() -> None:
@@ -31,24 +34,66 @@ def test_the_interval_says_equal_where_it_is() -> None:
     assert benchmark.compared(1 - better, 1 - base, groups).sign == "<"
 
 
-def test_a_trial_is_not_done_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def cats(texts: Sequence[str], models: Path) -> Vectors:
+    """Vectors that say whether there is a cat, and little else."""
+    rng = np.random.default_rng(0)
+    return np.array([["cat" in t, len(t) % 3] + rng.normal(size=2) / 9 for t in texts], np.float32)
+
+
+def noise(texts: Sequence[str], models: Path) -> Vectors:
+    """Vectors that say nothing."""
+    return np.random.default_rng(len(texts)).normal(size=(len(texts), 2)).astype(np.float32)
+
+
+def write(folder: Path) -> None:
+    """Three small files."""
     for side, n in (("train", 24), ("val", 8), ("test", 8)):
         rows = [
-            f"{'cat dog' if i % 2 else 'oak elm'} {i},{'ab'[i % 2]},p{i // 2}" for i in range(n)
+            f"{'cat <b>' if i % 2 else 'oak elm'} {i},{'ab'[i % 2]},p{i // 2}" for i in range(n)
         ]
-        (tmp_path / f"{side}.csv").write_text("\n".join(["text,label,package", *rows]) + "\n")
+        (folder / f"{side}.csv").write_text("\n".join(["text,label,package", *rows]) + "\n")
+
+
+def test_a_trial_is_not_done_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path)
+    monkeypatch.setattr(baselines, "EMBEDDINGS", {"minilm": noise, "use": cats})
     words = [str(tmp_path), "--out", str(tmp_path / "out"), "--tiny", "--seeds", "1"]
     words += ["--set", "tokenizer=bytes", "model.pairs=0", "model.n_layers=1", "save_every=10"]
     assert benchmark.main(words) == 0
     first = capsys.readouterr().out
-    assert "ours less TF-IDF" in first
+    assert "| embeddings | 100.00% |" in first
+    assert "use, nearest mean; 100.00% of val |" in first
     results = (tmp_path / "out" / "results.json").read_text()
-    assert len(json.loads(results)["TF-IDF, trial"]["right"]) == 8
+    assert len(json.loads(results)["TF-IDF, trial"]["answers"]) == 8
+    assert np.shape(json.loads(results)["ours, seed 1"]["probabilities"]) == (8, 2)
     assert benchmark.main(words) == 0
-    assert capsys.readouterr().out == first.partition("val\n")[2]
+    assert capsys.readouterr().out == first[first.index("| model |") :]
     assert (tmp_path / "out" / "results.json").read_text() == results
     with pytest.raises(SystemExit, match="with other settings: give another --name"):
         benchmark.main([*words, "steps=30"])
     (tmp_path / "test.csv").write_text("text,label\ncat,b\n")
     with pytest.raises(SystemExit, match="is of other texts: give another --out"):
         benchmark.main(words)
+
+
+def test_the_worst_errors(tmp_path: Path) -> None:
+    write(tmp_path)
+    sides = {name: benchmark.read(tmp_path / f"{name}.csv") for name in benchmark.SIDES}
+    assert sides["test"].groups == ["p0", "p0", "p1", "p1", "p2", "p2", "p3", "p3"]
+    results = benchmark.Results(tmp_path / "out", sides)
+    first, second = [0.9, 0.9, 0.2, 0.4] + [0.7, 0.3] * 2, [0.9, 0.7, 0.6, 0.2] + [0.7, 0.3] * 2
+    for name, row in (("one", first), ("two", second)):
+        results.add(name, {"answers": ["a"] * 8, "probabilities": [[p, 1 - p] for p in row]})
+    results.add("words", {"answers": ["a"] * 8})
+    mistakes = benchmark.worst(results, {"TF-IDF": "words"}, ["one", "two"])
+    assert [(m.text, m.right, m.answer) for m in mistakes] == [
+        ("cat <b> 1", "b", "a"),
+        ("oak elm 2", "a", "b"),
+    ]
+    assert [m.probability for m in mistakes] == pytest.approx([0.8, 0.6])
+    html = benchmark.page("Errors", mistakes)
+    assert "<h2>1. b, taken for a</h2>" in html
+    assert "TF-IDF a" in html
+    assert "<pre>cat &lt;b&gt; 1</pre>" in html
