@@ -108,11 +108,53 @@ def _question(value: Any, where: str) -> Question:
     return Question(context, tuple(choices), gold, where)
 
 
-class _Row(NamedTuple):
-    """The ids of a context and a choice, of which the last ``scored`` are the choice's."""
+class Row(NamedTuple):
+    """The ids of a context and what follows it, of which the last ``scored`` are scored."""
 
     ids: list[int]
     scored: int
+    name: str = "a row"
+    """What a message calls what is scored."""
+
+
+class Score(NamedTuple):
+    """What a model finds of the scored end of a row."""
+
+    value: float
+    """Its log-probability."""
+    greedy: bool
+    """Whether each of its tokens is the most probable one at its place."""
+
+
+def score_rows(
+    model: LanguageModel,
+    rows: Sequence[Row],
+    *,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Score]:
+    """The score of each row, in their order; what does not fit the model is cut on the left.
+    ``batch_size`` of them go through the model at once, and ``progress`` is called with how many
+    are done, and of how many. A ``Mendable`` where a scored end does not fit; a
+    ``FloatingPointError`` where the model computes NaN."""
+    if batch_size < 1:
+        raise Mendable(f"batch_size must be at least 1, got {batch_size}")
+    limit = model.config.context_length + 1  # the last token is not read, only scored
+    for row in rows:
+        if row.scored >= limit:
+            raise Mendable(
+                f"{row.name} of {row.scored} tokens does not fit the model's context of {limit - 1}"
+            )
+    rows = [row._replace(ids=row.ids[-limit:]) for row in rows]
+    # the longest first, as _batch takes them: little padding, and what lacks memory fails at once
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
+    scores = [Score(0.0, False)] * len(rows)
+    for first in range(0, len(rows), batch_size):
+        places = order[first : first + batch_size]
+        for place, score in zip(places, _batch(model, [rows[i] for i in places]), strict=True):
+            scores[place] = score
+        progress(first + len(places), len(rows))
+    return scores
 
 
 def score_choices(
@@ -127,40 +169,22 @@ def score_choices(
     called with how many are done, and of how many. A ``Mendable`` where a choice does not fit the
     model or adds no token; a ``FloatingPointError`` where the model computes NaN."""
     check_tokenizer(model, tokenizer)
-    if batch_size < 1:
-        raise Mendable(f"batch_size must be at least 1, got {batch_size}")
-    limit, cut = model.config.context_length + 1, 0  # the last token is not read, only scored
-    rows: list[_Row] = []
-    for question in questions:
-        for choice in question.choices:
-            row = _row(question, choice, tokenizer)
-            if row.scored >= limit:
-                raise Mendable(
-                    f"{question.where or 'a question'}: a choice of {row.scored} tokens does not "
-                    f"fit the model's context of {limit - 1}"
-                )
-            cut += len(row.ids) > limit
-            rows.append(_Row(row.ids[-limit:], row.scored))
-    # the longest first, as _sums takes them: little padding, and what lacks memory fails at once
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
-    sums = [0.0] * len(rows)
-    for first in range(0, len(rows), batch_size):
-        places = order[first : first + batch_size]
-        for place, value in zip(places, _sums(model, [rows[i] for i in places]), strict=True):
-            sums[place] = value
-        progress(first + len(places), len(rows))
-    rest = iter(zip(sums, rows, strict=True))
+    rows = [
+        _row(question, choice, tokenizer) for question in questions for choice in question.choices
+    ]
+    scores = score_rows(model, rows, batch_size=batch_size, progress=progress)
+    rest = iter(zip(scores, rows, strict=True))
     parts = [[next(rest) for _ in question.choices] for question in questions]
     return Scores(
-        [[value for value, _ in part] for part in parts],
+        [[score.value for score, _ in part] for part in parts],
         [[row.scored for _, row in part] for part in parts],
         [[len(choice.encode()) for choice in question.choices] for question in questions],
         [question.gold for question in questions],
-        cut,
+        sum(len(row.ids) > model.config.context_length + 1 for row in rows),
     )
 
 
-def _row(question: Question, choice: str, tokenizer: TokenizerLike) -> _Row:
+def _row(question: Question, choice: str, tokenizer: TokenizerLike) -> Row:
     """A question's context with one of its choices, however long; a ``Mendable`` where the choice
     adds no token, or the context is empty and no token stands for that."""
     before = tokenizer.encode(question.context)
@@ -171,18 +195,19 @@ def _row(question: Question, choice: str, tokenizer: TokenizerLike) -> _Row:
             f"{question.where or 'a question'}: the choice {choice!r} adds no token to its "
             "context: begin it with a space, or end the context earlier"
         )
+    name = f"{question.where or 'a question'}: a choice"
     if before:
-        return _Row(ids, scored)
+        return Row(ids, scored, name)
     if tokenizer.eos_id is None:
         raise Mendable(
             f"{question.where or 'a question'}: an empty context stands for the end of a text, and "
             "the model's tokenizer has no such token"
         )
-    return _Row([tokenizer.eos_id, *ids], scored)
+    return Row([tokenizer.eos_id, *ids], scored, name)
 
 
-def _sums(model: LanguageModel, rows: Sequence[_Row]) -> list[float]:
-    """The log-probability of each row's choice; a ``FloatingPointError`` where one is not finite.
+def _batch(model: LanguageModel, rows: Sequence[Row]) -> list[Score]:
+    """The scores of rows that fit the model; a ``FloatingPointError`` where one is not finite.
     ``rows``: the longest first, as they come; shorter ones are padded on the right, where a causal
     model does not look."""
     device = next(model.parameters()).device
@@ -194,17 +219,20 @@ def _sums(model: LanguageModel, rows: Sequence[_Row]) -> list[float]:
     # From the longest row's end, how far back the first token is that is scored in any row.
     most = longest - min(len(row.ids) - 1 - row.scored for row in rows)
     ids, valid = ids.to(device), valid.to(device)
+    targets = ids[:, -most:]
     with evaluation_mode(model.modules()), torch.inference_mode():
         logits = model(ids[:, :-1], valid, last=most)[:, -most:]
-        scores = logits.to(accumulate_dtype(logits)).log_softmax(-1)
-        scores = scores.gather(-1, ids[:, -most:, None])[..., 0].cpu().double()  # (B, most)
-    totals = []
+        best = (logits.argmax(-1) == targets).cpu()  # (B, most)
+        logs = logits.to(accumulate_dtype(logits)).log_softmax(-1)
+        logs = logs.gather(-1, targets[..., None])[..., 0].cpu().double()  # (B, most)
+    scores = []
     for i, row in enumerate(rows):
         end = len(row.ids) - 1 - (longest - most)
-        total = float(scores[i, end - row.scored : end].sum())
+        places = slice(end - row.scored, end)
+        total = float(logs[i, places].sum())
         if total != total or abs(total) == float("inf"):
             raise FloatingPointError(
                 "a likelihood is not finite: the weights or activations hold NaN or overflow"
             )
-        totals.append(total)
-    return totals
+        scores.append(Score(total, bool(best[i, places].all())))
+    return scores
