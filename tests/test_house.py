@@ -60,6 +60,7 @@ ROAD = {
     "files": "data positions schemes generation models uses",
     "adapt": "stream positions branches models files",
     "pretrained": "data models files adapt",
+    "lm_eval": "data generation pretrained",
     "hf": "context stream models files",
     "export": "data models files hf",
     "compat": "norms context init stream branches schemes",
@@ -176,6 +177,7 @@ SINGLE_DOORS = {  # package -> the files that import it, and no other
     "transformers": {"hf.py"},
     "peft": set[str](),
     "tyro": {"cli/arguments.py"},
+    "lm_eval": {"lm_eval.py"},
 }
 
 

@@ -108,7 +108,7 @@ def _question(value: Any, where: str) -> Question:
     return Question(context, tuple(choices), gold, where)
 
 
-class Row(NamedTuple):
+class ScoredRow(NamedTuple):
     """The ids of a context and what follows it, of which the last ``scored`` are scored."""
 
     ids: list[int]
@@ -117,7 +117,7 @@ class Row(NamedTuple):
     """What a message calls what is scored."""
 
 
-class Score(NamedTuple):
+class RowScore(NamedTuple):
     """What a model finds of the scored end of a row."""
 
     value: float
@@ -128,11 +128,11 @@ class Score(NamedTuple):
 
 def score_rows(
     model: LanguageModel,
-    rows: Sequence[Row],
+    rows: Sequence[ScoredRow],
     *,
     batch_size: int = 8,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Score]:
+    progress: Callable[[int, int], None] = lambda count, total: None,
+) -> list[RowScore]:
     """The score of each row, in their order; what does not fit the model is cut on the left.
     ``batch_size`` of them go through the model at once, and ``progress`` is called with how many
     are done, and of how many. A ``Mendable`` where a scored end does not fit; a
@@ -148,7 +148,7 @@ def score_rows(
     rows = [row._replace(ids=row.ids[-limit:]) for row in rows]
     # the longest first, as _batch takes them: little padding, and what lacks memory fails at once
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
-    scores = [Score(0.0, False)] * len(rows)
+    scores = [RowScore(0.0, False)] * len(rows)
     for first in range(0, len(rows), batch_size):
         places = order[first : first + batch_size]
         for place, score in zip(places, _batch(model, [rows[i] for i in places]), strict=True):
@@ -184,7 +184,7 @@ def score_choices(
     )
 
 
-def _row(question: Question, choice: str, tokenizer: TokenizerLike) -> Row:
+def _row(question: Question, choice: str, tokenizer: TokenizerLike) -> ScoredRow:
     """A question's context with one of its choices, however long; a ``Mendable`` where the choice
     adds no token, or the context is empty and no token stands for that."""
     before = tokenizer.encode(question.context)
@@ -197,16 +197,16 @@ def _row(question: Question, choice: str, tokenizer: TokenizerLike) -> Row:
         )
     name = f"{question.where or 'a question'}: a choice"
     if before:
-        return Row(ids, scored, name)
+        return ScoredRow(ids, scored, name)
     if tokenizer.eos_id is None:
         raise Mendable(
             f"{question.where or 'a question'}: an empty context stands for the end of a text, and "
             "the model's tokenizer has no such token"
         )
-    return Row([tokenizer.eos_id, *ids], scored, name)
+    return ScoredRow([tokenizer.eos_id, *ids], scored, name)
 
 
-def _batch(model: LanguageModel, rows: Sequence[Row]) -> list[Score]:
+def _batch(model: LanguageModel, rows: Sequence[ScoredRow]) -> list[RowScore]:
     """The scores of rows that fit the model; a ``FloatingPointError`` where one is not finite.
     ``rows``: the longest first, as they come; shorter ones are padded on the right, where a causal
     model does not look."""
@@ -234,5 +234,5 @@ def _batch(model: LanguageModel, rows: Sequence[Row]) -> list[Score]:
             raise FloatingPointError(
                 "a likelihood is not finite: the weights or activations hold NaN or overflow"
             )
-        scores.append(Score(total, bool(best[i, places].all())))
+        scores.append(RowScore(total, bool(best[i, places].all())))
     return scores
