@@ -100,9 +100,8 @@ def adjusted_counts(rows: Iterable[Sequence[int]], order: int) -> list[Counter[G
     counts: list[Counter[Gram]] = [Counter() for _ in range(order)]
     for row in rows:
         sequence = (START, *row)
-        for end in range(
-            1, len(sequence)
-        ):  # the longest that ends here: whole, or from the beginning
+        for end in range(1, len(sequence)):
+            # the longest that ends here: of the full order, or from the start on
             gram = sequence[max(end - order + 1, 0) : end + 1]
             counts[len(gram) - 1][gram] += 1
     for longer, shorter in zip(counts[:0:-1], counts[-2::-1], strict=True):

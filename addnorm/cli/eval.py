@@ -1,5 +1,6 @@
 """Measure how good a model is on data: of a language model perplexity and bits per byte, by sliding
-windows; of any other what its answers are worth.
+windows, or of the answers in conversations, if it has learned from such; of any other what its
+answers are worth.
 
 Compare language models with different tokenizers per byte or per word, and always with the same
 values of --context and --stride; docs/generation.md has the rule.
@@ -24,6 +25,7 @@ from addnorm.progress import ProgressBar
 from addnorm.words import plural
 
 if TYPE_CHECKING:
+    from addnorm.data.chat import ChatTokenizer
     from addnorm.pretrained import Loaded
 
 WINDOWS, ANSWERS = 4, 32  # that go through a model at once
@@ -40,7 +42,8 @@ class Options:
         Annotated[tuple[str, ...], arg(metavar="[DATA ...]", help_behavior_hint="")]
     ] = ()
     """Files of UTF-8 text, each scored as a document of its own; - is stdin. For other models, what
-    they learn from: a folder, a .csv, .tsv or .jsonl file, SQuAD's .json."""
+    they learn from: a folder, a .csv, .tsv or .jsonl file, SQuAD's .json; for a model with a chat
+    template conversations too, a .jsonl, a .yml or a folder of such."""
     choices: Annotated[Path | None, optional("FILE")] = None
     """Instead of DATA, a .jsonl file of questions to a language model: context, choices, gold, the
     place of the right one from 0. How often it finds that the most probable."""
@@ -52,7 +55,7 @@ class Options:
     search: Search = field(default_factory=Search)
     spans: Spans = field(default_factory=Spans)
     batch_size: Annotated[int | None, optional("N")] = None
-    """Windows that go through the model at once, 4 by default; of answers 32."""
+    """Windows that go through the model at once, 4 by default; of answers and conversations 32."""
     as_json: Annotated[bool, arg(name="json")] = False
     """Print all figures as one JSON object."""
     place: Place = field(default_factory=Place)
@@ -73,6 +76,8 @@ def run(options: Options) -> int:
             return _choices(loaded, options)
         if kind_of_model(loaded).use is not None:
             return _answers(loaded, options)
+        if chat := _chat_tokenizer(loaded, options):
+            return _conversations(loaded, chat, options)
         return _texts(loaded, options)
     except FloatingPointError as error:
         output.say(str(error))
@@ -96,6 +101,49 @@ def _answers(loaded: "Loaded", options: Options) -> int:
         size = options.batch_size or ANSWERS
         figures = use.evaluate(options.data, how, batch_size=size, bar=bar)
     _print_figures(figures, options)
+    return 0
+
+
+def _chat_tokenizer(loaded: "Loaded", options: Options) -> "ChatTokenizer | None":
+    """What makes ids of the data, if the model has a chat template and the data is conversations;
+    None: both or one of them is not so. A ``Refusal`` where part of the data is something else."""
+    from addnorm.data.dialogues import FORMATS, may_hold_dialogues
+    from addnorm.pretrained import chat_tokenizer
+
+    places = {name: reading.place(name) for name in options.data if name != "-"}
+    talks = [name for name, p in places.items() if p.is_dir() or may_hold_dialogues(p)]
+    _, tokenizer = as_writer(loaded, options.model)
+    chat = chat_tokenizer(options.model, tokenizer) if talks else None
+    if chat is not None:
+        for other in options.data:
+            if other not in talks:
+                raise Refusal(f"{talks[0]} holds conversations, and {other} is none of: {FORMATS}")
+    return chat
+
+
+def _conversations(loaded: "Loaded", chat: "ChatTokenizer", options: Options) -> int:
+    """Print how probable a model finds the answers of conversations; returns the exit status."""
+    _refuse_windows(options, "of a conversation the model reads what it reads in a training")
+    _refuse_search(options)
+    model, _ = as_writer(loaded, options.model)
+    from addnorm.data.chat import ChatError
+    from addnorm.data.dialogues import read_dialogues
+    from addnorm.generation.text import check_tokenizer
+    from addnorm.uses.dialogue_scores import score_rows
+
+    check_tokenizer(model, chat)
+    rows, count = [], 0
+    for name in options.data:
+        for dialogue in read_dialogues(name):
+            try:
+                rows += chat.rows(dialogue, model.config.context_length)
+            except ChatError as error:
+                raise Refusal(f"{name}: {error}") from None
+            count += 1
+    with ProgressBar("scoring") as bar:
+        size = options.batch_size or ANSWERS
+        score = score_rows(loaded.model, chat, rows, batch_size=size, progress=bar.update)
+    _print_figures({**score.to_json(), "conversations": count}, options)
     return 0
 
 

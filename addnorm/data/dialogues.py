@@ -55,10 +55,10 @@ def read_dialogues(path: str | Path) -> list[Dialogue]:
     place = reading.place(path, DataError)
     files = [place]
     if place.is_dir():
-        files = sorted(p for p in place.rglob("*") if p.suffix.lower() in (LINES, *CORPUS))
+        files = sorted(p for p in place.rglob("*") if may_hold_dialogues(p))
         if not files:
             raise DataError(f"{path} has no file of conversations: {FORMATS}")
-    elif place.suffix.lower() not in (LINES, *CORPUS):
+    elif not may_hold_dialogues(place):
         raise DataError(f"{path} is none of the formats for conversations: {FORMATS}")
     dialogues: list[Dialogue] = []
     errors: list[str] = []
@@ -73,6 +73,11 @@ def read_dialogues(path: str | Path) -> list[Dialogue]:
     if not dialogues:
         raise DataError(f"{path} holds no conversation: {FORMATS}")
     return dialogues
+
+
+def may_hold_dialogues(file: Path) -> bool:
+    """Whether a file is called as one of conversations is."""
+    return file.suffix.lower() in (LINES, *CORPUS)
 
 
 def to_object(dialogue: Sequence[Turn]) -> dict[str, Any]:

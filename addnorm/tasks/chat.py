@@ -8,7 +8,6 @@ on (seed, step) alone.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addnorm.adapt import Adapt
@@ -30,9 +28,8 @@ from addnorm.data.chat import (
     ChatTokenizer,
     words_template,
 )
-from addnorm.data.dialogues import ASSISTANT, USER, Dialogue, read_dialogues, to_object
+from addnorm.data.dialogues import ASSISTANT, SYSTEM, USER, Dialogue, read_dialogues, to_object
 from addnorm.data.order import order_key, shuffled
-from addnorm.data.rows import padded
 from addnorm.data.sources import DataError, Texts
 from addnorm.data.split import HASHES, text_hash
 from addnorm.data.tokenizer import Tokenizer
@@ -57,30 +54,34 @@ from addnorm.tasks.beginnings import (
     with_more_tokens,
 )
 from addnorm.tasks.texts import check, chosen, expanded
-from addnorm.temporary import evaluation_mode
 from addnorm.training.config import NOTHING, TaskSettings, register
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.memory import MODULES, Needs, counted
 from addnorm.training.parallel import here, sum_dtype
 from addnorm.training.task import Batch, Best, Task
+from addnorm.uses.dialogue_scores import (
+    ROWS,
+    DialogueScore,
+    answer_batch,
+    answer_bytes,
+    answer_nats,
+    total_nats,
+)
 from addnorm.words import plural
 
-IGNORED = -100  # what F.cross_entropy passes over
-EVAL_ROWS = 32  # rows that go through the model at once in an evaluation
 GLANCE_ROWS = 512  # of the held-out ones, for the curve while training
 MOST_SAMPLES = 100  # each takes about a second of every evaluation
-MOST_NATS = 700.0  # the exponential of more is no float64
 SAMPLE = 100  # tokens of a sample at most
 SOURCES = {
-    "content": "data",
-    "tokenizer": "tokenizer",
-    "template": "template",
-    "rows_per_step": "rows_per_step",
-    "context": "model.context_length",
-    "model": "init_from",
-    "start": "init_from",
+    "content": ["data", "val_data"],
+    "tokenizer": ["tokenizer"],
+    "template": ["template"],
+    "rows_per_step": ["rows_per_step"],
+    "context": ["model.context_length"],
+    "model": ["init_from"],
+    "start": ["init_from"],
 }
-"""Fact of a task -> the setting that it comes from."""
+"""Fact of a task -> the settings that it comes from."""
 
 
 @final
@@ -98,7 +99,9 @@ class ChatSettings(TaskSettings):
     template: Literal["auto", "tokens", "words"] = setting("auto", AtResume.IF_SAME)
     """The marks around turns: new tokens, or words and the token that ends a text; auto: those of
     the model of init_from if it has any, else words with an adapter, tokens without."""
-    val_fraction: float = setting(0.1, AtResume.ANEW)
+    val_data: str = setting("", AtResume.IF_SAME)
+    """Conversations to hold out, in one of these formats; by itself a share of data."""
+    val_fraction: float = setting(0.1, AtResume.ANEW, {"val_data": ("",)})
     """How many of the conversations are held out, chosen by a hash of the first turn of each."""
     rows_per_step: int = setting(32, AtResume.BY_TUNING)
     """Conversations in one optimizer step, over all micro-batches and processes."""
@@ -139,20 +142,17 @@ class ChatSettings(TaskSettings):
         """No dropout."""
         return {"dropout": 0.0}
 
-    def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-        """The setting behind a fact."""
-        return [SOURCES[fact]] if fact in SOURCES else []
+    def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Sequence[str]:
+        """The settings behind a fact."""
+        return SOURCES.get(fact, [])
 
     def build(self, choices: Mapping[str, Any] = NOTHING) -> "ChatTask":
         """Read the conversations, and make the task of them; all ``choices`` count."""
         if not self.data:
             raise SettingsError("data is not set: a .jsonl of conversations, or a folder of them")
         check_adapter(self.adapt, self.init_from)
-        try:
-            dialogues = read_dialogues(expanded("data", self.data))
-            splits = split_dialogues(dialogues, self.val_fraction)
-        except DataError as error:
-            raise DataError(f"data={self.data}: {error}") from None
+        splits = self._splits()
+        dialogues = [dialogue for part in splits.values() for dialogue in part]
         config, start = replace(self.model, dropout=self.dropout), None
         if self.init_from is not None:
             config, tokenizer, start = opened_model(self.init_from, self.dropout)
@@ -163,6 +163,17 @@ class ChatSettings(TaskSettings):
         size = chat.vocab_size if start is None else max(chat.vocab_size, config.vocab_size)
         config = replace(config, vocab_size=size)
         return ChatTask(self, config, chat, splits, Start(start, tokenizer.vocab_size))
+
+    def _splits(self) -> dict[str, list[Dialogue]]:
+        """``train`` and ``val``."""
+        words = f"data={self.data}" + (f", val_data={self.val_data}" if self.val_data else "")
+        try:
+            dialogues = read_dialogues(expanded("data", self.data))
+            if not self.val_data:
+                return split_dialogues(dialogues, self.val_fraction)
+            return {"train": dialogues, "val": read_dialogues(expanded("val_data", self.val_data))}
+        except DataError as error:
+            raise DataError(f"{words}: {error}") from None
 
     def _tokenizer(self, dialogues: Sequence[Dialogue], train: Sequence[Dialogue]) -> Tokenizer:
         """The tokenizer that the setting names. One that is learned learns from ``train``; one of
@@ -218,8 +229,7 @@ def split_dialogues(
     side is empty."""
     splits: dict[str, list[Dialogue]] = {"train": [], "val": []}
     for dialogue in dialogues:
-        first = next(turn.text for turn in dialogue if turn.role != "system")
-        number = text_hash(" ".join(first.casefold().split()))
+        number = text_hash(_opening(dialogue))
         splits["val" if number / HASHES < val_fraction else "train"].append(dialogue)
     for name, purpose in (("train", "learn from"), ("val", "hold out")):
         if not splits[name]:
@@ -228,6 +238,12 @@ def split_dialogues(
                 f"val_fraction={val_fraction:g}: conversations that begin alike stay together"
             )
     return splits
+
+
+def _opening(dialogue: Dialogue) -> str:
+    """The first turn that is not the system's, by its words."""
+    first = next(turn.text for turn in dialogue if turn.role != SYSTEM)
+    return " ".join(first.casefold().split())
 
 
 class Start(NamedTuple):
@@ -323,7 +339,7 @@ class ChatTask(Task):
             key = order_key(f"addnorm chat, seed {seed}, epoch {epoch}")
             places[ours] = shuffled(numbers[ours] % len(rows), len(rows), key)
         # filled up to the longest of the step, so that a row is the same on any number of processes
-        return {n: t[rank::world] for n, t in _batch([rows[i] for i in places]).items()}
+        return {n: t[rank::world] for n, t in answer_batch([rows[i] for i in places]).items()}
 
     def row(self, split: str, seed: int, step: int) -> Batch:
         """One, as of a process among as many as there are rows."""
@@ -331,25 +347,17 @@ class ChatTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Cross-entropy of the tokens of answers and of their ends, in float32, summed."""
-        ids, target = batch["ids"], batch["target"][:, 1:]
-        logits = model(ids[:, :-1]).float()  # (B, T, V)
-        targets = ids[:, 1:].masked_fill(~target, IGNORED)
-        nll = F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return nll, target.sum(), {}
+        return *answer_nats(model, batch), {}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Nats per token, perplexity and bits per byte of all answers that were held out."""
         rows = self.rows["val"]
-        nats, count = self._score(model, rows)
-        loss = nats / max(count, 1)
-        # bytes are counted without the mark at the end of an answer, whose nats count
-        texts = (row.ids[row.target & (row.ids != self.chat.eos_id)] for row in rows)
-        size = sum(len(self.chat.tokenizer.decode_bytes(ids.tolist())) for ids in texts)
-        bits = nats / math.log(2) / max(size, 1)
-        perplexity = math.exp(min(loss, MOST_NATS))
-        return {"val_loss": loss, "perplexity": perplexity, "bits_per_byte": bits}
+        score = DialogueScore(*self._score(model, rows), answer_bytes(self.chat, rows))
+        return {
+            "val_loss": score.loss,
+            "perplexity": score.perplexity,
+            "bits_per_byte": score.bits_per_byte,
+        }
 
     def glance(self, model: nn.Module) -> dict[str, float]:
         """Nats per token of the first answers that were held out."""
@@ -361,16 +369,14 @@ class ChatTask(Task):
         with the same rows, and gets the same."""
         device = next(model.parameters()).device
         world = here(device)
-        sums = torch.zeros(2, dtype=torch.float64)
-        step = EVAL_ROWS * world.size
-        with evaluation_mode(model.modules()), torch.no_grad():
-            for first in range(0, len(rows), step):
-                # A process without a row computes one all the same: a sharded model needs them all.
-                mine = rows[first : first + step][world.rank :: world.size]
-                batch = {n: t.to(device) for n, t in _batch(mine or rows[:1]).items()}
-                nll, count, _ = self.loss(model, batch)
-                if mine:
-                    sums += torch.stack([nll.cpu().double(), count.cpu().double()])
+        step = ROWS * world.size
+        # a process without a row computes one that counts nothing: a sharded model needs them all
+        silent = [row._replace(target=np.zeros_like(row.target)) for row in rows[:1]]
+        parts = (
+            rows[first : first + step][world.rank :: world.size] or silent
+            for first in range(0, len(rows), step)
+        )
+        sums = torch.tensor(total_nats(model, parts), dtype=torch.float64)
         nats, tokens = world.total(sums.to(sum_dtype(device))).tolist()
         return nats, round(tokens)
 
@@ -444,6 +450,14 @@ class ChatTask(Task):
                 f"longer ones than the context of {c.context_length} are cut: {len(rows):,} rows, "
                 "in each as many of the last turns as have room"
             )
+        learned_openings = {_opening(one) for one in self.dialogues["train"]}
+        alike = sum(_opening(one) in learned_openings for one in self.dialogues["val"])
+        if alike:
+            lines.append(
+                f"{plural(alike, 'conversation')} of {self.settings.val_data} "
+                f"{'begins' if alike == 1 else 'begin'} as one of {self.settings.data} does: what "
+                "is measured on such may be what was learned by heart"
+            )
         if self.settings.adapt.kind != "none":
             lines.append(
                 f"only an adapter is trained: {self.settings.adapt.kind}, {trained:,} parameters"
@@ -458,13 +472,3 @@ class ChatTask(Task):
             f"step: {self.settings.rows_per_step} rows; an epoch is "
             f"{len(rows) / self.settings.rows_per_step:,.0f} steps",
         ]
-
-
-def _batch(rows: Sequence[ChatRow]) -> dict[str, Tensor]:
-    """``ids``, and as ``target`` which of them are learned, both (rows, longest): the shorter ones
-    are filled up behind with ids that are no target."""
-    ids = padded([row.ids for row in rows])["ids"]
-    target = torch.zeros_like(ids, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        target[i, : len(row.target)] = torch.from_numpy(row.target)
-    return {"ids": ids, "target": target}

@@ -1,9 +1,12 @@
-"""``addnorm chat``: a session through a pipe, and one at a terminal."""
+"""``addnorm chat``: a session through a pipe, and one at a terminal; ``addnorm eval`` on
+conversations."""
 
 import io
+import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ from addnorm import GPT, GPTConfig, Tokenizer, generate
 from addnorm.cli import main
 from addnorm.cli.output import STEERING
 from addnorm.data.chat import END, ROLE_MARKS, TOKENS, ChatTokenizer
-from addnorm.data.dialogues import Turn, read_dialogues
+from addnorm.data.dialogues import Turn, read_dialogues, to_object
 from addnorm.generation import Writing, lay_out_for_decoding
+from addnorm.uses.dialogue_scores import score_rows
 from tests.nets import stir
 
 CHAT = ChatTokenizer(Tokenizer.bytes().with_special([*ROLE_MARKS.values(), END]), TOKENS)
+GREETING = [Turn("assistant", "hello")]
 OPTIONS = ["--seed", "5", "--max-new-tokens", "8", "--temperature", "1", "--top-p", "1"]
 
 
@@ -118,6 +123,41 @@ def test_banned_words_and_stops(
     assert capsys.readouterr().out == out[: out.index(out[2])] + "\n"
 
 
+def test_an_evaluation_of_conversations(
+    folder: str, model: GPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answers alone, of a file or a folder; what is no conversation is refused."""
+    talks = tmp_path / "talks"
+    talks.mkdir()
+    turns = [[Turn("user", "hi"), Turn("assistant", "ho")], [Turn("user", "b" * 60), *GREETING]]
+    for i, some in enumerate(turns):
+        (talks / f"{i}.jsonl").write_text(json.dumps(to_object(some)))
+    assert main(["eval", folder, str(talks), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    rows = [row for some in turns for row in CHAT.rows(some, 40)]
+    expected = score_rows(GPT.from_pretrained(folder), CHAT, rows)
+    assert figures == {**expected.to_json(), "conversations": 2}
+    assert figures["tokens"] == len("ho") + len("hello") + 2
+    assert main(["eval", folder, *(str(talks / f"{i}.jsonl") for i in range(2))]) == 0
+    assert f"perplexity {expected.perplexity:.4f}\n" in capsys.readouterr().out
+    (tmp_path / "a.txt").write_text("plain")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}')
+    system = json.dumps(to_object([Turn("system", "x" * 50), *turns[0]]))
+    (tmp_path / "long.jsonl").write_text(system)
+    for words, message in (
+        ([str(talks), str(tmp_path / "a.txt")], "a.txt is none of: a .jsonl of objects"),
+        ([str(tmp_path / "bad.jsonl")], "bad.jsonl:1: the object has text, and no messages"),
+        ([str(tmp_path / "long.jsonl")], "long.jsonl: a context of 40 tokens has no room"),
+        ([str(talks), "--stride", "2"], "--stride has no effect: of a conversation the model"),
+        ([str(talks), "--beams", "2"], "--beams has no effect"),
+    ):
+        assert main(["eval", folder, *words]) == 2
+        assert message in capsys.readouterr().err
+    model.save_pretrained(tmp_path / "plain", tokenizer=CHAT.tokenizer)
+    assert main(["eval", str(tmp_path / "plain"), str(talks / "0.jsonl"), "--json"]) == 0
+    assert "words" in json.loads(capsys.readouterr().out), "without a template it is a text"
+
+
 def test_a_model_without_a_template(
     model: GPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +166,15 @@ def test_a_model_without_a_template(
     message = capsys.readouterr().err
     assert "has no chat template" in message
     assert f"addnorm train --recipe chat --data talks.jsonl init_from={tmp_path / 'm'}" in message
+
+
+def content(master: int) -> bytes:
+    """All that was written to a terminal whose other end is closed; it may come in pieces."""
+    pieces = []
+    with suppress(OSError):  # at the end, on Linux
+        while piece := os.read(master, 1 << 16):
+            pieces.append(piece)
+    return b"".join(pieces)
 
 
 def test_a_session_at_a_terminal(folder: str, model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +199,7 @@ def test_a_session_at_a_terminal(folder: str, model: GPT, monkeypatch: pytest.Mo
         assert main(["chat", folder, *OPTIONS]) == 0
         keyboard.close()
         screen.close()
-        text = os.read(master, 1 << 16).decode().replace("\r\n", "\n")
+    text = content(master).decode().replace("\r\n", "\n")
     os.close(master)
     first = answer(model, [Turn("user", "hello")], 5)[:3]
     turns = [Turn("user", "hello"), Turn("assistant", first), Turn("user", "well")]

@@ -88,6 +88,31 @@ def test_it_trains_resumes_and_is_loaded(file: Path, tmp_path: Path) -> None:
     assert main(["generate", str(run.folder), "say", "--max-new-tokens", "3"]) == 0
 
 
+def test_a_file_of_its_own_is_held_out(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is measured on it at the end ``addnorm eval`` measures too."""
+    lines = file.read_text().split("\n")
+    others = tmp_path / "others.jsonl"
+    others.write_text("\n".join(lines[40:]))
+    file.write_text("\n".join([*lines[:40], lines[41]]))
+    changes = {"val_data": str(others), "steps": 2, "precision": "fp32"}
+    one = config(file, **changes)
+    lines = one.build().introduction()
+    assert "41 conversations to learn from, 20 held out" in lines[0]
+    assert any("1 conversation of" in line and "begins as one of" in line for line in lines)
+    run = train(one, out=tmp_path / "run", display=QUIET)
+    capsys.readouterr()
+    assert main(["eval", str(run.folder), str(others), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["conversations"] == 20
+    for name in ("perplexity", "bits_per_byte"):
+        assert figures[name] == pytest.approx(run.metrics[name], rel=1e-6)
+    others.write_text("{}")
+    with pytest.raises(DataError, match=r"val_data=.*others\.jsonl: .*others\.jsonl:1: the obj"):
+        one.build()
+
+
 def test_rows_are_a_function_of_seed_and_step(file: Path) -> None:
     """Each once in an epoch, in another order in the next, however many processes there are."""
     task = build(file)
