@@ -42,6 +42,7 @@ from addnorm import load, train
 from addnorm.pages.look import clean, document
 from addnorm.tasks.recipes import RECIPES
 from addnorm.training.display import Display
+from addnorm.training.fit import Stopped
 from benchmarks.baselines import SIDES, Rows, embedding, read, tfidf
 from benchmarks.embeddings import EMBEDDINGS
 
@@ -93,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed, run in zip(args.seeds, runs, strict=True):
         wish = {"recipe": args.recipe, **changes}
         if run not in results.content:
-            results.add(run, learned(args, seed, changes, results) | {"settings": wish})
+            entry = learned(args, seed, changes, results)
+            results.add(run, entry | {"settings": wish})
+            print(f"  {run}: {entry['val']:.2%} of val", flush=True)
         elif results.content[run]["settings"] != wish:
             sys.exit(f"{args.out} has {run} with other settings: give another --name")
     print(table(results, bases, args.name, runs))
@@ -185,7 +188,10 @@ def learned(
     config = RECIPES[args.recipe]().changed({**data, **changes, "seed": seed})
     out = args.out / f"{args.name}-{seed}"
     there = (out / "run.json").exists()
-    run = train(config, out=out, resume=there, display=Display(quiet=True))
+    try:
+        run = train(config, out=out, resume=there, display=Display(quiet=True))
+    except Stopped as stop:
+        sys.exit(f"{out} is saved at step {stop.step}: the same command goes on")
     labels = results.labels
     answers = load(out / "best").predict(results.test.texts, top=len(labels))
     every = [answer["probabilities"] for answer in answers]

@@ -1,6 +1,7 @@
 """A classifier beside its baselines: the interval by hand, that nothing is done twice, the page."""
 
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="the baseline is scikit-learn's")
 
+from addnorm.training.fit import Stopped
 from benchmarks import baselines
 from benchmarks import classify_texts as benchmark
 from benchmarks.embeddings import Vectors
@@ -61,10 +63,27 @@ def test_a_trial_is_not_done_twice(
     monkeypatch.setattr(baselines, "EMBEDDINGS", {"minilm": noise, "use": cats})
     words = [str(tmp_path), "--out", str(tmp_path / "out"), "--tiny", "--seeds", "1"]
     words += ["--set", "tokenizer=bytes", "model.pairs=0", "model.n_layers=1", "save_every=10"]
+
+    def stop(*_: object, **__: object) -> None:
+        raise Stopped(signal.SIGTERM, 10)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "train", stop)
+        with pytest.raises(SystemExit, match="at step 10: the same command"):
+            benchmark.main(words)
+    there = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(there) == {
+        "data",
+        "TF-IDF, trial",
+        "embeddings of minilm, trial",
+        "embeddings of use, trial",
+    }
+    assert "of val" in capsys.readouterr().out
     assert benchmark.main(words) == 0
     first = capsys.readouterr().out
     assert "| embeddings | 100.00% |" in first
     assert "use, nearest mean; 100.00% of val |" in first
+    assert "of val" not in first[: first.index("  ours, seed 1: ")], "baselines are not done again"
     results = (tmp_path / "out" / "results.json").read_text()
     assert len(json.loads(results)["TF-IDF, trial"]["answers"]) == 8
     assert np.shape(json.loads(results)["ours, seed 1"]["probabilities"]) == (8, 2)
