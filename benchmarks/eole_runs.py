@@ -2,9 +2,9 @@
 
 It is a program of its own, in an environment of its own; nothing here imports it. It learns from
 the ids of our tokenizer, written as words, so that both see the same pieces and the same
-vocabulary; its shape is that of the settings. Its learning rate rises over as many steps as ours to
-the same largest one, and then falls with the root of the steps (noam), which need not know how many
-there will be. The last model that it saved is asked.
+vocabulary; its shape, the pairs of a step, precision, dropout and smoothing are those of the
+settings. Its learning rate rises to ``RATE``, and then falls with the root of the steps (noam),
+which need not know how many there will be. The last model that it saved is asked.
 """
 
 import json
@@ -16,14 +16,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from addnorm.data.pairs import Pair
 from addnorm.data.tokenizer.pair import TokenizerPair, read_pair
 from addnorm.tasks.translate import TranslateSettings
 from addnorm.training.config import Config
+from addnorm.training.loop import resolved_precision
 from benchmarks.translators import Outputs, digest, read, write
 
 SAVE = 100
 """Steps between the models that it saves."""
+RATE, WARMUP = 1e-3, 400
+"""The largest learning rate, of those that AdamW bears on such pairs here, and the steps to it."""
 QUIET = 3.0
 """Seconds without a change, after which a model that it saves is whole."""
 
@@ -85,7 +90,7 @@ def write_data(
 
 def settings(config: Config, task: TranslateSettings, seed: int) -> dict[str, Any]:
     """What eole reads."""
-    model, loop = task.model, config.loop
+    model = task.model
     shared = not task.target_tokenizer
     return {
         "seed": seed,
@@ -116,7 +121,7 @@ def settings(config: Config, task: TranslateSettings, seed: int) -> dict[str, An
             "world_size": 1,
             "gpu_ranks": [],
             "num_workers": 0,
-            "compute_dtype": "fp32",
+            "compute_dtype": resolved_precision(config.loop.precision, torch.device("cpu")),
             "batch_type": "sents",
             "batch_size": task.rows_per_step,
             "bucket_size": 20000,
@@ -124,13 +129,13 @@ def settings(config: Config, task: TranslateSettings, seed: int) -> dict[str, An
             "optim": "adam",
             "adam_beta2": 0.998,
             "decay_method": "noam",
-            "warmup_steps": loop.warmup,
+            "warmup_steps": WARMUP,
             # noam: rate * dim ** -0.5 * step ** -0.5, largest at the end of the warm-up
-            "learning_rate": loop.lr * (model.dim * loop.warmup) ** 0.5,
+            "learning_rate": RATE * (model.dim * WARMUP) ** 0.5,
             "label_smoothing": task.label_smoothing,
             "dropout": [task.dropout],
             "attention_dropout": [model.attention_dropout],
-            "max_grad_norm": loop.clip,
+            "max_grad_norm": config.loop.clip,
             "param_init_method": "xavier_uniform",
             "train_steps": 1_000_000,
             "valid_steps": 1_000_000,
@@ -142,22 +147,20 @@ def settings(config: Config, task: TranslateSettings, seed: int) -> dict[str, An
 
 def training(command: Sequence[str], work: Path, minutes: float) -> float:
     """Let it run until it has had its minutes of the processor, its begin included; how many."""
-    spent = 0.0
-    with (work / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=work,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        while process.poll() is None and (spent < minutes or saves(work)):
-            time.sleep(0.5)
-            spent = processor_minutes(process.pid) or spent
-        if process.poll() is not None:
-            sys.exit(f"eole ended by itself, with {process.returncode}: {work / 'log.txt'}")
-        process.kill()
-        process.wait()
+    spent, env = 0.0, {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (
+        (work / "log.txt").open("w") as log,
+        subprocess.Popen(command, cwd=work, stdout=log, stderr=log, env=env) as process,
+    ):
+        try:
+            while process.poll() is None and (spent < minutes or saves(work)):
+                time.sleep(0.5)
+                spent = processor_minutes(process.pid) or spent
+            status = process.poll()
+        finally:
+            process.kill()
+    if status is not None:
+        sys.exit(f"eole ended by itself, with {status}: {work / 'log.txt'}")
     return spent
 
 

@@ -8,8 +8,8 @@ DATA has train.tsv, val.tsv and test.tsv; the test is a whole package that nobod
 answers with the translation of the nearest source in train: by the cosine of TF-IDF of runs of n
 characters, with the n that has the highest BLEU on val. ``source`` answers with the source, which
 shows what marks and names alone are worth. ``--eole COMMAND`` trains eole on the same pairs and the
-same ids of the same tokenizer, with as many layers of the same width and the same largest learning
-rate, until it has had as many minutes of the processor as our training with that seed.
+same ids of the same tokenizer, with as many layers of the same width, until it has had as many
+minutes of the processor as our training with that seed.
 
 BLEU and chrF are sacrebleu's over the test, the mean over the seeds. The interval of a difference
 is 95 % of 1,000 draws of sentences, the same for both, and of the seeds of each; "more" or "less"
