@@ -157,8 +157,8 @@ def _with(s: Influence, name: str, value: Any) -> Inputs:
 
 
 def _changes_nothing(s: Influence, call: Inputs) -> bool:
-    """Whether a call runs, and its output is that of the plain call up to ``s.floor``, which is by
-    how much two plain calls differ."""
+    """Whether a call runs, and its output is that of the plain call up to ``s.floor``: ten times
+    what two plain calls differ by, and no less than rounding."""
     try:
         new = s.run(call)
     except Exception:

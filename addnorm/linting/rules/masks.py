@@ -200,9 +200,10 @@ def _leak(s: Influence, mask: Padding) -> Finding | Unknown | None:
 
 
 def _hidden_places(s: Influence, n: int, pooled: bool) -> list[int]:
-    """The last two of n places, and in a causal model the first: later ones could read it there.
+    """Which places of n to hide, to see who reads them all the same: the last two, and in a causal
+    model the first as well, since there only later places could read it.
 
-    ``pooled``: the output has no places of this argument.
+    ``pooled``: the output has no places of this argument; the first is then left alone.
     """
     one_way = s.matrix is not None and not bool((s.matrix.tril(-1) > s.floor).any())
     if one_way and not pooled:

@@ -201,18 +201,17 @@ def _axis_cases(subject: Subject, k: MeasuredNorm) -> Iterator[NormCase]:
     case = "among convolutions" if front else case
     statistics_axes = a.evaluated or a.more
     if a.more or a.over_samples:
-        yield _batch_case(k, a, name, case)
+        yield _with_samples(k, a, name, case)
         if declared or not a.evaluated:
             return
     if on_features or (declared and a.batch in statistics_axes):
         return
-    if not declared or not front or a.evaluated:
-        yield _axis_case(k, a, name, case)
+    yield _other_axes(k, a, name, case)
 
 
-def _batch_case(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
-    """The finding, in this case, of a norm of class ``name`` whose statistics take in other
-    samples."""
+def _with_samples(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
+    """The finding of a norm of class ``name`` whose statistics take in other samples. ``case``: a
+    key of ``BATCH_DEPENDENT.cases``; an unknown one raises there."""
     only = bool(a.more) and not a.over_samples
     words = {
         "norm": name,
@@ -225,9 +224,9 @@ def _batch_case(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
     return NormCase(finding, (name, a.evaluated, a.trained))
 
 
-def _axis_case(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
-    """The finding, in this case, of a norm of class ``name`` whose statistics run over more or
-    other axes than that of the features."""
+def _other_axes(k: MeasuredNorm, a: _Axes, name: str, case: str) -> NormCase:
+    """The finding of a norm of class ``name`` whose statistics run over more or other axes than
+    that of the features. ``case``: a key of ``WRONG_AXIS.cases``; an unknown one raises there."""
     words = {
         "norm": name,
         "what": a.in_words(a.evaluated),
