@@ -172,12 +172,11 @@ def at_resume(
     nothing; both are for the call of itself."""
     marks: dict[str, AtResume] = {}
     for f, _, value in _fields(settings):
-        mark = above or f.metadata.get(AT_RESUME, AtResume.ANEW)
+        mark = above or f.metadata.get(AT_RESUME)
         if dataclasses.is_dataclass(value):
-            flat = f.metadata.get(FLAT)
-            marks |= at_resume(value, _prefix(f, prefix), above if flat else mark)
+            marks |= at_resume(value, _prefix(f, prefix), mark)
         else:
-            marks[prefix + f.name] = mark
+            marks[prefix + f.name] = mark or AtResume.ANEW
     return marks
 
 

@@ -42,9 +42,10 @@ from addnorm.cli.refusal import Refusal
 from addnorm.errors import Mendable
 from addnorm.linting.check import rules_by_name
 from addnorm.models.gpt_config import MLPS, NORMS, POSITIONS
-from addnorm.settings import converted, defaults, entries
+from addnorm.settings import converted, entries, json_value
 from addnorm.tasks import prove as prove_module
 from addnorm.tasks.recipes import RECIPES
+from addnorm.training.config import Config
 from addnorm.training.fit import Stopped
 from addnorm.training.loop import Diverged, Trainer
 from addnorm.training.loop_settings import LoopSettings
@@ -650,15 +651,15 @@ def _roots(case: Case, place: Path) -> list[Path]:
 def _of_settings(case: Case, place: Path, changes: dict[str, str], answer: Answer) -> Iterator[str]:
     """What was set is what a run that succeeded says of itself."""
     kinds = {o.name: o.kind for recipe in RECIPES for o in settings(recipe)}
-    by_itself = defaults(LoopSettings)
     words = dict(word.split("=", 1) for word in case.words if "=" in word and word[0] != "-")
     for file in [name for name in changes if name.endswith("run.json") and answer.status == 0]:
         config = json.loads((place / file).read_text())["config"]
+        by_itself = Config.from_json(config).defaults()
         for key, text in words.items():
             if key not in config and config.get("init_from"):
                 continue  # what comes with the model is the same there, and is not recorded here
             want = converted(key, kinds[key], text)
-            if key not in config and want == by_itself.get(key):
+            if key not in config and json_value(want) == by_itself.get(key):
                 continue  # without effect beside the others, and asked for as it is by itself
             if config[key] not in (want, str(want), [*want] if isinstance(want, tuple) else want):
                 yield f"{file} says {key}={config[key]}, and {text} was asked for"

@@ -23,7 +23,7 @@ from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.run import Run
 from addnorm.training.run_folder import read
-from tests.tasks import test_classify, test_texts
+from tests.tasks import test_classify, test_texts, test_unlabelled
 from tests.training import test_sinks, test_training
 from tests.training.test_training import ALONE, small
 
@@ -196,6 +196,11 @@ OTHER: dict[str, Any] = {
     "dropout": 0.5,
     "token_dropout": 0.5,
     "label_smoothing": 0.2,
+    "unlabelled.data": "other.txt",
+    "unlabelled.confidence": 0.4,
+    "unlabelled.weight": 0.5,
+    "unlabelled.per_text": 1,
+    "unlabelled.noise": 0.1,
     "z_loss": 0.1,
     "init_from": "run/model",
     "samples": 2,
@@ -268,6 +273,7 @@ SEEN_ELSEWHERE = {
     "most_rollbacks": test_training.test_rollback_goes_back_and_past_the_data,
     "val_data": test_classify.test_it_learns_several_labels,
     "cache": test_texts.test_a_second_start_and_a_resume_do_not_learn_again,
+    "unlabelled.teacher": test_unlabelled.test_it_learns_and_resumes,
     "device": test_a_device_that_is_not_there,
     "adapt.positions": test_a_prefix_that_takes_positions_leaves_none_to_train_with,
     "sinks": test_sinks.test_tensorboards_own_reader_finds_every_scalar,
@@ -375,6 +381,10 @@ def awake(key: str, config: Config, model: Path) -> dict[str, Any]:
             changes |= {name: fit[0] for name, fit in first if isinstance(fit, tuple)}
     if key.startswith("adapt."):
         changes["init_from"] = str(model)
+    if key.startswith("unlabelled.") and key != "unlabelled.data":
+        changes["unlabelled.data"] = str(model.parent / "other.txt")
+        if key != "unlabelled.confidence":
+            changes["unlabelled.confidence"] = 0.4  # of what so small a model is sure
     if changes.get("adapt.kind") == "adalora":
         changes |= {"adapt.steps": 3, "adapt.init_rank": 4, "adapt.target_rank": 2, "steps": 3}
     return {name: value for name, value in changes.items() if value is not None}
@@ -394,6 +404,8 @@ def test_every_setting_has_an_effect(make: Any, place: Path, tmp_path: Path) -> 
                 if key in ("data", "init_from"):
                     data = {classes: "more", talks: "other.jsonl"}.get(make, other)
                     other = str(place / data if key == "data" else model)
+                if key == "unlabelled.data":
+                    other = str(place / other)
                 assert settings.json_value(value) != other, key
                 base = awake(key, start, model)
                 group = key in OF_A_RUN, *sorted(base.items())

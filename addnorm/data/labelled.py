@@ -1,4 +1,5 @@
-"""Texts with labels, from the formats that people have: folders, tables, lines of JSON."""
+"""Texts with labels, and texts without, from the formats that people have: folders, tables, lines
+of JSON."""
 
 import csv
 import io
@@ -22,6 +23,12 @@ SEPARATOR = "|"
 FORMATS = (
     "a folder with a sub-folder of texts per label, a .csv or .tsv with the columns text and "
     'label, or a .jsonl of objects such as {"text": "...", "label": "..."}'
+)
+
+
+UNLABELLED = (
+    "a .txt with a text a line, a .csv or .tsv with the column text, a .jsonl of objects such as "
+    '{"text": "..."}, or a folder of texts'
 )
 
 
@@ -99,6 +106,29 @@ def read_entries(path: str | Path) -> list[Entry]:
     return rows
 
 
+def read_unlabelled(path: str | Path) -> list[str]:
+    """The texts of a file or folder, in their order, without looking at labels; texts without a
+    word are left out."""
+    place = reading.place(path, DataError)
+    kind = place.suffix.lower()
+    if not place.exists():
+        raise DataError(f"{path} is not there: give {UNLABELLED}")
+    if place.is_dir():
+        return list(open_source(str(place)).documents())
+    if kind == ".txt":
+        texts = [line.rstrip("\r") for line in reading.lines(place, DataError)]
+    elif kind in TABLES:
+        texts = [row.text for row in _table(place, TABLES[kind], labelled=False)]
+    elif kind in LINES:
+        texts = [row.text for row in _objects(place, labelled=False)]
+    else:
+        raise DataError(f"{path} is none of the formats for texts without labels: {UNLABELLED}")
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise DataError(f"{path} holds no text")
+    return texts
+
+
 def _folder(folder: Path) -> list[Entry]:
     """The texts of each sub-folder, whose name is their label; a ``DataError`` if there is none, or
     one without texts."""
@@ -117,15 +147,17 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[:1] not in "._")
 
 
-def _table(file: Path, delimiter: str) -> Iterator[Entry]:
+def _table(file: Path, delimiter: str, labelled: bool = True) -> Iterator[Entry]:
     """The rows of a .csv or .tsv, whose first line names the columns; empty lines are passed over.
-    What csv cannot read, and a row of another length, is a ``DataError``."""
+    What csv cannot read, and a row of another length, is a ``DataError``. ``labelled``: whether a
+    column of labels is asked for; else the label is None."""
     lines = csv.reader(io.StringIO(reading.text(file, DataError)), delimiter=delimiter, strict=True)
     # A text may be a book. The limit is one of the whole process, so it is put back at the end.
     longest = csv.field_size_limit(sys.maxsize)
     try:
         header = [name.strip() for name in next(lines, [])]
-        text, label = (_column(header, names, file, delimiter) for names in (TEXT, LABEL))
+        text = _column(header, TEXT, file, delimiter)
+        label = _column(header, LABEL, file, delimiter) if labelled else None
         for row in lines:
             if not row:
                 continue
@@ -135,7 +167,7 @@ def _table(file: Path, delimiter: str) -> Iterator[Entry]:
                     f"{where}: {len(row)} fields, and the first line names {len(header)}: a field "
                     f"that holds a {delimiter!r} or a quote needs quotes"
                 )
-            yield Entry(row[text], row[label], where, table=True)
+            yield Entry(row[text], None if label is None else row[label], where, table=True)
     except csv.Error as error:
         raise DataError(f"{file}:{lines.line_num}: {error}") from None
     finally:
@@ -156,9 +188,10 @@ def _column(header: list[str], names: tuple[str, ...], file: Path, delimiter: st
     )
 
 
-def _objects(file: Path) -> Iterator[Entry]:
+def _objects(file: Path, labelled: bool = True) -> Iterator[Entry]:
     """The objects of a file, one in each line; empty lines are passed over, and another is a
-    ``DataError``. The label may be anything here: ``Entry`` checks it."""
+    ``DataError``. The label may be anything here: ``Entry`` checks it. ``labelled``: whether one is
+    asked for; else it is None."""
     for number, line in enumerate(reading.lines(file, DataError), 1):
         if not line.strip():
             continue
@@ -169,7 +202,7 @@ def _objects(file: Path) -> Iterator[Entry]:
         text = _key(value, TEXT, where)
         if not isinstance(text, str):
             raise DataError(f"{where}: text must be a text, got {value_in_short(text)}")
-        yield Entry(text, _key(value, LABEL, where), where, table=False)
+        yield Entry(text, _key(value, LABEL, where) if labelled else None, where, table=False)
 
 
 def _key(value: Mapping[str, Any], names: Sequence[str], where: str) -> Any:

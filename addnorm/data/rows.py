@@ -32,3 +32,16 @@ def padded(rows: Sequence[NDArray[np.int64]], fill: int = 0) -> dict[str, Tensor
         ids[i, : len(row)] = torch.from_numpy(row)
         valid[i, : len(row)] = True
     return {"ids": ids, "valid": valid}
+
+
+def part_of(ids: NDArray[np.int64], room: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """As much of a text as has room, from anywhere in it."""
+    start = rng.integers(max(len(ids) - room, 0) + 1)
+    return ids[start : start + room]
+
+
+def thinned(ids: NDArray[np.int64], share: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """A text less a share of its tokens, which is ``share`` in the mean; a rate of its own for each
+    text, so that whole ones are seen too. One is never left out whole."""
+    keep = rng.random(len(ids)) >= rng.uniform(0, 2 * share)
+    return ids[keep] if keep.any() else ids

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from addnorm.adapt import Adapt
 from addnorm.data.labelled import FORMATS
-from addnorm.data.rows import WINDOWS, padded
+from addnorm.data.rows import WINDOWS, padded, part_of, thinned
 from addnorm.data.sources import DataError, Texts
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.models.classifier import ClassifierConfig
@@ -33,6 +33,7 @@ from addnorm.tasks.bodies import Body, OwnEncoder, Pretrained
 from addnorm.tasks.labelled_texts import LabelledTexts, Several, Text, read_texts
 from addnorm.tasks.targets import KINDS, Targets
 from addnorm.tasks.texts import check, chosen, expanded
+from addnorm.tasks.unlabelled import NOISED, Companions, Unlabelled, beside, with_unlabelled
 from addnorm.temporary import evaluation_mode
 from addnorm.training.config import NOTHING, TaskSettings, register
 from addnorm.training.loop_settings import LoopSettings
@@ -44,7 +45,9 @@ from addnorm.words import plural
 EVAL_ROWS = 64  # windows that go through the model at once in an evaluation
 SOURCES = {"content": ["data", "val_data"], "classes": ["data"], "tokenizer": ["tokenizer"]}
 SOURCES |= {"rows_per_step": ["rows_per_step"], "start": ["init_from"], "model": ["init_from"]}
+SOURCES |= {"unlabelled": ["unlabelled.data", "unlabelled.teacher", "tokenizer"]}
 """Fact of a task -> the settings that it comes from."""
+BY_HEART = {"dropout": 0.0, "token_dropout": 0.0, "label_smoothing": 0.0, "unlabelled.data": ""}
 
 
 @final
@@ -78,8 +81,10 @@ class ClassifySettings(TaskSettings):
     """The mean share of a text's tokens left out, others each time: few texts go further."""
     label_smoothing: float = setting(0.1, AtResume.WITH_NOTICE)
     """The share of a target's weight that goes to all classes alike."""
+    unlabelled: Unlabelled = field(default_factory=Unlabelled)
+    """Texts without labels, by which few labels go further."""
     cache: Path = setting(Path("~/.cache/addnorm/data"), AtResume.FREELY)
-    """Where learned tokenizers are kept."""
+    """Where learned tokenizers, and what a teacher says, are kept."""
     model: ClassifierConfig = field(
         default_factory=lambda: ClassifierConfig(vocab_size=1, classes=1),
         metadata={
@@ -111,7 +116,7 @@ class ClassifySettings(TaskSettings):
 
     def by_heart(self) -> Mapping[str, Any]:
         """Whole texts, no dropout, and targets that can be met."""
-        return {"dropout": 0.0, "token_dropout": 0.0, "label_smoothing": 0.0}
+        return BY_HEART
 
     def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         """The setting behind a fact."""
@@ -126,8 +131,8 @@ class ClassifySettings(TaskSettings):
             return ClassifyTask(self, body, body.tokenizer, texts)
         tokenizer = chosen(
             self.tokenizer,
-            texts=lambda: [row.text for row in texts.train],
-            decides=lambda: [Texts([row.text for row in texts.train]).identity()],
+            texts=texts.content,
+            decides=lambda: [Texts(texts.content()).identity()],
             cache=expanded("cache", self.cache),
         )
         config = replace(
@@ -164,6 +169,12 @@ class RowSettings(Protocol):
     @property
     def label_smoothing(self) -> float: ...
 
+    @property
+    def unlabelled(self) -> Unlabelled: ...
+
+    @property
+    def cache(self) -> Path: ...
+
 
 def check_rows(settings: RowSettings) -> None:
     """Raise a ``SettingsError`` if token_dropout, label_smoothing or rows_per_step makes no
@@ -187,9 +198,10 @@ def texts_of(settings: RowSettings) -> LabelledTexts:
     words += f", val_data={settings.val_data}" if settings.val_data else ""
     try:
         data = expanded("data", settings.data)
-        return read_texts(data, held_out, settings.val_fraction, settings.labels)
+        texts = read_texts(data, held_out, settings.val_fraction, settings.labels)
     except DataError as error:
         raise DataError(f"{words}: {error}") from None
+    return with_unlabelled(texts, settings.unlabelled, expanded("cache", settings.cache))
 
 
 class Row(NamedTuple):
@@ -218,6 +230,9 @@ class ClassifyTask(Task):
         self.best = self.targets.best
         sides = {"train": texts.train, "val": texts.val}
         self.splits = {name: _rows(side, tokenizer) for name, side in sides.items()}
+        self.companions: Companions | None = None
+        if texts.unlabelled:
+            self.companions = Companions(settings.unlabelled, texts, tokenizer, self.targets)
         self._shares: Tensor | None = None  # probabilities (texts, classes) of the last evaluation
         self._orders: dict[tuple[int, int, int], NDArray[np.int64]] = {}
 
@@ -226,11 +241,15 @@ class ClassifyTask(Task):
         c, size = self.body.config, self.settings.rows_per_step
         parameters, trained = self.body.counts()
         longest = max(len(row.ids) for rows in self.splits.values() for row in rows)
+        texts = 1  # that go through the model for each row
+        if self.companions is not None:
+            longest = max(longest, self.companions.longest)
+            texts += self.settings.unlabelled.per_text
         longest = min(longest, self.body.frame.context_length)
         own = -(-size // processes)
-        batch = own * longest * 9  # bytes: an id of 8, valid of 1
+        batch = own * texts * longest * 9  # bytes: an id of 8, valid of 1
         # in float32, and two of them a layer at the least: one after attention, one after the MLP
-        batch += min(micro_rows or own, own) * longest * 4 * 2 * c.n_layers * c.dim
+        batch += min(micro_rows or own, own) * texts * longest * 4 * 2 * c.n_layers * c.dim
         because = f"{self.body.because()}, rows_per_step={size}, micro_rows={micro_rows}"
         return Needs(parameters, trained, c.n_layers * MODULES, batch, because)
 
@@ -255,21 +274,21 @@ class ClassifyTask(Task):
             parts.append(self.body.frame.around(ids))
         # filled up to the longest of the step, so that a row is the same on any number of processes
         batch = {**padded(parts), "label": self.targets.tensor(labels)}
+        if split == "train" and self.companions is not None:
+            numbers = range(step * size, (step + 1) * size)
+            batch |= self.companions.columns(numbers, seed, self.body.frame)
         return {name: t[rank::world] for name, t in batch.items()}
 
     def _varied(self, ids: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """A part of a text that the model can read, from anywhere in it, less a share of its tokens
         which is ``token_dropout`` in the mean."""
-        room = self.body.frame.room
-        start = rng.integers(max(len(ids) - room, 0) + 1)
-        ids = ids[start : start + room]
-        # a rate of its own for each text, so that whole ones are seen too
-        keep = rng.random(len(ids)) >= rng.uniform(0, 2 * self.settings.token_dropout)
-        return ids[keep] if keep.any() else ids
+        part = part_of(ids, self.body.frame.room, rng)
+        return thinned(part, self.settings.token_dropout, rng)
 
     def row(self, split: str, seed: int, step: int) -> Batch:
-        """One, as of a process among as many as there are rows."""
-        return self.batch(split, seed, step, 0, self.settings.rows_per_step)
+        """One, as of a process among as many as there are rows, with its label alone."""
+        batch = self.batch(split, seed, step, 0, self.settings.rows_per_step)
+        return {name: batch[name] for name in ("ids", "valid", "label")}
 
     def _order(self, n: int, seed: int, epoch: int) -> NDArray[np.int64]:
         """The numbers of ``n`` rows as they come in an epoch. They are kept for the steps to come,
@@ -281,11 +300,22 @@ class ClassifyTask(Task):
         return self._orders[key]
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Summed over texts; ``accuracy`` counts those whose labels it finds."""
-        logits = model(batch["ids"], batch["valid"]).float()
-        loss = self.targets.loss(logits, batch["label"], self.settings.label_smoothing)
-        count = torch.tensor(len(logits), device=logits.device)
-        return loss, count, {"accuracy": self.targets.right(logits, batch["label"])}
+        """Summed over texts with labels, whose count divides what those without add;
+        ``accuracy`` counts those whose labels it finds, ``sure`` is of those without the share
+        whose label is learned."""
+        labels, rows, companions = batch["label"], len(batch["ids"]), self.companions
+        if companions is None or NOISED not in batch:
+            logits = model(batch["ids"], batch["valid"]).float()
+            more = None
+        else:
+            pseudo_labels, mask = companions.pseudo_labels(model, batch)
+            logits = model(*beside(batch)).float()
+            more = companions.loss(logits[rows:], pseudo_labels, mask)
+        loss = self.targets.loss(logits[:rows], labels, self.settings.label_smoothing)
+        parts = {"accuracy": self.targets.right(logits[:rows], labels)}
+        if more is not None:
+            loss, parts["sure"] = loss + more[0], more[1]
+        return loss, torch.tensor(rows, device=logits.device), parts
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """On all that was held out, each text by the mean over its windows. The probabilities are
@@ -333,6 +363,7 @@ class ClassifyTask(Task):
             "classes": self.targets.classes,
             "tokenizer": self.tokenizer.identity,
             "rows_per_step": self.settings.rows_per_step,
+            "unlabelled": "" if self.companions is None else self.companions.identity,
             **self.body.facts(),
         }
 

@@ -31,9 +31,10 @@ from addnorm.settings import (
 )
 from addnorm.tasks.beginnings import FROM_NOTHING
 from addnorm.tasks.bodies import Body, Pretrained
-from addnorm.tasks.classify import SOURCES, ClassifyTask, check_rows, texts_of
+from addnorm.tasks.classify import BY_HEART, SOURCES, ClassifyTask, check_rows, texts_of
 from addnorm.tasks.labelled_texts import Several
 from addnorm.tasks.texts import check, chosen, expanded
+from addnorm.tasks.unlabelled import Unlabelled
 from addnorm.training.config import NOTHING, TaskSettings, register
 from addnorm.training.memory import counted
 
@@ -68,8 +69,10 @@ class FinetuneBertSettings(TaskSettings):
     """The mean share of a text's tokens left out, others each time: few texts go further."""
     label_smoothing: float = setting(0.0, AtResume.WITH_NOTICE)
     """The share of a target's weight that goes to all classes alike."""
+    unlabelled: Unlabelled = field(default_factory=Unlabelled)
+    """Texts without labels, by which few labels go further."""
     cache: Path = setting(Path("~/.cache/addnorm/data"), AtResume.FREELY)
-    """Where learned tokenizers are kept."""
+    """Where learned tokenizers, and what a teacher says, are kept."""
     model: BertConfig = field(
         default_factory=lambda: BertConfig(
             vocab_size=1, context_length=128, dim=256, n_layers=4, n_heads=4, head="classify"
@@ -93,7 +96,7 @@ class FinetuneBertSettings(TaskSettings):
 
     def by_heart(self) -> Mapping[str, Any]:
         """Whole texts, no dropout, and targets that can be met."""
-        return {"dropout": 0.0, "token_dropout": 0.0, "label_smoothing": 0.0}
+        return BY_HEART
 
     def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         """The settings behind a fact."""
@@ -113,8 +116,8 @@ class FinetuneBertSettings(TaskSettings):
             return ClassifyTask(self, body, body.tokenizer, texts)
         tokenizer = chosen(
             self.tokenizer,
-            texts=lambda: [row.text for row in texts.train],
-            decides=lambda: [Texts([row.text for row in texts.train]).identity()],
+            texts=texts.content,
+            decides=lambda: [Texts(texts.content()).identity()],
             cache=expanded("cache", self.cache),
         )
         config = replace(

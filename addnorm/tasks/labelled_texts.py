@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
+from torch import Tensor
+
 from addnorm import reading
 from addnorm.data.labelled import FORMATS, SEPARATOR, Entry, class_folders, read_entries
 from addnorm.data.sources import DataError
@@ -40,6 +42,14 @@ class LabelledTexts:
     """Whether a text may have several labels, or none; else each has one."""
     remarks: Sequence[str] = field(default=())
     """What is odd about the texts, in sentences."""
+    unlabelled: Sequence[str] = ()
+    """Texts without labels to learn from too, each once, none of them held out."""
+    shares: Tensor | None = None
+    """(texts without labels, classes): how probable a teacher finds each label of each of them."""
+
+    def content(self) -> list[str]:
+        """All texts that may be learned from, with labels and without."""
+        return [*(row.text for row in self.train), *self.unlabelled]
 
 
 @final

@@ -35,9 +35,21 @@ class Targets(ABC):
         """A batch's labels as the loss takes them, rows first."""
 
     @abstractmethod
-    def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def loss(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        smoothing: float = 0.0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Summed over texts, of logits (B, classes) and what ``tensor`` gives. ``smoothing``: the
-        share of a target's weight that goes elsewhere."""
+        share of a target's weight that goes elsewhere. ``mask``: which targets count, as
+        ``pseudo_labels`` has it; None: all."""
+
+    @abstractmethod
+    def pseudo_labels(self, p: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
+        """(targets, mask) of probabilities (B, classes): what they say, as ``loss`` takes it,
+        and where that is at least as probable as ``confidence``, of the same shape."""
 
     @abstractmethod
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -81,9 +93,23 @@ class OneLabel(Targets):
         """(B,)"""
         return torch.tensor([i for (i,) in labels])
 
-    def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def loss(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        smoothing: float = 0.0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Cross-entropy; a share of the weight goes to all classes alike."""
-        return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+        if mask is None:
+            return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+        nll = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+        return (nll * mask).sum()
+
+    def pseudo_labels(self, p: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
+        """(B,) each: the most probable class."""
+        most = p.max(-1)
+        return most.indices, most.values >= confidence
 
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Where the right class is the most probable."""
@@ -124,12 +150,23 @@ class SeveralLabels(Targets):
             targets[i, list(of_text)] = 1.0
         return targets
 
-    def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def loss(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        smoothing: float = 0.0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """The mean over labels, summed over texts; a share of the weight goes to yes and no
         alike."""
         targets = targets * (1.0 - smoothing) + 0.5 * smoothing
-        nll = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        weight = None if mask is None else mask.to(logits)
+        nll = F.binary_cross_entropy_with_logits(logits, targets, weight, reduction="sum")
         return nll / len(self.classes)
+
+    def pseudo_labels(self, p: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
+        """(B, classes) each: yes or no of each label by itself."""
+        return (p >= THRESHOLD).to(p.dtype), torch.maximum(p, 1.0 - p) >= confidence
 
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Where all labels are right."""

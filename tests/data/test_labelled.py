@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from addnorm.data.labelled import Labelled, read_labelled
+from addnorm.data.labelled import Labelled, read_labelled, read_unlabelled
 from addnorm.data.sources import DataError
 
 WANT = [Labelled('a "b", c', "good"), Labelled("two\nlines", "7"), Labelled("", "good")]
@@ -74,3 +74,35 @@ def test_what_is_wrong_is_said_with_its_line(
 def test_a_folder_without_sub_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no sub-folders"):
         read_labelled(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", 'one, "1"\r\n\ntwo'),
+        ("a.csv", 'id,text\n1,"one, ""1"""\n2,two\n3, \n'),
+        ("a.tsv", 'text\tlabel\n"one, ""1"""\tx\ntwo\t\n'),
+        ("a.jsonl", '{"text": "one, \\"1\\""}\n{"text": "two", "label": null}\n{"text": ""}'),
+    ],
+)
+def test_texts_without_labels(tmp_path: Path, name: str, text: str) -> None:
+    assert read_unlabelled(written(tmp_path, name, text)) == ['one, "1"', "two"]
+
+
+def test_a_folder_without_labels(tmp_path: Path) -> None:
+    written(tmp_path, "a.txt", "two\nlines")
+    assert read_unlabelled(tmp_path) == ["two\nlines"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", " \n", r"a\.txt holds no text"),
+        ("a.csv", "label\nx\n", r"a\.csv has no column text: its first line names label"),
+        ("a.jsonl", '{"label": "x"}', r"a\.jsonl:1: the object has label, and no text"),
+        ("a.pdf", "x", r"a\.pdf is none of the formats for texts without labels: a \.txt with"),
+    ],
+)
+def test_what_holds_no_texts(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_unlabelled(written(tmp_path, name, text))
