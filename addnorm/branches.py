@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addnorm.checks import check_known
-from addnorm.context import Here
+from addnorm.context import Here, Memory
 from addnorm.init import PLAIN, InitRule
 from addnorm.masks import longer_masks, split_bias, visible
 from addnorm.norms import as_norm
@@ -441,21 +441,40 @@ class CrossAttention(MultiHead):
     def forward(self, u: Tensor, here: Here) -> Tensor:
         """(B, T, dim) -> (B, T, dim); a ``ValueError`` without a memory. With a cache, keys and
         values are made of the first memory that it sees under ``here.key``, and of no later one."""
-        ctx = here.ctx
-        memory = ctx.memory
-        if memory is None:
-            raise ValueError("cross-attention needs Context(memory=Memory(...)), what it looks at")
+        ctx, memory = here.ctx, _memory(here)
         q = self.queries(u)
         if ctx.cache is None:
             k, v = self.keys(memory.x), self.values(memory.x)
         else:
             k, v = ctx.cache.memory(here.key, lambda: (self.keys(memory.x), self.values(memory.x)))
+        mask, bias = self._masks(u, memory)
+        return self.look(q, k, v, mask, bias, ctx.valid)
+
+    def weights(self, u: Tensor, here: Here) -> Tensor:
+        """(B, T, dim) -> (B, H, T, S): how much of each place of the memory ``forward`` takes for
+        each token, summing to 1. Without dropout, a cache, or an adapter's prefix."""
+        memory = _memory(here)
+        k = self.keys(memory.x)
+        # each place has a value of its own, so that what is taken of it can be read off
+        places = torch.eye(k.shape[2], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
+        mask, bias = self._masks(u, memory)
+        q = self.queries(u)
+        return attend(AttentionCall(q, k, places, self.scale, mask, bias, False, self.softcap, 0.0))
+
+    def _masks(self, u: Tensor, memory: Memory) -> tuple[Tensor | None, Tensor | None]:
+        """(mask, bias): who may look at what, and what is added to the logits."""
         shape = (u.shape[0], self.n_heads, u.shape[1], memory.x.shape[1])
         mask = visible(shape, u.device, memory.valid, memory.attend, of="memory.")
-        bias = None
-        if memory.bias is not None:
-            mask, bias = split_bias("memory.bias", memory.bias, mask, shape)
-        return self.look(q, k, v, mask, bias, ctx.valid)
+        if memory.bias is None:
+            return mask, None
+        return split_bias("memory.bias", memory.bias, mask, shape)
+
+
+def _memory(here: Here) -> Memory:
+    """What there is to look at; a ``ValueError`` if there is nothing."""
+    if here.ctx.memory is None:
+        raise ValueError("cross-attention needs Context(memory=Memory(...)), what it looks at")
+    return here.ctx.memory
 
 
 # --- helpers --------------------------------------------------------------------------------------

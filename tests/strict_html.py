@@ -26,7 +26,7 @@ class Page(HTMLParser):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: Any) -> None:
-        assert tag in ("path", "use", "circle"), f"<{tag}/> closes nothing in HTML"
+        assert tag in ("path", "use", "circle", "rect"), f"<{tag}/> closes nothing in HTML"
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:

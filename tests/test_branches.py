@@ -1468,3 +1468,16 @@ def test_they_say_what_they_are() -> None:
     )
     assert "n_heads=4, n_kv_heads=2, head_dim=3" in repr(CrossAttention(12, 4, n_kv_heads=2))
     assert "activation=relu2" in repr(MLP(12, 20, "relu2"))
+
+
+def test_the_weights_of_cross_attention_are_those_that_it_uses() -> None:
+    torch.manual_seed(0)
+    branch = CrossAttention(12, 4, n_kv_heads=2, softcap=3.0).double()
+    u, memory = torch.randn(2, 3, 12).double(), torch.randn(2, 5, 12).double()
+    valid = torch.tensor([[True] * 5, [True, True, False, False, True]])
+    here = Here(Context(memory=Memory(memory, valid, bias=torch.randn(3, 5).double())))
+    weights = branch.weights(u, here)
+    values = branch.values(memory).repeat_interleave(2, 1)
+    heads = (weights @ values).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(branch.out(heads), branch(u, here))
+    assert not weights[1, ..., 2:4].any()

@@ -219,6 +219,24 @@ class Seq2Seq(nn.Module):
         fill = rules.pad if beams == 1 else rules.pad or rules.end
         return stacked([[rules.start, *best.ids] for best, *_ in results], fill).to(ids.device)
 
+    def attention(self, source: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, S), (B, T) -> (B, T, S): how much what follows each token of a target takes from each
+        of its source, the mean over the decoder's heads and layers. ``valid``: as in ``forward``.
+        """
+        weights: list[Tensor] = []
+        branches = [sub.branch for sub in self.body.decoder.sublayers() if sub.site.kind == "cross"]
+        handles = [
+            branch.register_forward_pre_hook(lambda b, args: weights.append(b.weights(*args)))
+            for branch in branches
+        ]
+        try:
+            with evaluation_mode(self.modules()), torch.inference_mode():
+                self(source, target, valid)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return torch.stack([w.float().mean(1) for w in weights]).mean(0)
+
     def after_step(self, step: int) -> None:
         """Call after every optimizer step; ``step`` counts from 1."""
         self.body.after_step(step)

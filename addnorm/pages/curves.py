@@ -97,7 +97,10 @@ def step_labels(frame: Frame, last: int) -> list[tuple[float, str]]:
     # Seven pixels for a digit, and as much again between two numbers.
     fit = (frame.width - frame.left - frame.right) // (14 * len(f"{last:,}") + 20)
     steps, _ = even_ticks(0, max(1, last), max(2, min(8, fit)))
-    return [(t / max(1, last), f"{t:,.0f}" if t else "step 0") for t in steps if t == int(t)]
+    labels = [(t / max(1, last), f"{t:,.0f}") for t in steps if t and t == int(t)]
+    room = frame.width - frame.left - frame.right
+    behind = [(share, label) for share, label in labels if share * room > 46 + 4 * len(label)]
+    return [(0.0, "step 0"), *behind]
 
 
 def evenly_chosen(points: Sequence[Any], most: int) -> Sequence[Any]:

@@ -80,6 +80,40 @@ class Plot:
             path = "".join(f"M{edge} {self.frame.top - ABOVE}{shape}" for edge in edges)
             self.add(f'<path class="{kind}" d="{path}"/>')
 
+    def squares(self, values: Sequence[Sequence[float]]) -> None:
+        """A field for each value, the first row at the top, over the whole frame, whose values go
+        from 0 to the number of rows; 1 is the darkest, and NaN and what is near 0 are not drawn."""
+        frame = self.frame
+        parts = []
+        for i, row in enumerate(values):
+            top, floor = frame.y(len(values) - i), frame.y(len(values) - i - 1)
+            for k, value in enumerate(row):
+                left, right = frame.x(k / len(row)), frame.x((k + 1) / len(row))
+                if value >= 0.01:
+                    parts.append(
+                        f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
+                        f'height="{floor - top:.1f}" fill-opacity="{min(value, 1.0):.2f}"/>'
+                    )
+        self.add(f'<g class="squares">{"".join(parts)}</g>')
+
+    def around(self, rows: Sequence[str], columns: Sequence[str], slant: float) -> None:
+        """Names of the rows at the left, of the columns above, ``slant`` degrees steep, and lines
+        between all of them, in a frame as ``squares`` has it. Names may be any text."""
+        frame, left, right = self.frame, self.frame.x(0), self.frame.x(1)
+        for i in range(len(rows) + 1):
+            self.add(f'<path class="grid" d="M{left} {frame.y(i):.1f}H{right}"/>')
+        for k in range(len(columns) + 1):
+            x = frame.x(k / len(columns))
+            self.add(f'<path class="grid" d="M{x:.1f} {frame.top}V{frame.floor}"/>')
+        for i, name in enumerate(rows):
+            y = frame.y(len(rows) - i - 0.5) + 4
+            place = f'x="{left - 6}" y="{y:.1f}" text-anchor="end"'
+            self.add(f'<text class="name" {place}>{clean(name)}</text>')
+        for k, name in enumerate(columns):
+            x = frame.x((k + 0.5) / len(columns)) + 3
+            turn = f"translate({x:.1f} {frame.top - 6}) rotate({-slant:g})"
+            self.add(f'<text class="name" transform="{turn}">{clean(name)}</text>')
+
     def names(self, ends: Iterable[tuple[float | None, str]]) -> None:
         """(value, label) beside the right edge, at or near the values."""
         has_place = self.frame.has_place

@@ -4,7 +4,11 @@ A picture is an object of pictures.json with a ``title`` and a ``caption``:
 
 * ``"kind": "matrix"``: counts, ``values`` with a row for each of ``rows`` and a column for each of
   ``columns``; shaded by its share of the row;
-* ``"kind": "table"``: ``rows`` of cells under ``heads``; numbers stand on the right.
+* ``"kind": "table"``: ``rows`` of cells under ``heads``; numbers stand on the right;
+* ``"kind": "heat"``: ``maps``, each with a name for each of its ``rows`` and ``columns`` and
+  ``values`` from 0 to 1, which are drawn as squares;
+* ``"kind": "passages"``: ``items``, each with a ``head``, a ``text`` of [part, marks] and ``notes``
+  of [name, words]; marks are "right", "ours", both with a space between, or "".
 
 What is not understood is left out.
 """
@@ -12,12 +16,15 @@ What is not understood is left out.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from addnorm.pages.heat import heat_map, numbers
 from addnorm.pages.look import clean
 from addnorm.pages.numbers import exact
 
 MOST = 200  # rows of a table
 SHADES = 5  # of a matrix, from none to the whole row
 LETTERS = 600  # of a cell
+PASSAGE = 4000  # letters of a part of a passage
+MARKS = ("right", "ours")
 
 
 def pictures(content: Sequence[Any]) -> str:
@@ -26,14 +33,17 @@ def pictures(content: Sequence[Any]) -> str:
 
 
 def _picture(picture: Any) -> str:
-    """A table under its title, as HTML; "" for what is not understood. Nothing in it is trusted."""
+    """A picture under its title, as HTML, of which nothing is trusted; "" for what is not
+    understood."""
     kind = picture.get("kind") if isinstance(picture, dict) else None
-    table = KINDS[kind](picture) if isinstance(kind, str) and kind in KINDS else ""
-    if not table:
-        return ""
+    content = KINDS[kind](picture) if isinstance(kind, str) and kind in KINDS else ""
+    return content and f"<h3>{clean(picture.get('title', ''))}</h3>{content}"
+
+
+def _in_table(picture: Mapping[str, Any], table: str) -> str:
+    """The head and body of a table with its caption; "" where there are none."""
     caption = f"<caption>{clean(picture.get('caption', ''))}</caption>"
-    return (
-        f"<h3>{clean(picture.get('title', ''))}</h3>"
+    return table and (
         f"<div class='scroll' tabindex='0'><table class='plain'>{caption}{table}</table></div>"
     )
 
@@ -55,7 +65,8 @@ def _matrix(picture: Mapping[str, Any]) -> str:
         body.append(f'<tr><th scope="row">{clean(name)}</th>{cells}</tr>')
     heads = "".join(f'<th scope="col" class="num">{clean(name)}</th>' for name in columns)
     corner = clean(picture.get("corner", ""))
-    return f"<thead><tr><th>{corner}</th>{heads}</tr></thead><tbody>{''.join(body)}</tbody>"
+    table = f"<thead><tr><th>{corner}</th>{heads}</tr></thead><tbody>{''.join(body)}</tbody>"
+    return _in_table(picture, table)
 
 
 def _table(picture: Mapping[str, Any]) -> str:
@@ -76,15 +87,56 @@ def _table(picture: Mapping[str, Any]) -> str:
         + "</tr>"
         for row in fitting
     )
-    return f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
+    return _in_table(picture, f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>")
 
 
-def _cell(value: Any) -> str:
-    """A number or any text, cut to ``LETTERS``, as HTML."""
+def _heat(picture: Mapping[str, Any]) -> str:
+    """Maps beside each other, of which the largest value is the darkest; "" where none can be
+    drawn."""
+    maps = _list(picture.get("maps"))
+    most = max((v for content in maps for row in numbers(content) for v in row if v > 0), default=1)
+    charts = "".join(heat_map(content, most) for content in maps)
+    if not charts:
+        return ""
+    caption = f'<p class="small">{clean(picture.get("caption", ""))}</p>'
+    return f"{caption}<div class='maps'>{charts}</div>"
+
+
+def _passages(picture: Mapping[str, Any]) -> str:
+    """Texts with what is marked in them; "" where there are none."""
+    items = "".join(map(_passage, _list(picture.get("items"))[:MOST]))
+    if not items:
+        return ""
+    return f'<p class="small">{clean(picture.get("caption", ""))}</p>{items}'
+
+
+def _passage(item: Any) -> str:
+    """One of them; "" for what is none."""
+    if not isinstance(item, dict):
+        return ""
+    parts = []
+    for part in _list(item.get("text")):
+        if len(_list(part)) != 2:
+            return ""
+        words, marks = part[0], str(part[1]).split()
+        classes = " ".join(mark for mark in MARKS if mark in marks)
+        text = _cell(words, PASSAGE)
+        parts.append(f'<mark class="{classes}">{text}</mark>' if classes else text)
+    if not parts:
+        return ""
+    notes = [note for note in _list(item.get("notes")) if len(_list(note)) == 2]
+    lines = "".join(f"<div><dt>{_cell(n)}</dt><dd>{_cell(words)}</dd></div>" for n, words in notes)
+    head = f"<h4>{_cell(item['head'])}</h4>" if item.get("head") else ""
+    under = f"<dl>{lines}</dl>" if lines else ""
+    return f"<div class='passage'>{head}<p>{''.join(parts)}</p>{under}</div>"
+
+
+def _cell(value: Any, most: int = LETTERS) -> str:
+    """A number or any text, cut to ``most`` letters, as HTML."""
     if isinstance(value, float):
         return exact(value)
     text = f"{value:,}" if isinstance(value, int) else str(value)
-    return clean(text if len(text) <= LETTERS else f"{text[:LETTERS]} ...")
+    return clean(text if len(text) <= most else f"{text[:most]} ...")
 
 
 def _list(value: Any) -> Sequence[Any]:
@@ -92,10 +144,34 @@ def _list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else []
 
 
-KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"matrix": _matrix, "table": _table}
+KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "matrix": _matrix,
+    "table": _table,
+    "heat": _heat,
+    "passages": _passages,
+}
 
 STYLE = "\n".join(
     f".shade{i}{{background:color-mix(in srgb,var(--line) {12 * i}%,transparent)}}"
     for i in range(1, SHADES)
 )
-STYLE += "\n.scroll .plain td{white-space:normal;min-width:4em;max-width:60ch}\n"
+STYLE += """
+.scroll .plain td{white-space:normal;min-width:6.5em;max-width:60ch;padding-right:22px}
+.scroll .plain{table-layout:auto}
+.scroll .plain th:first-child,.scroll .plain th:nth-child(3){width:auto}
+.scroll .plain .num{white-space:nowrap;min-width:0}
+h2+table+h3,div+h3{margin-top:1.6em}
+.maps{display:flex;flex-wrap:wrap;gap:12px 28px;margin-top:12px;overflow-x:auto}
+.maps figure{flex:none}
+.squares{fill:var(--line)}
+.passage{margin:14px 0;padding:2px 0 2px 14px;border-left:3px solid var(--rule);max-width:80ch}
+.passage h4{margin:0;font-size:1rem}
+.passage p{margin:.3em 0;max-width:none;white-space:pre-line;overflow-wrap:anywhere}
+.passage dl{margin:.3em 0 0;font-size:.9rem}
+.passage dt,.passage dd{display:inline;margin:0}
+.passage dt{color:var(--muted)}
+.passage dt::after{content:": "}
+mark{background:none;color:inherit}
+mark.ours{background:color-mix(in srgb,var(--line) 26%,transparent);border-radius:2px}
+mark.right{border-bottom:2px solid var(--ink)}
+"""

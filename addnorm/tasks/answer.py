@@ -46,6 +46,7 @@ from addnorm.settings import (
     setting,
 )
 from addnorm.tasks.beginnings import FROM_NOTHING
+from addnorm.tasks.examples import Picture, worst_answers
 from addnorm.tasks.texts import check, chosen, expanded
 from addnorm.temporary import evaluation_mode
 from addnorm.training.config import NOTHING, TaskSettings, register
@@ -295,6 +296,7 @@ class AnswerTask(Task):
     ) -> None:
         self.settings, self.config, self.tokenizer = settings, config, tokenizer
         self.splits, self.remarks, self.start = splits, remarks, start
+        self._pictures: list[Picture] = []
 
     def needs(self, micro_rows: int | None, processes: int) -> Needs:
         """Weights, the ids of a step, and of each micro-batch what every layer keeps."""
@@ -377,6 +379,7 @@ class AnswerTask(Task):
             )
             for q, span in zip(questions, spans, strict=True)
         ]
+        self._pictures = worst_answers([q.row for q in questions], spans, scores)
         exact, f1 = (sum(values) / limit for values in zip(*scores, strict=True))
         return {"f1": f1, "exact_match": exact, "val_loss": loss}
 
@@ -412,6 +415,10 @@ class AnswerTask(Task):
             for of_one, q in zip(parts, questions, strict=True)
         ]
         return spans, float(sums[:, 4].mean())
+
+    def pictures(self) -> list[Picture]:
+        """The worst answers of the last evaluation."""
+        return self._pictures
 
     def sample(self, model: nn.Module) -> list[str]:
         """Held-out questions, with the answer marked in its passage."""

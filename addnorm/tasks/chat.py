@@ -53,6 +53,7 @@ from addnorm.tasks.beginnings import (
     with_clock,
     with_more_tokens,
 )
+from addnorm.tasks.examples import WORST, Picture, Reply, worst_replies
 from addnorm.tasks.texts import check, chosen, expanded
 from addnorm.training.config import NOTHING, TaskSettings, register
 from addnorm.training.loop_settings import LoopSettings
@@ -72,6 +73,7 @@ from addnorm.words import plural
 GLANCE_ROWS = 512  # of the held-out ones, for the curve while training
 MOST_SAMPLES = 100  # each takes about a second of every evaluation
 SAMPLE = 100  # tokens of a sample at most
+QUESTIONS = 100  # held-out ones among which the worst answers are looked for
 SOURCES = {
     "content": ["data", "val_data"],
     "tokenizer": ["tokenizer"],
@@ -283,6 +285,7 @@ class ChatTask(Task):
     ) -> None:
         self.settings, self.config, self.chat, self.start = settings, config, chat, start
         self.dialogues = splits
+        self._pictures: list[Picture] = []
         try:
             self.rows = {
                 name: [row for one in part for row in chat.rows(one, config.context_length)]
@@ -353,6 +356,7 @@ class ChatTask(Task):
         """Nats per token, perplexity and bits per byte of all answers that were held out."""
         rows = self.rows["val"]
         score = DialogueScore(*self._score(model, rows), answer_bytes(self.chat, rows))
+        self._pictures = self._worst(model)
         return {
             "val_loss": score.loss,
             "perplexity": score.perplexity,
@@ -382,7 +386,7 @@ class ChatTask(Task):
 
     def sample(self, model: nn.Module) -> list[str]:
         """Answers to held-out first turns, from fixed seeds: those of one run can be compared."""
-        openings = self._openings()
+        openings = [exchange[:-1] for exchange in self._exchanges(self.settings.samples)]
         if not isinstance(model, GPT) or not openings:
             return []
         context = self.config.context_length
@@ -401,16 +405,45 @@ class ChatTask(Task):
             for opening, answer in zip(openings, answers, strict=True)
         ]
 
-    def _openings(self) -> list[Dialogue]:
-        """Of held-out conversations what stands before the first answer, where that is a turn of
-        the user: as many as ``samples`` asks for, and one where several end in the same turn."""
-        openings: dict[str, Dialogue] = {}
+    def _exchanges(self, most: int) -> list[Dialogue]:
+        """The beginnings of held-out conversations up to the first answer, where that is to a turn
+        of the user: so many of them, and one where several have the same turn."""
+        exchanges: dict[str, Dialogue] = {}
         for dialogue in self.dialogues["val"]:
             roles = [turn.role for turn in dialogue]
             first = roles.index(ASSISTANT)
             if first and roles[first - 1] == USER:
-                openings.setdefault(dialogue[first - 1].text, dialogue[:first])
-        return list(openings.values())[: self.settings.samples]
+                exchanges.setdefault(dialogue[first - 1].text, dialogue[: first + 1])
+        return list(exchanges.values())[:most]
+
+    def _worst(self, model: nn.Module) -> list[Picture]:
+        """Of the first held-out questions those whose right answers are the least probable, and
+        what the model says instead, its most probable token at each place; with several processes
+        nothing."""
+        device, context = next(model.parameters()).device, self.config.context_length
+        exchanges = self._exchanges(QUESTIONS)
+        if not isinstance(model, GPT) or not exchanges or here(device).size > 1:
+            return []
+        rows = [self.chat.rows(exchange, context)[-1] for exchange in exchanges]
+        nats = [total / max(count, 1) for total, count in (self._score(model, [r]) for r in rows)]
+        order = sorted(range(len(rows)), key=lambda i: -nats[i])[:WORST]
+        prompts = [self.chat.prompt(exchanges[i][:-1], context, SAMPLE) for i in order]
+        answers = generate(
+            model,
+            [prompt.ids for prompt in prompts],
+            tokenizer=self.chat,
+            max_new_tokens=min(prompt.answer for prompt in prompts),
+            temperature=0.0,
+        )
+        replies = [
+            Reply(exchanges[i][-2].text, exchanges[i][-1].text, answer.text, nats[i])
+            for i, answer in zip(order, answers, strict=True)
+        ]
+        return worst_replies(replies, len(rows))
+
+    def pictures(self) -> list[Picture]:
+        """The worst answers of the last evaluation of all."""
+        return self._pictures
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """For ``addnorm chat``, with the template beside the tokenizer, and for adapters too."""

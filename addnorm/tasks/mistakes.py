@@ -47,8 +47,8 @@ def _matrix(targets: Targets, counts: Counts) -> list[dict[str, Any]]:
             "kind": "matrix",
             "title": "What is taken for what",
             "caption": f"{right:,} of {plural(counts.total(), 'held-out text')} right. A row for "
-            "the label that is right, a column for the one that the model says; darker: a larger "
-            "share of the row.",
+            "the label that is right, a column for the one that the model says; the stronger the "
+            "colour, the larger the share of the row.",
             "corner": "right, said",
             "rows": targets.classes,
             "columns": targets.classes,

@@ -38,6 +38,7 @@ from addnorm.settings import (
     setting,
 )
 from addnorm.tasks.beginnings import FROM_NOTHING
+from addnorm.tasks.examples import WORST, Filling, Picture, worst_fillings
 from addnorm.tasks.texts import check, chosen, expanded, opened
 from addnorm.temporary import evaluation_mode
 from addnorm.training.config import NOTHING, TaskSettings, register
@@ -215,6 +216,7 @@ class PretrainBertTask(Task):
         self.rows = max(1, round(settings.tokens_per_step / config.context_length))
         self.tokens: dict[str, Tokens] = {name: data.split(name) for name in ("train", "val")}
         self._windows: dict[tuple[str, int], Windows] = {}
+        self._pictures: list[Picture] = []
         self._ends = np.array([tokenizer.role_id("cls")]), np.array([tokenizer.role_id("sep")])
         try:
             self.windows("train", 0)  # refuses data that is too short, before a model is made
@@ -287,10 +289,7 @@ class PretrainBertTask(Task):
         """Cross-entropy of the masked tokens, in float32, summed; ``masked_accuracy``: how many of
         them are the most probable one."""
         at = batch["targets"] != IGNORED
-        logits, targets = (
-            model(batch["ids"], batch.get("valid"), at=at).float(),
-            batch["targets"][at],
-        )
+        logits, targets = self._logits(model, batch, at), batch["targets"][at]
         nll = F.cross_entropy(logits, targets, reduction="sum")
         right = (logits.argmax(-1) == targets).sum()
         return nll, at.sum(), {"masked_accuracy": right}
@@ -311,18 +310,64 @@ class PretrainBertTask(Task):
         world = here(device)
         windows = list(range(-(-min(len(self.tokens["val"]), limit) // self.room)))
         step = max(1, EVAL_TOKENS // self.config.context_length) * world.size
-        sums = torch.zeros(3, dtype=torch.float64)
+        # of each: nats, masked tokens, those found; each process fills its own rows, the others are
+        # 0, so that the sum over processes is all of them
+        sums = torch.zeros(len(windows), 3, dtype=torch.float64)
         with evaluation_mode(model.modules()), torch.no_grad():
             for first in range(0, len(windows), step):
                 mine = windows[first : first + step][world.rank :: world.size]
                 # A process without a window computes one all the same: a sharded model needs all.
-                batch = self._held_out(mine or windows[:1])
-                nll, count, parts = self.loss(model, {n: t.to(device) for n, t in batch.items()})
+                batch = {n: t.to(device) for n, t in self._held_out(mine or windows[:1]).items()}
+                at = batch["targets"] != IGNORED
+                logits, targets = self._logits(model, batch, at), batch["targets"][at]
+                nll = F.cross_entropy(logits, targets, reduction="none")
+                numbers = torch.stack([nll, torch.ones_like(nll), logits.argmax(-1) == targets], -1)
                 if mine:
-                    numbers = torch.stack([nll.double(), count, parts["masked_accuracy"]])
-                    sums += numbers.double().cpu()
-        nats, count, right = world.total(sums.to(sum_dtype(device))).tolist()
+                    which = torch.tensor(mine)[at.nonzero()[:, 0].cpu()]
+                    sums.index_add_(0, which, numbers.cpu().double())
+            sums = world.total(sums.to(sum_dtype(device))).double().cpu()
+            self._pictures = self._worst(model, sums)
+        nats, count, right = sums.sum(0).tolist()
         return {"val_loss": nats / max(count, 1), "masked_accuracy": right / max(count, 1)}
+
+    def _logits(self, model: nn.Module, batch: Batch, at: Tensor) -> Tensor:
+        """(N, vocabulary) in float32, of the N masked places, which are True in ``at``."""
+        logits: Tensor = model(batch["ids"], batch.get("valid"), at=at).float()
+        return logits
+
+    def _worst(self, model: nn.Module, sums: Tensor) -> list[Picture]:
+        """What is filled into the windows of the greatest loss; ``sums`` has a row for each, nats
+        and masked tokens at its beginning."""
+        nats, count = sums[:, 0], sums[:, 1]
+        means = nats / count.clamp(min=1)
+        means[count < count.mean() / 2] = 0.0  # of a few tokens it is chance
+        worst = [i for i in means.argsort(descending=True)[:WORST].tolist() if means[i] > 0]
+        if not worst:
+            return []
+        device = next(model.parameters()).device
+        batch = self._held_out(worst)
+        at = batch["targets"] != IGNORED
+        on_device = {n: t.to(device) for n, t in batch.items()}
+        guesses = iter(self._logits(model, on_device, at.to(device)).argmax(-1).tolist())
+        rows = zip(worst, batch["ids"], batch["valid"], batch["targets"], strict=True)
+        fillings = []
+        for i, ids, valid, targets in rows:
+            parts: list[tuple[str, str | None]] = []
+            text = ids[valid].tolist()[1:-1]  # without [CLS] and the last [SEP]
+            for id, target in zip(text, targets[1:].tolist(), strict=False):
+                masked = target != IGNORED
+                guess = self._text(next(guesses)) if masked else None
+                parts.append((self._text(target if masked else id), guess))
+            fillings.append(Filling(parts, float(means[i])))
+        return worst_fillings(fillings, len(sums))
+
+    def _text(self, id: int) -> str:
+        """What a token adds to a text, with the space before it."""
+        return self.tokenizer.decode_bytes([id]).decode("utf-8", "replace")
+
+    def pictures(self) -> list[Picture]:
+        """What is filled in where the last evaluation found the greatest loss."""
+        return self._pictures
 
     def _held_out(self, windows: Sequence[int]) -> dict[str, Tensor]:
         """``ids``, ``valid`` and ``targets`` of these windows of the validation split, by their

@@ -17,7 +17,7 @@ from addnorm.data.pairs import FORMATS, Pair
 from addnorm.data.rows import padded
 from addnorm.data.sources import DataError, Texts
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.data.tokenizer.pair import TokenizerPair, pair, read_pair
+from addnorm.data.tokenizer.pair import TextTokenizer, TokenizerPair, pair, read_pair
 from addnorm.errors import Mendable
 from addnorm.files import folders, seq2seq
 from addnorm.generation.search import stacked
@@ -36,6 +36,7 @@ from addnorm.settings import (
     setting,
 )
 from addnorm.tasks.beginnings import FROM_NOTHING, WITH_EPS, SchemesWithNorms
+from addnorm.tasks.examples import Look, Picture, attention, worst_translations
 from addnorm.tasks.paired_texts import PairedTexts, buckets, ids_of, read_paired_texts
 from addnorm.tasks.texts import check, chosen, expanded
 from addnorm.temporary import evaluation_mode
@@ -59,6 +60,9 @@ SOURCES = {
 }
 """Fact of a task -> the settings that it comes from."""
 MOST_SAMPLES = 100  # each takes time in every evaluation
+LOOKS, SEEN = 3, 20
+"""Translations of which it is shown where the model looked, and the most tokens of a side."""
+END = "(end)"
 MOST_NATS = 700.0  # the exponential of more is no float64
 
 
@@ -277,6 +281,7 @@ class TranslateTask(Task):
             for name, rows in self.splits.items()
         }
         self._epochs: dict[tuple[str, int, int], list[NDArray[np.int64]]] = {}
+        self._pictures: list[Picture] = []
 
     # --- for the loop -----------------------------------------------------------------------------
 
@@ -399,6 +404,8 @@ class TranslateTask(Task):
         use = Translation(model, self.pair)
         with ProgressBar("translating", patience=2.0) as bar:
             outputs, _ = use.outputs([row.source for row in rows], how, EVAL_ROWS, bar)
+        looks = attention(self._looks(model, rows, outputs))
+        self._pictures = [*worst_translations(rows, outputs), *looks]
         scores = translation_scores(outputs, [row.target for row in rows])
         # a metric is a number: signatures and notes are left to ``addnorm eval``
         return figures | {k: v for k, v in scores.items() if isinstance(v, float)}
@@ -430,6 +437,29 @@ class TranslateTask(Task):
                     sums[1] += (batch["labels"] != IGNORED).sum().cpu()
         nats, count = world.total(sums.to(sum_dtype(device))).tolist()
         return float(nats / count)
+
+    def _looks(self, model: Seq2Seq, rows: Sequence[Pair], outputs: Sequence[str]) -> list[Look]:
+        """What the model looked at for its translations of the first of these sources that are
+        short enough to be seen at a glance; with several processes nothing."""
+        device = next(model.parameters()).device
+        looks: list[Look] = []
+        if here(device).size > 1:
+            return looks
+        most = min(SEEN, self.config.context_length)
+        for row, output in zip(rows, outputs, strict=True):
+            source, target = self.pair.encode(row.source), self.pair.target.encode(output)
+            if len(looks) == LOOKS or max(len(source), len(target) + 1) > most:
+                continue
+            batch = (torch.tensor([ids], device=device) for ids in (source, [self.start, *target]))
+            shares = model.attention(*batch)[0].tolist()
+            columns = [_name(self.pair.source, id) for id in source[:-1]]
+            names = [_name(self.pair.target, id) for id in target]
+            looks.append(Look([*columns, END], [*names, END], shares))
+        return looks
+
+    def pictures(self) -> list[Picture]:
+        """The worst translations of the last evaluation of all, and what the model looked at."""
+        return self._pictures
 
     def sample(self, model: nn.Module) -> list[str]:
         """Greedy translations of the first held-out sources, with what stands in the data."""
@@ -500,3 +530,8 @@ class TranslateTask(Task):
             )
         )
         return lines
+
+
+def _name(tokenizer: TextTokenizer, id: int) -> str:
+    """A token as a picture names it: its text, with signs for what is not seen."""
+    return tokenizer.decode([id]).replace(" ", "␣").replace("\n", "⏎") or "∅"

@@ -176,3 +176,14 @@ def test_ids_that_cannot_be_are_refused() -> None:
         model(torch.zeros(1, 3), ids(1, 2, most=9))
     with pytest.raises(Mendable, match="13 new tokens are more than the context of 12"):
         model.generate(ids(1, 3), 13)
+
+
+def test_what_a_target_looks_at() -> None:
+    model, source, target = tiny(decoder_layers=2), ids(2, 5), ids(2, 3, seed=1)
+    valid = flush_left([5, 3])
+    shares = model.attention(source, target, valid)
+    assert shares.shape == (2, 3, 5)
+    assert torch.allclose(shares.sum(-1), torch.ones(2, 3))
+    assert not shares[1, :, 3:].any()
+    other = torch.cat((target[:, :2], ids(2, 1, seed=9)), 1)  # not at what stands behind
+    assert torch.equal(model.attention(source, other, valid)[:, :2], shares[:, :2])

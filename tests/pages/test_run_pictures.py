@@ -25,6 +25,18 @@ TABLE = {
     "heads": ["text", "n", "p"],
     "rows": [["<b>x</b>", 3, 0.25], ["y" * 700, 4000, 0.5]],
 }
+HEAT = {
+    "kind": "heat",
+    "title": "Looks",
+    "caption": "where",
+    "maps": [{"rows": ["<x>", "y"], "columns": ["a", "中文"], "values": [[0.1, 0.9], [0.0, 0.45]]}],
+}
+ITEM = {
+    "head": "What <is> it?",
+    "text": [["before ", ""], ["this", "ours"], [" or ", ""], ["<that>", "right evil"]],
+    "notes": [["ours", "nothing"]],
+}
+PASSAGES = {"kind": "passages", "title": "Worst", "caption": "marks", "items": [ITEM]}
 
 
 def test_a_matrix_and_a_table() -> None:
@@ -37,12 +49,23 @@ def test_a_matrix_and_a_table() -> None:
     assert shades == ["num shade2", "num shade2", "num shade0", "num shade4"]
 
 
+def test_a_map_and_passages() -> None:
+    page = Page(f"<main>{pictures([HEAT, PASSAGES])}</main>")
+    for words in ("<x>", "中文", "What <is> it?", "before this or <that>", "where", "marks"):
+        assert words in page.words
+    assert [mark["class"] for mark in page.all("mark")] == ["ours", "right"]
+    assert [rect["fill-opacity"] for rect in page.all("rect")] == ["0.11", "1.00", "0.50"]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         *(None, 3, "x", {}, {"kind": "film"}, {"kind": ["matrix"]}, {**MATRIX, "values": [[1, 2]]}),
         *({**MATRIX, "columns": None}, {**MATRIX, "values": [[1], [2]]}, {**TABLE, "heads": []}),
         *({**TABLE, "rows": [[1]]}, {**TABLE, "rows": 7}, {"kind": "matrix"}, {"kind": "table"}),
+        *({**HEAT, "maps": [None, {"rows": ["a"], "columns": [], "values": [[]]}]},),
+        *({**HEAT, "maps": [{"rows": ["a"], "columns": ["b"], "values": [[1, 2]]}]},),
+        *({**PASSAGES, "items": [4, {"text": [["a"]]}, {}]}, {**PASSAGES, "items": "x"}),
     ],
 )
 def test_what_is_not_understood_is_left_out(wrong: Any) -> None:

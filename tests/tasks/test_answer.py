@@ -156,6 +156,11 @@ def test_loss_and_evaluation_by_the_definition(task: AnswerTask) -> None:
     assert (int(count), int(parts["right"])) == (16, right)
     figures = task.evaluate(model)
     assert figures.keys() == task.glance(model).keys() == {"f1", "exact_match", "val_loss"}
+    (worst,) = task.pictures()
+    assert 1 <= len(worst["items"]) <= 5
+    passages = {(q.question, q.context) for q in task.splits["val"].questions}
+    for item in worst["items"]:  # the passages are short enough to be shown whole
+        assert (item["head"], "".join(words for words, _ in item["text"])) in passages
     rows = task.splits["val"]
     losses = []
     for n in range(rows.windows):

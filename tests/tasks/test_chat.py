@@ -166,6 +166,11 @@ def test_the_loss_is_that_of_answers_and_their_ends(file: Path) -> None:
     )
     assert metrics["bits_per_byte"] == pytest.approx(nats / np.log(2) / size, rel=1e-5)
     assert task.glance(model)["val_loss"] == pytest.approx(metrics["val_loss"])
+    (worst,) = task.pictures()
+    assert len(worst["rows"]) == 5
+    assert all(f" {right} " in f"{question} " for question, right, *_ in worst["rows"])
+    nats = [row[3] for row in worst["rows"]]
+    assert nats == sorted(nats, reverse=True)
 
 
 def task_batch(row: Any) -> dict[str, torch.Tensor]:

@@ -81,6 +81,12 @@ def test_the_whole_of_what_is_held_out_is_measured(task: PretrainBertTask) -> No
     metrics = task.evaluate(model)
     assert metrics["val_loss"] == pytest.approx(float(nats / count), rel=1e-5)
     assert metrics["masked_accuracy"] == pytest.approx(int(parts["masked_accuracy"]) / int(count))
+    (worst,) = task.pictures()
+    assert len(worst["items"]) == min(5, windows)
+    whole = task.tokenizer.decode(text.tolist())
+    for item in worst["items"]:  # without what the model says it is the text
+        words = "".join(part for part, marks in item["text"] if marks != "ours")
+        assert "".join(words.split()) in "".join(whole.split())
     assert 1 <= len(task.sample(model)) <= 3
     assert all("[" in line for line in task.sample(model))
 

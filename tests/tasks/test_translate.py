@@ -139,6 +139,16 @@ def test_evaluation_is_by_the_definition(pairs: Path) -> None:
         tokens += len(row.target) - 1
     assert figures["val_loss"] == pytest.approx(nll / tokens, rel=1e-5)
     assert figures.keys() == {"val_loss", "perplexity", "bleu", "chrf", "exact_match"}
+    worst = task.pictures()[0]
+    assert len(worst["rows"]) == 5
+    rows = task.texts.val[:7]
+    assert {(source, right) for source, right, *_ in worst["rows"]} <= {row[:2] for row in rows}
+    for look in (looks := task._looks(model, rows, [row.target for row in rows])):
+        assert look.source[-1] == look.target[-1] == "(end)"
+        assert np.array(look.shares).shape == (len(look.target), len(look.source))
+        assert np.allclose(np.sum(look.shares, 1), 1)
+    assert len(looks) == 3
+    assert not task._looks(model, rows, ["x" * 500] * 7)
     assert task.glance(model).keys() == {"val_loss"}
     assert task_of(pairs, score_pairs=0).evaluate(model).keys() == {"val_loss", "perplexity"}
 
