@@ -225,6 +225,7 @@ OTHER: dict[str, Any] = {
     "model.tied": False,
     "model.softcap": 0.1,
     "model.vocab_multiple": 64,
+    "model.body": "lstm",
     "model.pairs": 7,
     "labels": "several",
     "template": "words",

@@ -13,7 +13,7 @@ from addnorm.export.onnx_file import gpt_to_onnx
 from addnorm.export.onnx_seq2seq import seq2seq_to_onnx
 from addnorm.export.onnx_text import text_to_onnx
 from addnorm.models.bert import Bert
-from addnorm.models.classifier import TextClassifier
+from addnorm.models.classifier import TRANSFORMER, TextClassifier
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_classifier import GPTClassifier
 from addnorm.models.seq2seq import Seq2Seq
@@ -48,6 +48,11 @@ def to_onnx(
     if not isinstance(model, ONNX_MODELS):
         names = ", ".join(kind.__name__ for kind in ONNX_MODELS)
         raise ExportError(f"a {type(model).__name__} cannot be an ONNX graph, only {names}")
+    if isinstance(model, TextClassifier) and model.config.body != TRANSFORMER:
+        raise ExportError(
+            f"a {type(model).__name__} on {model.config.body} cannot be an ONNX graph, only one on "
+            "a Transformer: of texts of unlike length each goes through the cells by itself"
+        )
     if with_cache:
         raise ExportError(
             f"the graph of a {type(model).__name__} keeps no cache, only a GPT's does: leave out "

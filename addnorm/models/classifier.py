@@ -3,12 +3,13 @@
     ids ──▶ tokens + pairs + positions ──▶ Stack([attention, MLP] * n_layers) ──▶ mean and maximum
         over real tokens ──▶ head ──▶ logits (B, classes)
 
-Every token sees every real one. The mean over tokens stands for the text, as in fastText (Joulin et
-al. 2017, arXiv 1607.01759) and most sentence encoders, and beside it the largest value of each
-feature (Collobert et al. 2011, arXiv 1103.0398), in which one telling word is not diluted by all
-the others. Each pair of neighbours may have a row in a table, shared by pairs of the same hash, as
-fastText has it: few texts suffice for what a phrase alone tells. A text longer than the context is
-judged by windows of it.
+Every token sees every real one. In place of the stack, and of the positions, there may be an LSTM
+or GRU, with layer normalization or without, for comparison: then each sees those before it. The
+mean over tokens stands for the text, as in fastText (Joulin et al. 2017, arXiv 1607.01759) and most
+sentence encoders, and beside it the largest value of each feature (Collobert et al. 2011, arXiv
+1103.0398), in which one telling word is not diluted by all the others. Each pair of neighbours may
+have a row in a table, shared by pairs of the same hash, as fastText has it: few texts suffice for
+what a phrase alone tells. A text longer than the context is judged by windows of it.
 """
 
 from collections.abc import Sequence
@@ -20,13 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addnorm import schemes
-from addnorm.checks import check_whole, is_number
+from addnorm.checks import check_known, check_whole, is_number
 from addnorm.context import Context
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable, value_in_short
 from addnorm.models import texts as judging
+from addnorm.models.recurrent import CELLS, Recurrence
 from addnorm.models.transformer import encoder
 from addnorm.positions import Learned
+from addnorm.stream import Stack
+
+TRANSFORMER = "transformer"
+BODIES = (TRANSFORMER, *CELLS)
 
 
 @final
@@ -41,19 +47,22 @@ class ClassifierConfig:
     context_length: int = 256
     """The most tokens that one call reads; at least 1."""
     dim: int = 128
-    """The width of the residual stream; a multiple of ``n_heads``."""
+    """The width of the residual stream, a multiple of ``n_heads``, or of the state."""
+    body: str = TRANSFORMER
+    """What reads the tokens: a Transformer, or a key of ``models.recurrent.CELLS``."""
     n_layers: int = 2
-    """Blocks of attention and MLP; at least 1."""
+    """Blocks of attention and MLP, or recurrent layers; at least 1."""
     n_heads: int = 4
-    """Heads of each attention; at least 1."""
+    """Heads of each attention of a Transformer; at least 1."""
     several: bool = False
     """Whether a text may have several classes, or none; else they exclude each other."""
     pairs: int = 0
     """Rows of the table of neighbours; 0: there is none."""
     scheme: str = "pre_norm"
-    """Where the norms are: any text for ``schemes.parse``."""
+    """Where the norms of a Transformer are: any text for ``schemes.parse``."""
     dropout: float = 0.0
-    """After the embedding, inside the MLP and on branch outputs, in [0, 1)."""
+    """After the embedding, inside the MLP and on branch outputs, or between recurrent layers; in
+    [0, 1)."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "classes", "context_length", "dim", "n_layers", "n_heads"):
@@ -61,7 +70,8 @@ class ClassifierConfig:
         check_whole("pairs", self.pairs, least=0)
         if type(self.several) is not bool:
             raise Mendable(f"several must be true or false, got {value_in_short(self.several)}")
-        if self.dim % self.n_heads:
+        check_known("body", self.body, BODIES)
+        if self.body == TRANSFORMER and self.dim % self.n_heads:
             raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
         if not (is_number(self.dropout) and 0.0 <= self.dropout < 1.0):
             raise Mendable(f"dropout must be in [0, 1), got {value_in_short(self.dropout)}")
@@ -80,15 +90,21 @@ class TextClassifier(nn.Module):
         c = self.config = config
         self.tokens = nn.Embedding(c.vocab_size, c.dim)
         self.pairs = nn.Embedding(c.pairs, c.dim) if c.pairs else None
-        self.positions = Learned(c.context_length, c.dim)
-        self.stack = encoder(
-            c.dim,
-            c.n_heads,
-            c.n_layers,
-            schemes.parse(c.scheme),
-            dropout=c.dropout,
-            attention_dropout=0.0,
-        )
+        self.positions: Learned | None = None
+        self.stack: Stack | None = None
+        self.recurrence: Recurrence | None = None
+        if c.body == TRANSFORMER:
+            self.positions = Learned(c.context_length, c.dim)
+            self.stack = encoder(
+                c.dim,
+                c.n_heads,
+                c.n_layers,
+                schemes.parse(c.scheme),
+                dropout=c.dropout,
+                attention_dropout=0.0,
+            )
+        else:
+            self.recurrence = Recurrence(c.body, c.dim, c.n_layers, c.dropout)
         self.head = nn.Linear(2 * c.dim, c.classes)
         nn.init.normal_(self.tokens.weight, std=0.02)  # as in BERT and GPT-2
         if self.pairs is not None:
@@ -98,12 +114,16 @@ class TextClassifier(nn.Module):
     def forward(self, ids: Tensor, valid: Tensor) -> Tensor:
         """Padding may be anywhere; positions count real tokens. A row without any is judged by
         zeros."""
-        place = (valid.cumsum(1) - 1).clamp(min=0)  # (B, T)
-        h = self.tokens(ids) + self.positions(place)
+        h = self.tokens(ids)
+        if self.positions is not None:
+            h = h + self.positions((valid.cumsum(1) - 1).clamp(min=0))
         if self.pairs is not None:
             h = h + self.pairs(self._pair(ids, valid))
         h = F.dropout(h, self.config.dropout, self.training)
-        h = self.stack(h, Context(valid=valid))  # (B, T, D)
+        if self.recurrence is not None:
+            h, _ = self.recurrence(h, valid)  # (B, T, D)
+        elif self.stack is not None:
+            h = self.stack(h, Context(valid=valid))  # (B, T, D)
         h = h.masked_fill(~valid[..., None], 0.0)
         mean = h.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
         most = h.masked_fill(~valid[..., None], torch.finfo(h.dtype).min).amax(1)
@@ -123,7 +143,8 @@ class TextClassifier(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Call after every optimizer step; ``step`` counts from 1."""
-        self.stack.after_step(step)
+        if self.stack is not None:
+            self.stack.after_step(step)
 
     def predict(
         self, texts: Sequence[str], tokenizer: Tokenizer, classes: Sequence[str]

@@ -14,7 +14,7 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable
 from addnorm.files import classifier, folders, register
 from addnorm.files.register import Beginning
-from addnorm.models.classifier import ClassifierConfig, TextClassifier
+from addnorm.models.classifier import TRANSFORMER, ClassifierConfig, TextClassifier
 from addnorm.models.texts import TextFrame
 from addnorm.pretrained import model_folder
 from addnorm.settings import SettingsError
@@ -50,6 +50,10 @@ class Body(ABC):
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """What a resumed run must find unchanged."""
+
+    def design(self) -> str:
+        """Which of its kind it is, in a word or a scheme."""
+        return str(self.config.scheme)
 
     def because(self) -> str:
         """The settings that decide its size, as one writes them."""
@@ -88,9 +92,16 @@ class OwnEncoder(Body):
         classifier.write(model, folder, tokenizer, labels)
 
     def facts(self) -> dict[str, Any]:
-        """What the model is; runs from before there were texts of several labels do not say so."""
-        aside = ("dropout", *(() if self.config.several else ("several",)))
+        """What the model is; runs from before there were texts of several labels, and recurrent
+        bodies, do not say so."""
+        aside = ["dropout", *([] if self.config.several else ["several"])]
+        aside += ["body"] if self.config.body == TRANSFORMER else []
         return {"model": {k: v for k, v in asdict(self.config).items() if k not in aside}}
+
+    def design(self) -> str:
+        """The scheme of a Transformer, or what cells it has."""
+        body: str = self.config.body
+        return super().design() if body == TRANSFORMER else body
 
     def because(self) -> str:
         """With the table of pairs."""

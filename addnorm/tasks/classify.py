@@ -16,11 +16,12 @@ from addnorm.data.labelled import FORMATS
 from addnorm.data.rows import WINDOWS, padded, part_of, thinned
 from addnorm.data.sources import DataError, Texts
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.models.classifier import ClassifierConfig
+from addnorm.models.classifier import TRANSFORMER, ClassifierConfig
 from addnorm.models.texts import text_ids
 from addnorm.settings import (
     AT_RESUME,
     HIDDEN,
+    INSIDE,
     NEEDS,
     AtResume,
     SettingsError,
@@ -32,7 +33,7 @@ from addnorm.tasks.beginnings import FROM_NOTHING, OF_ADAPTER, check_adapter, wi
 from addnorm.tasks.bodies import Body, OwnEncoder, Pretrained
 from addnorm.tasks.labelled_texts import LabelledTexts, Several, Text, read_texts
 from addnorm.tasks.targets import KINDS, Targets
-from addnorm.tasks.texts import check, chosen, expanded
+from addnorm.tasks.texts import check, chosen, expanded, refuse_muon
 from addnorm.tasks.unlabelled import NOISED, Companions, Unlabelled, beside, with_unlabelled
 from addnorm.temporary import evaluation_mode
 from addnorm.training.config import NOTHING, TaskSettings, register
@@ -89,6 +90,7 @@ class ClassifySettings(TaskSettings):
         default_factory=lambda: ClassifierConfig(vocab_size=1, classes=1),
         metadata={
             HIDDEN: ("vocab_size", "classes", "several", "dropout"),
+            INSIDE: {name: ({"body": (TRANSFORMER,)},) for name in ("n_heads", "scheme")},
             AT_RESUME: AtResume.ANEW,
             NEEDS: (FROM_NOTHING,),
         },
@@ -111,7 +113,10 @@ class ClassifySettings(TaskSettings):
             )
 
     def beside(self, loop: LoopSettings) -> "ClassifySettings":
-        """AdaLoRA's ranks fall by the clock of the run."""
+        """AdaLoRA's ranks fall by the clock of the run; a ``SettingsError`` for Muon without a
+        Transformer's matrices."""
+        if self.init_from is None and self.model.body != TRANSFORMER:
+            refuse_muon(loop)
         return with_clock(self, self.adapt, loop)
 
     def by_heart(self) -> Mapping[str, Any]:
@@ -377,8 +382,8 @@ class ClassifyTask(Task):
             *self.texts.remarks,
             *self._longer(),
             *([] if trained == parameters else [f"only {trained:,} parameters are trained"]),
-            f"model: {parameters:,} parameters, {c.scheme}, {c.n_layers} layers of width {c.dim}, "
-            f"{self.body.frame.room} tokens at a time",
+            f"model: {parameters:,} parameters, {self.body.design()}, {c.n_layers} layers of width "
+            f"{c.dim}, {self.body.frame.room} tokens at a time",
         ]
 
     def _longer(self) -> list[str]:

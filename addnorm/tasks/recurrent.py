@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from addnorm.models.recurrent import RecurrentConfig
-from addnorm.settings import AT_RESUME, HIDDEN, AtResume, SettingsError, setting
+from addnorm.settings import AT_RESUME, HIDDEN, AtResume, setting
 from addnorm.tasks.language import LanguageTask
 from addnorm.tasks.language_settings import LanguageModelSettings
-from addnorm.tasks.texts import opened
+from addnorm.tasks.texts import opened, refuse_muon
 from addnorm.tasks.writers import RecurrentWriter
 from addnorm.training.config import NOTHING, register
 from addnorm.training.loop_settings import LoopSettings
@@ -36,11 +36,7 @@ class RecurrentSettings(LanguageModelSettings):
     def beside(self, loop: LoopSettings) -> "RecurrentSettings":
         """As it is; a ``SettingsError`` for Muon, which is for the matrices of a Transformer's
         stack, of which there are none."""
-        if loop.optimizer == "muon":
-            raise SettingsError(
-                "optimizer=muon is for the matrices of a Transformer's blocks, and a recurrent "
-                "model has none: use optimizer=adamw"
-            )
+        refuse_muon(loop)
         return self
 
     def build(self, choices: Mapping[str, Any] = NOTHING) -> LanguageTask:

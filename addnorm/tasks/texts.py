@@ -18,6 +18,7 @@ from addnorm.errors import Mendable
 from addnorm.files import folders
 from addnorm.files.folders import WeightsError
 from addnorm.settings import SettingsError
+from addnorm.training.loop_settings import LoopSettings
 
 FORMAT = 1  # changes whenever the same text would give another tokenizer
 UNCASED, CASED = "wordpiece", "wordpiece-cased"
@@ -37,6 +38,16 @@ def check(tokenizer: str, val_fraction: float, dropout: float) -> None:
         )
     if not 0.0 <= dropout < 1.0:
         raise SettingsError(f"dropout must be in [0, 1), got {dropout:g}")
+
+
+def refuse_muon(loop: LoopSettings) -> None:
+    """Raise a ``SettingsError`` if the optimizer of a recurrent model is Muon, which is for the
+    matrices of a Transformer's stack, of which there are none."""
+    if loop.optimizer == "muon":
+        raise SettingsError(
+            "optimizer=muon is for the matrices of a Transformer's blocks, and a recurrent model "
+            "has none: use optimizer=adamw"
+        )
 
 
 def expanded(key: str, path: str | Path) -> Path:

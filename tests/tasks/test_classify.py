@@ -13,11 +13,13 @@ from addnorm import GPT, GPTConfig, Tokenizer, load, save, train
 from addnorm.cli import main
 from addnorm.data.sources import DataError
 from addnorm.files.folders import WeightsError
-from addnorm.models.classifier import ClassifierConfig, TextClassifier
+from addnorm.models.classifier import BODIES, ClassifierConfig, TextClassifier
 from addnorm.models.gpt_classifier import GPTClassifier
+from addnorm.models.recurrent import CELLS
 from addnorm.records import read as records
 from addnorm.settings import SettingsError
 from addnorm.tasks.classify import ClassifySettings, ClassifyTask
+from addnorm.tasks.overfit import overfit
 from addnorm.tasks.targets import SeveralLabels
 from addnorm.training.checkpoint import Checkpoints
 from addnorm.training.config import Config
@@ -289,20 +291,36 @@ def tiny(**changes: Any) -> TextClassifier:
     return stir(TextClassifier(config)).double().eval()
 
 
+@pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("pairs", [0, 50])
 @pytest.mark.parametrize("places", [[3, 4, 5, 6], [0, 1, 2, 3], [1, 2, 5, 6]])
-def test_padding_changes_nothing(places: list[int], pairs: int) -> None:
+def test_padding_changes_nothing(places: list[int], pairs: int, body: str) -> None:
     """Before, after and between."""
-    model, ids = tiny(pairs=pairs), torch.tensor([[1, 5, 7, 2]])
+    model, ids = tiny(pairs=pairs, body=body), torch.tensor([[1, 5, 7, 2]])
     alone = model(ids, torch.ones_like(ids, dtype=torch.bool))
     padded, valid = torch.full((1, 7), 9), torch.zeros(1, 7, dtype=torch.bool)
     padded[:, places], valid[:, places] = ids, True
     torch.testing.assert_close(model(padded, valid), alone, rtol=1e-12, atol=1e-12)
 
 
-def test_a_text_without_a_token_has_an_answer() -> None:
+@pytest.mark.parametrize("body", BODIES)
+def test_a_text_without_a_token_has_an_answer(body: str) -> None:
     ids = torch.zeros(1, 4, dtype=torch.long)
-    assert tiny()(ids, torch.zeros_like(ids, dtype=torch.bool)).isfinite().all()
+    assert tiny(body=body)(ids, torch.zeros_like(ids, dtype=torch.bool)).isfinite().all()
+
+
+@pytest.mark.parametrize("body", CELLS)
+def test_a_recurrent_body_reads_on_from_token_to_token(body: str) -> None:
+    """What it computes of each token, from the cell alone, is what the head has the mean and the
+    maximum of; the order of the tokens tells."""
+    model, ids = tiny(body=body), torch.tensor([[1, 5, 7, 2], [7, 5, 1, 2]])
+    logits = model(ids, torch.ones_like(ids, dtype=torch.bool))
+    for row, logit in zip(ids, logits, strict=True):
+        states, _ = model.recurrence.cell(model.tokens(row[None]))
+        pooled = torch.cat([states.mean(1), states.amax(1)], -1)
+        torch.testing.assert_close(model.head(pooled)[0], logit, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(logits[0], logits[1])
+    assert model.positions is None
 
 
 def test_pairs_tell_the_order_of_neighbours() -> None:
@@ -322,11 +340,46 @@ def test_the_largest_value_of_each_feature_counts() -> None:
     seen = []
     model.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     stacked = torch.randn(1, 5, 8, dtype=torch.float64)
-    model.stack.forward = lambda h, ctx: stacked  # type: ignore[misc]
+    model.stack.forward = lambda h, ctx: stacked
     valid = torch.tensor([[True, True, False, True, True]])
     model(torch.ones(1, 5, dtype=torch.long), valid)
     real = stacked[:, valid[0]]
     torch.testing.assert_close(seen[0], torch.cat([real.mean(1), real.amax(1)], -1))
+
+
+def test_a_recurrent_classifier_is_trained_and_asked(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one on a Transformer: it learns, goes on where it stopped, is asked, measured and linted,
+    and learns rows by heart; what only a Transformer has is refused."""
+    recurrent = config(folder).changed({"model.body": "layer_norm_lstm", "steps": 40})
+    run = train(recurrent, out=tmp_path / "a", until=20, display=Display(quiet=True))
+    assert main(["train", "--resume", str(tmp_path / "a"), "model.body=gru"]) == 2
+    assert "model.body=gru" in capsys.readouterr().err
+    assert main(["train", "--resume", str(tmp_path / "a")]) == 0
+    assert "layer_norm_lstm, 1 layers of width 16" in capsys.readouterr().out
+    train(recurrent, out=tmp_path / "b", display=Display(quiet=True))
+    a, b = (Checkpoints(tmp_path / n / "checkpoints").load() for n in "ab")
+    assert same(a.tensors, b.tensors)
+    assert main(["predict", str(run.folder), "cat dog", "opal opal", "--json"]) == 0
+    answers = [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()]
+    assert answers == ["animals", "stones"]
+    assert main(["eval", str(run.folder), str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] > 0.8
+    assert main(["lint", str(run.folder)]) == 0
+    capsys.readouterr()
+    assert main(["export", "onnx", str(run.folder), "--out", str(tmp_path / "x.onnx")]) == 2
+    assert "only one on a Transformer" in capsys.readouterr().err
+    outcome = overfit(config(folder).changed({"model.body": "gru"}), 4)
+    assert str(outcome).startswith("overfit: PASS")
+    for changes, message in (
+        ({"model.scheme": "post_norm"}, "model.scheme=post_norm has no effect with model.body=gru"),
+        ({"model.n_heads": 8}, "model.n_heads=8 has no effect with model.body=gru"),
+        ({"optimizer": "muon"}, "optimizer=muon is for the matrices"),
+        ({"model.body": "lstn"}, "unknown body 'lstn'; did you mean lstm"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            config(folder).changed({"model.n_heads": 4, "model.body": "gru", **changes})
 
 
 @pytest.mark.parametrize("pairs", [-1, 2.5, True])
