@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, final
 
 from addnorm import disk, reading
 from addnorm.cli import output
 from addnorm.cli.arguments import Positional, arg, optional
+from addnorm.cli.drawing import Drawing
 from addnorm.cli.models import Place, as_writer, open_model
 from addnorm.cli.output import legible
 from addnorm.cli.refusal import Refusal
@@ -26,6 +27,7 @@ from addnorm.words import did_you_mean, plural
 if TYPE_CHECKING:
     from addnorm.data.chat import ChatTokenizer, Prompt
     from addnorm.data.dialogues import Turn
+    from addnorm.generation import Writing
     from addnorm.generation.decode import LanguageModel
 
 PROMPT = "> "
@@ -40,33 +42,6 @@ HELP += "\n//...       a turn that begins with /\nCtrl-C ends an answer, Ctrl-D 
 
 @final
 @dataclass(frozen=True)
-class Drawing:
-    """How the next token of an answer is chosen; docs/generation.md has the formulas."""
-
-    max_new_tokens: int = 200
-    """The most tokens of an answer; up to half of the model's context is kept free for them."""
-    temperature: float = 0.8
-    """Logits are divided by it; 0 always takes the most probable token."""
-    top_k: Annotated[int | None, optional("K")] = None
-    """Choose among the K most probable tokens only."""
-    top_p: Annotated[float | None, optional("P")] = 0.95
-    """Choose among the most probable tokens only, as many as together reach probability P."""
-    min_p: Annotated[float | None, optional("P")] = None
-    """Choose among tokens only that are at least P times as probable as the most probable one."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens that are already in the conversation or the answer become less likely."""
-    presence_penalty: float = 0.0
-    """Subtracted from the logit of every token that is already in the answer."""
-    frequency_penalty: float = 0.0
-    """Subtracted from the logit of a token once for each time it is already in the answer."""
-    stop: Annotated[tuple[str, ...], optional("TEXT [TEXT ...]")] = ()
-    """Strings that end an answer; they are not part of it."""
-    banned_words: Annotated[tuple[str, ...], optional("TEXT [TEXT ...]")] = ()
-    """Strings that must not occur in an answer."""
-
-
-@final
-@dataclass(frozen=True)
 class Options:
     """What ``addnorm chat`` is asked."""
 
@@ -76,15 +51,19 @@ class Options:
     """What the system says before all turns."""
     seed: Annotated[int | None, optional("N")] = None
     """Seed of the first answer; answer i uses N + i. Without a seed, every call gives others."""
-    drawing: Drawing = field(default_factory=Drawing)
+    max_new_tokens: int = 200
+    """The most tokens of an answer; up to half of the model's context is kept free for them."""
+    drawing: Drawing = field(default_factory=lambda: Drawing(temperature=0.8, top_p=0.95))
+    """How the next token is chosen, and which answers there may be; by itself with temperature 0.8
+    and top-p 0.95. docs/generation.md has the formulas."""
     place: Place = field(default_factory=Place)
 
 
 def run(options: Options) -> int:
     """Talk until the input ends; returns the exit status: 1 if the model computes NaN, or if a line
     of a pipe could not be obeyed."""
-    if options.drawing.max_new_tokens < 1:
-        raise Refusal(f"--max-new-tokens must be at least 1, got {options.drawing.max_new_tokens}")
+    if options.max_new_tokens < 1:
+        raise Refusal(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
     model, tokenizer = as_writer(open_model(options.model, options.place), options.model)
     from addnorm.generation import lay_out_for_decoding
     from addnorm.pretrained import chat_tokenizer
@@ -98,7 +77,8 @@ def run(options: Options) -> int:
         )
     lay_out_for_decoding(model)
     session = Session(model, chat, options)
-    session.prompt([])  # a text of the system that has no room is refused at once
+    # options that make no sense, or a text of the system that has no room, are refused at once
+    session.writing(session.prompt([]))
     at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     try:
         for line in _typed() if at_terminal else _lines():
@@ -163,8 +143,22 @@ class Session:
 
     def prompt(self, more: "Sequence[Turn]") -> "Prompt":
         """What the model reads, with these turns at the end."""
-        most = self.options.drawing.max_new_tokens
+        most = self.options.max_new_tokens
         return self.chat.prompt([*self.turns, *more], self.model.config.context_length, most)
+
+    def writing(self, prompt: "Prompt") -> "Writing":
+        """The answer to come, of which nothing is computed yet."""
+        from addnorm.generation import stream_text
+
+        seed = self.options.seed
+        return stream_text(
+            self.model,
+            [prompt.ids],
+            tokenizer=self.chat,
+            max_new_tokens=prompt.answer,
+            seed=None if seed is None else seed + self._answers,
+            **vars(self.options.drawing),
+        )
 
     def obey(self, line: str) -> None:
         """Answer a turn, or do what a command says; what cannot be done is told, and all is as it
@@ -216,15 +210,11 @@ class Session:
         """Print the answer to a turn as it comes, and add both to ``turns``: what there is of it
         when it is interrupted counts, and neither where there is nothing."""
         from addnorm.data.dialogues import ASSISTANT, USER, Turn
-        from addnorm.generation import stream_text
 
         question = Turn(USER, text)
         prompt = self.prompt([question])
         self._warn(prompt)
-        words: dict[str, Any] = {**vars(self.options.drawing), "max_new_tokens": prompt.answer}
-        seed = self.options.seed
-        words["seed"] = None if seed is None else seed + self._answers
-        writing = stream_text(self.model, [prompt.ids], tokenizer=self.chat, **words)
+        writing = self.writing(prompt)
         self._answers += 1
         pieces: list[str] = []
         try:

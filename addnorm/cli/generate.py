@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 from addnorm import reading
 from addnorm.cli import output
 from addnorm.cli.arguments import Positional, arg, optional
+from addnorm.cli.drawing import Drawing
 from addnorm.cli.models import Place, as_writer, open_model
 from addnorm.cli.output import json_line, legible
 from addnorm.cli.refusal import Refusal
@@ -28,44 +29,17 @@ TOLD_FROM = 2.0  # seconds, from which on the speed is worth a line
 
 @final
 @dataclass(frozen=True)
-class Choice:
-    """How the next token is chosen; docs/generation.md has the formulas and their order."""
+class Extent:
+    """Where a text ends, and with which seed it is drawn."""
 
     max_new_tokens: int = 100
     """The most tokens to generate for each text."""
-    temperature: float = 1.0
-    """Logits are divided by it; 0 always takes the most probable token."""
-    top_k: Annotated[int | None, optional("K")] = None
-    """Choose among the K most probable tokens only."""
-    top_p: Annotated[float | None, optional("P")] = None
-    """Choose among the most probable tokens only, as many as together reach probability P."""
-    min_p: Annotated[float | None, optional("P")] = None
-    """Choose among tokens only that are at least P times as probable as the most probable one."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens that are already in the prompt or the text become less likely."""
-    presence_penalty: float = 0.0
-    """Subtracted from the logit of every token that is already in the text."""
-    frequency_penalty: float = 0.0
-    """Subtracted from the logit of a token once for each time it is already in the text."""
-    stop: Annotated[tuple[str, ...], optional("TEXT [TEXT ...]")] = ()
-    """Strings that end a text; they are not part of it."""
     no_eos: bool = False
     """Do not end a text at the end-of-text token."""
-    banned_words: Annotated[tuple[str, ...], optional("TEXT [TEXT ...]")] = ()
-    """Strings that must not occur in a text."""
-    regex: Annotated[str | None, optional("REGEX")] = None
-    """An expression that the whole text must match, such as "[0-9]+ (cats|dogs)"."""
     seed: Annotated[int | None, optional("N")] = None
     """Seed of the first text; text i uses N + i. Without a seed, every call gives other texts."""
     beyond: Literal["slide", "extend", "error"] = "slide"
     """At the end of the model's context: slide a window, extend the context, or refuse at once."""
-
-    def keywords(self) -> dict[str, Any]:
-        """The choices as ``addnorm.generate`` takes them: ``no_eos`` is ``eos`` there, None."""
-        keywords = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if keywords.pop("no_eos"):
-            keywords["eos"] = None
-        return keywords
 
 
 @final
@@ -87,7 +61,8 @@ class Options:
     """Print one JSON object per text: text, ids, log-probabilities, why it ended."""
     top_logprobs: int = 0
     """With --json: how many of the most probable tokens to list at every place."""
-    choice: Choice = field(default_factory=Choice)
+    extent: Extent = field(default_factory=Extent)
+    drawing: Drawing = field(default_factory=Drawing)
     place: Place = field(default_factory=Place)
 
 
@@ -104,13 +79,13 @@ def run(options: Options) -> int:
         prompts,
         tokenizer=tokenizer,
         top_logprobs=options.top_logprobs,
-        **options.choice.keywords(),
+        **_keywords(options),
     )
     begun = time.perf_counter()
     shown: list[str] = []
     try:
         if options.as_json or len(prompts) > 1:
-            _wait(writing, len(prompts), options.choice.max_new_tokens)
+            _wait(writing, len(prompts), options.extent.max_new_tokens)
         else:
             _write_as_it_comes(writing, prompts[0], shown)
     except FloatingPointError as error:
@@ -122,6 +97,14 @@ def run(options: Options) -> int:
         raise
     _conclude(options, writing, "".join(shown), time.perf_counter() - begun)
     return 0
+
+
+def _keywords(options: Options) -> dict[str, Any]:
+    """How a text is written, as ``addnorm.generate`` takes it."""
+    words = {**vars(options.extent), **vars(options.drawing)}
+    if words.pop("no_eos"):
+        words["eos"] = None
+    return words
 
 
 def _prompts(options: Options) -> list[str]:

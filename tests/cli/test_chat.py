@@ -4,6 +4,7 @@ conversations."""
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -121,6 +122,27 @@ def test_banned_words_and_stops(
     turns_of(monkeypatch, "hello\n")
     assert main(["chat", folder, *OPTIONS, "--banned-words", *vowels, "--stop", out[2]]) == 0
     assert capsys.readouterr().out == out[: out.index(out[2])] + "\n"
+
+
+def test_answers_that_match(
+    folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what makes no sense is refused before the first turn."""
+    turns_of(monkeypatch, "hello\nagain\n")
+    assert main(["chat", folder, *OPTIONS, "--regex", "(yes|no), [a-z]{2,4}"]) == 0
+    answers = capsys.readouterr().out.splitlines()
+    assert len(answers) == 2
+    assert all(re.fullmatch("(yes|no), [a-z]{2,4}", text) for text in answers)
+    for words, message in (
+        (["--regex", "a("], "a("),
+        (["--regex", "damn", "--banned-words", "damn"], "'damn'"),
+        (["--temperature", "-1"], "temperature must"),
+    ):
+        turns_of(monkeypatch, "hello\n")
+        assert main(["chat", folder, *words]) == 2
+        printed = capsys.readouterr()
+        assert message in printed.err
+        assert printed.out == ""
 
 
 def test_an_evaluation_of_conversations(

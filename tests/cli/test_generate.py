@@ -14,7 +14,8 @@ import torch
 
 from addnorm import GPT, GPTConfig, Tokenizer, generate, perplexity
 from addnorm.cli import main
-from addnorm.cli.generate import Choice
+from addnorm.cli.drawing import Drawing
+from addnorm.cli.generate import Extent
 from addnorm.generation import Limits, Sampling, Writing, lay_out_for_decoding
 from tests.nets import stir
 
@@ -94,7 +95,7 @@ def test_every_option_reaches_the_library(
 
 def test_the_defaults_are_those_of_the_library() -> None:
     """The command states its own: its help is printed without importing torch."""
-    ours = {field.name: field.default for field in fields(Choice)}
+    ours = {f.name: f.default for kind in (Extent, Drawing) for f in fields(kind)}
     library = {f.name: f.default for kind in (Sampling, Limits) for f in fields(kind)}
     assert ours.pop("no_eos") is False
     assert library.pop("eos") == "tokenizer"
