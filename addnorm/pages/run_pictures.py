@@ -23,6 +23,7 @@ from addnorm.pages.numbers import exact
 MOST = 200  # rows of a table
 SHADES = 5  # of a matrix, from none to the whole row
 LETTERS = 600  # of a cell
+SHORT = 24  # letters of a cell that needs no room of its own
 PASSAGE = 4000  # letters of a part of a passage
 MARKS = ("right", "ours")
 
@@ -41,10 +42,14 @@ def _picture(picture: Any) -> str:
 
 
 def _in_table(picture: Mapping[str, Any], table: str) -> str:
-    """The head and body of a table with its caption; "" where there are none."""
-    caption = f"<caption>{clean(picture.get('caption', ''))}</caption>"
-    return table and (
-        f"<div class='scroll' tabindex='0'><table class='plain'>{caption}{table}</table></div>"
+    """The head and body of a table below its caption, which does not scroll with it; "" where there
+    are none."""
+    if not table:
+        return ""
+    name = clean(picture.get("title", ""))
+    return (
+        f'<p class="small">{clean(picture.get("caption", ""))}</p><div class="scroll" '
+        f"tabindex='0'><table class='plain' aria-label=\"{name}\">{table}</table></div>"
     )
 
 
@@ -77,7 +82,12 @@ def _table(picture: Mapping[str, Any]) -> str:
     if not heads or not fitting:
         return ""
     numeric = [all(isinstance(row[i], int | float) for row in fitting) for i in range(len(heads))]
-    classes = [' class="num"' if number else "" for number in numeric]
+    longest = [max(len(str(row[i])) for row in fitting) for i in range(len(heads))]
+    kinds = [
+        "num" if n else "long" if most > SHORT else "short"
+        for n, most in zip(numeric, longest, strict=True)
+    ]
+    classes = [f' class="{kind}"' for kind in kinds]
     top = "".join(
         f'<th scope="col"{c}>{clean(name)}</th>' for name, c in zip(heads, classes, strict=True)
     )
@@ -156,11 +166,12 @@ STYLE = "\n".join(
     for i in range(1, SHADES)
 )
 STYLE += """
-.scroll .plain td{white-space:normal;min-width:6.5em;max-width:60ch;padding-right:22px}
 .scroll .plain{table-layout:auto}
-.scroll .plain th:first-child,.scroll .plain th:nth-child(3){width:auto}
-.scroll .plain .num{white-space:nowrap;min-width:0}
-h2+table+h3,div+h3{margin-top:1.6em}
+.scroll .plain td,.scroll .plain th{white-space:normal;width:auto;padding-right:20px}
+.scroll .plain .short,.scroll .plain th{overflow-wrap:break-word}
+.scroll .plain .long{min-width:14em;max-width:60ch}
+.scroll .plain .num{white-space:nowrap;min-width:4em}
+div+h3{margin-top:1.6em}
 .maps{display:flex;flex-wrap:wrap;gap:12px 28px;margin-top:12px;overflow-x:auto}
 .maps figure{flex:none}
 .squares{fill:var(--line)}
