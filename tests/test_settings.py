@@ -23,7 +23,7 @@ from addnorm.training.loop import Trainer
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.run import Run
 from addnorm.training.run_folder import read
-from tests.tasks import test_classify, test_texts, test_unlabelled
+from tests.tasks import test_classify, test_earlier, test_texts, test_unlabelled
 from tests.training import test_sinks, test_training
 from tests.training.test_training import ALONE, small
 
@@ -275,6 +275,10 @@ SEEN_ELSEWHERE = {
     "val_data": test_classify.test_it_learns_several_labels,
     "cache": test_texts.test_a_second_start_and_a_resume_do_not_learn_again,
     "unlabelled.teacher": test_unlabelled.test_it_learns_and_resumes,
+    "earlier.data": test_earlier.test_a_head_goes_on,
+    "earlier.texts": test_earlier.test_rows_of_a_step,
+    "earlier.replay": test_earlier.test_rows_of_a_step,
+    "earlier.anchor": test_earlier.test_the_pull_is_the_same_in_parts,
     "device": test_a_device_that_is_not_there,
     "adapt.positions": test_a_prefix_that_takes_positions_leaves_none_to_train_with,
     "sinks": test_sinks.test_tensorboards_own_reader_finds_every_scalar,

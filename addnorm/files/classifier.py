@@ -14,9 +14,10 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable, value_in_short
 from addnorm.files import folders
 from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError
-from addnorm.files.register import Loaded, ModelKind
+from addnorm.files.register import Beginning, Loaded, ModelKind
 from addnorm.files.tensors import state_of
 from addnorm.models.classifier import ClassifierConfig, TextClassifier
+from addnorm.models.texts import TextFrame
 from addnorm.uses.label_sets import LabelSets
 from addnorm.uses.labels import Labels
 from addnorm.uses.use import Use
@@ -107,4 +108,26 @@ def use(loaded: Loaded) -> Use:
     return kind(partial(model.probabilities, tokenizer=tokenizer), labels)
 
 
-KIND = ModelKind((CLASSIFIER_TYPE,), TextClassifier, "a text classifier", read, write, use)
+def _beginning(folder: Path, classes: int, several: bool, dropout: float) -> Beginning:
+    """A classifier with the weights of the one there, but for its head, which is new."""
+    loaded = read(folder, torch.float32)
+    assert isinstance(loaded.model, TextClassifier)
+    assert isinstance(loaded.tokenizer, Tokenizer)
+    config = dataclasses.replace(
+        loaded.model.config, classes=classes, several=several, dropout=dropout
+    )
+    model, weights = TextClassifier(config), loaded.model.state_dict()
+    body = {name: t for name, t in weights.items() if not name.startswith("head.")}
+    model.load_state_dict(body, strict=False)
+    return Beginning(model, model.head, loaded.tokenizer, TextFrame(config.context_length))
+
+
+KIND = ModelKind(
+    (CLASSIFIER_TYPE,),
+    TextClassifier,
+    "a text classifier",
+    read,
+    write,
+    use,
+    classifier=_beginning,
+)

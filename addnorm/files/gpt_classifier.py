@@ -16,7 +16,7 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable, value_in_short
 from addnorm.files import config_json, folders, gpt
 from addnorm.files.folders import CONFIG, WeightsError
-from addnorm.files.register import Loaded, ModelKind, tokenizer_beside
+from addnorm.files.register import Beginning, Loaded, ModelKind, tokenizer_beside
 from addnorm.models.gpt_classifier import GPTClassifier
 from addnorm.uses.label_sets import LabelSets
 from addnorm.uses.labels import Labels
@@ -116,6 +116,17 @@ def use(loaded: Loaded) -> Use:
     return kind(partial(model.probabilities, tokenizer=tokenizer), labels)
 
 
+def _beginning(folder: Path, classes: int, several: bool, dropout: float) -> Beginning:
+    """A classifier with the weights of the one there, but for its head, which is new."""
+    tokenizer = tokenizer_beside(folder)
+    if tokenizer is None:
+        raise WeightsError(f"{folder} has no tokenizer, which would make ids of the texts")
+    start, _, _ = gpt.load_with(folder, dtype=torch.float32, dropout=dropout, head=HEAD)
+    model = GPTClassifier(start.config, classes, several)
+    model.gpt.load_state_dict(start.state_dict())
+    return Beginning(model, model.head, tokenizer, model.frame)
+
+
 KIND = ModelKind(
     (f"gpt2/{PUBLISHED}", f"{config_json.GPT_TYPE}/{OWN}"),
     GPTClassifier,
@@ -123,4 +134,5 @@ KIND = ModelKind(
     read,
     write,
     use,
+    classifier=_beginning,
 )

@@ -13,12 +13,13 @@ from addnorm.adapt import Adapt, folded
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable
 from addnorm.files import classifier, folders, register
-from addnorm.files.register import Beginning
+from addnorm.files.register import Beginning, Loaded
 from addnorm.models.classifier import TRANSFORMER, ClassifierConfig, TextClassifier
 from addnorm.models.texts import TextFrame
 from addnorm.pretrained import model_folder
 from addnorm.settings import SettingsError
 from addnorm.tasks.beginnings import put_adapter
+from addnorm.tasks.earlier import HEAD, rows_by_label
 from addnorm.training.memory import counted
 
 
@@ -27,11 +28,13 @@ class Body(ABC):
     training has to know of it before there is one.
 
     ``frame``: how much of a text it reads at once. ``config``: its choices, with ``n_layers``,
-    ``dim`` and ``scheme`` among them.
+    ``dim`` and ``scheme`` among them. ``before``: the classifier that it goes on as; None: its head
+    is new.
     """
 
     frame: TextFrame
     config: Any
+    before: Loaded | None = None
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -114,15 +117,23 @@ class Pretrained(Body):
 
     ``init_from``: its folder or hub id. ``classes``: how many there are. ``several``: whether a
     text may have several. ``dropout``: that of the model in training. ``adapt``: the adapter.
+    ``names``: those of the classes, where a classifier that is there goes on: its head keeps what
+    it knows of the same names. None: the head is new.
 
     The model is read once already here, for its tokenizer, its frame and its size; a
     ``SettingsError`` says why a classifier cannot begin as it.
     """
 
     def __init__(
-        self, init_from: str, classes: int, several: bool, dropout: float, adapt: Adapt
+        self,
+        init_from: str,
+        classes: int,
+        several: bool,
+        dropout: float,
+        adapt: Adapt,
+        names: Sequence[str] | None = None,
     ) -> None:
-        self.init_from, self.adapt = init_from, adapt
+        self.init_from, self.adapt, self.names = init_from, adapt, names or ()
         self.choices = classes, several, dropout
         try:
             self.folder = model_folder(init_from)
@@ -131,6 +142,8 @@ class Pretrained(Body):
             if kind.classifier is None:
                 raise Mendable(f"it is {kind.noun}, and a classifier cannot begin as one")
             self._begin: Any = kind.classifier
+            if names is not None:
+                self.before = self._classifier()
             beginning = self._adapted()
         except Mendable as error:
             raise SettingsError(f"init_from={init_from}: {error}") from None
@@ -144,9 +157,23 @@ class Pretrained(Body):
         """The model anew from its folder, with a new head and the adapter in it. The head is
         trained whatever the adapter leaves alone."""
         beginning: Beginning = self._begin(self.folder, *self.choices)
+        if self.before is not None:
+            old, labels = dict(self.before.model.named_parameters()), self.before.labels or ()
+            with torch.no_grad():
+                for name, p in beginning.head.named_parameters():
+                    p.copy_(rows_by_label(old[HEAD + name], p, labels, self.names))
         put_adapter(self.adapt, beginning.model)
         beginning.head.requires_grad_(True)
         return beginning
+
+    def _classifier(self) -> Loaded:
+        """What is in the folder, if it has labels; else a ``Mendable``."""
+        loaded = register.read(self.folder, torch.float32)
+        if loaded.labels is None:
+            raise Mendable(
+                "it has learned no labels: earlier.data is for a classifier that goes on learning"
+            )
+        return loaded
 
     def model(self) -> nn.Module:
         """With the weights there."""

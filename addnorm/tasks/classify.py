@@ -31,6 +31,7 @@ from addnorm.settings import (
 from addnorm.tasks import mistakes
 from addnorm.tasks.beginnings import FROM_NOTHING, OF_ADAPTER, check_adapter, with_clock
 from addnorm.tasks.bodies import Body, OwnEncoder, Pretrained
+from addnorm.tasks.earlier import Anchor, Earlier, anchor_of, identity, replayed, with_earlier
 from addnorm.tasks.labelled_texts import LabelledTexts, Several, Text, read_texts
 from addnorm.tasks.targets import KINDS, Targets
 from addnorm.tasks.texts import check, chosen, expanded, refuse_muon
@@ -46,9 +47,11 @@ from addnorm.words import plural
 EVAL_ROWS = 64  # windows that go through the model at once in an evaluation
 SOURCES = {"content": ["data", "val_data"], "classes": ["data"], "tokenizer": ["tokenizer"]}
 SOURCES |= {"rows_per_step": ["rows_per_step"], "start": ["init_from"], "model": ["init_from"]}
+SOURCES |= {"earlier": ["earlier.data", "tokenizer"]}
 SOURCES |= {"unlabelled": ["unlabelled.data", "unlabelled.teacher", "tokenizer"]}
 """Fact of a task -> the settings that it comes from."""
-BY_HEART = {"dropout": 0.0, "token_dropout": 0.0, "label_smoothing": 0.0, "unlabelled.data": ""}
+BY_HEART: dict[str, Any] = {"dropout": 0.0, "token_dropout": 0.0, "label_smoothing": 0.0}
+BY_HEART |= {"unlabelled.data": "", "earlier.data": ""}
 
 
 @final
@@ -84,6 +87,8 @@ class ClassifySettings(TaskSettings):
     """The share of a target's weight that goes to all classes alike."""
     unlabelled: Unlabelled = field(default_factory=Unlabelled)
     """Texts without labels, by which few labels go further."""
+    earlier: Earlier = field(default_factory=Earlier)
+    """What the classifier of init_from has learned before, and shall not forget."""
     cache: Path = setting(Path("~/.cache/addnorm/data"), AtResume.FREELY)
     """Where learned tokenizers, and what a teacher says, are kept."""
     model: ClassifierConfig = field(
@@ -111,10 +116,16 @@ class ClassifySettings(TaskSettings):
                 f"adapt.kind={self.adapt.kind} is for language models: a classifier is adapted by "
                 "lora or adalora"
             )
+        if self.earlier.anchor and self.adapt.kind != "none":
+            raise SettingsError(
+                "earlier.anchor has no effect beside an adapter, which leaves all weights as they "
+                "are: leave out one of them"
+            )
 
     def beside(self, loop: LoopSettings) -> "ClassifySettings":
         """AdaLoRA's ranks fall by the clock of the run; a ``SettingsError`` for Muon without a
-        Transformer's matrices."""
+        Transformer's matrices, and for an anchor of divided weights."""
+        check_anchor(self.earlier, loop)
         if self.init_from is None and self.model.body != TRANSFORMER:
             refuse_muon(loop)
         return with_clock(self, self.adapt, loop)
@@ -132,7 +143,10 @@ class ClassifySettings(TaskSettings):
         texts = texts_of(self)
         if self.init_from is not None:
             classes = len(texts.classes)
-            body = Pretrained(self.init_from, classes, texts.several, self.dropout, self.adapt)
+            names = texts.classes if texts.earlier else None
+            body = Pretrained(
+                self.init_from, classes, texts.several, self.dropout, self.adapt, names
+            )
             return ClassifyTask(self, body, body.tokenizer, texts)
         tokenizer = chosen(
             self.tokenizer,
@@ -175,7 +189,13 @@ class RowSettings(Protocol):
     def label_smoothing(self) -> float: ...
 
     @property
+    def init_from(self) -> str | None: ...
+
+    @property
     def unlabelled(self) -> Unlabelled: ...
+
+    @property
+    def earlier(self) -> Earlier: ...
 
     @property
     def cache(self) -> Path: ...
@@ -191,6 +211,17 @@ def check_rows(settings: RowSettings) -> None:
         raise SettingsError(f"label_smoothing must be in [0, 1), got {settings.label_smoothing:g}")
     if settings.rows_per_step < 1:
         raise SettingsError(f"rows_per_step must be at least 1, got {settings.rows_per_step}")
+    if settings.earlier.data and settings.init_from is None:
+        raise SettingsError(
+            f"earlier.data={settings.earlier.data} is what a classifier has learned before: say "
+            "which with init_from"
+        )
+
+
+def check_anchor(earlier: Earlier, loop: LoopSettings) -> None:
+    """Raise a ``SettingsError`` if the weights that are to stay where they are will be divided."""
+    if earlier.anchor and loop.parallel == "fsdp":
+        raise SettingsError("earlier.anchor compares whole weights: parallel=ddp, not fsdp")
 
 
 def texts_of(settings: RowSettings) -> LabelledTexts:
@@ -206,6 +237,7 @@ def texts_of(settings: RowSettings) -> LabelledTexts:
         texts = read_texts(data, held_out, settings.val_fraction, settings.labels)
     except DataError as error:
         raise DataError(f"{words}: {error}") from None
+    texts = with_earlier(texts, settings.earlier)
     return with_unlabelled(texts, settings.unlabelled, expanded("cache", settings.cache))
 
 
@@ -238,6 +270,11 @@ class ClassifyTask(Task):
         self.companions: Companions | None = None
         if texts.unlabelled:
             self.companions = Companions(settings.unlabelled, texts, tokenizer, self.targets)
+        self.earlier = _rows(texts.earlier, tokenizer)
+        self.anchor: Anchor | None = None
+        if settings.earlier.anchor and body.before is not None:
+            about = texts.earlier, texts.classes, texts.several, tokenizer, body.frame
+            self.anchor = anchor_of(settings.earlier.anchor, body.before, *about)
         self._shares: Tensor | None = None  # probabilities (texts, classes) of the last evaluation
         self._orders: dict[tuple[int, int, int], NDArray[np.int64]] = {}
 
@@ -245,7 +282,8 @@ class ClassifyTask(Task):
         """Weights, the ids of a step, and of each micro-batch what every layer keeps."""
         c, size = self.body.config, self.settings.rows_per_step
         parameters, trained = self.body.counts()
-        longest = max(len(row.ids) for rows in self.splits.values() for row in rows)
+        every = (*self.splits.values(), self.earlier)
+        longest = max(len(row.ids) for rows in every for row in rows)
         texts = 1  # that go through the model for each row
         if self.companions is not None:
             longest = max(longest, self.companions.longest)
@@ -268,10 +306,14 @@ class ClassifyTask(Task):
         Of a text to learn from there is a part of the context's length from anywhere in it, less a
         share of its tokens: both are drawn from the row's number.
         """
-        rows, size = self.splits[split], self.settings.rows_per_step
+        size, share = self.settings.rows_per_step, 0.0
+        if split == "train" and self.earlier:
+            share = self.settings.earlier.replay
         room, parts, labels = self.body.frame.room, [], []
         for n in range(step * size, (step + 1) * size):
-            row = rows[self._order(len(rows), seed, n // len(rows))[n % len(rows)]]
+            is_earlier, i = replayed(n, share)
+            rows = self.earlier if is_earlier else self.splits[split]
+            row = rows[self._order(len(rows), seed, i // len(rows))[i % len(rows)]]
             labels.append(row.labels)
             ids = row.ids[:room]
             if split == "train":
@@ -320,6 +362,9 @@ class ClassifyTask(Task):
         parts = {"accuracy": self.targets.right(logits[:rows], labels)}
         if more is not None:
             loss, parts["sure"] = loss + more[0], more[1]
+        if self.anchor is not None:  # for each text once, so that of the mean it is added once
+            parts["anchor"] = self.anchor.penalty(model) * rows
+            loss = loss + parts["anchor"]
         return loss, torch.tensor(rows, device=logits.device), parts
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -369,8 +414,14 @@ class ClassifyTask(Task):
             "tokenizer": self.tokenizer.identity,
             "rows_per_step": self.settings.rows_per_step,
             "unlabelled": "" if self.companions is None else self.companions.identity,
+            "earlier": self._earlier_identity(),
             **self.body.facts(),
         }
+
+    def _earlier_identity(self) -> str:
+        """A short hash of what was learned before; "" if nothing was."""
+        rows = [(row.ids.tobytes(), row.labels) for row in self.earlier]
+        return identity(rows) if rows else ""
 
     def introduction(self) -> list[str]:
         """The data and the model."""

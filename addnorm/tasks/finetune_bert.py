@@ -31,11 +31,20 @@ from addnorm.settings import (
 )
 from addnorm.tasks.beginnings import FROM_NOTHING
 from addnorm.tasks.bodies import Body, Pretrained
-from addnorm.tasks.classify import BY_HEART, SOURCES, ClassifyTask, check_rows, texts_of
+from addnorm.tasks.classify import (
+    BY_HEART,
+    SOURCES,
+    ClassifyTask,
+    check_anchor,
+    check_rows,
+    texts_of,
+)
+from addnorm.tasks.earlier import Earlier
 from addnorm.tasks.labelled_texts import Several
 from addnorm.tasks.texts import check, chosen, expanded
 from addnorm.tasks.unlabelled import Unlabelled
 from addnorm.training.config import NOTHING, TaskSettings, register
+from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.memory import counted
 
 
@@ -71,6 +80,8 @@ class FinetuneBertSettings(TaskSettings):
     """The share of a target's weight that goes to all classes alike."""
     unlabelled: Unlabelled = field(default_factory=Unlabelled)
     """Texts without labels, by which few labels go further."""
+    earlier: Earlier = field(default_factory=Earlier)
+    """What the classifier of init_from has learned before, and shall not forget."""
     cache: Path = setting(Path("~/.cache/addnorm/data"), AtResume.FREELY)
     """Where learned tokenizers, and what a teacher says, are kept."""
     model: BertConfig = field(
@@ -94,6 +105,11 @@ class FinetuneBertSettings(TaskSettings):
         if self.model.pooling == "none":
             raise SettingsError("model.pooling=none has nothing for the head: first or mean")
 
+    def beside(self, loop: LoopSettings) -> "FinetuneBertSettings":
+        """The same, if it goes with the loop's settings."""
+        check_anchor(self.earlier, loop)
+        return self
+
     def by_heart(self) -> Mapping[str, Any]:
         """Whole texts, no dropout, and targets that can be met."""
         return BY_HEART
@@ -107,7 +123,8 @@ class FinetuneBertSettings(TaskSettings):
         texts = texts_of(self)
         if self.init_from is not None:
             classes = len(texts.classes)
-            body = Pretrained(self.init_from, classes, texts.several, self.dropout, Adapt())
+            names = texts.classes if texts.earlier else None
+            body = Pretrained(self.init_from, classes, texts.several, self.dropout, Adapt(), names)
             if not isinstance(body.config, BertConfig):
                 raise SettingsError(
                     f"init_from={self.init_from} is no BERT; with the recipe classify_gpt2 a "

@@ -47,6 +47,9 @@ class LabelledTexts:
     shares: Tensor | None = None
     """(texts without labels, classes): how probable a teacher finds each label of each of them."""
 
+    earlier: Sequence[Text] = ()
+    """Texts that the model has learned before, not to be forgotten."""
+
     def content(self) -> list[str]:
         """All texts that may be learned from, with labels and without."""
         return [*(row.text for row in self.train), *self.unlabelled]

@@ -52,6 +52,10 @@ class Targets(ABC):
         and where that is at least as probable as ``confidence``, of the same shape."""
 
     @abstractmethod
+    def sample(self, p: Tensor, generator: torch.Generator) -> Tensor:
+        """Labels drawn from probabilities (B, classes), as ``loss`` takes them."""
+
+    @abstractmethod
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:
         """How many texts have the right labels."""
 
@@ -111,6 +115,10 @@ class OneLabel(Targets):
         most = p.max(-1)
         return most.indices, most.values >= confidence
 
+    def sample(self, p: Tensor, generator: torch.Generator) -> Tensor:
+        """(B,)"""
+        return torch.multinomial(p, 1, generator=generator)[:, 0]
+
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Where the right class is the most probable."""
         return (logits.argmax(-1) == targets).sum()
@@ -167,6 +175,10 @@ class SeveralLabels(Targets):
     def pseudo_labels(self, p: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
         """(B, classes) each: yes or no of each label by itself."""
         return (p >= THRESHOLD).to(p.dtype), torch.maximum(p, 1.0 - p) >= confidence
+
+    def sample(self, p: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, classes), each label by itself."""
+        return torch.bernoulli(p, generator=generator)
 
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Where all labels are right."""

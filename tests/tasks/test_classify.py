@@ -15,7 +15,7 @@ from addnorm.data.sources import DataError
 from addnorm.files.folders import WeightsError
 from addnorm.models.classifier import BODIES, ClassifierConfig, TextClassifier
 from addnorm.models.gpt_classifier import GPTClassifier
-from addnorm.models.recurrent import CELLS
+from addnorm.models.recurrent import CELLS, RecurrentConfig, RecurrentLM
 from addnorm.records import read as records
 from addnorm.settings import SettingsError
 from addnorm.tasks.classify import ClassifySettings, ClassifyTask
@@ -165,10 +165,14 @@ def test_a_gpt_learns_to_classify(folder: Path, tmp_path: Path, gpt: Path, kind:
 
 
 def test_what_a_classifier_cannot_begin_as(folder: Path, tmp_path: Path, gpt: Path) -> None:
-    save(tiny(), tmp_path / "m", tokenizer=Tokenizer.bytes(), labels=list("abc"))
+    recurrent = RecurrentLM(RecurrentConfig(vocab_size=257, context_length=8, dim=8, n_layers=1))
+    save(recurrent, tmp_path / "m", tokenizer=Tokenizer.bytes())
     plain = Config(task=ClassifySettings(data=str(folder), val_fraction=0.25))
     for changes, message in (
-        ({"init_from": str(tmp_path / "m")}, "it is a text classifier, and a classifier cannot"),
+        (
+            {"init_from": str(tmp_path / "m")},
+            "it is a recurrent language model, and a classifier cannot",
+        ),
         ({"init_from": str(tmp_path / "none")}, "init_from=.*none"),
         ({"adapt.kind": "lora"}, "say which with init_from"),
         ({"init_from": str(gpt), "adapt.kind": "prefix"}, "is adapted by lora or adalora"),
