@@ -14,7 +14,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from addnorm.catalogue import SchemeError, combinator, design, explain, names, parse
+from addnorm.catalogue import SchemeError, combinator, design, names
+from addnorm.explanation import explain
 from addnorm.init import PLAIN, Init, plain
 from addnorm.joins import (
     Collapse,
@@ -34,6 +35,7 @@ from addnorm.joins import (
     unit,
 )
 from addnorm.norms import Norm, as_norm
+from addnorm.scheme_text import parse
 from addnorm.stream import Add, AddNorm, Scheme, Site, Wiring
 
 __all__ = [

@@ -52,8 +52,10 @@ ROAD = {
     "recurrent": "ops norms",
     "joins": "ops norms stream",
     "branches": "ops norms context masks init stream positions",
-    "catalogue": "norms stream branches",
-    "schemes": "norms init stream joins catalogue",
+    "catalogue": "stream",
+    "scheme_text": "stream catalogue",
+    "explanation": "norms stream branches catalogue scheme_text",
+    "schemes": "norms init stream joins catalogue scheme_text explanation",
     "generation": "ops context",
     "models": "data norms context init stream positions recurrent branches schemes generation",
     "uses": "data generation",
@@ -328,7 +330,10 @@ HARDWARE = re.compile(
 
 @pytest.mark.parametrize(
     "name",
-    ["norms", "stream", "positions", "recurrent", "joins", "branches", "catalogue", "schemes"],
+    [
+        *("norms", "stream", "positions", "recurrent", "joins", "branches"),
+        *("catalogue", "scheme_text", "explanation", "schemes"),
+    ],
 )
 def test_the_road_knows_no_hardware(name: str) -> None:
     """What a processor is better at is for ops to choose."""
