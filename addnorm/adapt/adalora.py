@@ -1,6 +1,8 @@
 """AdaLoRA: an update of low rank whose triplets compete for the rank."""
 
 import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, final
 
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from addnorm.adapt.parts import STD, LowRank, Triplets
+from addnorm.adapt.settings import Adapt
 from addnorm.errors import Mendable
 
 BETA = 0.85  # of both running means of importance, as in the paper
@@ -131,3 +134,43 @@ def _before_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
 def _watch_optimizers() -> None:
     """Once, for the first AdaLoRA: torch calls the hook before every optimizer's step."""
     register_optimizer_step_pre_hook(_before_step)
+
+
+@final
+@dataclass(frozen=True)
+class Pruning:
+    """What AdaLoRA does after each step: all updates of a model compete, in all of its stacks."""
+
+    settings: Adapt
+    parts: tuple[AdaLoRA, ...]
+
+    def __call__(self, step: int) -> None:
+        _allocate(self.parts, self.settings, step)
+
+
+@torch.no_grad()
+def _allocate(parts: Sequence[AdaLoRA], settings: Adapt, step: int) -> None:
+    """Keep the most important triplets of all updates together, fewer from time to time: by a
+    cubic schedule from ``init_rank`` to ``target_rank`` a matrix, as in the paper (Zhang et al.
+    2023, arXiv 2303.10512).
+
+    ``step``: how many optimizer steps are done; this is called after each, while its gradients are
+    there. Until ``last`` a triplet that was pruned goes on learning and can come back.
+    """
+    assert settings.steps is not None
+    last = settings.steps - settings.tfinal
+    if step <= last:
+        for part in parts:
+            part.weigh()
+    due = settings.tinit < step <= last and (step == last or step % settings.delta_t == 0)
+    if due:
+        part_left = 1 - (step - settings.tinit) / (last - settings.tinit)
+        mean = settings.target_rank + (settings.init_rank - settings.target_rank) * part_left**3
+        scores = torch.cat([part.importance() for part in parts])
+        mask = torch.zeros_like(scores, dtype=torch.bool)
+        mask[scores.sort(descending=True, stable=True).indices[: int(mean * len(parts))]] = True
+        for part, mine in zip(parts, mask.split([len(p.kept) for p in parts]), strict=True):
+            part.kept.copy_(mine)
+    if due or step > last:
+        for part in parts:
+            part.lora_E.masked_fill_(~part.kept, 0.0)

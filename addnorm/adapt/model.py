@@ -2,15 +2,14 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from addnorm.adapt.adalora import AdaLoRA
+from addnorm.adapt.adalora import AdaLoRA, Pruning
 from addnorm.adapt.parts import Bottleneck, LoRA, LowRank, Prefix
 from addnorm.adapt.settings import Adapt, AdapterKind
 from addnorm.branches import MultiHead
@@ -136,7 +135,7 @@ def install(model: nn.Module, settings: Adapt, updates: Mapping[str, tuple[int, 
             hooks.append(sub.branch.register_forward_hook(_narrowed))
     adapter = vars(model)["adapted"] = Adapted(settings, parts, tuple(hooks))
     if settings.kind == "adalora":
-        _stacks(model)[0].follow(_Pruning(settings, tuple(adapter.adalora().values())))
+        _stacks(model)[0].follow(Pruning(settings, tuple(adapter.adalora().values())))
     return adapter
 
 
@@ -156,46 +155,6 @@ class _Shift:
 
     def __call__(self, table: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         return (args[0] + self.by,)
-
-
-@final
-@dataclass(frozen=True)
-class _Pruning:
-    """What AdaLoRA does after each step: all updates of a model compete, in all of its stacks."""
-
-    settings: Adapt
-    parts: tuple[AdaLoRA, ...]
-
-    def __call__(self, step: int) -> None:
-        _allocate(self.parts, self.settings, step)
-
-
-@torch.no_grad()
-def _allocate(parts: Sequence[AdaLoRA], settings: Adapt, step: int) -> None:
-    """Keep the most important triplets of all updates together, fewer from time to time: by a
-    cubic schedule from ``init_rank`` to ``target_rank`` a matrix, as in the paper (Zhang et al.
-    2023, arXiv 2303.10512).
-
-    ``step``: how many optimizer steps are done; this is called after each, while its gradients are
-    there. Until ``last`` a triplet that was pruned goes on learning and can come back.
-    """
-    assert settings.steps is not None
-    last = settings.steps - settings.tfinal
-    if step <= last:
-        for part in parts:
-            part.weigh()
-    due = settings.tinit < step <= last and (step == last or step % settings.delta_t == 0)
-    if due:
-        part_left = 1 - (step - settings.tinit) / (last - settings.tinit)
-        mean = settings.target_rank + (settings.init_rank - settings.target_rank) * part_left**3
-        scores = torch.cat([part.importance() for part in parts])
-        mask = torch.zeros_like(scores, dtype=torch.bool)
-        mask[scores.sort(descending=True, stable=True).indices[: int(mean * len(parts))]] = True
-        for part, mine in zip(parts, mask.split([len(p.kept) for p in parts]), strict=True):
-            part.kept.copy_(mine)
-    if due or step > last:
-        for part in parts:
-            part.lora_E.masked_fill_(~part.kept, 0.0)
 
 
 def _sublayers(model: nn.Module) -> dict[str, Sublayer]:
@@ -270,7 +229,7 @@ def folded(model: nn.Module) -> nn.Module:
         _replace(without_adapter, name, plain.train(part.training))
     del vars(without_adapter)["adapted"]
     for stack in _stacks(without_adapter):
-        stack.followers = [f for f in stack.followers if not isinstance(f, _Pruning)]
+        stack.followers = [f for f in stack.followers if not isinstance(f, Pruning)]
     return without_adapter.requires_grad_(True)
 
 
