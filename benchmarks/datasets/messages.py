@@ -81,13 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for language, names in LANGUAGES.items():
         messages = [m for p, f in packages.items() for m in of_debian(f, p, names[0])]
         messages += of_typescript(archive, names[1])
-        sides = split(clean(messages, language))
+        rows = clean(messages, language)
+        sides = split(rows)
         folder = args.out / language
         folder.mkdir(parents=True, exist_ok=True)
-        for side, rows in sides.items():
-            content = "".join(f"{row.source}\t{row.target}\n" for row in rows)
+        for side, some in sides.items():
+            content = "".join(f"{row.source}\t{row.target}\n" for row in some)
             (folder / f"{side}.tsv").write_text(content, encoding="utf-8")
-        print("\n".join(summary(language, len(messages), sides)), flush=True)
+        print("\n".join(summary(language, len(messages), len(rows), sides)), flush=True)
     return 0
 
 
@@ -228,9 +229,16 @@ def unmarked(source: str) -> str:
     return re.sub(r"\d+", "", " ".join(words(PLACE.sub(" ", source))))
 
 
-def summary(language: str, every: int, sides: Mapping[str, Sequence[Message]]) -> list[str]:
-    """What there is, in lines."""
-    lines = [f"{language}: {every:,} messages, of which {sum(map(len, sides.values())):,} are used"]
+def summary(
+    language: str, every: int, candidates: int, sides: Mapping[str, Sequence[Message]]
+) -> list[str]:
+    """What there is, in lines. ``every``: messages before anything was left out; ``candidates``:
+    those that are clean."""
+    near = candidates - sum(map(len, sides.values()))
+    lines = [
+        f"{language}: {every:,} messages, of which {candidates:,} are clean; {near:,} of these are "
+        "left out, since they are nearly the same as one that is held out"
+    ]
     for side, rows in sides.items():
         packages = Counter(row.package for row in rows)
         most = ", ".join(f"{name} {count:,}" for name, count in packages.most_common(5))

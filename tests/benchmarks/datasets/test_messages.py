@@ -123,3 +123,5 @@ def test_what_is_like_something_held_out_is_not_learned() -> None:
     assert [row.source for row in sides["train"]] == new
     assert [row.source for row in sides["val"]] == val[:1]
     assert [row.source for row in sides["test"]] == [test]
+    lines = messages.summary("de", 20, len(rows), sides)
+    assert lines[0].startswith("de: 20 messages, of which 9 are clean; 5 of these are left out")
