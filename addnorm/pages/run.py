@@ -5,7 +5,6 @@ there yet is said not to be.
 """
 
 import math
-import shlex
 import signal
 import statistics
 from collections.abc import Iterable, Sequence
@@ -16,8 +15,9 @@ from addnorm.pages import run_pictures
 from addnorm.pages.curves import Curve, evenly_chosen
 from addnorm.pages.look import clean, document
 from addnorm.pages.numbers import DASH, as_float, duration, exact, large, number
+from addnorm.pages.run_advice import commands
 from addnorm.pages.run_charts import metric_chart, rate_and_gradient, stream, throughput
-from addnorm.pages.run_story import Story, as_count, as_mapping
+from addnorm.pages.run_story import Story, as_count
 from addnorm.words import plural
 
 NAME = "report.html"
@@ -293,53 +293,6 @@ def _environment(story: Story) -> str:
     return _table("What the run ran on.", ("What", "Is"), rows)
 
 
-def _onward(story: Story) -> str:
-    """Commands that go on from here: to resume, in the way that fits how it ended, and those that
-    the run itself names for its model, with ``{model}`` for the folder."""
-    folder, config = shlex.quote(str(story.folder)), story.config
-    several = as_count(story.state.get("processes")) or 1
-    start = f"torchrun --standalone --nproc-per-node {several} -m " if several > 1 else ""
-    resume = f"{start}addnorm train --resume {folder}"
-    ways: list[tuple[str, str]] = []
-    if "task" not in config:
-        ways.append(
-            (
-                "Go on, in Python, with the same task:",
-                f"addnorm.train(task, out={str(story.folder)!r}, loop=loop, resume=True)",
-            )
-        )
-    elif story.finished:
-        ways.append(
-            (
-                "Go on for longer:",
-                f"{resume} steps={2 * (story.steps or story.step)}",
-            )
-        )
-    elif story.failure and story.failure not in signal.Signals.__members__:
-        rate = as_float(config.get("lr"))
-        lower = f" lr={rate / 2:g}" if math.isfinite(rate) else ""
-        ways.append(
-            (
-                "Go on from the last checkpoint, with half the learning rate:",
-                f"{resume}{lower}",
-            )
-        )
-    else:
-        ways.append(("Go on from the last checkpoint:", resume))
-    commands = as_mapping(story.state.get("commands"))
-    if commands and story.models:
-        best = story.folder / "best" if "best" in story.models else story.folder
-        model = shlex.quote(str(best))
-        ways += [(f"{what}:", str(how).replace("{model}", model)) for what, how in commands.items()]
-    elif commands:
-        ways.append(("No model is saved yet.", ""))
-    return "".join(
-        f"<p>{clean(what)}</p>"
-        + (f'<pre tabindex="0"><code>{clean(how)}</code></pre>' if how else "")
-        for what, how in ways
-    )
-
-
 def render(story: Story) -> str:
     """The page of a run, as HTML."""
     failure = ""
@@ -377,7 +330,7 @@ def render(story: Story) -> str:
 <h2>Environment</h2>
 {_environment(story)}
 <h2>Going on</h2>
-{_onward(story)}
+{commands(story)}
 <p class="small">All numbers are in metrics.jsonl beside this page, the samples in samples.jsonl,
 the settings in config.toml.</p>
 </main>"""
