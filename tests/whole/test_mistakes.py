@@ -265,7 +265,8 @@ def edits(
         picked = dict(edited(rng, recipe) for _ in range(rng.choice((1, 1, 1, 2))))
         assignments = {**base(recipe, material), **picked}
         if recipe == "finetune_gpt2" and rng.random() < 0.4:
-            kind = rng.choice(("lora", "adalora", "prefix", "adapter"))
+            other = rng.choice(("lora", "adalora", "prefix", "adapter"))
+            kind = picked.get("adapt.kind", other)  # which the steps must fit
             assignments = {
                 "adapt.kind": kind,
                 "adapt.steps": "2" if kind == "adalora" else "none",
