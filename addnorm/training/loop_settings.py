@@ -9,6 +9,7 @@ from addnorm.training.parallel import Parallel
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 FREELY, WITH_NOTICE, BY_TUNING = AtResume.FREELY, AtResume.WITH_NOTICE, AtResume.BY_TUNING
+MOST_RATE = 1e30  # an update times more is beyond float32, where an optimizer raises an error
 MOST_THREADS = 1024  # a process that is asked for very many dies without a word
 
 
@@ -82,6 +83,11 @@ class LoopSettings:
         for name in ("lr", "muon_lr", "weight_decay", "clip", "spike"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} must not be negative, got {getattr(self, name):g}")
+        for name in ("lr", "muon_lr"):
+            if getattr(self, name) > MOST_RATE:
+                raise SettingsError(
+                    f"{name} must be at most {MOST_RATE:g}, got {getattr(self, name):g}"
+                )
         for name in ("lr_floor", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"{name} must be in [0, 1], got {getattr(self, name):g}")
