@@ -116,6 +116,7 @@ def test_one_token_is_the_greedy_one(folder: Path, theirs: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # the harness reads the files of all its tasks first
 def test_a_task_from_its_file(tmp_path: Path) -> None:
     """A recurrent model, through all of the harness: the command, and the same from Python."""
     torch.manual_seed(0)
