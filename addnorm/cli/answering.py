@@ -1,9 +1,19 @@
 """What the commands that ask a model have in common: how it searches its answers."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, final
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, final
 
+from addnorm import reading
+from addnorm.cli import output
 from addnorm.cli.arguments import optional
+from addnorm.cli.models import as_writer, kind_of_model
+from addnorm.cli.refusal import Refusal
+from addnorm.words import plural
+
+if TYPE_CHECKING:
+    from addnorm.pretrained import Loaded
+    from addnorm.uses.cloze import Cloze
 
 
 @final
@@ -28,6 +38,57 @@ class Spans:
     how much its logits are above those of no answer."""
     max_answer: Annotated[int | None, optional("N")] = None
     """Answers in passages: the most tokens that one has, 64 by default."""
+
+
+@final
+@dataclass(frozen=True)
+class Verbalizer:
+    """How a language model is asked for a label."""
+
+    pattern: Annotated[str | None, optional("TEXT")] = None
+    """Language models: what stands around each text, such as "{text} It was {word}."; the label is
+    the one whose word is the most probable. {word} may be left out at the end."""
+    words: Annotated[Path | None, optional("FILE")] = None
+    """Language models: a .json file with a word for each label, or a list of words."""
+    calibrated: bool = False
+    """Language models: compare each label with what it gets where the text is empty, as some words
+    are probable anywhere."""
+
+    def cloze(self, loaded: "Loaded", target: str, batch_size: int) -> "Cloze | None":
+        """The model, asked in this way; None: nobody asked for it. A ``Mendable`` where options or
+        model do not fit. ``target``: what the user called the model; ``batch_size``: pairs of text
+        and word at once."""
+        if self.pattern is None and self.words is None:
+            if self.calibrated:
+                raise Refusal("--calibrated has no effect without --pattern and --words")
+            return None
+        if self.pattern is None or self.words is None:
+            raise Refusal("--pattern and --words belong together: give both")
+        kind = kind_of_model(loaded)
+        if not kind.writes:
+            raise Refusal(f"--pattern has no effect: {target} is {kind.noun}, no language model")
+        model, tokenizer = as_writer(loaded, target)
+        from addnorm.uses.cloze import Cloze, read_words
+
+        words = read_words(reading.place(self.words))
+        return Cloze(
+            model,
+            tokenizer,
+            self.pattern,
+            words,
+            calibrated=self.calibrated,
+            batch_size=batch_size,
+        )
+
+
+def say_what_was_cut(cloze: "Cloze | None") -> None:
+    """Tell how many texts were too long for the model, if there are any."""
+    if cloze is not None and cloze.cut:
+        verb = "does" if cloze.cut == 1 else "do"
+        output.say(
+            f"{plural(cloze.cut, 'text')} {verb} not fit the model's context of "
+            f"{cloze.model.config.context_length} tokens with the pattern: cut on the left"
+        )
 
 
 def choices(**options: Any) -> dict[str, Any]:

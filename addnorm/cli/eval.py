@@ -1,6 +1,6 @@
 """Measure how good a model is on data: of a language model perplexity and bits per byte, by sliding
-windows, or of the answers in conversations, if it has learned from such; of any other what its
-answers are worth.
+windows, or of the answers in conversations, if it has learned from such, or of labels that it gives
+by --pattern; of any other what its answers are worth.
 
 Compare language models with different tokenizers per byte or per word, and always with the same
 values of --context and --stride; docs/generation.md has the rule.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 
 from addnorm import reading
 from addnorm.cli import output
-from addnorm.cli.answering import Search, Spans, choices
+from addnorm.cli.answering import Search, Spans, Verbalizer, choices, say_what_was_cut
 from addnorm.cli.arguments import Positional, arg, optional
 from addnorm.cli.models import Place, as_writer, kind_of_model, open_model
 from addnorm.cli.output import json_line
@@ -27,6 +27,7 @@ from addnorm.words import plural
 if TYPE_CHECKING:
     from addnorm.data.chat import ChatTokenizer
     from addnorm.pretrained import Loaded
+    from addnorm.uses.cloze import Cloze
 
 WINDOWS, ANSWERS = 4, 32  # that go through a model at once
 
@@ -42,8 +43,9 @@ class Options:
         Annotated[tuple[str, ...], arg(metavar="[DATA ...]", help_behavior_hint="")]
     ] = ()
     """Files of UTF-8 text, each scored as a document of its own; - is stdin. For other models, what
-    they learn from: a folder, a .csv, .tsv or .jsonl file, SQuAD's .json; for a model with a chat
-    template conversations too, a .jsonl, a .yml or a folder of such."""
+    they learn from, and with --pattern texts with labels: a folder, a .csv, .tsv or .jsonl file,
+    SQuAD's .json; for a model with a chat template conversations too, a .jsonl, a .yml or a folder
+    of such."""
     choices: Annotated[Path | None, optional("FILE")] = None
     """Instead of DATA, a .jsonl file of questions to a language model: context, choices, gold, the
     place of the right one from 0. How often it finds that the most probable."""
@@ -54,6 +56,7 @@ class Options:
     slowest and fairest."""
     search: Search = field(default_factory=Search)
     spans: Spans = field(default_factory=Spans)
+    verbalizer: Verbalizer = field(default_factory=Verbalizer)
     batch_size: Annotated[int | None, optional("N")] = None
     """Windows that go through the model at once, 4 by default; of answers and conversations 32."""
     as_json: Annotated[bool, arg(name="json")] = False
@@ -71,7 +74,10 @@ def run(options: Options) -> int:
     if options.batch_size is not None and options.batch_size < 1:
         raise Refusal(f"--batch-size must be at least 1, got {options.batch_size}")
     loaded = open_model(options.model, options.place)
+    cloze = options.verbalizer.cloze(loaded, options.model, options.batch_size or ANSWERS)
     try:
+        if cloze is not None:
+            return _labels(cloze, options)
         if options.choices is not None:
             return _choices(loaded, options)
         if kind_of_model(loaded).use is not None:
@@ -84,11 +90,22 @@ def run(options: Options) -> int:
         return 1
 
 
-def _answers(loaded: "Loaded", options: Options) -> int:
+def _labels(cloze: "Cloze", options: Options) -> int:
+    """Print how often a language model expects the word of the right label; returns the exit
+    status."""
+    if options.choices is not None:
+        raise Refusal("--pattern and --choices both say what is asked: leave out one of them")
+    _refuse_windows(options, "with --pattern each text is read whole")
+    status = _answers(cloze, options)
+    say_what_was_cut(cloze)
+    return status
+
+
+def _answers(model: "Loaded | Cloze", options: Options) -> int:
     """Print what the answers of a model, which has a ``use``, are worth on the DATA; returns the
     exit status. A ``Refusal`` of options that have no effect on it."""
     try:
-        use = loaded.use()
+        use = model.use()
         windows = {"context": options.context, "stride": options.stride}
         for name in ({*windows} - {*use.options}) & {*choices(**windows)}:
             raise Refusal(f"--{name} has no effect: {options.model} is not a language model")

@@ -1,4 +1,5 @@
-"""Ask a trained model: a classifier for the label of a text, and so on.
+"""Ask a trained model: a classifier for the label of a text, and so on; a language model too, for
+the label whose word it expects after the text.
 
 MODEL is the folder of a run, or another folder with a model. The answers go to stdout in the order
 of the inputs, a line for each; remarks go to stderr. An input that cannot be used is told in its
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, final
 
 from addnorm import disk, reading
 from addnorm.cli import output
-from addnorm.cli.answering import Search, Spans, choices
+from addnorm.cli.answering import Search, Spans, Verbalizer, choices, say_what_was_cut
 from addnorm.cli.arguments import Positional, arg, optional
 from addnorm.cli.models import Place, open_model
 from addnorm.cli.output import json_line, legible
@@ -56,6 +57,7 @@ class Options:
     """Translations: give the N best of each, one after the other; 1 by default."""
     search: Search = field(default_factory=Search)
     spans: Spans = field(default_factory=Spans)
+    verbalizer: Verbalizer = field(default_factory=Verbalizer)
     stride: Annotated[int | None, optional("N")] = None
     """Answers in passages: tokens by which the window moves; by default half of what it holds."""
     as_json: Annotated[bool, arg(name="json")] = False
@@ -88,8 +90,9 @@ def run(options: Options) -> int:
     the inputs could not be used, or the model computes NaN."""
     _check(options)
     loaded = open_model(options.model, options.place)
+    cloze = options.verbalizer.cloze(loaded, options.model, options.batch_size)
     try:
-        use = loaded.use()
+        use = cloze.use() if cloze else loaded.use()
         how = use.with_defaults(options.choices())
     except Mendable as error:
         raise Refusal(f"{options.model}: {error}") from None
@@ -110,6 +113,7 @@ def run(options: Options) -> int:
                         print(_line(use, one, answer, options), file=stream)
                 stream.flush()
                 bar.advance(len(batch))
+        say_what_was_cut(cloze)
     except FloatingPointError as error:
         output.say(str(error))
         return 1

@@ -467,8 +467,8 @@ KIND = ModelKind(
     "a language model",
     _read,
     _write,
-    instead="addnorm generate continues a text with it, and addnorm eval measures how probable it "
-    "finds one",
+    instead="addnorm generate continues a text with it, addnorm eval measures how probable it "
+    "finds one, and addnorm predict with --pattern and --words labels one",
     classifier=_beginning,
     writes=True,
 )

@@ -101,7 +101,7 @@ KIND = ModelKind(
     "a recurrent language model",
     read,
     write,
-    instead="addnorm generate continues a text with it, and addnorm eval measures how probable it "
-    "finds one",
+    instead="addnorm generate continues a text with it, addnorm eval measures how probable it "
+    "finds one, and addnorm predict with --pattern and --words labels one",
     writes=True,
 )

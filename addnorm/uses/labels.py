@@ -20,19 +20,25 @@ class Labels(Use):
     """A model of which ``probabilities(texts)`` is (texts, labels), asked for the most probable.
 
     The option ``top`` adds, as ``probabilities``, that number of the most probable labels.
+    ``check``: raises ``Unusable`` for a text that the model cannot judge.
     """
 
     options = MappingProxyType({"top": None})
     example = '{"text": "..."}'
 
     def __init__(
-        self, probabilities: Callable[[Sequence[str]], Tensor], labels: Sequence[str]
+        self,
+        probabilities: Callable[[Sequence[str]], Tensor],
+        labels: Sequence[str],
+        check: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.probabilities, self.labels = probabilities, tuple(labels)
+        self.probabilities, self.labels, self._check = probabilities, tuple(labels), check
 
     def question(self, item: str | Mapping[str, Any]) -> str:
         """The text of an item."""
-        return text_of(item, ("text", "sentence", "input"), self.example)
+        text = text_of(item, ("text", "sentence", "input"), self.example)
+        self._check(text)
+        return text
 
     def answers(self, questions: Sequence[str], options: Mapping[str, Any]) -> list[list[Answer]]:
         """input, label, probability, and with ``top`` probabilities; one answer to each text. Of
