@@ -43,7 +43,6 @@ PUBLISHED = """\
 | Phonetisaurus, the same dictionary (README of cmusphinx/g2p-seq2seq) | - | 33.9 % |
 | Transformer of 2 layers, 256 wide, the same dictionary (there) | - | about 31 % |
 | bidirectional LSTM with alignments, an older dictionary (Yao & Zweig 2015) | 5.45 % | 23.55 % |
-| Transformer of 4 layers, an older dictionary (Yolchuyeva et al. 2019) | 5.23 % | 22.1 % |
 """
 """What others have measured. The older dictionary (PRONALSYL, 2007) is an easier one: on it the
 same Phonetisaurus has 24.4 %, and the same Transformer 20.2 %."""
