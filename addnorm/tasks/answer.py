@@ -110,7 +110,7 @@ class AnswerSettings(TaskSettings):
         ),
         metadata={
             HIDDEN: (
-                *("vocab_size", "types", "head", "labels", "pooling"),
+                *("vocab_size", "types", "head", "labels", "several", "pooling"),
                 *("dropout", "attention_dropout", "head_dropout"),
             ),
             AT_RESUME: AtResume.ANEW,

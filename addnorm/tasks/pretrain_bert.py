@@ -99,7 +99,7 @@ class PretrainBertSettings(TaskSettings):
         ),
         metadata={
             HIDDEN: (
-                *("vocab_size", "head", "labels", "pooling"),
+                *("vocab_size", "head", "labels", "several"),
                 *("dropout", "attention_dropout", "head_dropout"),
             ),
             AT_RESUME: AtResume.ANEW,

@@ -163,16 +163,35 @@ def classify_gpt2() -> Config:
 
 
 def pretrain_bert() -> Config:
-    """A small BERT on text of one's own, masked tokens to be found, for a CPU."""
+    """A small BERT on text of one's own, masked tokens to be found, for a CPU. The published design
+    (model.scheme=post_norm model.position=learned) learns far later what stands around a token."""
     return Config(
         task=PretrainBertSettings(
             data="input.txt",
             tokenizer="wordpiece:8192",
             tokens_per_step=4096,
-            model=BertConfig(vocab_size=1, context_length=128, dim=192, n_layers=4, n_heads=4),
+            masked=0.3,
+            dropout=0.0,
+            model=BertConfig(
+                vocab_size=1,
+                context_length=128,
+                dim=192,
+                n_layers=4,
+                n_heads=4,
+                pooling="mean",
+                scheme="pre_norm",
+                position="rope",
+            ),
         ),
         loop=LoopSettings(
-            steps=2000, lr=1e-3, warmup=200, schedule="linear", eval_every=200, save_every=500
+            steps=2000,
+            optimizer="muon",
+            lr=3e-3,
+            muon_lr=2e-3,
+            warmup=50,
+            schedule="linear",
+            eval_every=200,
+            save_every=500,
         ),
     )
 

@@ -95,7 +95,10 @@ def test_the_whole_of_what_is_held_out_is_measured(task: PretrainBertTask) -> No
 def test_from_nothing_to_a_folder(
     folder: Path, tmp_path: Path, scheme: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = config(folder, **{"model.scheme": scheme, "steps": 30, "whole_words": True})
+    design = {"model.scheme": scheme}
+    if scheme == "post_norm":
+        design |= {"model.position": "learned", "model.pooling": "first"}
+    whole = config(folder, **design, **{"steps": 30, "whole_words": True})
     run = tmp_path / "run"
     assert not addnorm.train(whole, out=run, until=7).finished
     assert main(["train", "--resume", str(run)]) == 0
