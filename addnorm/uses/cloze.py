@@ -1,16 +1,17 @@
 """Labels from a language model as it is: a pattern around the text, and words for each label.
 
-Pattern-exploiting training (Schick & Schütze 2021, arXiv 2001.07676, section 3.1) makes a cloze of
-a text by a pattern, and a word, its verbalizer, of each label; the label whose word the model finds
-most probable is the answer. Here the model is one that reads from left to right, so that what is
+Pattern-exploiting training (Schick & Schütze 2021, arXiv 2001.07676) makes a cloze of a text by a
+pattern, and a word, its verbalizer, of each label; the label whose word the model finds most
+probable is the answer. Here the model is one that reads from left to right, so that what is
 scored stands at the end, and a word may have several tokens: its score is the log-probability of
 its tokens after the pattern (``generation.choices``). With one token a word, the probabilities are
 those of the paper, a softmax over the scores. Several words of a label count by the mean of their
 probabilities, so that no label gains by their number.
 
-Some words are probable after any text. Contextual calibration (Zhao et al. 2021, arXiv 2102.09690,
-section 5) divides each label's probability by the one it has where the text is empty, and then
-normalizes.
+Some words are probable after any text. Contextual calibration (Zhao et al. 2021, arXiv 2102.09690)
+divides each label's probability by the one it has where the text says nothing, here: is empty. The
+paper then takes the softmax of these ratios; here they are divided by their sum, so that they stay
+probabilities, and an empty text gets all labels alike. The most probable label is the same.
 """
 
 import math
