@@ -61,6 +61,7 @@ class Checkpoints:
         self.background = background
         self._follows = False  # whether this run wrote or read what is in the folder
         self._lock: FolderLock | None = None
+        self._new_folders: list[Path] = []
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None  # of the last save, until it is raised
         # Its words apart: the error knows the frames it went through, and so this object.
@@ -175,19 +176,34 @@ class Checkpoints:
         if self._lock is not None and self._lock.is_held():
             return
         try:
+            absent = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.folder / LOCK)
+            self._new_folders = absent
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be written to: {error}") from error
 
     def close(self) -> None:
-        """Wait for what is being written, and let others write here."""
+        """Wait for what is being written, and let others write here. Folders that only the lock
+        made, for a run that never began, are gone again."""
         try:
             self.wait()
         finally:
             if self._lock is not None:
+                with contextlib.suppress(OSError):
+                    self._remove_unused(self._lock)
                 self._lock.release()
                 self._lock = None
+
+    def _remove_unused(self, lock: FolderLock) -> None:
+        """Remove the folders that ``lock`` was the reason to make, if nothing else is in them or
+        beside them; while it is held, so that no other run has begun to write there."""
+        beside = list(self.folder.parent.iterdir())
+        inside = [path.name for path in self.folder.iterdir()]
+        if self._new_folders and lock.is_held() and beside == [self.folder] and inside == [LOCK]:
+            (self.folder / LOCK).unlink()
+            for path in self._new_folders:  # the innermost first
+                path.rmdir()
 
     def steps(self) -> list[int]:
         """The steps there are checkpoints of, by name, oldest first."""

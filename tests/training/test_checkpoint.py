@@ -1139,3 +1139,19 @@ def test_a_limit_of_the_system(tmp_path, nursery):
     assert re.match("step 2 could not be saved: .*File too large.* It needs 4..,... bytes", error)
     assert (during, then, end) == ("[1] []", "[1, 2]", "end 0")
     assert all_whole(tmp_path) == [1, 2]
+
+
+def test_a_lock_that_served_no_run_leaves_no_folder(tmp_path: Path) -> None:
+    unused = Checkpoints(tmp_path / "runs" / "a" / "checkpoints")
+    unused.lock()
+    unused.close()
+    assert not list(tmp_path.iterdir())
+    unused.lock()
+    (tmp_path / "runs" / "a" / "run.json").write_text("{}")
+    unused.close()
+    assert unused.folder.is_dir()  # something stands beside it: all stays
+    (tmp_path / "mine" / "checkpoints").mkdir(parents=True)
+    earlier = Checkpoints(tmp_path / "mine" / "checkpoints")
+    earlier.lock()
+    earlier.close()
+    assert earlier.folder.is_dir()  # it was there before
