@@ -112,11 +112,13 @@ def _worst(
     targets: Targets, texts: Sequence[Text], p: Tensor, answers: Sequence[tuple[int, ...]]
 ) -> list[dict[str, Any]]:
     """The errors of which the model is surest, as one table; nothing if there are none. How sure:
-    by the probability of a label that is not right, or by how little it gives one that is."""
+    by the probability of the label that it says; of several labels also by how little it gives a
+    right one."""
     errors = []
     for text, row, answer in zip(texts, p.tolist(), answers, strict=True):
         if text.labels != answer:
-            odd = {*text.labels} ^ {*answer}  # missed, or said and not right
+            # of several labels those that are missed, or said and not right; else the one said
+            odd = {*text.labels} ^ {*answer} if targets.several else answer
             sureness, place = max((abs(row[i] - (i in text.labels)), i) for i in odd)
             errors.append((sureness, place, text, row, answer))
     if not errors:
@@ -124,11 +126,9 @@ def _worst(
     errors.sort(key=lambda error: -error[0])
     rows = []
     for _, place, text, row, answer in errors[:WORST]:
-        # of one label it is said what the model took it for, of several which one is most wrong
-        label = answer[0] if not targets.several else place
         words = text.text if len(text.text) <= LETTERS else f"{text.text[:LETTERS]} ..."
         names = [targets.names(text.labels), targets.names(answer)]
-        rows.append([words, *names, f"{targets.classes[label]} {row[label]:.1%}"])
+        rows.append([words, *names, f"{targets.classes[place]} {row[place]:.1%}"])
     return [
         {
             "kind": "table",

@@ -20,6 +20,13 @@ def test_one_label() -> None:
     assert worst["rows"][0][3] == "b 80.0%"
 
 
+def test_of_one_label_the_probability_of_what_is_said_decides() -> None:
+    texts = [Text("unsure", (0,)), Text("sure", (0,))]
+    p = torch.tensor([[0.0, 0.55, 0.45], [0.3, 0.7, 0.0]]).double()
+    _, worst = pictures(OneLabel(["a", "b", "c"]), texts, p)
+    assert [row[3] for row in worst["rows"]] == ["b 70.0%", "b 55.0%"]
+
+
 def test_nothing_wrong() -> None:
     (matrix,) = pictures(OneLabel(["a", "b", "c"]), TEXTS[:1], P[:1].double())
     assert matrix["values"][0] == [1, 0, 0]
