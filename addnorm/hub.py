@@ -11,6 +11,7 @@ from pathlib import Path
 
 from addnorm import reading
 from addnorm.errors import Mendable
+from addnorm.words import error_in_a_line
 
 NAME = re.compile(r"([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)  # owner/repository
 
@@ -43,5 +44,5 @@ def download(name: str, files: Iterable[str], kind: type[Mendable], advice: str)
     except Exception as error:
         raise kind(
             f"there is no folder {name!r} here, and it could not be downloaded from the Hugging "
-            f"Face hub ({type(error).__name__}: {error}). {advice}"
+            f"Face hub ({error_in_a_line(error)}). {advice}"
         ) from error

@@ -38,7 +38,7 @@ GROUND = {  # every room may import these, so no arrow shows it
     "spread": "",
     "temporary": "",
     "disk": "",
-    "hub": "errors reading",
+    "hub": "errors reading words",
 }
 ROAD = {
     "ops": "",

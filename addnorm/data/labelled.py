@@ -154,14 +154,16 @@ def _table(file: Path, delimiter: str, labelled: bool = True) -> Iterator[Entry]
     lines = csv.reader(io.StringIO(reading.text(file, DataError)), delimiter=delimiter, strict=True)
     # A text may be a book. The limit is one of the whole process, so it is put back at the end.
     longest = csv.field_size_limit(sys.maxsize)
+    begin = 1  # the line on which the row that is read begins
     try:
         header = [name.strip() for name in next(lines, [])]
+        begin = lines.line_num + 1
         text = _column(header, TEXT, file, delimiter)
         label = _column(header, LABEL, file, delimiter) if labelled else None
         for row in lines:
+            where, begin = f"{file}:{lines.line_num}", lines.line_num + 1
             if not row:
                 continue
-            where = f"{file}:{lines.line_num}"
             if len(row) != len(header):
                 raise DataError(
                     f"{where}: {len(row)} fields, and the first line names {len(header)}: a field "
@@ -169,7 +171,10 @@ def _table(file: Path, delimiter: str, labelled: bool = True) -> Iterator[Entry]
                 )
             yield Entry(row[text], None if label is None else row[label], where, table=True)
     except csv.Error as error:
-        raise DataError(f"{file}:{lines.line_num}: {error}") from None
+        raise DataError(
+            f"{file}:{lines.line_num}: {error}: a quote in the row that begins on line {begin} is "
+            "not closed, or one that is part of a field is not doubled"
+        ) from None
     finally:
         csv.field_size_limit(longest)
 

@@ -467,8 +467,9 @@ KIND = ModelKind(
     "a language model",
     _read,
     _write,
-    instead="addnorm generate continues a text with it, addnorm eval measures how probable it "
-    "finds one, and addnorm predict with --pattern and --words labels one",
+    instead="addnorm generate continues a text with it, addnorm chat talks with it if it has "
+    "learned from conversations, addnorm eval measures how probable it finds a text, and addnorm "
+    "predict with --pattern and --words labels one",
     classifier=_beginning,
     writes=True,
 )

@@ -137,7 +137,8 @@ def _verdict(texts: LabelledTexts, settings: Unlabelled, shares: Tensor) -> str:
         raise SettingsError(
             f"unlabelled.teacher={settings.teacher} finds no label as probable as unlabelled."
             f"confidence={settings.confidence:g} in any of {plural(len(shares), 'text')}; the most "
-            f"probable has {float(shares.max()):.3g}"
+            f"probable has {float(shares.max()):.3g}: lower the confidence, or train the teacher "
+            "for longer, or with label_smoothing=0, which keeps no probability from 1"
         )
     if texts.several:
         words = f"{int(mask.sum()):,} of {mask.numel():,} answers, yes or no for each label"
