@@ -30,11 +30,11 @@ class Command:
 
 
 COMMANDS = (
-    Command("train", "train a model on your own text"),
+    Command("train", "train a model on your own texts, labels, pairs, questions or conversations"),
     Command("generate", "continue a prompt"),
     Command("chat", "talk with a model that has learned from conversations"),
-    Command("predict", "say which label a text has, and how probable each is"),
-    Command("eval", "measure how probable a model finds a text: perplexity, bits per byte"),
+    Command("predict", "ask a trained model: the label of a text, a translation, an answer"),
+    Command("eval", "measure how good a model is on data that it has not seen"),
     Command("export", "write a model for transformers, ONNX runtimes or llama.cpp, and check it"),
     Command("lint", "find what is wired wrong in any Transformer, before training"),
     Command("schemes", "list, explain and measure the designs of Add & Norm"),

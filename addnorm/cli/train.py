@@ -37,7 +37,8 @@ class Options:
     ] = ()
     """Settings, such as steps=500 lr=1e-3 model.scheme=deepnorm; they override all others."""
     data: Annotated[str | None, optional("DATA")] = None
-    """What to learn from: a text file, a folder, a .jsonl file, hf:NAME, or stdlib."""
+    """What to learn from: a text file, a folder, a .jsonl file, hf:NAME, or stdlib; with another
+    recipe what that one reads, such as a .csv of texts and labels (docs/uses.md)."""
     adapt: Annotated[
         Literal["lora", "adalora", "prefix", "adapter"] | None,
         optional("{lora,adalora,prefix,adapter}"),
