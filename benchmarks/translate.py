@@ -29,8 +29,12 @@ SETTINGS = {
     "tokenizer": "characters",
     "target_tokenizer": "bpe:330",  # it ends with 322: bytes, and each phoneme as one token
     "rows_per_step": "128",
-    "steps": "4000",
+    "steps": "4500",
+    "optimizer": "muon",
+    "lr": "1e-3",
+    "muon_lr": "2e-3",
     "warmup": "50",
+    "model.dim": "192",
     "model.context_length": "48",
     "threads": "1",
     "score_pairs": "0",
