@@ -36,6 +36,7 @@ from addnorm.training.parallel import World
 __all__ = ["CheckpointError", "Checkpoints", "Snapshot"]
 
 LOCK = ".lock"
+ATTEMPTS = 10  # to lock a folder that other runs remove as they end unused
 LEFT_BEHIND = (".saving-step-", ".deleted-step-")
 """How the names begin of what a save or a deletion that was cut off leaves."""
 
@@ -177,11 +178,22 @@ class Checkpoints:
             return
         try:
             absent = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FolderLock(self.folder / LOCK)
+            self._lock = self._new_lock()
             self._new_folders = absent
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be written to: {error}") from error
+
+    def _new_lock(self) -> FolderLock:
+        """A lock on the folder, which is made. Another run that ends unused may remove both while
+        this one takes hold of them; then it is tried again."""
+        for _ in range(ATTEMPTS):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                lock = FolderLock(self.folder / LOCK)
+                if lock.is_held():
+                    return lock
+                lock.release()
+        raise CheckpointError(f"{self.folder} is removed again and again by other runs")
 
     def close(self) -> None:
         """Wait for what is being written, and let others write here. Folders that only the lock

@@ -35,8 +35,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from addnorm import disk
-from addnorm.training import checkpoint_file
+from addnorm.training import checkpoint, checkpoint_file
 from addnorm.training.checkpoint import CheckpointError, Checkpoints, Snapshot
+from addnorm.training.folder_lock import FolderLock
 
 GROUPS = ("model", "optimizer", "rng")
 WRITES = 14  # of one save of ``content``: 3 headers with their lengths, 6 tensors, 2 files of JSON
@@ -1155,3 +1156,25 @@ def test_a_lock_that_served_no_run_leaves_no_folder(tmp_path: Path) -> None:
     earlier.lock()
     earlier.close()
     assert earlier.folder.is_dir()  # it was there before
+
+
+def test_a_lock_on_a_folder_that_is_removed_meanwhile_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, files = tmp_path / "run" / "checkpoints", []
+
+    def interrupted(file: Path) -> FolderLock:
+        """Between opening the file and locking it, a run that was never begun removes both."""
+        lock = FolderLock(file)
+        files.append(file)
+        if len(files) == 1:
+            shutil.rmtree(tmp_path / "run")
+        return lock
+
+    monkeypatch.setattr(checkpoint, "FolderLock", interrupted)
+    checkpoints = Checkpoints(folder)
+    checkpoints.lock()
+    assert len(files) == 2
+    with pytest.raises(CheckpointError, match="is being written to by"):
+        Checkpoints(folder).lock()
+    checkpoints.close()
