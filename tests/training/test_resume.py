@@ -60,8 +60,11 @@ def same(state: Mapping[str, Any]) -> Config:
 
 @pytest.mark.parametrize("kind", [LoopSettings, LanguageSettings, ClassifySettings])
 def test_every_setting_says_what_a_resume_may_do_with_it(kind: Any) -> None:
-    silent = [f.name for f in dataclasses.fields(kind) if AT_RESUME not in f.metadata]
-    assert not silent
+    silent = [f for f in dataclasses.fields(kind) if AT_RESUME not in f.metadata]
+    for field in silent:  # then each of its own settings says it
+        assert field.default_factory is not dataclasses.MISSING, field.name
+        parts = dataclasses.fields(field.default_factory())
+        assert all(AT_RESUME in part.metadata for part in parts), field.name
 
 
 def test_what_says_nothing_is_kept() -> None:
@@ -78,9 +81,11 @@ def test_the_docs_tell_it_of_every_setting() -> None:
     marks: dict[str, AtResume] = {}
     kinds = (LanguageSettings, ClassifySettings, ChatSettings)
     for config in (Config(task=kind()) for kind in kinds):
-        for key, mark in config.at_resume().items():
+        each = config.at_resume()
+        for key, mark in each.items():
             part = key.partition(".")[0]
-            marks[f"{part}.*" if "." in key else key] = mark
+            alike = len({m for k, m in each.items() if k.startswith(f"{part}.")}) == 1
+            marks[f"{part}.*" if "." in key and alike else key] = mark
     marks.pop("task")
     for mark in AtResume:
         assert told[mark.value] == {key for key, m in marks.items() if m is mark}
