@@ -112,8 +112,7 @@ def fits(setting: str, tokenizer: Tokenizer) -> bool:
     if learned is not None:
         kind, size = learned
         later = max(len(tokenizer.special) - 1, 0)  # a learned BPE has one of itself: the end
-        alike = tokenizer.kind == (UNCASED if kind == CASED else kind)
-        alike = alike and tokenizer.cased == (kind != UNCASED)
+        alike = (tokenizer.kind, tokenizer.cased) == (kind.removesuffix("-cased"), kind != UNCASED)
         return alike and size in (tokenizer.vocab_size, tokenizer.vocab_size - later)
     if setting in ("bytes", "characters"):
         return tokenizer.kind == setting

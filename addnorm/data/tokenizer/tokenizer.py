@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from operator import index
 from pathlib import Path
 from typing import final
@@ -107,7 +107,7 @@ class Tokenizer:
         learners = {
             "bpe": BytePairs.train,
             "wordpiece": WordPieces.train,
-            "wordpiece-cased": WordPieces.train_cased,
+            "wordpiece-cased": partial(WordPieces.train, cased=True),
         }
         if kind not in learners:
             raise TokenizerError(

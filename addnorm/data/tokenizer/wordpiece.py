@@ -180,11 +180,6 @@ class WordPieces(TokenizerKind):
             raise TokenizerError(f"{path}: {error}") from None
 
     @classmethod
-    def train_cased(cls, texts: Iterable[str], vocab_size: int, progress: bool) -> "WordPieces":
-        """As ``train``, but upper and lower case are different, and accents stay."""
-        return cls.train(texts, vocab_size, progress, cased=True)
-
-    @classmethod
     def train(
         cls, texts: Iterable[str], vocab_size: int, progress: bool, cased: bool = False
     ) -> "WordPieces":
