@@ -38,10 +38,9 @@ from addnorm.progress import ProgressBar
 from addnorm.tasks import Config
 from addnorm.tasks.recipes import finetune_bert, pretrain_bert
 from addnorm.training.run import train
+from benchmarks.intervals import t_half
 
 ARMS = ("pre-trained", "from scratch")
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Seeds -> the t of a two-sided interval of 95 %."""
 RESULTS = "results.json"
 
 
@@ -211,10 +210,8 @@ def table(results: Mapping[str, Any], shares: Sequence[float], seeds: Sequence[i
 def interval(values: Sequence[float]) -> str:
     """The mean and half of the interval, in percent."""
     mean = f"{100 * statistics.mean(values):.1f}"
-    if len(values) not in T95:
-        return mean
-    half = T95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean} ± {100 * half:.1f}"
+    half = t_half(values)
+    return mean if half is None else f"{mean} ± {100 * half:.1f}"
 
 
 if __name__ == "__main__":

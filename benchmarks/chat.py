@@ -39,6 +39,7 @@ from addnorm.training.display import Display
 from addnorm.training.run import train
 from addnorm.uses.dialogue_scores import answer_bytes, score_rows
 from benchmarks.datasets.chatterbot import LANGUAGES, SIDES
+from benchmarks.intervals import Interval, ratio
 from benchmarks.ngram import Discounts, NGrams
 
 TRIES: tuple[dict[str, Any], ...] = (
@@ -54,7 +55,6 @@ COMMON: dict[str, Any] = {
 ORDERS = range(2, 9)
 FIXED = (0.5, 0.6, 0.7, 0.8, 0.9)
 """One discount for all counts, beside those that the data has."""
-DRAWS = 10_000
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -65,21 +65,6 @@ class Talks(NamedTuple):
     rows: list[list[ChatRow]]
     tokens: list[int]
     bytes: list[int]
-
-
-class Estimate(NamedTuple):
-    """A figure and its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def exponential(self) -> "Estimate":
-        """Of nats per token, the perplexity."""
-        return Estimate(*map(math.exp, self))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -235,29 +220,22 @@ def table(runs: Sequence[dict[str, Any]], base: dict[str, Any]) -> str:
     lines = ["| | perplexity a token | bits per byte |", "|---|---|---|"]
     for label, nats in ((name, theirs), (f"ours, {len(runs)} seeds, {minutes:.1f} min each", ours)):
         per_token, per_byte = ratio(nats, tokens), ratio(nats / math.log(2), size)
-        lines.append(f"| {label} | {per_token.exponential()} | {per_byte} |")
+        lines.append(f"| {label} | {in_words(exponential(per_token))} | {in_words(per_byte)} |")
     per_token, per_byte = ratio(ours - theirs, tokens), ratio((ours - theirs) / math.log(2), size)
-    lines.append(f"| ours over theirs; less theirs | {per_token.exponential()} | {per_byte} |")
+    cells = [in_words(exponential(per_token)), in_words(per_byte)]
+    lines.append(f"| ours over theirs; less theirs | {' | '.join(cells)} |")
     amounts = f"{len(tokens)} conversations, {tokens.sum():,.0f} tokens, {size.sum():,.0f} bytes"
-    return "\n".join([*lines, f"\nperplexity of ours {sign(per_token)} that of theirs; {amounts}"])
+    return "\n".join([*lines, f"\nperplexity of ours {per_token.sign} that of theirs; {amounts}"])
 
 
-def sign(difference: Estimate) -> str:
-    """What may be said of a difference."""
-    return "<" if difference.high < 0 else ">" if difference.low > 0 else "equal"
+def in_words(interval: Interval) -> str:
+    """A figure with its interval."""
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*interval)
 
 
-def ratio(values: Array, weights: Array) -> Estimate:
-    """Of (seeds, conversations) and of (conversations,): the sum of values over that of weights, in
-    the mean of the seeds, with its interval."""
-    rng = np.random.default_rng(0)
-    draws = np.empty(DRAWS)
-    for i in range(DRAWS):
-        seeds = rng.integers(len(values), size=len(values))
-        some = rng.integers(len(weights), size=len(weights))
-        draws[i] = values[seeds][:, some].sum() / (len(values) * weights[some].sum())
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(values.sum() / (len(values) * weights.sum()), float(low), float(high))
+def exponential(interval: Interval) -> Interval:
+    """Of nats per token, the perplexity."""
+    return Interval(*map(math.exp, interval))
 
 
 if __name__ == "__main__":

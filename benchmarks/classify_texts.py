@@ -45,29 +45,13 @@ from addnorm.training.display import Display
 from addnorm.training.fit import Stopped
 from benchmarks.baselines import SIDES, Rows, embedding, read, tfidf
 from benchmarks.embeddings import EMBEDDINGS
+from benchmarks.intervals import Interval, ratio
 
-DRAWS = 10_000
 TINY = {"steps": 20, "warmup": 2, "model.context_length": 32, "model.dim": 16, "eval_every": 10}
 WORST = 5
 """Errors on the page."""
 LETTERS = 1000
 """Of a text there."""
-
-
-class Difference(NamedTuple):
-    """Ours less a baseline, and its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def sign(self) -> str:
-        """What may be said."""
-        return ">" if self.low > 0 else "<" if self.high < 0 else "equal"
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.2%} [{self.low:+.2%}, {self.high:+.2%}] {self.sign}"
 
 
 class Mistake(NamedTuple):
@@ -214,7 +198,7 @@ def table(results: Results, bases: dict[str, str], name: str, runs: Sequence[str
     for title, key in [*bases.items(), *((run, run) for run in runs)]:
         entry, difference = results.content[key], ""
         if key not in runs:
-            difference = str(compared(ours, results.right(key), results.test.groups))
+            difference = in_words(compared(ours, results.right(key), results.test.groups))
         lines.append(
             f"| {title} | {entry['accuracy']:.2%} | {difference} | {entry['minutes']:.1f} | "
             f"{entry['what']}; {entry['val']:.2%} of val |"
@@ -226,20 +210,17 @@ def table(results: Results, bases: dict[str, str], name: str, runs: Sequence[str
 
 def compared(
     ours: NDArray[np.float64], base: NDArray[np.float64], groups: Sequence[str]
-) -> Difference:
+) -> Interval:
     """Of (seeds, texts) and of (texts,): the mean difference, and its interval by the bootstrap
     over groups of texts and over seeds."""
     _, place = np.unique(np.array(groups), return_inverse=True)
-    sizes = np.bincount(place).astype(float)
     sums = np.stack([np.bincount(place, weights=row - base) for row in ours])  # (seeds, groups)
-    rng = np.random.default_rng(0)
-    means = np.empty(DRAWS)
-    for i in range(DRAWS):
-        seeds = rng.integers(len(ours), size=len(ours))
-        of_groups = rng.integers(len(sizes), size=len(sizes))
-        means[i] = sums[seeds][:, of_groups].sum() / (len(ours) * sizes[of_groups].sum())
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(float((ours - base).mean()), float(low), float(high))
+    return ratio(sums, np.bincount(place).astype(float))
+
+
+def in_words(difference: Interval) -> str:
+    """A difference with its interval, and what may be said of it."""
+    return "{:+.2%} [{:+.2%}, {:+.2%}] ".format(*difference) + difference.sign
 
 
 def worst(results: Results, bases: dict[str, str], runs: Sequence[str]) -> list[Mistake]:

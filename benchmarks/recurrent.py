@@ -36,11 +36,11 @@ from addnorm.tasks.language_settings import LanguageModelSettings
 from addnorm.tasks.recurrent import RecurrentSettings
 from addnorm.training.fit import Course, Observer, fit
 from addnorm.training.loop_settings import LoopSettings
+from benchmarks.intervals import t_half
 
 BODIES = ("transformer", *CELLS)
 WIDTHS = range(32, 1025, 8)  # multiples of what four heads and pairs of RoPE need
 MARKS = 8  # evaluations, at equal distances in time
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of 1 to 9 degrees
 PAIRS = (("layer_norm_lstm", "lstm"), ("layer_norm_gru", "gru"), ("layer_norm_lstm", "transformer"))
 
 
@@ -229,11 +229,8 @@ def at_tokens(points: Sequence[dict[str, float]], tokens: float) -> float:
 
 def interval(values: Sequence[float]) -> str:
     """The mean, and half of its 95 % interval."""
-    mean = statistics.mean(values)
-    if not 2 <= len(values) <= len(T_975) + 1:
-        return f"{mean:.3f}"
-    half = T_975[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.3f} ± {half:.3f}"
+    mean, half = f"{statistics.mean(values):.3f}", t_half(values)
+    return mean if half is None else f"{mean} ± {half:.3f}"
 
 
 if __name__ == "__main__":

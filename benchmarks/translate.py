@@ -12,7 +12,6 @@ is done is kept in OUT, and a second call goes on from there.
 """
 
 import argparse
-import math
 import statistics
 import sys
 from collections import defaultdict
@@ -23,6 +22,7 @@ from typing import NamedTuple
 from addnorm.data.pairs import read_pairs
 from addnorm.tasks.recipes import translate
 from addnorm.training.config import Config
+from benchmarks.intervals import t_half
 from benchmarks.translators import outputs_of
 
 SETTINGS = {
@@ -39,8 +39,6 @@ SETTINGS = {
     "threads": "1",
     "score_pairs": "0",
 }
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Seeds -> the t of a two-sided interval of 95 %."""
 PUBLISHED = """\
 | published, on other parts of the dictionary | PER | WER |
 |---|---|---|
@@ -135,10 +133,8 @@ def table(rates: Sequence[ErrorRates], minutes: Sequence[float]) -> str:
 def interval(values: Sequence[float]) -> str:
     """The mean, and half of its interval where there are several."""
     mean = f"{statistics.mean(values):.2%}"
-    if len(values) not in T95:
-        return mean
-    half = T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean} ± {half:.2%}"
+    half = t_half(values)
+    return mean if half is None else f"{mean} ± {half:.2%}"
 
 
 def in_words(rates: ErrorRates) -> str:

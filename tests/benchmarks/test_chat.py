@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from addnorm.data.dialogues import Turn, to_object
-from benchmarks import chat
+from benchmarks import chat, intervals
 
 TINY = ["model.dim=16", "model.n_layers=1", "steps=2", "warmup=1", "eval_every=1", "save_every=1",
         "model.context_length=48", "precision=fp32", "threads=1"]  # fmt: skip
@@ -20,7 +20,7 @@ def test_all_of_it(
 ) -> None:
     monkeypatch.setattr(chat, "TRIES", chat.TRIES[:2])
     monkeypatch.setattr(chat, "ORDERS", [2])
-    monkeypatch.setattr(chat, "DRAWS", 50)
+    monkeypatch.setattr(intervals, "DRAWS", 50)
     data, out = tmp_path / "data" / "english", tmp_path / "out"
     data.mkdir(parents=True)
     for side, count in (("train", 20), ("val", 4), ("test", 5)):
@@ -49,11 +49,11 @@ def test_intervals() -> None:
     rng = np.random.default_rng(1)
     weights = rng.integers(1, 20, size=200).astype(float)
     values = np.stack([weights * 2 + rng.normal(size=200), weights * 3 + rng.normal(size=200)])
-    estimate = chat.ratio(values, weights)
+    estimate = intervals.ratio(values, weights)
     assert estimate.mean == pytest.approx(values.sum() / (2 * weights.sum()))
     assert (estimate.low, estimate.high) == pytest.approx((2, 3), abs=0.05), "the seeds' part"
-    alone = chat.ratio(values[:1], weights)
+    alone = intervals.ratio(values[:1], weights)
     assert 0 < alone.high - alone.low < 0.1
     signs: dict[str, Any] = {"<": (-2, -3, -1), ">": (2, 1, 3), "equal": (0.5, -0.5, 1.5)}
     for sign, numbers in signs.items():
-        assert chat.sign(chat.Estimate(*numbers)) == sign
+        assert intervals.Interval(*numbers).sign == sign
