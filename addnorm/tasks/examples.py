@@ -46,7 +46,7 @@ def worst_translations(rows: Sequence[Pair], outputs: Sequence[str]) -> list[Pic
             "translation than the right one; those of which most letters would have to change.",
             "heads": ["source", "right", "ours", "to change"],
             "rows": [
-                [_short(row.source), _short(row.target), _short(output), f"{share:.0%}"]
+                [shortened(row.source), shortened(row.target), shortened(output), f"{share:.0%}"]
                 for share, row, output in wrong[:WORST]
             ],
         }
@@ -222,12 +222,13 @@ def worst_replies(replies: Sequence[Reply], count: int) -> list[Picture]:
             "least probable to the model, in nats a token.",
             "heads": ["question", "right", "ours", "nats"],
             "rows": [
-                [_short(r.question), _short(r.right), _short(r.ours), round(r.nats, 2)]
+                [shortened(r.question), shortened(r.right), shortened(r.ours), round(r.nats, 2)]
                 for r in replies
             ],
         }
     ]
 
 
-def _short(text: str) -> str:
+def shortened(text: str) -> str:
+    """A text as a table has room for it."""
     return text if len(text) <= LETTERS else f"{text[:LETTERS]} ..."

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from addnorm.tasks.examples import shortened
 from addnorm.tasks.labelled_texts import Text
 from addnorm.tasks.targets import Targets
 from addnorm.uses.label_sets import f1_by_label
@@ -17,7 +18,6 @@ from addnorm.words import plural
 WORST = 10  # errors that are read out
 SIDE = 12  # labels up to which a matrix is read at a glance
 PAIRS = 20  # of labels, where there are more
-LETTERS = 300  # of a text
 
 
 def pictures(targets: Targets, texts: Sequence[Text], p: Tensor) -> list[dict[str, Any]]:
@@ -126,9 +126,8 @@ def _worst(
     errors.sort(key=lambda error: -error[0])
     rows = []
     for _, place, text, row, answer in errors[:WORST]:
-        words = text.text if len(text.text) <= LETTERS else f"{text.text[:LETTERS]} ..."
         names = [targets.names(text.labels), targets.names(answer)]
-        rows.append([words, *names, f"{targets.classes[place]} {row[place]:.1%}"])
+        rows.append([shortened(text.text), *names, f"{targets.classes[place]} {row[place]:.1%}"])
     return [
         {
             "kind": "table",
