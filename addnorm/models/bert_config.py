@@ -7,7 +7,7 @@ from addnorm import schemes
 from addnorm.branches import ACTIVATIONS
 from addnorm.checks import check_known, check_whole, is_number
 from addnorm.errors import Mendable, value_in_short
-from addnorm.models.gpt_config import NORMS
+from addnorm.models.gpt_config import NORMS, check_pairs
 
 HEADS = ("none", "masked", "classify", "answer", "tokens")
 POOLINGS = ("first", "mean", "none")
@@ -80,10 +80,8 @@ class BertConfig:
             raise Mendable("the head classify reads what pooling makes: first or mean, not none")
         if self.dim % self.n_heads:
             raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
-        if self.position == "rope" and self.dim // self.n_heads % 2:
-            raise Mendable(
-                f"RoPE rotates pairs: the head's width {self.dim // self.n_heads} is odd"
-            )
+        if self.position == "rope":
+            check_pairs(self.dim // self.n_heads)
         schemes.parse(self.scheme)
 
 

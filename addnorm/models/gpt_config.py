@@ -24,6 +24,12 @@ POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "none")
 MLPS = {"plain": MLP, "gated": GatedMLP}
 
 
+def check_pairs(width: int) -> None:
+    """Raise a ``Mendable`` unless a head of this width can be rotated by RoPE."""
+    if width % 2:
+        raise Mendable(f"RoPE rotates pairs: the head's width {width} is odd")
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
@@ -102,10 +108,8 @@ class GPTConfig:
             raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
         if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
             raise Mendable(f"n_kv_heads={self.n_kv_heads} do not divide n_heads={self.n_heads}")
-        if self.position == "rope" and self.dim // self.n_heads % 2:
-            raise Mendable(
-                f"RoPE rotates pairs: the head's width {self.dim // self.n_heads} is odd"
-            )
+        if self.position == "rope":
+            check_pairs(self.dim // self.n_heads)
         if not (is_number(self.dropout) and 0.0 <= self.dropout < 1.0):
             raise Mendable(f"dropout must be in [0, 1), got {value_in_short(self.dropout)}")
         schemes.parse(self.scheme)
