@@ -56,6 +56,11 @@ def test_whole_words(tokenizer: Tokenizer, ids: np.ndarray) -> None:
             if not begins[place]:  # a word is asked for as a whole, or not at all
                 assert at[place] == at[place - 1]
         assert 0.1 < at.mean() < 0.2
+    # a separator ends a word: the pieces on both sides of it are two
+    piece = int(ids[begins.index(False)])
+    at = masking.row(np.array([piece, 3, piece, piece] * 9), [0]).targets.reshape(9, 4) != IGNORED
+    assert (at[:, 2] == at[:, 3]).all()
+    assert (at[:, 0] != at[:, 2]).any()
     # a window may begin inside of a word
     middle = ids[next(i for i, b in enumerate(begins) if not b) :]
     assert (masking.row(middle, [0]).targets != IGNORED).any()
