@@ -214,7 +214,7 @@ def compared(
     """Of (seeds, texts) and of (texts,): the mean difference, and its interval by the bootstrap
     over groups of texts and over seeds."""
     _, place = np.unique(np.array(groups), return_inverse=True)
-    sums = np.stack([np.bincount(place, weights=row - base) for row in ours])  # (seeds, groups)
+    sums = np.array([np.bincount(place, row - base) for row in ours], float)  # (seeds, groups)
     return ratio(sums, np.bincount(place).astype(float))
 
 
