@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
+from benchmarks.datasets.groups import connected
 from benchmarks.datasets.shared_runs import RUN, letters, runs, shared
 from benchmarks.datasets.sides import fraction, side_of
 
@@ -138,22 +139,13 @@ def split(texts: Sequence[str]) -> dict[str, list[str]]:
 
 def groups(texts: Sequence[str]) -> list[list[str]]:
     """The texts that are connected by near-duplicates."""
-    parent = list(range(len(texts)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
     own = [own_runs(text) for text in texts]
-    for (i, j), count in common(own).items():
-        if count >= NEAR * min(len(own[i]), len(own[j])):
-            parent[root(i)] = root(j)
-    connected: dict[int, list[str]] = defaultdict(list)
-    for i, text in enumerate(texts):
-        connected[root(i)].append(text)
-    return list(connected.values())
+    pairs = (
+        (i, j)
+        for (i, j), count in common(own).items()
+        if count >= NEAR * min(len(own[i]), len(own[j]))
+    )
+    return [[texts[i] for i in group] for group in connected(len(texts), pairs)]
 
 
 def common(own: Sequence[set[str]]) -> Counter[tuple[int, int]]:
