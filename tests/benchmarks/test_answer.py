@@ -56,6 +56,19 @@ def test_the_threshold_is_tuned() -> None:
     assert scores.tolist() == [[1, 1], [0, 0], [1, 1]]
 
 
+def test_excerpts_hold_their_answers() -> None:
+    long = "word " * 200 + CONTEXT + " word" * 200
+    answers = (SquadAnswer("Shows most", long.index("Shows most")),)
+    rows = [SquadQuestion(f"q{i}", "page", long, f"q{i}", answers if i else ()) for i in range(30)]
+    texts = answer.excerpts(rows)
+    assert texts == answer.excerpts(rows)
+    questions, _, passages = zip(*(text.partition("\n") for text in texts), strict=True)
+    assert sorted(questions) == sorted(row.question for row in rows) != list(questions)
+    assert all(part in long and len(part) <= answer.EXCERPT for part in passages)
+    assert all("S" in part for one, part in zip(questions, passages, strict=True) if one != "q0")
+    assert len({part.index("Shows most") for part in passages if "Shows most" in part}) > 10
+
+
 def test_intervals_are_over_groups() -> None:
     rng = np.random.default_rng(0)
     means = rng.normal(size=50)
@@ -74,11 +87,13 @@ def test_what_is_done_is_kept(tmp_path: Path) -> None:
     settings = {
         "data": str(tmp_path / "train.json"),
         "val_data": str(tmp_path / "val.json"),
+        "init_from": str(tmp_path / "bert"),
+        **answer.FINETUNING,
         "steps": "5",
     }
     record = {"settings": settings, "ids": ["--all"], "scores": [[1.0, 1.0]]}
     (tmp_path / "seed3.json").write_text(json.dumps(record))
-    scores = answer.ours(args, 3, test)
+    scores = answer.ours(args, tmp_path / "bert", 3, test)
     assert scores.tolist() == [[1.0, 1.0]]
     text = answer.verdict("another", scores, scores * 0, test)
     assert text == (
@@ -86,4 +101,4 @@ def test_what_is_done_is_kept(tmp_path: Path) -> None:
         "F1 +1.0000 [+1.0000, +1.0000]: more"
     )
     with pytest.raises(SystemExit, match="is of other settings or data"):
-        answer.ours(argparse.Namespace(data=tmp_path, out=tmp_path, set=[]), 3, test)
+        answer.ours(args, tmp_path / "scratch", 3, test)
