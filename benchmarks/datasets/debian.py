@@ -1,8 +1,11 @@
 """Packages of Debian by a list of names, versions and checksums."""
 
 import hashlib
+import re
 import subprocess
 import sys
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,3 +43,19 @@ def deb(package: Package, folder: Path, source: Path) -> Path:
     if digest != package.sha256:
         sys.exit(f"{file} has the SHA-256 {digest}, and {source.name} has {package.sha256}")
     return file
+
+
+def contents(file: Path, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of each file in a .deb whose whole name is as wanted, such as
+    ./usr/share/doc/git/copyright; nothing is installed."""
+    with (
+        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", file], stdout=subprocess.PIPE) as process,
+        tarfile.open(fileobj=process.stdout, mode="r|") as tar,
+    ):
+        for member in tar:
+            if member.isfile() and name.fullmatch(member.name):
+                content = tar.extractfile(member)
+                assert content is not None
+                yield member.name, content.read()
+    if process.returncode:
+        sys.exit(f"dpkg-deb cannot read {file}")

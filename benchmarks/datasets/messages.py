@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from addnorm.data.pairs import read_pairs
-from benchmarks.datasets.debian import deb, read_list
+from benchmarks.datasets.debian import contents, deb, read_list
 from benchmarks.datasets.shared_runs import letters, runs, runs_of_all, shared, words
 
 LIST = Path(__file__).with_suffix(".txt")
@@ -98,20 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def of_debian(file: Path, package: str, language: str) -> Iterator[Message]:
     """Those of all catalogues in a .deb."""
     name = re.compile(rf"(?:.*/)?locale/{language}/LC_MESSAGES/[^/]+\.mo")
-    with (
-        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", file], stdout=subprocess.PIPE) as process,
-        tarfile.open(fileobj=process.stdout, mode="r|") as tar,
-        tempfile.NamedTemporaryFile(suffix=".mo") as catalogue,
-    ):
-        for member in tar:
-            if member.isfile() and name.fullmatch(member.name):
-                content = tar.extractfile(member)
-                assert content is not None
-                Path(catalogue.name).write_bytes(content.read())
-                for row in read_pairs(catalogue.name).rows:
-                    yield Message(row.source, row.target, package)
-    if process.returncode:
-        sys.exit(f"dpkg-deb cannot read {file}")
+    with tempfile.NamedTemporaryFile(suffix=".mo") as catalogue:
+        for _, content in contents(file, name):
+            Path(catalogue.name).write_bytes(content)
+            for row in read_pairs(catalogue.name).rows:
+                yield Message(row.source, row.target, package)
 
 
 def typescript(folder: Path) -> Path:

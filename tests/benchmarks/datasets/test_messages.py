@@ -2,7 +2,6 @@
 
 import io
 import struct
-import subprocess
 import tarfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from benchmarks.datasets import debian, messages
 from benchmarks.datasets.messages import Message, clean, diagnostics, of_debian, running, split
+from tests.benchmarks.datasets.debs import package
 
 
 def catalogue(pairs: dict[str, str]) -> bytes:
@@ -22,21 +22,6 @@ def catalogue(pairs: dict[str, str]) -> bytes:
         place += len(text) + 1
     head = struct.pack("<7I", 0x950412DE, 0, len(pairs), 28, 28 + 4 * len(texts), 0, 0)
     return head + table + b"\0".join(texts) + b"\0"
-
-
-def package(folder: Path, files: dict[str, bytes]) -> Path:
-    """A .deb that has these files."""
-    root = folder / "root"
-    (root / "DEBIAN").mkdir(parents=True)
-    (root / "DEBIAN" / "control").write_text(
-        "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n"
-    )
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    command = ["dpkg-deb", "--root-owner-group", "-b", root, folder / "x.deb"]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / "x.deb"
 
 
 def test_the_list_is_pinned_and_has_what_is_held_out() -> None:
