@@ -27,6 +27,7 @@ from addnorm.files import (
     recurrent,
     register,
     seq2seq,
+    speech,
 )
 from addnorm.files.folders import CONFIG, WeightsError
 from addnorm.files.register import Loaded, ModelKind, kind_of
@@ -46,12 +47,15 @@ __all__ = [
 
 RUN = "model"
 """Where a run keeps the model that it made."""
-PUBLISHED = ("gpt2", "bert", "marian")
+PUBLISHED = ("gpt2", "bert", "marian", "whisper")
 """What a config.json of others says as model_type."""
 BASE, ADAPTER = "base", "adapter"
 """Where a model and its adapter are that cannot be one, a prefix or a bottleneck."""
 
-KINDS = (gpt.KIND, gpt_classifier.KIND, classifier.KIND, bert.KIND, seq2seq.KIND, recurrent.KIND)
+KINDS = (
+    *(gpt.KIND, gpt_classifier.KIND, classifier.KIND, bert.KIND, seq2seq.KIND, recurrent.KIND),
+    speech.KIND,
+)
 for _kind in KINDS:
     register.register(_kind)
 

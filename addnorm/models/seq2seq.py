@@ -12,7 +12,6 @@ and the table that both sides share; Junczys-Dowmunt et al. 2018 (1804.00344), M
 """
 
 import os
-from collections.abc import Iterator
 from typing import Any, final
 
 import torch
@@ -26,7 +25,9 @@ from addnorm.generation.search import SearchRules, search, stacked
 from addnorm.init import InitRule
 from addnorm.models import storage
 from addnorm.models.gpt_config import norm_rule
+from addnorm.models.ids import check_sequence
 from addnorm.models.seq2seq_config import Seq2SeqConfig
+from addnorm.models.targets import TargetModel
 from addnorm.models.transformer import EncoderDecoder
 from addnorm.positions import Learned, Sinusoidal
 from addnorm.temporary import evaluation_mode
@@ -155,7 +156,7 @@ class Seq2Seq(nn.Module):
 
     def _encode(self, source: Tensor, valid: Tensor | None) -> Tensor:
         """The memory of sources, (B, S, D)."""
-        _check(source, self.config.vocab_size, self.config.context_length, "source")
+        check_sequence(source, self.config.vocab_size, self.config.context_length, "source")
         h = self._embedded(source, self.tokens, self.positions, 0)
         return self.body.encode(h, valid)
 
@@ -171,7 +172,7 @@ class Seq2Seq(nn.Module):
         ``valid`` are real; with ``last`` only those at so many places at the end. With a cache
         ``target`` are the new tokens, which stand behind those that are there."""
         past = 0 if cache is None else cache.length(0)
-        _check(target, self.config.targets, self.config.context_length, "target", past)
+        check_sequence(target, self.config.targets, self.config.context_length, "target", past)
         table = self.tokens if self.target_tokens is None else self.target_tokens
         h = self._embedded(target, table, self.target_positions, past)
         h = self.body.decode(h, memory, None, valid, cache)
@@ -272,74 +273,3 @@ class Seq2Seq(nn.Module):
             if self.config.position == "halves":
                 code = torch.cat((code[..., ::2], code[..., 1::2]), -1)
         return F.dropout(h + code.to(h.dtype), self.config.dropout, self.training)
-
-
-@final
-class TargetModel:
-    """A ``LanguageModel`` of targets: ``model`` after it has read its sources.
-
-    ``model``: reads and writes.
-    ``memory``: (B, S, D), what it has read, a row for each row of ids.
-    ``valid``: (B, S), True for real tokens of the sources; None: all are.
-    """
-
-    def __init__(self, model: Seq2Seq, memory: Tensor, valid: Tensor | None) -> None:
-        self.model, self.memory, self.valid = model, memory, valid
-        self.vocab_size, self.context_length = model.config.targets, model.config.context_length
-
-    @property
-    def config(self) -> "TargetModel":
-        """Has ``vocab_size`` and ``context_length``, those of the target."""
-        return self
-
-    def __call__(
-        self,
-        ids: Tensor,
-        valid: Tensor | None = None,
-        *,
-        cache: Cache | None = None,
-        last: int | None = None,
-    ) -> Tensor:
-        """Logits of what follows each of ``ids``, (rows, T), a row for each of the memory.
-        ``valid`` is what a ``LanguageModel`` takes, and must be None here."""
-        if valid is not None:
-            raise Mendable("targets are not padded before their start")
-        logits: Tensor = self.model(
-            None, ids, self.valid, memory=self.memory, cache=cache, last=last
-        )
-        return logits
-
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows of the sources, in this order, some of them several times."""
-        self.memory = self.memory.index_select(0, rows)
-        self.valid = None if self.valid is None else self.valid.index_select(0, rows)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The model's."""
-        return self.model.parameters()
-
-    def modules(self) -> Iterator[nn.Module]:
-        """The model's."""
-        return self.model.modules()
-
-
-def _check(ids: Tensor, vocab_size: int, context: int, what: str, past: int | Tensor = 0) -> None:
-    """Raise where ids are of another shape or type, longer than the context, or not below
-    ``vocab_size``. ``what``: source or target, for the message. ``past``: how many tokens of a
-    cache stand before them."""
-    if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
-        raise Mendable(
-            f"{what} must be whole numbers of shape (B, T) in int64 or int32, got "
-            f"{tuple(ids.shape)} in {ids.dtype}"
-        )
-    if not isinstance(past, Tensor) and past + ids.shape[1] > context:  # a tensor: while compiling
-        raise Mendable(
-            f"a {what} of {past + ids.shape[1]} tokens is longer than the context of {context}"
-        )
-    if not torch.compiler.is_compiling() and ids.numel():
-        low, high = (int(v) for v in ids.aminmax())
-        if low < 0 or high >= vocab_size:
-            raise Mendable(
-                f"id {high if high >= vocab_size else low} of the {what} is outside its vocabulary "
-                f"of {vocab_size}"
-            )
