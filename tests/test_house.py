@@ -75,6 +75,7 @@ ROAD = {
     "lab": "norms stream branches catalogue schemes",
     "cli": "ops data schemes models files pretrained hf generation export pages anatomy linting "
     "training tasks lab uses",
+    "pytest_plugin": "cli linting",
     "__main__": "cli",
 }
 IMPORTS = {name: set(line.split()) for name, line in (GROUND | ROAD).items()}

@@ -2,7 +2,8 @@
 
 TARGET is path.py:NAME or module:NAME, where NAME is a model, or a function without arguments that
 returns a model or (model, inputs). Or it is a folder or hub id with a model of addnorm or
-transformers. The exit status is 1 if an error is found. docs/lint.md explains the report.
+transformers. Without one, those of [tool.addnorm.lint] in pyproject.toml are examined. The exit
+status is 1 if an error is found. docs/lint.md explains the report.
 """
 
 import contextlib
@@ -10,14 +11,22 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, final
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from addnorm.cli.arguments import Positional, UseAppendAction, arg, option_values
+from addnorm.cli.lint_config import LintConfig, read_config
+from addnorm.cli.lint_formats import github_lines, sarif
 from addnorm.cli.lint_print import print_difference, print_report, terminal_console
 from addnorm.cli.refusal import Refusal
 from addnorm.cli.target import Target, error_with_line, line_if_slow, open_target
+from addnorm.cli.watch import watch
+from addnorm.linting.findings import Ignore
 from addnorm.progress import ProgressBar
 from addnorm.words import a_few, did_you_mean
+
+if TYPE_CHECKING:
+    from addnorm.linting import Report
 
 NOUNS = {"RULE": "the name of a rule"}
 """What stands after an option, in words."""
@@ -40,8 +49,12 @@ class Options:
     """Leave out the findings of this rule."""
     notes: Annotated[bool, arg(aliases=["-v"])] = False
     """Print notes in full, instead of one line each."""
+    format: Literal["text", "json", "github", "sarif"] = "text"
+    """json: the whole report; github: annotations of a workflow; sarif: for other tools."""
     as_json: Annotated[bool, arg(name="json")] = False
-    """Print the whole report as one JSON object."""
+    """The same as --format json."""
+    watch: bool = False
+    """Examine again whenever a file of Python in the target's folder changes."""
     rules: bool = False
     """Only list the rules."""
     explain: Annotated[str | None, arg(metavar="RULE", constructor=str, help_behavior_hint="")] = (
@@ -113,39 +126,62 @@ def run(options: Options) -> int:
         raise Refusal("--causal and --no-causal exclude each other: use one, or neither")
     if options.diff:
         return _diff(options)
-    if not options.target:
-        raise Refusal("no target: give path.py:NAME, module:NAME, a folder or a hub id")
-    return _lint(options)
+    config = read_config(Path.cwd())
+    targets = (options.target,) if options.target else config.targets
+    if not targets:
+        raise Refusal(
+            "no target: give path.py:NAME, module:NAME, a folder or a hub id, or targets under "
+            "[tool.addnorm.lint] in pyproject.toml"
+        )
+    if options.watch:
+        return watch(targets)
+    return _lint(options, targets, config)
 
 
 # --- the report -----------------------------------------------------------------------------------
 
 
-def _lint(options: Options) -> int:
-    """Examine one model and print the report; the exit status, 1 if there is an error in it."""
-    target = open_target(options.target)
+def _lint(options: Options, targets: Sequence[str], config: LintConfig) -> int:
+    """Examine models and print their reports; the exit status, 1 if there is an error in one."""
+    form = "json" if options.as_json else options.format
+    if options.as_json and options.format not in ("text", "json"):
+        raise Refusal(f"--json and --format {options.format} exclude each other: use one")
+    ignores = [*config.ignore, *(Ignore(rule=r, where="--ignore") for r in options.ignore)]
+    causal = True if options.causal else False if options.no_causal else config.causal
+    examined = []
+    for i, name in enumerate(targets):
+        target = open_target(name)
+        report = _report(target, causal, ignores)
+        # Under this name ``lint`` says that nothing could be examined at all.
+        reason = next((u.why for u in report.unknown if u.rule == "lint"), None)
+        if form == "json":
+            print(json.dumps(json.loads(report.to_json()) | {"target": name}, indent=2))
+        if reason is not None:
+            fault = _inputs_fault(target) or _reason_in_full(reason)
+            raise Refusal(f"{target.name} cannot be examined: {fault}")
+        if form == "text":
+            print("\n" if i else "", end="")
+            print_report(report, target, terminal_console(), notes=options.notes)
+        file = target.file if target.file is not None and target.file.is_file() else None
+        examined.append((report, file))
+    if form == "github":
+        for line in (line for pair in examined for line in github_lines(*pair)):
+            print(line)
+    elif form == "sarif":
+        print(json.dumps(sarif(examined), indent=2))
+    return 0 if all(report.ok for report, _ in examined) else 1
+
+
+def _report(target: Target, causal: bool | None, ignores: Sequence[Ignore]) -> "Report":
+    """What lint says of one model, with progress at a terminal."""
     from addnorm.linting import lint
 
-    causal = True if options.causal else False if options.no_causal else None
     with (
         line_if_slow(*_work(target)),
         ProgressBar("examining") as bar,
         contextlib.redirect_stdout(sys.stderr),
     ):
-        report = lint(target.model, target.inputs, causal=causal, progress=bar.update)
-    report = report.without(options.ignore)
-    # Under this name ``lint`` says that nothing could be examined at all.
-    reason = next((u.why for u in report.unknown if u.rule == "lint"), None)
-    if options.as_json:
-        print(json.dumps(json.loads(report.to_json()) | {"target": options.target}, indent=2))
-    elif reason is None:
-        print_report(
-            report, target, terminal_console(), notes=options.notes, ignored=options.ignore
-        )
-    if reason is not None:
-        fault = _inputs_fault(target) or _reason_in_full(reason)
-        raise Refusal(f"{target.name} cannot be examined: {fault}")
-    return 0 if report.ok else 1
+        return lint(target.model, target.inputs, causal=causal, ignore=ignores, progress=bar.update)
 
 
 def _reason_in_full(why: str) -> str:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from addnorm.words import a_few, plural
 if TYPE_CHECKING:
     from addnorm.anatomy.difference_report import Difference
     from addnorm.cli.target import Target
-    from addnorm.linting import Finding, Report
+    from addnorm.linting import Finding, Ignore, Report
 
 WIDTH = 100  # of what is printed, at most
 NARROWEST = 40  # below that words would be cut, and a terminal wraps lines itself
@@ -35,13 +36,9 @@ def print_report(
     console: Console,
     *,
     notes: bool = False,
-    ignored: Sequence[str] = (),
 ) -> None:
-    """Print a report, for a reader who is tired and knows nothing of this program.
-
-    ``notes`` prints notes in full instead of a line each at the end; ``ignored`` are rules that the
-    user left out, which the last line repeats.
-    """
+    """Print a report, for a reader who is tired and knows nothing of this program. ``notes`` prints
+    notes in full instead of a line each at the end."""
     _print_wrapped(_header(report.facts, target), console)
     folded = []
     consequences = _unused_by_cause(report.findings)
@@ -62,8 +59,11 @@ def print_report(
     if report.unknown:
         console.print()
         _print_unknown(report, console)
+    if report.ignored or report.unused_ignores:
+        console.print()
+        _print_ignored(report, console)
     console.print()
-    _print_wrapped(_verdict(report, ignored), console)
+    _print_wrapped(_verdict(report), console)
 
 
 _CAUSES = ("dead-branch", "ignores-memory", "no-residual")
@@ -211,9 +211,37 @@ def _print_unknown(report: "Report", console: Console) -> None:
         _print_indented(line, console)
 
 
-def _verdict(report: "Report", ignored: Sequence[str]) -> Text:
-    """How many findings there are of each severity, by how many rules, and where to read more.
-    ``ignored``: rules whose findings are left out of the report already."""
+def _print_ignored(report: "Report", console: Console) -> None:
+    """Print a line for each finding that is meant, and for each ignore that does nothing."""
+    from addnorm.linting.check import rules_by_name
+
+    for one in report.ignored:
+        line = Text.assemble(("ignored  ", "dim"), one.finding.rule, f"  {_place(one.finding)}")
+        line.append(f"  {_by_whom(one.ignore)}", style="dim")
+        _print_wrapped(line, console)
+    for ignore in report.unused_ignores:
+        is_rule = ignore.rule in rules_by_name()
+        why = "there is nothing to ignore: take it out" if is_rule else "there is no such rule"
+        line = Text.assemble(("unused   ", "yellow"), f"ignore of {ignore.rule}")
+        line.append(f"  {_by_whom(ignore)}; {why}", style="dim")
+        _print_wrapped(line, console)
+
+
+def _by_whom(ignore: "Ignore") -> str:
+    """Who ignores a rule, where, and why."""
+    modules = f" for {ignore.module}" if ignore.module != "*" else ""
+    reason = f": {ignore.reason}" if ignore.reason else ""
+    return f"by {seen_from_here(ignore.where)}{modules}{reason}"
+
+
+def seen_from_here(file: str) -> str:
+    """A file as one names it in the current folder, if it is in there."""
+    path, here = Path(file), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else file
+
+
+def _verdict(report: "Report") -> Text:
+    """How many findings there are of each severity, by how many rules, and where to read more."""
     from addnorm.linting.findings import SEVERITIES
 
     counts = [(severity, len(report.of(severity))) for severity in SEVERITIES]
@@ -229,8 +257,8 @@ def _verdict(report: "Report", ignored: Sequence[str]) -> Text:
         verdict.append(f"nothing found by {ran - undecided} rules", style="bold green")
     if undecided:
         verdict.append(f"; {plural(undecided, 'rule')} could not decide")
-    if ignored:
-        verdict.append(f"; ignored: {', '.join(dict.fromkeys(ignored))}")
+    if report.ignored:
+        verdict.append(f"; {len(report.ignored)} ignored")
     if totals:
         rule = report.findings[0].rule
         verdict.append(f"\naddnorm lint --explain {rule} says more", style="not bold dim")

@@ -7,7 +7,7 @@ what other libraries call things counts as a claim. ``docs/lint.md`` tells how t
 """
 
 import addnorm.linting.rules  # noqa: F401  they register themselves
-from addnorm.linting.findings import Finding, Report, Unknown
+from addnorm.linting.findings import Finding, Ignore, IgnoredFinding, Report, Unknown
 from addnorm.linting.run import lint
 
-__all__ = ["Finding", "Report", "Unknown", "lint"]
+__all__ = ["Finding", "Ignore", "IgnoredFinding", "Report", "Unknown", "lint"]

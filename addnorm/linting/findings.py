@@ -27,6 +27,11 @@ class Finding:
     """What is wrong and what follows from it."""
     remedy: str
     """What to do."""
+    file: str = ""
+    """Where the forward of the module, or of the nearest one around it that is not torch's own, is
+    written; "" where that is no file."""
+    line: int = 0
+    """Of that file, counted from 1."""
 
     def __post_init__(self) -> None:
         if not self.evidence:
@@ -46,6 +51,28 @@ class Unknown:
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
+class Ignore:
+    """That findings of a rule are meant."""
+
+    rule: str
+    module: str = "*"
+    """The paths of the modules for which it holds, with ``*`` for anything."""
+    reason: str = ""
+    where: str = ""
+    """Who says so: a file with its line, or an option."""
+
+
+@final
+@dataclass(frozen=True)
+class IgnoredFinding:
+    """A finding that is meant, and by which word it is."""
+
+    finding: Finding
+    ignore: Ignore
+
+
+@final
 @dataclass(frozen=True)
 class Report:
     """All findings, the gravest first."""
@@ -56,6 +83,10 @@ class Report:
     """The rules that ran."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What was looked at: the model's class, its parameters, what was found in it, seconds."""
+    ignored: tuple[IgnoredFinding, ...] = ()
+    """The findings that somebody means. They do not count."""
+    unused_ignores: tuple[Ignore, ...] = ()
+    """Those whose rule ran and had nothing to ignore."""
 
     @property
     def ok(self) -> bool:
@@ -69,11 +100,11 @@ class Report:
     def without(self, rules: Iterable[str]) -> "Report":
         """The report as if the rules of these names were not; ``facts`` stay as they are."""
         gone = set(rules)
-        return Report(
-            tuple(f for f in self.findings if f.rule not in gone),
-            tuple(u for u in self.unknown if u.rule not in gone),
-            tuple(r for r in self.checked if r not in gone),
-            self.facts,
+        return replace(
+            self,
+            findings=tuple(f for f in self.findings if f.rule not in gone),
+            unknown=tuple(u for u in self.unknown if u.rule not in gone),
+            checked=tuple(r for r in self.checked if r not in gone),
         )
 
     def to_json(self) -> str:
@@ -84,26 +115,31 @@ class Report:
 def gathered(
     said: Iterable[Finding | Unknown], checked: Iterable[str], facts: Mapping[str, Any]
 ) -> Report:
-    """The report of what the rules said, of which those ``checked`` ran: the gravest first, and the
-    same mistake in all layers of a stack once, by paths that differ in numbers alone."""
-    findings: dict[tuple[str, str, str, str], list[Finding]] = {}
+    """The report of what the rules said, of which those ``checked`` ran."""
+    findings = []
     unknown: dict[tuple[str, str, str], Unknown] = {}
     for one in said:
         if isinstance(one, Finding):
-            layer = re.sub(r"\d+", "*", one.module)
-            findings.setdefault((one.rule, one.severity, layer, one.remedy), []).append(one)
+            findings.append(one)
         else:
             unknown.setdefault((one.rule, one.module, one.why), one)
-    merged = [_merged(group) for group in findings.values()]
     return Report(
-        tuple(sorted(merged, key=lambda f: SEVERITIES.index(f.severity))),
-        tuple(unknown.values()),
-        tuple(dict.fromkeys(checked)),
-        facts,
+        tuple(merged(findings)), tuple(unknown.values()), tuple(dict.fromkeys(checked)), facts
     )
 
 
-def _merged(group: Sequence[Finding]) -> Finding:
+def merged(findings: Iterable[Finding]) -> list[Finding]:
+    """The gravest first, and the same mistake in all layers of a stack once, by paths that differ
+    in numbers alone."""
+    groups: dict[tuple[str, str, str, str], list[Finding]] = {}
+    for one in findings:
+        layer = re.sub(r"\d+", "*", one.module)
+        groups.setdefault((one.rule, one.severity, layer, one.remedy), []).append(one)
+    each = [_one_of(group) for group in groups.values()]
+    return sorted(each, key=lambda f: SEVERITIES.index(f.severity))
+
+
+def _one_of(group: Sequence[Finding]) -> Finding:
     """The first finding of a group, with the other modules as the evidence ``also_in``, which no
     rule declares."""
     first = group[0]

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,13 +13,18 @@ from addnorm.anatomy.inputs import Inputs, inputs_from
 from addnorm.anatomy.make_inputs import CannotMakeInputs, make_inputs
 from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.specimen import Specimen, bare_copy, enliven
-from addnorm.linting.check import CHECKS, Check
-from addnorm.linting.findings import Finding, Report, Unknown, gathered
+from addnorm.errors import Mendable, value_in_short
+from addnorm.linting.check import CHECKS, Check, rules_by_name, rules_named
+from addnorm.linting.findings import Finding, Ignore, Report, Unknown, gathered
+from addnorm.linting.ignores import Ignores
+from addnorm.linting.places import forward_line
 from addnorm.linting.rule import Undeclared
 from addnorm.linting.subject import Subject
 from addnorm.temporary import isolated
 from addnorm.words import error_in_a_line
 
+GUARDS = {"causal": {"future-leak", "no-causal-mask", "batch-leak", "batch-time-swapped"}}
+"""What a training script may ask at any step -> the rules of that."""
 Progress = Callable[[int, int, str], None]
 """Told (checks done, checks in all, the first rule of the next); "" at the end."""
 
@@ -29,6 +35,8 @@ def lint(
     *,
     causal: bool | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    guard: Literal["causal"] | None = None,
+    ignore: Iterable[str | Ignore] = (),
     progress: Progress | None = None,
 ) -> Report:
     """What is wired wrong in ``model``, with evidence.
@@ -36,13 +44,20 @@ def lint(
     ``inputs`` is a tensor, a tuple of positional arguments or a dict of keyword arguments; made up
     from the model's signature if not given. ``causal`` says whether a position may see what comes
     after it (True: it must not); with None only what the model itself claims is checked.
-    ``optimizer`` adds the rules about parameter groups. ``progress`` is told (done, of, rule).
+    ``optimizer`` adds the rules about parameter groups. ``guard="causal"`` asks only the rules by
+    which a causal model sees what it must not, other samples and what comes later: for a training
+    script, at any step. ``ignore`` has names of rules whose findings are meant, or ``Ignore``s;
+    ``report.ignored`` lists what they left out, and comments ``# addnorm: ignore[rule] reason`` in
+    the model's code do the same. ``progress`` is told (done, of, rule).
 
     The model, its mode, hooks and gradients and all random number generators are left as they were:
     a copy is probed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"lint takes a torch.nn.Module, got {type(model).__name__}")
+    causal = _checked_guard(guard, causal)
+    wishes = [i if isinstance(i, Ignore) else Ignore(rule=i, where="ignore=") for i in ignore]
+    rules_named(wish.rule for wish in wishes)
     began = time.perf_counter()
     with isolated():
         subject = _subject(model, inputs, causal, optimizer)
@@ -50,7 +65,7 @@ def lint(
             return Report(unknown=(subject,), facts=_facts(model, began))
         said: list[Finding | Unknown] = []
         checked: list[str] = []
-        checks = [c for c in CHECKS if optimizer is not None or not c.asks_optimizer]
+        checks = _checks(guard, optimizer)
         for i, check in enumerate(checks):
             if progress is not None:
                 progress(i, len(checks), check.names[0])
@@ -66,7 +81,41 @@ def lint(
             "operations": len(subject.trace.ops),
             "inputs": {n: list(t.shape) for n, t in subject.inputs.tensors().items()},
         }
-    return gathered(said, checked, {**_facts(model, began), **found})
+    ignores = Ignores(model, wishes)
+    rest, exemptions = ignores.sorted_out(_placed(answer, model) for answer in said)
+    report = gathered(rest, checked, {**_facts(model, began), **found})
+    unused = ignores.unused(checked, rules_by_name())
+    return replace(report, ignored=tuple(exemptions), unused_ignores=unused)
+
+
+def _checked_guard(guard: str | None, causal: bool | None) -> bool | None:
+    """Whether the model must be causal, by what the caller says; a ``Mendable`` where a guard is
+    none, or both words exclude each other."""
+    if guard is None:
+        return causal
+    if guard not in GUARDS:
+        raise Mendable(f"guard must be {' or '.join(GUARDS)}, got {value_in_short(guard)}")
+    if causal is False:
+        raise Mendable("guard='causal' asks whether a causal model leaks: leave causal=False out")
+    return True
+
+
+def _checks(guard: str | None, optimizer: torch.optim.Optimizer | None) -> list[Check]:
+    """The checks that a lint runs."""
+    return [
+        check
+        for check in CHECKS
+        if (optimizer is not None or not check.asks_optimizer)
+        and (guard is None or GUARDS[guard] & {*check.names})
+    ]
+
+
+def _placed(answer: Finding | Unknown, model: nn.Module) -> Finding | Unknown:
+    """A finding with where its module is written."""
+    if isinstance(answer, Unknown):
+        return answer
+    file, line = forward_line(model, answer.module)
+    return replace(answer, file=file, line=line)
 
 
 def _run(check: Check, subject: Subject) -> list[Finding | Unknown]:

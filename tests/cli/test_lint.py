@@ -97,8 +97,7 @@ def test_a_faulty_model_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture
     words = [w for rule in ignored for w in ("--ignore", rule)]
     assert main(["lint", *words, target]) == 0
     assert " ".join(capsys.readouterr().out.split()).endswith(
-        "nothing found by 2 rules; 1 rule could not decide; "
-        "ignored: linear-mlp, unused-norm, one-signed-branch"
+        "nothing found by 5 rules; 1 rule could not decide; 3 ignored"
     )
 
 
@@ -107,7 +106,40 @@ def test_a_right_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["lint", f"{write(tmp_path, GOOD)}:make", "--ignore", "no-residual"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "made-up inputs (3, 7, 8)" in " ".join(lines[:2])
-    assert lines[-1] == "nothing found by 5 rules; ignored: no-residual"
+    assert lines[-1] == "nothing found by 6 rules"
+
+
+@pytest.mark.usefixtures("few")
+def test_the_models_of_a_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["lint"]) == 2
+    assert "targets under [tool.addnorm.lint] in pyproject.toml" in capsys.readouterr().err
+    write(tmp_path, GOOD, "good.py")
+    write(tmp_path, BAD, "bad.py")
+    table = '[tool.addnorm.lint]\ntargets = ["good.py:make", "bad.py:make"]\n'
+    Path("pyproject.toml").write_text(table)
+    assert main(["lint"]) == 1
+    out = capsys.readouterr().out
+    assert out.index("Sequential: 280") < out.index("Net: 2,160")
+    assert main(["lint", "--format", "github"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "::error file=bad.py,line=13,title=addnorm%3A one-signed-branch in down::" in "".join(
+        lines
+    )
+    assert main(["lint", "--format", "sarif"]) == 1
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert {r["ruleId"] for r in run["results"]} >= {"linear-mlp", "unused-norm"}
+    rules = ("linear-mlp", "one-signed-branch", "unused-norm")
+    lines = [
+        f'{{rule = "{rule}", reason = "a test of {rule}"}}' for rule in (*rules, "dead-branch")
+    ]
+    Path("pyproject.toml").write_text(f"{table}ignore = [{', '.join(lines)}]\n")
+    assert main(["lint"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("by pyproject.toml: a test of unused-norm") == 2  # unused for the good one
+    assert "ignore of dead-branch" in out
 
 
 @pytest.mark.usefixtures("few")
@@ -157,7 +189,7 @@ def test_causal_is_passed_on(
 
     asked = []
 
-    def lint(model: object, inputs: object, *, causal: bool | None, progress: object) -> Report:
+    def lint(model: object, inputs: object, *, causal: bool | None, **_: object) -> Report:
         asked.append(causal)
         return Report(facts={"model": "Net", "parameters": 1, "seconds": 0.0})
 
@@ -166,6 +198,11 @@ def test_causal_is_passed_on(
     for words in ([], ["--causal"], ["--no-causal"]):
         assert main(["lint", target, *words]) == 0
     assert asked == [None, True, False]
+    monkeypatch.chdir(tmp_path)
+    Path("pyproject.toml").write_text("[tool.addnorm.lint]\ncausal = true\n")
+    for words in ([], ["--no-causal"]):
+        assert main(["lint", target, *words]) == 0
+    assert asked[3:] == [True, False]
     assert main(["lint", target, "--causal", "--no-causal"]) == 2
     assert "exclude each other" in capsys.readouterr().err
 
@@ -266,9 +303,11 @@ def test_rules_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> N
         (["a.py", "b.py"], "to compare two: addnorm lint --diff a.py b.py"),
         (["a.py", "b.py", "c.py"], "one target, got 3 (a.py, b.py, c.py)"),
         (
-            ["--frobnicate", "a.py"],
-            "unknown option --frobnicate; addnorm lint --help lists them",
+            ["--zzz", "a.py"],
+            "unknown option --zzz; addnorm lint --help lists them",
         ),
+        (["a.py", "--json", "--format", "sarif"], "--json and --format sarif exclude each other"),
+        (["--watch", "somebody/model"], "--watch is for code"),
         (["a.py", "--jsn"], "unknown option --jsn; did you mean --json?"),
         (["a.py", "--ignore"], "--ignore needs the name of a rule after it"),
         (["--explain", "--json"], "--explain needs the name of a rule after it"),

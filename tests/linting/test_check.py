@@ -1,6 +1,7 @@
 """A check changes a model for a moment only, and says where it cannot be made; the set is open."""
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +116,9 @@ def test_a_rule_from_elsewhere_is_a_rule(
     assert cli.main(["lint", f"{path}:net", "--json"]) == 0
     assert toy.name in capsys.readouterr().out
     assert cli.main(["lint", f"{path}:net", "--json", "--ignore", toy.name]) == 0
-    assert toy.name not in capsys.readouterr().out
+    report = json.loads(capsys.readouterr().out)
+    assert toy.name not in {f["rule"] for f in report["findings"]}
+    assert {one["finding"]["rule"] for one in report["ignored"]} == {toy.name}
 
 
 def test_a_name_belongs_to_one_rule(toy: Rule) -> None:
