@@ -28,6 +28,7 @@ from addnorm.files import (
     register,
     seq2seq,
     speech,
+    vision,
 )
 from addnorm.files.folders import CONFIG, WeightsError
 from addnorm.files.register import Loaded, ModelKind, kind_of
@@ -47,7 +48,7 @@ __all__ = [
 
 RUN = "model"
 """Where a run keeps the model that it made."""
-PUBLISHED = ("gpt2", "bert", "marian", "whisper")
+PUBLISHED = ("gpt2", "bert", "marian", "whisper", "vit", "deit")
 """What a config.json of others says as model_type."""
 BASE, ADAPTER = "base", "adapter"
 """Where a model and its adapter are that cannot be one, a prefix or a bottleneck."""
@@ -55,6 +56,7 @@ BASE, ADAPTER = "base", "adapter"
 KINDS = (
     *(gpt.KIND, gpt_classifier.KIND, classifier.KIND, bert.KIND, seq2seq.KIND, recurrent.KIND),
     speech.KIND,
+    vision.KIND,
 )
 for _kind in KINDS:
     register.register(_kind)

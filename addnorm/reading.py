@@ -104,7 +104,12 @@ def text(file: Path, kind: type[Mendable] = Unreadable) -> str:
 def lines(file: Path, kind: type[Mendable] = Unreadable) -> list[str]:
     """The lines of a file of UTF-8, without their ends. Texts may hold the other characters that
     ``str.splitlines`` cuts at."""
-    content = text(file, kind).removesuffix("\n")
+    return split_lines(text(file, kind))
+
+
+def split_lines(content: str) -> list[str]:
+    """The lines of a text, without their ends, as of a file."""
+    content = content.removesuffix("\n")
     return [line.removesuffix("\r") for line in content.split("\n")] if content else []
 
 

@@ -63,7 +63,7 @@ class Entry(NamedTuple):
             raise DataError(
                 f"{self.where}: label must be a text, got {short}: each text has one label here"
             )
-        name = _name(self.label, self.where)
+        name = class_name(self.label, self.where)
         if not name:
             raise DataError(f"{self.where}: the label is empty")
         return Labelled(self.text, name)
@@ -74,7 +74,7 @@ class Entry(NamedTuple):
         several = self.label if isinstance(self.label, list) else [self.label]
         if self.table:
             several = str(self.label).split(SEPARATOR)
-        names = [_name(label, self.where) for label in several]
+        names = [class_name(label, self.where) for label in several]
         if not all(names) and names != [""]:
             raise DataError(f"{self.where}: one of the labels is empty")
         return LabelSet(self.text, tuple(dict.fromkeys(filter(None, names))))
@@ -100,7 +100,7 @@ def read_entries(path: str | Path) -> list[Entry]:
     kind = place.suffix.lower()
     if kind not in (*TABLES, *LINES):
         raise DataError(f"{path} is none of the formats for texts with labels: {FORMATS}")
-    rows = list(_table(place, TABLES[kind]) if kind in TABLES else _objects(place))
+    rows = read_table(place)
     if not rows:
         raise DataError(f"{path} holds no text")
     return rows
@@ -118,15 +118,29 @@ def read_unlabelled(path: str | Path) -> list[str]:
     if kind == ".txt":
         texts = [line.rstrip("\r") for line in reading.lines(place, DataError)]
     elif kind in TABLES:
-        texts = [row.text for row in _table(place, TABLES[kind], labelled=False)]
+        content = reading.text(place, DataError)
+        texts = [row.text for row in _table(place, TABLES[kind], content, labelled=False)]
     elif kind in LINES:
-        texts = [row.text for row in _objects(place, labelled=False)]
+        content = reading.text(place, DataError)
+        texts = [row.text for row in _objects(place, content, labelled=False)]
     else:
         raise DataError(f"{path} is none of the formats for texts without labels: {UNLABELLED}")
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise DataError(f"{path} holds no text")
     return texts
+
+
+def read_table(file: Path, names: Sequence[str] = TEXT, text: str | None = None) -> list[Entry]:
+    """All rows of a table or lines of JSON with labels; what is labelled, such as the name of a
+    picture, is in the column or under the key that is called as the first of ``names`` there.
+    ``text``: what the file says, where it has been read already. A ``DataError`` says which line is
+    wrong."""
+    kind = file.suffix.lower()
+    content = reading.text(file, DataError) if text is None else text
+    if kind in TABLES:
+        return list(_table(file, TABLES[kind], content, names=names))
+    return list(_objects(file, content, names=names))
 
 
 def _folder(folder: Path) -> list[Entry]:
@@ -147,18 +161,25 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[:1] not in "._")
 
 
-def _table(file: Path, delimiter: str, labelled: bool = True) -> Iterator[Entry]:
+def _table(
+    file: Path,
+    delimiter: str,
+    content: str,
+    labelled: bool = True,
+    names: Sequence[str] = TEXT,
+) -> Iterator[Entry]:
     """The rows of a .csv or .tsv, whose first line names the columns; empty lines are passed over.
-    What csv cannot read, and a row of another length, is a ``DataError``. ``labelled``: whether a
-    column of labels is asked for; else the label is None."""
-    lines = csv.reader(io.StringIO(reading.text(file, DataError)), delimiter=delimiter, strict=True)
+    What csv cannot read, and a row of another length, is a ``DataError``. ``content``: that of the
+    file. ``labelled``: whether a column of labels is asked for; else the label is None. ``names``:
+    as in ``read_table``."""
+    lines = csv.reader(io.StringIO(content), delimiter=delimiter, strict=True)
     # A text may be a book. The limit is one of the whole process, so it is put back at the end.
     longest = csv.field_size_limit(sys.maxsize)
     begin = 1  # the line on which the row that is read begins
     try:
         header = [name.strip() for name in next(lines, [])]
         begin = lines.line_num + 1
-        text = _column(header, TEXT, file, delimiter)
+        text = _column(header, names, file, delimiter)
         label = _column(header, LABEL, file, delimiter) if labelled else None
         for row in lines:
             where, begin = f"{file}:{lines.line_num}", lines.line_num + 1
@@ -179,8 +200,8 @@ def _table(file: Path, delimiter: str, labelled: bool = True) -> Iterator[Entry]
         csv.field_size_limit(longest)
 
 
-def _column(header: list[str], names: tuple[str, ...], file: Path, delimiter: str) -> int:
-    """The place of the first of ``names``, TEXT or LABEL, that is in the header; where none is, a
+def _column(header: list[str], names: Sequence[str], file: Path, delimiter: str) -> int:
+    """The place of the first of ``names``, such as TEXT or LABEL, in the header; where none is, a
     ``DataError`` says which is wanted, and whether another delimiter seems to have been used."""
     for name in names:
         if name in header:
@@ -193,25 +214,27 @@ def _column(header: list[str], names: tuple[str, ...], file: Path, delimiter: st
     )
 
 
-def _objects(file: Path, labelled: bool = True) -> Iterator[Entry]:
+def _objects(
+    file: Path, content: str, labelled: bool = True, names: Sequence[str] = TEXT
+) -> Iterator[Entry]:
     """The objects of a file, one in each line; empty lines are passed over, and another is a
     ``DataError``. The label may be anything here: ``Entry`` checks it. ``labelled``: whether one is
-    asked for; else it is None."""
-    for number, line in enumerate(reading.lines(file, DataError), 1):
+    asked for; else it is None. ``content``, ``names``: as in ``_table``."""
+    for number, line in enumerate(reading.split_lines(content), 1):
         if not line.strip():
             continue
         where = f"{file}:{number}"
         value = reading.json_value(line, where, DataError)
         if not isinstance(value, dict):
             raise DataError(f"{where}: expected an object, got {value_in_short(value)}")
-        text = _key(value, TEXT, where)
+        text = _key(value, names, where)
         if not isinstance(text, str):
-            raise DataError(f"{where}: text must be a text, got {value_in_short(text)}")
+            raise DataError(f"{where}: {names[0]} must be a text, got {value_in_short(text)}")
         yield Entry(text, _key(value, LABEL, where) if labelled else None, where, table=False)
 
 
 def _key(value: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
-    """What an object has under the first of ``names``, TEXT or LABEL, that is in it; a
+    """What an object has under the first of ``names``, such as TEXT or LABEL, in it; a
     ``DataError`` if none is."""
     for name in names:
         if name in value:
@@ -222,7 +245,7 @@ def _key(value: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
     )
 
 
-def _name(label: Any, where: str) -> str:
+def class_name(label: Any, where: str) -> str:
     """A label as a name, without spaces around it: a text, or a whole number in digits; anything
     else is a ``DataError``. It may be empty: that is for the caller to see."""
     if isinstance(label, bool) or not isinstance(label, str | int):

@@ -9,6 +9,7 @@ from addnorm import reading, schemes
 from addnorm.errors import Mendable, value_in_short
 from addnorm.files.config_json import EXACT, GPT2_ACTIVATIONS, IDENTITY, refuse_options
 from addnorm.files.folders import CONFIG, WeightsError, read_json
+from addnorm.files.published import label_names
 from addnorm.models.bert_config import BertConfig
 from addnorm.version import __version__
 from addnorm.words import a_few
@@ -112,7 +113,7 @@ def from_published(
             f"hidden_act={value_in_short(activation)} is not implemented, only "
             f"{', '.join(GPT2_ACTIVATIONS)}"
         )
-    labels = _labels(card) if head in LABELLED else None
+    labels = label_names(card) if head in LABELLED else None
     several = head == "classify" and card.get("problem_type") == SEVERAL
     before_head = card["classifier_dropout"]
     config = BertConfig(
@@ -141,25 +142,6 @@ def _head(architectures: Any) -> str:
             f"{', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[names[0]]
-
-
-def _labels(card: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names under id2label, in order; without it there are ``num_labels``, or two, LABEL_0 and
-    so on, as in transformers. A ``WeightsError`` where these make no sense."""
-    names = card.get("id2label")
-    if names is None:
-        count = card.get("num_labels", card.get("_num_labels", 2))
-        if type(count) is not int or count < 1:
-            raise WeightsError(f"num_labels={value_in_short(count)} is not a number of labels")
-        return tuple(f"LABEL_{i}" for i in range(count))
-    places = [str(i) for i in range(len(names))] if isinstance(names, dict) else []
-    if not places or sorted(names) != sorted(places):
-        raise WeightsError(
-            f"id2label={value_in_short(names)} does not name the places 0, 1, ... in order"
-        )
-    if wrong := [names[i] for i in places if not isinstance(names[i], str)]:
-        raise WeightsError(f"id2label has {value_in_short(wrong[0])} for a name")
-    return tuple(names[i] for i in places)
 
 
 def from_own(card: Mapping[str, Any]) -> tuple[BertConfig, tuple[str, ...] | None]:

@@ -46,11 +46,13 @@ OF_TOKENIZERS = (
 )
 """All files of a tokenizer."""
 GENERATION = "generation_config.json"
+PREPROCESSOR = "preprocessor_config.json"
+"""How a picture or a sound becomes what a model reads."""
 OF_PAIRS = ("source.spm", "target.spm", "target_vocab.json")
 """Of a model that reads one language and writes another."""
 OF_OUR_TOKENIZERS = (CARD, "characters.json", "tokenizer.json", "tokenizer_config.json")
 WRITTEN = (
-    *(CONFIG, CHECKSUMS, SAFETENSORS, GENERATION, *OF_OUR_TOKENIZERS, "chat.json"),
+    *(CONFIG, CHECKSUMS, SAFETENSORS, GENERATION, PREPROCESSOR, *OF_OUR_TOKENIZERS, "chat.json"),
     *(*OF_PAIRS, "vocab.json", *(f"{TARGET}{name}" for name in OF_OUR_TOKENIZERS)),
 )
 """What saves of models write, of whatever kind, so that a run can be cleared of it: one that stays
@@ -78,7 +80,7 @@ def find(path_or_id: str | os.PathLike[str]) -> Path:
         return folder
 
     def download(*weights: str) -> Path:
-        files = (CONFIG, GENERATION, CHECKSUMS, *OF_TOKENIZERS, *OF_PAIRS, *weights)
+        files = (CONFIG, GENERATION, PREPROCESSOR, CHECKSUMS, *OF_TOKENIZERS, *OF_PAIRS, *weights)
         return hub.download(str(path_or_id), files, WeightsError, ADVICE)
 
     folder = download("model*.safetensors", f"{SAFETENSORS}.index.json")
@@ -155,7 +157,7 @@ def seal(folder: Path, files: Sequence[str]) -> tuple[bool, list[str]]:
     intact = verify(folder)
     if intact is None:
         return False, []
-    names = (*OF_TOKENIZERS, *OF_PAIRS, GENERATION)
+    names = (*OF_TOKENIZERS, *OF_PAIRS, GENERATION, PREPROCESSOR)
     beside = [n for n in names if os.path.lexists(folder / n)]
     unsealed = [name for name in (CONFIG, *files, *beside) if name not in intact]
     if not intact.issuperset((CONFIG, *files)):  # a tokenizer may be put there later
