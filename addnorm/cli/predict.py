@@ -1,5 +1,5 @@
-"""Ask a trained model: a classifier for the label of a text, and so on; a language model too, for
-the label whose word it expects after the text.
+"""Ask a trained model: a classifier for the label of a text or a picture, and so on; a language
+model too, for the label whose word it expects after the text.
 
 MODEL is the folder of a run, or another folder with a model. The answers go to stdout in the order
 of the inputs, a line for each; remarks go to stderr. An input that cannot be used is told in its
@@ -9,9 +9,9 @@ generate.
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, final
 
@@ -47,12 +47,12 @@ class Options:
             tuple[str, ...], arg(metavar="INPUT [INPUT ...]", help_behavior_hint="(required)")
         ]
     ]
-    """A text; a .txt file, each line of which is a text; a .jsonl file of objects; - takes every
-    line of stdin for a text."""
+    """A text, or for a model of pictures or sound the name of a file; a .txt file with one in each
+    line; a .jsonl file of objects; - takes the lines of stdin."""
     files: bool = False
     """Each INPUT is the name of a file, and all that it holds is one text."""
     top: Annotated[int | None, optional("K")] = None
-    """Labels: add the K most probable ones."""
+    """Labels of texts or pictures: add the K most probable ones."""
     n_best: Annotated[int | None, optional("N")] = None
     """Translations: give the N best of each, one after the other; 1 by default."""
     search: Search = field(default_factory=Search)
@@ -94,6 +94,8 @@ def run(options: Options) -> int:
     try:
         use = cloze.use() if cloze else loaded.use()
         how = use.with_defaults(options.choices())
+        if use.file_keys and options.files:
+            raise Mendable("--files has no effect: its inputs are names of files anyway")
     except Mendable as error:
         raise Refusal(f"{options.model}: {error}") from None
     # on a terminal the answers themselves show how far it is
@@ -106,7 +108,7 @@ def run(options: Options) -> int:
             bar = stack.enter_context(
                 ProgressBar("predicting", total, patience=PATIENCE, hidden=shown)
             )
-            for batch in _batches(_inputs(options), options.batch_size):
+            for batch in _batches(_inputs(options, use), options.batch_size):
                 for one, answers in zip(batch, _answers(use, batch, how), strict=True):
                     failures += any("error" in answer for answer in answers)
                     for answer in answers:
@@ -184,7 +186,7 @@ def _names_a_file(word: str) -> bool:
     return word.lower().endswith((TEXTS, OBJECTS)) and "\n" not in word
 
 
-def _inputs(options: Options) -> Iterator[Input]:
+def _inputs(options: Options, use: "Use") -> Iterator[Input]:
     """What the INPUTs name, one after the other, each file read when it is its turn."""
     for word in options.inputs:
         if word == STDIN:
@@ -192,9 +194,11 @@ def _inputs(options: Options) -> Iterator[Input]:
         elif options.files:
             yield Input(word, reading.text(reading.place(word)))
         elif _names_a_file(word):
-            yield from _file_inputs(reading.place(word))
+            place = reading.place(word)
+            for one in _file_inputs(place):
+                yield _from_there(one, place.parent, use.file_keys) if use.file_keys else one
         else:
-            if _looks_like_a_file(word):
+            if not use.file_keys and _looks_like_a_file(word):
                 output.say(f"{word} was taken for a text; --files reads the file of this name")
             yield Input(word, word)
 
@@ -206,6 +210,19 @@ def _file_inputs(file: Path) -> Iterator[Input]:
             yield Input(line, line)
         elif line.strip():
             yield _object(line, f"{file}:{number}")
+
+
+def _from_there(one: Input, folder: Path, keys: Sequence[str]) -> Input:
+    """An input that names a file, which may be meant from the folder of the list it stands in, as
+    it is if there is one from here. ``keys``: under what an object names it."""
+    key = next((key for key in keys if key in one.item), None)
+    name = one.item if isinstance(one.item, str) else one.item.get(key or "")
+    if not isinstance(name, str) or not name or _looks_like_a_file(name):
+        return one
+    there = str(folder / name)
+    if isinstance(one.item, str) or key is None:
+        return replace(one, item=there)
+    return replace(one, item={**one.item, key: there})
 
 
 def _object(line: str, where: str) -> Input:

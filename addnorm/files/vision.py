@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from addnorm import reading, schemes
 from addnorm.data.images import ImageFrame, frame_from_preprocessor
@@ -33,6 +34,8 @@ from addnorm.files.tensors import state_of
 from addnorm.models.fronts import PATCHES
 from addnorm.models.vision import ViT
 from addnorm.models.vision_config import ViTConfig
+from addnorm.temporary import evaluation_mode
+from addnorm.uses.image_labels import ImageLabels
 from addnorm.version import __version__
 from addnorm.words import a_few
 
@@ -345,4 +348,26 @@ def _names(model: ViT, labels: Sequence[str] | None) -> tuple[str, ...] | None:
     return names
 
 
-KIND = ModelKind((VIT, DEIT, OWN), ViT, "a Vision Transformer", read, write)
+def use(loaded: Loaded) -> ImageLabels:
+    """What one asks of such a model: the label of a picture. A ``Mendable`` where it has no
+    classes, or reads something else than pictures."""
+    model, labels = loaded.model, loaded.labels
+    assert isinstance(model, ViT)
+    if labels is None:
+        raise Mendable(
+            "it is a Vision Transformer without a head, of which nothing is asked: train it for a "
+            "use first, such as addnorm train --recipe classify_images init_from=FOLDER"
+        )
+    if len(labels) < 2:
+        raise Mendable(f"it has one label, {labels[0]}: call the model itself")
+    return ImageLabels(partial(image_shares, model), labels, model.image_frame())
+
+
+def image_shares(model: ViT, pixels: Tensor) -> Tensor:
+    """(pictures, classes) in float32 on the CPU: how probable each class of each picture is."""
+    device = next(model.parameters()).device
+    with evaluation_mode(model.modules()), torch.inference_mode():
+        return model(pixels.to(device)).float().softmax(-1).cpu()
+
+
+KIND = ModelKind((VIT, DEIT, OWN), ViT, "a Vision Transformer", read, write, use)

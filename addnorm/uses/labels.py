@@ -43,47 +43,70 @@ class Labels(Use):
     def answers(self, questions: Sequence[str], options: Mapping[str, Any]) -> list[list[Answer]]:
         """input, label, probability, and with ``top`` probabilities; one answer to each text. Of
         two labels that are equally probable the first comes first."""
-        rows, top = [], options["top"]
         p = finite(self.probabilities(questions))
-        for text, row in zip(questions, p.tolist(), strict=True):
-            ranked = sorted(zip(self.labels, row, strict=True), key=lambda pair: -pair[1])
-            answer: Answer = {"input": text, "label": ranked[0][0], "probability": ranked[0][1]}
-            if options["top"] is not None:
-                answer["probabilities"] = dict(ranked[:top])
-            rows.append([answer])
-        return rows
+        return label_answers(questions, p, self.labels, options["top"])
 
     def line(self, answer: Answer) -> str:
         """Labels with their probabilities in percent, in columns."""
-        ranked = answer.get("probabilities", {answer["label"]: answer["probability"]})
-        width = max(map(len, ranked))
-        return "  ".join(f"{label:{width}} {p:6.1%}" for label, p in ranked.items())
+        return label_line(answer)
 
     def evaluate(
         self, data: Sequence[str], options: Mapping[str, Any], *, batch_size: int, bar: ProgressBar
     ) -> dict[str, Any]:
-        """The share of right labels, over all texts and of each label, and what was confused:
-        ``confusion`` has a row for each label that is right and a column for each that was said."""
+        """Those of ``label_figures``, over all texts."""
         rows = [row for name in data for row in read_labelled(name)]
         check_labels({row.label for row in rows}, self.labels)
-        places = {label: i for i, label in enumerate(self.labels)}
-        confusion = torch.zeros(len(places), len(places), dtype=torch.long)
+        answers = []
         for first in range(0, len(rows), batch_size):
             part = rows[first : first + batch_size]
-            answers = finite(self.probabilities([row.text for row in part])).argmax(-1)
-            for row, place in zip(part, answers.tolist(), strict=True):
-                confusion[places[row.label], place] += 1
+            answers += finite(self.probabilities([row.text for row in part])).argmax(-1).tolist()
             bar.update(first + len(part), len(rows))
-        right, count = confusion.diagonal(), confusion.sum(1)
-        return {
-            "accuracy": float(right.sum() / count.sum()),
-            "texts": int(count.sum()),
-            "accuracy_by_label": {
-                label: float(right[i] / count[i]) for i, label in enumerate(self.labels) if count[i]
-            },
-            "labels": list(self.labels),
-            "confusion": confusion.tolist(),
-        }
+        return label_figures([row.label for row in rows], answers, self.labels, "texts")
+
+
+def label_answers(
+    names: Sequence[str], p: Tensor, labels: Sequence[str], top: int | None
+) -> list[list[Answer]]:
+    """One answer to each input, of which the probabilities are the rows of ``p``: input, label,
+    probability, and with ``top`` probabilities."""
+    rows = []
+    for name, row in zip(names, p.tolist(), strict=True):
+        ranked = sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])
+        answer: Answer = {"input": name, "label": ranked[0][0], "probability": ranked[0][1]}
+        if top is not None:
+            answer["probabilities"] = dict(ranked[:top])
+        rows.append([answer])
+    return rows
+
+
+def label_line(answer: Answer) -> str:
+    """An answer of ``label_answers`` for a person."""
+    ranked = answer.get("probabilities", {answer["label"]: answer["probability"]})
+    width = max(map(len, ranked))
+    return "  ".join(f"{label:{width}} {p:6.1%}" for label, p in ranked.items())
+
+
+def label_figures(
+    right_labels: Sequence[str], answers: Sequence[int], labels: Sequence[str], noun: str
+) -> dict[str, Any]:
+    """The share of right labels, over all inputs and of each label, and what was confused:
+    ``confusion`` has a row for each label that is right and a column for each that was said.
+    ``answers``: the places of what was said in ``labels``. ``noun``: what the inputs are, in the
+    plural."""
+    places = {label: i for i, label in enumerate(labels)}
+    confusion = torch.zeros(len(places), len(places), dtype=torch.long)
+    for label, place in zip(right_labels, answers, strict=True):
+        confusion[places[label], place] += 1
+    right, count = confusion.diagonal(), confusion.sum(1)
+    return {
+        "accuracy": float(right.sum() / count.sum()),
+        noun: int(count.sum()),
+        "accuracy_by_label": {
+            label: float(right[i] / count[i]) for i, label in enumerate(labels) if count[i]
+        },
+        "labels": list(labels),
+        "confusion": confusion.tolist(),
+    }
 
 
 def finite(probabilities: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """``Use``: how a model is asked, whatever it answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, final
 
@@ -24,11 +24,23 @@ class Use(ABC):
     """What may be chosen of how it answers -> what it is by itself."""
     example: ClassVar[str]
     """An input as an object, in JSON, for messages."""
+    file_keys: ClassVar[tuple[str, ...]] = ()
+    """Under what an object names a file, the first that is there counting: an input that is a text
+    is then the name of one too. Empty: an input is no file."""
 
     @abstractmethod
     def question(self, item: str | Mapping[str, Any]) -> Any:
         """An input, a text or an object, as ``answers`` takes it; ``Unusable`` says why it cannot
         be used."""
+
+    def questions(self, items: Sequence[str | Mapping[str, Any]]) -> Iterator[Any]:
+        """Of each input the question, or the ``Unusable`` that says why there is none, in their
+        order."""
+        for item in items:
+            try:
+                yield self.question(item)
+            except Unusable as error:
+                yield error
 
     @abstractmethod
     def answers(self, questions: Sequence[Any], options: Mapping[str, Any]) -> list[list[Answer]]:
@@ -63,12 +75,12 @@ class Use(ABC):
         them."""
         questions: list[Any] = []
         results: list[list[Answer] | None] = []
-        for item in items:
-            try:
-                questions.append(self.question(item))
+        for item, question in zip(items, self.questions(items), strict=True):
+            if isinstance(question, Unusable):
+                results.append([{"input": item, "error": str(question)}])
+            else:
+                questions.append(question)
                 results.append(None)
-            except Unusable as error:
-                results.append([{"input": item, "error": str(error)}])
         answers = iter(self.answers(questions, options) if questions else [])
         return [next(answers) if result is None else result for result in results]
 
