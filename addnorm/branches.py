@@ -316,7 +316,7 @@ class MultiHead(nn.Module, ABC):
         if self.prefix is not None:
             # After position codes, cache and masks: tokens keep their numbers, and a window does
             # not hide the prefix.
-            batch, total = len(q), k.shape[-2]
+            batch, total = q.shape[0], k.shape[-2]
             if causal:
                 shape = (batch, self.n_heads, q.shape[-2], total)
                 mask, causal = visible(shape, q.device, None, None, causal=True), False

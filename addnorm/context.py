@@ -17,6 +17,10 @@ class Cache(Protocol):
         """Append k and v (B, heads, T, head_dim); return all there are, the new ones last. Where
         the length is a tensor, slots for tokens to come may follow."""
 
+    def lead(self, places: int) -> None:
+        """Said before the first ``update``: so many places of a model's own, an adapter's prompt,
+        come before the first token. ``length`` counts them, whoever fills the cache does not."""
+
     def memory(
         self, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:

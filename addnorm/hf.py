@@ -89,6 +89,11 @@ class AddnormForCausalLM(transformers.PreTrainedModel, GenerationMixin):  # type
 
     def __init__(self, config: AddnormConfig, gpt: GPT | None = None) -> None:
         super().__init__(config)
+        if gpt is not None and gpt.front:
+            raise ValueError(
+                "the model has a prompt in front of its text, which transformers would count as "
+                "tokens: write it with addnorm.adapt.save and load it with peft, on a GPT-2"
+            )
         if config._attn_implementation not in (None, "sdpa"):
             raise ValueError(
                 f"attn_implementation={config._attn_implementation!r}: addnorm has its own "
@@ -313,6 +318,12 @@ class _Cache:
                 "empty: leave cache_implementation out, or say 'dynamic'"
             )
         self.cache, self.layers = cache, layers
+
+    def lead(self, places: int) -> None:
+        """transformers takes every place in the cache for a token."""
+        raise NotImplementedError(
+            "a prompt in front of the tokens is for GPT.generate: transformers does not know of it"
+        )
 
     def length(self, key: Hashable) -> int:
         """How many tokens the cache holds for a sublayer."""

@@ -51,7 +51,7 @@ RUN = "model"
 PUBLISHED = ("gpt2", "bert", "marian", "whisper", "vit", "deit")
 """What a config.json of others says as model_type."""
 BASE, ADAPTER = "base", "adapter"
-"""Where a model and its adapter are that cannot be one, a prefix or a bottleneck."""
+"""Where a model and its adapter are that cannot be one: a prefix, a prompt or a bottleneck."""
 
 KINDS = (
     *(gpt.KIND, gpt_classifier.KIND, classifier.KIND, bert.KIND, seq2seq.KIND, recurrent.KIND),

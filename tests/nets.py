@@ -163,6 +163,9 @@ class GrowingCache:
         self._own: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self._memory: dict[Hashable, tuple[Tensor, Tensor]] = {}
 
+    def lead(self, places: int) -> None:
+        """Nothing is to be done: what is appended is counted."""
+
     def length(self, key: Hashable) -> int:
         """How many tokens this sublayer has seen."""
         return self._own[key][0].shape[-2] if key in self._own else 0

@@ -286,7 +286,7 @@ def _train(rng: random.Random) -> Base:
     words = {**TINY, **LANGUAGE, "steps": "4", "eval_every": "0", "cache": "cache"}
     pool, data = [o for o in every if not o.name.startswith("adapt.")], "text.txt"
     if dice < 0.6:
-        kind = rng.choice(("lora", "adalora", "prefix", "adapter", "none"))
+        kind = rng.choice(("lora", "adalora", "prefix", "prompt", "adapter", "none"))
         words = {k: v for k, v in words.items() if not k.startswith(("model.", "tokenizer"))}
         words |= {"init_from": "plain", "adapt.kind": kind}
         pool = [o for o in every if not o.name.startswith("model.")]

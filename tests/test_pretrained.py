@@ -88,6 +88,7 @@ KINDS = {
     "lora": {"rank": 2},
     "adalora": {"init_rank": 3, "target_rank": 2, "steps": 5},
     "prefix": {"length": 2},
+    "prompt": {"length": 2},
     "adapter": {"width": 2},
 }
 

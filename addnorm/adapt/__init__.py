@@ -7,19 +7,33 @@
 lora     W + scale * B A (Hu et al. 2021, arXiv 2106.09685)
 adalora  W + scale * B diag(E) A; less important triplets are pruned (Zhang et al. 2023, 2303.10512)
 prefix   learned keys and values that every query sees (Li & Liang 2021, 2101.00190)
+prompt   learned tokens in front of a GPT's text (Lester et al. 2021, 2104.08691)
 adapter  a bottleneck after each branch (Houlsby et al. 2019, 1902.00751)
 
 Every parameter of the model keeps its name and, to the last bit, its value: what a scheme does to
 its weights after each step is left out, since an optimizer moves none of them. docs/adapt.md.
 """
 
-from addnorm.adapt.model import Adapted, adapt, adapted, apply, folded, merge, state, unmerge
+from addnorm.adapt.model import (
+    Adapted,
+    WordReader,
+    adapt,
+    adapted,
+    apply,
+    folded,
+    merge,
+    state,
+    unmerge,
+    with_room,
+)
 from addnorm.adapt.peft_files import export, load, save, why_not_peft
-from addnorm.adapt.settings import Adapt
+from addnorm.adapt.settings import APART, Adapt
 
 __all__ = [
+    "APART",
     "Adapt",
     "Adapted",
+    "WordReader",
     "adapt",
     "adapted",
     "apply",
@@ -31,4 +45,5 @@ __all__ = [
     "state",
     "unmerge",
     "why_not_peft",
+    "with_room",
 ]

@@ -4,19 +4,28 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, final, get_args
+from typing import Any, Protocol, final, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from addnorm.adapt.adalora import AdaLoRA, Pruning
-from addnorm.adapt.parts import Bottleneck, LoRA, LowRank, Prefix
-from addnorm.adapt.settings import Adapt, AdapterKind
+from addnorm.adapt.parts import Bottleneck, LoRA, LowRank, Prefix, SoftPrompt
+from addnorm.adapt.settings import APART, Adapt, AdapterKind
 from addnorm.branches import MultiHead
 from addnorm.checks import check_known
-from addnorm.errors import Mendable
+from addnorm.errors import Mendable, value_in_short
+from addnorm.models.gpt import GPT
+from addnorm.models.gpt_config import GPTConfig
 from addnorm.positions import Learned
 from addnorm.stream import Stack, Sublayer
+
+
+class WordReader(Protocol):
+    """What makes ids of a prompt's first words: the model's own tokenizer."""
+
+    def encode(self, text: str) -> list[int]: ...
 
 
 @final
@@ -53,35 +62,72 @@ class Adapted:
         return f"{self.settings.kind}: {count:,} parameters in {len(self.parts)} modules train"
 
 
-def adapt(model: nn.Module, kind: str, **settings: Any) -> Adapted:
+def adapt(
+    model: nn.Module, kind: str, *, tokenizer: WordReader | None = None, **settings: Any
+) -> Adapted:
     """Give a model an adapter, in place, and freeze everything else.
 
-    The settings of each kind are those of ``Adapt``. Call ``model.after_step(step)`` after every
+    The settings of each kind are those of ``Adapt``. ``tokenizer`` is the model's, for the ``text``
+    of a prompt. Call ``model.after_step(step)`` after every
     optimizer step and before ``zero_grad``, as addnorm's trainer does: adalora prunes there. (A
     module of your own needs such a method, which calls its stacks'.)
     """
     check_known("kind", kind, get_args(AdapterKind)[1:])
     for name in settings:
         check_known("setting", name, [f.name for f in dataclasses.fields(Adapt)[1:]])
-    adapter = apply(Adapt(kind=kind, **settings), model)  # type: ignore[arg-type]
+    adapter = apply(Adapt(kind=kind, **settings), model, tokenizer)  # type: ignore[arg-type]
     assert adapter is not None
     return adapter
 
 
-def apply(settings: Adapt, model: nn.Module) -> Adapted | None:
+def apply(settings: Adapt, model: nn.Module, tokenizer: WordReader | None = None) -> Adapted | None:
     """Adapt the model in place; with kind none nothing happens, and None is returned. A
-    ``Mendable``, before anything has changed, where the model has no place for the adapter."""
+    ``Mendable``, before anything has changed, where the model has no place for the adapter, or a
+    prompt begins as a text and no ``tokenizer`` makes ids of it."""
     if settings.kind == "none":
         return None
     if settings.kind == "adalora" and settings.steps is None:
         raise Mendable(
             "steps must be set with adalora: the optimizer steps in which the ranks fall"
         )
-    if settings.kind in ("prefix", "adapter"):
-        return install(model, settings, {})
+    if settings.kind in APART:
+        ids = [] if settings.text is None else _words(settings, tokenizer)
+        adapter = install(model, settings, {})
+        if ids and isinstance(model, GPT) and isinstance(model.prompt, SoftPrompt):
+            model.prompt.begin(model.tokens.weight, torch.tensor(ids))
+        return adapter
     rank = settings.rank if settings.kind == "lora" else settings.init_rank
     updates = dict.fromkeys(targeted(model, settings), (rank, settings.scale))
     return install(model, settings, updates)
+
+
+def _words(settings: Adapt, tokenizer: WordReader | None) -> list[int]:
+    """The ids that a prompt begins as; a ``Mendable`` where they are none, or too many."""
+    if tokenizer is None:
+        raise Mendable("text needs the model's tokenizer, which makes tokens of it")
+    assert settings.text is not None
+    ids, short = tokenizer.encode(settings.text), value_in_short(settings.text)
+    if not ids:
+        raise Mendable(f"text={short} has no token")
+    if len(ids) > settings.length:
+        raise Mendable(
+            f"text={short} has {len(ids)} tokens, and length={settings.length}: give length "
+            f"{len(ids)} or more, or fewer words"
+        )
+    return ids
+
+
+def with_room(config: GPTConfig, settings: Adapt) -> GPTConfig:
+    """The config of a GPT with the context that an adapter leaves to the text: a prompt takes
+    ``length`` places of it. A ``Mendable`` where nothing is left."""
+    if settings.kind != "prompt":
+        return config
+    if settings.length >= config.context_length:
+        raise Mendable(
+            f"length={settings.length} leaves nothing of the context of {config.context_length} "
+            "tokens to the text: lower it"
+        )
+    return dataclasses.replace(config, context_length=config.context_length - settings.length)
 
 
 def adapted(model: nn.Module) -> Adapted | None:
@@ -92,9 +138,9 @@ def adapted(model: nn.Module) -> Adapted | None:
 
 def install(model: nn.Module, settings: Adapt, updates: Mapping[str, tuple[int, float]]) -> Adapted:
     """Freeze the model and put the parts in, in place: those of ``updates`` (name of a Linear ->
-    rank, scale), or, where ``updates`` is empty, prefixes or bottlenecks. What was put in stands in
-    ``model.adapted`` too, as a plain attribute, where ``adapted`` looks. A ``Mendable``, before
-    anything has changed, where the model has an adapter already or no place for one."""
+    rank, scale), or, where ``updates`` is empty, prefixes, a prompt or bottlenecks. What was put in
+    stands in ``model.adapted`` too, as a plain attribute, where ``adapted`` looks. A ``Mendable``,
+    before anything has changed, where the model has an adapter already or no place for one."""
     if (present := adapted(model)) is not None:
         raise Mendable(f"the model has an adapter already: {present}")
     subs = _sublayers(model)
@@ -111,6 +157,8 @@ def install(model: nn.Module, settings: Adapt, updates: Mapping[str, tuple[int, 
         raise Mendable(
             "positions='shifted' is for models with learned positions: leave them 'kept'"
         )
+    if settings.kind == "prompt":
+        return _prompted(model, settings)
     model.requires_grad_(False)
     parts: dict[str, nn.Module] = {}
     hooks: list[RemovableHandle] = []
@@ -136,6 +184,21 @@ def install(model: nn.Module, settings: Adapt, updates: Mapping[str, tuple[int, 
     adapter = vars(model)["adapted"] = Adapted(settings, parts, tuple(hooks))
     if settings.kind == "adalora":
         _stacks(model)[0].follow(Pruning(settings, tuple(adapter.adalora().values())))
+    return adapter
+
+
+def _prompted(model: nn.Module, settings: Adapt) -> Adapted:
+    """Put a prompt into a GPT, in place, and freeze the rest. From then on the context that its
+    config names is what is left to the text."""
+    if not isinstance(model, GPT):
+        raise Mendable(
+            f"a prompt stands in front of the tokens of a GPT, and this is a {type(model).__name__}"
+        )
+    config = with_room(model.config, settings)
+    model.requires_grad_(False)
+    part = SoftPrompt(settings.length, model.tokens.weight[: config.vocab_size])
+    model.prompt, model.front, model.config = part.train(model.training), settings.length, config
+    adapter = vars(model)["adapted"] = Adapted(settings, {"prompt": part})
     return adapter
 
 

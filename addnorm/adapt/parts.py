@@ -136,7 +136,34 @@ class Prefix(nn.Module):
 
     def _before(self, table: Tensor, t: Tensor) -> Tensor:
         own = table.to(t.dtype).unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        return torch.cat((own.expand(len(t), -1, -1, -1), t), -2)
+        return torch.cat((own.expand(t.shape[0], -1, -1, -1), t), -2)
+
+
+@final
+class SoftPrompt(nn.Module):
+    """Soft tokens in front of the embeddings of a text.
+
+    ``length``: how many there are. ``tokens``: the embeddings (V, dim) of the model's own tokens,
+    of which ``length`` drawn at random are what they begin as: what the paper calls sampled
+    vocabulary, though its are of the 5,000 most common.
+    """
+
+    def __init__(self, length: int, tokens: Tensor) -> None:
+        super().__init__()
+        options: Any = {"dtype": tokens.dtype, "device": tokens.device}
+        self.table = nn.Embedding(length, tokens.shape[1], **options)
+        self.begin(tokens, torch.randint(len(tokens), (length,), device=tokens.device))
+
+    @torch.no_grad()
+    def begin(self, tokens: Tensor, ids: Tensor) -> None:
+        """As the ``tokens`` with these ``ids``, over again as often as there is room."""
+        places = torch.arange(len(self.table.weight), device=tokens.device) % len(ids)
+        self.table.weight.copy_(tokens[ids.to(tokens.device)[places]])
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, T, dim) -> (B, length + T, dim)."""
+        own = self.table.weight.to(h.dtype)
+        return torch.cat((own.expand(h.shape[0], -1, -1), h), 1)
 
 
 @final

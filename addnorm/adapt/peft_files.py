@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from addnorm import disk, reading
 from addnorm.adapt.model import Adapted, folded, install, linears, required, state
-from addnorm.adapt.parts import Prefix
+from addnorm.adapt.parts import Prefix, SoftPrompt
 from addnorm.adapt.settings import Adapt
 from addnorm.checks import MOST, check_whole, is_number
 from addnorm.errors import Mendable, value_in_short
@@ -36,9 +36,12 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OURS = "addnorm"  # in the metadata of the file: settings, and the rank and scale of each update
 PEFT_WRAPPERS = {"base_model", "model", "transformer", "gpt"}
 """What peft, transformers and addnorm.hf put before the names of modules."""
-TYPES = {"lora": "LORA", "adalora": "ADALORA", "prefix": "PREFIX_TUNING"}
+TYPES = {
+    **{"lora": "LORA", "adalora": "ADALORA"},
+    **{"prefix": "PREFIX_TUNING", "prompt": "PROMPT_TUNING"},
+}
 """Our kind -> what peft calls it; it has none for ours."""
-PROMPT = "prompt_embeddings"  # peft's name for the one tensor of a prefix
+PROMPT = "prompt_embeddings"  # peft's name for the one tensor of a prefix, and of a prompt
 PEFT_EPS = 1e-5  # peft divides adalora's updates by init_r + PEFT_EPS
 
 # --- writing --------------------------------------------------------------------------------------
@@ -51,9 +54,9 @@ def why_not_peft(model: nn.Module) -> list[str]:
         return [f"the model is a {type(model).__name__}, and peft knows GPT-2 and addnorm.hf's GPT"]
     if settings.kind == "adapter":
         return ["peft has no bottleneck adapters"]
-    if settings.kind == "prefix":
+    if settings.kind in ("prefix", "prompt"):
         reasons = config_json.why_not_gpt2(model.config)
-        if settings.positions == "kept":
+        if settings.kind == "prefix" and settings.positions == "kept":
             reasons.append("positions are 'kept', and in peft a prefix shifts them")
         return reasons
     return []
@@ -80,7 +83,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, format: str | None
         tensors, ranks = state(model), {name: len(part.lora_A) for name, part in updates.items()}
     else:
         assert isinstance(model, GPT)
-        tensors, card = (_prompt if adapter.settings.kind == "prefix" else _stacked)(model, adapter)
+        writer = {"prefix": _prefix, "prompt": _prompt}.get(adapter.settings.kind, _stacked)
+        tensors, card = writer(model, adapter)
     record = {
         "settings": dataclasses.asdict(adapter.settings),
         "updates": {name: [rank, updates[name].scale] for name, rank in ranks.items()},
@@ -101,8 +105,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, format: str | None
 
 def export(model: GPT, folder: str | os.PathLike[str], *, tokenizer: Any = None) -> None:
     """Write an adapted model whole: FOLDER/adapter, and beside it what ``GPT.from_pretrained``
-    reads: in FOLDER the model with the updates in its weights, or, since a prefix and a bottleneck
-    are not updates, in FOLDER/base the model without them."""
+    reads: in FOLDER the model with the updates in its weights, or, since a prefix, a prompt and a
+    bottleneck are not updates, in FOLDER/base the model without them."""
     folder = Path(folder)
     adapter = required(model)
     save(model, folder / "adapter")
@@ -112,7 +116,8 @@ def export(model: GPT, folder: str | os.PathLike[str], *, tokenizer: Any = None)
         plain.save_pretrained(folder, tokenizer=tokenizer)
         return
     with torch.device("meta"):  # no random number may be drawn in the middle of a training
-        base = GPT(model.config)
+        context = model.config.context_length + model.front
+        base = GPT(dataclasses.replace(model.config, context_length=context))
     own = state(model)
     base.load_state_dict({n: t for n, t in model.state_dict().items() if n not in own}, assign=True)
     base.tokenizer_identity = model.tokenizer_identity
@@ -200,25 +205,37 @@ def _stacked(model: GPT, adapter: Adapted) -> tuple[dict[str, Tensor], dict[str,
     }
 
 
-def _prompt(model: GPT, adapter: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _prefix(model: GPT, adapter: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, adapter_config.json) of a prefix as peft has it: in one table the key and value of
     the first layer, of the second, ..., in a row."""
-    c = model.config
     tables = [
         table.weight
         for part in adapter.parts.values()
         if isinstance(part, Prefix)
         for table in (part.keys, part.values)
     ]
-    return {PROMPT: torch.cat(tables, 1)}, _common(
-        "prefix",
-        num_virtual_tokens=adapter.settings.length,
-        token_dim=c.dim,
+    more = {"encoder_hidden_size": model.config.dim, "prefix_projection": False}
+    return {PROMPT: torch.cat(tables, 1)}, _in_front(model, adapter.settings) | more
+
+
+def _prompt(model: GPT, adapter: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, adapter_config.json) of a prompt as peft has it."""
+    part = adapter.parts["prompt"]
+    assert isinstance(part, SoftPrompt)
+    card = _in_front(model, adapter.settings) | {"prompt_tuning_init": "RANDOM"}
+    return {PROMPT: part.table.weight}, card
+
+
+def _in_front(model: GPT, settings: Adapt) -> dict[str, Any]:
+    """The adapter_config.json of what stands in front of the text: peft's settings that a prefix
+    and a prompt have in common."""
+    return _common(
+        settings.kind,
+        num_virtual_tokens=settings.length,
+        token_dim=model.config.dim,
         num_transformer_submodules=1,
-        num_attention_heads=c.n_heads,
-        num_layers=c.n_layers,
-        encoder_hidden_size=c.dim,
-        prefix_projection=False,
+        num_attention_heads=model.config.n_heads,
+        num_layers=model.config.n_layers,
     )
 
 
@@ -238,6 +255,9 @@ def load(model: nn.Module, folder: str | os.PathLike[str]) -> Adapted:
         elif card.get("peft_type") == TYPES["prefix"]:
             settings = _settings(record, _of_prefix(card))
             values = _prompts(model, tensors)
+        elif card.get("peft_type") == TYPES["prompt"]:
+            settings = _settings(record, _of_prompt(card))
+            values = _soft_tokens(model, tensors)
         else:
             if not isinstance(model, GPT):
                 raise WeightsError(f"peft's format is for a GPT, not a {type(model).__name__}")
@@ -467,6 +487,21 @@ def _of_prefix(card: Mapping[str, Any]) -> dict[str, Any]:
         "length": _setting(card, "num_virtual_tokens"),
         "positions": "shifted",
     }
+
+
+def _of_prompt(card: Mapping[str, Any]) -> dict[str, Any]:
+    """peft's settings of a prompt as ours. What it began as does not matter any more."""
+    return {"kind": "prompt", "length": _setting(card, "num_virtual_tokens")}
+
+
+def _soft_tokens(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our name -> the one table of peft's; a ``WeightsError`` where the model has no place for
+    it, or there is another tensor."""
+    if not isinstance(model, GPT) or config_json.why_not_gpt2(model.config):
+        raise WeightsError("a prompt of peft's is for GPT-2 only")
+    if tensors.keys() != {PROMPT}:
+        raise WeightsError(f"there is {', '.join(sorted(tensors))}, expected {PROMPT} alone")
+    return {"prompt.table.weight": tensors[PROMPT]}
 
 
 def _prompts(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

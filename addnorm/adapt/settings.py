@@ -7,7 +7,9 @@ from typing import Any, Literal, final, get_args
 from addnorm.checks import check_known, check_whole, is_number
 from addnorm.errors import Mendable, value_in_short
 
-AdapterKind = Literal["none", "lora", "adalora", "prefix", "adapter"]
+AdapterKind = Literal["none", "lora", "adalora", "prefix", "prompt", "adapter"]
+APART = ("prefix", "prompt", "adapter")
+"""The kinds that are no update of the model's weights, and stay beside it."""
 
 
 def _for(default: Any, *kinds: str) -> Any:
@@ -21,7 +23,7 @@ class Adapt:
     """What is trained beside the frozen model."""
 
     kind: AdapterKind = "none"
-    """lora, adalora, prefix, adapter; none: the whole model is trained."""
+    """lora, adalora, prefix, prompt, adapter; none: the whole model is trained."""
     targets: tuple[str, ...] = _for(("q", "v"), "lora", "adalora")
     """Which matrices of the branches get low-rank updates: q, k, v, out, up, down, gate."""
     rank: int = _for(8, "lora")
@@ -44,10 +46,14 @@ class Adapt:
     """Steps from one pruning to the next."""
     orthogonality: float = _for(0.1, "adalora")
     """Times |A A' - 1|^2 + |B' B - 1|^2, which is added to the mean loss."""
-    length: int = _for(16, "prefix")
-    """Keys and values in front of every attention's own."""
+    length: int = _for(16, "prefix", "prompt")
+    """Keys and values in front of every attention's own (prefix), or soft tokens in front of the
+    text, which take as many places of the context (prompt)."""
     positions: Literal["kept", "shifted"] = _for("kept", "prefix")
     """Whether tokens keep their positions, or begin at length as in peft."""
+    text: str | None = _for(None, "prompt")
+    """What the soft tokens begin as: the tokens of a text, again and again up to length; none:
+    tokens of the vocabulary at random."""
     width: int = _for(64, "adapter")
     """The width of the bottleneck."""
 
@@ -65,6 +71,8 @@ class Adapt:
             if f.type is float and not is_number(value):
                 raise Mendable(f"{f.name} must be a number, got {value_in_short(value)}")
         check_known("positions", self.positions, ("kept", "shifted"))
+        if self.text is not None and not (isinstance(self.text, str) and self.text):
+            raise Mendable(f"text must be words, got {value_in_short(self.text)}")
         names = self.targets if isinstance(self.targets, tuple) else ()
         if not names or not all(isinstance(name, str) for name in names):
             short = value_in_short(self.targets)

@@ -40,8 +40,8 @@ class Options:
     """What to learn from: a text file, a folder, a .jsonl file, hf:NAME, or stdlib; with another
     recipe what that one reads, such as a .csv of texts and labels (docs/uses.md)."""
     adapt: Annotated[
-        Literal["lora", "adalora", "prefix", "adapter"] | None,
-        optional("{lora,adalora,prefix,adapter}"),
+        Literal["lora", "adalora", "prefix", "prompt", "adapter"] | None,
+        optional("{lora,adalora,prefix,prompt,adapter}"),
     ] = None
     """Train only an adapter, beside the frozen weights of init_from."""
     recipe: Annotated[str | None, optional("RECIPE")] = None

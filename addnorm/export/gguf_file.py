@@ -82,6 +82,8 @@ def to_gguf(
     gguf = needs("gguf", "addnorm export gguf")
     path = file_path(Path(path), ".gguf", begins=b"GGUF")
     reasons = why_not_gguf(model.config)
+    if model.front:
+        reasons.append("it has a prompt in front of its text")
     if reasons:
         raise ExportError(f"llama.cpp's gpt2 cannot be this model: {'; '.join(reasons)}")
     vocabulary = None if tokenizer is None else _Vocabulary(tokenizer, model.config.vocab_size)

@@ -53,6 +53,11 @@ def gpt_to_onnx(
     token; ``with_cache`` also ``past.i.key`` and ``past.i.value`` (B, heads, P, width) of the i-th
     attention. Outputs are ``logits`` (B, T, vocab_size) and ``present.i.key``, ``present.i.value``.
     """
+    if with_cache and model.front:
+        raise ExportError(
+            "a past holds tokens, and this model has a prompt in front of them: leave out "
+            "with_cache, and the prompt is part of the graph"
+        )
     needs_runtime()
     path = graph_path(Path(path))
     ours = measured_copy(model)

@@ -29,6 +29,9 @@ class _PastCache:
         self.present: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self.filled = torch.scalar_tensor(past[0][0].shape[2], dtype=torch.long)
 
+    def lead(self, places: int) -> None:
+        raise NotImplementedError("a past holds tokens only")
+
     def length(self, key: Hashable) -> Tensor:
         return self.filled
 

@@ -359,6 +359,11 @@ def save(
 def plain_tensors(model: GPT) -> dict[str, Tensor]:
     """The model's tensors by their names without wrappers; a ``WeightsError`` where they are not
     what its config says, as with an adapter in it."""
+    if model.front:
+        raise WeightsError(
+            "the model has a prompt in front of its text, which is no part of its weights: "
+            "addnorm.save writes it beside the model, and an export to ONNX into the graph"
+        )
     tensors, shapes = _own(model), _empty(model.config)[1]
     odd = [
         n for n in tensors.keys() | shapes if n not in tensors or tensors[n].shape != shapes.get(n)

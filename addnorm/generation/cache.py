@@ -31,9 +31,10 @@ class StaticCache:
         self.limit = limit
         self.filled = 0
         self.capacity = 0
+        self.front = 0  # slots before those of the tokens, which are not counted by the caller
         self.traced = False  # whether a compiler has seen it: shapes should then stay what they are
         self._fresh = True  # no forward is done yet
-        self._slot: Tensor | None = None  # `filled`, for a compiler
+        self._slot: Tensor | None = None  # the slots in use, for a compiler
         self._own: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self._memory: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self._states: dict[Hashable, tuple[Tensor, ...]] = {}
@@ -65,7 +66,7 @@ class StaticCache:
         if self._slot is None:
             device = next(iter((self._own | self._states).values()))[0].device
             self._slot = torch.zeros((), dtype=torch.long, device=device)
-        self._slot.fill_(self.filled)
+        self._slot.fill_(self.front + self.filled)
 
     def keep(self, rows: Tensor, *, same_memory: bool = False) -> None:
         """Only these rows of the batch, in this order, some perhaps several times.
@@ -80,14 +81,18 @@ class StaticCache:
 
     # --- for attention ----------------------------------------------------------------------------
 
+    def lead(self, places: int) -> None:
+        """Of the slots, so many are in front of those for tokens: ``limit`` does not count them."""
+        self.front = places
+
     def length(self, key: Hashable) -> int | Tensor:
-        """How many tokens are there; a tensor under a compiler."""
+        """How many slots are in use, those in front included; a tensor under a compiler."""
         if self._fresh:
             return 0
         if torch.compiler.is_compiling():
             assert self._slot is not None
             return self._slot
-        return self.filled
+        return self.front + self.filled
 
     def update(self, key: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append (B, Hkv, T, D) and return all; under a compiler with the slots not yet filled.
@@ -107,9 +112,10 @@ class StaticCache:
             keys.index_copy_(2, slots, k)
             values.index_copy_(2, slots, v)
             return keys, values
-        end = self.filled + k.shape[-2]
-        keys[:, :, self.filled : end] = k
-        values[:, :, self.filled : end] = v
+        first = self.front + self.filled
+        end = first + k.shape[-2]
+        keys[:, :, first:end] = k
+        values[:, :, first:end] = v
         return keys[:, :, :end], values[:, :, :end]
 
     def memory(
@@ -134,8 +140,9 @@ class StaticCache:
     # --- buffers ----------------------------------------------------------------------------------
 
     def _widened(self, t: Tensor) -> Tensor:
-        """A tensor (B, Hkv, S, D) at the beginning of a buffer of ``capacity`` slots. The others
-        are 0: attention multiplies what is masked by 0, which must not give NaN."""
-        wide = t.new_zeros(*t.shape[:2], self.capacity, t.shape[-1])
+        """A tensor (B, Hkv, S, D) at the beginning of a buffer of ``capacity`` slots and those in
+        front. The others are 0: attention multiplies what is masked by 0, which must not give
+        NaN."""
+        wide = t.new_zeros(*t.shape[:2], self.front + self.capacity, t.shape[-1])
         wide[:, :, : t.shape[-2]] = t
         return wide

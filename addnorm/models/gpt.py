@@ -74,6 +74,10 @@ class GPT(nn.Module):
             norm=c.norm_rule(c.norm),
         )
         self.head = None if c.tied else nn.Linear(c.dim, c.padded_vocab_size, bias=False)
+        self.prompt: nn.Module | None = None
+        """An adapter's: (B, T, D), the embeddings of a text -> the same with ``front`` more before
+        it. They take places as tokens do; ``config.context_length`` is without them."""
+        self.front = 0
         self.tokenizer_identity: str | None = None  # of the tokenizer it was saved with
         self.reset_parameters()
 
@@ -163,22 +167,37 @@ class GPT(nn.Module):
     ) -> Tensor:
         """(B, T) -> (B, T, dim): what the head reads. The arguments are those of ``forward``, and
         are checked here."""
-        past = 0 if cache is None else cache.length(0)
-        self._check(ids, past)
+        past = 0 if cache is None else cache.length(0)  # with what is in front of the text
+        begins = not isinstance(past, Tensor) and past == 0
+        self._check(ids, past if begins else past - self.front)
         if valid is not None and valid.dtype != torch.bool:  # positions are counted by it
             raise TypeError(f"valid must be boolean, True = real token, got {valid.dtype}")
         h = self.tokens(ids)  # (B, T, D)
+        order = None
+        if self.front and valid is not None:
+            order = _behind_padding(valid, self.front)
+            valid = F.pad(valid, (self.front, 0), value=True).gather(1, order)
+        if begins and self.prompt is not None:
+            h = self.prompt(h)  # (B, front + T, D)
+            if order is not None:
+                order = order[:, : h.shape[1], None].clamp(max=h.shape[1] - 1)
+                h = h.gather(1, order.expand_as(h))
+            if cache is not None:
+                cache.lead(self.front)
         if self.positions is not None:
-            place = _places(ids, valid, past)
+            place = _places(h, valid, past)
             if isinstance(self.positions, Sinusoidal):
                 # Vaswani et al. 2017: tokens are scaled up to the size of the code
                 h = h * self.config.dim**0.5 + self.positions(place).to(h.dtype)
             else:
                 h = h + self.positions(place)
         h = F.dropout(h, self.config.dropout, self.training)
-        attend = None if documents is None else documents[:, :, None] == documents[:, None, :]
+        attend = None
+        if documents is not None:  # of which each sees what is in front
+            alike = documents[:, :, None] == documents[:, None, :]
+            attend = F.pad(alike, (self.front, 0, self.front, 0), value=True)
         states: Tensor = self.stack(h, Context(valid=valid, attend=attend, cache=cache))
-        return states
+        return states[:, h.shape[1] - ids.shape[1] :]
 
     def generate(
         self,
@@ -231,9 +250,10 @@ class GPT(nn.Module):
         if not isinstance(past, Tensor) and c.position == "learned":  # a tensor: while compiling
             length = past + ids.shape[1]
             if length > c.context_length:
+                prompt = f", which a prompt of {self.front} leaves" if self.front else ""
                 raise Mendable(
                     f"a sequence of {length} tokens is longer than the context of "
-                    f"{c.context_length}"
+                    f"{c.context_length}{prompt}"
                 )
 
 
@@ -249,7 +269,19 @@ def _attention_position(c: GPTConfig) -> AttentionPosition | None:
     return ALiBi(c.n_heads) if c.position == "alibi" else None
 
 
-def _places(ids: Tensor, valid: Tensor | None, past: int | Tensor) -> Tensor:
-    """The number of each new token among the real ones of its row: (T,) or (B, T)."""
-    slots = past + torch.arange(ids.shape[1], device=ids.device)
+def _behind_padding(valid: Tensor, front: int) -> Tensor:
+    """Which of the places (B, front + S), what is in front and then those of ``valid`` (B, S),
+    comes at each place, so that the padding before a row's first token is before what is in front:
+    the two stand side by side, as in a row without padding. A row's first token has to be among
+    those of the first call."""
+    place = torch.arange(front + valid.shape[1], device=valid.device)
+    padding = (valid.cumsum(1) == 0).sum(1, keepdim=True)  # (B, 1)
+    rest = torch.where(place < padding + front, place - padding, place)
+    return torch.where(place < padding, place + front, rest)
+
+
+def _places(h: Tensor, valid: Tensor | None, past: int | Tensor) -> Tensor:
+    """The number of each new place of h (B, T, D) among the real ones of its row: (T,) or (B, T);
+    ``past`` of them are before."""
+    slots = past + torch.arange(h.shape[1], device=h.device)
     return slots if valid is None else (valid.cumsum(1) - 1).clamp(min=0).index_select(1, slots)

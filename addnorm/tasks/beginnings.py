@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from addnorm import schemes
-from addnorm.adapt import Adapt, apply, export
+from addnorm.adapt import APART, Adapt, WordReader, apply, export, with_room
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable
 from addnorm.files import config_json, folders
@@ -88,7 +88,7 @@ def with_clock(settings: Settings, adapt: Adapt, loop: LoopSettings) -> Settings
 
 def owns_its_weights(then: Mapping[str, Any]) -> bool:
     """Whether what a run with the settings ``then`` trained is part of the model's own weights."""
-    return then.get("adapt.kind") not in ("prefix", "adapter")
+    return then.get("adapt.kind") not in APART
 
 
 # --- a model that is there ------------------------------------------------------------------------
@@ -172,13 +172,22 @@ def check_adapter(adapt: Adapt, init_from: str | None) -> None:
         )
 
 
-def put_adapter(adapt: Adapt, model: nn.Module) -> None:
+def put_adapter(adapt: Adapt, model: nn.Module, tokenizer: WordReader | None = None) -> None:
     """Adapt the model in place, unless ``adapt.kind`` is none; a ``SettingsError`` says what is
-    wrong with the settings."""
+    wrong with the settings. ``tokenizer``: the model's, for a prompt that begins as a text."""
     try:
-        apply(adapt, model)
+        apply(adapt, model, tokenizer)
     except Mendable as error:
         raise SettingsError(f"adapt: {error}") from None
+
+
+def config_beside(adapt: Adapt, config: GPTConfig) -> GPTConfig:
+    """``config`` with the context that the adapter leaves to a text; a ``SettingsError`` where that
+    is nothing."""
+    try:
+        return with_room(config, adapt)
+    except Mendable as error:
+        raise SettingsError(f"adapt.{error}") from None
 
 
 def save_model(model: nn.Module, adapt: Adapt, folder: Path, tokenizer: SavedTokenizer) -> None:

@@ -46,6 +46,7 @@ from addnorm.tasks.beginnings import (
     OF_GPT,
     check_adapter,
     compare,
+    config_beside,
     opened_model,
     owns_its_weights,
     put_adapter,
@@ -260,9 +261,9 @@ class Start(NamedTuple):
 class ChatTask(Task):
     """The next token of answers; the rest of a conversation is read only.
 
-    ``settings``: those of the training. ``config``: the model's. ``chat``: what makes ids of
-    conversations. ``splits``: train and val. ``start``: what the training begins with. A
-    ``DataError`` where the context has no room for a conversation.
+    ``settings``: those of the training. ``config``: that of the model without its adapter.
+    ``chat``: what makes ids of conversations. ``splits``: train and val. ``start``: what the
+    training begins with. A ``DataError`` where the context has no room for a conversation.
     """
 
     best = Best("val_loss", "min")
@@ -283,7 +284,8 @@ class ChatTask(Task):
         splits: Mapping[str, Sequence[Dialogue]],
         start: Start,
     ) -> None:
-        self.settings, self.config, self.chat, self.start = settings, config, chat, start
+        self.settings, self.base, self.chat, self.start = settings, config, chat, start
+        config = self.config = config_beside(settings.adapt, config)
         self.dialogues = splits
         self._pictures: list[Picture] = []
         try:
@@ -315,19 +317,19 @@ class ChatTask(Task):
     def _empty(self, layers: int) -> GPT:
         """The model without memory, with so many layers."""
         with torch.device("meta"):
-            model = GPT(replace(self.config, n_layers=layers))
-            put_adapter(self.settings.adapt, model)
+            model = GPT(replace(self.base, n_layers=layers))
+            put_adapter(self.settings.adapt, model, self.chat)
         return model
 
     def model(self) -> GPT:
         """New, or what ``init_from`` names, with rows for the marks where it had none."""
         if self.settings.init_from is None:
-            model = GPT(self.config)
+            model = GPT(self.base)
         else:
             model = GPT.from_pretrained(self.settings.init_from, dropout=self.settings.dropout)
             if self.start.tokens < self.chat.vocab_size:
-                model = with_more_tokens(model, self.config, self.start.tokens)
-            put_adapter(self.settings.adapt, model)
+                model = with_more_tokens(model, self.base, self.start.tokens)
+            put_adapter(self.settings.adapt, model, self.chat)
         model.tokenizer_identity = self.chat.identity
         return model
 

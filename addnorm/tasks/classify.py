@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from addnorm.adapt import Adapt
+from addnorm.adapt import APART, Adapt
 from addnorm.data.labelled import FORMATS
 from addnorm.data.rows import WINDOWS, padded, part_of, thinned
 from addnorm.data.sources import DataError, Texts
@@ -102,7 +102,7 @@ class ClassifySettings(TaskSettings):
     )
     adapt: Adapt = field(
         default_factory=Adapt,
-        metadata={**OF_ADAPTER, HIDDEN: ("length", "positions", "width")},
+        metadata={**OF_ADAPTER, HIDDEN: ("length", "positions", "text", "width")},
     )
     """What is trained, beside the head, instead of all of the model of init_from: lora, adalora."""
 
@@ -111,7 +111,7 @@ class ClassifySettings(TaskSettings):
         check(self.tokenizer, self.val_fraction, self.dropout)
         check_rows(self)
         check_adapter(self.adapt, self.init_from)
-        if self.adapt.kind in ("prefix", "adapter"):
+        if self.adapt.kind in APART:
             raise SettingsError(
                 f"adapt.kind={self.adapt.kind} is for language models: a classifier is adapted by "
                 "lora or adalora"

@@ -116,7 +116,7 @@ class LanguageSettings(LanguageModelSettings):
         data = self.prepared(source, tokenizer)
         if self.init_from is None:
             config = replace(config, vocab_size=tokenizer.vocab_size)
-        writer = GPTWriter(config, self.adapt, self.init_from, start)
+        writer = GPTWriter(config, self.adapt, self.init_from, start, tokenizer)
         return LanguageTask(self, writer, tokenizer, data)
 
 

@@ -14,7 +14,7 @@ from addnorm.files import recurrent
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.models.recurrent import RecurrentConfig, RecurrentLM
-from addnorm.tasks.beginnings import put_adapter, save_model
+from addnorm.tasks.beginnings import config_beside, put_adapter, save_model
 from addnorm.training.memory import counted
 
 
@@ -71,8 +71,9 @@ class Writer(ABC):
 class GPTWriter(Writer):
     """A ``GPT``.
 
-    ``config``: its choices. ``adapt``: what is trained beside it, if anything. ``init_from``: where
-    it begins; None: it is new. ``start``: a hash of the weights there; None: it is new.
+    ``config``: its choices; an adapter may leave less of the context. ``adapt``: what is trained
+    beside it, if anything. ``init_from``: where it begins; None: it is new. ``start``: a hash of
+    the weights there; None: it is new. ``tokenizer``: its own, for a prompt that begins as a text.
     """
 
     kind = GPT
@@ -83,22 +84,24 @@ class GPTWriter(Writer):
         adapt: Adapt,
         init_from: str | None = None,
         start: str | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
-        self.config, self.adapt, self.init_from, self.start = config, adapt, init_from, start
+        self.base, self.config = config, config_beside(adapt, config)
+        self.adapt, self.init_from, self.start, self.tokenizer = adapt, init_from, start, tokenizer
 
     def model(self) -> GPT:
         """A new model, or the one that ``init_from`` names."""
         if self.init_from is None:
             return GPT(self.config)
         model = GPT.from_pretrained(self.init_from, dropout=self.config.dropout)
-        put_adapter(self.adapt, model)
+        put_adapter(self.adapt, model, self.tokenizer)
         return model
 
     def empty(self, layers: int) -> GPT:
         """With the adapter."""
         with torch.device("meta"):
-            model = GPT(replace(self.config, n_layers=layers))
-            put_adapter(self.adapt, model)
+            model = GPT(replace(self.base, n_layers=layers))
+            put_adapter(self.adapt, model, self.tokenizer)
         return model
 
     def save(self, model: nn.Module, folder: Path, tokenizer: Tokenizer) -> None:

@@ -35,7 +35,12 @@ from addnorm.adapt import (
 from addnorm.adapt.adalora import AdaLoRA
 from addnorm.adapt.parts import LoRA
 from addnorm.context import Here
+from addnorm.export import ExportError, to_gguf, to_onnx
 from addnorm.files.folders import WeightsError
+from addnorm.generation.beyond_context import window_start
+from addnorm.generation.choices import ScoredRow, score_rows
+from addnorm.generation.decode import generate_ids
+from addnorm.generation.likelihood import token_logprobs
 from addnorm.models.transformer import EncoderDecoder
 from addnorm.settings import SettingsError
 from addnorm.tasks.language import LanguageSettings
@@ -48,6 +53,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 3, "targets": EVERY},
     "adalora": {"init_rank": 4, "target_rank": 2, "steps": 12, "targets": EVERY},
     "prefix": {"length": 5},
+    "prompt": {"length": 5},
     "adapter": {"width": 6},
 }
 FOLDED = ("lora", "adalora")
@@ -126,24 +132,25 @@ def steps(model: nn.Module, count: int, lr: float = 1e-2) -> list[float]:
 
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_at_first_only_a_prefix_changes_anything(kind: str, design: str) -> None:
+def test_at_first_only_what_is_in_front_changes_anything(kind: str, design: str) -> None:
     model = gpt(**DESIGNS[design])
     before = model(ids())
     targets = {"targets": ("q", "gate")} if kind in FOLDED and design == "llama" else {}
     adapter = adapt(model, kind, **{**KINDS[kind], **targets})
     after = model(ids())
-    if kind == "prefix":
+    if kind in ("prefix", "prompt"):
         assert (after - before).abs().max() > 1e-4 * before.abs().max()
     else:
         assert torch.equal(after, before)
     assert adapted(model) is adapter
-    per_block = {"lora": 6, "adalora": 6, "prefix": 1, "adapter": 2}[kind]
+    per_block = {"lora": 6, "adalora": 6, "prefix": 1, "prompt": 0.5, "adapter": 2}[kind]
     assert len(adapter.parts) == 2 * (2 if targets else per_block)
 
 
 def test_how_many_parameters() -> None:
     """By hand: rank * (in + out) for each update; keys and values; two matrices and two biases."""
     counts = {"lora": 2 * 3 * (4 * 48 + 2 * 120), "prefix": 2 * 2 * 5 * 24}
+    counts["prompt"] = 5 * 24
     counts["adapter"] = 4 * (2 * 24 * 6 + 6 + 24)
     counts["adalora"] = 2 * 4 * (4 * 48 + 2 * 120 + 6)
     for kind, count in counts.items():
@@ -281,6 +288,120 @@ def test_a_cache_changes_nothing(kind: str, design: str) -> None:
         assert torch.equal(actual[row, 9:], x[0, -12:])
 
 
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope", "alibi", "none"])
+def test_a_prompt_by_the_equation(position: str) -> None:
+    """The embeddings of as many more tokens, which have the first positions."""
+    plain = gpt(position=position).double()
+    model = copy.deepcopy(plain)
+    adapter = adapt(model, "prompt", length=4)
+    shake(adapter.parameters())
+    assert model.config.context_length == 28
+    h = torch.cat((model.prompt.table.weight.expand(2, -1, -1), plain.tokens(ids())), 1)
+    if position == "sinusoidal":
+        h = h * 24**0.5
+    if plain.positions is not None:
+        h = h + plain.positions(torch.arange(13))
+    want = plain.logits(plain.stack(h))[:, 4:]
+    # the same sums in float64
+    torch.testing.assert_close(model(ids()), want, rtol=0, atol=1e-13)
+    padded = torch.stack((F.pad(ids()[0], (3, 2)), F.pad(ids()[1], (1, 4))))
+    valid = torch.stack([F.pad(torch.ones(9, dtype=torch.bool), p) for p in ((3, 2), (1, 4))])
+    actual = model(padded, valid)[valid].view_as(want)
+    torch.testing.assert_close(actual, want, rtol=0, atol=1e-12)
+
+
+def test_each_document_sees_the_prompt_and_no_other_document() -> None:
+    model = gpt(position="none").double()
+    shake(adapt(model, "prompt", length=3).parameters())
+    x, documents = ids(), torch.tensor([[0] * 4 + [1] * 5] * 2)
+    packed = model(x, documents=documents)
+    torch.testing.assert_close(packed[:, :4], model(x[:, :4]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(packed[:, 4:], model(x[:, 4:]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_behind_a_prompt_the_window_slides_in_what_it_leaves(position: str) -> None:
+    """Every token is chosen from what ``window_start`` leaves of a context of 7, and the prompt."""
+    model = gpt(position=position, context_length=12)
+    shake(adapt(model, "prompt", length=5).parameters())
+    actual = model.generate(ids(1, 4), 9, temperature=0)[0]
+    for n in range(4, 13):
+        window = actual[None, window_start(n, 7) : n]
+        with torch.no_grad():
+            assert int(model(window)[0, -1].argmax()) == actual[n]
+    if position == "learned":
+        with pytest.raises(ValueError, match="8 tokens is longer than the context of 7, which a p"):
+            model(ids(1, 8))
+        model(ids(1, 7))
+
+
+def test_what_is_measured_of_a_text_fits_behind_a_prompt() -> None:
+    """As by one forward of as many tokens as there is room for, and one more to be scored."""
+    model = gpt(context_length=14)
+    shake(adapt(model, "prompt", length=5).parameters())
+    row = ids(1, 20)[0].tolist()
+    with torch.no_grad():
+        want = model(torch.tensor([row[-10:-1]])).log_softmax(-1)
+    last = float(want[0, -1, row[-1]])
+    [score] = score_rows(model, [ScoredRow(row, 1)])
+    assert abs(score.value - last) < 1e-4
+    assert abs(float(token_logprobs(model, row, stride=1)[-1]) - last) < 1e-4
+
+
+def test_a_prompt_begins_as_tokens_of_the_vocabulary_or_of_a_text() -> None:
+    class Letters:
+        def encode(self, text: str) -> list[int]:
+            return [ord(letter) - ord("a") for letter in text]
+
+    model = gpt(vocab_multiple=32)
+    adapt(model, "prompt", length=7)
+    rows: Any = model.prompt.table.weight
+    alike = (rows[:, None] == model.tokens.weight[:31]).all(-1)
+    assert alike.any(1).all()
+    assert alike.any(0).sum() > 2
+    model = gpt()
+    adapt(model, "prompt", length=5, text="cab", tokenizer=Letters())
+    assert torch.equal(model.prompt.table.weight, model.tokens.weight[[2, 0, 1, 2, 0]])
+    for text, tokenizer, message in (
+        ("cab", None, "text needs the model's tokenizer"),
+        ("abcdef", Letters(), "has 6 tokens, and length=5: give length 6 or more"),
+        ("", Letters(), "text must be words"),
+    ):
+        model = gpt()
+        with pytest.raises(ValueError, match=message):
+            adapt(model, "prompt", length=5, text=text, tokenizer=tokenizer)
+        assert adapted(model) is None
+        assert all(p.requires_grad for p in model.parameters())
+
+
+def test_what_cannot_hold_a_prompt_says_so(tmp_path: Path) -> None:
+    model = adapted_gpt("prompt")
+    with pytest.raises(WeightsError, match="a prompt in front of its text, which is no part"):
+        model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ExportError, match="leave out with_cache"):
+        to_onnx(model, tmp_path / "m.onnx", with_cache=True)
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from addnorm.hf import AddnormForCausalLM
+
+    with pytest.raises(ValueError, match="which transformers would count as tokens"):
+        AddnormForCausalLM.of(model)
+    later = AddnormForCausalLM.of(gpt())
+    adapt(later.gpt, "prompt", length=5)
+    with pytest.raises(NotImplementedError, match="transformers does not know of it"):
+        later(input_ids=ids(), use_cache=True)
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    with pytest.raises(ExportError, match="a prompt in front of its text"):
+        to_gguf(model, tmp_path / "m.gguf", tokenizer=None)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_a_graph_has_in_it_what_is_in_front(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    outcome = to_onnx(adapted_gpt(kind), tmp_path / "m.onnx", with_valid=True)
+    assert outcome.check is not None  # which compares it with the model
+
+
 def test_positions_are_kept_or_shifted() -> None:
     """A prefix whose values are 0 and whose keys are far off is none at all; then only the
     positions can make a difference."""
@@ -304,10 +425,13 @@ def test_positions_are_kept_or_shifted() -> None:
 def test_compiled_it_is_the_same() -> None:
     model = adapted_gpt("lora")
     shake(adapt(sub := gpt(), "prefix").parameters())
-    for m in (model, sub):
+    shake(adapt(soft := gpt(), "prompt").parameters())
+    for m in (model, sub, soft):
         torch._dynamo.reset()
-        compiled = torch.compile(m, backend="eager", fullgraph=True)
+        compiled: Any = torch.compile(m, backend="eager", fullgraph=True)
         close(compiled(ids()), m(ids()))
+        want = m.generate(ids(), 5, temperature=0)
+        assert torch.equal(generate_ids(compiled, ids(), 5, temperature=0), want)
 
 
 # --- into the weights, and copies -----------------------------------------------------------------
@@ -685,6 +809,7 @@ quiet_peft = pytest.mark.filterwarnings(
         ("adalora", {"targets": ("v",)}),
         ("adalora", {"targets": EVERY}),
         ("prefix", {"positions": "shifted"}),
+        ("prompt", {}),
     ],
 )
 def test_peft_reads_ours(peft: Any, kind: str, more: Any, tmp_path: Path) -> None:
@@ -693,7 +818,7 @@ def test_peft_reads_ours(peft: Any, kind: str, more: Any, tmp_path: Path) -> Non
         steps(model, 12)
     save(model, tmp_path / "adapter", format="peft")
     other = peft.PeftModel.from_pretrained(theirs(tmp_path), tmp_path / "adapter").eval()
-    close(other(input_ids=ids()).logits, model(ids()), PARITY)
+    close(other(input_ids=ids()).logits[:, -9:], model(ids()), PARITY)
 
 
 def tunings(peft: Any) -> dict[str, Any]:
@@ -718,19 +843,21 @@ def tunings(peft: Any) -> dict[str, Any]:
             **lora,
         ),
         "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
     }
 
 
 @quiet_peft
-@pytest.mark.parametrize("name", ["lora", "patterns", "rslora", "one layer", "adalora", "prefix"])
+@pytest.mark.parametrize(
+    "name", ["lora", "patterns", "rslora", "one layer", "adalora", "prefix", "prompt"]
+)
 def test_we_read_pefts(peft: Any, name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     other = peft.get_peft_model(theirs(tmp_path), tunings(peft)[name]).eval()
     optimizer = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad], lr=3e-2)
     for step in range(1, 9):
-        F.cross_entropy(
-            other(input_ids=ids()[:, :-1]).logits.flatten(0, 1), ids()[:, 1:].flatten()
-        ).backward()
+        logits = other(input_ids=ids()[:, :-1]).logits[:, -8:]  # of a prompt too there are some
+        F.cross_entropy(logits.flatten(0, 1), ids()[:, 1:].flatten()).backward()
         optimizer.step()
         if name == "adalora":
             other.base_model.update_and_allocate(step)
@@ -739,7 +866,7 @@ def test_we_read_pefts(peft: Any, name: str, tmp_path: Path) -> None:
     model = gpt()
     before = model(ids())
     load(model, tmp_path / "adapter")
-    want = other(input_ids=ids()).logits
+    want = other(input_ids=ids()).logits[:, -9:]
     assert (want - before).abs().max() > 0.01 * want.abs().max()
     close(model(ids()), want, PARITY)
     save(model, tmp_path / "again")  # and back
@@ -756,8 +883,11 @@ def test_ranks_that_are_not_said_are_those_of_peft(peft: Any) -> None:
 
 
 @quiet_peft
-def test_a_prefix_is_described_as_peft_describes_it(peft: Any, tmp_path: Path) -> None:
-    other = peft.get_peft_model(theirs(tmp_path), tunings(peft)["prefix"])
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_what_is_in_front_is_described_as_peft_describes_it(
+    kind: str, peft: Any, tmp_path: Path
+) -> None:
+    other = peft.get_peft_model(theirs(tmp_path), tunings(peft)[kind])
     other.save_pretrained(tmp_path / "theirs")
     model = gpt()
     load(model, tmp_path / "theirs")
@@ -824,6 +954,7 @@ KEYS = {
     "lora": {"adapt.rank": "3", "adapt.targets": "q,up", "dropout": "0.1"},
     "adalora": {"adapt.init_rank": "4", "adapt.target_rank": "2", "adapt.steps": "8"},
     "prefix": {"adapt.length": "3"},
+    "prompt": {"adapt.length": "6", "adapt.text": "a fox", "lr": "0.05", "steps": "40"},
     "adapter": {"adapt.width": "5"},
 }
 
@@ -846,7 +977,7 @@ def test_runs_and_their_resumption(tmp_path: Path) -> None:
             close(GPT.from_pretrained(folder)(ids() % 20), model(ids() % 20))
         if kind == "adalora":
             assert sum(adapted(model).ranks().values()) == 2 * 4
-        if kind not in FOLDED:
+        if kind not in (*FOLDED, "prompt"):
             continue
         part = tmp_path / f"{kind} in two"  # dropout, and what adalora has measured, go on
         train(settings, out=part, display=quiet, until=5)
@@ -954,6 +1085,10 @@ def test_models_that_are_refused(tmp_path: Path) -> None:
         save(gpt(), tmp_path)
     with pytest.raises(ValueError, match="positions='shifted' is for models with learned"):
         adapt(gpt(position="rope"), "prefix", positions="shifted")
+    with pytest.raises(ValueError, match="tokens of a GPT, and this is a EncoderDecoder"):
+        adapt(EncoderDecoder(8, 2, 1, schemes.ngpt), "prompt")
+    with pytest.raises(ValueError, match="length=32 leaves nothing of the context of 32 tokens"):
+        adapt(gpt(), "prompt", length=32)
     model = gpt()
     adapt(model, "adalora", steps=5)
     with pytest.raises(RuntimeError, match="before zero_grad"):
@@ -1031,3 +1166,9 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     save(adapted_gpt("prefix", positions="shifted"), tmp_path)
     refused(r"shape \(\d+, 96\), and 3 layers of width 24 need \(length, 144\)", gpt(n_layers=3))
     refused("a prefix of peft's is for GPT-2 only", gpt(position="rope"))
+    save(adapted_gpt("prompt"), tmp_path)
+    refused("a prompt of peft's is for GPT-2 only", gpt(position="rope"))
+    refused("prompt.table.weight is .5, 24., expected .5, 32.", gpt(dim=32))
+    refused("length=5 leaves nothing of the context of 5", gpt(context_length=5))
+    save_file({"prompt": torch.zeros(5, 24)}, file)
+    refused("there is prompt, expected prompt_embeddings alone")

@@ -284,7 +284,7 @@ def test_ctrl_c(arguments: list[str], tmp_path: Path) -> None:
     assert (out / "model" / "config.json").exists()
 
 
-@pytest.mark.parametrize("kind", ["lora", "adalora", "prefix", "adapter"])
+@pytest.mark.parametrize("kind", ["lora", "adalora", "prefix", "prompt", "adapter"])
 def test_an_adapter_beside_a_model(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
@@ -293,6 +293,7 @@ def test_an_adapter_beside_a_model(
     assert main([*arguments, "--out", str(first), "steps=2"]) == 0
     out = tmp_path / "adapted"
     words = ["--adapt", kind, "--out", str(out), "steps=4", f"init_from={first / 'model'}"]
+    words += ["adapt.length=3"] if kind == "prompt" else []  # of the context's 16 places
     assert main([*arguments, *words, "lr=0.05", "eval_every=0", "clip=0"]) == 0
     assert f"only an adapter is trained: {kind}" in capsys.readouterr().out
     assert main(["generate", str(out), "the", "--temperature", "0", "--max-new-tokens", "4"]) == 0

@@ -265,7 +265,7 @@ def edits(
         picked = dict(edited(rng, recipe) for _ in range(rng.choice((1, 1, 1, 2))))
         assignments = {**base(recipe, material), **picked}
         if recipe == "finetune_gpt2" and rng.random() < 0.4:
-            other = rng.choice(("lora", "adalora", "prefix", "adapter"))
+            other = rng.choice(("lora", "adalora", "prefix", "prompt", "adapter"))
             kind = picked.get("adapt.kind", other)  # which the steps must fit
             assignments = {
                 "adapt.kind": kind,
