@@ -25,13 +25,9 @@ both. It needs about 100 MB and two minutes.
 """
 
 import argparse
-import base64
-import hashlib
 import json
 import re
-import subprocess
 import sys
-import tarfile
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,6 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from addnorm.data.pairs import read_pairs
+from benchmarks.datasets import npm
 from benchmarks.datasets.debian import contents, deb, read_list
 from benchmarks.datasets.shared_runs import letters, runs, runs_of_all, shared, words
 
@@ -77,10 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     archives = args.archives or args.out / "debs"
     packages = {p.name: deb(p, archives, LIST) for p in read_list(LIST)}
-    archive = typescript(archives)
+    compiler = npm.archive(TYPESCRIPT, SHA512, archives)
     for language, names in LANGUAGES.items():
         messages = [m for p, f in packages.items() for m in of_debian(f, p, names[0])]
-        messages += of_typescript(archive, names[1])
+        messages += of_typescript(compiler, names[1])
         rows = clean(messages, language)
         sides = split(rows)
         folder = args.out / language
@@ -105,33 +102,18 @@ def of_debian(file: Path, package: str, language: str) -> Iterator[Message]:
                 yield Message(row.source, row.target, package)
 
 
-def typescript(folder: Path) -> Path:
-    """npm's archive, from the folder or by npm, with the checksum above."""
-    name, _, version = TYPESCRIPT.partition("@")
-    file = folder / f"{name}-{version}.tgz"
-    if not file.exists():
-        subprocess.run(["npm", "pack", "--silent", TYPESCRIPT], cwd=folder, check=True)
-    digest = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
-    if digest != SHA512:
-        sys.exit(f"{file} has the SHA-512 {digest}, and {Path(__file__).name} has {SHA512}")
-    return file
-
-
-def of_typescript(archive: Path, language: str) -> list[Message]:
+def of_typescript(file: Path, language: str) -> list[Message]:
     """Those of the compiler: a file of each language has them under the keys of the source code."""
-    with tarfile.open(archive) as tar:
-        code, table = (
-            tar.extractfile(f"package/lib/{name}")
-            for name in ("typescript.js", f"{language}/diagnosticMessages.generated.json")
-        )
-        assert code is not None
-        assert table is not None
-        targets: dict[str, str] = json.load(table)
-        return [
-            Message(source, targets[key], "typescript")
-            for key, source in diagnostics(code.read().decode())
-            if key in targets
-        ]
+    names = ("typescript.js", f"{language}/diagnosticMessages.generated.json")
+    pattern = re.compile("|".join(re.escape(f"package/lib/{name}") for name in names))
+    texts = {name: content.decode() for name, content in npm.contents(file, pattern)}
+    code, table = (texts[f"package/lib/{name}"] for name in names)
+    targets: dict[str, str] = json.loads(table)
+    return [
+        Message(source, targets[key], "typescript")
+        for key, source in diagnostics(code)
+        if key in targets
+    ]
 
 
 def diagnostics(code: str) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.datasets import debian, messages
+from benchmarks.datasets import debian, messages, npm
 from benchmarks.datasets.messages import Message, clean, diagnostics, of_debian, running, split
 from tests.benchmarks.datasets.debs import package
 
@@ -62,7 +62,7 @@ def test_messages_of_the_compiler_are_found_by_their_keys(
     row = Message('Say "{0}".', "说“{0}”。", "typescript")
     assert messages.of_typescript(archive, "zh-cn") == [row]
     with pytest.raises(SystemExit, match="SHA-512"):
-        messages.typescript(tmp_path)
+        npm.archive(messages.TYPESCRIPT, messages.SHA512, tmp_path)
 
 
 def test_what_says_nothing_is_left_out() -> None:
