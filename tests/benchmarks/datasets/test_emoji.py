@@ -83,7 +83,7 @@ def test_the_folder(
 ) -> None:
     codes = [f"{i:x}" for i in range(0x1F600, 0x1F614)]
     rng = np.random.default_rng(0)
-    drawn = {
+    own = {
         style: {
             code: Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
             for code in [*codes, *([style] if style == "noto" else [])]
@@ -94,7 +94,7 @@ def test_the_folder(
     monkeypatch.setattr(emoji, "deb", lambda *_: tmp_path)
     monkeypatch.setattr(emoji, "read_names", lambda *_: {code: f"name {code}" for code in codes})
     for style, name in zip(STYLES, ("of_openmoji", "of_twitter", "of_noto"), strict=True):
-        monkeypatch.setattr(emoji, name, lambda *_, style=style: drawn[style])
+        monkeypatch.setattr(emoji, name, lambda *_, style=style: own[style])
     assert emoji.main([str(tmp_path / "out")]) == 0
     lines = (tmp_path / "out" / "test.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
