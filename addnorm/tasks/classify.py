@@ -238,7 +238,8 @@ def texts_of(settings: RowSettings) -> LabelledTexts:
     except DataError as error:
         raise DataError(f"{words}: {error}") from None
     texts = with_earlier(texts, settings.earlier)
-    return with_unlabelled(texts, settings.unlabelled, expanded("cache", settings.cache))
+    more, cache = settings.unlabelled, expanded("cache", settings.cache)
+    return with_unlabelled(texts, more, settings.label_smoothing, cache)
 
 
 class Row(NamedTuple):
@@ -269,7 +270,9 @@ class ClassifyTask(Task):
         self.splits = {name: _rows(side, tokenizer) for name, side in sides.items()}
         self.companions: Companions | None = None
         if texts.unlabelled:
-            self.companions = Companions(settings.unlabelled, texts, tokenizer, self.targets)
+            more = settings.unlabelled
+            sure = more.sure(settings.label_smoothing)
+            self.companions = Companions(more, sure, texts, tokenizer, self.targets)
         self.earlier = _rows(texts.earlier, tokenizer)
         self.anchor: Anchor | None = None
         if settings.earlier.anchor and body.before is not None:

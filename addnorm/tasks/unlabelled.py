@@ -4,7 +4,10 @@ Of each of these texts somebody says the label, and the model learns to say the 
 with a share of its tokens left out. With a batch of B texts with labels, and per_text * B without:
 
     loss = mean of CE(label, model(text))
-         + weight * mean of [max p >= confidence] CE(argmax p, model(text with tokens left out))
+         + weight * mean of [max p >= sure] CE(argmax p, model(text with tokens left out))
+    sure = confidence * (1 - label_smoothing)
+
+since a model that is trained with smoothing aims at no more than about 1 - label_smoothing.
 
 p is what the model itself finds of the whole text at that step, without dropout and without a
 gradient: consistency (FixMatch: Sohn et al. 2020, arXiv 2001.07685, section 2.2, and its
@@ -80,7 +83,8 @@ class Unlabelled:
     """The run, or a model's folder, that says their labels once, before the first step; none: the
     model itself says them at each step."""
     confidence: float = setting(0.95, AtResume.WITH_NOTICE, WITH_TEXTS)
-    """A label that is less probable is not learned."""
+    """A label that is less probable is not learned, where 1 is the most that label_smoothing
+    leaves: the probability must be confidence * (1 - label_smoothing)."""
     weight: float = setting(1.0, AtResume.WITH_NOTICE, WITH_TEXTS)
     """How much they count beside the texts with labels, whose mean loss counts 1."""
     per_text: int = setting(3, AtResume.BY_TUNING, WITH_TEXTS)
@@ -98,13 +102,21 @@ class Unlabelled:
         if not 0.0 <= self.noise <= 0.5:
             raise Mendable(f"noise must be in [0, 0.5], got {self.noise:g}")
 
+    def sure(self, label_smoothing: float) -> float:
+        """The probability that a label must have to be learned, in a training with so much
+        smoothing."""
+        return self.confidence * (1.0 - label_smoothing)
+
 
 # --- the texts, and what a teacher says of them ---------------------------------------------------
 
 
-def with_unlabelled(texts: LabelledTexts, settings: Unlabelled, cache: Path) -> LabelledTexts:
+def with_unlabelled(
+    texts: LabelledTexts, settings: Unlabelled, label_smoothing: float, cache: Path
+) -> LabelledTexts:
     """The same with the texts without labels that the settings name, none of them held out, each
-    once; and with what the teacher says of them, if there is one, kept in ``cache``."""
+    once; and with what the teacher says of them, if there is one, kept in ``cache``.
+    ``label_smoothing``: that of the training."""
     if not settings.data:
         return texts
     words = f"unlabelled.data={settings.data}"
@@ -124,21 +136,21 @@ def with_unlabelled(texts: LabelledTexts, settings: Unlabelled, cache: Path) -> 
     if not settings.teacher:
         return texts
     shares = _teacher_shares(texts, settings.teacher, cache)
-    return replace(
-        texts, shares=shares, remarks=[*texts.remarks, _verdict(texts, settings, shares)]
-    )
+    verdict = _verdict(texts, settings, settings.sure(label_smoothing), shares)
+    return replace(texts, shares=shares, remarks=[*texts.remarks, verdict])
 
 
-def _verdict(texts: LabelledTexts, settings: Unlabelled, shares: Tensor) -> str:
-    """How many labels the teacher is sure of, in a sentence; an error if of none."""
+def _verdict(texts: LabelledTexts, settings: Unlabelled, sure: float, shares: Tensor) -> str:
+    """How many labels the teacher finds as probable as ``sure``, in a sentence; an error if
+    none."""
     targets: Targets = KINDS[texts.several](texts.classes)
-    labels, mask = targets.pseudo_labels(shares, settings.confidence)
+    labels, mask = targets.pseudo_labels(shares, sure)
     if not mask.any():
         raise SettingsError(
-            f"unlabelled.teacher={settings.teacher} finds no label as probable as unlabelled."
-            f"confidence={settings.confidence:g} in any of {plural(len(shares), 'text')}; the most "
-            f"probable has {float(shares.max()):.3g}: lower the confidence, or train the teacher "
-            "for longer, or with label_smoothing=0, which keeps no probability from 1"
+            f"unlabelled.teacher={settings.teacher} finds no label as probable as {sure:.3g} in "
+            f"any of {plural(len(shares), 'text')}, which is unlabelled.confidence="
+            f"{settings.confidence:g} of what label_smoothing leaves; the most probable has "
+            f"{float(shares.max()):.3g}: lower the confidence, or train the teacher for longer"
         )
     if texts.several:
         words = f"{int(mask.sum()):,} of {mask.numel():,} answers, yes or no for each label"
@@ -218,24 +230,29 @@ class Companions:
     """Texts without labels as columns of a batch, ``per_text`` for each of its rows, so that they
     are divided among processes and micro-batches as the rows are; and the loss of them.
 
-    ``settings``: those of the texts. ``texts``: where they are. ``tokenizer``: what makes ids of
-    them. ``targets``: what labels are to a loss. ``identity`` is a short hash of them all, and of
-    what a teacher finds of them.
+    ``settings``: those of the texts. ``sure``: how probable a label must be to be learned.
+    ``texts``: where they are. ``tokenizer``: what makes ids of them. ``targets``: what labels are
+    to a loss. ``identity`` is a short hash of them all, and of what a teacher finds of them.
     """
 
     def __init__(
-        self, settings: Unlabelled, texts: LabelledTexts, tokenizer: Tokenizer, targets: Targets
+        self,
+        settings: Unlabelled,
+        sure: float,
+        texts: LabelledTexts,
+        tokenizer: Tokenizer,
+        targets: Targets,
     ) -> None:
-        self.settings, self.targets = settings, targets
+        self.settings, self.sure, self.targets = settings, sure, targets
         rows = [text_ids(text, tokenizer) for text in texts.unlabelled]
         self.identity = _identity(rows, texts.shares)
         self.labels: Tensor | None = None  # by a teacher, of each row; and which of them count
         self.mask: Tensor | None = None
         if texts.shares is not None:
-            labels, mask = targets.pseudo_labels(texts.shares, settings.confidence)
-            sure = mask.flatten(1).any(1) if mask.dim() > 1 else mask
-            self.labels, self.mask = labels[sure], mask[sure]
-            rows = [row for row, counts in zip(rows, sure.tolist(), strict=True) if counts]
+            labels, mask = targets.pseudo_labels(texts.shares, sure)
+            some = mask.flatten(1).any(1) if mask.dim() > 1 else mask
+            self.labels, self.mask = labels[some], mask[some]
+            rows = [row for row, counts in zip(rows, some.tolist(), strict=True) if counts]
         self.rows: Sequence[NDArray[np.int64]] = rows
         self.longest = max(len(row) for row in rows)
 
@@ -279,7 +296,7 @@ class Companions:
         # else autocast hands its copies of the weights, which know no gradient, to the next forward
         torch.clear_autocast_cache()
         p = self.targets.probabilities(logits.float())
-        return self.targets.pseudo_labels(p, self.settings.confidence)
+        return self.targets.pseudo_labels(p, self.sure)
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(loss, share that counts), both as sums over the rows of the batch with labels."""

@@ -19,6 +19,7 @@ from addnorm.errors import Mendable
 from addnorm.settings import SettingsError
 from addnorm.tasks.classify import ClassifySettings, ClassifyTask
 from addnorm.tasks.targets import OneLabel, SeveralLabels
+from addnorm.tasks.unlabelled import Unlabelled
 from addnorm.training.checkpoint import Checkpoints
 from addnorm.training.config import Config
 from addnorm.training.display import Display
@@ -85,7 +86,9 @@ def test_the_loss_is_that_of_the_paper(place: Path) -> None:
     plain = batch["plain"].flatten(0, 1), batch["plain_valid"].flatten(0, 1)
     with torch.no_grad():
         confidence = float(model(*plain).softmax(-1).amax(-1).quantile(0.4))
-        task = task_of(place, **wish, **{"unlabelled.confidence": confidence})
+        task = task_of(
+            place, **wish, **{"unlabelled.confidence": confidence / 0.9}
+        )  # smoothing 0.1
         loss, count, parts = task.loss(model, batch)
         own = F.cross_entropy(
             model(batch["ids"], batch["valid"]), batch["label"], label_smoothing=0.1
@@ -195,8 +198,10 @@ def test_a_teacher_is_asked_once(
     with pytest.warns(UserWarning, match="The teacher is asked again"):
         again = task_of(place, **wish).batch("train", 0, 0, 0, 1)
     assert all(torch.equal(t, again[name]) for name, t in batch.items())
+    confidence = {"unlabelled.confidence": 1.0, "label_smoothing": 0.0}
     with pytest.raises(SettingsError, match=r"finds no label as probable .*the most probable has"):
-        task_of(place, **{**wish, "unlabelled.confidence": 1.0, "cache": tmp_path / "new"})
+        task_of(place, **{**wish, **confidence, "cache": tmp_path / "new"})
+    assert Unlabelled(data="more.txt", confidence=0.8).sure(0.25) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(
