@@ -8,7 +8,6 @@ A model with an error fails the test, with what ``addnorm lint`` would print. Wi
 test as well; the table's ``ignore`` holds for both.
 """
 
-import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, final
@@ -18,10 +17,7 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
-    from addnorm.cli.target import Target
     from addnorm.linting import Ignore, Report
-
-WIDTH = 80
 
 
 class Lint(Protocol):
@@ -69,35 +65,16 @@ def _lint_of(folder: Path) -> Lint:
         **options: Any,
     ) -> "Report":
         from addnorm.cli.lint_config import read_config
-        from addnorm.cli.target import Target
         from addnorm.linting import lint
 
         __tracebackhide__ = True
         ignores = [*read_config(folder).ignore, *ignore]
         report = lint(model, inputs, ignore=ignores, **options)
-        target = Target(type(model).__name__, model, inputs)
-        if message := _complaint(report, target, warnings):
-            pytest.fail(message, pytrace=False)
+        if not report.ok or (warnings and report.of("warning")):
+            pytest.fail(str(report), pytrace=False)
         return report
 
     return lint
-
-
-def _complaint(report: "Report", target: "Target", warnings: bool) -> str:
-    """What is printed of a model that fails; "" of one that passes."""
-    reason = next((u.why for u in report.unknown if u.rule == "lint"), None)
-    if reason is not None:
-        return f"{target.name} cannot be examined: {reason}"
-    if report.ok and not (warnings and report.of("warning")):
-        return ""
-    from rich.console import Console
-
-    from addnorm.cli.lint_print import print_report
-
-    out = io.StringIO()
-    console = Console(file=out, width=WIDTH, highlight=False, markup=False, emoji=False)
-    print_report(report, target, console)
-    return out.getvalue()
 
 
 # --- the targets of pyproject.toml ----------------------------------------------------------------

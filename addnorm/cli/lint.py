@@ -152,8 +152,7 @@ def _lint(options: Options, targets: Sequence[str], config: LintConfig) -> int:
     for i, name in enumerate(targets):
         target = open_target(name)
         report = _report(target, causal, ignores)
-        # Under this name ``lint`` says that nothing could be examined at all.
-        reason = next((u.why for u in report.unknown if u.rule == "lint"), None)
+        reason = None if report.ran else report.unknown[0].why
         if form == "json":
             print(json.dumps(json.loads(report.to_json()) | {"target": name}, indent=2))
         if reason is not None:
@@ -161,7 +160,7 @@ def _lint(options: Options, targets: Sequence[str], config: LintConfig) -> int:
             raise Refusal(f"{target.name} cannot be examined: {fault}")
         if form == "text":
             print("\n" if i else "", end="")
-            print_report(report, target, terminal_console(), notes=options.notes)
+            print_report(report, terminal_console(), remark=target.note, notes=options.notes)
         file = target.file if target.file is not None and target.file.is_file() else None
         examined.append((report, file))
     if form == "github":

@@ -12,7 +12,6 @@ from addnorm.words import a_few, plural
 
 if TYPE_CHECKING:
     from addnorm.anatomy.difference_report import Difference
-    from addnorm.cli.target import Target
     from addnorm.linting import Finding, Ignore, Report
 
 WIDTH = 100  # of what is printed, at most
@@ -31,22 +30,26 @@ def terminal_console() -> Console:
 
 
 def print_report(
-    report: "Report",
-    target: "Target",
-    console: Console,
-    *,
-    notes: bool = False,
+    report: "Report", console: Console, *, remark: str = "", notes: bool | str = False
 ) -> None:
-    """Print a report, for a reader who is tired and knows nothing of this program. ``notes`` prints
-    notes in full instead of a line each at the end."""
-    _print_wrapped(_header(report.facts, target), console)
+    """Print a report, for a reader who is tired and knows nothing of this program.
+
+    ``remark``: what one must know of how the model came to be. ``notes``: whether notes are printed
+    in full instead of a line each at the end, or how one gets to see them in full.
+    """
+    _print_wrapped(_header(report.facts, remark), console)
+    if not report.ran:
+        console.print()
+        for one in report.unknown:
+            _print_indented(Text(f"It could not be examined: {one.why}", style="bold red"), console)
+        return
     folded = []
     consequences = _unused_by_cause(report.findings)
     inside = {id(f) for group in consequences.values() for f in group}
     for finding in report.findings:
         if id(finding) in inside:
             continue
-        if finding.severity == "note" and not notes:
+        if finding.severity == "note" and notes is not True:
             folded.append(finding)
         else:
             console.print()
@@ -55,7 +58,7 @@ def print_report(
         console.print()
         for finding in folded:
             console.print(_folded_line(finding), no_wrap=True, overflow="ellipsis")
-        console.print(Text("      --notes prints notes in full", style="dim"))
+        console.print(Text(f"      {notes or '--notes'} prints notes in full", style="dim"))
     if report.unknown:
         console.print()
         _print_unknown(report, console)
@@ -113,7 +116,7 @@ def _unused_clause(findings: "Sequence[Finding]") -> str:
     return "and " + ", ".join(phrases)
 
 
-def _header(facts: Mapping[str, Any], target: "Target") -> Text:
+def _header(facts: Mapping[str, Any], remark: str) -> Text:
     """What was looked at, in a line; ``facts`` are those of ``lint``'s report."""
     parts = [
         plural(facts["parameters"], "parameter"),
@@ -122,16 +125,16 @@ def _header(facts: Mapping[str, Any], target: "Target") -> Text:
         plural(facts.get("norms", 0), "norm"),
     ]
     inputs = facts.get("inputs", {})
-    source = "inputs" if target.inputs is not None else "made-up inputs"
+    source = "made-up inputs" if facts.get("inputs_made_up") else "inputs"
     shapes = ", ".join(
         f"{name + ' ' if not name.isdecimal() else ''}({f',{GLUE}'.join(map(str, shape))})"
         for name, shape in inputs.items()
     )
-    duration = f"{facts['seconds']:.1f}s on {source} {shapes}"
+    duration = f"{facts['seconds']:.1f}s" + (f" on {source} {shapes}" if shapes else "")
     header = Text(str(facts["model"]), style="bold")
     header.append(f": {', '.join(parts)}; {duration}", style="not bold")
-    if target.note:
-        header.append(f"\n{target.note}", style="not bold")
+    if remark:
+        header.append(f"\n{remark}", style="not bold")
     return header
 
 

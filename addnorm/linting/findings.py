@@ -9,6 +9,8 @@ from typing import Any, Literal, final
 Severity = Literal["error", "warning", "note"]
 """It does not work as meant; it may not; its author should know."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+WHOLE = "lint"
+"""In the place of a rule: that the model could not be examined at all."""
 Evidence = Mapping[str, float | int | bool | str | Sequence[float | int | str]]
 
 
@@ -48,6 +50,9 @@ class Unknown:
     rule: str
     module: str
     why: str
+    broke: bool = False
+    """The rule could not be asked: the model fails where the rule runs it. False: it was, and what
+    it saw does not decide."""
 
 
 @final
@@ -89,9 +94,15 @@ class Report:
     """Those whose rule ran and had nothing to ignore."""
 
     @property
+    def ran(self) -> bool:
+        """The model could be run, so that there is something to say of it."""
+        return not any(u.rule == WHOLE for u in self.unknown)
+
+    @property
     def ok(self) -> bool:
-        """No finding is an error."""
-        return not any(f.severity == "error" for f in self.findings)
+        """The model ran, and every rule on it; no finding is an error."""
+        broken = any(u.broke for u in self.unknown)
+        return self.ran and not broken and not self.of("error")
 
     def of(self, severity: Severity) -> list[Finding]:
         """The findings of one severity."""
@@ -109,7 +120,7 @@ class Report:
 
     def to_json(self) -> str:
         """All of it."""
-        return json.dumps({"ok": self.ok, **asdict(self)}, indent=2, default=str)
+        return json.dumps({"ok": self.ok, "ran": self.ran, **asdict(self)}, indent=2, default=str)
 
 
 def gathered(

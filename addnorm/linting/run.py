@@ -15,7 +15,7 @@ from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.specimen import Specimen, bare_copy, enliven
 from addnorm.errors import Mendable, value_in_short
 from addnorm.linting.check import CHECKS, Check, rules_by_name, rules_named
-from addnorm.linting.findings import Finding, Ignore, Report, Unknown, gathered
+from addnorm.linting.findings import WHOLE, Finding, Ignore, Report, Unknown, gathered
 from addnorm.linting.ignores import Ignores
 from addnorm.linting.places import forward_line
 from addnorm.linting.rule import Undeclared
@@ -74,6 +74,7 @@ def lint(
         if progress is not None:
             progress(len(checks), len(checks), "")
         found = {
+            "inputs_made_up": inputs is None,
             "residual_connections": len(subject.structure.residuals),
             "attentions": len(subject.structure.attentions),
             "blocks": len(subject.structure.block_paths),
@@ -127,30 +128,30 @@ def _run(check: Check, subject: Subject) -> list[Finding | Unknown]:
         raise  # the check is wrong, not the model
     except Exception as error:
         why = f"the probe failed on this model: {error_in_a_line(error)}"
-        return [rule.unknown(why) for rule in check.rules]
+        return [replace(rule.unknown(why), broke=True) for rule in check.rules]
 
 
 def _subject(
     model: nn.Module, inputs: Any, causal: bool | None, optimizer: torch.optim.Optimizer | None
 ) -> Subject | Unknown:
-    """A copy to probe with a call that was tried on it; Unknown, of the rule "lint", says why there
+    """A copy to probe with a call that was tried on it; Unknown, of the rule ``WHOLE``, says why there
     is none. The arguments are those of ``lint``."""
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         why = "the model has no values (meta device): build it on the CPU"
-        return Unknown(rule="lint", module="", why=why)
+        return Unknown(rule=WHOLE, module="", why=why)
     try:
         probed = _copy(model)
     except (RuntimeError, TypeError) as error:
-        return Unknown(rule="lint", module="", why=f"the model cannot be copied: {error}")
+        return Unknown(rule=WHOLE, module="", why=f"the model cannot be copied: {error}")
     try:
         given = make_inputs(probed) if inputs is None else _widened(inputs_from(inputs), model)
         with torch.no_grad():
             given.call(probed)
     except CannotMakeInputs as error:
-        return Unknown(rule="lint", module="", why=str(error))
+        return Unknown(rule=WHOLE, module="", why=str(error))
     except Exception as error:
         return Unknown(
-            rule="lint",
+            rule=WHOLE,
             module="",
             why=f"the model does not run on the inputs given: {type(error).__name__}: {error}",
         )

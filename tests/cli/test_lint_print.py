@@ -5,11 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
 from addnorm.cli.lint_print import print_report
-from addnorm.cli.target import Target
 from addnorm.linting import Finding, Report, Unknown
 
 
@@ -42,9 +40,8 @@ def report() -> Report:
 
 @pytest.mark.parametrize("width", [60, 100])
 def test_output_fits_its_terminal(width: int, capsys: pytest.CaptureFixture[str]) -> None:
-    found = Target("x", torch.nn.Linear(1, 1))
     console = Console(width=width, force_terminal=False, highlight=False, markup=False)
-    print_report(report(), found, console)
+    print_report(report(), console)
     folded = capsys.readouterr().out
     lines = folded.splitlines()
     assert max(map(len, lines)) <= width
@@ -60,7 +57,7 @@ def test_output_fits_its_terminal(width: int, capsys: pytest.CaptureFixture[str]
     assert "  mask-nan (a.b): it does not run" in lines
     assert "1 warning, 1 note by 3 rules; 1 rule could not decide" in lines
 
-    print_report(report(), found, console, notes=True)
+    print_report(report(), console, notes=True)
     whole = capsys.readouterr().out
     assert "  fix   Nothing, if meant." in whole
     assert 'name="with spaces"' in whole
@@ -70,7 +67,7 @@ def test_output_fits_its_terminal(width: int, capsys: pytest.CaptureFixture[str]
 def test_a_shape_is_not_broken(width: int, capsys: pytest.CaptureFixture[str]) -> None:
     found = replace(report(), facts={**report().facts, "inputs": {"ids": [3, 7], "x": [3, 11, 8]}})
     console = Console(width=width, force_terminal=False, highlight=False, markup=False)
-    print_report(found, Target("x", torch.nn.Linear(1, 1)), console)
+    print_report(found, console)
     lines = capsys.readouterr().out.splitlines()
     header = lines[: lines.index("")]
     assert "(3, 7), x (3, 11, 8)" in " ".join(header)
@@ -114,7 +111,7 @@ def test_what_lies_in_a_dead_branch_is_one_line_below_it(
     )
     found = Report((dead, milder, *inside, *outside), (), ("dead-branch",), report().facts)
     console = Console(width=100, force_terminal=False, highlight=False, markup=False)
-    print_report(found, Target("x", torch.nn.Linear(1, 1)), console)
+    print_report(found, console)
     lines = capsys.readouterr().out.splitlines()
     told = [line for line in lines if "unused-parameter" in line and "explain" not in line]
     assert told == [
@@ -132,6 +129,5 @@ def test_what_lies_in_a_dead_branch_is_one_line_below_it(
 
 
 def test_colours_at_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
-    found = Target("x", torch.nn.Linear(1, 1))
-    print_report(report(), found, Console(width=80, force_terminal=True))
+    print_report(report(), Console(width=80, force_terminal=True))
     assert "\x1b[1;33mwarning" in capsys.readouterr().out

@@ -256,7 +256,7 @@ def test_of_several_classes_the_one_that_holds_the_others_is_taken(
     assert found.name.endswith("net.py:Net")
     assert found.note == "Of 3 classes in the file, Net was chosen: it contains the others."
     few_facts = Report(facts={"model": "Net", "parameters": 1, "seconds": 0.0})
-    print_report(few_facts, found, Console(width=100))
+    print_report(few_facts, Console(width=100), remark=found.note)
     assert found.note in capsys.readouterr().out.splitlines()[1]
     # One stands alone: it may be meant as well.
     assert main(["lint", write(tmp_path, "import torch\n" + PARTS)]) == 2
