@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, final
 from addnorm.cli.arguments import Positional, UseAppendAction, arg, option_values
 from addnorm.cli.lint_config import LintConfig, read_config
 from addnorm.cli.lint_formats import github_lines, sarif
-from addnorm.cli.lint_print import print_difference, print_report, terminal_console
 from addnorm.cli.refusal import Refusal
 from addnorm.cli.target import Target, error_with_line, line_if_slow, open_target
 from addnorm.cli.watch import watch
 from addnorm.linting.findings import Ignore
+from addnorm.linting.report_text import print_difference, print_report, terminal_console
 from addnorm.progress import ProgressBar
 from addnorm.words import a_few, did_you_mean
 

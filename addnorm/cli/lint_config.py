@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, final
 
 from addnorm import reading
-from addnorm.cli.lint_print import seen_from_here
 from addnorm.cli.refusal import Refusal
 from addnorm.errors import value_in_short
 from addnorm.linting.findings import Ignore
+from addnorm.linting.report_text import seen_from_here
 from addnorm.words import did_you_mean
 
 FILE = "pyproject.toml"

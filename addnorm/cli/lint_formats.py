@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from addnorm.cli.lint_print import seen_from_here
+from addnorm.linting.report_text import seen_from_here
 from addnorm.version import __version__
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from rich.console import Console
 
 import addnorm
 from addnorm.cli import main
-from addnorm.cli.lint_print import print_report
 from addnorm.cli.target import open_target
 from addnorm.linting import Report
+from addnorm.linting.report_text import print_report
 from tests.model_files import GOOD, write
 
 

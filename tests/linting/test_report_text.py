@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from addnorm.cli.lint_print import print_report
 from addnorm.linting import Finding, Report, Unknown
+from addnorm.linting.report_text import print_report
 
 
 def report() -> Report:
