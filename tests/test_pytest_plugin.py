@@ -88,7 +88,7 @@ def test_the_fixture(project: Path) -> None:
         "FAILED test_model.py::test_wiring[broken]",
     ]
     assert "error    unused-norm  unused" in out
-    assert "Net cannot be examined: the model does not run on the inputs given" in out
+    assert "It could not be examined: the model does not run on the inputs given" in out
     assert "Traceback" not in out
 
 

@@ -7,7 +7,8 @@ what other libraries call things counts as a claim. ``docs/lint.md`` tells how t
 """
 
 import addnorm.linting.rules  # noqa: F401  they register themselves
-from addnorm.linting.findings import Finding, Ignore, IgnoredFinding, Report, Unknown
+from addnorm.linting.findings import Finding, Ignore, IgnoredFinding, Unknown
+from addnorm.linting.report import Report
 from addnorm.linting.run import lint
 
 __all__ = ["Finding", "Ignore", "IgnoredFinding", "Report", "Unknown", "lint"]

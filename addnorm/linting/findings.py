@@ -1,14 +1,16 @@
 """What lint has to say: findings with their evidence, and what it could not decide."""
 
-import json
+import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, final
+from dataclasses import dataclass, replace
+from typing import Literal, final
 
 Severity = Literal["error", "warning", "note"]
 """It does not work as meant; it may not; its author should know."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+ERROR, WARNING, NOTE = SEVERITIES
+COLORS = {ERROR: "#c0392b", WARNING: "#b9770e", NOTE: "#2874a6"}  # seen on white and on black
 WHOLE = "lint"
 """In the place of a rule: that the model could not be examined at all."""
 Evidence = Mapping[str, float | int | bool | str | Sequence[float | int | str]]
@@ -40,6 +42,28 @@ class Finding:
             raise ValueError(f"{self.rule}: a finding without evidence is a guess")
         if self.severity not in SEVERITIES:
             raise ValueError(f"{self.rule}: severity {self.severity!r}")
+
+    def __str__(self) -> str:
+        place = f" ({self.file}:{self.line})" if self.file else ""
+        title = f"{self.severity}: {self.rule} in {self.module or 'the model'}{place}"
+        return f"{title}\n  {self.message}\n  {self.remedy}"
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_html(self, summary: bool = False) -> str:
+        """As a notebook shows it; ``summary``: closed, with its message to be opened."""
+        color = COLORS[self.severity]
+        title = html.escape(f"{self.rule} in {self.module or 'the model'}")
+        seen = "  ".join(f"{name}={value}" for name, value in self.evidence.items())
+        parts = [self.message, self.remedy, seen, f"{self.file}:{self.line}" if self.file else ""]
+        texts = "".join(f"<div>{html.escape(part)}</div>" for part in parts if part)
+        return (
+            f'<details style="border-left:3px solid {color};padding-left:8px;margin:6px 0"'
+            f"{'' if summary else ' open'}>"
+            f'<summary><b style="color:{color}">{self.severity}</b> {title}</summary>{texts}'
+            "</details>"
+        )
 
 
 @final
@@ -77,69 +101,7 @@ class IgnoredFinding:
     ignore: Ignore
 
 
-@final
-@dataclass(frozen=True)
-class Report:
-    """All findings, the gravest first."""
-
-    findings: tuple[Finding, ...] = ()
-    unknown: tuple[Unknown, ...] = ()
-    checked: tuple[str, ...] = ()
-    """The rules that ran."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """What was looked at: the model's class, its parameters, what was found in it, seconds."""
-    ignored: tuple[IgnoredFinding, ...] = ()
-    """The findings that somebody means. They do not count."""
-    unused_ignores: tuple[Ignore, ...] = ()
-    """Those whose rule ran and had nothing to ignore."""
-
-    @property
-    def ran(self) -> bool:
-        """The model could be run, so that there is something to say of it."""
-        return not any(u.rule == WHOLE for u in self.unknown)
-
-    @property
-    def ok(self) -> bool:
-        """The model ran, and every rule on it; no finding is an error."""
-        broken = any(u.broke for u in self.unknown)
-        return self.ran and not broken and not self.of("error")
-
-    def of(self, severity: Severity) -> list[Finding]:
-        """The findings of one severity."""
-        return [f for f in self.findings if f.severity == severity]
-
-    def without(self, rules: Iterable[str]) -> "Report":
-        """The report as if the rules of these names were not; ``facts`` stay as they are."""
-        gone = set(rules)
-        return replace(
-            self,
-            findings=tuple(f for f in self.findings if f.rule not in gone),
-            unknown=tuple(u for u in self.unknown if u.rule not in gone),
-            checked=tuple(r for r in self.checked if r not in gone),
-        )
-
-    def to_json(self) -> str:
-        """All of it."""
-        return json.dumps({"ok": self.ok, "ran": self.ran, **asdict(self)}, indent=2, default=str)
-
-
-def gathered(
-    said: Iterable[Finding | Unknown], checked: Iterable[str], facts: Mapping[str, Any]
-) -> Report:
-    """The report of what the rules said, of which those ``checked`` ran."""
-    findings = []
-    unknown: dict[tuple[str, str, str], Unknown] = {}
-    for one in said:
-        if isinstance(one, Finding):
-            findings.append(one)
-        else:
-            unknown.setdefault((one.rule, one.module, one.why), one)
-    return Report(
-        tuple(merged(findings)), tuple(unknown.values()), tuple(dict.fromkeys(checked)), facts
-    )
-
-
-def merged(findings: Iterable[Finding]) -> list[Finding]:
+def without_repeats(findings: Iterable[Finding]) -> list[Finding]:
     """The gravest first, and the same mistake in all layers of a stack once, by paths that differ
     in numbers alone."""
     groups: dict[tuple[str, str, str, str], list[Finding]] = {}

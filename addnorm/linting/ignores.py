@@ -18,7 +18,7 @@ from typing import final
 
 from torch import nn
 
-from addnorm.linting.findings import Finding, Ignore, IgnoredFinding, Unknown, merged
+from addnorm.linting.findings import Finding, Ignore, IgnoredFinding, Unknown, without_repeats
 from addnorm.linting.places import is_of_a_user, modules_around
 
 COMMENT = re.compile(r"#\s*addnorm:\s*ignore\[([^\]]*)\]\s*(.*)")
@@ -56,7 +56,7 @@ class Ignores:
                 ignored.setdefault(ignore, [])
         self._effective |= ignored.keys()
         return rest, [
-            IgnoredFinding(f, i) for i, several in ignored.items() for f in merged(several)
+            IgnoredFinding(f, i) for i, several in ignored.items() for f in without_repeats(several)
         ]
 
     def unused(self, checked: Collection[str], rules: Collection[str]) -> tuple[Ignore, ...]:

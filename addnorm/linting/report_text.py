@@ -3,16 +3,16 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.text import Text
 
+from addnorm.linting.findings import SEVERITIES, Finding, Ignore, IgnoredFinding, Unknown
 from addnorm.words import a_few, plural
 
 if TYPE_CHECKING:
     from addnorm.anatomy.difference_report import Difference
-    from addnorm.linting import Finding, Ignore, Report
 
 WIDTH = 100  # of what is printed, at most
 NARROWEST = 40  # below that words would be cut, and a terminal wraps lines itself
@@ -21,16 +21,48 @@ LOUD = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 ITEMS = 4  # of a list in the evidence
 
 
-def terminal_console() -> Console:
-    """For lines as wide as the terminal, within limits."""
-    console = Console(highlight=False, markup=False, emoji=False)
+def terminal_console(file: IO[str] | None = None) -> Console:
+    """For lines as wide as the terminal, within limits; ``file``: where they go, if not there."""
+    console = Console(file=file, highlight=False, markup=False, emoji=False)
     columns = shutil.get_terminal_size((WIDTH, 0)).columns  # COLUMNS counts in a pipe as well
     console.width = max(min(columns, WIDTH), NARROWEST)
     return console
 
 
+class Printable(Protocol):
+    """What is printed of a ``Report``."""
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """All of them, the gravest first."""
+
+    @property
+    def unknown(self) -> Sequence[Unknown]:
+        """What could not be decided."""
+
+    @property
+    def checked(self) -> Sequence[str]:
+        """The rules that ran."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What was looked at."""
+
+    @property
+    def ignored(self) -> Sequence[IgnoredFinding]:
+        """What is meant."""
+
+    @property
+    def unused_ignores(self) -> Sequence[Ignore]:
+        """Those with nothing to ignore."""
+
+    @property
+    def ran(self) -> bool:
+        """Whether the model could be run."""
+
+
 def print_report(
-    report: "Report", console: Console, *, remark: str = "", notes: bool | str = False
+    report: Printable, console: Console, *, remark: str = "", notes: bool | str = False
 ) -> None:
     """Print a report, for a reader who is tired and knows nothing of this program.
 
@@ -73,13 +105,13 @@ _CAUSES = ("dead-branch", "ignores-memory", "no-residual")
 """Rules whose errors leave parameters unused."""
 
 
-def _modules(finding: "Finding") -> list[str]:
+def _modules(finding: Finding) -> list[str]:
     """The paths of all modules with this finding, see ``_OTHERS``."""
     others = next((finding.evidence[n] for n in _OTHERS if n in finding.evidence), ())
     return [finding.module, *(others if isinstance(others, list | tuple) else ())]
 
 
-def _unused_by_cause(findings: "Sequence[Finding]") -> "dict[int, list[Finding]]":
+def _unused_by_cause(findings: Sequence[Finding]) -> dict[int, list[Finding]]:
     """{id of an error: warnings of unused parameters}, where the error is one of ``_CAUSES`` and
     all modules of the warning are its modules or inside them. A warning has one cause at most."""
     consequences: dict[int, list[Finding]] = {}
@@ -95,7 +127,7 @@ def _unused_by_cause(findings: "Sequence[Finding]") -> "dict[int, list[Finding]]
     return consequences
 
 
-def _unused_clause(findings: "Sequence[Finding]") -> str:
+def _unused_clause(findings: Sequence[Finding]) -> str:
     """A clause, "and 2 parameters inside it are never read", to follow the message of an error.
 
     Counts the parameters of these findings, which are the warnings of ``unused-parameter`` that
@@ -117,7 +149,10 @@ def _unused_clause(findings: "Sequence[Finding]") -> str:
 
 
 def _header(facts: Mapping[str, Any], remark: str) -> Text:
-    """What was looked at, in a line; ``facts`` are those of ``lint``'s report."""
+    """What was looked at, in a line; ``facts`` are those of a report of ``lint``, or of the kit of
+    ``addnorm.testing``."""
+    if "model" not in facts:
+        return Text("; ".join(f"{name} {_short(value)}" for name, value in facts.items()))
     parts = [
         plural(facts["parameters"], "parameter"),
         plural(facts.get("residual_connections", 0), "residual connection"),
@@ -138,7 +173,7 @@ def _header(facts: Mapping[str, Any], remark: str) -> Text:
     return header
 
 
-def _title(finding: "Finding") -> Text:
+def _title(finding: Finding) -> Text:
     """The first line of a finding: how severe it is, the rule, the place."""
     return Text.assemble(
         (f"{finding.severity:<9}", LOUD[finding.severity]),
@@ -152,7 +187,7 @@ _OTHERS = ("also_in", "also")
 first, ``rules.norm_cases.joined`` the second, with five of them and the number as ``modules``."""
 
 
-def _place(finding: "Finding") -> str:
+def _place(finding: Finding) -> str:
     """The module, and how many others."""
     others = next((finding.evidence[n] for n in _OTHERS if n in finding.evidence), ())
     count = finding.evidence.get("modules")
@@ -160,7 +195,7 @@ def _place(finding: "Finding") -> str:
     return (finding.module or "(the model)") + (f" and {more} more" if more else "")
 
 
-def _print_finding(finding: "Finding", console: Console, inside: "Sequence[Finding]" = ()) -> None:
+def _print_finding(finding: Finding, console: Console, inside: Sequence[Finding] = ()) -> None:
     """Print a finding in full; ``inside`` are the unused parameters that it causes."""
     console.print(_title(finding), soft_wrap=False)
     evidence = "  ".join(
@@ -195,13 +230,13 @@ def _print_wrapped(text: Text, console: Console) -> None:
         console.print(line)
 
 
-def _folded_line(finding: "Finding") -> Text:
+def _folded_line(finding: Finding) -> Text:
     line = _title(finding)
     line.append(f"  {_sentence(finding)}", style="dim")
     return line
 
 
-def _print_unknown(report: "Report", console: Console) -> None:
+def _print_unknown(report: Printable, console: Console) -> None:
     """Print what could not be decided, a line for each reason."""
     console.print(Text("could not decide", style="bold magenta"))
     whys: dict[str, list[str]] = {}
@@ -214,7 +249,7 @@ def _print_unknown(report: "Report", console: Console) -> None:
         _print_indented(line, console)
 
 
-def _print_ignored(report: "Report", console: Console) -> None:
+def _print_ignored(report: Printable, console: Console) -> None:
     """Print a line for each finding that is meant, and for each ignore that does nothing."""
     from addnorm.linting.check import rules_by_name
 
@@ -230,7 +265,7 @@ def _print_ignored(report: "Report", console: Console) -> None:
         _print_wrapped(line, console)
 
 
-def _by_whom(ignore: "Ignore") -> str:
+def _by_whom(ignore: Ignore) -> str:
     """Who ignores a rule, where, and why."""
     modules = f" for {ignore.module}" if ignore.module != "*" else ""
     reason = f": {ignore.reason}" if ignore.reason else ""
@@ -243,11 +278,13 @@ def seen_from_here(file: str) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else file
 
 
-def _verdict(report: "Report") -> Text:
+def _verdict(report: Printable) -> Text:
     """How many findings there are of each severity, by how many rules, and where to read more."""
-    from addnorm.linting.findings import SEVERITIES
+    from addnorm.linting.check import rules_by_name
 
-    counts = [(severity, len(report.of(severity))) for severity in SEVERITIES]
+    counts = [
+        (severity, sum(f.severity == severity for f in report.findings)) for severity in SEVERITIES
+    ]
     totals = [plural(n, severity) for severity, n in counts if n]
     ran = len(report.checked)
     undecided = len({u.rule for u in report.unknown})
@@ -262,13 +299,13 @@ def _verdict(report: "Report") -> Text:
         verdict.append(f"; {plural(undecided, 'rule')} could not decide")
     if report.ignored:
         verdict.append(f"; {len(report.ignored)} ignored")
-    if totals:
-        rule = report.findings[0].rule
+    rule = report.findings[0].rule if totals else ""
+    if rule in rules_by_name():
         verdict.append(f"\naddnorm lint --explain {rule} says more", style="not bold dim")
     return verdict
 
 
-def _sentence(finding: "Finding") -> str:
+def _sentence(finding: Finding) -> str:
     """The message, with a capital unless it begins with a module's name."""
     text = finding.message
     starts_with_name = bool(finding.module) and text.startswith(finding.module.split(".")[0])

@@ -15,9 +15,10 @@ from addnorm.anatomy.norms.find import find_norms
 from addnorm.anatomy.specimen import Specimen, bare_copy, enliven
 from addnorm.errors import Mendable, value_in_short
 from addnorm.linting.check import CHECKS, Check, rules_by_name, rules_named
-from addnorm.linting.findings import WHOLE, Finding, Ignore, Report, Unknown, gathered
+from addnorm.linting.findings import WHOLE, Finding, Ignore, Unknown
 from addnorm.linting.ignores import Ignores
 from addnorm.linting.places import forward_line
+from addnorm.linting.report import Report, gathered
 from addnorm.linting.rule import Undeclared
 from addnorm.linting.subject import Subject
 from addnorm.temporary import isolated
@@ -134,7 +135,7 @@ def _run(check: Check, subject: Subject) -> list[Finding | Unknown]:
 def _subject(
     model: nn.Module, inputs: Any, causal: bool | None, optimizer: torch.optim.Optimizer | None
 ) -> Subject | Unknown:
-    """A copy to probe with a call that was tried on it; Unknown, of the rule ``WHOLE``, says why there
+    """A copy to probe with a call that was tried on it; an Unknown of ``WHOLE`` says why there
     is none. The arguments are those of ``lint``."""
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         why = "the model has no values (meta device): build it on the CPU"

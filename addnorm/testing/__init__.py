@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from addnorm.linting.findings import Report
+from addnorm.linting.report import Report
 from addnorm.testing import backward, conduct, precision, sums, values
 from addnorm.testing.kit import TESTED_DTYPES, Kit, NormKind, NormOfSum, as_module, reference
 

@@ -14,7 +14,8 @@ from addnorm.anatomy.norms.formulas import ACCEPT, EXACT, Match
 from addnorm.anatomy.norms.probe import Probe, ProbeCall, Reach, claimed_eps
 from addnorm.anatomy.signature import parameters_of
 from addnorm.linting.check import Answers as Answers
-from addnorm.linting.findings import Finding, Report, Severity, Unknown, gathered
+from addnorm.linting.findings import Finding, Severity, Unknown
+from addnorm.linting.report import Report, gathered
 from addnorm.linting.rule import Undeclared
 from addnorm.temporary import undisturbed
 from addnorm.testing.mistake_names import MISTAKES

@@ -389,7 +389,7 @@ def test_seconds() -> None:
 
 
 STAND_IN = """
-from addnorm.linting.findings import Finding, Report
+from addnorm.linting import Finding, Report
 def lint(model, inputs=None, *, causal=None, optimizer=None):
     norms = [m for m in model.modules() if "GPTNorm" in type(m).__name__]
     found = []

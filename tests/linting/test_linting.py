@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import addnorm
-from addnorm.linting.findings import Finding, Unknown, gathered
+from addnorm.linting.findings import Finding, Unknown
+from addnorm.linting.report import gathered
 
 
 class Attention(nn.Module):

@@ -131,3 +131,44 @@ def test_what_lies_in_a_dead_branch_is_one_line_below_it(
 def test_colours_at_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(report(), Console(width=80, force_terminal=True))
     assert "\x1b[1;33mwarning" in capsys.readouterr().out
+
+
+def test_from_python_a_report_is_what_the_terminal_shows() -> None:
+    text = str(report())
+    assert repr(report()) == text
+    assert "warning  double-norm  layers.0.norm and 5 more" in text
+    assert 'report.of("note") prints notes in full' in text
+    assert "\x1b" not in text
+    assert str(report().findings[0]) == (
+        "warning: double-norm in layers.0.norm\n  layers.0.norm is second.\n  Remove one of them."
+    )
+
+
+def test_what_did_not_run_is_not_called_fine() -> None:
+    unknown = Unknown(rule="lint", module="", why="the model <fails>")
+    nothing = Report((), (unknown,), (), {"model": "Net", "parameters": 12, "seconds": 0.25})
+    assert not nothing.ran
+    assert not nothing.ok
+    assert str(nothing).endswith("\n\n  It could not be examined: the model <fails>")
+    assert "could not be examined" in nothing._repr_html_()
+    assert "the model &lt;fails&gt;" in nothing._repr_html_()
+    broken = replace(report(), findings=(), unknown=(replace(unknown, rule="r", broke=True),))
+    assert broken.ran
+    assert not broken.ok
+    assert replace(broken, unknown=(replace(unknown, rule="r"),)).ok
+
+
+def test_in_a_notebook() -> None:
+    page = report()._repr_html_()
+    assert "<b>Net</b>: 1 warning, 1 note by 3 rules" in page
+    assert page.count("<details") == page.count("</details>") == 2
+    assert page.count(" open>") == 1  # a note is closed
+    assert "wrong=True" in page
+    (first, _) = report().findings
+    assert first._repr_html_() in page
+
+
+def test_the_kit_has_a_report_too() -> None:
+    facts = {"kind": "layer", "widths": [8, 16], "formula": None, "seconds": 1.234}
+    text = str(replace(report(), facts=facts))
+    assert text.startswith("kind layer; widths [8,16]; formula None; seconds 1.23\n")
