@@ -295,20 +295,20 @@ def to_toml(settings: Any) -> str:
             line = f"{line:28}  # {helps[key]}"  # the texts in a column, beside most lines
         (tables.setdefault(table, []) if table else lines).append(line)
     for table, rows in tables.items():
-        lines += ["", f"[{table}]", *rows]
+        lines += ["", *([f"# {helps[table]}"] if table in helps else []), f"[{table}]", *rows]
     return "\n".join(lines) + "\n"
 
 
-def _helps(settings: Any) -> dict[str, str]:
-    """The help of every key without a dot."""
+def _helps(settings: Any, prefix: str = "") -> dict[str, str]:
+    """The help of every key, and of every table of keys; ``prefix`` begins them."""
     kind: Any = type(settings)
     texts = help_texts(kind)
     helps: dict[str, str] = {}
     for f, _, value in _fields(settings):
-        if f.metadata.get(FLAT):
-            helps |= _helps(value)
-        elif f.name in texts:
-            helps[f.name] = texts[f.name]
+        if dataclasses.is_dataclass(value):
+            helps |= _helps(value, _prefix(f, prefix))
+        if f.name in texts and not f.metadata.get(FLAT):
+            helps[prefix + f.name] = texts[f.name].replace("``", "")  # code, in Python's help
     return helps
 
 
@@ -487,7 +487,10 @@ def _replaced(
             key for key in here if re.search(rf"\b{key.rpartition('.')[2]}\b", str(error))
         ]
         words = ", ".join(assignment(key, changes[key]) for key in in_message or here)
-        raise SettingsError(f"{words}: {error}") from None
+        names = "|".join(f.name for f in dataclasses.fields(settings))
+        # name=value, as the user types it
+        message = re.sub(rf"(?<![\w.-])({names})(?==)", rf"{prefix}\1", str(error))
+        raise SettingsError(f"{words}: {message}") from None
 
 
 def _toml(value: Any) -> str:

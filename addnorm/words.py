@@ -7,6 +7,7 @@ CUTOFF = 0.6
 """How alike a name must be to be offered, from 0 to 1: typing errors are nearly always above."""
 NEAR = 3  # names that are offered at most
 LONGEST_LINE = 200  # characters
+LARGE = 1e3  # from here on the digits of a figure behind its point say nothing
 
 
 def near_names(name: object, names: Iterable[object], cutoff: float = CUTOFF) -> list[str]:
@@ -33,6 +34,12 @@ def a_few(items: Iterable[object], most: int = 3, between: str = ", ") -> str:
 def plural(number: int, noun: str) -> str:
     """``1 token``, ``1,234 tokens``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def figure(value: float) -> str:
+    """A measurement in digits: four behind the point, or three in all where it is large, as the
+    perplexity of a model that has learned nothing is."""
+    return f"{value:.4f}" if abs(value) < LARGE else f"{value:.3g}"
 
 
 def first_line(text: str, longest: int = LONGEST_LINE) -> str:

@@ -77,7 +77,10 @@ def test_every_kind_of_value() -> None:
         ({"optimizer": "sgd"}, "optimizer must be adamw or muon, got 'sgd'"),
         ({"precision": 16}, "precision must be auto, fp32, bf16 or fp16, got 16"),
         ({"micro_rows": "x"}, "micro_rows must be a whole number or none, got 'x'"),
-        ({"model.n_heads": 3}, r"model\.n_heads=3: 3 heads do not divide the width 256"),
+        (
+            {"model.n_heads": 3},
+            r"model\.n_heads=3: model\.n_heads=3 does not divide model\.dim=256",
+        ),
         ({"model.scheme": "pre_nrm"}, r"model\.scheme=pre_nrm: .*pre_norm"),
         ({"model.norm": "bn"}, r"model\.norm=bn: unknown norm 'bn'"),
         ({"model.bias": "maybe"}, r"model\.bias must be true or false, got 'maybe'"),
@@ -242,6 +245,7 @@ OTHER: dict[str, Any] = {
     "adapt.delta_t": 3,
     "adapt.orthogonality": 1.0,
     "adapt.length": 3,
+    "adapt.text": "to",
     "adapt.width": 3,
     "steps": 4,
     "seed": 1,
@@ -390,6 +394,8 @@ def awake(key: str, config: Config, model: Path) -> dict[str, Any]:
         changes["unlabelled.data"] = str(model.parent / "other.txt")
         if key != "unlabelled.confidence":
             changes["unlabelled.confidence"] = 0.4  # of what so small a model is sure
+    if changes.get("adapt.kind") == "prompt":
+        changes["adapt.length"] = 3  # which leaves something of the context
     if changes.get("adapt.kind") == "adalora":
         changes |= {"adapt.steps": 3, "adapt.init_rank": 4, "adapt.target_rank": 2, "steps": 3}
     return {name: value for name, value in changes.items() if value is not None}
@@ -463,7 +469,8 @@ def test_a_wrong_value_is_told_without_its_neighbours() -> None:
     with pytest.raises(SettingsError, match=r"^model\.scheme=pre_nrm: unknown scheme"):
         START.changed({"model.dim": 16, "model.scheme": "pre_nrm", "model.n_heads": 1})
     with pytest.raises(
-        SettingsError, match=r"^model\.dim=9, model\.n_heads=2: 2 heads do not divide"
+        SettingsError,
+        match=r"^model\.dim=9, model\.n_heads=2: model\.n_heads=2 does not divide model\.dim=9",
     ):
         START.changed({"model.dim": 9, "model.n_heads": 2})
 

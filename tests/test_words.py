@@ -4,7 +4,15 @@ import pytest
 
 from addnorm.checks import check_known
 from addnorm.errors import Mendable, unknown_name
-from addnorm.words import a_few, did_you_mean, error_in_a_line, first_line, near_names, plural
+from addnorm.words import (
+    a_few,
+    did_you_mean,
+    error_in_a_line,
+    figure,
+    first_line,
+    near_names,
+    plural,
+)
 
 
 def test_near_names() -> None:
@@ -53,3 +61,9 @@ def test_an_error_in_a_line() -> None:
     assert error_in_a_line(ValueError("one\ntwo")) == "ValueError: one"
     assert error_in_a_line(KeyError()) == "KeyError"
     assert error_in_a_line(ValueError("x" * 999), 240) == "ValueError: " + "x" * 240
+
+
+def test_a_figure_has_no_digits_that_say_nothing() -> None:
+    assert [figure(x) for x in (0.5, -2, 999.99, 1e3, 123456.7, 3.2e-7)] == [
+        *("0.5000", "-2.0000", "999.9900", "1e+03", "1.23e+05", "0.0000")
+    ]

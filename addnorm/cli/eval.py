@@ -22,7 +22,7 @@ from addnorm.cli.output import json_line
 from addnorm.cli.refusal import Refusal
 from addnorm.errors import Mendable
 from addnorm.progress import ProgressBar
-from addnorm.words import plural
+from addnorm.words import figure, plural
 
 if TYPE_CHECKING:
     from addnorm.data.chat import ChatTokenizer
@@ -210,7 +210,7 @@ def _print_figures(figures: Mapping[str, Any], options: Options) -> None:
         return
     for name, value in figures.items():
         if isinstance(value, int | float | str):
-            print(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
+            print(f"{name} {figure(value) if isinstance(value, float) else value}")
 
 
 def _texts(loaded: "Loaded", options: Options) -> int:

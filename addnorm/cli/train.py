@@ -8,6 +8,7 @@
 Every setting is key=value; --print-config lists and explains them all.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from addnorm.cli.output import legible
 from addnorm.cli.refusal import Refusal
 from addnorm.errors import unknown_name
 from addnorm.progress import ProgressBar
+from addnorm.words import figure
 
 if TYPE_CHECKING:
     from addnorm.training.config import Config
@@ -198,12 +200,13 @@ def _run_config(folder: Path) -> "Config":
 
 
 def _conclude(folder: Path) -> None:
-    """Print what the run in a folder reached, its last sample, and where its files are."""
+    """Print what the run in a folder reached, its last sample, where its files are, and what can be
+    done with the model."""
     from addnorm.records import objects
     from addnorm.training.run_folder import SAMPLES, read
 
     state = read(folder)
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in state["metrics"].items())
+    metrics = "  ".join(f"{name} {figure(value)}" for name, value in state["metrics"].items())
     print(f"finished {state['step']} steps in {state['elapsed_s']:.0f} s: {metrics}")
     if "compressed" in state:
         others = ", ".join(f"{name} {bits:.3f}" for name, bits in state["compressed"].items())
@@ -215,6 +218,8 @@ def _conclude(folder: Path) -> None:
     if samples:
         print(f"\n{legible(samples[-1][0].strip())}\n")
     print(f"model: {folder / 'model'}\nreport: {folder / 'report.html'}")
+    for what, how in state.get("commands", {}).items():
+        print(f"{what}: {how.replace('{model}', shlex.quote(str(folder)))}")
 
 
 def _list(folder: Path) -> int:
@@ -234,7 +239,7 @@ def _list(folder: Path) -> int:
         raise Refusal("\n".join([f"no runs in {folder}", *complaints]))
     width = max(len(row["name"]) for row in rows)
     for row in rows:
-        best = "-" if row["best"] is None else f"{row['metric']} {row['best']:.4f}"
+        best = "-" if row["best"] is None else f"{row['metric']} {figure(row['best'])}"
         state = "finished" if row["finished"] else "unfinished"
         print(f"{row['name']:{width}}  {state:10}  step {row['step']:>7}  best {best}")
     for text in complaints:

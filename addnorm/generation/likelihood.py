@@ -30,7 +30,7 @@ from addnorm.generation.decode import LanguageModel
 from addnorm.generation.text import TokenizerLike, check_tokenizer
 from addnorm.ops.reference import accumulate_dtype
 from addnorm.temporary import evaluation_mode
-from addnorm.words import plural
+from addnorm.words import figure, plural
 
 
 @final
@@ -83,8 +83,8 @@ class Likelihood:
         else:
             start = f"each text is scored as following the end-of-text token (id {self.start})"
         return (
-            f"perplexity {self.perplexity:.4f} per token ({plural(self.tokens, 'token')}), "
-            f"{self.word_perplexity:.4f} per word ({plural(self.words, 'word')}), "
+            f"perplexity {figure(self.perplexity)} per token ({plural(self.tokens, 'token')}), "
+            f"{figure(self.word_perplexity)} per word ({plural(self.words, 'word')}), "
             f"{self.bits_per_byte:.4f} bits per byte ({plural(self.bytes, 'byte')})\n"
             f"context {self.context}, stride {self.stride}; {start}"
         )

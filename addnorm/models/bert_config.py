@@ -7,7 +7,7 @@ from addnorm import schemes
 from addnorm.branches import ACTIVATIONS
 from addnorm.checks import check_known, check_whole, is_number
 from addnorm.errors import Mendable, value_in_short
-from addnorm.models.gpt_config import NORMS, check_pairs
+from addnorm.models.gpt_config import NORMS, check_heads, check_pairs
 
 HEADS = ("none", "masked", "classify", "answer", "tokens")
 POOLINGS = ("first", "mean", "none")
@@ -32,7 +32,8 @@ class BertConfig:
     types: int = 2
     """How many types of tokens there are, such as question and passage; at least 1."""
     head: str = "masked"
-    """What is computed from the hidden states, one of ``HEADS``; none: they are the output."""
+    """What is computed from the hidden states: masked, classify, answer, tokens; none: they are the
+    output."""
     labels: int = 2
     """What the heads classify and tokens choose from; at least 1."""
     several: bool = False
@@ -41,15 +42,15 @@ class BertConfig:
     """What stands for a whole text, with the heads classify and none: its first token or the mean
     over its tokens, through a linear layer and tanh; none: no such layer, and no head classify."""
     scheme: str = "post_norm"
-    """Where the norms are: any text for ``schemes.parse``."""
+    """Where the norms are: a scheme by name (addnorm schemes lists them), or in words."""
     norm: str = "layer"
-    """The norm of the stream, of the embedding and in the head masked, a key of ``NORMS``."""
+    """The norm of the stream, of the embedding and in the head masked, by the names of a GPT's."""
     eps: float = 1e-12
     """Of every norm that has one; at least 0."""
     position: str = "learned"
-    """The position code, one of ``POSITIONS``; rope needs heads of an even width."""
+    """The position code: learned, rope; rope needs heads of an even width."""
     activation: str = "gelu"
-    """The MLP's, and of the head masked, a key of ``branches.ACTIVATIONS``."""
+    """The MLP's, and of the head masked: gelu, gelu_tanh, relu, relu2, silu."""
     hidden: int | None = None
     """The width inside the MLP; None: 4 * dim."""
     dropout: float = 0.0
@@ -78,8 +79,7 @@ class BertConfig:
         check_known("activation", self.activation, ACTIVATIONS)
         if self.head == "classify" and self.pooling == "none":
             raise Mendable("the head classify reads what pooling makes: first or mean, not none")
-        if self.dim % self.n_heads:
-            raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
+        check_heads(self.n_heads, self.dim)
         if self.position == "rope":
             check_pairs(self.dim // self.n_heads)
         schemes.parse(self.scheme)

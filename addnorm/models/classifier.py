@@ -26,6 +26,7 @@ from addnorm.context import Context
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable, value_in_short
 from addnorm.models import texts as judging
+from addnorm.models.gpt_config import check_heads
 from addnorm.models.recurrent import CELLS, Recurrence
 from addnorm.models.transformer import encoder
 from addnorm.positions import Learned
@@ -49,7 +50,7 @@ class ClassifierConfig:
     dim: int = 128
     """The width of the residual stream, a multiple of ``n_heads``, or of the state."""
     body: str = TRANSFORMER
-    """What reads the tokens: a Transformer, or a key of ``models.recurrent.CELLS``."""
+    """What reads the tokens: transformer, or lstm, gru, layer_norm_lstm, layer_norm_gru."""
     n_layers: int = 2
     """Blocks of attention and MLP, or recurrent layers; at least 1."""
     n_heads: int = 4
@@ -59,7 +60,8 @@ class ClassifierConfig:
     pairs: int = 0
     """Rows of the table of neighbours; 0: there is none."""
     scheme: str = "pre_norm"
-    """Where the norms of a Transformer are: any text for ``schemes.parse``."""
+    """Where the norms of a Transformer are: a scheme by name (addnorm schemes lists them), or in
+    words."""
     dropout: float = 0.0
     """After the embedding, inside the MLP and on branch outputs, or between recurrent layers; in
     [0, 1)."""
@@ -71,8 +73,8 @@ class ClassifierConfig:
         if type(self.several) is not bool:
             raise Mendable(f"several must be true or false, got {value_in_short(self.several)}")
         check_known("body", self.body, BODIES)
-        if self.body == TRANSFORMER and self.dim % self.n_heads:
-            raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
+        if self.body == TRANSFORMER:
+            check_heads(self.n_heads, self.dim)
         if not (is_number(self.dropout) and 0.0 <= self.dropout < 1.0):
             raise Mendable(f"dropout must be in [0, 1), got {value_in_short(self.dropout)}")
         schemes.parse(self.scheme)

@@ -25,7 +25,7 @@ from addnorm.checks import check_known, check_whole, is_number
 from addnorm.context import Context, Here
 from addnorm.errors import Mendable, value_in_short
 from addnorm.init import PLAIN, InitRule
-from addnorm.models.gpt_config import NORMS, check_pairs, norm_rule
+from addnorm.models.gpt_config import NORMS, check_heads, check_pairs, norm_rule
 from addnorm.norms import LayerNorm, as_norm
 from addnorm.positions import Learned, RoPE, Sinusoidal
 from addnorm.stream import Stack
@@ -55,7 +55,7 @@ class FrameConfig(ABC):  # noqa: B024 (a part of others, and nothing alone)
     kernel: int = 15
     """Frames of the convolution beside each attention, an odd number; 0: there is none."""
     scheme: str = "pre_norm"
-    """Where the norms are: any text for ``schemes.parse``."""
+    """Where the norms are: a scheme by name (addnorm schemes lists them), or in words."""
     norm: str = "layer"
     """The norm of the stream, such as layer or rms."""
     eps: float = 1e-5
@@ -63,7 +63,7 @@ class FrameConfig(ABC):  # noqa: B024 (a part of others, and nothing alone)
     position: str = "rope"
     """The position code of the encoder, one of ``POSITIONS``."""
     activation: str = "gelu"
-    """The MLP's, a key of ``branches.ACTIVATIONS``."""
+    """The MLP's: gelu, gelu_tanh, relu, relu2, silu."""
     dropout: float = 0.0
     """Behind the front, inside the MLP and on branch outputs, in [0, 1)."""
 
@@ -84,8 +84,7 @@ class FrameConfig(ABC):  # noqa: B024 (a part of others, and nothing alone)
         check_known("norm", self.norm, NORMS)
         check_known("position", self.position, POSITIONS)
         check_known("activation", self.activation, ACTIVATIONS)
-        if self.dim % self.n_heads:
-            raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
+        check_heads(self.n_heads, self.dim)
         if self.position == "rope":
             check_pairs(self.dim // self.n_heads)
         schemes.parse(self.scheme)

@@ -24,6 +24,14 @@ POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "none")
 MLPS = {"plain": MLP, "gated": GatedMLP}
 
 
+def check_heads(n_heads: int, dim: int) -> None:
+    """Raise a ``Mendable`` unless the width is that of so many heads."""
+    if dim % n_heads:
+        raise Mendable(
+            f"n_heads={n_heads} does not divide dim={dim}: each head is an equal part of the width"
+        )
+
+
 def check_pairs(width: int) -> None:
     """Raise a ``Mendable`` unless a head of this width can be rotated by RoPE."""
     if width % 2:
@@ -46,27 +54,27 @@ class GPTConfig:
     n_heads: int
     """Query heads of each attention; at least 1."""
     scheme: str = "pre_norm"
-    """Where the norms are: any text for ``schemes.parse``."""
+    """Where the norms are: a scheme by name (addnorm schemes lists them), or in words."""
     norm: str = "layer"
-    """The norm of the stream, a key of ``NORMS``."""
+    """The norm of the stream: layer, layer_no_bias, rms, rms_llama, l2, scale, dyt."""
     eps: float = 1e-5
     """Of every norm that has one; at least 0."""
     position: str = "learned"
-    """The position code, one of ``POSITIONS``."""
+    """The position code: learned, sinusoidal, rope, alibi, none."""
     rope_base: float = 10000.0
     """The base of RoPE's frequencies; above 0."""
     n_kv_heads: int | None = None
     """Key and value heads, a divisor of ``n_heads``; None: as many."""
     qk_norm: str | None = None
-    """The norm of queries and keys, a key of ``NORMS``; None: none."""
+    """The norm of queries and keys, by the names of norm; None: none."""
     window: int | None = None
     """How many tokens each one sees, itself included; None: all before it."""
     attention_softcap: float | None = None
     """Caps the attention logits z: softcap * tanh(z / softcap); above 0; None: no cap."""
     mlp: str = "plain"
-    """The MLP, a key of ``MLPS``."""
+    """The MLP: plain, gated."""
     activation: str = "gelu_tanh"
-    """The MLP's, a key of ``branches.ACTIVATIONS``."""
+    """The MLP's: gelu, gelu_tanh, relu, relu2, silu."""
     hidden: int | None = None
     """The width inside the MLP; None: 4 * dim."""
     bias: bool = True
@@ -74,7 +82,7 @@ class GPTConfig:
     tied: bool = True
     """Whether the head is the token embedding."""
     softcap: float | None = None
-    """Caps the final logits, as ``attention_softcap``; None: no cap."""
+    """Caps the final logits, as attention_softcap; None: no cap."""
     vocab_multiple: int = 1
     """The tables have a multiple of this number of rows; no id or logit is beyond vocab_size."""
     dropout: float = 0.0
@@ -104,8 +112,7 @@ class GPTConfig:
         check_known("activation", self.activation, ACTIVATIONS)
         if self.qk_norm is not None:
             check_known("qk_norm", self.qk_norm, NORMS)
-        if self.dim % self.n_heads:
-            raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
+        check_heads(self.n_heads, self.dim)
         if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
             raise Mendable(f"n_kv_heads={self.n_kv_heads} do not divide n_heads={self.n_heads}")
         if self.position == "rope":

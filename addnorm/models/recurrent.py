@@ -87,7 +87,7 @@ class RecurrentConfig:
     n_layers: int = 2
     """Layers, one above the other; at least 1."""
     cell: str = "layer_norm_lstm"
-    """What computes the state, a key of ``CELLS``."""
+    """What computes the state: lstm, gru, layer_norm_lstm, layer_norm_gru."""
     dropout: float = 0.0
     """On tokens, between layers and before the head, never from step to step; in [0, 1)."""
 

@@ -7,7 +7,7 @@ from addnorm import schemes
 from addnorm.branches import ACTIVATIONS
 from addnorm.checks import check_known, check_whole, is_number
 from addnorm.errors import Mendable, value_in_short
-from addnorm.models.gpt_config import NORMS
+from addnorm.models.gpt_config import NORMS, check_heads
 
 POSITIONS = ("learned", "sinusoidal", "halves")
 """``halves`` is the sinusoidal code with all sines before all cosines, as Marian has it."""
@@ -41,18 +41,18 @@ class Seq2SeqConfig:
     hidden: int | None = None
     """The width inside the MLP; None: 4 * dim."""
     scheme: str = "pre_norm"
-    """Where the norms are: any text for ``schemes.parse``."""
+    """Where the norms are: a scheme by name (addnorm schemes lists them), or in words."""
     norm: str = "layer"
     """The norm of the streams, such as layer or rms."""
     eps: float = 1e-5
     """Of every norm that has one; at least 0."""
     position: str = "learned"
-    """The position code of both sides, one of ``POSITIONS``."""
+    """The position code of both sides: learned, sinusoidal, halves."""
     scale_embedding: bool = False
     """Whether tokens are multiplied by the root of ``dim``: beside sines, which are as large as 1,
     and a scheme that begins with small tokens, they are lost for long without it."""
     activation: str = "gelu"
-    """The MLP's, a key of ``branches.ACTIVATIONS``."""
+    """The MLP's: gelu, gelu_tanh, relu, relu2, silu."""
     tied: bool = True
     """Whether the head is the table of the target's tokens."""
     logits_bias: bool = False
@@ -91,8 +91,7 @@ class Seq2SeqConfig:
         check_known("norm", self.norm, NORMS)
         check_known("position", self.position, POSITIONS)
         check_known("activation", self.activation, ACTIVATIONS)
-        if self.dim % self.n_heads:
-            raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
+        check_heads(self.n_heads, self.dim)
         schemes.parse(self.scheme)
 
     @property

@@ -9,7 +9,7 @@ from addnorm.branches import ACTIVATIONS
 from addnorm.checks import check_known, check_whole, is_number
 from addnorm.errors import Mendable, value_in_short
 from addnorm.models.fronts import PATCHES, check_front
-from addnorm.models.gpt_config import NORMS
+from addnorm.models.gpt_config import NORMS, check_heads
 from addnorm.norms import BatchNorm, GroupNorm, Norm
 
 POOLINGS = ("class", "mean")
@@ -58,7 +58,7 @@ class ViTConfig:
     eps: float = 1e-6
     """Of every norm that has one; at least 0."""
     activation: str = "gelu"
-    """The MLP's, a key of ``branches.ACTIVATIONS``."""
+    """The MLP's: gelu, gelu_tanh, relu, relu2, silu."""
     hidden: int | None = None
     """The width inside the MLP; None: 4 * dim."""
     dropout: float = 0.0
@@ -83,8 +83,7 @@ class ViTConfig:
         check_known("distillation", self.distillation, DISTILLATIONS)
         check_known("norm", self.norm, VISION_NORMS)
         check_known("activation", self.activation, ACTIVATIONS)
-        if self.dim % self.n_heads:
-            raise Mendable(f"{self.n_heads} heads do not divide the width {self.dim}")
+        check_heads(self.n_heads, self.dim)
         if self.distillation != "none" and self.pooling != "class":
             raise Mendable(
                 "a token for distillation stands beside that of the class: pooling=class"

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
@@ -259,6 +260,12 @@ class ClassifyTask(Task):
 
     noun = "A classifier of texts"
     unit = "texts"
+    commands = MappingProxyType(
+        {
+            "Ask it": 'addnorm predict {model} "What a fine day."',
+            "How good it is on other texts": "addnorm eval {model} LABELLED.csv",
+        }
+    )
 
     def __init__(
         self, settings: RowSettings, body: Body, tokenizer: Tokenizer, texts: LabelledTexts

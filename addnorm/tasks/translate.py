@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -263,6 +264,12 @@ class TranslateTask(Task):
     best = Best("val_loss", "min")
     noun = "A translator"
     unit = "tokens"
+    commands = MappingProxyType(
+        {
+            "Ask it": 'addnorm predict {model} "Open the file."',
+            "How good it is on other pairs": "addnorm eval {model} PAIRS.tsv",
+        }
+    )
 
     def __init__(
         self, settings: TranslateSettings, beginning: TranslatorStart, texts: PairedTexts

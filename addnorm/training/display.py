@@ -14,6 +14,7 @@ from rich.text import Text
 
 from addnorm.records import Record
 from addnorm.training.fit import Course, Observer
+from addnorm.words import figure
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 EVERY = 5.0  # seconds between plain lines
@@ -81,7 +82,7 @@ class Display(Observer):
     def evaluated(self, course: Course, record: Record) -> None:
         """What an evaluation measured."""
         names = [n for n in record if n not in ("step", "tokens", "elapsed_s", "whole")]
-        self._evaluation = "  ".join(f"{n} {record[n]:.4f}" for n in names)
+        self._evaluation = "  ".join(f"{n} {figure(record[n])}" for n in names)
         self.said(f"step {record['step']:>6}  {self._evaluation}")
 
     def sampled(self, course: Course, texts: Sequence[str]) -> None:

@@ -57,6 +57,7 @@ def test_from_text_to_text(
     assert "1 documents" in told
     assert "step      6  val_loss" in told
     assert "finished 6 steps" in told
+    assert f'Write with it: addnorm generate {out} "Once upon a time"\n' in told
     assert "bits per byte on held-out text" in told
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert all({"step", "tokens", "elapsed_s"} <= line.keys() for line in lines)
@@ -98,7 +99,12 @@ def test_settings_from_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["train", "--recipe", "classify_text", "--print-config"]) == 0
     printed.write_text(capsys.readouterr().out)
     assert main(["train", "--config", str(printed), "--print-config"]) == 0
-    assert 'task = "classify"' in capsys.readouterr().out
+    words = capsys.readouterr().out
+    assert 'task = "classify"' in words
+    for line in words.splitlines():  # each says what it is, in the tables too
+        assert not line or line.startswith(("[", "# ")) or "  # " in line or "task" in line, line
+    assert "# Texts without labels, by which few labels go further.\n[unlabelled]" in words
+    assert "``" not in words
     assert isinstance(want, Config)
 
 
@@ -110,7 +116,7 @@ def test_settings_from_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["stepps=4"], "unknown setting 'stepps'; did you mean steps"),
         (["steps"], "'steps' is not key=value"),
         (["steps=few"], "steps must be a whole number, got 'few'"),
-        (["model.n_heads=7"], "7 heads do not divide the width"),
+        (["model.n_heads=7"], "model.n_heads=7 does not divide model.dim="),
         (["tokenizer=bpe:3"], "say how many tokens, at least 257"),
         (["tokenizer=nowhere/at/all"], "is not bytes, characters, bpe:SIZE, wordpiece:SIZE or"),
         (["--resume", "nowhere"], "is not the folder of a run"),

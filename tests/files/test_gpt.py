@@ -397,7 +397,7 @@ def test_a_pickle_that_is_none(tmp_path: Path, content: bytes) -> None:
         ({"alibi": True}, "alibi=True is not an option of GPT-2 as transformers defines it"),
         ({"resid_pdrop": 0.2}, r"resid_pdrop=0.2, embd_pdrop=0.1.*\(..., dropout=0.2\)"),
         ({"model_type": "llama"}, "model_type is 'llama', expected gpt2 or addnorm_gpt"),
-        ({"n_embd": 21}, "5 heads do not divide the width 21"),
+        ({"n_embd": 21}, "n_heads=5 does not divide dim=21"),
         ({"n_layer": "3"}, "n_layers must be a whole number"),
         ({"layer_norm_epsilon": None}, "eps must be a number of at least 0, got None"),
         ({"layer_norm_epsilon": 10**400}, "eps must be a number of at least 0, got 1000"),

@@ -83,7 +83,7 @@ def test_tokenizers_stand_beside_the_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 15}, "do not divide"),
+        ({"dim": 15}, "does not divide"),
         ({"rules": None}, "rules"),
         ({"rules": {"start": 0}}, "missing"),
         ({"model_type": "addnorm_seq"}, "addnorm_seq"),

@@ -179,7 +179,7 @@ def reconfigure(folder: Path, **changes: Any) -> Path:
     ("changes", "message"),
     [
         ({"architectures": ["ViTForMaskedImageModeling"]}, "is not read, only one of ViTModel"),
-        ({"num_attention_heads": 3}, "3 heads do not divide the width 20"),
+        ({"num_attention_heads": 3}, "n_heads=3 does not divide dim=20"),
         ({"hidden_act": "mish"}, "hidden_act='mish' is not implemented"),
         ({"image_size": [1, 2, 3]}, "must be a number, or two"),
         ({"patch_size": 13}, "has no patch of 13"),

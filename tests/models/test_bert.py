@@ -124,7 +124,7 @@ def test_the_ends_are_filled_by_the_scheme() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 21}, "5 heads do not divide the width 21"),
+        ({"dim": 21}, "n_heads=5 does not divide dim=21"),
         ({"head": "mask"}, "unknown head 'mask'; did you mean masked"),
         ({"head": "classify", "pooling": "none"}, "the head classify reads what pooling makes"),
         ({"pooling": "last"}, "unknown pooling 'last'"),

@@ -241,7 +241,7 @@ def test_a_model_without_memory_is_filled_later() -> None:
     [
         ({"dim": 0}, "dim must be a whole number of at least 1, got 0"),
         ({"n_layers": 2.0}, "n_layers must be a whole number"),
-        ({"n_heads": 3}, "3 heads do not divide the width 16"),
+        ({"n_heads": 3}, "n_heads=3 does not divide dim=16"),
         ({"n_kv_heads": 3}, "n_kv_heads=3 do not divide n_heads=4"),
         ({"norm": "layernorm"}, "unknown norm 'layernorm'; did you mean layer"),
         ({"qk_norm": "layr"}, "unknown qk_norm 'layr'; did you mean layer"),

@@ -151,7 +151,7 @@ def test_padding_is_left_out_where_nobody_says_what_is_real() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 15}, "4 heads do not divide the width 15"),
+        ({"dim": 15}, "n_heads=4 does not divide dim=15"),
         ({"target_vocab_size": 1}, "target_vocab_size must be a whole number of at least 2"),
         ({"start_id": 31}, "start_id=31 is outside the target's 31 ids"),
         ({"position": "half"}, "unknown position 'half'; did you mean halves"),

@@ -115,7 +115,7 @@ def test_generate_writes_what_the_decoder_finds_best() -> None:
         ({"kernel": 4}, "kernel must be odd"),
         ({"ctc": False, "decoder_layers": 0}, "needs a decoder"),
         ({"end_id": 11}, "end_id=11 is outside the 11 ids"),
-        ({"n_heads": 3}, "3 heads do not divide the width 16"),
+        ({"n_heads": 3}, "n_heads=3 does not divide dim=16"),
         ({"n_heads": 16}, "head's width 1 is odd"),
         ({"dropout": 1.0}, "dropout must be in"),
         ({"ctc": 1}, "ctc must be true or false, got 1"),

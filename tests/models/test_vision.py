@@ -145,7 +145,7 @@ def test_published_shapes() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_heads": 3}, "3 heads do not divide the width 16"),
+        ({"n_heads": 3}, "n_heads=3 does not divide dim=16"),
         ({"patch": 9}, "a picture whose height is 8 has no patch of 9"),
         ({"patch_width": 13}, "a picture whose width is 12 has no patch of 13"),
         ({"embedding": "convolutions", "patch_width": 2}, "patches must be square"),
