@@ -1,6 +1,6 @@
 # Everything one does with this repository; `make` alone lists it.
-# PYTHON=... chooses the interpreter that builds .venv; TESTFLAGS=..., DEMO=... and MUTANTS=... what
-# is run.
+# PYTHON=... chooses the interpreter that builds .venv; TESTFLAGS=..., DEMO=..., MUTANTS=... and
+# SURVEY=... what is run.
 
 # The first of these that runs: a name on PATH may be a shim with nothing behind it.
 PYTHON    ?= $(firstword $(shell for p in python3.11 python3; do \
@@ -8,6 +8,7 @@ PYTHON    ?= $(firstword $(shell for p in python3.11 python3; do \
 TESTFLAGS ?= -n 2
 DEMO      ?= train --out out/demo --overwrite
 MUTANTS   ?=
+SURVEY    ?=
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -19,7 +20,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout=300 $(TESTFLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench-lint mutants format format-check lint types check clean
+.PHONY: help setup demo test test-all bench-lint survey mutants format format-check lint types check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +51,9 @@ test-all: setup  ## every test, the slow ones too
 
 bench-lint: setup  ## measure lint: the faults it finds, its false alarms on correct models
 	$(BIN)/python -m benchmarks.lint
+
+survey: setup  ## lint a third of the published architectures; each finding needs a verdict
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.survey --out out/survey $(SURVEY)
 
 mutants: setup  ## break the code in 400 places, and ask the tests (MUTANTS="--only FILE")
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants $(MUTANTS)
