@@ -15,7 +15,8 @@ Variants of a drawing are on one side: those whose names differ in numbers at th
 of which 16 by 16 pixels differ by at most 0.04 (root of the mean square; white to black is 1), and
 what is so connected over others. Of such a group at most ten are taken, which a hash decides, else
 1,400 stars would be the largest class; of a class at most 400. A hash of its first name says where
-a group comes in its class; the first fifth is test, the next tenth val.
+a group comes in its class; the first are test, up to a fifth of the class, the next val, up to a
+tenth, and what is too large for these is for learning.
 
 Left out: links, by which a drawing is in a second folder; the folder unsorted, and those with less
 than ten drawings, unless --all is said; what is blank on white; pictures of more than 25 million
@@ -67,15 +68,11 @@ VARIANT = re.compile(r"(?:[_.\- ]+(?:r|copy|small|big|large)|[_.\- ]*\d+)$")
 
 
 class Drawing(NamedTuple):
-    """A picture, and where the package has it, such as animals/birds/owl_01."""
+    """A picture, where the package has it, such as animals/birds/owl_01, and its class."""
 
     name: str
     picture: Image.Image
-
-    @property
-    def label(self) -> str:
-        """The folder of the top."""
-        return self.name.split("/")[0]
+    label: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +122,7 @@ def read(files: Iterable[tuple[str, bytes]], size: int) -> tuple[list[Drawing], 
         if reduced(small).std() <= BLANK:
             rest["blank on white"] += 1
         else:
-            drawings.append(Drawing(match[1], small))
+            drawings.append(Drawing(match[1], small, match[1].split("/")[0]))
     return sorted(drawings, key=lambda drawing: drawing.name), dict(rest)
 
 
@@ -195,10 +192,12 @@ def split(choice: Iterable[Sequence[Drawing]]) -> dict[str, list[Drawing]]:
         total = sum(map(len, classes[label]))
         waiting = [*classes[label]]
         for side, share in SIDES.items():
-            count = 0
-            while len(waiting) > 1 and count < share * total:
-                sides[side] += waiting[0]
-                count += len(waiting.pop(0))
+            room = max(1, int(share * total))
+            for group in [*waiting]:
+                if len(group) <= room and len(waiting) > 1:
+                    waiting.remove(group)
+                    sides[side] += group
+                    room -= len(group)
         for group in waiting:
             sides["train"] += group
     return {side: sorted(some, key=lambda one: one.name) for side, some in sides.items()}

@@ -19,6 +19,10 @@ def picture(seed: int, size: int = 32) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
 
 
+def drawing(name: str, image: Image.Image) -> Drawing:
+    return Drawing(name, image, name.split("/")[0])
+
+
 def png(image: Image.Image) -> bytes:
     with io.BytesIO() as file:
         image.save(file, "PNG")
@@ -59,10 +63,10 @@ def test_what_cannot_be_seen_or_is_too_large_is_counted(monkeypatch: pytest.Monk
 def test_groups_are_by_name_and_by_pixels() -> None:
     twin = Image.fromarray(np.asarray(picture(1)) // 2 * 2)
     drawings = [
-        Drawing("animals/owl_01", picture(0)),
-        Drawing("animals/owl_02", picture(1)),
-        Drawing("people/bird", twin),
-        Drawing("people/man", picture(2)),
+        drawing("animals/owl_01", picture(0)),
+        drawing("animals/owl_02", picture(1)),
+        drawing("people/bird", twin),
+        drawing("people/man", picture(2)),
     ]
     assert sorted(len(group) for group in groups(drawings)) == [1, 3]
 
@@ -73,7 +77,7 @@ def test_classes_and_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"animals/{one}{other}" for one in letters[:10] for other in letters[:5]]
     names += [f"shapes/star{i}" for i in range(30)] + [f"shapes/{one}" for one in letters]
     names += [f"unsorted/{one}" for one in letters] + [f"logos/{one}" for one in letters[:9]]
-    drawings = [Drawing(name, picture(i, 16)) for i, name in enumerate(names)]
+    drawings = [drawing(name, picture(i, 16)) for i, name in enumerate(names)]
     sides = split(choose(drawings, False))
     every = [drawing.name for some in sides.values() for drawing in some]
     assert len(every) == len({*every})
