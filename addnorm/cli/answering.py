@@ -1,5 +1,7 @@
 """What the commands that ask a model have in common: how it searches its answers."""
 
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
@@ -9,11 +11,13 @@ from addnorm.cli import output
 from addnorm.cli.arguments import optional
 from addnorm.cli.models import as_writer, kind_of_model
 from addnorm.cli.refusal import Refusal
+from addnorm.errors import Mendable
 from addnorm.words import plural
 
 if TYPE_CHECKING:
     from addnorm.pretrained import Loaded
     from addnorm.uses.cloze import Cloze
+    from addnorm.uses.use import Use
 
 
 @final
@@ -94,3 +98,29 @@ def say_what_was_cut(cloze: "Cloze | None") -> None:
 def choices(**options: Any) -> dict[str, Any]:
     """Those of the options that somebody chose."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def all_choices(use: "Use", wishes: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """All options of a use, where some were chosen; a ``Refusal``, which names them as they are
+    typed, where one has no effect or makes no sense. ``target``: what the user called the model."""
+    for name in wishes:
+        if name not in use.options:
+            others = ", ".join(map(_typed, use.options)) or "no such options"
+            raise Refusal(f"{_typed(name)} has no effect: {target} takes {others}")
+    try:
+        return use.with_defaults(wishes)
+    except Mendable as error:
+        raise Refusal(f"{target}: {as_typed(str(error), use.options)}") from None
+
+
+def as_typed(message: str, names: Iterable[str]) -> str:
+    """A message with the options of these ``names`` as a user types them: ``n_best=3`` is
+    ``--n-best=3``."""
+    for name in names:
+        message = re.sub(rf"(?<![\w-]){name}(?==| must)", _typed(name), message)
+    return message
+
+
+def _typed(name: str) -> str:
+    """An option of a use as one of the command's."""
+    return f"--{name.replace('_', '-')}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 
 from addnorm import reading
 from addnorm.cli import output
-from addnorm.cli.answering import Search, Spans, Verbalizer, choices, say_what_was_cut
+from addnorm.cli.answering import Search, Spans, Verbalizer, all_choices, choices, say_what_was_cut
 from addnorm.cli.arguments import Positional, arg, optional
 from addnorm.cli.models import Place, as_writer, kind_of_model, open_model
 from addnorm.cli.output import json_line
@@ -109,11 +109,10 @@ def _answers(model: "Loaded | Cloze", options: Options) -> int:
         windows = {"context": options.context, "stride": options.stride}
         for name in ({*windows} - {*use.options}) & {*choices(**windows)}:
             raise Refusal(f"--{name} has no effect: {options.model} is not a language model")
-        how = use.with_defaults(
-            choices(**vars(options.search), **vars(options.spans), stride=options.stride)
-        )
     except Mendable as error:
         raise Refusal(f"{options.model}: {error}") from None
+    wishes = choices(**vars(options.search), **vars(options.spans), stride=options.stride)
+    how = all_choices(use, wishes, options.model)
     with ProgressBar("evaluating") as bar:
         size = options.batch_size or ANSWERS
         figures = use.evaluate(options.data, how, batch_size=size, bar=bar)

@@ -8,6 +8,7 @@ generate.
 """
 
 import itertools
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, final
 
 from addnorm import disk, reading
 from addnorm.cli import output
-from addnorm.cli.answering import Search, Spans, Verbalizer, choices, say_what_was_cut
+from addnorm.cli.answering import (
+    Search,
+    Spans,
+    Verbalizer,
+    all_choices,
+    as_typed,
+    choices,
+    say_what_was_cut,
+)
 from addnorm.cli.arguments import Positional, arg, optional
 from addnorm.cli.models import Place, open_model
 from addnorm.cli.output import json_line, legible
@@ -32,7 +41,9 @@ PATIENCE = 2.0  # seconds, from which on it is worth a bar
 SHOWN = 60  # characters of an input beside its answer
 STDIN = "-"
 ANY_NUMBER = ("length_penalty", "threshold")  # the options that may be below 1
-TEXTS, OBJECTS = ".txt", ".jsonl"  # the ends of names that are taken for files
+TEXTS, OBJECTS, TABLES = ".txt", ".jsonl", (".csv", ".tsv")
+FILES = (TEXTS, OBJECTS, *TABLES)  # the ends of names that are taken for files
+UNREAD = (".json", ".xls", ".xlsx", ".ods", ".parquet")  # no text has these either
 
 
 @final
@@ -48,7 +59,8 @@ class Options:
         ]
     ]
     """A text, or for a model of pictures or sound the name of a file; a .txt file with one in each
-    line; a .jsonl file of objects; - takes the lines of stdin."""
+    line; a .jsonl file of objects; a .csv or .tsv with the columns that such an object has, as
+    text; - takes the lines of stdin."""
     files: bool = False
     """Each INPUT is the name of a file, and all that it holds is one text."""
     top: Annotated[int | None, optional("K")] = None
@@ -93,11 +105,11 @@ def run(options: Options) -> int:
     cloze = options.verbalizer.cloze(loaded, options.model, options.batch_size)
     try:
         use = cloze.use() if cloze else loaded.use()
-        how = use.with_defaults(options.choices())
         if use.file_keys and options.files:
             raise Mendable("--files has no effect: its inputs are names of files anyway")
     except Mendable as error:
         raise Refusal(f"{options.model}: {error}") from None
+    how = all_choices(use, options.choices(), options.model)
     # on a terminal the answers themselves show how far it is
     shown = options.out is None and sys.stdout.isatty()
     total = None if options.files is False and _count_is_unknown(options) else len(options.inputs)
@@ -119,6 +131,10 @@ def run(options: Options) -> int:
     except FloatingPointError as error:
         output.say(str(error))
         return 1
+    except Refusal:
+        raise
+    except Mendable as error:
+        raise Refusal(as_typed(str(error), how)) from None
     return 1 if failures else 0
 
 
@@ -133,7 +149,7 @@ def _answer_stream(out: Path | None, stack: ExitStack) -> TextIO:
 
 def _count_is_unknown(options: Options) -> bool:
     """Whether how many inputs there are is known at their end only."""
-    return any(word == STDIN or Path(word).suffix in (TEXTS, OBJECTS) for word in options.inputs)
+    return any(word == STDIN or _names_a_file(word) for word in options.inputs)
 
 
 def _answers(use: "Use", batch: list[Input], how: Mapping[str, Any]) -> "Iterator[list[Answer]]":
@@ -174,16 +190,18 @@ def _check(options: Options) -> None:
     if STDIN in options.inputs and sys.stdin is None:
         raise Refusal("there is no stdin to read: it is closed")
     for word in options.inputs:
-        file = reading.place(word) if _names_a_file(word) or options.files else None
-        if file is not None and word != STDIN and not file.is_file():
+        unread = word.lower().endswith(UNREAD) and len(word.split()) == 1
+        is_name = _names_a_file(word) or unread or options.files
+        if is_name and word != STDIN and not reading.place(word).is_file():
             raise Refusal(
-                f"there is no file {word}: a name that ends in .txt or .jsonl is that of a file"
+                f"there is no file {word}: a name that ends in {', '.join(FILES[:-1])} or "
+                f"{FILES[-1]} is that of a file"
             )
 
 
 def _names_a_file(word: str) -> bool:
     """Whether an INPUT is taken for the name of a file, be there one or not."""
-    return word.lower().endswith((TEXTS, OBJECTS)) and "\n" not in word
+    return word.lower().endswith(FILES) and "\n" not in word
 
 
 def _inputs(options: Options, use: "Use") -> Iterator[Input]:
@@ -195,7 +213,8 @@ def _inputs(options: Options, use: "Use") -> Iterator[Input]:
             yield Input(word, reading.text(reading.place(word)))
         elif _names_a_file(word):
             place = reading.place(word)
-            for one in _file_inputs(place):
+            table = place.suffix.lower() in TABLES
+            for one in _table_inputs(place, use) if table else _file_inputs(place):
                 yield _from_there(one, place.parent, use.file_keys) if use.file_keys else one
         else:
             if not use.file_keys and _looks_like_a_file(word):
@@ -210,6 +229,25 @@ def _file_inputs(file: Path) -> Iterator[Input]:
             yield Input(line, line)
         elif line.strip():
             yield _object(line, f"{file}:{number}")
+
+
+def _table_inputs(file: Path, use: "Use") -> Iterator[Input]:
+    """The rows of a .csv or .tsv as objects, whose keys are its columns; a ``Refusal`` where these
+    are not what the model is asked with."""
+    from addnorm.data.labelled import read_columns
+    from addnorm.uses.use import Unusable
+
+    keys = list(json.loads(use.example))
+    for number, row in enumerate(read_columns(file)):
+        if number == 0 and not {*keys} <= row.keys():
+            try:
+                use.question(row)  # which may know the columns by other names too
+            except Unusable:
+                missing = ", ".join(key for key in keys if key not in row)
+                raise Refusal(
+                    f"{file} has no column {missing}: its first line names {', '.join(row)}"
+                ) from None
+        yield Input(row.get(keys[0], ""), row)
 
 
 def _from_there(one: Input, folder: Path, keys: Sequence[str]) -> Input:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
+from addnorm.cli import output
 from addnorm.cli.arguments import Positional, arg, option_values, optional
 from addnorm.cli.output import legible
 from addnorm.cli.refusal import Refusal
@@ -100,6 +101,8 @@ def run(options: Options) -> int:
     folder = options.resume or out
     try:
         config = _config(options)
+        if options.recipe is None and options.data is not None and options.config is None:
+            _remark_on(options.data)
         if options.print_config:
             print(config.to_toml(), end="")
             return 0
@@ -133,6 +136,29 @@ def run(options: Options) -> int:
     if first:
         _conclude(result.folder)
     return 0
+
+
+def _remark_on(data: str) -> None:
+    """Say what is learned from a table, or from lines of JSON for another recipe, where none was
+    asked for."""
+    from addnorm.data.labelled import TABLES, column_names
+    from addnorm.tasks.recipes import recipe_for
+
+    file = Path(data).expanduser()
+    columns = column_names(file)
+    recipe, table = recipe_for(columns), file.suffix.lower() in TABLES
+    if not columns or not (table or recipe):
+        return
+    what = "every character of it, the commas too" if table else "its text alone"
+    what = f"without --recipe a language model is trained, on {what}"
+    about = f"{data} has the {'columns' if table else 'keys'} {', '.join(columns)}"
+    if recipe:
+        output.say(f"{about}: {what}. For these: addnorm train --recipe {recipe} --data {data}")
+    else:
+        output.say(
+            f"{about}: {what}. Labels of texts need the columns text and label (--recipe "
+            "classify_text), translations source and target (--recipe translate)"
+        )
 
 
 def _overfit(config: "Config", rows: int) -> int:

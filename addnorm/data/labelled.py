@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from addnorm import reading
 from addnorm.data.sources import DataError, open_source
-from addnorm.errors import value_in_short
+from addnorm.errors import Mendable, value_in_short
 
 TEXT, LABEL = ("text", "sentence"), ("label_desc", "label_des", "label")
 """What a column or key is called, the first that is there counting; CLUE says ``sentence``, and
@@ -168,10 +168,45 @@ def _table(
     labelled: bool = True,
     names: Sequence[str] = TEXT,
 ) -> Iterator[Entry]:
-    """The rows of a .csv or .tsv, whose first line names the columns; empty lines are passed over.
-    What csv cannot read, and a row of another length, is a ``DataError``. ``content``: that of the
-    file. ``labelled``: whether a column of labels is asked for; else the label is None. ``names``:
-    as in ``read_table``."""
+    """The rows of a .csv or .tsv, as ``_cells`` reads them. ``labelled``: whether a column of
+    labels is asked for; else the label is None. ``names``: as in ``read_table``."""
+    rows = _cells(file, delimiter, content)
+    _, header = next(rows)
+    text = _column(header, names, file, delimiter)
+    label = _column(header, LABEL, file, delimiter) if labelled else None
+    for where, row in rows:
+        yield Entry(row[text], None if label is None else row[label], where, table=True)
+
+
+def read_columns(file: Path) -> Iterator[dict[str, str]]:
+    """The rows of a .csv or .tsv, each by the names of its columns, whatever these are; a
+    ``DataError`` says which line is wrong."""
+    rows = _cells(file, TABLES[file.suffix.lower()], reading.text(file, DataError))
+    _, header = next(rows)
+    return (dict(zip(header, row, strict=True)) for _, row in rows)
+
+
+def column_names(file: Path) -> list[str]:
+    """The columns that the first line of a .csv or .tsv names, or the keys of the first object of a
+    .jsonl; nothing of another file, or of one that cannot be read."""
+    kind = file.suffix.lower()
+    if kind not in (*TABLES, LINES[0]) or not file.is_file():
+        return []
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            first = next(lines, "")
+        if kind in TABLES:
+            return [name.strip() for name in next(csv.reader([first], delimiter=TABLES[kind]), [])]
+        value = reading.json_value(first, str(file))
+    except (OSError, UnicodeDecodeError, csv.Error, Mendable):
+        return []
+    return list(value) if isinstance(value, dict) else []
+
+
+def _cells(file: Path, delimiter: str, content: str) -> Iterator[tuple[str, list[str]]]:
+    """(where it is, its cells) of each row of a .csv or .tsv, the first of which names the columns;
+    empty lines are passed over. What csv cannot read, and a row of another length, is a
+    ``DataError``. ``content``: that of the file."""
     lines = csv.reader(io.StringIO(content), delimiter=delimiter, strict=True)
     # A text may be a book. The limit is one of the whole process, so it is put back at the end.
     longest = csv.field_size_limit(sys.maxsize)
@@ -179,8 +214,7 @@ def _table(
     try:
         header = [name.strip() for name in next(lines, [])]
         begin = lines.line_num + 1
-        text = _column(header, names, file, delimiter)
-        label = _column(header, LABEL, file, delimiter) if labelled else None
+        yield f"{file}:{lines.line_num}", header
         for row in lines:
             where, begin = f"{file}:{lines.line_num}", lines.line_num + 1
             if not row:
@@ -190,7 +224,7 @@ def _table(
                     f"{where}: {len(row)} fields, and the first line names {len(header)}: a field "
                     f"that holds a {delimiter!r} or a quote needs quotes"
                 )
-            yield Entry(row[text], None if label is None else row[label], where, table=True)
+            yield where, row
     except csv.Error as error:
         raise DataError(
             f"{file}:{lines.line_num}: {error}: a quote in the row that begins on line {begin} is "

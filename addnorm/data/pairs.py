@@ -8,7 +8,7 @@ it names no line where something is wrong.
 import ast
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, final
@@ -23,6 +23,7 @@ FORMATS = (
     "a .tsv (source, tab, target), a .jsonl of objects such as "
     '{"source": "...", "target": "..."}, two files of lines as A,B, a .po or a .mo'
 )
+SUFFIXES = (".tsv", ".jsonl", ".json", ".po", ".mo")
 MAGIC = 0x950412DE  # at the beginning of a .mo, in the byte order of its numbers
 CONTEXT = "\x04"  # between the context of a message in a .mo and the message
 
@@ -68,6 +69,15 @@ def read_pairs(data: str) -> Pairs:
             f"{plural(len(empty), 'pair')} with an empty side left out ({a_few(empty, 2)})"
         )
     return Pairs(complete, remarks)
+
+
+def with_sides(names: Sequence[str]) -> list[str]:
+    """The same names, but two that are of no format for pairs as ``A,B``: files of sources and of
+    targets, line by line."""
+    sides = [name for name in names if Path(name).suffix.lower() not in SUFFIXES]
+    if len(names) == len(sides) == 2 and not any("," in name for name in names):
+        return [",".join(names)]
+    return list(names)
 
 
 def _reader(data: str, place: Path) -> Callable[[Path], Iterator[Pair]]:

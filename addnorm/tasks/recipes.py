@@ -3,8 +3,9 @@
 ``vocab_size=1`` and ``classes=1`` only stand where a number must: the data says what they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
+from addnorm.data.labelled import LABEL, TEXT
 from addnorm.models.bert_config import BertConfig
 from addnorm.models.classifier import ClassifierConfig
 from addnorm.models.gpt import GPT
@@ -264,3 +265,19 @@ RECIPES: dict[str, Callable[[], Config]] = {
         *(classify_text, classify_gpt2, pretrain_bert, finetune_bert, answer, translate, chat),
     )
 }
+
+
+COLUMNS = (
+    ("classify_text", (TEXT, LABEL)),
+    ("translate", (("source",), ("target",))),
+    ("chat", (("messages", "conversations"),)),
+)
+"""Recipe -> what the columns or keys of its data are called, one of each."""
+
+
+def recipe_for(columns: Collection[str]) -> str | None:
+    """The recipe that reads data with these columns or keys; None: none does."""
+    for recipe, groups in COLUMNS:
+        if all(any(name in columns for name in names) for names in groups):
+            return recipe
+    return None

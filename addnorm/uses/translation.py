@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addnorm.data.pairs import read_pairs
+from addnorm.data.pairs import read_pairs, with_sides
 from addnorm.data.rows import padded
 from addnorm.data.tokenizer.pair import TokenizerPair
 from addnorm.errors import Mendable
@@ -112,8 +112,9 @@ class Translation(Use):
         self, data: Sequence[str], options: Mapping[str, Any], *, batch_size: int, bar: ProgressBar
     ) -> dict[str, Any]:
         """``bleu``, ``chrf`` and ``exact_match`` of all pairs; a source that cannot be read counts
-        as one with an empty translation, and ``unusable`` is how many there are."""
-        rows = [row for name in data for row in read_pairs(name).rows]
+        as one with an empty translation, and ``unusable`` is how many there are. Two files of
+        lines are also the two sides of pairs."""
+        rows = [row for name in with_sides(data) for row in read_pairs(name).rows]
         outputs, unusable = self.outputs([row.source for row in rows], options, batch_size, bar)
         scores = translation_scores(outputs, [row.target for row in rows])
         return {**scores, "pairs": len(rows), "unusable": unusable}

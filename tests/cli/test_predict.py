@@ -150,6 +150,25 @@ def test_a_name_of_a_file_is_a_text_and_that_is_said(
     assert told.err.count("was taken for a text; --files reads the file of this name") == 1
 
 
+def test_the_rows_of_a_table(
+    run: str, model: TextClassifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text('id,text\n1,"a fine, sunny day"\n2,\n')
+    assert main(["predict", run, str(file), "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["input"] for answer in answers] == ["a fine, sunny day", ""]
+    p = wanted(model, ["a fine, sunny day", ""])
+    assert [answer["probability"] for answer in answers] == pytest.approx([*map(max, p)])
+    file.rename(tmp_path / "mine.tsv")
+    (tmp_path / "mine.tsv").write_text("label\tsentence\ngood\ta day\n")
+    assert main(["predict", run, str(tmp_path / "mine.tsv")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    file.write_text("id,review\n1,a fine day\n")
+    assert main(["predict", run, "a text", str(file)]) == 2
+    assert f"{file} has no column text: its first line names id, review" in capsys.readouterr().err
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -161,6 +180,8 @@ def test_a_name_of_a_file_is_a_text_and_that_is_said(
         (["a", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["-", "-"], "stdin can be read once"),
         (["--files", "nowhere.txt"], "there is no file nowhere.txt: a name that ends"),
+        (["a", "nowhere.csv"], "there is no file nowhere.csv: a name that ends in .txt, .jsonl, "),
+        (["nowhere.json"], "there is no file nowhere.json: a name that ends in .txt, .jsonl, "),
     ],
 )
 def test_what_cannot_be_done_is_said(
@@ -303,7 +324,9 @@ def test_inputs_from_files_and_answers_into_one(
 
 def test_an_option_that_a_model_does_not_have(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", run, "a", "--beams", "4"]) == 2
-    assert f"{run}: unknown option 'beams'" in capsys.readouterr().err
+    assert f"--beams has no effect: {run} takes --top" in capsys.readouterr().err
+    assert main(["eval", run, "a.csv", "--beams", "4"]) == 2
+    assert f"--beams has no effect: {run} takes --top" in capsys.readouterr().err
 
 
 def test_an_evaluation(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -307,6 +307,32 @@ def test_an_adapter_beside_a_model(
     assert (out / "model" / "adapter").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "message"),
+    [
+        ("a.csv", "text,label", "has the columns text, label: without --recipe a language model"),
+        ("a.csv", "text,label", "addnorm train --recipe classify_text --data"),
+        ("a.tsv", "source\ttarget", "addnorm train --recipe translate --data"),
+        ("a.csv", "id,note", "Labels of texts need the columns text and label"),
+        ("a.jsonl", '{"messages": []}', "addnorm train --recipe chat --data"),
+        ("a.jsonl", '{"text": "", "label": "x"}', "a language model is trained, on its text alone"),
+        ("a.jsonl", '{"text": "to"}', ""),
+        ("a.txt", "text,label", ""),
+    ],
+)
+def test_what_is_learned_of_a_table_is_said(
+    name: str, first: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / name
+    file.write_text(f"{first}\n")
+    assert main(["train", "--data", str(file), "--print-config"]) == 0
+    remark = capsys.readouterr().err
+    assert message in remark
+    assert bool(remark) == bool(message)
+    assert main(["train", "--data", str(file), "--recipe", "char_cpu", "--print-config"]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_help_names_every_recipe() -> None:
     text = help_texts(Options)["recipe"].partition(": ")[2]
     assert sorted(text.rstrip(".").split(", ")) == sorted(RECIPES)

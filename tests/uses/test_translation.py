@@ -87,7 +87,7 @@ def test_what_cannot_be_translated_is_told_in_its_place(folder: Path, capsys: An
     assert main(["predict", str(folder), "abc", "--n-best", "2"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert main(["predict", str(folder), "abc", "--n-best", "5"]) == 2
-    assert "n_best=5 results need as many beams, and beams=4" in capsys.readouterr().err
+    assert "--n-best=5 results need as many beams, and --beams=4" in capsys.readouterr().err
     with pytest.raises(Mendable, match="unknown option 'top'"):
         addnorm.load(folder).predict(["a"], top=2)
 
@@ -114,6 +114,11 @@ def test_eval_measures_what_predict_says(folder: Path, tmp_path: Path, capsys: A
     assert "tok:13a" in figures["bleu_signature"]
     assert figures["exact_match"] == (outputs[0] == targets[0]) / 4
     assert (figures["pairs"], figures["unusable"]) == (4, 1)
+    sides = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for side, lines in zip(sides, (sources, targets), strict=True):
+        side.write_text("\n".join(lines))
+    assert main(["eval", str(folder), *map(str, sides), "--json", "--beams", "2"]) == 0
+    assert json.loads(capsys.readouterr().out) == figures
 
 
 def test_scores_are_those_of_sacrebleu(monkeypatch: pytest.MonkeyPatch) -> None:
