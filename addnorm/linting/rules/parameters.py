@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from addnorm.anatomy.structure import uniform
+from addnorm.anatomy.towers import Towers
 from addnorm.anatomy.trace import record
 from addnorm.linting.check import Answers, decides
 from addnorm.linting.findings import Finding
 from addnorm.linting.rule import Case, Rule
 from addnorm.linting.subject import Subject
 from addnorm.temporary import fixed_seed, hooked
+from addnorm.words import a_few
 
 # --- the words ------------------------------------------------------------------------------------
 
@@ -116,7 +118,13 @@ def unused(subject: Subject) -> Answers:
     """Findings, by module, of parameters that the forward never reads, or that get no gradient."""
     model, read = subject.model, subject.structure.trace.parameters()
     shared = {id(p) for n, p in model.named_parameters() if n in read}  # a tied one has two names
-    missing = [n for n, p in model.named_parameters() if n not in read and id(p) not in shared]
+    unread = [n for n, p in model.named_parameters() if n not in read and id(p) not in shared]
+    towers = Towers(model, subject.inputs, unread)
+    for path in towers.paths:
+        why = f"{path} does not run: it may wait for {a_few(towers.inputs, 3)}, which was not given"
+        yield UNUSED.unknown(why, path)
+        yield UNUSED_NORM.unknown(why, path)
+    missing = [name for name in unread if not towers.explain(name)]
     in_training = _read_in_training(subject) if missing else set()
     for owner, names in _by_owner(missing).items():
         parameters = [model.get_parameter(n) for n in names]
@@ -131,7 +139,7 @@ def unused(subject: Subject) -> Answers:
             yield UNUSED_NORM("never called", owner, **evidence)
         else:
             yield UNUSED("never read", owner, words=few, **evidence)
-    yield from _without_gradient(subject, set(missing))
+    yield from _without_gradient(subject, set(unread))
 
 
 def _by_owner(names: Iterable[str]) -> dict[str, list[str]]:
@@ -175,13 +183,13 @@ def _normalizes(module: nn.Module, parameters: list[nn.Parameter]) -> bool:
     return bool(torch.allclose(small, large, rtol=1e-2, atol=1e-3)) and float(small.std()) > 0.1
 
 
-def _without_gradient(subject: Subject, missing: set[str]) -> Iterator[Finding]:
+def _without_gradient(subject: Subject, unread: set[str]) -> Iterator[Finding]:
     """Findings, by module, of parameters that are read, but that no output depends on
-    differentiably; ``missing`` are the names of those that are not read."""
+    differentiably; ``unread`` are the names of those that are not."""
     s = subject.structure
     outs = [t for t in s.trace.outputs if t.requires_grad and t.is_floating_point()]
     trained = {
-        n: p for n, p in subject.model.named_parameters() if p.requires_grad and n not in missing
+        n: p for n, p in subject.model.named_parameters() if p.requires_grad and n not in unread
     }
     if not outs or not trained:
         return
