@@ -270,7 +270,10 @@ Base = tuple[list[str], list[Option]]
 """The words of a command before others are added, and the settings that may be."""
 
 
-OTHERS = ("classify_gpt2", "pretrain_bert", "finetune_bert", "answer", "recurrent_cpu")
+OTHERS = (
+    *("classify_gpt2", "pretrain_bert", "finetune_bert", "answer", "recurrent_cpu"),
+    "classify_images",
+)
 """Recipes that are drawn with few settings of their own; some of what comes of it is refused."""
 
 

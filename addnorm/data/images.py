@@ -156,6 +156,13 @@ def is_grey(image: ImageValues) -> bool:
     return bool((image[..., :1] == image[..., 1:]).all())
 
 
+def to_png(image: ImageValues) -> bytes:
+    """A picture (height, width, 3) as the bytes of a PNG."""
+    content = io.BytesIO()
+    pillow().fromarray(image).save(content, "PNG")
+    return content.getvalue()
+
+
 # --- as a model reads it --------------------------------------------------------------------------
 
 Fit = Literal["pad", "crop", "stretch"]

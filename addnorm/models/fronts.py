@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from addnorm.checks import check_known, check_whole
 from addnorm.errors import Mendable
+from addnorm.init import PLAIN, InitRule
 from addnorm.norms import ChannelsFirstLayerNorm
 
-STD = 0.02  # of learned tokens and positions, as in the paper's code
 PATCHES, CONVOLUTIONS = "patches", "convolutions"
 EMBEDDINGS = (PATCHES, CONVOLUTIONS)
 
@@ -33,7 +33,8 @@ class PatchFront(nn.Module):
     there are, which stand for the whole. ``embedding``: patches, a linear layer of each one's
     pixels; or convolutions, which halve the picture until a pixel stands for a patch, each followed
     by a norm and ReLU, and a linear layer behind: patches must then be square, their side a power
-    of two, and divide the picture. ``dropout``: of what comes out.
+    of two, and divide the picture. ``dropout``: of what comes out. ``init``: the rule that fills
+    tokens and positions, with the role embed.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class PatchFront(nn.Module):
         tokens: int = 1,
         embedding: str = PATCHES,
         dropout: float = 0.0,
+        init: InitRule = PLAIN,
     ) -> None:
         super().__init__()
         check_front(size, patch, embedding)
-        self.size, self.patch, self.channels = size, patch, channels
+        self.init = init
+        self.image_size, self.patch, self.channels = size, patch, channels
         self.grid = size[0] // patch[0], size[1] // patch[1]
         self.dropout = dropout
         self.embed: nn.Module
@@ -62,13 +65,18 @@ class PatchFront(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Tokens and positions normal, std 0.02; tokens that begin alike would stay alike for long.
-        The linear layer of patches by its fan-in, so that pixels of variance 1 remain so."""
+        """Tokens and positions by the rule; tokens that begin alike would stay alike for long. The
+        linear layer behind the pixels so that patches, of pixels with variance 1, begin as large
+        as their positions: what is much smaller than the other is not seen for long."""
         for p in (self.tokens, self.positions):
             if p is not None:
-                nn.init.normal_(p, std=STD)
-        if isinstance(self.embed, nn.Conv2d):
-            _by_fan_in(self.embed)
+                self.init("embed", p)
+        with torch.no_grad():
+            size = self.positions.square().mean().sqrt()
+        if isinstance(self.embed, ConvolutionalStem):
+            self.embed.fill(size)
+        elif isinstance(self.embed, nn.Conv2d):
+            _fill(self.embed, size)
 
     def patches(self, pixels: Tensor) -> Tensor:
         """(B, channels, height, width) -> (B, rows * columns, dim): without tokens and positions,
@@ -100,11 +108,11 @@ class PatchFront(nn.Module):
         """A picture of another size is a ``Mendable``, unless ``interpolate``: then its patches
         have positions in between."""
         height, width = pixels.shape[-2:]
-        if not interpolate and (height, width) != self.size:
+        if not interpolate and (height, width) != self.image_size:
             raise Mendable(
                 f"pictures of {height} x {width} pixels, and the model has learned the positions "
-                f"of {self.size[0]} x {self.size[1]}: bring them to that size, or let positions be "
-                "interpolated with interpolate=True"
+                f"of {self.image_size[0]} x {self.image_size[1]}: bring them to that size, or let "
+                "positions be interpolated with interpolate=True"
             )
         h = self.patches(pixels)
         if self.tokens is not None:
@@ -113,7 +121,7 @@ class PatchFront(nn.Module):
         return F.dropout(h, self.dropout, self.training)
 
     def extra_repr(self) -> str:
-        return f"size={self.size}, patch={self.patch}, channels={self.channels}"
+        return f"size={self.image_size}, patch={self.patch}, channels={self.channels}"
 
 
 def check_front(size: Sequence[int], patch: Sequence[int], embedding: str) -> None:
@@ -158,14 +166,14 @@ class ConvolutionalStem(nn.Module):
         )
         self.norms = nn.ModuleList(ChannelsFirstLayerNorm(width) for width in widths[1:])
         self.project = nn.Conv2d(widths[-1], dim, 1)
-        self.reset_parameters()
+        self.fill(torch.ones(()))
 
-    def reset_parameters(self) -> None:
-        """He et al. 2015 for what ReLU reads, the last by its fan-in."""
+    def fill(self, size: Tensor) -> None:
+        """As He et al. 2015, but that what comes out has the root mean square ``size``."""
         for layer in self.convolutions:
             assert isinstance(layer, nn.Conv2d)
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        _by_fan_in(self.project)
+        _fill(self.project, size * 2**0.5)  # ReLU leaves half of the square
 
     def forward(self, pixels: Tensor) -> Tensor:
         h = pixels
@@ -174,8 +182,10 @@ class ConvolutionalStem(nn.Module):
         return self.project(h)
 
 
-def _by_fan_in(layer: nn.Conv2d) -> None:
-    """Normal with variance 1 / fan_in; the bias 0."""
+def _fill(layer: nn.Conv2d, size: Tensor) -> None:
+    """Normal, so that of inputs with variance 1 outputs of this size come; the bias 0."""
     nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+    with torch.no_grad():
+        layer.weight.mul_(size)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

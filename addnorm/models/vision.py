@@ -14,13 +14,15 @@ import dataclasses
 from functools import partial
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from addnorm import schemes
 from addnorm.branches import MLP, Attention
 from addnorm.checks import check_known
+from addnorm.context import Here
 from addnorm.data.images import ImageFrame
-from addnorm.models.fronts import STD, PatchFront
+from addnorm.models.fronts import PatchFront
 from addnorm.models.vision_config import PRESETS, VISION_NORMS, WITHOUT_EPS, ViTConfig
 from addnorm.stream import Stack
 
@@ -37,15 +39,6 @@ class ViT(nn.Module):
         super().__init__()
         self.config = c = config
         norm = partial(VISION_NORMS[c.norm], **({} if c.norm in WITHOUT_EPS else {"eps": c.eps}))
-        self.front = PatchFront(
-            c.size,
-            c.patches,
-            c.channels,
-            c.dim,
-            tokens=c.tokens,
-            embedding=c.embedding,
-            dropout=c.dropout,
-        )
         attention = partial(
             Attention, c.dim, c.n_heads, dropout=c.attention_dropout, out_dropout=c.dropout
         )
@@ -56,6 +49,16 @@ class ViT(nn.Module):
             schemes.parse(c.scheme),
             norm=norm,
             side="encoder",
+        )
+        self.front = PatchFront(
+            c.size,
+            c.patches,
+            c.channels,
+            c.dim,
+            tokens=c.tokens,
+            embedding=c.embedding,
+            dropout=c.dropout,
+            init=self.stack.inits["embed"],
         )
         self.head = nn.Linear(c.dim, c.classes) if c.classes else None
         both = c.distillation == "head"
@@ -76,11 +79,10 @@ class ViT(nn.Module):
         return dataclasses.replace(config, **changes)
 
     def reset_parameters(self) -> None:
-        """The heads as in the published code: normal, std 0.02, the bias 0; front and stack have
-        filled themselves."""
+        """The heads normal, std 0.02, the bias 0; front and stack have filled themselves."""
         for head in (self.head, self.distilled_head):
             if head is not None:
-                nn.init.normal_(head.weight, std=STD)
+                nn.init.normal_(head.weight, std=0.02)
                 nn.init.zeros_(head.bias)
 
     def forward(self, pixels: Tensor, interpolate: bool = False) -> Tensor:
@@ -115,3 +117,28 @@ class ViT(nn.Module):
         if self.frame is not None:
             return self.frame
         return ImageFrame(*self.config.size, self.config.channels, "stretch")
+
+
+def patch_attention(model: nn.Module, pixels: Tensor) -> Tensor:
+    """(B, rows, columns): how much of each patch reaches what the head reads, the class token or
+    the mean, as attention says, in the mean over heads and layers; each sums to 1 at most.
+    ``model`` is a ``ViT`` or a wrapper around one, and is called once with the ``pixels``."""
+    vit = next(m for m in model.modules() if isinstance(m, ViT))
+    weights: list[Tensor] = []
+
+    def note(branch: nn.Module, arguments: tuple[Tensor, Here]) -> None:
+        assert isinstance(branch, Attention)
+        u, _ = arguments
+        products = branch.queries(u) @ branch.keys(u).transpose(-1, -2)  # (B, H, T, T)
+        weights.append((products.float() * branch.scale).softmax(-1).mean(1))
+
+    attentions = [s.branch for s in vit.stack.sublayers() if isinstance(s.branch, Attention)]
+    handles = [branch.register_forward_pre_hook(note) for branch in attentions]
+    try:
+        model(pixels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    mean = torch.stack(weights).mean(0)  # (B, T, T)
+    reading = mean[:, 0] if vit.config.pooling == "class" else mean.mean(1)
+    return reading[:, vit.config.tokens :].unflatten(1, vit.front.grid)

@@ -9,10 +9,13 @@ A picture is an object of pictures.json with a ``title`` and a ``caption``:
   ``values`` from 0 to 1, which are drawn as squares;
 * ``"kind": "passages"``: ``items``, each with a ``head``, a ``text`` of [part, marks] and ``notes``
   of [name, words]; marks are "right", "ours", both with a space between, or "".
+* ``"kind": "gallery"``: ``items``, each with the bytes of a ``png`` in base64, its ``width`` in
+  pixels, a ``head`` and ``notes`` of [name, words].
 
 What is not understood is left out.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +29,9 @@ LETTERS = 600  # of a cell
 SHORT = 24  # letters of a cell that needs no room of its own
 PASSAGE = 4000  # letters of a part of a passage
 MARKS = ("right", "ours")
+BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+LARGEST = 4_000_000  # letters of a picture
+NARROW = 100  # pixels, below which a picture is made larger, each pixel a square
 
 
 def pictures(content: Sequence[Any]) -> str:
@@ -134,11 +140,37 @@ def _passage(item: Any) -> str:
         parts.append(f'<mark class="{classes}">{text}</mark>' if classes else text)
     if not parts:
         return ""
+    head = f"<h4>{_cell(item['head'])}</h4>" if item.get("head") else ""
+    return f"<div class='passage'>{head}<p>{''.join(parts)}</p>{_notes(item)}</div>"
+
+
+def _gallery(picture: Mapping[str, Any]) -> str:
+    """Pictures beside each other; "" where there are none."""
+    items = "".join(map(_shot, _list(picture.get("items"))[:MOST]))
+    if not items:
+        return ""
+    caption = f'<p class="small">{clean(picture.get("caption", ""))}</p>'
+    return f'{caption}<div class="gallery">{items}</div>'
+
+
+def _shot(item: Any) -> str:
+    """One of them; "" for what is none."""
+    png = item.get("png") if isinstance(item, dict) else None
+    if not isinstance(png, str) or len(png) > LARGEST or not BASE64.fullmatch(png):
+        return ""
+    width = item.get("width")
+    narrow = isinstance(width, int) and 0 < width < NARROW
+    words = clean(item.get("head", ""))
+    size = f' class="narrow" width="{width * -(-NARROW // width)}"' if narrow else ""
+    shot = f'<img src="data:image/png;base64,{png}" alt="{words}"{size}>'
+    return f"<figure>{shot}<figcaption>{words}{_notes(item)}</figcaption></figure>"
+
+
+def _notes(item: Mapping[str, Any]) -> str:
+    """The ``notes`` of an item below it; "" where it has none."""
     notes = [note for note in _list(item.get("notes")) if len(_list(note)) == 2]
     lines = "".join(f"<div><dt>{_cell(n)}</dt><dd>{_cell(words)}</dd></div>" for n, words in notes)
-    head = f"<h4>{_cell(item['head'])}</h4>" if item.get("head") else ""
-    under = f"<dl>{lines}</dl>" if lines else ""
-    return f"<div class='passage'>{head}<p>{''.join(parts)}</p>{under}</div>"
+    return f"<dl>{lines}</dl>" if lines else ""
 
 
 def _cell(value: Any, most: int = LETTERS) -> str:
@@ -159,6 +191,7 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "table": _table,
     "heat": _heat,
     "passages": _passages,
+    "gallery": _gallery,
 }
 
 STYLE = "\n".join(
@@ -178,10 +211,15 @@ div+h3{margin-top:1.6em}
 .passage{margin:14px 0;padding:2px 0 2px 14px;border-left:3px solid var(--rule);max-width:80ch}
 .passage h4{margin:0;font-size:1rem}
 .passage p{margin:.3em 0;max-width:none;white-space:pre-line;overflow-wrap:anywhere}
-.passage dl{margin:.3em 0 0;font-size:.9rem}
-.passage dt,.passage dd{display:inline;margin:0}
-.passage dt{color:var(--muted)}
-.passage dt::after{content:": "}
+.passage dl,.gallery dl{margin:.3em 0 0;font-size:.9rem}
+.passage dt,.passage dd,.gallery dt,.gallery dd{display:inline;margin:0}
+.passage dt,.gallery dt{color:var(--muted)}
+.passage dt::after,.gallery dt::after{content:": "}
+.gallery{display:flex;flex-wrap:wrap;gap:16px 24px;margin:12px 0 24px}
+.gallery figure{flex:none;max-width:220px;margin:0}
+.gallery img{max-width:220px;max-height:220px;border:1px solid var(--rule)}
+.gallery .narrow{image-rendering:pixelated}
+.gallery figcaption{font-size:.9rem;overflow-wrap:anywhere}
 mark{background:none;color:inherit}
 mark.ours{background:color-mix(in srgb,var(--line) 26%,transparent);border-radius:2px}
 mark.right{border-bottom:2px solid var(--ink)}

@@ -6,6 +6,7 @@ Also the door to training with settings: importing it makes the tasks of this pa
 from addnorm.tasks.answer import AnswerSettings
 from addnorm.tasks.chat import ChatSettings
 from addnorm.tasks.classify import ClassifySettings
+from addnorm.tasks.classify_images import ClassifyImagesSettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.tasks.pretrain_bert import PretrainBertSettings
@@ -17,6 +18,7 @@ from addnorm.training.run import train
 __all__ = [
     "AnswerSettings",
     "ChatSettings",
+    "ClassifyImagesSettings",
     "ClassifySettings",
     "Config",
     "FinetuneBertSettings",

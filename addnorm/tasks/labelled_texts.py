@@ -57,8 +57,8 @@ class LabelledTexts:
 
 @final
 @dataclass(frozen=True)
-class _Row:
-    """A text with its labels by name, and where it stands."""
+class LabelledRow:
+    """A text, or what stands for something else, with its labels by name, and where it stands."""
 
     text: str
     labels: tuple[str, ...]
@@ -81,20 +81,20 @@ def read_texts(
     )
     rows, apart = (_rows(part, several) for part in (entries, others))
     classes = sorted({name for row in rows for name in row.labels})
-    _check_labels(data, rows, classes)
+    check_labels(data, rows, classes)
     remarks = _remarks(entries, [*rows, *apart], several)
     if val_data is None:
-        train, val = _divided(data, rows, val_fraction)
+        train, val = divided(data, rows, val_fraction)
     else:
         train, val = rows, apart
-        _check_known(apart, classes, data)
+        check_known(apart, classes, data)
         learned = {row.text for row in train}
         if common := sum(row.text in learned for row in val):
             remarks.append(
                 f"{plural(common, 'text')} of {val_data} stand in {data} too: what is measured on "
                 "them is what was learned by heart"
             )
-    remarks += _unmeasured(train, val, classes)
+    remarks += unmeasured(train, val, classes)
     places = {name: i for i, name in enumerate(classes)}
     sides = [
         [Text(row.text, tuple(sorted(places[name] for name in row.labels))) for row in side]
@@ -119,41 +119,46 @@ def _entries(data: Path) -> list[Entry]:
     return read_entries(data)
 
 
-def _rows(entries: Iterable[Entry], several: bool) -> list[_Row]:
+def _rows(entries: Iterable[Entry], several: bool) -> list[LabelledRow]:
     """The entries with their labels as names: with ``several`` as many as there are, else exactly
     one; a ``DataError`` names the entry in which it is otherwise."""
     if several:
-        return [_Row(e.text, e.label_set().labels, e.where) for e in entries]
-    return [_Row(e.text, (e.one_label().label,), e.where) for e in entries]
+        return [LabelledRow(e.text, e.label_set().labels, e.where) for e in entries]
+    return [LabelledRow(e.text, (e.one_label().label,), e.where) for e in entries]
 
 
-def _check_labels(data: Path, rows: Sequence[_Row], classes: Sequence[str]) -> None:
-    """Raise a ``DataError`` if all texts have the same labels."""
+def check_labels(
+    data: Path, rows: Sequence[LabelledRow], classes: Sequence[str], noun: str = "text"
+) -> None:
+    """Raise a ``DataError`` if all rows have the same labels; ``noun``: what they are."""
     if len({frozenset(row.labels) for row in rows}) == 1:
         words = ", ".join(classes) or "none"
         raise DataError(
-            f"{data} has nothing to tell apart: of all texts, {len(rows)}, the label is {words}"
+            f"{data} has nothing to tell apart: of all {noun}s, {len(rows)}, the label is {words}"
         )
 
 
-def _check_known(rows: Iterable[_Row], classes: Sequence[str], data: Path) -> None:
+def check_known(
+    rows: Iterable[LabelledRow], classes: Sequence[str], data: Path, noun: str = "text"
+) -> None:
     """Raise a ``DataError`` if one of the held-out ``rows`` has a label that is none of
-    ``classes``, which no text of ``data``, all of which are learned from, has."""
+    ``classes``, which no row of ``data``, all of which are learned from, has. ``noun``: what the
+    rows are."""
     names = set(classes)
     for row in rows:
         if unknown := [name for name in row.labels if name not in names]:
             raise DataError(
-                f"{row.where}: no text in {data} has the label {unknown[0]!r}, so that it cannot "
+                f"{row.where}: no {noun} in {data} has the label {unknown[0]!r}, so that it cannot "
                 f"be learned; there are {a_few(classes, 5)}"
             )
 
 
-def _divided(
-    data: Path, rows: Sequence[_Row], val_fraction: float
-) -> tuple[list[_Row], list[_Row]]:
+def divided(
+    data: Path, rows: Sequence[LabelledRow], val_fraction: float, noun: str = "text"
+) -> tuple[list[LabelledRow], list[LabelledRow]]:
     """(to learn from, held out), in their order, by the hash of each text; but of every label there
     is a text to learn from: where all would be held out, the one with the greatest hash is not. A
-    ``DataError`` where a side is empty."""
+    ``DataError`` where a side is empty; ``noun``: what the rows are."""
     hashes = {row.text: text_hash(row.text) for row in rows}
     apart = {text for text, number in hashes.items() if number / HASHES < val_fraction}
     learned = {name for row in rows if row.text not in apart for name in row.labels}
@@ -167,13 +172,13 @@ def _divided(
     for part, what in ((train, "learn from"), (val, "hold out")):
         if not part:
             raise DataError(
-                f"{data} has too few texts: with val_fraction={val_fraction:g} none is left to "
+                f"{data} has too few {noun}s: with val_fraction={val_fraction:g} none is left to "
                 f"{what}"
             )
     return train, val
 
 
-def _remarks(entries: Sequence[Entry], rows: Sequence[_Row], several: bool) -> list[str]:
+def _remarks(entries: Sequence[Entry], rows: Sequence[LabelledRow], several: bool) -> list[str]:
     """What is odd about the texts, in sentences: empty ones, the same text with different labels,
     and labels of a table that look like several in one. ``entries`` are those that are learned
     from, ``rows`` all, the held-out ones too."""
@@ -201,14 +206,20 @@ def _remarks(entries: Sequence[Entry], rows: Sequence[_Row], several: bool) -> l
     return remarks
 
 
-def _unmeasured(train: Iterable[_Row], val: Iterable[_Row], classes: Sequence[str]) -> list[str]:
-    """A sentence on the labels that no held-out text has; nothing if there are none."""
+def unmeasured(
+    train: Iterable[LabelledRow],
+    val: Iterable[LabelledRow],
+    classes: Sequence[str],
+    noun: str = "text",
+) -> list[str]:
+    """A sentence on the labels that no held-out row has; nothing if there are none. ``noun``: what
+    the rows are."""
     counts = Counter(name for row in train for name in row.labels)
     measured = {name for row in val for name in row.labels}
     rare = [f"{name} ({counts[name]})" for name in classes if name not in measured]
     if not rare:
         return []
     return [
-        f"no held-out text has the label {a_few(rare, 5)}, so that nobody will know how well it is "
-        "learned; in brackets, how many texts there are to learn it from"
+        f"no held-out {noun} has the label {a_few(rare, 5)}, so that nobody will know how well it "
+        f"is learned; in brackets, how many {noun}s there are to learn it from"
     ]

@@ -20,6 +20,18 @@ SIDE = 12  # labels up to which a matrix is read at a glance
 PAIRS = 20  # of labels, where there are more
 
 
+def confusion(
+    targets: Targets, texts: Sequence[Text], p: Tensor, noun: str = "text"
+) -> list[dict[str, Any]]:
+    """What is taken for what, where each has one label: a matrix or a table of the most frequent
+    confusions, as ``pages.run_pictures`` reads it. ``texts``: what is held out, of which the labels
+    count; ``p``: probabilities (texts, classes); ``noun``: what they are."""
+    answers = [targets.answer(row) for row in p.tolist()]
+    counts = Counter((text.labels, answer) for text, answer in zip(texts, answers, strict=True))
+    few = len(targets.classes) <= SIDE
+    return _matrix(targets, counts, noun) if few else _pairs(targets, counts, noun)
+
+
 def pictures(targets: Targets, texts: Sequence[Text], p: Tensor) -> list[dict[str, Any]]:
     """Of held-out texts and the probabilities (texts, classes) that a model gives them: a matrix or
     a table of confusions, or where a text may have several labels a table of these; and the worst
@@ -27,17 +39,14 @@ def pictures(targets: Targets, texts: Sequence[Text], p: Tensor) -> list[dict[st
     answers = [targets.answer(row) for row in p.tolist()]
     if targets.several:
         return [_labels(targets, texts, answers), *_worst(targets, texts, p, answers)]
-    counts = Counter((text.labels, answer) for text, answer in zip(texts, answers, strict=True))
-    few = len(targets.classes) <= SIDE
-    confusion = _matrix(targets, counts) if few else _pairs(targets, counts)
-    return [*confusion, *_worst(targets, texts, p, answers)]
+    return [*confusion(targets, texts, p), *_worst(targets, texts, p, answers)]
 
 
 Counts = Counter[tuple[tuple[int, ...], tuple[int, ...]]]
 """(right labels, labels that are said) of a text -> how many texts."""
 
 
-def _matrix(targets: Targets, counts: Counts) -> list[dict[str, Any]]:
+def _matrix(targets: Targets, counts: Counts, noun: str) -> list[dict[str, Any]]:
     """Every label against every other, where each text has one: for few of them. One picture, in
     a list as that of ``_pairs``."""
     places = range(len(targets.classes))
@@ -46,9 +55,9 @@ def _matrix(targets: Targets, counts: Counts) -> list[dict[str, Any]]:
         {
             "kind": "matrix",
             "title": "What is taken for what",
-            "caption": f"{right:,} of {plural(counts.total(), 'held-out text')} right. A row for "
-            "the label that is right, a column for the one that the model says; the stronger the "
-            "colour, the larger the share of the row.",
+            "caption": f"{right:,} of {plural(counts.total(), f'held-out {noun}')} right. A row "
+            "for the label that is right, a column for the one that the model says; the stronger "
+            "the colour, the larger the share of the row.",
             "corner": "right, said",
             "rows": targets.classes,
             "columns": targets.classes,
@@ -57,7 +66,7 @@ def _matrix(targets: Targets, counts: Counts) -> list[dict[str, Any]]:
     ]
 
 
-def _pairs(targets: Targets, counts: Counts) -> list[dict[str, Any]]:
+def _pairs(targets: Targets, counts: Counts, noun: str) -> list[dict[str, Any]]:
     """The PAIRS most frequent confusions, as one table, where the matrix would be too large;
     nothing if all is right."""
     totals: Counter[tuple[int, ...]] = Counter()
@@ -67,13 +76,14 @@ def _pairs(targets: Targets, counts: Counts) -> list[dict[str, Any]]:
     wrong.sort(key=lambda row: (-row[2], row[:2]))
     if not wrong:
         return []
+    total = sum(n for *_, n in wrong)
     return [
         {
             "kind": "table",
             "title": "What is taken for what",
-            "caption": f"{sum(n for *_, n in wrong):,} of {plural(counts.total(), 'held-out text')}"
-            f" wrong; the {PAIRS} most frequent confusions.",
-            "heads": ["right", "said", "texts", "of"],
+            "caption": f"{total:,} of {plural(counts.total(), f'held-out {noun}')} wrong; "
+            f"the {PAIRS} most frequent confusions.",
+            "heads": ["right", "said", f"{noun}s", "of"],
             "rows": [
                 [targets.names(label), targets.names(answer), n, totals[label]]
                 for label, answer, n in wrong[:PAIRS]

@@ -5,6 +5,8 @@
 
 from collections.abc import Callable, Collection
 
+from addnorm.data.augment import Augment
+from addnorm.data.image_sets import IMAGE
 from addnorm.data.labelled import LABEL, TEXT
 from addnorm.models.bert_config import BertConfig
 from addnorm.models.classifier import ClassifierConfig
@@ -12,9 +14,11 @@ from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.models.recurrent import RecurrentConfig
 from addnorm.models.seq2seq_config import Seq2SeqConfig
+from addnorm.models.vision_config import ViTConfig
 from addnorm.tasks.answer import AnswerSettings
 from addnorm.tasks.chat import ChatSettings
 from addnorm.tasks.classify import ClassifySettings
+from addnorm.tasks.classify_images import ClassifyImagesSettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.tasks.pretrain_bert import PretrainBertSettings
@@ -258,17 +262,51 @@ def chat() -> Config:
     )
 
 
+def classify_images() -> Config:
+    """Which label a picture has, by a small Vision Transformer, for a CPU."""
+    return Config(
+        task=ClassifyImagesSettings(
+            data="pictures",
+            label_smoothing=0.1,
+            augment=Augment(shift=0.1, turn=10.0),
+            model=ViTConfig(
+                classes=2,
+                height=32,
+                width=32,
+                patch=4,
+                dim=96,
+                n_layers=4,
+                n_heads=4,
+                embedding="convolutions",
+                pooling="mean",
+                scheme="fan_in(pre_norm)",
+            ),
+        ),
+        loop=LoopSettings(
+            steps=1000,
+            optimizer="muon",
+            lr=2e-3,
+            muon_lr=2e-3,
+            warmup=50,
+            eval_every=200,
+            save_every=200,
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     f.__name__: f
     for f in (
         *(stdlib_cpu, char_cpu, recurrent_cpu, gpt2_124m, finetune_gpt2),
         *(classify_text, classify_gpt2, pretrain_bert, finetune_bert, answer, translate, chat),
+        classify_images,
     )
 }
 
 
 COLUMNS = (
     ("classify_text", (TEXT, LABEL)),
+    ("classify_images", (IMAGE, LABEL)),
     ("translate", (("source",), ("target",))),
     ("chat", (("messages", "conversations"),)),
 )

@@ -21,6 +21,7 @@ from addnorm.cli import COMMANDS, main
 from addnorm.tasks import (
     AnswerSettings,
     ChatSettings,
+    ClassifyImagesSettings,
     ClassifySettings,
     Config,
     FinetuneBertSettings,
@@ -34,6 +35,7 @@ from addnorm.training.loop_settings import LoopSettings
 KINDS = {
     "language": LanguageSettings,
     "classify": ClassifySettings,
+    "classify_images": ClassifyImagesSettings,
     "pretrain_bert": PretrainBertSettings,
     "finetune_bert": FinetuneBertSettings,
     "answer": AnswerSettings,

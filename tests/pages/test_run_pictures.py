@@ -39,6 +39,26 @@ ITEM = {
 PASSAGES = {"kind": "passages", "title": "Worst", "caption": "marks", "items": [ITEM]}
 
 
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+SHOT = {"png": PNG, "width": 28, "head": "a <cat>", "notes": [["right", "dog"]]}
+GALLERY = {"kind": "gallery", "title": "Worst", "caption": "five", "items": [SHOT]}
+
+
+def test_a_gallery() -> None:
+    wrong: list[Any] = [None, {"png": 3}, {"png": '"><script>'}, {**SHOT, "png": PNG * 50_000}]
+    page = Page(f"<main>{pictures([{**GALLERY, 'items': [*wrong, SHOT]}])}</main>")
+    (image,) = page.all("img")
+    assert image["src"] == f"data:image/png;base64,{PNG}"
+    assert (image["alt"], image["width"], image["class"]) == ("a <cat>", "112", "narrow")
+    assert "right" in page.words
+    assert "five" in page.words
+    (image,) = Page(
+        f"<main>{pictures([{**GALLERY, 'items': [SHOT | {'width': 640}]}])}</main>"
+    ).all("img")
+    assert "width" not in image
+    assert pictures([{**GALLERY, "items": wrong}]) == ""
+
+
 def test_a_matrix_and_a_table() -> None:
     page = Page(f"<main>{pictures([MATRIX, TABLE])}</main>")
     for words in ("Mixed up", "<a>", "1,234", "<b>x</b>", "4,000", "0.25", "3 of 4", "worst"):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 
@@ -113,6 +114,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text(TEXT)
     (folder / "squad.json").write_text(json.dumps({"data": SQUAD}))
     (folder / "talk.jsonl").write_text("\n".join(map(json.dumps, TALKS)))
+    images = np.random.default_rng(0).integers(0, 256, (40, 6, 6)).astype(np.uint8)
+    np.savez(folder / "pictures.npz", images=images, labels=np.arange(40) % 2)
     for name in ("one", "two"):
         (folder / "texts" / name).mkdir(parents=True)
         for i in range(20):
@@ -151,6 +154,10 @@ def base(recipe: str, material: Path) -> dict[str, str]:
         layers = {"model.encoder_layers": "1", "model.decoder_layers": "1"}
         pairs = {"data": str(material / "pairs.tsv"), "tokenizer": "bytes", "score_pairs": "2"}
         return {**settings_, **layers, **pairs}
+    if recipe == "classify_images":
+        del settings_["model.context_length"], settings_["cache"]
+        sizes = {"model.height": "8", "model.width": "8"}
+        return {**settings_, **sizes, "data": str(material / "pictures.npz")}
     if recipe == "chat":
         return {**settings_, "data": str(material / "talk.jsonl"), "tokenizer": "bytes"}
     if recipe in ("classify_gpt2", "finetune_bert", "answer", "pretrain_bert"):

@@ -22,6 +22,8 @@ from addnorm.models.gpt_config import GPTConfig
 from addnorm.models.recurrent import CELLS, RecurrentConfig, RecurrentLM
 from addnorm.models.seq2seq import Seq2Seq
 from addnorm.models.seq2seq_config import Seq2SeqConfig
+from addnorm.models.vision import ViT
+from addnorm.models.vision_config import ViTConfig
 from addnorm.tasks.recipes import RECIPES
 from tests.nets import stir
 from tests.whole.test_mistakes import base, material
@@ -54,6 +56,18 @@ GOOD: dict[str, Callable[[], nn.Module]] = {
         for cell in CELLS
     },
     "gpt": lambda: GPT(GPTConfig(**HEADED)),
+    **{
+        f"classifier of pictures by {how[0]}": lambda how=how: ViT(  # type: ignore[misc]
+            ViTConfig(
+                **{"classes": 2, "height": 8, "width": 12, "patch": 4, "dim": 16},
+                n_layers=2,
+                n_heads=2,
+                embedding=how[0],
+                pooling=how[1],
+            )
+        )
+        for how in (("patches", "class"), ("convolutions", "mean"))
+    },
 }
 
 
@@ -65,7 +79,8 @@ def test_lint_finds_nothing_wrong(
     torch.manual_seed(0)
     model = GOOD[name]()
     labels = ["a", "b"] if "classif" in name else None
-    addnorm.save(model, tmp_path / "model", tokenizer=Tokenizer.bytes(), labels=labels)
+    tokenizer = None if isinstance(model, ViT) else Tokenizer.bytes()
+    addnorm.save(model, tmp_path / "model", tokenizer=tokenizer, labels=labels)
     assert main(["lint", str(tmp_path), "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert {finding["severity"] for finding in findings} <= {"note"}
@@ -78,6 +93,7 @@ LEARNED = (
     "finetune_bert",
     "answer",
     "translate",
+    "classify_images",
 )
 
 
