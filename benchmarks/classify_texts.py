@@ -38,14 +38,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from addnorm import load, train
+from addnorm import load
 from addnorm.pages.look import clean, document
 from addnorm.tasks.recipes import RECIPES
-from addnorm.training.display import Display
-from addnorm.training.fit import Stopped
 from benchmarks.baselines import SIDES, Rows, embedding, read, tfidf
 from benchmarks.embeddings import EMBEDDINGS
 from benchmarks.intervals import Interval, ratio
+from benchmarks.results import Results
+from benchmarks.trainings import minutes, whole_run
 
 TINY = {"steps": 20, "warmup": 2, "model.context_length": 32, "model.dim": 16, "eval_every": 10}
 WORST = 5
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.tiny:
         changes = {**TINY, **changes}
     sides = {name: read(args.data / f"{name}.csv") for name in SIDES}
-    results = Results(args.out, sides)
+    results = TextResults(args.out, sides)
     bases = baselines(args, results, sides)
     runs = [f"{args.name}, seed {seed}" for seed in args.seeds]
     for seed, run in zip(args.seeds, runs, strict=True):
@@ -114,7 +114,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def baselines(
-    args: argparse.Namespace, results: "Results", sides: dict[str, Rows]
+    args: argparse.Namespace, results: "TextResults", sides: dict[str, Rows]
 ) -> dict[str, str]:
     """Each baseline and its name in the results, where it is after this: TF-IDF, and of the
     embeddings those that are best on val."""
@@ -132,50 +132,44 @@ def baselines(
     return bases
 
 
-class Results:
+class TextResults:
     """OUT/results.json: of each model, what it answers to the texts of the test.
 
     ``out``: the folder. ``sides``: what there is to learn from and to be asked for.
     """
 
     def __init__(self, out: Path, sides: dict[str, Rows]) -> None:
-        self.file, self.test = out / "results.json", sides["test"]
+        self.store, self.test = Results(out / "results.json"), sides["test"]
         self.labels = sorted({label for rows in sides.values() for label in rows.labels})
         rows = json.dumps([sides[name] for name in sorted(sides)])
         data = hashlib.sha256(rows.encode()).hexdigest()[:16]
-        self.content: dict[str, Any] = {"data": data}
-        if self.file.exists():
-            self.content = json.loads(self.file.read_text())
-        if self.content["data"] != data:
-            sys.exit(f"{self.file} is of other texts: give another --out")
+        self.content = self.store.content
+        if self.content.setdefault("data", data) != data:
+            sys.exit(f"{self.store.file} is of other texts: give another --out")
 
     def add(self, name: str, entry: dict[str, Any]) -> None:
         """A model, by its ``answers``; written at once."""
-        self.content[name] = entry
-        entry["accuracy"] = float(self.right(name).mean())
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        work = self.file.with_suffix(".new")
-        work.write_text(json.dumps(self.content))
-        work.replace(self.file)
+        accuracy = float(self._right(entry["answers"]).mean())
+        self.store.add(name, {**entry, "accuracy": accuracy})
 
     def right(self, name: str) -> NDArray[np.float64]:
         """1 for a text that a model gets right."""
-        pairs = zip(self.content[name]["answers"], self.test.labels, strict=True)
+        return self._right(self.content[name]["answers"])
+
+    def _right(self, answers: Sequence[str]) -> NDArray[np.float64]:
+        """1 for each answer that is the label of its text."""
+        pairs = zip(answers, self.test.labels, strict=True)
         return np.array([float(answer == label) for answer, label in pairs])
 
 
 def learned(
-    args: argparse.Namespace, seed: int, changes: dict[str, Any], results: Results
+    args: argparse.Namespace, seed: int, changes: dict[str, Any], results: TextResults
 ) -> dict[str, Any]:
     """One seed of ours; a run that is there goes on."""
     data = {"data": str(args.data / "train.csv"), "val_data": str(args.data / "val.csv")}
     config = RECIPES[args.recipe]().changed({**data, **changes, "seed": seed})
     out = args.out / f"{args.name}-{seed}"
-    there = (out / "run.json").exists()
-    try:
-        run = train(config, out=out, resume=there, display=Display(quiet=True))
-    except Stopped as stop:
-        sys.exit(f"{out} is saved at step {stop.step}: the same command goes on")
+    run = whole_run(config, out)
     labels = results.labels
     answers = load(out / "best").predict(results.test.texts, top=len(labels))
     every = [answer["probabilities"] for answer in answers]
@@ -184,14 +178,14 @@ def learned(
         "probabilities": [[round(p.get(label, 0.0), 4) for label in labels] for p in every],
         "what": f"{args.recipe}, {run.step} steps",
         "val": run.best,
-        "minutes": json.loads((out / "run.json").read_text())["elapsed_s"] / 60,
+        "minutes": minutes(out),
     }
 
 
 # --- what comes of it -----------------------------------------------------------------------------
 
 
-def table(results: Results, bases: dict[str, str], name: str, runs: Sequence[str]) -> str:
+def table(results: TextResults, bases: dict[str, str], name: str, runs: Sequence[str]) -> str:
     """In Markdown: each baseline with what ours is better by, each seed, and their mean."""
     ours = np.stack([results.right(run) for run in runs])
     lines = [f"| model | accuracy | {name} less it | minutes | what |", "|---|---|---|---|---|"]
@@ -223,7 +217,7 @@ def in_words(difference: Interval) -> str:
     return "{:+.2%} [{:+.2%}, {:+.2%}] ".format(*difference) + difference.sign
 
 
-def worst(results: Results, bases: dict[str, str], runs: Sequence[str]) -> list[Mistake]:
+def worst(results: TextResults, bases: dict[str, str], runs: Sequence[str]) -> list[Mistake]:
     """The errors of which ours is surest, by the mean of its seeds."""
     test, labels = results.test, results.labels
     p = np.mean([results.content[run]["probabilities"] for run in runs], axis=0)

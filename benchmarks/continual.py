@@ -33,10 +33,10 @@ import torch
 from addnorm import Tokenizer
 from addnorm.data.labelled import Labelled, read_labelled
 from addnorm.tasks.recipes import classify_text
-from addnorm.training.display import Display
-from addnorm.training.run import train
 from benchmarks.bert import interval, write
-from benchmarks.few_labels import Results, accuracy, table
+from benchmarks.few_labels import accuracy, table
+from benchmarks.results import Results
+from benchmarks.trainings import whole_run
 
 TOPICS = {
     "hotels": ("酒店", "宾馆", "房间", "入住", "前台"),
@@ -168,8 +168,7 @@ def learned(args: argparse.Namespace, name: str, seed: int, changes: Mapping[str
     base |= {"warmup": base["steps"] // 10, "eval_every": 0, "save_every": base["steps"] // 2}
     own = dict(word.split("=", 1) for word in args.set)
     out = args.out / f"{name}-{seed}".replace(" ", "-")
-    there = (out / "run.json").exists()
-    train(classify_text().changed(base, own), out=out, resume=there, display=Display(quiet=True))
+    whole_run(classify_text().changed(base, own), out)
     return Path(out / "model")
 
 

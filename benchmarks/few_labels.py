@@ -18,7 +18,6 @@ seeds, and ">" or "<" stands only where its interval leaves out 0. --tiny is a t
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,9 +30,9 @@ from addnorm import Tokenizer
 from addnorm.data.labelled import Labelled, read_labelled
 from addnorm.progress import ProgressBar
 from addnorm.tasks.recipes import RECIPES
-from addnorm.training.display import Display
-from addnorm.training.run import train
 from benchmarks.bert import interval, sample_of, write
+from benchmarks.results import Results
+from benchmarks.trainings import minutes, whole_run
 
 PLAIN = "plain"
 TEACHERS = {"self-training": PLAIN, "both": "consistency"}
@@ -140,11 +139,8 @@ def learned(
         base["unlabelled.confidence"] = 0.5 if args.tiny else 0.9
     own = dict(word.split("=", 1) for word in args.set)
     out = args.out / f"{begin}-{arm}-{seed}"
-    there = (out / "run.json").exists()
-    config = RECIPES[settings["recipe"]]().changed(base, own)
-    train(config, out=out, resume=there, display=Display(quiet=True))
-    minutes = json.loads((out / "run.json").read_text())["elapsed_s"] / 60
-    return {"accuracy": accuracy(out / "model", args.data / "test.csv"), "minutes": minutes}
+    whole_run(RECIPES[settings["recipe"]]().changed(base, own), out)
+    return {"accuracy": accuracy(out / "model", args.data / "test.csv"), "minutes": minutes(out)}
 
 
 def accuracy(model: Path, data: Path) -> float:
@@ -156,24 +152,6 @@ def accuracy(model: Path, data: Path) -> float:
 
 
 # --- results --------------------------------------------------------------------------------------
-
-
-class Results:
-    """A file of JSON with what was measured, by name; what is there is not measured again."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.content: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-
-    def measured(self, name: str, measure: Any) -> None:
-        """Have the result of ``measure()`` under this name, written at once."""
-        if name in self.content:
-            return
-        self.content[name] = measure()
-        work = self.file.with_suffix(".new")
-        work.write_text(json.dumps(self.content, indent=1))
-        work.replace(self.file)
-        print(f"{name}: {self.content[name]}", flush=True)
 
 
 def table(values: Mapping[str, Sequence[float]], base: str = PLAIN, unit: str = "accuracy") -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from addnorm.data.pairs import read_pairs
+from addnorm.tasks.examples import edits
 from addnorm.tasks.recipes import translate
 from addnorm.training.config import Config
 from benchmarks.intervals import t_half
@@ -99,20 +100,10 @@ def error_rates(outputs: Mapping[str, str], spoken: Mapping[str, Sequence[str]])
     errors = phonemes = wrong = 0
     for word, ways in spoken.items():
         answer = outputs[word].split()
-        distances = [(distance(answer, way.split()), len(way.split())) for way in ways]
+        distances = [(edits(answer, way.split()), len(way.split())) for way in ways]
         nearest, length = min(distances, key=lambda pair: (pair[0] / pair[1], pair[0]))
         errors, phonemes, wrong = errors + nearest, phonemes + length, wrong + (nearest > 0)
     return ErrorRates(errors / phonemes, wrong / len(spoken), len(spoken))
-
-
-def distance(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many to insert, delete or replace (Levenshtein 1966)."""
-    row = list(range(len(other) + 1))
-    for i, a in enumerate(one, 1):
-        before, row[0] = row[0], i
-        for j, b in enumerate(other, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
-    return row[-1]
 
 
 def table(rates: Sequence[ErrorRates], minutes: Sequence[float]) -> str:

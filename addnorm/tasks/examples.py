@@ -57,15 +57,21 @@ def distance(a: str, b: str) -> float:
     """The letters to insert, to leave out and to replace that make one text of the other
     (Levenshtein 1966), over those of the longer one; of long texts their beginnings count."""
     a, b = a[:LETTERS], b[:LETTERS]
+    return edits(a, b) / max(len(a), len(b), 1)
+
+
+def edits(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many to insert, to leave out and to replace that make one of the other: of the letters of
+    a text, or of words."""
     if not a or not b:
-        return float(a != b)
+        return max(len(a), len(b))
     letters, places = np.array(list(b)), np.arange(len(b) + 1)
     row = places
     for n, letter in enumerate(a, 1):
         replaced = np.minimum(row[:-1] + (letters != letter), row[1:] + 1)
         row = np.concatenate([[n], replaced])
         row = np.minimum.accumulate(row - places) + places  # what is inserted
-    return float(row[-1]) / max(len(a), len(b))
+    return int(row[-1])
 
 
 @final

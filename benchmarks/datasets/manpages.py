@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.datasets.debian import deb, read_list
-from benchmarks.datasets.shared_runs import runs, runs_of_all, shared
+from benchmarks.datasets.shared_runs import overlap, without_near
 from benchmarks.datasets.sides import fraction, side_of
 
 LIST = Path(__file__).with_suffix(".txt")
@@ -44,8 +44,6 @@ LETTERS = 3000
 """Of a page."""
 LEAST = 200
 """Characters below which a page says nothing, as one that refers to another."""
-NEAR = 0.5
-"""The share of a page's runs of words from which on it is known already."""
 HASH = "sections 4"
 """What is hashed with a package's name: of "sections 0", "sections 1", ... the first by which each
 side has at least nine pages of every section; chosen before anything was learned from them."""
@@ -83,10 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         amounts = ", ".join(f"{counts[section]} of section {section}" for section in SECTIONS)
         packages = len({page.package for page in rows})
         print(f"{side}: {len(rows)} pages of {packages} packages, {amounts}")
-    learned = runs_of_all(map(page_words, sides["train"]))
-    for side in ("val", "test"):
-        share = shared(runs_of_all(map(page_words, sides[side])), learned).share
-        print(f"{side}: {share:.1%} of its runs of five words are in train")
+    print(*overlap(sides, page_words), sep="\n")
     return 0
 
 
@@ -141,10 +136,7 @@ def split(pages: Iterable[Page]) -> dict[str, list[Page]]:
     sides: dict[str, list[Page]] = {side: [] for side in SIDES}
     for page in pages:
         sides[side_of(f"{HASH} {page.package}", SIDES)].append(page)
-    learned = runs_of_all(map(page_words, sides["train"]))
-    for side in ("val", "test"):
-        sides[side] = [p for p in sides[side] if shared(runs(page_words(p)), learned).share <= NEAR]
-    return sides
+    return without_near(sides, page_words)
 
 
 def page_words(page: Page) -> tuple[str, ...]:

@@ -5,13 +5,17 @@ data set says.
 """
 
 import re
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 RUN = 5
 """Units of a run."""
 
+NEAR = 0.5
+"""The share of a text's runs from which on it is known already, if they are learned."""
+
 Units = str | tuple[str, ...]
+Row = TypeVar("Row")
 
 
 class Shared(NamedTuple):
@@ -49,3 +53,29 @@ def runs_of_all(texts: Iterable[Units]) -> set[Any]:
 def shared(some: set[Any], others: set[Any]) -> Shared:
     """Of ``some`` runs those that ``others`` have too."""
     return Shared(len(some & others), len(some))
+
+
+# --- of the sides of a data set -------------------------------------------------------------------
+
+
+def without_near(
+    sides: Mapping[str, Sequence[Row]], units: Callable[[Row], Units]
+) -> dict[str, list[Row]]:
+    """The sides ``train``, ``val`` and ``test``, the last two without what is near to what is
+    learned. ``units``: of a row those that are counted in runs."""
+    learned = runs_of_all(map(units, sides["train"]))
+    rest = {
+        side: [row for row in sides[side] if shared(runs(units(row)), learned).share <= NEAR]
+        for side in ("val", "test")
+    }
+    return {side: rest[side] if side in rest else list(rows) for side, rows in sides.items()}
+
+
+def overlap(sides: Mapping[str, Sequence[Row]], units: Callable[[Row], Units]) -> list[str]:
+    """Of ``val`` and ``test`` how much of their runs is learned, in words. ``units``: as above."""
+    learned = runs_of_all(map(units, sides["train"]))
+    lines = []
+    for side in ("val", "test"):
+        share = shared(runs_of_all(map(units, sides[side])), learned).share
+        lines.append(f"{side}: {share:.1%} of its runs of five words are in train")
+    return lines

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.datasets.debian import deb, read_list
-from benchmarks.datasets.shared_runs import runs, runs_of_all, shared
+from benchmarks.datasets.shared_runs import overlap, without_near
 from benchmarks.datasets.sides import fraction, side_of
 
 LIST = Path(__file__).with_suffix(".txt")
@@ -38,8 +38,6 @@ APART = {"test", "tests", "idle_test", "lib-dynload"}
 """Folders that are passed over."""
 SIDES = {"test": 0.2, "val": 0.1, "train": 0.7}
 """Side -> its share of the files."""
-NEAR = 0.5
-"""The share of a function's runs of words from which on it is known already."""
 LEAST_LINES = 5
 """Of a function."""
 LEAST_FILES = 12
@@ -78,10 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counts = Counter(row.label for row in rows)
         each = ", ".join(f"{label} {counts[label]}" for label in sorted(counts))
         print(f"{side}: {len(rows)} functions of {len({row.file for row in rows})} files: {each}")
-    learned = runs_of_all(map(row_words, sides["train"]))
-    for side in ("val", "test"):
-        overlap = shared(runs_of_all(map(row_words, sides[side])), learned)
-        print(f"{side}: {overlap.share:.1%} of its runs of five words are in train")
+    print(*overlap(sides, row_words), sep="\n")
     return 0
 
 
@@ -142,10 +137,7 @@ def split(rows: Iterable[Function]) -> dict[str, list[Function]]:
     sides: dict[str, list[Function]] = {side: [] for side in SIDES}
     for row in rows:
         sides[side_of(f"{HASH} {row.file}", SIDES)].append(row)
-    learned = runs_of_all(map(row_words, sides["train"]))
-    for side in ("val", "test"):
-        sides[side] = [r for r in sides[side] if shared(runs(row_words(r)), learned).share <= NEAR]
-    return sides
+    return without_near(sides, row_words)
 
 
 def row_words(row: Function) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def test_a_trial_is_not_done_twice(
         raise Stopped(signal.SIGTERM, 10)
 
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "train", stop)
+        patch.setattr("benchmarks.trainings.train", stop)
         with pytest.raises(SystemExit, match="at step 10: the same command"):
             benchmark.main(words)
     there = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -101,7 +101,7 @@ def test_the_worst_errors(tmp_path: Path) -> None:
     write(tmp_path)
     sides = {name: benchmark.read(tmp_path / f"{name}.csv") for name in benchmark.SIDES}
     assert sides["test"].groups == ["p0", "p0", "p1", "p1", "p2", "p2", "p3", "p3"]
-    results = benchmark.Results(tmp_path / "out", sides)
+    results = benchmark.TextResults(tmp_path / "out", sides)
     first, second = [0.9, 0.9, 0.2, 0.4] + [0.7, 0.3] * 2, [0.9, 0.7, 0.6, 0.2] + [0.7, 0.3] * 2
     for name, row in (("one", first), ("two", second)):
         results.add(name, {"answers": ["a"] * 8, "probabilities": [[p, 1 - p] for p in row]})

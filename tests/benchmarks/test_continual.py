@@ -40,7 +40,7 @@ def test_arms(
     rows = [Labelled(f"{words[i % 3]} {i}", "pos" if i % 2 else "neg") for i in range(60)]
     for side in ("train", "test"):
         bert.write(tmp_path / f"{side}.csv", rows)
-    monkeypatch.setattr(continual, "train", train)
+    monkeypatch.setattr("benchmarks.trainings.train", train)
     monkeypatch.setattr(continual, "accuracy", lambda model, data: 0.75)
     out = tmp_path / "out"
     command = [str(tmp_path), "--out", str(out), "--seeds", "1", "2", "--tiny", "--kept", "4"]
@@ -61,5 +61,5 @@ def test_arms(
     assert len(texts) == 8
     assert not set(texts) & set(Path(last["replay"]["data"]).read_text().splitlines())
     assert configs["at-once-1"].loop.steps == 12
-    monkeypatch.setattr(continual, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("benchmarks.trainings.train", lambda *a, **k: pytest.fail("trained again"))
     assert continual.main(command) == 0

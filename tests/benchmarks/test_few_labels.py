@@ -38,7 +38,7 @@ def test_arms(
 
     for side in ("train", "val"):
         bert.write(tmp_path / f"{side}.csv", ROWS)
-    monkeypatch.setattr(few_labels, "train", train)
+    monkeypatch.setattr("benchmarks.trainings.train", train)
     monkeypatch.setattr(few_labels, "accuracy", lambda model, data: 0.75)
     command = [str(tmp_path), "--out", str(tmp_path / "out"), "--labels", "8", "--seeds", "1", "2"]
     command += ["--tiny", "--set", "lr=0.5"]
@@ -60,5 +60,5 @@ def test_arms(
         "both": "scratch-consistency-2",
     }
     assert {config.loop.lr for config in configs.values()} == {0.5}
-    monkeypatch.setattr(few_labels, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("benchmarks.trainings.train", lambda *a, **k: pytest.fail("trained again"))
     assert few_labels.main(command) == 0

@@ -2,7 +2,7 @@
 
 from benchmarks.datasets import debian, manpages
 from benchmarks.datasets.manpages import Page, cleaned, page_words, split
-from benchmarks.datasets.shared_runs import runs, runs_of_all, shared
+from benchmarks.datasets.shared_runs import NEAR, runs, runs_of_all, shared
 
 
 def test_a_page_does_not_say_its_section() -> None:
@@ -26,6 +26,6 @@ def test_a_package_is_on_one_side_and_what_is_learned_is_not_asked_for() -> None
     assert not packages["train"] & (packages["val"] | packages["test"])
     assert not packages["val"] & packages["test"]
     learned = runs_of_all(map(page_words, sides["train"]))
-    assert all(shared(runs(page_words(p)), learned).share <= manpages.NEAR for p in sides["test"])
+    assert all(shared(runs(page_words(p)), learned).share <= NEAR for p in sides["test"])
     other = [Page(" ".join(f"{p.package} {w}" for w in words[:40]), "1", p.package) for p in pages]
     assert sum(map(len, split(other).values())) == len(other), "what is new is kept"

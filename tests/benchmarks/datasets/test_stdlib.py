@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.datasets import debian, stdlib
-from benchmarks.datasets.shared_runs import runs, runs_of_all, shared
+from benchmarks.datasets.shared_runs import NEAR, runs, runs_of_all, shared
 from benchmarks.datasets.stdlib import Function, bodies, functions, labelled, row_words, split
 
 SOURCE = '''
@@ -72,6 +72,6 @@ def test_a_file_is_on_one_side_and_what_is_learned_is_not_asked_for() -> None:
     assert not files["train"] & (files["val"] | files["test"])
     assert not files["val"] & files["test"]
     learned = runs_of_all(map(row_words, sides["train"]))
-    assert all(shared(runs(row_words(r)), learned).share <= stdlib.NEAR for r in sides["test"])
+    assert all(shared(runs(row_words(r)), learned).share <= NEAR for r in sides["test"])
     other = [row._replace(text=f"{row.file} {row.text[:9]}") for row in rows]
     assert sum(map(len, split(other).values())) == len(other), "what is new is kept"
