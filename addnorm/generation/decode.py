@@ -4,6 +4,7 @@ Rows of different lengths stand flush right with padding before them, which the 
 what a row gets does not depend on the rows beside it, apart from rounding.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol, final, get_args
 
@@ -50,6 +51,48 @@ class LanguageModel(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def modules(self) -> Iterator[nn.Module]: ...
+
+
+class IdWriter(ABC):
+    """A language model's ``generate``, which is the same for all."""
+
+    @abstractmethod
+    def forward(
+        self,
+        ids: Tensor,
+        valid: Tensor | None = None,
+        *,
+        cache: Any = None,
+        last: int | None = None,
+    ) -> Tensor:
+        """The logits (B, T, vocab_size), as ``LanguageModel`` says."""
+
+    def generate(
+        self: LanguageModel,
+        ids: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """The ids (B, T) and ``max_new_tokens`` that follow; for text ``addnorm.generate``.
+
+        ``temperature`` 0 is greedy; row i draws from a generator of its own with ``seed + i``.
+        ``valid`` (B, T) is True for real tokens. Beyond the context the window slides.
+        """
+        return generate_ids(
+            self,
+            ids,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            valid=valid,
+        )
 
 
 def lay_out_for_decoding(model: LanguageModel) -> None:

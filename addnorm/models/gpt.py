@@ -23,7 +23,7 @@ from addnorm.branches import Attention
 from addnorm.checks import check_known
 from addnorm.context import Cache, Context
 from addnorm.errors import Mendable
-from addnorm.generation.decode import generate_ids
+from addnorm.generation.decode import IdWriter
 from addnorm.init import InitRule
 from addnorm.models import storage
 from addnorm.models.gpt_config import MLPS, PRESETS, GPTConfig
@@ -33,7 +33,7 @@ from addnorm.stream import Stack
 
 
 @final
-class GPT(nn.Module):
+class GPT(nn.Module, IdWriter):
     """A decoder-only language model: ``model(ids) -> logits``, (B, T) -> (B, T, vocab_size).
 
     ``config``: all of its choices; ``GPT.preset(name)`` has the published ones.
@@ -198,33 +198,6 @@ class GPT(nn.Module):
             attend = F.pad(alike, (self.front, 0, self.front, 0), value=True)
         states: Tensor = self.stack(h, Context(valid=valid, attend=attend, cache=cache))
         return states[:, h.shape[1] - ids.shape[1] :]
-
-    def generate(
-        self,
-        ids: Tensor,
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        valid: Tensor | None = None,
-    ) -> Tensor:
-        """The ids (B, T) and ``max_new_tokens`` that follow; for text ``addnorm.generate``.
-
-        ``temperature`` 0 is greedy; row i draws from a generator of its own with ``seed + i``.
-        ``valid`` (B, T) is True for real tokens. Beyond the context the window slides.
-        """
-        return generate_ids(
-            self,
-            ids,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            valid=valid,
-        )
 
     def logits(self, h: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, vocab_size): what pads the vocabulary never leaves the model."""

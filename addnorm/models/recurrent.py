@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from addnorm.checks import check_known, check_whole, is_number
 from addnorm.context import StateCache
 from addnorm.errors import Mendable, value_in_short
-from addnorm.generation.decode import generate_ids
+from addnorm.generation.decode import IdWriter
 from addnorm.models.ids import check_ids
 from addnorm.recurrent import LayerNormGRU, LayerNormLSTM
 
@@ -176,7 +176,7 @@ class Recurrence(nn.Module):
 
 
 @final
-class RecurrentLM(nn.Module):
+class RecurrentLM(nn.Module, IdWriter):
     """A recurrent language model: ``model(ids) -> logits``, (B, T) -> (B, T, vocab_size).
 
     ``config``: all of its choices.
@@ -224,33 +224,6 @@ class RecurrentLM(nn.Module):
             h = h[:, max(h.shape[1] - last, 0) :]
         h = F.dropout(h, self.config.dropout, self.training)
         return F.linear(h.to(self.tokens.weight.dtype), self.tokens.weight)
-
-    def generate(
-        self,
-        ids: Tensor,
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        valid: Tensor | None = None,
-    ) -> Tensor:
-        """The ids (B, T) and ``max_new_tokens`` that follow; for text ``addnorm.generate``.
-
-        ``temperature`` 0 is greedy; row i draws from a generator of its own with ``seed + i``.
-        ``valid`` (B, T) is True for real tokens. Beyond the context the window slides.
-        """
-        return generate_ids(
-            self,
-            ids,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            valid=valid,
-        )
 
 
 def _layers_first(state: State) -> State:

@@ -7,7 +7,7 @@ answer where it begins and ends, of another that there is none, which both ends 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, final
@@ -33,7 +33,7 @@ from addnorm.data.split import text_hash
 from addnorm.data.squad import SquadQuestion, read_squad
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable
-from addnorm.files import bert, folders
+from addnorm.files import bert
 from addnorm.models.bert import Bert
 from addnorm.models.bert_config import BertConfig
 from addnorm.settings import (
@@ -45,7 +45,7 @@ from addnorm.settings import (
     check_effect,
     setting,
 )
-from addnorm.tasks.beginnings import FROM_NOTHING
+from addnorm.tasks.beginnings import FROM_NOTHING, opened_as
 from addnorm.tasks.examples import Picture, worst_answers
 from addnorm.tasks.texts import check, chosen, expanded
 from addnorm.temporary import evaluation_mode
@@ -156,7 +156,8 @@ class AnswerSettings(TaskSettings):
             config = replace(self.model, head="answer", dropout=self.dropout)
             config = replace(config, vocab_size=tokenizer.vocab_size)
         else:
-            config, tokenizer, start = _start(self.init_from, self.dropout)
+            read = partial(_answering, dropout=self.dropout)
+            config, tokenizer, start = opened_as(read, self.init_from)
         try:
             reader = PassageReader(tokenizer, config.context_length)
         except Mendable as error:
@@ -531,13 +532,6 @@ def marked(row: SquadQuestion, span: Span) -> str:
     return f"{row.question}\n{text}\nright: {right}"
 
 
-def _start(path_or_id: str, dropout: float) -> tuple[BertConfig, Tokenizer, str]:
-    """(configuration with the head answer, tokenizer, a hash of the weights) of what ``init_from``
-    names; the weights themselves are not loaded yet. ``dropout`` replaces the configuration's."""
-    try:
-        folder = folders.find(path_or_id)
-        config = bert.inspect(folder, dropout).config
-        tokenizer = Tokenizer.from_pretrained(folder)
-        return replace(config, head="answer"), tokenizer, folders.identity(folder)
-    except Mendable as error:
-        raise SettingsError(f"init_from={path_or_id}: {error}") from None
+def _answering(folder: Path, dropout: float) -> BertConfig:
+    """The configuration of a BERT's folder, with the head answer. ``dropout`` replaces its own."""
+    return replace(bert.inspect(folder, dropout).config, head="answer")

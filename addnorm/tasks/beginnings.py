@@ -1,7 +1,7 @@
 """What tasks on a GPT begin with: a new one by the settings, or one that is there, whole or with an
 adapter beside it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -39,6 +39,7 @@ FROM_NOTHING = {"init_from": (None,)}
 WITH_EPS = tuple(name for name in NORMS if name != "dyt")  # the norms that have an eps
 
 Settings = TypeVar("Settings", bound=TaskSettings)
+Configuration = TypeVar("Configuration")
 
 
 @final
@@ -95,11 +96,18 @@ def owns_its_weights(then: Mapping[str, Any]) -> bool:
 
 
 def opened_model(path_or_id: str, dropout: float) -> tuple[GPTConfig, Tokenizer, str]:
+    """``opened_as`` a GPT; ``dropout`` replaces what the configuration says."""
+    return opened_as(lambda folder: config_json.read(folder, dropout)[1], path_or_id)
+
+
+def opened_as(
+    read: Callable[[Path], Configuration], path_or_id: str
+) -> tuple[Configuration, Tokenizer, str]:
     """(configuration, tokenizer, a hash of the weights) of what ``init_from`` names; the weights
-    themselves are not loaded yet. ``dropout`` replaces what the configuration says."""
+    themselves are not loaded yet. ``read``: folder -> configuration."""
     try:
         folder = folders.find(path_or_id)
-        config = config_json.read(folder, dropout)[1]
+        config = read(folder)
         return config, Tokenizer.from_pretrained(folder), folders.identity(folder)
     except Mendable as error:
         raise SettingsError(f"init_from={path_or_id}: {error}") from None

@@ -7,6 +7,7 @@ that predicting the next sentence does not help, so nothing of it is learned her
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, final
@@ -25,7 +26,7 @@ from addnorm.data.sources import DataError
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.windows import Windows
 from addnorm.errors import Mendable
-from addnorm.files import bert, folders
+from addnorm.files import bert
 from addnorm.models.bert import Bert
 from addnorm.models.bert_config import BertConfig
 from addnorm.settings import (
@@ -37,7 +38,7 @@ from addnorm.settings import (
     check_effect,
     setting,
 )
-from addnorm.tasks.beginnings import FROM_NOTHING
+from addnorm.tasks.beginnings import FROM_NOTHING, opened_as
 from addnorm.tasks.examples import WORST, Filling, Picture, worst_fillings
 from addnorm.tasks.texts import check, chosen, expanded, opened
 from addnorm.temporary import evaluation_mode
@@ -153,7 +154,8 @@ class PretrainBertSettings(TaskSettings):
                 config, vocab_size=tokenizer.vocab_size, attention_dropout=self.dropout
             )
         else:
-            config, tokenizer, start = _start(self.init_from, self.dropout)
+            read = partial(_masked, dropout=self.dropout)
+            config, tokenizer, start = opened_as(read, self.init_from)
         try:
             masking = Masking(tokenizer, self.masked, self.whole_words)
         except Mendable as error:
@@ -170,16 +172,10 @@ class PretrainBertSettings(TaskSettings):
         return PretrainBertTask(self, config, tokenizer, data, masking, start)
 
 
-def _start(path_or_id: str, dropout: float) -> tuple[BertConfig, Tokenizer, str]:
-    """(configuration with the head masked, tokenizer, a hash of the weights) of what ``init_from``
-    names; the weights themselves are not loaded yet. ``dropout`` replaces the configuration's."""
-    try:
-        folder = folders.find(path_or_id)
-        config = bert.inspect(folder, dropout).config
-        config = replace(config, head="masked", labels=2)  # 2: what it is without a head for labels
-        return config, Tokenizer.from_pretrained(folder), folders.identity(folder)
-    except Mendable as error:
-        raise SettingsError(f"init_from={path_or_id}: {error}") from None
+def _masked(folder: Path, dropout: float) -> BertConfig:
+    """The configuration of a BERT's folder, with the head masked. ``dropout`` replaces its own."""
+    config = bert.inspect(folder, dropout).config
+    return replace(config, head="masked", labels=2)  # 2: what it is without a head for labels
 
 
 @final
