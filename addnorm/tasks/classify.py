@@ -1,11 +1,12 @@
 """Classifying texts: which label a text has, or which labels."""
 
 import hashlib
+from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -55,13 +56,11 @@ BY_HEART: dict[str, Any] = {"dropout": 0.0, "token_dropout": 0.0, "label_smoothi
 BY_HEART |= {"unlabelled.data": "", "earlier.data": ""}
 
 
-@final
-@register
 @dataclass(frozen=True, kw_only=True)
-class ClassifySettings(TaskSettings):
-    """The settings of a classifier's training, apart from the loop's."""
+class RowSettings(TaskSettings, ABC):
+    """The settings of a training on texts with labels, whatever reads the texts, apart from the
+    loop's."""
 
-    name = "classify"
     data: str = setting("", AtResume.IF_SAME)
     """Texts with labels: a folder with one sub-folder of texts for each class, a .csv or .tsv with
     the columns text and label, or a .jsonl with these keys."""
@@ -71,11 +70,9 @@ class ClassifySettings(TaskSettings):
     """Whether a text has one label or several (in JSON a list, in a table a|b); auto: several, if
     there is a list."""
     init_from: str | None = setting(None, AtResume.IF_SAME)
-    """A folder or hub id of a pretrained model, such as a GPT-2, to which a head is added; none:
-    a model of our own from scratch."""
+    """A folder or hub id of a pretrained model, to which a head is added."""
     tokenizer: str = setting("bytes", AtResume.IF_SAME, FROM_NOTHING)
-    """bytes, bpe:SIZE, wordpiece:SIZE or wordpiece-cased:SIZE (learned from the training texts), or
-    a folder or hub id with one."""
+    """What makes tokens of the texts."""
     val_fraction: float = setting(0.1, AtResume.ANEW, {"val_data": ("",)})
     """How many of the texts are held out, chosen by a hash of each."""
     rows_per_step: int = setting(32, AtResume.BY_TUNING)
@@ -92,6 +89,29 @@ class ClassifySettings(TaskSettings):
     """What the classifier of init_from has learned before, and shall not forget."""
     cache: Path = setting(Path("~/.cache/addnorm/data"), AtResume.FREELY)
     """Where learned tokenizers, and what a teacher says, are kept."""
+
+    def by_heart(self) -> Mapping[str, Any]:
+        """Whole texts, no dropout, and targets that can be met."""
+        return BY_HEART
+
+    def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+        """The setting behind a fact."""
+        return SOURCES.get(fact, [])
+
+
+@final
+@register
+@dataclass(frozen=True, kw_only=True)
+class ClassifySettings(RowSettings):
+    """The settings of a classifier's training, apart from the loop's."""
+
+    name = "classify"
+    init_from: str | None = setting(None, AtResume.IF_SAME)
+    """A folder or hub id of a pretrained model, such as a GPT-2, to which a head is added; none:
+    a model of our own from scratch."""
+    tokenizer: str = setting("bytes", AtResume.IF_SAME, FROM_NOTHING)
+    """bytes, bpe:SIZE, wordpiece:SIZE or wordpiece-cased:SIZE (learned from the training texts), or
+    a folder or hub id with one."""
     model: ClassifierConfig = field(
         default_factory=lambda: ClassifierConfig(vocab_size=1, classes=1),
         metadata={
@@ -131,14 +151,6 @@ class ClassifySettings(TaskSettings):
             refuse_muon(loop)
         return with_clock(self, self.adapt, loop)
 
-    def by_heart(self) -> Mapping[str, Any]:
-        """Whole texts, no dropout, and targets that can be met."""
-        return BY_HEART
-
-    def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-        """The setting behind a fact."""
-        return SOURCES.get(fact, [])
-
     def build(self, choices: Mapping[str, Any] = NOTHING) -> "ClassifyTask":
         """Read and tokenize the texts, and make the task of them; all ``choices`` count."""
         texts = texts_of(self)
@@ -163,43 +175,6 @@ class ClassifySettings(TaskSettings):
             dropout=self.dropout,
         )
         return ClassifyTask(self, OwnEncoder(config), tokenizer, texts)
-
-
-class RowSettings(Protocol):
-    """What a task on texts with labels has to know of its settings, whatever reads the texts."""
-
-    @property
-    def data(self) -> str: ...
-
-    @property
-    def val_data(self) -> str: ...
-
-    @property
-    def labels(self) -> Several: ...
-
-    @property
-    def val_fraction(self) -> float: ...
-
-    @property
-    def rows_per_step(self) -> int: ...
-
-    @property
-    def token_dropout(self) -> float: ...
-
-    @property
-    def label_smoothing(self) -> float: ...
-
-    @property
-    def init_from(self) -> str | None: ...
-
-    @property
-    def unlabelled(self) -> Unlabelled: ...
-
-    @property
-    def earlier(self) -> Earlier: ...
-
-    @property
-    def cache(self) -> Path: ...
 
 
 def check_rows(settings: RowSettings) -> None:

@@ -32,18 +32,14 @@ from addnorm.settings import (
 from addnorm.tasks.beginnings import FROM_NOTHING
 from addnorm.tasks.bodies import Body, Pretrained
 from addnorm.tasks.classify import (
-    BY_HEART,
-    SOURCES,
     ClassifyTask,
+    RowSettings,
     check_anchor,
     check_rows,
     texts_of,
 )
-from addnorm.tasks.earlier import Earlier
-from addnorm.tasks.labelled_texts import Several
 from addnorm.tasks.texts import check, chosen, expanded
-from addnorm.tasks.unlabelled import Unlabelled
-from addnorm.training.config import NOTHING, TaskSettings, register
+from addnorm.training.config import NOTHING, register
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.memory import counted
 
@@ -51,39 +47,19 @@ from addnorm.training.memory import counted
 @final
 @register
 @dataclass(frozen=True, kw_only=True)
-class FinetuneBertSettings(TaskSettings):
+class FinetuneBertSettings(RowSettings):
     """The settings of a BERT's training as a classifier, apart from the loop's."""
 
     name = "finetune_bert"
-    data: str = setting("", AtResume.IF_SAME)
-    """Texts with labels: a folder with one sub-folder of texts for each class, a .csv or .tsv with
-    the columns text and label, or a .jsonl with these keys."""
-    val_data: str = setting("", AtResume.IF_SAME)
-    """Texts with labels to hold out, in one of these formats; by itself a share of data."""
-    labels: Several = setting("auto", AtResume.ANEW)
-    """Whether a text has one label or several (in JSON a list, in a table a|b); auto: several, if
-    there is a list."""
     init_from: str | None = setting(None, AtResume.IF_SAME)
     """A folder or hub id of a BERT to start from; its model settings and tokenizer are taken."""
     tokenizer: str = setting("wordpiece:8192", AtResume.IF_SAME, FROM_NOTHING)
     """wordpiece:SIZE, without case, or wordpiece-cased:SIZE (learned from the training texts), or a
     folder or hub id with a WordPiece."""
-    val_fraction: float = setting(0.1, AtResume.ANEW, {"val_data": ("",)})
-    """How many of the texts are held out, chosen by a hash of each."""
-    rows_per_step: int = setting(32, AtResume.BY_TUNING)
-    """Texts in one optimizer step, over all micro-batches and processes."""
     dropout: float = setting(0.1, AtResume.WITH_NOTICE)
     """In embeddings, attention and branches, and before the head."""
     token_dropout: float = setting(0.0, AtResume.WITH_NOTICE)
-    """The mean share of a text's tokens left out, others each time: few texts go further."""
     label_smoothing: float = setting(0.0, AtResume.WITH_NOTICE)
-    """The share of a target's weight that goes to all classes alike."""
-    unlabelled: Unlabelled = field(default_factory=Unlabelled)
-    """Texts without labels, by which few labels go further."""
-    earlier: Earlier = field(default_factory=Earlier)
-    """What the classifier of init_from has learned before, and shall not forget."""
-    cache: Path = setting(Path("~/.cache/addnorm/data"), AtResume.FREELY)
-    """Where learned tokenizers, and what a teacher says, are kept."""
     model: BertConfig = field(
         default_factory=lambda: BertConfig(
             vocab_size=1, context_length=128, dim=256, n_layers=4, n_heads=4, head="classify"
@@ -109,14 +85,6 @@ class FinetuneBertSettings(TaskSettings):
         """The same, if it goes with the loop's settings."""
         check_anchor(self.earlier, loop)
         return self
-
-    def by_heart(self) -> Mapping[str, Any]:
-        """Whole texts, no dropout, and targets that can be met."""
-        return BY_HEART
-
-    def sources(self, fact: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-        """The settings behind a fact."""
-        return SOURCES.get(fact, [])
 
     def build(self, choices: Mapping[str, Any] = NOTHING) -> ClassifyTask:
         """Read and tokenize the texts, and make the task of them; all ``choices`` count."""
