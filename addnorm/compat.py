@@ -28,7 +28,8 @@ from addnorm.branches import MLP, Activation, Attention, CrossAttention, HeadOpt
 from addnorm.context import Context, Memory
 from addnorm.init import InitRule
 from addnorm.norms import LayerNorm
-from addnorm.schemes import parse, post_norm, pre_norm, xavier
+from addnorm.scheme_text import as_scheme
+from addnorm.schemes import post_norm, pre_norm, xavier
 from addnorm.stream import AddNorm, MakeBranch, Scheme, Site, Stack, Wiring
 
 Device = torch.device | str | int | None
@@ -225,8 +226,7 @@ class _Block:
         """n such blocks with weights of their own; without a scheme, PyTorch's wiring and init."""
         if scheme is None:
             scheme = _AsTorch(self.norm_first)
-        elif isinstance(scheme, str):
-            scheme = parse(scheme)
+        scheme = as_scheme(scheme)
         as_torch = isinstance(scheme, _AsTorch)
         if self.norm_first and not as_torch:
             raise ValueError("scheme says where the norms are: leave norm_first out")

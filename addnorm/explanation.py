@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -15,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from addnorm.branches import MLP, Attention
 from addnorm.catalogue import combinators, entry, names
 from addnorm.norms import Norm
-from addnorm.scheme_text import scheme, tree
-from addnorm.stream import Stack, Sublayer
+from addnorm.scheme_text import parse, tree
+from addnorm.stream import Add, Stack, Sublayer
 
 
 @final
@@ -29,6 +30,7 @@ class SchemeExplanation:
     papers: list[str]
     notes: list[str]
     normalized: list[str]  # where, for each kind of site that differs
+    joins: list[str]  # how branches are added, with the numbers at this depth, where not as x + f
     init: str
     final_norm: bool
     shape: dict[str, int]
@@ -43,6 +45,8 @@ class SchemeExplanation:
         lines += [f"  paper: {p}" for p in self.papers]
         lines += [f"  {n}" for n in self.notes]
         lines += ["the stream is normalized:", *(f"  {n}" for n in self.normalized)]
+        if self.joins:
+            lines += ["branches are joined to it by:", *(f"  {n}" for n in self.joins)]
         lines += [f"init: {self.init}", f"final norm: {'yes' if self.final_norm else 'no'}"]
         shape = ", ".join(f"{k} {v}" for k, v in self.shape.items())
         lines += [
@@ -64,10 +68,11 @@ def explain(
     Parameters, FLOPs and saved activations are counted on a decoder on the meta device: nothing is
     allocated and nothing is estimated.
     """
-    node = tree(text)
+    wiring = parse(text)
+    name = str(wiring)  # an alias is another text
     parts = [
         entry(part.id)
-        for part in ast.walk(node)
+        for part in ast.walk(tree(name))
         if isinstance(part, ast.Name) and part.id in (*names(), *combinators())
     ]
     with torch.device("meta"):
@@ -75,7 +80,7 @@ def explain(
         stack = Stack(
             [("attn", attention), ("mlp", partial(MLP, dim, 4 * dim))] * blocks,
             dim,
-            scheme(node, text),
+            wiring,
         )
         x = torch.empty(1, tokens, dim)
     total = sum(p.numel() for p in stack.parameters())
@@ -94,11 +99,12 @@ def explain(
         stack(x.requires_grad_())
     rule = stack.sublayers()[0].init
     return SchemeExplanation(
-        text=text,
+        text=name if text == name else f"{text}: {name}",
         equations=[f"{p.name}: {p.equation}" for p in parts],
         papers=[f"{p.paper} ({p.year})" for p in parts],
         notes=[" ".join(inspect.getdoc(p.function).split()) for p in parts],  # type: ignore[union-attr]
         normalized=_normalized_sites(stack),
+        joins=_joins(stack),
         init=getattr(rule, "text", "custom"),
         final_norm=stack.final is not None or _has_norm(stack.exit),
         shape={"dim": dim, "heads": n_heads, "blocks": blocks, "tokens": tokens},
@@ -112,27 +118,41 @@ def explain(
 
 def _normalized_sites(stack: Stack) -> list[str]:
     """Where the stream is normalized, a line for each run of blocks that agree, then the ends."""
-    lines: list[str] = []
-    runs: list[tuple[int, int, str]] = []  # first block, last block, what is said
-    for block in range(stack.sublayers()[-1].site.block + 1):
-        places: dict[str, list[str]] = {}
-        for sub in stack.sublayers():
-            if sub.site.block == block:
-                places.setdefault(_places(sub), []).append(sub.site.kind)
-        text = "; ".join(f"{' and '.join(kinds)}: {place}" for place, kinds in places.items())
-        if runs and runs[-1][2] == text:
-            runs[-1] = (runs[-1][0], block, text)
-        else:
-            runs.append((block, block, text))
-    for first, last, text in runs:
-        which = f"block {first + 1}" if first == last else f"blocks {first + 1} to {last + 1}"
-        lines.append(f"{which}: {text}")
+    lines = _by_block(stack, _places)
     if stack.enter is not None and _has_norm(stack.enter):
         lines.append("what enters the stack")
     if stack.final is not None:
         lines.append("at the end, by the final norm")
     if _has_norm(stack.exit):
         lines.append("at the end, the second stream")
+    return lines
+
+
+def _joins(stack: Stack) -> list[str]:
+    """How the branches are added, a line for each run of blocks that agree; nothing where all are
+    as they come."""
+    if all(isinstance(sub.join, Add) for sub in stack.sublayers()):
+        return []
+    return _by_block(stack, lambda sub: repr(sub.join).split("\n", 1)[0].removesuffix("("))
+
+
+def _by_block(stack: Stack, say: Callable[[Sublayer], str]) -> list[str]:
+    """What is said of sublayers, a line for each run of blocks that agree."""
+    runs: list[tuple[int, int, str]] = []  # first block, last block, what is said
+    for block in range(stack.sublayers()[-1].site.block + 1):
+        texts: dict[str, list[str]] = {}
+        for sub in stack.sublayers():
+            if sub.site.block == block:
+                texts.setdefault(say(sub), []).append(sub.site.kind)
+        text = "; ".join(f"{' and '.join(kinds)}: {text}" for text, kinds in texts.items())
+        if runs and runs[-1][2] == text:
+            runs[-1] = (runs[-1][0], block, text)
+        else:
+            runs.append((block, block, text))
+    lines = []
+    for first, last, text in runs:
+        which = f"block {first + 1}" if first == last else f"blocks {first + 1} to {last + 1}"
+        lines.append(f"{which}: {text}")
     return lines
 
 

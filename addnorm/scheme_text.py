@@ -4,7 +4,7 @@ import ast
 import inspect
 from typing import Any
 
-from addnorm.catalogue import SchemeError, entry
+from addnorm.catalogue import ALIASES, SchemeError, entry
 from addnorm.checks import MOST
 from addnorm.stream import Scheme
 from addnorm.words import did_you_mean, plural
@@ -16,10 +16,16 @@ LONGEST = 1000  # characters of the text of a scheme: any that means something i
 def parse(text: str) -> Scheme:
     """A scheme from text, such as ``"drop_path(mix_ln(0.25), p=0.1)"``.
 
-    Names of designs and combinators, numbers, True and False; positional or named arguments.
-    Anything else, and any value of the wrong type, is a ``SchemeError`` that says what would do.
+    Names of designs and combinators, or what papers and models call them, numbers, True and False;
+    positional or named arguments. Anything else, and any value of the wrong type, is a
+    ``SchemeError`` that says what would do.
     """
     return scheme(tree(text), text)
+
+
+def as_scheme(value: Scheme | str) -> Scheme:
+    """A scheme as it is, or the one that a text names."""
+    return parse(value) if isinstance(value, str) else value
 
 
 def tree(text: str) -> ast.expr:
@@ -41,6 +47,8 @@ def tree(text: str) -> ast.expr:
 def scheme(node: ast.expr, text: str) -> Scheme:
     """The scheme that a node of the tree stands for, its arguments read and checked; else a
     ``SchemeError``. ``text`` is the whole, for messages."""
+    if isinstance(node, ast.Name) and node.id in ALIASES:
+        return parse(ALIASES[node.id])
     if isinstance(node, ast.Name):
         design, by_place, by_name = entry(node.id), [], []
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from addnorm.catalogue import SchemeError, combinator, design, names
+from addnorm.catalogue import SchemeError, combinator, design, names, search
 from addnorm.explanation import explain
 from addnorm.init import PLAIN, Init, plain
 from addnorm.joins import (
@@ -61,6 +61,7 @@ __all__ = [
     "residual_dual",
     "rezero",
     "sandwich",
+    "search",
     "sub_ln",
     "with_layer_scale",
 ]

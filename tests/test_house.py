@@ -57,7 +57,8 @@ ROAD = {
     "explanation": "norms stream branches catalogue scheme_text",
     "schemes": "norms init stream joins catalogue scheme_text explanation",
     "generation": "ops context",
-    "models": "data norms context init stream positions recurrent branches schemes generation",
+    "models": "data norms context init stream positions recurrent branches scheme_text schemes "
+    "generation",
     "uses": "data generation",
     "files": "data positions schemes generation models uses",
     "adapt": "stream positions branches models files",
@@ -65,7 +66,7 @@ ROAD = {
     "lm_eval": "data generation pretrained",
     "hf": "context stream models files",
     "export": "data models files hf",
-    "compat": "norms context init stream branches schemes",
+    "compat": "norms context init stream branches scheme_text schemes",
     "pages": "",
     "anatomy": "",
     "linting": "anatomy",  # never models: it must work on anybody's

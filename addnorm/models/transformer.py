@@ -14,6 +14,7 @@ from addnorm.branches import MLP, Attention, CrossAttention, HeadOptions
 from addnorm.context import Cache, Context, Memory
 from addnorm.norms import LayerNorm
 from addnorm.positions import AttentionPosition
+from addnorm.scheme_text import as_scheme
 from addnorm.stream import MakeBranch, Scheme, Stack
 
 
@@ -43,7 +44,7 @@ def encoder(
     dim: int,
     n_heads: int,
     n_layers: int,
-    scheme: Scheme,
+    scheme: Scheme | str,
     *,
     depths: tuple[int, int] | None = None,
     **options: Unpack[BlockOptions],
@@ -53,7 +54,7 @@ def encoder(
     ``dim``: the width of the stream.
     ``n_heads``: heads of each attention; divides ``dim``.
     ``n_layers``: blocks.
-    ``scheme``: a function Site -> Wiring, such as ``schemes.pre_norm``.
+    ``scheme``: a function Site -> Wiring, such as ``schemes.pre_norm``, or its name.
     ``depths``: the blocks of encoder and decoder where both exist; None: there is no decoder.
     ``options``: as in ``BlockOptions``.
     """
@@ -61,7 +62,7 @@ def encoder(
     return Stack(
         [("attn", attention), ("mlp", mlp)] * n_layers,
         dim,
-        scheme,
+        as_scheme(scheme),
         norm=options.get("norm", LayerNorm),
         side="encoder",
         depths=depths,
@@ -72,7 +73,7 @@ def decoder(
     dim: int,
     n_heads: int,
     n_layers: int,
-    scheme: Scheme,
+    scheme: Scheme | str,
     *,
     cross: bool = False,
     depths: tuple[int, int] | None = None,
@@ -83,7 +84,7 @@ def decoder(
     ``dim``: the width of the stream.
     ``n_heads``: heads of each attention; divides ``dim``.
     ``n_layers``: blocks.
-    ``scheme``: a function Site -> Wiring, such as ``schemes.pre_norm``.
+    ``scheme``: a function Site -> Wiring, such as ``schemes.pre_norm``, or its name.
     ``depths``: the blocks of encoder and decoder where both exist; None: there is no encoder.
     ``options``: as in ``BlockOptions``.
     """
@@ -92,7 +93,7 @@ def decoder(
     return Stack(
         [("attn", attention), *between, ("mlp", mlp)] * n_layers,
         dim,
-        scheme,
+        as_scheme(scheme),
         norm=options.get("norm", LayerNorm),
         side="decoder",
         depths=depths,
@@ -107,7 +108,7 @@ class EncoderDecoder(nn.Module):
     ``n_heads``: heads of each attention; divides ``dim``.
     ``n_layers``: the blocks of each, or (encoder, decoder). DeepNorm and Sub-LN take their
     constants from both.
-    ``scheme``: a function Site -> Wiring, such as ``schemes.post_norm``.
+    ``scheme``: a function Site -> Wiring, such as ``schemes.post_norm``, or its name.
     ``options``: as in ``BlockOptions``, for both.
     """
 
@@ -116,7 +117,7 @@ class EncoderDecoder(nn.Module):
         dim: int,
         n_heads: int,
         n_layers: int | tuple[int, int],
-        scheme: Scheme,
+        scheme: Scheme | str,
         **options: Unpack[BlockOptions],
     ) -> None:
         super().__init__()
