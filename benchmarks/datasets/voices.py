@@ -94,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for side, voices in VOICES.items():
         lines = [line for voice in voices for line in spoken[voice]]
         write(args.out / f"{side}.jsonl", lines)
-        write(args.out / f"words-{side}.jsonl", [one for one in lines if " " not in one["text"]])
+        write(
+            args.out / f"words-{side}.jsonl", [one for one in lines if " " not in str(one["text"])]
+        )
     print("\n".join(summary(args.out)))
     print(f"{args.out / 'wavs'}: {megabytes(args.out / 'wavs')}")
     return 0
