@@ -9,8 +9,8 @@ not a part of them. Nothing of them is in this repository.
 
 writes wavs/VOICE/NAME.wav (mono, 16 bits, 22,050 Hz of espeak-ng and 16,000 Hz of flite), and for
 each side two manifests with {"audio_filepath", "duration", "text"} in a line: words-SIDE.jsonl has
-single digits and letters, SIDE.jsonl has these and rows of two to six. A text has digits as words
-and letters as they are: "three b k nine".
+single digits and letters, as "label" too, and SIDE.jsonl has these and rows of two to six. A text
+has digits as words and letters as they are: "three b k nine".
 
 Each voice says each of the 36 words four times, slower and faster, higher and lower (flite only
 slower and faster), and forty rows, which a hash of the voice's name decides. A side has whole
@@ -94,9 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for side, voices in VOICES.items():
         lines = [line for voice in voices for line in spoken[voice]]
         write(args.out / f"{side}.jsonl", lines)
-        write(
-            args.out / f"words-{side}.jsonl", [one for one in lines if " " not in str(one["text"])]
-        )
+        single = [{**one, "label": one["text"]} for one in lines if " " not in str(one["text"])]
+        write(args.out / f"words-{side}.jsonl", single)
     print("\n".join(summary(args.out)))
     print(f"{args.out / 'wavs'}: {megabytes(args.out / 'wavs')}")
     return 0

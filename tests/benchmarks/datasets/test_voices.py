@@ -82,6 +82,7 @@ def test_the_folder(
     assert all((out / line["audio_filepath"]).is_file() for line in lines)
     words = [json.loads(line) for line in (out / "words-val.jsonl").read_text().splitlines()]
     assert [line["text"] for line in words] == ["one"] * 4 + ["b"] * 4
+    assert all(line["label"] == line["text"] for line in words)
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].endswith("each 4 times, and 3 rows; 0 recordings of train")
     assert printed[2].endswith("1 recordings of train"), "the same sound on two sides is told"
