@@ -167,7 +167,7 @@ def pixels(
     scaled = tuple(scaler.transform(v) for v in (train, val, test))
     for penalty in PENALTIES[:most]:
         model = LogisticRegression(C=penalty, max_iter=2000)
-        yield Candidate(f"logistic regression, C {penalty:g}", model, scaled)  # type: ignore[arg-type]
+        yield Candidate(f"logistic regression, C {penalty:g}", model, scaled)
 
 
 def learned(

@@ -10,6 +10,7 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.tokenizer.pair import TokenizerPair
 from addnorm.export.check import ExportError, Tell, Written, silent
 from addnorm.export.onnx_file import gpt_to_onnx
+from addnorm.export.onnx_image import image_to_onnx
 from addnorm.export.onnx_seq2seq import seq2seq_to_onnx
 from addnorm.export.onnx_text import text_to_onnx
 from addnorm.models.bert import Bert
@@ -17,8 +18,9 @@ from addnorm.models.classifier import TRANSFORMER, TextClassifier
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_classifier import GPTClassifier
 from addnorm.models.seq2seq import Seq2Seq
+from addnorm.models.vision import ViT
 
-ONNX_MODELS = (GPT, Bert, TextClassifier, GPTClassifier, Seq2Seq)
+ONNX_MODELS = (GPT, Bert, TextClassifier, GPTClassifier, Seq2Seq, ViT)
 """The classes of models that can be ONNX graphs."""
 
 
@@ -58,6 +60,10 @@ def to_onnx(
             f"the graph of a {type(model).__name__} keeps no cache, only a GPT's does: leave out "
             "with_cache"
         )
+    if isinstance(model, ViT):
+        if with_valid:
+            raise ExportError("a picture has no padding: leave out with_valid")
+        return image_to_onnx(model, Path(path), labels=labels, tell=tell)
     if not isinstance(model, Seq2Seq):
         return text_to_onnx(model, Path(path), labels=labels, with_valid=with_valid, tell=tell)
     if with_valid:

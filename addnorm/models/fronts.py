@@ -116,7 +116,7 @@ class PatchFront(nn.Module):
             )
         h = self.patches(pixels)
         if self.tokens is not None:
-            h = torch.cat([self.tokens.expand(len(h), -1, -1), h], 1)
+            h = torch.cat([self.tokens.expand(h.shape[0], -1, -1), h], 1)
         h = h + self.positions_for((height // self.patch[0], width // self.patch[1]))
         return F.dropout(h, self.dropout, self.training)
 

@@ -283,13 +283,13 @@ def classify_images() -> Config:
             ),
         ),
         loop=LoopSettings(
-            steps=1000,
+            steps=2000,
             optimizer="muon",
-            lr=2e-3,
-            muon_lr=2e-3,
+            lr=4e-3,
+            muon_lr=6e-3,
             warmup=50,
-            eval_every=200,
-            save_every=200,
+            eval_every=250,
+            save_every=250,
         ),
     )
 
