@@ -14,7 +14,6 @@ DATA is as for classify_images.py. What is done is in OUT/results.json, and is n
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -22,12 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from addnorm import train
 from addnorm.tasks.recipes import RECIPES
-from addnorm.training.display import Display
-from addnorm.training.fit import Stopped
 from benchmarks.classify_images import listed, place, rows, shares
 from benchmarks.intervals import t_half
+from benchmarks.results import Results
+from benchmarks.trainings import whole_run
 
 NORMS = {"layer": "LayerNorm", "group": "GroupNorm", "batch": "BatchNorm"}
 BATCHES = (1, 2, 8, 32)
@@ -55,22 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     changes = {**SMALL, **(TINY if args.tiny else {}), **dict(w.split("=", 1) for w in args.set)}
     test = listed(args.data, "test")
     right, labels = rows(test).labels, sorted({*rows(test).labels})
-    file = args.out / "results.json"
-    content: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    results = Results(args.out / "results.json")
     for seed in args.seeds:
         for batch in BATCHES:
             for norm in NORMS:
                 key = f"{norm}, {batch}, seed {seed}"
-                if key in content:
+                if key in results.content:
                     continue
                 out = args.out / key.replace(", ", "-").replace(" ", "-")
                 p = shares(learned(args, out, norm, batch, seed, changes) / "model", test, labels)
                 answers = [labels[i] for i in p.argmax(1)]
                 hits = [a == b for a, b in zip(answers, right, strict=True)]
-                content[key] = sum(hits) / len(hits)
-                file.write_text(json.dumps(content, indent=1))
-                print(f"  {key}: {content[key]:.2%}", flush=True)
-    print(table(content, args.seeds))
+                results.add(key, sum(hits) / len(hits))
+                print(f"  {key}: {results.content[key]:.2%}", flush=True)
+    print(table(results.content, args.seeds))
     return 0
 
 
@@ -93,11 +89,7 @@ def learned(
     own = {"model.norm": norm, "rows_per_step": batch, "seed": seed}
     own["lr"] = float(changes["lr"]) * math.sqrt(batch / FULL)
     config = RECIPES["classify_images"]().changed({**data, **changes, **own})
-    there = (out / "run.json").exists()
-    try:
-        train(config, out=out, resume=there, display=Display(quiet=True))
-    except Stopped as stop:
-        sys.exit(f"{out} is saved at step {stop.step}: the same command goes on")
+    whole_run(config, out)
     return out
 
 

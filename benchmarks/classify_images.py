@@ -24,7 +24,6 @@ errors of which ours is surest are in OUT/errors-NAME.html, to be looked at. ``-
 import argparse
 import base64
 import hashlib
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,7 +38,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from addnorm import load, train
+from addnorm import load
 from addnorm.data.decoding import Decoders
 from addnorm.data.image_sets import ImageEntry, read_image_set
 from addnorm.data.images import ImageFrame, ImageValues, is_grey, to_png
@@ -48,10 +47,9 @@ from addnorm.models.vision import ViT
 from addnorm.pages import run_pictures
 from addnorm.pages.look import clean, document
 from addnorm.tasks.recipes import RECIPES
-from addnorm.training.display import Display
-from addnorm.training.fit import Stopped
 from benchmarks.baselines import SIDES, Candidate, Rows, best
-from benchmarks.classify_texts import WORST, Results, table
+from benchmarks.classify_texts import WORST, TextResults, table
+from benchmarks.trainings import minutes, whole_run
 
 TINY = {"steps": 20, "warmup": 2, "model.dim": 16, "model.n_layers": 1, "eval_every": 10}
 STRENGTHS = (1.0, 3.0, 10.0, 100.0)
@@ -71,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         changes = {**TINY, **changes}
     entries = {side: listed(args.data, side) for side in SIDES}
     sides = {side: rows(of_side) for side, of_side in entries.items()}
-    results = Results(args.out, sides)
+    results = TextResults(args.out, sides)
     key = f"{BASE}{', trial' if args.tiny else ''}"
     if key not in results.content:
         config = RECIPES[args.recipe]().changed(changes)
@@ -174,25 +172,21 @@ def learned(
     args: argparse.Namespace,
     seed: int,
     changes: dict[str, Any],
-    results: Results,
+    results: TextResults,
     test: Sequence[ImageEntry],
 ) -> dict[str, Any]:
     """One seed of ours; a run that is there goes on."""
     data = {"data": str(place(args.data, "train")), "val_data": str(place(args.data, "val"))}
     config = RECIPES[args.recipe]().changed({**data, **changes, "seed": seed})
     out = args.out / f"{args.name}-{seed}"
-    there = (out / "run.json").exists()
-    try:
-        run = train(config, out=out, resume=there, display=Display(quiet=True))
-    except Stopped as stop:
-        sys.exit(f"{out} is saved at step {stop.step}: the same command goes on")
+    run = whole_run(config, out)
     p = shares(out / "best", test, results.labels)
     return {
         "answers": [results.labels[i] for i in p.argmax(1)],
         "probabilities": p.round(4).tolist(),
         "what": f"{args.recipe}, {run.step} steps",
         "val": run.best,
-        "minutes": json.loads((out / "run.json").read_text())["elapsed_s"] / 60,
+        "minutes": minutes(out),
     }
 
 
@@ -216,7 +210,7 @@ def shares(
 
 
 def worst(
-    results: Results, entries: Sequence[ImageEntry], base: str, runs: Sequence[str]
+    results: TextResults, entries: Sequence[ImageEntry], base: str, runs: Sequence[str]
 ) -> dict[str, Any]:
     """The errors of which ours is surest, by the mean of its seeds, as a gallery."""
     labels, right = results.labels, results.test.labels

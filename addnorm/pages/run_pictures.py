@@ -161,7 +161,7 @@ def _shot(item: Any) -> str:
     width = item.get("width")
     narrow = isinstance(width, int) and 0 < width < NARROW
     words = clean(item.get("head", ""))
-    size = f' class="narrow" width="{width * -(-NARROW // width)}"' if narrow else ""
+    size = f' class="grain" width="{width * -(-NARROW // width)}"' if narrow else ""
     shot = f'<img src="data:image/png;base64,{png}" alt="{words}"{size}>'
     return f"<figure>{shot}<figcaption>{words}{_notes(item)}</figcaption></figure>"
 
@@ -215,11 +215,12 @@ div+h3{margin-top:1.6em}
 .passage dt,.passage dd,.gallery dt,.gallery dd{display:inline;margin:0}
 .passage dt,.gallery dt{color:var(--muted)}
 .passage dt::after,.gallery dt::after{content:": "}
-.gallery{display:flex;flex-wrap:wrap;gap:16px 24px;margin:12px 0 24px}
-.gallery figure{flex:none;max-width:220px;margin:0}
-.gallery img{max-width:220px;max-height:220px;border:1px solid var(--rule)}
-.gallery .narrow{image-rendering:pixelated}
-.gallery figcaption{font-size:.9rem;overflow-wrap:anywhere}
+.gallery{display:flex;flex-wrap:wrap;gap:16px 20px;margin:12px 0 24px}
+.gallery figure{flex:none;max-width:200px;margin:0}
+.gallery img{max-width:200px;max-height:200px;border:1px solid var(--rule)}
+.gallery .grain{image-rendering:pixelated}
+.gallery figcaption{font-size:.9rem;overflow-wrap:anywhere;margin-top:4px}
+.gallery dl{font-weight:400}
 mark{background:none;color:inherit}
 mark.ours{background:color-mix(in srgb,var(--line) 26%,transparent);border-radius:2px}
 mark.right{border-bottom:2px solid var(--ink)}

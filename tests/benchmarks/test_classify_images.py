@@ -64,7 +64,7 @@ def test_pictures_of_one_drawing_are_a_group(data: Path) -> None:
 def test_the_worst_errors_are_shown(data: Path, tmp_path: Path) -> None:
     entries = benchmark.listed(data, "test")
     sides = {side: benchmark.rows(benchmark.listed(data, side)) for side in benchmark.SIDES}
-    results = benchmark.Results(tmp_path, sides)
+    results = benchmark.TextResults(tmp_path, sides)
     p = [[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]] * 2
     results.add("one", {"answers": ["0"] * 8, "probabilities": p})
     results.add("base", {"answers": ["0"] * 8})

@@ -49,7 +49,7 @@ def test_a_gallery() -> None:
     page = Page(f"<main>{pictures([{**GALLERY, 'items': [*wrong, SHOT]}])}</main>")
     (image,) = page.all("img")
     assert image["src"] == f"data:image/png;base64,{PNG}"
-    assert (image["alt"], image["width"], image["class"]) == ("a <cat>", "112", "narrow")
+    assert (image["alt"], image["width"], image["class"]) == ("a <cat>", "112", "grain")
     assert "right" in page.words
     assert "five" in page.words
     (image,) = Page(
