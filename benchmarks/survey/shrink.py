@@ -183,6 +183,9 @@ def _shrink(config: Any, words: dict[int, int]) -> None:
         counts = layers is not None and _COUNT.fullmatch(name) and type(value) is int
         if layers is not None and counts and fields[name] == layers[0]:
             _write(config, name, len(layers[1]))
+    rotary = fields.get("qk_rope_head_dim")
+    if type(rotary) is int and fields.get("head_dim") == rotary:  # the same number by two names
+        _write(config, "head_dim", size("qk_rope_head_dim", rotary))
 
 
 def _shrunk_number(name: str, value: int, words: dict[int, int], hierarchical: bool) -> int:

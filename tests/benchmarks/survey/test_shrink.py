@@ -85,6 +85,13 @@ def test_the_parts_of_a_rotary_head_add_up() -> None:
     assert small.rope_parameters["rope_theta"] == 1e4
 
 
+def test_one_number_by_two_names_stays_one() -> None:
+    """The rotary part of a latent attention's head is what its rotary embedding is built for."""
+    small = shrunk(Config(head_dim=64, qk_rope_head_dim=64, qk_nope_head_dim=128))
+    assert small.head_dim == small.qk_rope_head_dim
+    assert shrunk(Config(head_dim=128, qk_rope_head_dim=64)).head_dim == 16
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5", "swin", "gemma3", "mixtral"])
 def test_models_of_transformers_are_small(model_type: str) -> None:
     """Of each, the configuration's defaults; a million numbers is what lint takes a second for."""
