@@ -199,7 +199,7 @@ def scales(subject: Subject) -> Answers:
 
 def _scale(s: Structure, attention: TracedAttention, subject: Subject) -> Finding | None:
     """The finding of one attention; None where the factor is right, or cannot be told from right,
-    as where it is learned or queries and keys are normed."""
+    as where it is learned, or queries and keys are normed or made one size."""
     dim = factors(attention.scores)[0].shape[-1]
     right = 1 / math.sqrt(dim)
     before, after = _factors(s, attention)
@@ -220,7 +220,7 @@ def _scale(s: Structure, attention: TracedAttention, subject: Subject) -> Findin
 
     if abs(after.constant - 1.0) > NEAR and not after.learned:
         return finding("after the softmax only" if abs(c - 1.0) < NEAR else "after the softmax")
-    if before.learned or before.normed or _close(c, right):
+    if before.learned or before.normed or _close(c, right) or _of_one_size(attention):
         return None
     if _close(c, 1.0):
         ratio = _weights_ratio(s, attention, subject)
@@ -240,6 +240,17 @@ def _scale(s: Structure, attention: TracedAttention, subject: Subject) -> Findin
             times = math.sqrt(n / dim)
             return finding("another width", {"width": n, "whose": whose, "times": times})
     return finding("unusual" if 0.1 < c / right < 10 else "far off")
+
+
+def _of_one_size(attention: TracedAttention) -> bool:
+    """Whether all queries have one length, and all keys: the logits are cosines, whatever makes
+    them so, and their factor is a temperature that no width gives."""
+    q, k = (v.tensor.detach().double() for v in factors(attention.scores))
+    for sizes in (q.norm(dim=-1), k.norm(dim=-2)):
+        largest, smallest = float(sizes.max()), float(sizes.min())
+        if sizes.shape[-1] < 2 or largest - smallest > NEAR * largest:
+            return False
+    return True
 
 
 def _factors(s: Structure, attention: TracedAttention) -> tuple[Factor, Factor]:

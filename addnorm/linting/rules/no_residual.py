@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+from addnorm.anatomy.skips import joins_streams
 from addnorm.anatomy.structure import PRODUCTS, Structure, factors, within
 from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.check import Answers, decides
@@ -83,7 +84,9 @@ def _outside(s: Structure) -> dict[str, Op]:
         inside = any(within(op.module, scope) for scope in scopes) and bool(scopes)
         if not inside and not _between_attentions(s, op, mixes):
             continue
-        if s.ancestors(op.outputs[0]) & mixes and op.outputs[0] in s.live and _cuts(s, op):
+        if not s.ancestors(op.outputs[0]) & mixes or op.outputs[0] not in s.live:
+            continue
+        if _cuts(s, op) and not joins_streams(s, op):
             outside.setdefault(op.module, op)
     return outside
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+from addnorm.anatomy.skips import joins_streams
 from addnorm.anatomy.structure import PRODUCTS, Residual, Structure, TracedNorm, factors, within
 from addnorm.anatomy.trace import Op, Value
 from addnorm.linting.check import Answers, decides
@@ -155,6 +156,8 @@ def _missing_final(s: Structure) -> Answers:
         ):
             continue
         read = [op for v in ends for op in v.readers if op.name in PRODUCTS and v in factors(op)]
+        if any(joins_streams(s, op) for op in read):
+            continue  # the stream goes on behind the skip
         rms = [r.output.rms() for r in (chain[0], last)]
         yield MISSING_FINAL_NORM(
             "read" if read else "returned",

@@ -289,6 +289,8 @@ def _lost_write(s: Structure, residual: Residual) -> Answers:
         if later.fork in before and out not in s.carried(later.add.outputs[0]):
             if any(residual.branch in s.carried(r.stream) for r in s.residuals):
                 return  # added elsewhere as well
+            if sum(residual.branch in s.carried(r.branch) for r in s.residuals) > 1:
+                return  # what every layer reads anew, as an injection of the model's input
             yield WRONG_TENSOR(
                 "lost write",
                 later.add.module,
@@ -346,6 +348,9 @@ def _partly_normed(s: Structure, residual: Residual) -> Answers:
     """The finding of an attention some of whose projections read the stream through a norm, and
     some do not."""
     readers = [(op, normed) for op, normed in s.readers(residual) if s.weighted(op)]
+    projected = {v for op, ok in readers if ok for v in s.ancestors(op.outputs[0])}
+    # what the norm itself reads, as an injection of the model's input, is no projection of them
+    readers = [(op, ok) for op, ok in readers if ok or op.outputs[0] not in projected]
     normed = [op.module for op, ok in readers if ok]
     raw = [op.module for op, ok in readers if not ok]
     if not normed or not raw:
