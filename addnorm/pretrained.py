@@ -21,6 +21,7 @@ from addnorm.files import (
     bert,
     chat,
     classifier,
+    decisions,
     folders,
     gpt,
     gpt_classifier,
@@ -55,6 +56,7 @@ BASE, ADAPTER = "base", "adapter"
 
 KINDS = (
     *(gpt.KIND, gpt_classifier.KIND, classifier.KIND, bert.KIND, seq2seq.KIND, recurrent.KIND),
+    decisions.KIND,
     speech.KIND,
     vision.KIND,
 )

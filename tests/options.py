@@ -272,7 +272,7 @@ Base = tuple[list[str], list[Option]]
 
 OTHERS = (
     *("classify_gpt2", "pretrain_bert", "finetune_bert", "answer", "recurrent_cpu"),
-    "classify_images",
+    *("classify_images", "classify_images", "decide"),
 )
 """Recipes that are drawn with few settings of their own; some of what comes of it is refused."""
 
@@ -308,6 +308,9 @@ def _train(rng: random.Random) -> Base:
         recipe = rng.choice(OTHERS)
         data = "text.txt" if recipe in ("pretrain_bert", "recurrent_cpu") else "texts"
         words = {"steps": "4", "eval_every": "0", "threads": "1", "cache": "cache"}
+        if recipe == "decide":
+            data = "doors.jsonl"
+            del words["cache"]
         if recipe == "classify_gpt2":
             words["init_from"] = "plain"
         else:

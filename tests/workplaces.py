@@ -103,6 +103,8 @@ FILES: dict[str, bytes] = {
     "talk.jsonl": "".join(f"{json.dumps(talk, ensure_ascii=False)}\n" for talk in TALKS).encode(),
     "deep.jsonl": b'{"text": ' + b"[" * 20_000,
     "pairs.tsv": "".join(f"{i} and {i}\t{i}\n" for i in range(40)).encode(),
+    "doors.jsonl": b'{"states": [0, 1], "actions": [1, 0], "rewards": [1, 0.5]}\n'
+    b'{"states": [0], "actions": [2], "rewards": [2]}\n' * 20,
     "good.toml": b"steps = 3\n[model]\ndim = 8\n",
     "bom.toml": b"\xef\xbb\xbfsteps = 3\n",
     "bad.toml": b"steps = = 3\n",

@@ -46,6 +46,47 @@ class Spans:
 
 @final
 @dataclass(frozen=True)
+class Draws:
+    """How a model that acts chooses its actions."""
+
+    temperature: Annotated[float | None, optional("X")] = None
+    """Actions: draw them by their probabilities at this temperature; 0 takes the most probable one.
+    By default 0, but in an environment 1."""
+    seed: Annotated[int | None, optional("N")] = None
+    """Actions: what is drawn follows from it, and in an environment how an episode begins; 0 by
+    default."""
+
+
+@final
+@dataclass(frozen=True)
+class Acting:
+    """Where and how a model that acts is tried."""
+
+    env: Annotated[str | None, optional("NAME")] = None
+    """Instead of DATA, where a model acts: the id of a gymnasium environment, or module:factory."""
+    returns: Annotated[str | None, optional("R1,R2,...")] = None
+    """Actions: which returns are asked for; by default the lowest, the quartiles and the highest of
+    those that it learned from."""
+    episodes: Annotated[int | None, optional("N")] = None
+    """Actions: episodes for each return that is asked for, 100 by default."""
+    max_steps: Annotated[int | None, optional("N")] = None
+    """Actions: the most steps of an episode, 1000 by default."""
+
+    def choices(self) -> dict[str, Any]:
+        """Those of the options that somebody chose; a ``Refusal`` where returns are no numbers."""
+        words = choices(**vars(self))
+        if self.returns is not None:
+            try:
+                words["returns"] = [float(word) for word in self.returns.split(",")]
+            except ValueError:
+                raise Refusal(
+                    f"--returns must be numbers with commas between, got {self.returns}"
+                ) from None
+        return words
+
+
+@final
+@dataclass(frozen=True)
 class Verbalizer:
     """How a language model is asked for a label."""
 

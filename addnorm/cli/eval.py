@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 
 from addnorm import reading
 from addnorm.cli import output
-from addnorm.cli.answering import Search, Spans, Verbalizer, all_choices, choices, say_what_was_cut
+from addnorm.cli.answering import (
+    Acting,
+    Draws,
+    Search,
+    Spans,
+    Verbalizer,
+    all_choices,
+    choices,
+    say_what_was_cut,
+)
 from addnorm.cli.arguments import Positional, arg, optional
 from addnorm.cli.models import Place, as_writer, kind_of_model, open_model
 from addnorm.cli.output import json_line
@@ -56,6 +65,8 @@ class Options:
     slowest and fairest."""
     search: Search = field(default_factory=Search)
     spans: Spans = field(default_factory=Spans)
+    acting: Acting = field(default_factory=Acting)
+    draws: Draws = field(default_factory=Draws)
     verbalizer: Verbalizer = field(default_factory=Verbalizer)
     batch_size: Annotated[int | None, optional("N")] = None
     """Windows that go through the model at once, 4 by default; of answers and conversations 32."""
@@ -63,11 +74,16 @@ class Options:
     """Print all figures as one JSON object."""
     place: Place = field(default_factory=Place)
 
+    def answering(self) -> dict[str, Any]:
+        """What was chosen of how the model answers."""
+        words = choices(**vars(self.search), **vars(self.spans), **vars(self.draws))
+        return {**words, **self.acting.choices()}
+
 
 def run(options: Options) -> int:
     """Measure what there is of the model, by its kind, and print it; returns the exit status: 1 if
     the model computes NaN."""
-    if not options.data and options.choices is None:
+    if not options.data and options.choices is None and options.acting.env is None:
         raise Refusal("no data: give at least one file, or - for stdin")
     if options.data and options.choices is not None:
         raise Refusal("--choices stands instead of DATA: leave out one of them")
@@ -111,7 +127,7 @@ def _answers(model: "Loaded | Cloze", options: Options) -> int:
             raise Refusal(f"--{name} has no effect: {options.model} is not a language model")
     except Mendable as error:
         raise Refusal(f"{options.model}: {error}") from None
-    wishes = choices(**vars(options.search), **vars(options.spans), stride=options.stride)
+    wishes = {**options.answering(), **choices(stride=options.stride)}
     how = all_choices(use, wishes, options.model)
     with ProgressBar("evaluating") as bar:
         size = options.batch_size or ANSWERS
@@ -196,20 +212,22 @@ def _refuse_windows(options: Options, why: str) -> None:
 
 def _refuse_search(options: Options) -> None:
     """Refuse the options of how answers are found, which a language model does not give."""
-    if words := choices(**vars(options.search), **vars(options.spans)):
+    if words := options.answering():
         name = next(iter(words)).replace("_", "-")
         raise Refusal(f"--{name} has no effect: {options.model} is a language model")
 
 
 def _print_figures(figures: Mapping[str, Any], options: Options) -> None:
-    """Print all of them as JSON, or a line for each that is a number or a word; lists and tables
-    are in the JSON only."""
+    """Print all of them as JSON, or a line for each that is a number, a word or a list of numbers;
+    tables are in the JSON only."""
     if options.as_json:
         print(json_line(figures))
         return
     for name, value in figures.items():
         if isinstance(value, int | float | str):
             print(f"{name} {figure(value) if isinstance(value, float) else value}")
+        elif isinstance(value, list) and all(isinstance(v, int | float) for v in value):
+            print(name, *map(figure, value))
 
 
 def _texts(loaded: "Loaded", options: Options) -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, final
 from addnorm import disk, reading
 from addnorm.cli import output
 from addnorm.cli.answering import (
+    Draws,
     Search,
     Spans,
     Verbalizer,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 PATIENCE = 2.0  # seconds, from which on it is worth a bar
 SHOWN = 60  # characters of an input beside its answer
 STDIN = "-"
-ANY_NUMBER = ("length_penalty", "threshold")  # the options that may be below 1
+ANY_NUMBER = ("length_penalty", "threshold", "temperature", "seed")  # these may be below 1
 TEXTS, OBJECTS, TABLES = ".txt", ".jsonl", (".csv", ".tsv")
 FILES = (TEXTS, OBJECTS, *TABLES)  # the ends of names that are taken for files
 UNREAD = (".json", ".xls", ".xlsx", ".ods", ".parquet")  # no text has these either
@@ -69,6 +70,7 @@ class Options:
     """Translations: give the N best of each, one after the other; 1 by default."""
     search: Search = field(default_factory=Search)
     spans: Spans = field(default_factory=Spans)
+    draws: Draws = field(default_factory=Draws)
     verbalizer: Verbalizer = field(default_factory=Verbalizer)
     stride: Annotated[int | None, optional("N")] = None
     """Answers in passages: tokens by which the window moves; by default half of what it holds."""
@@ -82,7 +84,7 @@ class Options:
 
     def choices(self) -> dict[str, Any]:
         """What was chosen of how the model answers."""
-        others = {**vars(self.search), **vars(self.spans)}
+        others = {**vars(self.search), **vars(self.spans), **vars(self.draws)}
         return choices(top=self.top, n_best=self.n_best, stride=self.stride, **others)
 
 

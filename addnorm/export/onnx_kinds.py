@@ -9,18 +9,20 @@ from torch import nn
 from addnorm.data.tokenizer import Tokenizer
 from addnorm.data.tokenizer.pair import TokenizerPair
 from addnorm.export.check import ExportError, Tell, Written, silent
+from addnorm.export.onnx_decisions import decisions_to_onnx
 from addnorm.export.onnx_file import gpt_to_onnx
 from addnorm.export.onnx_image import image_to_onnx
 from addnorm.export.onnx_seq2seq import seq2seq_to_onnx
 from addnorm.export.onnx_text import text_to_onnx
 from addnorm.models.bert import Bert
 from addnorm.models.classifier import TRANSFORMER, TextClassifier
+from addnorm.models.decisions import DecisionModel
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_classifier import GPTClassifier
 from addnorm.models.seq2seq import Seq2Seq
 from addnorm.models.vision import ViT
 
-ONNX_MODELS = (GPT, Bert, TextClassifier, GPTClassifier, Seq2Seq, ViT)
+ONNX_MODELS = (GPT, Bert, TextClassifier, GPTClassifier, Seq2Seq, ViT, DecisionModel)
 """The classes of models that can be ONNX graphs."""
 
 
@@ -64,6 +66,13 @@ def to_onnx(
         if with_valid:
             raise ExportError("a picture has no padding: leave out with_valid")
         return image_to_onnx(model, Path(path), labels=labels, tell=tell)
+    if isinstance(model, DecisionModel):
+        if with_valid:
+            raise ExportError(
+                "the graph of a DecisionModel takes no mask, as nothing sees what comes after it: "
+                "fill rows up at their ends, and leave out with_valid"
+            )
+        return decisions_to_onnx(model, Path(path), tell=tell)
     if not isinstance(model, Seq2Seq):
         return text_to_onnx(model, Path(path), labels=labels, with_valid=with_valid, tell=tell)
     if with_valid:

@@ -10,7 +10,9 @@ A picture is an object of pictures.json with a ``title`` and a ``caption``:
 * ``"kind": "passages"``: ``items``, each with a ``head``, a ``text`` of [part, marks] and ``notes``
   of [name, words]; marks are "right", "ours", both with a space between, or "".
 * ``"kind": "gallery"``: ``items``, each with the bytes of a ``png`` in base64, its ``width`` in
-  pixels, a ``head`` and ``notes`` of [name, words].
+  pixels, a ``head`` and ``notes`` of [name, words];
+* ``"kind": "reached"``: what was ``asked`` and ``reached``, with its ``spread``, a number each, and
+  ``levels`` of [value, name].
 
 What is not understood is left out.
 """
@@ -22,6 +24,7 @@ from typing import Any
 from addnorm.pages.heat import heat_map, numbers
 from addnorm.pages.look import clean
 from addnorm.pages.numbers import exact
+from addnorm.pages.reached import reached_chart
 
 MOST = 200  # rows of a table
 SHADES = 5  # of a matrix, from none to the whole row
@@ -173,6 +176,12 @@ def _notes(item: Mapping[str, Any]) -> str:
     return f"<dl>{lines}</dl>" if lines else ""
 
 
+def _reached(picture: Mapping[str, Any]) -> str:
+    """A chart below its caption; "" where it cannot be drawn."""
+    chart = reached_chart(picture)
+    return chart and f'<p class="small">{clean(picture.get("caption", ""))}</p>{chart}'
+
+
 def _cell(value: Any, most: int = LETTERS) -> str:
     """A number or any text, cut to ``most`` letters, as HTML."""
     if isinstance(value, float):
@@ -192,6 +201,7 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "heat": _heat,
     "passages": _passages,
     "gallery": _gallery,
+    "reached": _reached,
 }
 
 STYLE = "\n".join(

@@ -7,6 +7,7 @@ from addnorm.tasks.answer import AnswerSettings
 from addnorm.tasks.chat import ChatSettings
 from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.classify_images import ClassifyImagesSettings
+from addnorm.tasks.decide import DecideSettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.tasks.pretrain_bert import PretrainBertSettings
@@ -21,6 +22,7 @@ __all__ = [
     "ClassifyImagesSettings",
     "ClassifySettings",
     "Config",
+    "DecideSettings",
     "FinetuneBertSettings",
     "LanguageSettings",
     "PretrainBertSettings",

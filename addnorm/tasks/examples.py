@@ -235,6 +235,52 @@ def worst_replies(replies: Sequence[Reply], count: int) -> list[Picture]:
     ]
 
 
+# --- decisions ------------------------------------------------------------------------------------
+
+
+def worst_decisions(rows: Sequence[tuple[float, str, str, str, str]], count: int) -> list[Picture]:
+    """Of ``count`` held-out actions those that surprise a model most: the loss, and in words the
+    state, the return to go, what was done, and what the model would have done."""
+    if not rows:
+        return []
+    return [
+        {
+            "kind": "table",
+            "title": "What surprises it most",
+            "caption": f"Those of {plural(count, 'held-out action')} that are least probable to "
+            "the model, or furthest from its own; like moments once.",
+            "heads": ["state", "return to go", "done", "ours", "loss"],
+            "rows": [
+                [state, to_go, action, ours, round(loss, 3)]
+                for loss, state, to_go, action, ours in rows
+            ],
+        }
+    ]
+
+
+def reached_returns(outcome: Mapping[str, Any], totals: Sequence[float]) -> list[Picture]:
+    """What a model reached in an environment, as ``uses.decisions`` gives it, against what it was
+    asked for, beside the returns ``totals`` of the episodes that it learned from. Nothing for a
+    model that is asked for none."""
+    wishes = outcome["return_asked"]
+    if wishes == [None]:
+        return []
+    mean = sum(totals) / len(totals)
+    return [
+        {
+            "kind": "reached",
+            "title": "What it reaches, and what was asked",
+            "caption": f"The mean return of {plural(outcome['episodes'], 'episode')} in "
+            f"{outcome['env']}, with their standard deviation, for each return that was asked for; "
+            "on the thin line it is what was asked.",
+            "asked": wishes,
+            "reached": outcome["return_mean"],
+            "spread": outcome["return_std"],
+            "levels": [[mean, "mean of the data"], [max(totals), "best of the data"]],
+        }
+    ]
+
+
 def shortened(text: str) -> str:
     """A text as a table has room for it."""
     return text if len(text) <= LETTERS else f"{text[:LETTERS]} ..."

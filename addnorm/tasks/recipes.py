@@ -10,6 +10,7 @@ from addnorm.data.image_sets import IMAGE
 from addnorm.data.labelled import LABEL, TEXT
 from addnorm.models.bert_config import BertConfig
 from addnorm.models.classifier import ClassifierConfig
+from addnorm.models.decisions import DecisionConfig
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.models.recurrent import RecurrentConfig
@@ -19,6 +20,7 @@ from addnorm.tasks.answer import AnswerSettings
 from addnorm.tasks.chat import ChatSettings
 from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.classify_images import ClassifyImagesSettings
+from addnorm.tasks.decide import DecideSettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.tasks.pretrain_bert import PretrainBertSettings
@@ -294,12 +296,26 @@ def classify_images() -> Config:
     )
 
 
+def decide() -> Config:
+    """A model that acts as episodes show it, for as much return as it is asked for, on a CPU."""
+    return Config(
+        task=DecideSettings(
+            data="episodes.jsonl",
+            dropout=0.0,
+            model=DecisionConfig(
+                states=1, actions=1, context_length=5, dim=64, n_layers=2, n_heads=2
+            ),
+        ),
+        loop=LoopSettings(steps=1000, lr=1e-2, warmup=50, eval_every=200, save_every=500),
+    )
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     f.__name__: f
     for f in (
         *(stdlib_cpu, char_cpu, recurrent_cpu, gpt2_124m, finetune_gpt2),
         *(classify_text, classify_gpt2, pretrain_bert, finetune_bert, answer, translate, chat),
-        classify_images,
+        *(classify_images, decide),
     )
 }
 

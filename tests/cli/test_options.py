@@ -24,6 +24,7 @@ from addnorm.tasks import (
     ClassifyImagesSettings,
     ClassifySettings,
     Config,
+    DecideSettings,
     FinetuneBertSettings,
     LanguageSettings,
     PretrainBertSettings,
@@ -41,6 +42,7 @@ KINDS = {
     "answer": AnswerSettings,
     "translate": TranslateSettings,
     "chat": ChatSettings,
+    "decide": DecideSettings,
     "recurrent_language": RecurrentSettings,
     "loop": LoopSettings,
 }

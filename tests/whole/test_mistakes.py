@@ -31,6 +31,7 @@ from addnorm.training import memory
 from addnorm.training import run as run_module
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World
+from tests.worlds import doors_at_random
 
 TEXT = "the quick brown fox jumps over the lazy dog, and back again. " * 60
 TINY = {
@@ -120,6 +121,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "texts" / name).mkdir(parents=True)
         for i in range(20):
             (folder / "texts" / name / f"{i}.txt").write_text(f"{name} and {name}, {i} times.")
+    doors_at_random(folder / "doors.jsonl", 40)
     (folder / "pairs.tsv").write_text("".join(f"{i} and {i}\t{i}\n" for i in range(40)))
     words = [f"{key}={value}" for key, value in {**TINY, **LANGUAGE}.items()]
     words += [f"data={folder / 'text.txt'}", f"cache={folder / 'cache'}"]
@@ -158,6 +160,9 @@ def base(recipe: str, material: Path) -> dict[str, str]:
         del settings_["model.context_length"], settings_["cache"]
         sizes = {"model.height": "8", "model.width": "8"}
         return {**settings_, **sizes, "data": str(material / "pictures.npz")}
+    if recipe == "decide":
+        del settings_["cache"]
+        return {**settings_, "data": str(material / "doors.jsonl")}
     if recipe == "chat":
         return {**settings_, "data": str(material / "talk.jsonl"), "tokenizer": "bytes"}
     if recipe in ("classify_gpt2", "finetune_bert", "answer", "pretrain_bert"):

@@ -16,6 +16,7 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.models.bert import Bert
 from addnorm.models.bert_config import BertConfig
 from addnorm.models.classifier import BODIES, ClassifierConfig, TextClassifier
+from addnorm.models.decisions import DecisionConfig, DecisionModel
 from addnorm.models.gpt import GPT
 from addnorm.models.gpt_classifier import GPTClassifier
 from addnorm.models.gpt_config import GPTConfig
@@ -68,6 +69,15 @@ GOOD: dict[str, Callable[[], nn.Module]] = {
         )
         for how in (("patches", "class"), ("convolutions", "mean"))
     },
+    **{
+        f"decisions by {kind}": lambda kind=kind: DecisionModel(  # type: ignore[misc]
+            DecisionConfig(
+                **{"states": 5, "actions": 3, "state_kind": kind, "action_kind": kind},
+                **{"dim": 16, "n_layers": 2, "n_heads": 2, "context_length": 32},
+            )
+        )
+        for kind in ("number", "vector")
+    },
 }
 
 
@@ -79,7 +89,7 @@ def test_lint_finds_nothing_wrong(
     torch.manual_seed(0)
     model = GOOD[name]()
     labels = ["a", "b"] if "classif" in name else None
-    tokenizer = None if isinstance(model, ViT) else Tokenizer.bytes()
+    tokenizer = None if isinstance(model, ViT | DecisionModel) else Tokenizer.bytes()
     addnorm.save(model, tmp_path / "model", tokenizer=tokenizer, labels=labels)
     assert main(["lint", str(tmp_path), "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)["findings"]
@@ -94,6 +104,7 @@ LEARNED = (
     "answer",
     "translate",
     "classify_images",
+    "decide",
 )
 
 
