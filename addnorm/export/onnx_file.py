@@ -55,8 +55,8 @@ def gpt_to_onnx(
     """
     if with_cache and model.front:
         raise ExportError(
-            "a past holds tokens, and this model has a prompt in front of them: leave out "
-            "with_cache, and the prompt is part of the graph"
+            "a past holds tokens, and this model has a prompt in front of them: without a cache "
+            "(with_cache, --with-cache) the prompt is part of the graph"
         )
     needs_runtime()
     path = graph_path(Path(path))

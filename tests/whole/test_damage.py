@@ -260,6 +260,10 @@ def with_prefix(folder: Path) -> None:
     with_adapter("prefix", folder, length=2, positions="shifted")  # as peft has it
 
 
+def with_prompt(folder: Path) -> None:
+    with_adapter("prompt", folder, length=2)
+
+
 def with_lora(folder: Path) -> None:
     with_adapter("lora", folder, rank=2)
 
@@ -280,7 +284,7 @@ def of_classifier(folder: Path) -> None:
 
 KINDS = (
     *(of_gpt2, of_old_files, of_ours, sealed, of_classifier),
-    *(with_prefix, with_lora, with_adalora, with_bottleneck),
+    *(with_prefix, with_prompt, with_lora, with_adalora, with_bottleneck),
 )
 
 
