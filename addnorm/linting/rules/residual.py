@@ -282,6 +282,8 @@ def _lost_write(s: Structure, residual: Residual) -> Answers:
     out = residual.output
     if any(out in s.carried(r.stream) for r in s.residuals if r is not residual):
         return
+    if any(out in r.inside and r.output.shape != out.shape for r in s.residuals):
+        return  # inside a sublayer, of another shape than the stream: values with earlier ones
     before = s.carried(residual.stream)
     for later in s.residuals:
         if later is residual or out not in s.ancestors(later.branch):

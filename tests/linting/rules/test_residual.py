@@ -86,6 +86,33 @@ class Past(Stack):
         return out
 
 
+class Values(nn.Module):
+    """Attentions whose values are mixed with those of the first, head by head."""
+
+    def __init__(self, lerp: bool) -> None:
+        super().__init__()
+        self.lerp = lerp
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(4))
+        self.qkv = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(3))
+        self.outs = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.mixes = nn.ModuleList(nn.Linear(WIDTH, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first: Tensor | None = None
+        for i, (qkv, out) in enumerate(zip(self.qkv, self.outs, strict=True)):
+            y = self.norms[i](x)
+            q, k, v = qkv(y).unflatten(-1, (3, 3, -1)).permute(2, 0, 3, 1, 4)
+            if first is None:
+                first = v
+            else:
+                mix = self.mixes[i - 1](y).sigmoid()[:, None]
+                v = first.lerp(v, mix) if self.lerp else v + mix * first
+            mixed = (q @ k.mT / (WIDTH / 3) ** 0.5).softmax(-1) @ v
+            x = x + out(mixed.transpose(1, 2).flatten(2))
+        last: Tensor = self.norms[3](x)
+        return last
+
+
 def wrong_tensors(model: nn.Module) -> set[str]:
     torch.manual_seed(0)
     report = lint(model, torch.randn(2, 7, WIDTH))
@@ -95,6 +122,11 @@ def wrong_tensors(model: nn.Module) -> set[str]:
 @pytest.mark.parametrize("stack", [Stack, Gated, Deep])
 def test_an_injection_is_no_lost_write(stack: type[Stack]) -> None:
     assert wrong_tensors(stack()) == set()
+
+
+@pytest.mark.parametrize("lerp", [True, False])
+def test_values_mixed_with_the_first_ones_are_inside_a_sublayer(lerp: bool) -> None:
+    assert wrong_tensors(Values(lerp)) == set()
 
 
 @pytest.mark.parametrize("stack", [Lost, Past])
