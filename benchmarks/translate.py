@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from addnorm.data.pairs import read_pairs
-from addnorm.tasks.examples import edits
 from addnorm.tasks.recipes import translate
 from addnorm.training.config import Config
+from addnorm.uses.edits import edits
 from benchmarks.intervals import t_half
 from benchmarks.translators import outputs_of
 

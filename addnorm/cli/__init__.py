@@ -30,10 +30,10 @@ class Command:
 
 
 COMMANDS = (
-    Command("train", "train a model on your own texts, labels, pairs, questions or conversations"),
+    Command("train", "train a model on your own texts, labels, pairs, recordings, conversations"),
     Command("generate", "continue a prompt"),
     Command("chat", "talk with a model that has learned from conversations"),
-    Command("predict", "ask a trained model: the label of a text, a translation, an answer"),
+    Command("predict", "ask a trained model: a label, a translation, an answer, what is said"),
     Command("eval", "measure how good a model is on data that it has not seen"),
     Command("export", "write a model for transformers, ONNX runtimes or llama.cpp, and check it"),
     Command("lint", "find what is wired wrong in any Transformer, before training"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 from addnorm import reading
 from addnorm.cli import output
 from addnorm.cli.arguments import optional
-from addnorm.cli.models import as_writer, kind_of_model
+from addnorm.cli.models import Place, as_writer, kind_of_model, open_model
 from addnorm.cli.refusal import Refusal
 from addnorm.errors import Mendable
 from addnorm.words import plural
@@ -26,8 +26,8 @@ class Search:
     """How a model that writes its answers looks for them."""
 
     beams: Annotated[int | None, optional("N")] = None
-    """Translations: how many are kept while one is searched, 4 by default; 1 takes the next best
-    token."""
+    """Translations and speech: how many texts are followed while one is searched, 4 and 8 by
+    default; 1 takes the next best token."""
     length_penalty: Annotated[float | None, optional("X")] = None
     """Translations: a log-probability is divided by the length to the power of X, 1 by default."""
 
@@ -82,6 +82,36 @@ class Acting:
                 raise Refusal(
                     f"--returns must be numbers with commas between, got {self.returns}"
                 ) from None
+        return words
+
+
+@final
+@dataclass(frozen=True)
+class Hearing:
+    """How a recognizer of speech chooses among what it may have heard."""
+
+    lm: Annotated[str | None, optional("MODEL")] = None
+    """Speech: a language model of characters beside it, which says what is probable at all."""
+    lm_weight: Annotated[float | None, optional("X")] = None
+    """Speech: how much its log-probability counts, 0.5 by default."""
+    lm_bonus: Annotated[float | None, optional("X")] = None
+    """Speech: what is added for each character, as a language model favours short texts; 0.5 by
+    default."""
+    ctc_weight: Annotated[float | None, optional("X")] = None
+    """Speech: the share of CTC where a decoder judges too, 0.5 by default."""
+
+    def choices(self, place: Place) -> dict[str, Any]:
+        """Those that somebody chose, the language model read, to where ``place`` says; a
+        ``Mendable`` if it is none."""
+        words = choices(**vars(self))
+        if self.lm is not None:
+            words["lm"] = open_model(self.lm, place)
+            kind = kind_of_model(words["lm"])
+            if not kind.writes:
+                raise Refusal(
+                    f"--lm {self.lm} is {kind.noun}, and beside one there may be a language model "
+                    "of characters"
+                )
         return words
 
 

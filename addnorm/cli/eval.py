@@ -18,6 +18,7 @@ from addnorm.cli import output
 from addnorm.cli.answering import (
     Acting,
     Draws,
+    Hearing,
     Search,
     Spans,
     Verbalizer,
@@ -53,8 +54,8 @@ class Options:
     ] = ()
     """Files of UTF-8 text, each scored as a document of its own; - is stdin. For other models, what
     they learn from, and with --pattern texts with labels: a folder, a .csv, .tsv or .jsonl file,
-    SQuAD's .json; for a model with a chat template conversations too, a .jsonl, a .yml or a folder
-    of such."""
+    SQuAD's .json, recordings with their texts; for a model with a chat template conversations too,
+    a .jsonl, a .yml or a folder of such."""
     choices: Annotated[Path | None, optional("FILE")] = None
     """Instead of DATA, a .jsonl file of questions to a language model: context, choices, gold, the
     place of the right one from 0. How often it finds that the most probable."""
@@ -67,6 +68,7 @@ class Options:
     spans: Spans = field(default_factory=Spans)
     acting: Acting = field(default_factory=Acting)
     draws: Draws = field(default_factory=Draws)
+    hearing: Hearing = field(default_factory=Hearing)
     verbalizer: Verbalizer = field(default_factory=Verbalizer)
     batch_size: Annotated[int | None, optional("N")] = None
     """Windows that go through the model at once, 4 by default; of answers and conversations 32."""
@@ -128,6 +130,7 @@ def _answers(model: "Loaded | Cloze", options: Options) -> int:
     except Mendable as error:
         raise Refusal(f"{options.model}: {error}") from None
     wishes = {**options.answering(), **choices(stride=options.stride)}
+    wishes |= options.hearing.choices(options.place)
     how = all_choices(use, wishes, options.model)
     with ProgressBar("evaluating") as bar:
         size = options.batch_size or ANSWERS
@@ -212,7 +215,7 @@ def _refuse_windows(options: Options, why: str) -> None:
 
 def _refuse_search(options: Options) -> None:
     """Refuse the options of how answers are found, which a language model does not give."""
-    if words := options.answering():
+    if words := {**options.answering(), **choices(**vars(options.hearing))}:
         name = next(iter(words)).replace("_", "-")
         raise Refusal(f"--{name} has no effect: {options.model} is a language model")
 

@@ -20,6 +20,7 @@ from addnorm import disk, reading
 from addnorm.cli import output
 from addnorm.cli.answering import (
     Draws,
+    Hearing,
     Search,
     Spans,
     Verbalizer,
@@ -71,6 +72,7 @@ class Options:
     search: Search = field(default_factory=Search)
     spans: Spans = field(default_factory=Spans)
     draws: Draws = field(default_factory=Draws)
+    hearing: Hearing = field(default_factory=Hearing)
     verbalizer: Verbalizer = field(default_factory=Verbalizer)
     stride: Annotated[int | None, optional("N")] = None
     """Answers in passages: tokens by which the window moves; by default half of what it holds."""
@@ -111,7 +113,8 @@ def run(options: Options) -> int:
             raise Mendable("--files has no effect: its inputs are names of files anyway")
     except Mendable as error:
         raise Refusal(f"{options.model}: {error}") from None
-    how = all_choices(use, options.choices(), options.model)
+    wishes = {**options.choices(), **options.hearing.choices(options.place)}
+    how = all_choices(use, wishes, options.model)
     # on a terminal the answers themselves show how far it is
     shown = options.out is None and sys.stdout.isatty()
     total = None if options.files is False and _count_is_unknown(options) else len(options.inputs)

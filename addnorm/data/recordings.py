@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, final
 from addnorm import reading
 from addnorm.checks import is_number
 from addnorm.data.audio import RATE, SUFFIXES, Sound, is_sound, read_sound, remarks_on
+from addnorm.data.decoding import Decoders
 from addnorm.data.labelled import class_folders
 from addnorm.data.sources import DataError
 from addnorm.errors import value_in_short
@@ -78,11 +79,16 @@ def read_sounds(rows: Sequence[Recording], rate: int = RATE) -> tuple[list[Heard
     """(each recording with its sound at ``rate``, what is odd about them, in sentences). One of
     which nothing can be heard is left out, and told; a ``DataError`` if that is so of all."""
     results, failures = [], []
-    for row in rows:
-        try:
-            results.append(HeardSound(row, read_sound(row.file, rate, row.start, row.length)))
-        except DataError as error:
-            failures.append(str(error))
+
+    def read(row: Recording) -> Sound:
+        return read_sound(row.file, rate, row.start, row.length)
+
+    with Decoders(read) as decoders:
+        for outcome in decoders.outcomes(rows):
+            if outcome.error is None:
+                results.append(HeardSound(outcome.item, outcome.sure()))
+            else:
+                failures.append(str(outcome.error))
     if not results:
         raise DataError(f"none of {plural(len(rows), 'sound')} can be used: {a_few(failures, 2)}")
     remarks = remarks_on((row.file, sound) for row, sound in results)

@@ -45,3 +45,16 @@ def thinned(ids: NDArray[np.int64], share: float, rng: np.random.Generator) -> N
     text, so that whole ones are seen too. One is never left out whole."""
     keep = rng.random(len(ids)) >= rng.uniform(0, 2 * share)
     return ids[keep] if keep.any() else ids
+
+
+def padded_frames(rows: Sequence[Tensor], length: int | None = None) -> dict[str, Tensor]:
+    """``features`` (rows, mels, longest) of rows (mels, frames) of unlike length, with zeros behind
+    the shorter ones, and ``valid`` (rows, longest), True for what is real. ``length``: of all rows,
+    where it is greater than the longest."""
+    frames = max([row.shape[1] for row in rows] + ([] if length is None else [length]))
+    features = torch.zeros(len(rows), rows[0].shape[0], frames)
+    valid = torch.zeros(len(rows), frames, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        features[i, :, : row.shape[1]] = row
+        valid[i, : row.shape[1]] = True
+    return {"features": features, "valid": valid}

@@ -19,6 +19,7 @@ from addnorm.files.tensors import SAFETENSORS_DTYPES, entries, state_of
 from addnorm.files.whisper import SpeechCard
 from addnorm.generation.search import SearchRules
 from addnorm.models.speech import Speech, SpeechConfig
+from addnorm.uses.transcription import Transcription
 from addnorm.words import a_few
 
 MODEL_TYPE = "addnorm_speech"
@@ -144,10 +145,24 @@ def write(
     folders.write(folder, fill)
 
 
+def use(loaded: Loaded) -> Transcription:
+    """What one asks of such a model: what is said. A ``Mendable`` where the folder has no
+    tokenizer."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    assert isinstance(model, Speech)
+    if not isinstance(tokenizer, Tokenizer):
+        raise Mendable(
+            "there is no tokenizer beside the model, only ids can be heard: "
+            "model.generate(features)"
+        )
+    return Transcription(model, tokenizer, whole=loaded.card.get("model_type") == "whisper")
+
+
 KIND = ModelKind(
     (whisper.MODEL_TYPE, MODEL_TYPE),
     Speech,
     "a recognizer of speech",
     read,
     write,
+    use,
 )

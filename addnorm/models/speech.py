@@ -151,7 +151,7 @@ class Speech(nn.Module):
     def forward(
         self,
         features: Tensor | None,
-        ids: Tensor | None = None,
+        ids: Tensor | None,
         valid: Tensor | None = None,
         *,
         memory: Tensor | None = None,

@@ -12,6 +12,7 @@ from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.tasks.pretrain_bert import PretrainBertSettings
 from addnorm.tasks.recurrent import RecurrentSettings
+from addnorm.tasks.transcribe import TranscribeSettings
 from addnorm.tasks.translate import TranslateSettings
 from addnorm.training.config import Config, TaskSettings, register
 from addnorm.training.run import train
@@ -28,6 +29,7 @@ __all__ = [
     "PretrainBertSettings",
     "RecurrentSettings",
     "TaskSettings",
+    "TranscribeSettings",
     "TranslateSettings",
     "register",
     "train",

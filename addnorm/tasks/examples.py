@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, final
 
-import numpy as np
-
 from addnorm.data.pairs import Pair
 from addnorm.data.passages import Span
 from addnorm.data.squad import SquadQuestion
 from addnorm.uses.answer_scores import AnswerScore
+from addnorm.uses.edits import edits
 from addnorm.words import plural
 
 WORST = 5  # examples of a use
@@ -58,20 +57,6 @@ def distance(a: str, b: str) -> float:
     (Levenshtein 1966), over those of the longer one; of long texts their beginnings count."""
     a, b = a[:LETTERS], b[:LETTERS]
     return edits(a, b) / max(len(a), len(b), 1)
-
-
-def edits(a: Sequence[str], b: Sequence[str]) -> int:
-    """How many to insert, to leave out and to replace that make one of the other: of the letters of
-    a text, or of words."""
-    if not a or not b:
-        return max(len(a), len(b))
-    letters, places = np.array(list(b)), np.arange(len(b) + 1)
-    row = places
-    for n, letter in enumerate(a, 1):
-        replaced = np.minimum(row[:-1] + (letters != letter), row[1:] + 1)
-        row = np.concatenate([[n], replaced])
-        row = np.minimum.accumulate(row - places) + places  # what is inserted
-    return int(row[-1])
 
 
 @final

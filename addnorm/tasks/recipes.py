@@ -15,6 +15,7 @@ from addnorm.models.gpt import GPT
 from addnorm.models.gpt_config import GPTConfig
 from addnorm.models.recurrent import RecurrentConfig
 from addnorm.models.seq2seq_config import Seq2SeqConfig
+from addnorm.models.speech import SpeechConfig
 from addnorm.models.vision_config import ViTConfig
 from addnorm.tasks.answer import AnswerSettings
 from addnorm.tasks.chat import ChatSettings
@@ -25,6 +26,7 @@ from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
 from addnorm.tasks.pretrain_bert import PretrainBertSettings
 from addnorm.tasks.recurrent import RecurrentSettings
+from addnorm.tasks.transcribe import TranscribeSettings
 from addnorm.tasks.translate import TranslateSettings
 from addnorm.training.config import Config
 from addnorm.training.loop_settings import LoopSettings
@@ -240,6 +242,17 @@ def translate() -> Config:
     )
 
 
+def transcribe() -> Config:
+    """What is said in recordings, from a folder of them with their texts, for a CPU."""
+    return Config(
+        task=TranscribeSettings(
+            data="recordings",
+            model=SpeechConfig(vocab_size=2, dim=144, encoder_layers=6, n_heads=4),
+        ),
+        loop=LoopSettings(steps=2000, lr=1e-3, warmup=200, eval_every=200, save_every=500),
+    )
+
+
 def chat() -> Config:
     """A small model that answers as the conversations of a file do."""
     return Config(
@@ -315,7 +328,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     for f in (
         *(stdlib_cpu, char_cpu, recurrent_cpu, gpt2_124m, finetune_gpt2),
         *(classify_text, classify_gpt2, pretrain_bert, finetune_bert, answer, translate, chat),
-        *(classify_images, decide),
+        *(classify_images, decide, transcribe),
     )
 }
 

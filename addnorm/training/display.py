@@ -80,10 +80,12 @@ class Display(Observer):
             self.said(step_line(record, self._steps, self._unit))
 
     def evaluated(self, course: Course, record: Record) -> None:
-        """What an evaluation measured."""
+        """What an evaluation measured, and what is wrong by it."""
         names = [n for n in record if n not in ("step", "tokens", "elapsed_s", "whole")]
         self._evaluation = "  ".join(f"{n} {figure(record[n])}" for n in names)
         self.said(f"step {record['step']:>6}  {self._evaluation}")
+        if alarm := course.task.alarm():
+            self.said(f"step {record['step']:>6}  {alarm}")
 
     def sampled(self, course: Course, texts: Sequence[str]) -> None:
         """The first text that the model wrote."""

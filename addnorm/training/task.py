@@ -84,6 +84,11 @@ class Task(ABC):
         """What the model does, in words, for whoever watches; nothing, if there is nothing."""
         return []
 
+    def alarm(self) -> str:
+        """In words, what the last evaluation shows to be wrong, such as a model that gives the same
+        answer to everything; "" if there is nothing to tell."""
+        return ""
+
     def pictures(self) -> list[dict[str, Any]]:
         """What the last evaluation showed, for the report: tables as ``pages.run_pictures`` has
         them."""

@@ -29,6 +29,7 @@ from addnorm.tasks import (
     LanguageSettings,
     PretrainBertSettings,
     RecurrentSettings,
+    TranscribeSettings,
     TranslateSettings,
 )
 from addnorm.training.loop_settings import LoopSettings
@@ -41,6 +42,7 @@ KINDS = {
     "finetune_bert": FinetuneBertSettings,
     "answer": AnswerSettings,
     "translate": TranslateSettings,
+    "transcribe": TranscribeSettings,
     "chat": ChatSettings,
     "decide": DecideSettings,
     "recurrent_language": RecurrentSettings,

@@ -76,11 +76,11 @@ def test_what_fills_a_row_up_changes_nothing(position: str) -> None:
 
 
 def test_the_heads_that_a_model_has() -> None:
-    assert speech(decoder_layers=0)(FEATURES).shape == (2, 8, 11)
-    assert speech(decoder_layers=0, strides=2)(FEATURES).shape == (2, 15, 11)
+    assert speech(decoder_layers=0)(FEATURES, None).shape == (2, 8, 11)
+    assert speech(decoder_layers=0, strides=2)(FEATURES, None).shape == (2, 15, 11)
     assert speech(ctc=False)(FEATURES, IDS).shape == (2, 3, 11)
     with pytest.raises(Mendable, match="no head for CTC"):
-        speech(ctc=False)(FEATURES)
+        speech(ctc=False)(FEATURES, None)
     with pytest.raises(Mendable, match="no decoder"):
         speech(decoder_layers=0).bind(FEATURES)(IDS)
 

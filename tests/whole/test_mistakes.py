@@ -31,6 +31,7 @@ from addnorm.training import memory
 from addnorm.training import run as run_module
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World
+from tests.tasks.recordings import ljspeech, texts
 from tests.worlds import doors_at_random
 
 TEXT = "the quick brown fox jumps over the lazy dog, and back again. " * 60
@@ -123,6 +124,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "texts" / name / f"{i}.txt").write_text(f"{name} and {name}, {i} times.")
     doors_at_random(folder / "doors.jsonl", 40)
     (folder / "pairs.tsv").write_text("".join(f"{i} and {i}\t{i}\n" for i in range(40)))
+    ljspeech(folder / "speech", texts(12))
     words = [f"{key}={value}" for key, value in {**TINY, **LANGUAGE}.items()]
     words += [f"data={folder / 'text.txt'}", f"cache={folder / 'cache'}"]
     assert main(["train", "--recipe", "char_cpu", "--out", str(folder / "first"), *words]) == 0
@@ -163,6 +165,10 @@ def base(recipe: str, material: Path) -> dict[str, str]:
     if recipe == "decide":
         del settings_["cache"]
         return {**settings_, "data": str(material / "doors.jsonl")}
+    if recipe == "transcribe":
+        del settings_["model.n_layers"], settings_["model.context_length"]
+        layers = {"model.encoder_layers": "1", "model.n_mels": "20", "rows_per_step": "4"}
+        return {**settings_, **layers, "data": str(material / "speech"), "val_fraction": "0.3"}
     if recipe == "chat":
         return {**settings_, "data": str(material / "talk.jsonl"), "tokenizer": "bytes"}
     if recipe in ("classify_gpt2", "finetune_bert", "answer", "pretrain_bert"):
@@ -319,6 +325,7 @@ def edits(
         ("classify_text", ["model.context_length=200000000"]),
         ("classify_text", ["rows_per_step=10000000000"]),
         ("translate", ["model.decoder_layers=200000000"]),
+        ("transcribe", ["model.encoder_layers=200000000"]),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1],
 )

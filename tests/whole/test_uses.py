@@ -105,6 +105,7 @@ LEARNED = (
     "translate",
     "classify_images",
     "decide",
+    "transcribe",
 )
 
 

@@ -1,0 +1,114 @@
+"""Recordings for a training: read whole, divided into what is learned from and what is held out,
+and looked at for what a user should know before he trains on them.
+
+A recording is held out by a hash of what is said in it, or of its sound where labels are learned,
+or because it stands in a place of its own for that: a sentence that two voices say stays on one
+side. Sounds are in memory as 16 bits, about 115 MB an hour.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from addnorm.data.audio import RATE, Samples
+from addnorm.data.recordings import HeardSound, Recordings, read_sounds
+from addnorm.data.sources import DataError
+from addnorm.data.split import HASHES, text_hash
+from addnorm.words import a_few, plural
+
+STEPS = 32767  # of 16 bits
+HOP = 160  # samples in a frame of the features
+
+
+@final
+class Clip(NamedTuple):
+    """A recording in memory."""
+
+    file: Path
+    values: NDArray[np.int16]
+    text: str
+
+    @property
+    def samples(self) -> Samples:
+        """At 16 kHz, between -1 and 1."""
+        return self.values.astype(np.float32) / np.float32(STEPS)
+
+    @property
+    def frames(self) -> int:
+        """Of its features."""
+        return max(len(self.values) // HOP, 1)
+
+
+@final
+@dataclass(frozen=True)
+class Clips:
+    """What there is to learn from, and to measure on."""
+
+    train: Sequence[Clip]
+    val: Sequence[Clip]
+    remarks: Sequence[str] = field(default=())
+    """What is odd about the recordings, in sentences."""
+
+
+def read_clips(
+    data: str,
+    val_data: str,
+    val_fraction: float,
+    most_frames: int,
+    read: Callable[[str], Recordings],
+    key: Callable[[HeardSound], str],
+) -> Clips:
+    """The recordings of ``data``, the share ``val_fraction`` of them held out by a hash of what
+    ``key`` says of each; or all to learn from, if those to hold out are in ``val_data``, "" for
+    none. ``read``: what reads their list. Recordings of more than ``most_frames`` frames are left
+    out, and told; a ``DataError`` where a side is empty."""
+    own = _sounds(data, read, most_frames)
+    if val_data:
+        others = _sounds(val_data, read, most_frames)
+        train, val = own.sounds, others.sounds
+        remarks = [*own.remarks, *others.remarks]
+        learned = {key(sound) for sound in train}
+        if common := sum(key(sound) in learned for sound in val):
+            remarks.append(
+                f"{plural(common, 'recording')} of {val_data} say what is said in {data} too: what "
+                "is measured on them may be learned by heart"
+            )
+    else:
+        remarks, train, val = list(own.remarks), [], []
+        for sound in own.sounds:
+            (val if text_hash(key(sound)) / HASHES < val_fraction else train).append(sound)
+    for side, what in ((train, "learn from"), (val, "hold out")):
+        if not side:
+            raise DataError(
+                f"{data} has too few recordings: of {len(own.sounds):,}, with "
+                f"val_fraction={val_fraction:g}, none is left to {what}"
+            )
+    return Clips([_clip(sound) for sound in train], [_clip(sound) for sound in val], remarks)
+
+
+class _Sounds(NamedTuple):
+    sounds: list[HeardSound]
+    remarks: list[str]
+
+
+def _sounds(data: str, read: Callable[[str], Recordings], most_frames: int) -> _Sounds:
+    """All recordings of a place that are short enough, with what is odd about them."""
+    recordings = read(data)
+    sounds, remarks = read_sounds(recordings.rows)
+    long = [s for s in sounds if len(s.sound.samples) // HOP > most_frames]
+    if long:
+        remarks.append(
+            f"{plural(len(long), 'recording')} of more than {most_frames * HOP / RATE:g} seconds "
+            f"left out ({a_few(s.row.file.name for s in long)}): raise model.frames, or cut them"
+        )
+    short = [s for s in sounds if len(s.sound.samples) // HOP <= most_frames]
+    return _Sounds(short, [*recordings.remarks, *remarks])
+
+
+def _clip(sound: HeardSound) -> Clip:
+    values = (sound.sound.samples.clip(-1.0, 1.0) * STEPS).round().astype(np.int16)
+    return Clip(sound.row.file, values, sound.row.text)
