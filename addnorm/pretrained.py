@@ -28,6 +28,7 @@ from addnorm.files import (
     recurrent,
     register,
     seq2seq,
+    sounds,
     speech,
     vision,
 )
@@ -58,6 +59,7 @@ KINDS = (
     *(gpt.KIND, gpt_classifier.KIND, classifier.KIND, bert.KIND, seq2seq.KIND, recurrent.KIND),
     decisions.KIND,
     speech.KIND,
+    sounds.KIND,
     vision.KIND,
 )
 for _kind in KINDS:

@@ -7,6 +7,7 @@ from addnorm.tasks.answer import AnswerSettings
 from addnorm.tasks.chat import ChatSettings
 from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.classify_images import ClassifyImagesSettings
+from addnorm.tasks.classify_sounds import ClassifySoundsSettings
 from addnorm.tasks.decide import DecideSettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
@@ -22,6 +23,7 @@ __all__ = [
     "ChatSettings",
     "ClassifyImagesSettings",
     "ClassifySettings",
+    "ClassifySoundsSettings",
     "Config",
     "DecideSettings",
     "FinetuneBertSettings",

@@ -21,6 +21,7 @@ from addnorm.tasks.answer import AnswerSettings
 from addnorm.tasks.chat import ChatSettings
 from addnorm.tasks.classify import ClassifySettings
 from addnorm.tasks.classify_images import ClassifyImagesSettings
+from addnorm.tasks.classify_sounds import ClassifySoundsSettings
 from addnorm.tasks.decide import DecideSettings
 from addnorm.tasks.finetune_bert import FinetuneBertSettings
 from addnorm.tasks.language import LanguageSettings
@@ -242,6 +243,14 @@ def translate() -> Config:
     )
 
 
+def classify_sounds() -> Config:
+    """Which label a sound has, such as a single word, from a folder with a sub-folder of each."""
+    return Config(
+        task=ClassifySoundsSettings(data="sounds"),
+        loop=LoopSettings(steps=1000, lr=1e-3, warmup=100, eval_every=100, save_every=200),
+    )
+
+
 def transcribe() -> Config:
     """What is said in recordings, from a folder of them with their texts, for a CPU."""
     return Config(
@@ -328,7 +337,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     for f in (
         *(stdlib_cpu, char_cpu, recurrent_cpu, gpt2_124m, finetune_gpt2),
         *(classify_text, classify_gpt2, pretrain_bert, finetune_bert, answer, translate, chat),
-        *(classify_images, decide, transcribe),
+        *(classify_images, decide, transcribe, classify_sounds),
     )
 }
 

@@ -13,11 +13,14 @@ from typing import NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from addnorm.data.audio import RATE, Samples
+from addnorm.data.audio import RATE, Samples, log_mel
+from addnorm.data.audio_augment import at_speed, in_noise, masked
 from addnorm.data.recordings import HeardSound, Recordings, read_sounds
 from addnorm.data.sources import DataError
 from addnorm.data.split import HASHES, text_hash
+from addnorm.models.frames import FrameConfig
 from addnorm.words import a_few, plural
 
 STEPS = 32767  # of 16 bits
@@ -112,3 +115,33 @@ def _sounds(data: str, read: Callable[[str], Recordings], most_frames: int) -> _
 def _clip(sound: HeardSound) -> Clip:
     values = (sound.sound.samples.clip(-1.0, 1.0) * STEPS).round().astype(np.int16)
     return Clip(sound.row.file, values, sound.row.text)
+
+
+# --- as it might have sounded ---------------------------------------------------------------------
+
+
+def clip_speed(seed: int, epoch: int, number: int, speed: float) -> float:
+    """How fast the clip of a number is in an epoch: as it is, or by a share of ``speed`` faster or
+    slower."""
+    rng = np.random.default_rng([seed, epoch, number, 0])
+    return 1.0 + speed * float(rng.integers(-1, 2))
+
+
+def varied_features(
+    clip: Clip,
+    config: FrameConfig,
+    speed: float,
+    noise: float,
+    masks: bool,
+    key: tuple[int, int, int],
+) -> Tensor:
+    """The features of a clip at a speed, with noise in a share ``noise`` of all cases, and with
+    ``masks`` some of it hidden. ``key``: (seed, epoch, number), which what is random follows
+    from."""
+    rng, samples = np.random.default_rng([*key, 1]), clip.samples
+    if speed != 1.0:
+        samples = at_speed(samples, speed)
+    if rng.random() < noise:
+        samples = in_noise(samples, rng)
+    features = log_mel(samples, config.n_mels)[:, : config.frames]
+    return masked(features, rng) if masks else features

@@ -5,7 +5,7 @@
 import base64
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,36 @@ def _gallery(title: str, caption: str, rows: Sequence[tuple[Any, ...]]) -> Pictu
             notes += [["heard", shortened(output) or "(nothing)"], ["to change", f"{share:.0%}"]]
         items.append(shot(sound, name, notes))
     return {"kind": "gallery", "title": title, "caption": caption, "items": items}
+
+
+def worst_labels(
+    classes: Sequence[str],
+    names: Sequence[str],
+    labels: Sequence[int],
+    p: Tensor,
+    features: Callable[[int], Tensor],
+) -> list[Picture]:
+    """Of held-out sounds, by their names, and the probabilities (sounds, classes) that a model
+    gives them: the errors of which it is surest. ``labels``: the right ones; ``features``: those
+    of the sound of a number. Nothing if all are right."""
+    most = p.max(-1)
+    wrong = [i for i, label in enumerate(labels) if int(most.indices[i]) != label]
+    wrong.sort(key=lambda i: -float(most.values[i]))
+    if not wrong:
+        return []
+    items = [
+        shot(
+            features(i),
+            names[i],
+            [
+                ["right", classes[labels[i]]],
+                ["said", f"{classes[int(most.indices[i])]} {float(most.values[i]):.1%}"],
+            ],
+        )
+        for i in wrong[:WORST]
+    ]
+    caption = f"{plural(len(wrong), 'held-out sound')} wrong; those first of which it is surest."
+    return [{"kind": "gallery", "title": "The worst errors", "caption": caption, "items": items}]
 
 
 def shot(features: Tensor, head: str, notes: Sequence[Sequence[str]]) -> Picture:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from addnorm.data.audio import log_mel
-from addnorm.data.audio_augment import at_speed, in_noise, masked
 from addnorm.data.recordings import SPOKEN, HeardSound, read_recordings
 from addnorm.data.rows import padded_frames
 from addnorm.data.sources import DataError, Texts
@@ -34,7 +33,7 @@ from addnorm.settings import (
 from addnorm.tasks.beginnings import WITH_EPS, SchemesWithNorms
 from addnorm.tasks.examples import Picture
 from addnorm.tasks.paired_texts import buckets
-from addnorm.tasks.recorded import HOP, Clip, Clips, read_clips
+from addnorm.tasks.recorded import HOP, Clip, Clips, clip_speed, read_clips, varied_features
 from addnorm.tasks.sound_examples import worst_transcripts
 from addnorm.tasks.texts import check, chosen, expanded
 from addnorm.temporary import evaluation_mode
@@ -311,7 +310,8 @@ class TranscribeTask(Task):
         numbers = self._epoch(split, seed, epoch)[place]
         rows = [self.splits[split][i] for i in numbers]
         vary = split == "train"
-        speeds = [self._speed(seed, epoch, i) if vary else 1.0 for i in numbers]
+        own = self.settings
+        speeds = [clip_speed(seed, epoch, int(i), own.speed) if vary else 1.0 for i in numbers]
         longest = max(
             int(-(-len(row.clip.values) // speed) // HOP) + 1
             for row, speed in zip(rows, speeds, strict=True)
@@ -319,27 +319,14 @@ class TranscribeTask(Task):
         longest = min(longest, self.config.frames)
         mine = list(zip(numbers, rows, speeds, strict=True))[rank::world]
         sounds = [
-            self._varied(row.clip, speed, np.random.default_rng([seed, epoch, int(i), 1]))
+            varied_features(
+                row.clip, self.config, speed, own.noise, own.masks, (seed, epoch, int(i))
+            )
             if vary
             else log_mel(row.clip.samples, self.config.n_mels)
             for i, row, speed in mine
         ]
         return self._padded([row for _, row, _ in mine], sounds, longest)
-
-    def _speed(self, seed: int, epoch: int, number: int) -> float:
-        """How fast a recording is in an epoch: as it is, or one of the two others."""
-        rng = np.random.default_rng([seed, epoch, int(number), 0])
-        return 1.0 + self.settings.speed * float(rng.integers(-1, 2))
-
-    def _varied(self, clip: Clip, speed: float, rng: np.random.Generator) -> Tensor:
-        """The features of a recording as it might have sounded."""
-        samples = clip.samples
-        if speed != 1.0:
-            samples = at_speed(samples, speed)
-        if rng.random() < self.settings.noise:
-            samples = in_noise(samples, rng)
-        features = log_mel(samples, self.config.n_mels)[:, : self.config.frames]
-        return masked(features, rng) if self.settings.masks else features
 
     def row(self, split: str, seed: int, step: int) -> Batch:
         """One, as of a process among as many as there are rows."""

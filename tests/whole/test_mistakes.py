@@ -24,6 +24,7 @@ import torch
 
 from addnorm import GPT, GPTConfig, catalogue
 from addnorm.cli import main
+from addnorm.data.audio import write_wav
 from addnorm.settings import SettingsError, converted, entries
 from addnorm.tasks.recipes import RECIPES
 from addnorm.training import loop as loop_module
@@ -31,7 +32,7 @@ from addnorm.training import memory
 from addnorm.training import run as run_module
 from addnorm.training.loop_settings import LoopSettings
 from addnorm.training.parallel import World
-from tests.tasks.recordings import ljspeech, texts
+from tests.tasks.recordings import ljspeech, spoken, texts
 from tests.worlds import doors_at_random
 
 TEXT = "the quick brown fox jumps over the lazy dog, and back again. " * 60
@@ -125,6 +126,10 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     doors_at_random(folder / "doors.jsonl", 40)
     (folder / "pairs.tsv").write_text("".join(f"{i} and {i}\t{i}\n" for i in range(40)))
     ljspeech(folder / "speech", texts(12))
+    for name in ("ab", "cd"):
+        (folder / "sounds" / name).mkdir(parents=True)
+        for i in range(9):
+            write_wav(folder / "sounds" / name / f"{i}.wav", spoken(name, seed=i), 16_000)
     words = [f"{key}={value}" for key, value in {**TINY, **LANGUAGE}.items()]
     words += [f"data={folder / 'text.txt'}", f"cache={folder / 'cache'}"]
     assert main(["train", "--recipe", "char_cpu", "--out", str(folder / "first"), *words]) == 0
@@ -165,10 +170,11 @@ def base(recipe: str, material: Path) -> dict[str, str]:
     if recipe == "decide":
         del settings_["cache"]
         return {**settings_, "data": str(material / "doors.jsonl")}
-    if recipe == "transcribe":
+    if recipe in ("transcribe", "classify_sounds"):
         del settings_["model.n_layers"], settings_["model.context_length"]
         layers = {"model.encoder_layers": "1", "model.n_mels": "20", "rows_per_step": "4"}
-        return {**settings_, **layers, "data": str(material / "speech"), "val_fraction": "0.3"}
+        place = material / ("speech" if recipe == "transcribe" else "sounds")
+        return {**settings_, **layers, "data": str(place), "val_fraction": "0.3"}
     if recipe == "chat":
         return {**settings_, "data": str(material / "talk.jsonl"), "tokenizer": "bytes"}
     if recipe in ("classify_gpt2", "finetune_bert", "answer", "pretrain_bert"):

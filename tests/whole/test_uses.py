@@ -106,6 +106,7 @@ LEARNED = (
     "classify_images",
     "decide",
     "transcribe",
+    "classify_sounds",
 )
 
 
