@@ -95,7 +95,9 @@ def test_several_languages_begin_with_theirs(folder: Path) -> None:
     )
     assert addnorm.load(folder).model.prefix == (41, 43, 40)
     changed(folder / GENERATION, forced_decoder_ids=[[1, 42], [2, 43]])
-    assert addnorm.load(folder).model.prefix == (42, 43, 40)
+    model = addnorm.load(folder).model
+    assert model.prefix == (42, 43, 40)
+    assert model.rules.banned == ((5,), (6,), (40, 3), (40, 51))  # the last two behind the prefix
     changed(folder / GENERATION, forced_decoder_ids=[[1, None], [2, 43]], lang_to_id={})
     with pytest.raises(WeightsError, match="of several languages"):
         addnorm.load(folder)
