@@ -35,11 +35,10 @@ FORMATS: Final = (
     "a folder with a sub-folder of pictures per label, a .csv, .tsv or .jsonl with image and "
     "label, MNIST's idx files, an .npz with images and labels, or one .zip"
 )
-IMAGES, LABELS = (
-    ("images", "image", "x", "X", "data", "pixels"),
-    ("labels", "label", "y", "targets"),
-)
-"""What the arrays of an .npz are called."""
+IMAGES: Final = ("images", "image", "x", "X", "data", "pixels", "x_train", "train_images")
+LABELS: Final = ("labels", "label", "y", "targets", "y_train", "train_labels")
+"""What the arrays of an .npz are called, the first that is there counting; where there are two
+arrays, they may have any names."""
 CLASS_NAMES: Final = ("names", "classes", "class_names")
 """What the array with the names of the classes of an .npz is called, where there is one."""
 IDX: Final = "-ubyte"
@@ -200,31 +199,39 @@ def _arrays(file: Path) -> ImageSet:
                 arrays = {name: content[name] for name in content.files}
         except (ValueError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError) as error:
             raise DataError(f"{file} is no .npz of arrays, or damaged: {error}") from None
-    images, labels = _array_called(arrays, IMAGES, file), _array_called(arrays, LABELS, file)
+    of_images, of_labels = _names_in(arrays, file)
+    images, labels = arrays[of_images], arrays[of_labels]
     if images.ndim not in (3, 4) or labels.ndim != 1 or len(images) != len(labels):
         raise DataError(
             f"{file}: pictures of the shape {images.shape} and labels of the shape {labels.shape}: "
             "expected (pictures, height, width) or (pictures, height, width, 3), and (pictures,)"
         )
     key = next((name for name in CLASS_NAMES if name in arrays), None)
+    others = [name for name in arrays if name not in (of_images, of_labels, key)]
+    remarks = [f"{file}: the arrays {a_few(others, 6)} are not read"] if others else []
     if key is None:
-        return _array_set(images, [_array_label(v, file) for v in labels.tolist()], file)
+        names = [_array_label(v, file) for v in labels.tolist()]
+        return ImageSet(_array_set(images, names, file).entries, remarks)
     names = [str(name) for name in arrays[key].tolist()]
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(names):
         raise DataError(
             f"{file}: labels must be places in {key}, 0 to {len(names) - 1}, got "
             f"{labels.min()} to {labels.max()}"
         )
-    return _array_set(images, [names[i] for i in labels.tolist()], file)
+    entries = _array_set(images, [names[i] for i in labels.tolist()], file).entries
+    return ImageSet(entries, remarks)
 
 
-def _array_called(
-    arrays: dict[str, NDArray[Any]], names: Sequence[str], file: Path
-) -> NDArray[Any]:
-    """The array under the first of these names that is there."""
-    for name in names:
-        if name in arrays:
-            return arrays[name]
+def _names_in(arrays: dict[str, NDArray[Any]], file: Path) -> tuple[str, str]:
+    """What the arrays of pictures and of labels are called in a file."""
+    one, other = (next((n for n in names if n in arrays), None) for names in (IMAGES, LABELS))
+    if one is not None and other is not None:
+        return one, other
+    if len(arrays) == 2:
+        first, second = sorted(arrays, key=lambda name: -arrays[name].ndim)
+        if arrays[second].ndim == 1 and len(arrays[first]) == len(arrays[second]):
+            return first, second
+    names = IMAGES if one is None else LABELS
     raise DataError(
         f"{file} has the arrays {a_few(arrays, 6) or 'none'}, and none is called "
         f"{' or '.join(names)}"

@@ -275,10 +275,12 @@ class ClassifyImagesTask(Task):
         steps to come, and those before the last one thrown away."""
         epoch, i = divmod(number, n)
         key = n, seed, epoch
-        if key not in self._orders:
+        order = self._orders.get(key)
+        if order is None:  # another thread may throw it away meanwhile: it is asked for once
+            order = np.random.default_rng([seed, epoch]).permutation(n)
             self._orders = {k: v for k, v in self._orders.items() if k[2] >= epoch - 1}
-            self._orders[key] = np.random.default_rng([seed, epoch]).permutation(n)
-        return int(self._orders[key][i])
+            self._orders[key] = order
+        return int(order[i])
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Summed over pictures; ``accuracy`` counts those whose label it finds, of mixed ones that

@@ -141,6 +141,17 @@ def test_idx(tmp_path: Path, compressed: bool) -> None:
         read_image_set(tmp_path / f"t10k-images-idx3-ubyte{end}")
 
 
+def test_arrays_of_other_names(tmp_path: Path) -> None:
+    """Two of any names; Keras's, of which one side is read and the other is told."""
+    np.savez(tmp_path / "a.npz", np.array(LABELS), IMAGES)
+    assert content(read_image_set(tmp_path / "a.npz"))[0] == ("a", IMAGES[1].tobytes())
+    test = {"x_test": IMAGES, "y_test": np.arange(6)}
+    np.savez(tmp_path / "b.npz", x_train=IMAGES[:4], y_train=np.arange(4) % 2, **test)
+    images = read_image_set(tmp_path / "b.npz")
+    assert len(images.entries) == 4
+    assert images.remarks == [f"{tmp_path / 'b.npz'}: the arrays x_test, y_test are not read"]
+
+
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     place = folder(tmp_path)
     (place / "a" / "notes.txt").write_text("x")
@@ -214,7 +225,7 @@ def spoilt(name: str, place: Path) -> Path:
 
 
 NPZ: dict[str, dict[str, Any]] = {
-    "names": {"pictures": IMAGES, "labels": np.array(LABELS)},
+    "names": {"pictures": IMAGES, "labels": np.array(LABELS), "more": np.arange(6)},
     "lengths": {"images": IMAGES, "labels": np.array(LABELS[:5])},
     "places": {"images": IMAGES, "labels": np.arange(6), "names": np.array(["a", "b"])},
     "objects": {"images": IMAGES, "labels": np.array(LABELS, dtype=object)},

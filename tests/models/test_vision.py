@@ -9,7 +9,7 @@ from torch import nn
 from addnorm.errors import Mendable
 from addnorm.init import reset_parameters
 from addnorm.models.fronts import PatchFront
-from addnorm.models.vision import ViT
+from addnorm.models.vision import ViT, patch_attention
 from addnorm.models.vision_config import PRESETS, ViTConfig
 from addnorm.norms import BatchNorm, GroupNorm
 
@@ -107,6 +107,25 @@ def test_layer_scale_and_stochastic_depth() -> None:
     plain = model.stack.final.norm(model.front(x))
     left_out = (model.hidden(x) - plain).abs().amax((1, 2)) < 1e-5
     assert 140 < int(left_out.sum()) < 185  # both of two with probability 0.81
+
+
+@pytest.mark.parametrize("pooling", ["class", "mean"])
+def test_what_it_looks_at_is_a_row_of_its_attention(pooling: str) -> None:
+    """Of what the label is read off, over all that it may look at: by hand, of one block."""
+    model: Any = tiny(n_layers=1, pooling=pooling).eval()
+    with torch.no_grad():
+        for p in model.stack.subs[0].branch.parameters():
+            p.mul_(20)
+        shares = patch_attention(nn.Sequential(model), pictures())
+        sub = model.stack.subs[0]
+        u = sub.pre.norm(model.front(pictures()))
+        q, k = (layer(u).unflatten(-1, (2, 8)) for layer in (sub.branch.q, sub.branch.k))
+        weights = torch.einsum("bihd,bjhd->bhij", q, k).div(8**0.5).softmax(-1).mean(1)
+    want = weights[:, 0, 1:] if pooling == "class" else weights.mean(1)
+    assert shares.shape == (3, 2, 3)
+    assert torch.allclose(shares.flatten(1), want, atol=1e-5)
+    assert float(shares.std()) > 1e-3, "it looks at some more than at others"
+    assert not model.stack.subs[0].branch._forward_pre_hooks, "nothing is left behind"
 
 
 def test_norms_across_a_picture() -> None:

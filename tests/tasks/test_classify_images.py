@@ -122,6 +122,10 @@ def test_rows_are_those_of_their_numbers(folder: Path) -> None:
     assert torch.equal(whole["other"], whole["label"].roll(-1))
     held_out = one.batch("val", 3, 0, 0, 1)
     assert set(held_out) == {"pixels", "label"}
+    rows = one.images.val
+    places = [one._place(len(rows), 3, n) for n in range(16)]
+    assert torch.equal(held_out["pixels"], one.images.frame.pixels(rows.at(places))), "as they are"
+    assert held_out["label"].tolist() == rows.labels[places].tolist()
     plain = task(folder, **dict.fromkeys(("augment.shift", "augment.turn"), 0.0))
     batch = plain.batch("train", 0, 0, 0, 1)
     images = plain.images.train
@@ -143,6 +147,24 @@ def test_what_does_not_fit_the_memory_is_the_same(
     for step in (0, 1, 2, 7, 1):
         one, other = (t.batch("train", 0, step, 0, 1) for t in (inside, outside))
         assert all(torch.equal(t, other[name]) for name, t in one.items())
+
+
+def test_which_are_held_out_is_by_all_that_a_picture_is(tmp_path: Path) -> None:
+    """Pictures that begin alike are not alike; the same one twice is on one side."""
+    images = np.zeros((60, 9, 9), np.uint8)
+    images[:, -1, -1] = np.arange(60) // 2 * 4
+    np.savez(tmp_path / "d.npz", images=images, labels=np.arange(60) // 2 % 3)
+    one = task(tmp_path / "d.npz", val_fraction=0.3)
+    train_side, val_side = (
+        {*side.at(range(len(side)))[:, 0, -1, -1].tolist()} for side in one.sides.values()
+    )
+    assert 10 < len(train_side) < 28
+    assert not train_side & val_side
+    more = np.concatenate([images, np.full((2, 9, 9), 77, np.uint8)])
+    np.savez(tmp_path / "d.npz", images=more, labels=np.arange(62) // 2 % 3)
+    again = task(tmp_path / "d.npz", val_fraction=0.3).images.val
+    values = again.at(range(len(again)))[:, 0, -1, -1]
+    assert val_side <= {*values.tolist()}, "more pictures move no other"
 
 
 def test_mixed_labels_count_by_their_shares(folder: Path) -> None:
