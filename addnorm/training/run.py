@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, final
 
 from addnorm import settings
+from addnorm.errors import Mendable
 from addnorm.settings import SettingsError
 from addnorm.training import run_folder as places
 from addnorm.training.checkpoint import CheckpointError, Checkpoints
@@ -54,6 +55,16 @@ class Run:
     """The best value of the task's metric at an evaluation."""
 
 
+def _work(task_or_config: Task | Config | None) -> Task | Config:
+    """What is trained; a ``Mendable`` where a file stands for it."""
+    if isinstance(task_or_config, str | Path):
+        raise Mendable(
+            f"train takes a Config or a Task; a file of text is a setting: "
+            f"addnorm.train(data={str(task_or_config)!r})"
+        )
+    return Config(task=usual()) if task_or_config is None else task_or_config
+
+
 def train(
     task_or_config: Task | Config | None = None,
     *,
@@ -74,7 +85,7 @@ def train(
     they may change; ``overwrite`` replaces it. ``observers`` watch, beside those that every run
     has. ``until`` stops after that step, saved, to be gone on with.
     """
-    work = Config(task=usual()) if task_or_config is None else task_or_config
+    work = _work(task_or_config)
     if isinstance(work, Config):
         if loop is not None:
             raise TypeError("a Config holds the loop's settings: give loop with a Task only")

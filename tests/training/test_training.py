@@ -4,6 +4,7 @@ break. The tasks here are tiny; what they learn is not the point, that it is the
 import errno
 import json
 import math
+import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from addnorm import GPT, GPTConfig, Stack, schemes, train
 from addnorm.branches import MLP
 from addnorm.data.prepared import Tokens
+from addnorm.errors import Mendable
 from addnorm.records import read
 from addnorm.settings import SettingsError
 from addnorm.tasks.language import LanguageSettings, LanguageTask
@@ -998,3 +1000,9 @@ def test_config_of_a_gpt_with_any_scheme(tmp_path: Path) -> None:
     """Designs that care for their weights after each step, too."""
     config = small(tmp_path, **{"model.scheme": "ngpt", "steps": 4})
     assert train(config, out=tmp_path / "run", display=quiet()).finished
+
+
+def test_a_file_is_no_config(tmp_path: Path) -> None:
+    file = tmp_path / "my.txt"
+    with pytest.raises(Mendable, match=re.escape(f"addnorm.train(data={str(file)!r})")):
+        train(file)
