@@ -294,6 +294,7 @@ def edits(
             assignments = {
                 "adapt.kind": kind,
                 "adapt.steps": "2" if kind == "adalora" else "none",
+                **({"adapt.length": "3"} if kind == "prompt" else {}),  # of a context of 16
             } | assignments
         command = ["train", "--recipe", recipe, "--out", str(tmp_path / "run"), "--overwrite"]
         if rng.random() < 0.3:  # from a file, where a value may be of another type
