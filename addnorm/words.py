@@ -7,7 +7,7 @@ CUTOFF = 0.6
 """How alike a name must be to be offered, from 0 to 1: typing errors are nearly always above."""
 NEAR = 3  # names that are offered at most
 LONGEST_LINE = 200  # characters
-LARGE = 1e3  # from here on the digits of a figure behind its point say nothing
+LARGE, VAST = 1e3, 1e6  # where digits behind the point say nothing, and where none but three do
 
 
 def near_names(name: object, names: Iterable[object], cutoff: float = CUTOFF) -> list[str]:
@@ -37,9 +37,11 @@ def plural(number: int, noun: str) -> str:
 
 
 def figure(value: float) -> str:
-    """A measurement in digits: four behind the point, or three in all where it is large, as the
-    perplexity of a model that has learned nothing is."""
-    return f"{value:.4f}" if abs(value) < LARGE else f"{value:.3g}"
+    """A measurement in digits: four behind the point, none behind it where it is large, as the
+    perplexity of a model that has learned nothing is, or three in all."""
+    if abs(value) < LARGE:
+        return f"{value:.4f}"
+    return f"{value:,.0f}" if abs(value) < VAST else f"{value:.3g}"
 
 
 def first_line(text: str, longest: int = LONGEST_LINE) -> str:

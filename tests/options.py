@@ -272,7 +272,7 @@ Base = tuple[list[str], list[Option]]
 
 OTHERS = (
     *("classify_gpt2", "pretrain_bert", "finetune_bert", "answer", "recurrent_cpu"),
-    *("classify_images", "classify_images", "decide"),
+    *("classify_images", "classify_images", "decide", "transcribe", "classify_sounds"),
 )
 """Recipes that are drawn with few settings of their own; some of what comes of it is refused."""
 
@@ -311,7 +311,10 @@ def _train(rng: random.Random) -> Base:
         if recipe == "decide":
             data = "doors.jsonl"
             del words["cache"]
-        if recipe == "classify_gpt2":
+        if recipe in ("transcribe", "classify_sounds"):
+            del words["cache"]
+            words |= {"model.dim": "16", "model.encoder_layers": "1"}
+        elif recipe == "classify_gpt2":
             words["init_from"] = "plain"
         else:
             words |= {"model.dim": "16", "model.n_layers": "1"}

@@ -64,6 +64,6 @@ def test_an_error_in_a_line() -> None:
 
 
 def test_a_figure_has_no_digits_that_say_nothing() -> None:
-    assert [figure(x) for x in (0.5, -2, 999.99, 1e3, 123456.7, 3.2e-7)] == [
-        *("0.5000", "-2.0000", "999.9900", "1e+03", "1.23e+05", "0.0000")
+    assert [figure(x) for x in (0.5, -2, 999.99, 1e3, 123456.7, 3.21e6, 3.2e-7)] == [
+        *("0.5000", "-2.0000", "999.9900", "1,000", "123,457", "3.21e+06", "0.0000")
     ]

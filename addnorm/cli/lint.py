@@ -15,18 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from addnorm.cli.arguments import Positional, UseAppendAction, arg, option_values
-from addnorm.cli.lint_config import LintConfig, read_config
-from addnorm.cli.lint_formats import github_lines, sarif
 from addnorm.cli.refusal import Refusal
 from addnorm.cli.target import Target, error_with_line, line_if_slow, open_target
 from addnorm.cli.watch import watch
-from addnorm.linting.findings import Ignore
-from addnorm.linting.report_text import print_difference, print_report, terminal_console
 from addnorm.progress import ProgressBar
 from addnorm.words import a_few, did_you_mean
 
 if TYPE_CHECKING:
-    from addnorm.linting import Report
+    from addnorm.cli.lint_config import LintConfig
+    from addnorm.linting import Ignore, Report
 
 NOUNS = {"RULE": "the name of a rule"}
 """What stands after an option, in words."""
@@ -126,6 +123,8 @@ def run(options: Options) -> int:
         raise Refusal("--causal and --no-causal exclude each other: use one, or neither")
     if options.diff:
         return _diff(options)
+    from addnorm.cli.lint_config import read_config
+
     config = read_config(Path.cwd())
     targets = (options.target,) if options.target else config.targets
     if not targets:
@@ -141,8 +140,12 @@ def run(options: Options) -> int:
 # --- the report -----------------------------------------------------------------------------------
 
 
-def _lint(options: Options, targets: Sequence[str], config: LintConfig) -> int:
+def _lint(options: Options, targets: Sequence[str], config: "LintConfig") -> int:
     """Examine models and print their reports; the exit status, 1 if there is an error in one."""
+    from addnorm.cli.lint_formats import github_lines, sarif
+    from addnorm.linting import Ignore
+    from addnorm.linting.report_text import print_report, terminal_console
+
     form = "json" if options.as_json else options.format
     if options.as_json and options.format not in ("text", "json"):
         raise Refusal(f"--json and --format {options.format} exclude each other: use one")
@@ -171,7 +174,7 @@ def _lint(options: Options, targets: Sequence[str], config: LintConfig) -> int:
     return 0 if all(report.ok for report, _ in examined) else 1
 
 
-def _report(target: Target, causal: bool | None, ignores: Sequence[Ignore]) -> "Report":
+def _report(target: Target, causal: bool | None, ignores: "Sequence[Ignore]") -> "Report":
     """What lint says of one model, with progress at a terminal."""
     from addnorm.linting import lint
 
@@ -267,6 +270,7 @@ def _diff(options: Options) -> int:
     """Print where two models first differ; the exit status, 1 if they do."""
     first, second = (open_target(t) for t in options.diff)
     from addnorm.anatomy.compare_models import NotComparable, diff
+    from addnorm.linting.report_text import print_difference, terminal_console
 
     try:
         with (

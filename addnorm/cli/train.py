@@ -50,7 +50,7 @@ class Options:
     recipe: Annotated[str | None, optional("RECIPE")] = None
     """Settings to start from: stdlib_cpu, char_cpu, recurrent_cpu, gpt2_124m, finetune_gpt2,
     classify_text, classify_gpt2, pretrain_bert, finetune_bert, answer, translate, chat,
-    classify_images, transcribe, classify_sounds."""
+    classify_images, transcribe, classify_sounds, decide."""
     config: Annotated[Path | None, optional("FILE")] = None
     """A TOML file of settings, which override the recipe's."""
     out: Annotated[Path | None, optional("FOLDER")] = None

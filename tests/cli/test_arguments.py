@@ -40,6 +40,6 @@ def test_flags_take_no_value() -> None:
     from addnorm.cli.lint import Options
 
     assert [word for word, value in option_values(Options).items() if value is None] == [
-        *("--causal", "--no-causal", "--notes", "-v", "--json", "--rules"),
+        *("--causal", "--no-causal", "--notes", "-v", "--json", "--watch", "--rules"),
     ]
     assert option_values(Options)["--weights"] == "{copied,own}"

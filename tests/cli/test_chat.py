@@ -21,6 +21,7 @@ from addnorm.data.chat import END, ROLE_MARKS, TOKENS, ChatTokenizer
 from addnorm.data.dialogues import Turn, read_dialogues, to_object
 from addnorm.generation import Writing, lay_out_for_decoding
 from addnorm.uses.dialogue_scores import score_rows
+from addnorm.words import figure
 from tests.nets import stir
 
 CHAT = ChatTokenizer(Tokenizer.bytes().with_special([*ROLE_MARKS.values(), END]), TOKENS)
@@ -161,7 +162,7 @@ def test_an_evaluation_of_conversations(
     assert figures == {**expected.to_json(), "conversations": 2}
     assert figures["tokens"] == len("ho") + len("hello") + 2
     assert main(["eval", folder, *(str(talks / f"{i}.jsonl") for i in range(2))]) == 0
-    assert f"perplexity {expected.perplexity:.4f}\n" in capsys.readouterr().out
+    assert f"perplexity {figure(expected.perplexity)}\n" in capsys.readouterr().out
     (tmp_path / "a.txt").write_text("plain")
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}')
     system = json.dumps(to_object([Turn("system", "x" * 50), *turns[0]]))

@@ -369,7 +369,7 @@ def test_what_it_prints_can_be_done_again() -> None:
         nats=200.0, tokens=50, words=20, bytes=100, context=64, stride=32, start=256
     )
     assert str(likelihood) == (
-        "perplexity 54.5982 per token (50 tokens), 22026.4658 per word (20 words), "
+        "perplexity 54.5982 per token (50 tokens), 22,026 per word (20 words), "
         "2.8854 bits per byte (100 bytes)\n"
         "context 64, stride 32; each text is scored as following the end-of-text token (id 256)"
     )

@@ -171,7 +171,7 @@ def base(recipe: str, material: Path) -> dict[str, str]:
         del settings_["cache"]
         return {**settings_, "data": str(material / "doors.jsonl")}
     if recipe in ("transcribe", "classify_sounds"):
-        del settings_["model.n_layers"], settings_["model.context_length"]
+        del settings_["model.n_layers"], settings_["model.context_length"], settings_["cache"]
         layers = {"model.encoder_layers": "1", "model.n_mels": "20", "rows_per_step": "4"}
         place = material / ("speech" if recipe == "transcribe" else "sounds")
         return {**settings_, **layers, "data": str(place), "val_fraction": "0.3"}
