@@ -11,7 +11,7 @@ from addnorm.cli import output
 from addnorm.cli.arguments import optional
 from addnorm.cli.models import Place, as_writer, kind_of_model, open_model
 from addnorm.cli.refusal import Refusal
-from addnorm.errors import Mendable
+from addnorm.errors import Mendable, value_in_short
 from addnorm.words import plural
 
 if TYPE_CHECKING:
@@ -76,12 +76,12 @@ class Acting:
         """Those of the options that somebody chose; a ``Refusal`` where returns are no numbers."""
         words = choices(**vars(self))
         if self.returns is not None:
-            try:
-                words["returns"] = [float(word) for word in self.returns.split(",")]
-            except ValueError:
+            words["returns"] = _numbers(self.returns)
+            if not words["returns"]:
                 raise Refusal(
-                    f"--returns must be numbers with commas between, got {self.returns}"
-                ) from None
+                    "--returns must be numbers with commas between, got "
+                    f"{value_in_short(self.returns)}"
+                )
         return words
 
 
@@ -164,6 +164,14 @@ def say_what_was_cut(cloze: "Cloze | None") -> None:
             f"{plural(cloze.cut, 'text')} {verb} not fit the model's context of "
             f"{cloze.model.config.context_length} tokens with the pattern: cut on the left"
         )
+
+
+def _numbers(text: str) -> list[float]:
+    """Those between commas; none where a word is no number."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        return []
 
 
 def choices(**options: Any) -> dict[str, Any]:

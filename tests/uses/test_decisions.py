@@ -305,7 +305,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(acting) == 0
     assert "return_asked 0.0000 6.0000\n" in capsys.readouterr().out
     for more, message in (
-        (["--returns", "a"], "--returns must be numbers with commas between, got a"),
+        (["--returns", "a"], "--returns must be numbers with commas between, got 'a'"),
         (["--beams", "2"], "--beams has no effect"),
         ([str(tmp_path / "asked.jsonl")], "env stands in the place of data"),
     ):
