@@ -131,7 +131,9 @@ def check_front(size: Sequence[int], patch: Sequence[int], embedding: str) -> No
         check_whole(f"the {name} of a picture", length)
         check_whole(f"the {name} of a patch", part)
         if part > length:
-            raise Mendable(f"a picture whose {name} is {length} has no patch of {part}")
+            raise Mendable(
+                f"patch_{name}={part} is more than {name}={length}: there is no patch of {part}"
+            )
     check_known("embedding", embedding, EMBEDDINGS)
     if embedding == CONVOLUTIONS:
         side = patch[0]

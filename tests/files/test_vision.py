@@ -182,7 +182,7 @@ def reconfigure(folder: Path, **changes: Any) -> Path:
         ({"num_attention_heads": 3}, "n_heads=3 does not divide dim=20"),
         ({"hidden_act": "mish"}, "hidden_act='mish' is not implemented"),
         ({"image_size": [1, 2, 3]}, "must be a number, or two"),
-        ({"patch_size": 13}, "has no patch of 13"),
+        ({"patch_size": 13}, "there is no patch of 13"),
         (
             {"image_size": 16},
             r"position_embeddings has shape \(1, 10, 20\), expected \(1, 17, 20\)",

@@ -166,8 +166,8 @@ def test_published_shapes() -> None:
     ("changes", "message"),
     [
         ({"n_heads": 3}, "n_heads=3 does not divide dim=16"),
-        ({"patch": 9}, "a picture whose height is 8 has no patch of 9"),
-        ({"patch_width": 13}, "a picture whose width is 12 has no patch of 13"),
+        ({"patch": 9}, "patch_height=9 is more than height=8: there is no patch of 9"),
+        ({"patch_width": 13}, "patch_width=13 is more than width=12: there is no patch of 13"),
         ({"embedding": "convolutions", "patch_width": 2}, "patches must be square"),
         ({"embedding": "convolutions", "patch": 3}, "a power of two, got 3 x 3"),
         ({"embedding": "convolutions", "patch": 8}, "patches of 8 divide, got 8 x 12"),
