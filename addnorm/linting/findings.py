@@ -55,8 +55,13 @@ class Finding:
         """As a notebook shows it; ``summary``: closed, with its message to be opened."""
         color = COLORS[self.severity]
         title = html.escape(f"{self.rule} in {self.module or 'the model'}")
-        seen = "  ".join(f"{name}={value}" for name, value in self.evidence.items())
-        parts = [self.message, self.remedy, seen, f"{self.file}:{self.line}" if self.file else ""]
+        evidence = "  ".join(f"{name}={value}" for name, value in self.evidence.items())
+        parts = [
+            self.message,
+            self.remedy,
+            evidence,
+            f"{self.file}:{self.line}" if self.file else "",
+        ]
         texts = "".join(f"<div>{html.escape(part)}</div>" for part in parts if part)
         return (
             f'<details style="border-left:3px solid {color};padding-left:8px;margin:6px 0"'

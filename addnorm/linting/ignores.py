@@ -9,6 +9,7 @@ out nothing: the mistake is mended, or the name is wrong.
 """
 
 import inspect
+import linecache
 import re
 import tokenize
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -93,10 +94,12 @@ def comments(kind: type) -> Iterator[Ignore]:
         file = inspect.getsourcefile(kind)
         if file is None or not is_of_a_user(file):
             return
+        linecache.checkcache(file)  # it may have been written anew
+        # to find where a class begins, Python parses its file: not where there is nothing to find
+        if not any(map(COMMENT.search, linecache.getlines(file))):
+            return
         lines, first = inspect.getsourcelines(kind)
     except (OSError, TypeError):  # made in a shell, or by C
-        return
-    if not any("addnorm:" in line for line in lines):
         return
     remaining = iter(lines)
     try:
