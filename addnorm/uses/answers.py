@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from addnorm import reading
 from addnorm.data.passages import (
     LONGEST_ANSWER,
     PassageReader,
@@ -25,7 +24,7 @@ from addnorm.data.tokenizer import Tokenizer, TokenizerError
 from addnorm.errors import Mendable, value_in_short
 from addnorm.progress import ProgressBar
 from addnorm.uses.answer_scores import AnswerScore, score
-from addnorm.uses.use import Answer, Unusable, Use
+from addnorm.uses.use import Answer, Unusable, Use, object_of
 
 TOGETHER = 64  # windows that go through the model at once; a passage may have thousands
 AT_LEAST_ONE = ("max_answer", "stride")  # the options that must be whole numbers from 1 on
@@ -76,7 +75,7 @@ class Answers(Use):
     def question(self, item: str | Mapping[str, Any]) -> PassageQuestion:
         """From an object, or from a text that is one in JSON; ``Unusable`` where a part is missing
         or empty, or where the question leaves too little room to the passage."""
-        entry = _object(item, self.example)
+        entry = object_of(item, self.example, "a text alone is no question on a passage")
         context, question = (_text(entry, name, self.example) for name in ("context", "question"))
         try:
             passage, query = self._passage(context), self.reader.tokens(question)
@@ -182,21 +181,6 @@ def _means(scores: Sequence[AnswerScore]) -> dict[str, Any]:
     """``exact_match`` and ``f1``, each the mean over questions; there must be one at least."""
     exact, f1 = zip(*scores, strict=True)
     return {"exact_match": sum(exact) / len(exact), "f1": sum(f1) / len(f1)}
-
-
-def _object(item: str | Mapping[str, Any], example: str) -> Mapping[str, Any]:
-    """The input as an object: itself, or what a text is in JSON; ``Unusable`` where it is neither.
-    ``example``: what an object looks like, for the message."""
-    if not isinstance(item, str):
-        return item
-    if item.lstrip().startswith("{"):
-        try:
-            value = reading.json_value(item, "the input")
-        except Mendable as error:
-            raise Unusable(str(error)) from None
-        if isinstance(value, dict):
-            return value
-    raise Unusable(f"a text alone is no question on a passage: give objects such as {example}")
 
 
 def _text(entry: Mapping[str, Any], name: str, example: str) -> str:

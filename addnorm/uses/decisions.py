@@ -31,7 +31,7 @@ from addnorm.temporary import evaluation_mode
 from addnorm.uses import environments
 from addnorm.uses.decision_scores import foretell
 from addnorm.uses.environments import Environment
-from addnorm.uses.use import Answer, Unusable, Use
+from addnorm.uses.use import Answer, Unusable, Use, object_of
 from addnorm.words import plural
 
 MOST_STEPS = 1000
@@ -141,7 +141,10 @@ class Decisions(Use):
 
     def question(self, item: str | Mapping[str, Any]) -> History:
         """From an object, or from a text that is one in JSON; ``Unusable`` says what is wrong."""
-        c, entry = self.model.config, _object(item, self.example)
+        c, entry = (
+            self.model.config,
+            object_of(item, self.example, "a text alone says nothing of states"),
+        )
         try:
             lists = {
                 name: reading.field(
@@ -385,21 +388,6 @@ class _Episode:
         done_before = [*h.actions, action]
         h.actions = done_before[len(done_before) + 1 - len(h.states) :]
         h.time += 1
-
-
-def _object(item: str | Mapping[str, Any], example: str) -> Mapping[str, Any]:
-    """The input as an object: itself, or what a text is in JSON; ``Unusable`` where it is neither.
-    ``example``: what an object looks like, for the message."""
-    if not isinstance(item, str):
-        return item
-    if item.lstrip().startswith("{"):
-        try:
-            value = reading.json_value(item, "the input")
-        except Mendable as error:
-            raise Unusable(str(error)) from None
-        if isinstance(value, dict):
-            return value
-    raise Unusable(f"a text alone says nothing of states: give objects such as {example}")
 
 
 def _check_known(name: str, rows: Column, kind: str, size: int) -> None:

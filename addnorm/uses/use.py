@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, final
 
+from addnorm import reading
 from addnorm.errors import Mendable, unknown_name
 from addnorm.progress import ProgressBar
 
@@ -104,6 +105,21 @@ class Use(ABC):
             for of_one in self.batch(inputs[first : first + batch_size], every)
             for answer in of_one
         ]
+
+
+def object_of(item: str | Mapping[str, Any], example: str, reason: str) -> Mapping[str, Any]:
+    """An input as an object: itself, or what a text is in JSON; ``Unusable`` where it is neither.
+    ``example``: what an object looks like; ``reason``: why a text will not do; for the message."""
+    if not isinstance(item, str):
+        return item
+    if item.lstrip().startswith("{"):
+        try:
+            value = reading.json_value(item, "the input")
+        except Mendable as error:
+            raise Unusable(str(error)) from None
+        if isinstance(value, dict):
+            return value
+    raise Unusable(f"{reason}: give objects such as {example}")
 
 
 def text_of(item: str | Mapping[str, Any], names: Sequence[str], example: str) -> str:
