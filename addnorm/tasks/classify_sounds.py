@@ -29,7 +29,7 @@ from addnorm.settings import (
 from addnorm.tasks import mistakes
 from addnorm.tasks.beginnings import WITH_EPS, SchemesWithNorms
 from addnorm.tasks.labelled_texts import Text
-from addnorm.tasks.recorded import HOP, Clips, clip_speed, read_clips, varied_features
+from addnorm.tasks.recorded import Clips, Variation, read_clips, step_features
 from addnorm.tasks.sound_examples import worst_labels
 from addnorm.tasks.targets import OneLabel
 from addnorm.temporary import evaluation_mode
@@ -190,23 +190,18 @@ class ClassifySoundsTask(Task):
         """Rows rank, rank + world, ... of the step's, in an order of each epoch's own; how each
         sounds is drawn from (seed, epoch, its number). All are filled up to the longest of the
         step, so that a row is the same on any number of processes."""
-        clips, size = self.sides[split], self.settings.rows_per_step
-        s, vary = self.settings, split == "train"
+        clips, size, s = self.sides[split], self.settings.rows_per_step, self.settings
         rows = [self._place(split, seed, n) for n in range(step * size, (step + 1) * size)]
-        speeds = [clip_speed(seed, epoch, i, s.speed) if vary else 1.0 for epoch, i in rows]
-        longest = max(
-            int(-(-len(clips[i].values) // speed) // HOP) + 1
-            for (_, i), speed in zip(rows, speeds, strict=True)
+        features, longest = step_features(
+            [clips[i] for _, i in rows],
+            [(seed, epoch, i) for epoch, i in rows],
+            self.config,
+            Variation(s.speed, s.noise, s.masks) if split == "train" else None,
+            rank,
+            world,
         )
-        mine = list(zip(rows, speeds, strict=True))[rank::world]
-        features = [
-            varied_features(clips[i], self.config, speed, s.noise, s.masks, (seed, epoch, i))
-            if vary
-            else log_mel(clips[i].samples, self.config.n_mels)
-            for (epoch, i), speed in mine
-        ]
-        labels = self.targets.tensor([self.labels[split][i] for (_, i), _ in mine])
-        return {**padded_frames(features, min(longest, self.config.frames)), "label": labels}
+        labels = self.targets.tensor([self.labels[split][i] for _, i in rows[rank::world]])
+        return {**padded_frames(features, longest), "label": labels}
 
     def _place(self, split: str, seed: int, number: int) -> tuple[int, int]:
         """(epoch, which clip) of the row of this number."""

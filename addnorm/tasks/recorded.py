@@ -120,6 +120,48 @@ def _clip(sound: HeardSound) -> Clip:
 # --- as it might have sounded ---------------------------------------------------------------------
 
 
+class Variation(NamedTuple):
+    """How recordings to learn from differ from what was recorded."""
+
+    speed: float
+    """The share by which they are faster or slower."""
+    noise: float
+    """The share of those with noise."""
+    masks: bool
+    """Whether some of each is hidden."""
+
+
+def step_features(
+    clips: Sequence[Clip],
+    keys: Sequence[tuple[int, int, int]],
+    config: FrameConfig,
+    variation: Variation | None,
+    rank: int,
+    world: int,
+) -> tuple[list[Tensor], int]:
+    """(the features of every world-th of a step's clips, from rank on; the frames of the longest of
+    all, to which they are to be filled up, so that a row is the same on any number of processes).
+
+    ``keys``: of each clip (seed, epoch, number), from which its variation is drawn; None of that:
+    as they were recorded.
+    """
+    if variation is None:
+        speeds = [1.0] * len(clips)
+    else:
+        speeds = [clip_speed(*key, variation.speed) for key in keys]
+    longest = max(
+        int(-(-len(clip.values) // speed) // HOP) + 1
+        for clip, speed in zip(clips, speeds, strict=True)
+    )
+    features = [
+        log_mel(clip.samples, config.n_mels)
+        if variation is None
+        else varied_features(clip, config, speed, variation, key)
+        for clip, key, speed in list(zip(clips, keys, speeds, strict=True))[rank::world]
+    ]
+    return features, min(longest, config.frames)
+
+
 def clip_speed(seed: int, epoch: int, number: int, speed: float) -> float:
     """How fast the clip of a number is in an epoch: as it is, or by a share of ``speed`` faster or
     slower."""
@@ -131,17 +173,15 @@ def varied_features(
     clip: Clip,
     config: FrameConfig,
     speed: float,
-    noise: float,
-    masks: bool,
+    variation: Variation,
     key: tuple[int, int, int],
 ) -> Tensor:
-    """The features of a clip at a speed, with noise in a share ``noise`` of all cases, and with
-    ``masks`` some of it hidden. ``key``: (seed, epoch, number), which what is random follows
-    from."""
+    """The features of a clip at a speed, with noise and masks as ``variation`` has them. ``key``:
+    (seed, epoch, number), which what is random follows from."""
     rng, samples = np.random.default_rng([*key, 1]), clip.samples
     if speed != 1.0:
         samples = at_speed(samples, speed)
-    if rng.random() < noise:
+    if rng.random() < variation.noise:
         samples = in_noise(samples, rng)
     features = log_mel(samples, config.n_mels)[:, : config.frames]
-    return masked(features, rng) if masks else features
+    return masked(features, rng) if variation.masks else features

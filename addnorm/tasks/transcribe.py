@@ -33,7 +33,7 @@ from addnorm.settings import (
 from addnorm.tasks.beginnings import WITH_EPS, SchemesWithNorms
 from addnorm.tasks.examples import Picture
 from addnorm.tasks.paired_texts import buckets
-from addnorm.tasks.recorded import HOP, Clip, Clips, clip_speed, read_clips, varied_features
+from addnorm.tasks.recorded import Clip, Clips, Variation, read_clips, step_features
 from addnorm.tasks.sound_examples import worst_transcripts
 from addnorm.tasks.texts import check, chosen, expanded
 from addnorm.temporary import evaluation_mode
@@ -127,9 +127,10 @@ class TranscribeSettings(TaskSettings):
     def __post_init__(self) -> None:
         check_effect(self)
         check(self.tokenizer, self.val_fraction, self.dropout)
-        for name in ("label_smoothing", "noise"):
-            if not 0.0 <= getattr(self, name) <= 1.0 - (name[0] == "l") * 1e-9:
-                raise SettingsError(f"{name} must be a share, got {getattr(self, name):g}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise SettingsError(f"label_smoothing must be a share, got {self.label_smoothing:g}")
+        if not 0.0 <= self.noise <= 1.0:
+            raise SettingsError(f"noise must be a share, got {self.noise:g}")
         if not 0.0 < self.ctc_weight < 1.0:
             raise SettingsError(f"ctc_weight must be between 0 and 1, got {self.ctc_weight:g}")
         if not 0.0 <= self.speed <= SLOWEST:
@@ -309,24 +310,16 @@ class TranscribeTask(Task):
         epoch, place = divmod(step, self._steps(split))
         numbers = self._epoch(split, seed, epoch)[place]
         rows = [self.splits[split][i] for i in numbers]
-        vary = split == "train"
-        own = self.settings
-        speeds = [clip_speed(seed, epoch, int(i), own.speed) if vary else 1.0 for i in numbers]
-        longest = max(
-            int(-(-len(row.clip.values) // speed) // HOP) + 1
-            for row, speed in zip(rows, speeds, strict=True)
+        s = self.settings
+        sounds, longest = step_features(
+            [row.clip for row in rows],
+            [(seed, epoch, int(i)) for i in numbers],
+            self.config,
+            Variation(s.speed, s.noise, s.masks) if split == "train" else None,
+            rank,
+            world,
         )
-        longest = min(longest, self.config.frames)
-        mine = list(zip(numbers, rows, speeds, strict=True))[rank::world]
-        sounds = [
-            varied_features(
-                row.clip, self.config, speed, own.noise, own.masks, (seed, epoch, int(i))
-            )
-            if vary
-            else log_mel(row.clip.samples, self.config.n_mels)
-            for i, row, speed in mine
-        ]
-        return self._padded([row for _, row, _ in mine], sounds, longest)
+        return self._padded(rows[rank::world], sounds, longest)
 
     def row(self, split: str, seed: int, step: int) -> Batch:
         """One, as of a process among as many as there are rows."""
