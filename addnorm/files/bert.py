@@ -25,8 +25,10 @@ from addnorm.files import bert_json, folders
 from addnorm.files.bert_json import LABELLED, ONE, PUBLISHED, SEVERAL, why_not_published
 from addnorm.files.config_json import IDENTITY, SavedTokenizer, check_tokenizer
 from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError
+from addnorm.files.own import checked_tensors
+from addnorm.files.published import check_names, check_tensor
 from addnorm.files.register import Beginning, Loaded, ModelKind, tokenizer_beside
-from addnorm.files.tensors import SAFETENSORS_DTYPES, StoredTensor, entries
+from addnorm.files.tensors import StoredTensor, entries
 from addnorm.models.bert import Bert
 from addnorm.models.bert_config import BertConfig
 from addnorm.models.texts import TextFrame, probabilities
@@ -229,9 +231,9 @@ def inspect(folder: Path, dropout: float | None = None) -> Stored:
         tensors, ignored = _by_our_names(folder, source, shapes, config)
     else:
         tensors, ignored = dict(source), []
-        _check_names(folder, {name: name for name in shapes}, tensors)
+        check_names(folder, shapes, tensors)
     for name, shape in shapes.items():
-        _check_one(folder, name, tensors[name], shape)
+        check_tensor(folder, name, tensors[name], shape)
     files = sorted({entry.file for entry in tensors.values()})
     verified, _ = folders.seal(folder, files)
     check_tokenizer(folder, config.vocab_size, card.get(IDENTITY))
@@ -284,7 +286,7 @@ def _by_our_names(
     names = {name: published_name(name, config) for name in shapes}
     for name in [n for n in by_name if n not in names.values() and UNUSED.fullmatch(n)]:
         ignored.append(by_name.pop(name)[0])
-    _check_names(folder, names, {name: entry for name, (_, entry) in by_name.items()})
+    check_names(folder, [*names.values()], {name: entry for name, (_, entry) in by_name.items()})
     return {ours: by_name[theirs][1] for ours, theirs in names.items()}, ignored
 
 
@@ -292,36 +294,6 @@ def _equal(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether two stored tensors are the same to the bit; their values are read for it."""
     alike = (one.dtype, one.shape) == (other.dtype, other.shape)
     return alike and torch.equal(one.read(), other.read())
-
-
-def _check_names(
-    folder: Path, names: Mapping[str, str], tensors: Mapping[str, StoredTensor]
-) -> None:
-    """Raise a ``WeightsError`` unless the weights are those of the model, no more and no fewer.
-    ``names``: our parameters -> what they are called in ``tensors``, which are stored."""
-    if missing := [theirs for theirs in names.values() if theirs not in tensors]:
-        raise WeightsError(
-            f"{folder}: {a_few(missing)} are missing from the weights: a file was cut, or is of "
-            f"another kind of model than {CONFIG} says"
-        )
-    if extra := sorted(tensors.keys() - set(names.values())):
-        raise WeightsError(
-            f"{folder / tensors[extra[0]].file} holds {a_few(extra)}, which the model of {CONFIG} "
-            "has no place for: it is of another model, or one with parts that addnorm lacks"
-        )
-
-
-def _check_one(folder: Path, name: str, entry: StoredTensor, shape: tuple[int, ...]) -> None:
-    """Raise a ``WeightsError`` unless a stored tensor, ``entry``, has the shape of the parameter
-    that ``name`` is, and a type that weights have."""
-    where, dtypes = f"{folder / entry.file}: {name}", SAFETENSORS_DTYPES.values()
-    if entry.dtype not in dtypes:
-        raise WeightsError(
-            f"{where} is {entry.dtype}: weights are {', '.join(dtypes)}. Quantized or packed ones "
-            "are not read: use the original"
-        )
-    if entry.shape != shape:
-        raise WeightsError(f"{where} has shape {entry.shape}, expected {shape} by {CONFIG}")
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -354,7 +326,7 @@ def save(
             f"{config.vocab_size}"
         )
     names = _names(model, labels)
-    tensors = _own(model)
+    tensors = checked_tensors(model, partial(Bert, config))
     if format == "addnorm" or reasons:
         card = bert_json.to_own(config, names)
     else:
@@ -363,8 +335,6 @@ def save(
         by_theirs = {published_name(name, config): t for name, t in tensors.items()}
         outside = ("cls.", *HEADS.values())
         tensors = {n if n.startswith(outside) else prefix + n: t for n, t in by_theirs.items()}
-    for name, t in tensors.items():
-        tensors[name] = folders.finite("the model", name, t.detach()).cpu().contiguous()
     card["dtype"] = str(model.tokens.weight.dtype).removeprefix("torch.")
     identity = model.tokenizer_identity if tokenizer is None else tokenizer.identity
     card |= {} if identity is None else {IDENTITY: identity}
@@ -395,23 +365,6 @@ def _names(model: Bert, labels: Sequence[str] | None) -> tuple[str, ...] | None:
             f"got {a_few(names, 5)}"
         )
     return names
-
-
-def _own(model: Bert) -> dict[str, Tensor]:
-    """The model's tensors by their names without wrappers; a ``WeightsError`` where they are not
-    what its config says, as with an adapter in it."""
-    tensors = {name.replace("_orig_mod.", ""): t for name, t in model.state_dict().items()}
-    with torch.device("meta"):
-        shapes = {name: t.shape for name, t in Bert(model.config).state_dict().items()}
-    odd = [
-        n for n in tensors.keys() | shapes if n not in tensors or tensors[n].shape != shapes.get(n)
-    ]
-    if odd:
-        raise WeightsError(
-            f"{a_few(sorted(odd))} of the model are not what its config says: merge adapters and "
-            "undo other changes before saving"
-        )
-    return tensors
 
 
 # --- for the register -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,10 @@ from safetensors.torch import save_file
 
 from addnorm import reading
 from addnorm.data.tokenizer import Tokenizer
-from addnorm.errors import Mendable, value_in_short
 from addnorm.files import folders
-from addnorm.files.config_json import refuse_options
 from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError
+from addnorm.files.own import config_of, filled, model_tensors
 from addnorm.files.register import Loaded, ModelKind
-from addnorm.files.tensors import state_of
 from addnorm.models.decisions import DecisionConfig, DecisionModel
 from addnorm.uses.decisions import Decisions
 from addnorm.version import __version__
@@ -39,10 +38,7 @@ def write(
         **dataclasses.asdict(model.config),
         "dtype": str(model.times.weight.dtype).removeprefix("torch."),
     }
-    state = {
-        name: folders.finite("the model", name, t.detach()).cpu().contiguous()
-        for name, t in model.state_dict().items()
-    }
+    state = model_tensors(model)
 
     def fill(work: Path) -> None:
         """Both files of the folder, which is empty."""
@@ -57,29 +53,16 @@ def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
     with reading.system_errors(folder, WeightsError):
         card = folders.read_json(folder / CONFIG)
         config = _config(card, folder / CONFIG)
-        with torch.device("meta"):
-            model = DecisionModel(config)
-        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        model.load_state_dict(state_of(folder, shapes, dtype), strict=True, assign=True)
+        model = filled(partial(DecisionModel, config), folder, dtype)
     return Loaded(model.eval(), None, None, card)
 
 
 def _config(card: Mapping[str, Any], file: Path) -> DecisionConfig:
-    """The choices in config.json, all of which must be there; a ``WeightsError`` names the file."""
-    if card.get("model_type") != DECISIONS_TYPE:
-        raise WeightsError(
-            f"{file.parent} is not a model that acts: model_type is "
-            f"{value_in_short(card.get('model_type'))}"
-        )
-    names = [f.name for f in dataclasses.fields(DecisionConfig)]
-    if absent := [name for name in names if name not in card]:
-        raise WeightsError(f"{file}: {', '.join(absent)} missing")
-    quartiles = tuple(reading.field(card, "quartiles", list, file, WeightsError))
-    try:
-        refuse_options(card, names, f"addnorm {__version__}", {})
-        return DecisionConfig(**{name: card[name] for name in names} | {"quartiles": quartiles})
-    except Mendable as error:  # ours, or what DecisionConfig says of a value
-        raise WeightsError(f"{file}: {error}") from None
+    """The choices in config.json; a ``WeightsError`` names the file."""
+    values: dict[str, Any] = {}
+    if "quartiles" in card:
+        values["quartiles"] = tuple(reading.field(card, "quartiles", list, file, WeightsError))
+    return config_of(DecisionConfig, card, file, DECISIONS_TYPE, "a model that acts", **values)
 
 
 def _use(loaded: Loaded) -> Decisions:

@@ -117,18 +117,14 @@ def why_not_marian(config: Seq2SeqConfig) -> list[str]:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_config(folder: Path, dropout: float | None) -> tuple[Seq2SeqConfig, SearchRules]:
-    """What the two JSON files say, or a ``WeightsError``. ``dropout`` None takes their own."""
-    file = folder / CONFIG
-    card = read_json(file)
-
-    def number(name: str, default: int | None = None) -> int:
-        if default is not None and card.get(name) is None:
-            return default
-        return reading.field(card, name, int, file, WeightsError)
-
+def check_sides(card: Mapping[str, Any], file: Path) -> None:
+    """Raise a ``WeightsError`` unless encoder and decoder are alike where ours are, with an
+    activation that we have. For Whisper's folders as well, which have the same keys."""
     for name in ("attention_heads", "ffn_dim"):
-        one, other = (number(f"{side}_{name}") for side in ("encoder", "decoder"))
+        one, other = (
+            reading.field(card, f"{side}_{name}", int, file, WeightsError)
+            for side in ("encoder", "decoder")
+        )
         if one != other:
             raise WeightsError(
                 f"{file}: encoder_{name} is {one} and decoder_{name} is {other}; addnorm has "
@@ -140,6 +136,20 @@ def read_config(folder: Path, dropout: float | None) -> tuple[Seq2SeqConfig, Sea
             f"{file}: activation_function is {value_in_short(activation)}, expected one of "
             f"{', '.join(ACTIVATIONS)}"
         )
+
+
+def read_config(folder: Path, dropout: float | None) -> tuple[Seq2SeqConfig, SearchRules]:
+    """What the two JSON files say, or a ``WeightsError``. ``dropout`` None takes their own."""
+    file = folder / CONFIG
+    card = read_json(file)
+
+    def number(name: str, default: int | None = None) -> int:
+        if default is not None and card.get(name) is None:
+            return default
+        return reading.field(card, name, int, file, WeightsError)
+
+    check_sides(card, file)
+    activation = card.get("activation_function", "gelu")
     shared = card.get("share_encoder_decoder_embeddings", True)
     vocab_size = number("vocab_size")
     rates: dict[str, Any] = {  # what is not said is as in transformers' MarianConfig

@@ -5,12 +5,12 @@ first dimension, and in which shapes they are stored. What is missing, left over
 or not finite is refused by name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from addnorm.errors import value_in_short
 from addnorm.files import folders
@@ -56,18 +56,9 @@ def read_state(
     ignored = [name for name in source if unread(name)]
     tensors = {name: entry for name, entry in source.items() if name not in ignored}
     pieces = {piece.name: piece.shape for row in table.values() for piece in row}
-    if missing := [name for name in pieces if name not in tensors]:
-        raise WeightsError(
-            f"{folder}: {a_few(missing)} are missing from the weights: a file was cut, or is of "
-            f"another kind of model than {CONFIG} says"
-        )
-    if extra := sorted(tensors.keys() - pieces.keys()):
-        raise WeightsError(
-            f"{folder / tensors[extra[0]].file} holds {a_few(extra)}, which the model of {CONFIG} "
-            "has no place for: it is of another model, or one with parts that addnorm lacks"
-        )
+    check_names(folder, pieces, tensors)
     for name, shape in pieces.items():
-        _check(folder, name, tensors[name], shape)
+        check_tensor(folder, name, tensors[name], shape)
     folders.seal(folder, sorted({entry.file for entry in tensors.values()}))
     values = {}
     for ours, row in table.items():
@@ -78,7 +69,22 @@ def read_state(
     return PublishedState(values, ignored)
 
 
-def _check(folder: Path, name: str, entry: StoredTensor, shape: tuple[int, ...]) -> None:
+def check_names(folder: Path, names: Collection[str], tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise a ``WeightsError`` unless what is stored, ``tensors``, are those of these names, no
+    more and no fewer."""
+    if missing := [name for name in names if name not in tensors]:
+        raise WeightsError(
+            f"{folder}: {a_few(missing)} are missing from the weights: a file was cut, or is of "
+            f"another kind of model than {CONFIG} says"
+        )
+    if extra := sorted(tensors.keys() - {*names}):
+        raise WeightsError(
+            f"{folder / tensors[extra[0]].file} holds {a_few(extra)}, which the model of {CONFIG} "
+            "has no place for: it is of another model, or one with parts that addnorm lacks"
+        )
+
+
+def check_tensor(folder: Path, name: str, entry: StoredTensor, shape: tuple[int, ...]) -> None:
     """Raise a ``WeightsError`` unless a stored tensor has this shape, and a type that weights
     have."""
     where, dtypes = f"{folder / entry.file}: {name}", SAFETENSORS_DTYPES.values()
@@ -88,7 +94,10 @@ def _check(folder: Path, name: str, entry: StoredTensor, shape: tuple[int, ...])
             "are not read: use the original"
         )
     if entry.shape != shape:
-        raise WeightsError(f"{where} has shape {entry.shape}, expected {shape} by {CONFIG}")
+        raise WeightsError(
+            f"{where} has shape {entry.shape}, expected {shape} by {CONFIG}: the weights and it "
+            "belong to different models"
+        )
 
 
 def _value(entry: StoredTensor, name: str, dtype: torch.dtype | None) -> Tensor:
@@ -107,27 +116,6 @@ def as_published(table: Table, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for piece, part in zip(row, ours[name].flatten().split(sizes) if row else (), strict=True):
             tensors[piece.name] = part.reshape(piece.shape).contiguous()
     return tensors
-
-
-def own_tensors(model: nn.Module, empty: Callable[[], nn.Module]) -> dict[str, Tensor]:
-    """The tensors of a model by their names without wrappers, finite and on the CPU; a
-    ``WeightsError`` where they are not those of ``empty``, which makes the model of its config, as
-    with an adapter in it."""
-    tensors = {name.replace("_orig_mod.", ""): t for name, t in model.state_dict().items()}
-    with torch.device("meta"):
-        shapes = {name: t.shape for name, t in empty().state_dict().items()}
-    odd = [
-        n for n in tensors.keys() | shapes if n not in tensors or tensors[n].shape != shapes.get(n)
-    ]
-    if odd:
-        raise WeightsError(
-            f"{a_few(sorted(odd))} of the model are not what its config says: merge adapters and "
-            "undo other changes before saving"
-        )
-    return {
-        name: folders.finite("the model", name, t.detach()).cpu().contiguous()
-        for name, t in tensors.items()
-    }
 
 
 # --- what config.json says ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from addnorm import reading
-from addnorm.errors import Mendable, value_in_short
 from addnorm.files import folders
-from addnorm.files.config_json import IDENTITY, SavedTokenizer, check_tokenizer, refuse_options
+from addnorm.files.config_json import IDENTITY, SavedTokenizer, check_tokenizer
 from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError
 from addnorm.files.gpt import refuse_labels
+from addnorm.files.own import config_of, filled, model_tensors
 from addnorm.files.register import Loaded, ModelKind, tokenizer_beside
-from addnorm.files.tensors import state_of
 from addnorm.models.recurrent import RecurrentConfig, RecurrentLM
 from addnorm.version import __version__
 
@@ -46,10 +46,7 @@ def write(
         "dtype": str(model.tokens.weight.dtype).removeprefix("torch."),
         **({} if identity is None else {IDENTITY: identity}),
     }
-    state = {
-        name: folders.finite("the model", name, t.detach()).cpu().contiguous()
-        for name, t in model.state_dict().items()
-    }
+    state = model_tensors(model)
 
     def fill(work: Path) -> None:
         folders.write_json(work / CONFIG, card)
@@ -67,32 +64,17 @@ def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
     with reading.system_errors(folder, WeightsError):
         card = folders.read_json(folder / CONFIG)
         config = _config(card, folder / CONFIG)
-        with torch.device("meta"):
-            model = RecurrentLM(config)
-        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        model.load_state_dict(state_of(folder, shapes, dtype), strict=True, assign=True)
+        model = filled(partial(RecurrentLM, config), folder, dtype)
         check_tokenizer(folder, config.vocab_size, card.get(IDENTITY))
     model.tokenizer_identity = card.get(IDENTITY)
     return Loaded(model.eval(), tokenizer_beside(folder), None, card)
 
 
 def _config(card: Mapping[str, Any], file: Path) -> RecurrentConfig:
-    """The choices in config.json, all of which must be there; a ``WeightsError`` names the file."""
-    if card.get("model_type") != RECURRENT_TYPE:
-        raise WeightsError(
-            f"{file.parent} is not a recurrent language model: model_type is "
-            f"{value_in_short(card.get('model_type'))}"
-        )
+    """The choices in config.json; a ``WeightsError`` names the file."""
     if card.get(IDENTITY) is not None:
         reading.field(card, IDENTITY, str, file, WeightsError)
-    names = [f.name for f in dataclasses.fields(RecurrentConfig)]
-    if absent := [name for name in names if name not in card]:
-        raise WeightsError(f"{file}: {', '.join(absent)} missing")
-    try:
-        refuse_options(card, names, f"addnorm {__version__}", {})
-        return RecurrentConfig(**{name: card[name] for name in names})
-    except Mendable as error:  # ours, or what RecurrentConfig says of a value
-        raise WeightsError(f"{file}: {error}") from None
+    return config_of(RecurrentConfig, card, file, RECURRENT_TYPE, "a recurrent language model")
 
 
 KIND = ModelKind(

@@ -6,6 +6,7 @@ Beside the weights stand the tokenizers, of source and target or one for both.
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from addnorm.errors import Mendable, value_in_short
 from addnorm.files import folders, marian
 from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError, read_json
 from addnorm.files.marian import MarianTensor
+from addnorm.files.own import checked_tensors
 from addnorm.files.register import Loaded, ModelKind
 from addnorm.files.tensors import SAFETENSORS_DTYPES, StoredTensor, entries
 from addnorm.generation.search import SearchRules
@@ -213,20 +215,7 @@ def save(
         raise WeightsError(f"Marian's format cannot say what this model is: {a_few(reasons)}")
     both = pair(tokenizer, tokenizer) if isinstance(tokenizer, Tokenizer) else tokenizer
     _check_pair(both, config)
-    tensors = {
-        name: folders.finite("the model", name, t.detach()).cpu().contiguous()
-        for name, t in model.state_dict().items()
-    }
-    with torch.device("meta"):
-        shapes = {name: t.shape for name, t in Seq2Seq(config).state_dict().items()}
-    odd = [
-        n for n in tensors.keys() | shapes if n not in tensors or tensors[n].shape != shapes.get(n)
-    ]
-    if odd:
-        raise WeightsError(
-            f"{a_few(sorted(odd))} of the model are not what its config says: merge adapters and "
-            "undo other changes before saving"
-        )
+    tensors = checked_tensors(model, partial(Seq2Seq, config))
     dtype = str(model.tokens.weight.dtype).removeprefix("torch.")
     if format == "addnorm" or reasons:
         rules = dataclasses.asdict(model.rules)

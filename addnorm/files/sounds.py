@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,8 +14,8 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable
 from addnorm.files import folders
 from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError
+from addnorm.files.own import filled, model_tensors
 from addnorm.files.register import Loaded, ModelKind
-from addnorm.files.tensors import state_of
 from addnorm.models.sounds import SoundClassifier, SoundConfig
 from addnorm.temporary import evaluation_mode
 from addnorm.uses.sound_labels import SoundLabels
@@ -36,10 +37,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
             raise WeightsError(f"{file}: {error}") from None
         if [type(name) for name in labels] != [str] * config.classes:
             raise WeightsError(f"{file}: {NAMES} must be {config.classes} texts")
-        with torch.device("meta"):
-            model = SoundClassifier(config)
-        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        model.load_state_dict(state_of(folder, shapes, dtype), strict=True, assign=True)
+        model = filled(partial(SoundClassifier, config), folder, dtype)
     return Loaded(model.eval(), None, tuple(labels), card)
 
 
@@ -56,9 +54,10 @@ def write(
             "classes: give labels=..."
         )
 
+    state = model_tensors(model)
+
     def fill(work: Path) -> None:
         """All files of the folder, which is empty."""
-        state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
         save_file(state, work / SAFETENSORS)
         card = {
             "model_type": MODEL_TYPE,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from addnorm.data.tokenizer import Tokenizer
 from addnorm.errors import Mendable
 from addnorm.files import folders, whisper
 from addnorm.files.folders import CONFIG, SAFETENSORS, WeightsError
+from addnorm.files.own import filled, model_tensors
+from addnorm.files.published import StoredPiece, read_state
 from addnorm.files.register import Loaded, ModelKind, tokenizer_beside
-from addnorm.files.tensors import SAFETENSORS_DTYPES, entries, state_of
+from addnorm.files.tensors import entries
 from addnorm.files.whisper import SpeechCard
 from addnorm.generation.search import SearchRules
 from addnorm.models.speech import Speech, SpeechConfig
 from addnorm.uses.transcription import Transcription
-from addnorm.words import a_few
 
 MODEL_TYPE = "addnorm_speech"
 RULES, PREFIX = "rules", "prefix"
@@ -36,15 +38,16 @@ def read(folder: Path, dtype: torch.dtype | None) -> Loaded:
             config, rules, prefix = whisper.read_card(folder)
         else:
             config, rules, prefix = _own(folder, card)
-        with torch.device("meta"):
-            model = Speech(config)
-        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        model.rules, model.prefix = rules, prefix
+        empty = partial(Speech, config)
         if card.get("model_type") == whisper.MODEL_TYPE:
+            with torch.device("meta"):
+                model = empty()
+            shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
             state = _state_of_whisper(folder, shapes, config, dtype)
+            model.load_state_dict(state, strict=True, assign=True)
         else:
-            state = state_of(folder, shapes, dtype)
-        model.load_state_dict(state, strict=True, assign=True)
+            model = filled(empty, folder, dtype)
+        model.rules, model.prefix = rules, prefix
     tokenizer = tokenizer_beside(folder)
     _check_tokenizer(tokenizer, config)
     return Loaded(model.eval(), tokenizer, None, card)
@@ -76,35 +79,18 @@ def _state_of_whisper(
 ) -> dict[str, Tensor]:
     """Our names -> values. The keys of Whisper's attention have no bias: zeros, and any other would
     change nothing, since it is the same for all that a query looks at. ``shapes``: by our names."""
-    tensors, names = dict(entries(folder)), whisper.names(config)
-    copy = tensors.pop(whisper.HEAD, None)
-    if missing := [theirs for theirs in names.values() if theirs not in tensors]:
+    names = whisper.names(config)
+    table = {
+        ours: [StoredPiece(names[ours], shape)] if ours in names else []
+        for ours, shape in shapes.items()
+    }
+    state = read_state(folder, table, shapes, dtype, unread=whisper.HEAD.__eq__).values
+    copy, value = entries(folder).get(whisper.HEAD), state["tokens.weight"]
+    if copy is not None and not torch.equal(copy.read().to(value.dtype), value):
         raise WeightsError(
-            f"{folder}: {a_few(missing)} are missing from the weights: a file was cut, or is of "
-            f"another kind of model than {CONFIG} says"
+            f"{folder / copy.file}: {whisper.HEAD} is not {names['tokens.weight']}, and {CONFIG} "
+            "says that it is"
         )
-    if extra := sorted(tensors.keys() - set(names.values())):
-        raise WeightsError(
-            f"{folder / tensors[extra[0]].file} holds {a_few(extra)}, which the model of {CONFIG} "
-            "has no place for: it is of another model, or one with parts that addnorm lacks"
-        )
-    folders.seal(folder, sorted({entry.file for entry in tensors.values()}))
-    state = {}
-    for ours, shape in shapes.items():
-        entry = tensors.get(names.get(ours, ""))
-        if entry is None:
-            state[ours] = torch.zeros(shape, dtype=dtype)
-            continue
-        where = f"{folder / entry.file}: {names[ours]}"
-        if entry.shape != shape or entry.dtype not in SAFETENSORS_DTYPES.values():
-            raise WeightsError(
-                f"{where} is {entry.dtype} {entry.shape}, expected {shape}: the weights and "
-                f"{CONFIG} belong to different models"
-            )
-        value = folders.finite(entry.file, names[ours], entry.read())
-        if ours == "tokens.weight" and copy is not None and not torch.equal(copy.read(), value):
-            raise WeightsError(f"{where} is not {whisper.HEAD}, and {CONFIG} says that it is")
-        state[ours] = value.clone() if dtype is None else value.to(dtype).clone()
     return state
 
 
@@ -124,13 +110,10 @@ def write(
     if labels is not None:
         raise WeightsError("a recognizer of speech has no labels: leave them out")
     _check_tokenizer(tokenizer, model.config)
+    state = model_tensors(model)
 
     def fill(work: Path) -> None:
         """All files of the folder, which is empty."""
-        state = {
-            name: folders.finite("the model", name, t.detach()).cpu().contiguous()
-            for name, t in model.state_dict().items()
-        }
         save_file(state, work / SAFETENSORS)
         card = {
             "model_type": MODEL_TYPE,

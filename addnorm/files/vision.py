@@ -21,12 +21,12 @@ from addnorm.errors import Mendable, value_in_short
 from addnorm.files import folders
 from addnorm.files.config_json import EXACT, GPT2_ACTIVATIONS, refuse_options
 from addnorm.files.folders import CONFIG, PREPROCESSOR, SAFETENSORS, WeightsError
+from addnorm.files.own import checked_tensors
 from addnorm.files.published import (
     StoredPiece,
     activation_of,
     as_published,
     label_names,
-    own_tensors,
     read_state,
 )
 from addnorm.files.register import Loaded, ModelKind
@@ -300,7 +300,7 @@ def write(
         raise WeightsError("a Vision Transformer reads no text: leave out the tokenizer")
     config = model.config
     names = _names(model, labels)
-    tensors = own_tensors(model, partial(ViT, config))
+    tensors = checked_tensors(model, partial(ViT, config))
     if why_not_published(config):
         card = {
             "model_type": OWN,

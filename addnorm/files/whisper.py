@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from addnorm import reading
 from addnorm.errors import Mendable, value_in_short
 from addnorm.files.folders import CONFIG, GENERATION, WeightsError, read_json
-from addnorm.files.marian import ACTIVATIONS
+from addnorm.files.marian import ACTIVATIONS, check_sides
 from addnorm.generation.search import SearchRules
 from addnorm.models.speech import SpeechConfig
 
@@ -85,19 +85,8 @@ def read_card(folder: Path) -> SpeechCard:
     def number(name: str) -> int:
         return reading.field(card, name, int, file, WeightsError)
 
-    for name in ("attention_heads", "ffn_dim"):
-        one, other = (number(f"{side}_{name}") for side in ("encoder", "decoder"))
-        if one != other:
-            raise WeightsError(
-                f"{file}: encoder_{name} is {one} and decoder_{name} is {other}; addnorm has "
-                "models in which both are the same"
-            )
+    check_sides(card, file)
     activation = card.get("activation_function", "gelu")
-    if activation not in ACTIVATIONS:
-        raise WeightsError(
-            f"{file}: activation_function is {value_in_short(activation)}, expected one of "
-            f"{', '.join(ACTIVATIONS)}"
-        )
     if card.get("tie_word_embeddings", True) is not True:
         raise WeightsError(f"{file}: tie_word_embeddings must be true, as it is in all Whispers")
     how = read_json(folder / GENERATION) if (folder / GENERATION).exists() else card
